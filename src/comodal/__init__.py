@@ -1,0 +1,44 @@
+"""comodal: representations from modalities that go together, without labels.
+
+The public names; each is imported from the module that defines it when it is first used, so that the command
+line's help does not wait for torch.
+"""
+
+import importlib
+from importlib.metadata import version
+
+_DEFINED_IN = {
+    "CheckpointError": "comodal.errors",
+    "ComodalError": "comodal.errors",
+    "DataError": "comodal.errors",
+    "L3Net": "comodal.models.l3net",
+    "MediaError": "comodal.errors",
+    "RecipeError": "comodal.errors",
+    "Shards": "comodal.data.shards",
+    "embed_audio": "comodal.serve.embed",
+    "embed_image": "comodal.serve.embed",
+    "embed_video": "comodal.serve.embed",
+    "evaluate_esc50": "comodal.tasks.sounds",
+    "evaluate_images": "comodal.tasks.images",
+    "image_embedding": "comodal.serve.embed",
+    "inspect": "comodal.analysis.describe",
+    "load_model": "comodal.models.checkpoint",
+    "make_playground": "comodal.playground.write",
+    "prepare_pairs": "comodal.data.pair_folders",
+    "prepare_videos": "comodal.data.ingest",
+    "save_model": "comodal.models.checkpoint",
+    "sound_embedding": "comodal.serve.embed",
+    "train": "comodal.train.run",
+}
+__all__ = ["__version__", *_DEFINED_IN]  # noqa: PLE0604
+__version__ = version("comodal")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"comodal has no public name {name!r}")
+    return getattr(importlib.import_module(_DEFINED_IN[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,179 @@
+"""The command line: every command is a thin call of a Python function with the same parameters.
+
+The tables below name the functions by text, so that `--help` of a group imports neither torch nor any of ours; a
+command's own flags are read from its function's signature and docstring by jsonargparse.
+"""
+
+import argparse
+import ast
+import errno
+import importlib
+import inspect
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from comodal.errors import ComodalError
+
+COMMANDS = {
+    "demo": ("comodal.demo:demo", "playground, training, evaluation and a report, in minutes"),
+    "playground": ("comodal.playground.write:make_playground", "a made-up world of short videos with sound"),
+    "prepare videos": ("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
+    "prepare pairs": ("comodal.data.pair_folders:prepare_pairs", "pictures and sounds in class folders -> shards"),
+    "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
+    "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
+    "recipes": ("", "the recipes that `comodal train` knows"),
+    "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
+    "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
+    "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
+    "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
+    "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
+}
+GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
+POSITIONAL = {"source", "out", "images", "sounds", "folder", "path", "files"}
+FLAGS_ONLY = {"train", "evaluate esc50", "evaluate images"}
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0 done, 1 failed with a sentence, 2 wrong usage, 130 interrupted)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return dispatch(words)
+    except (ComodalError, ValueError) as error:
+        return failed(error, str(error))
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        where = f"{error.filename}: " if error.filename else ""
+        return failed(error, f"{where}{reasons.get(error.errno or 0, error.strerror or str(error))}")
+    except FloatingPointError as error:
+        return failed(error, str(error))
+    except KeyboardInterrupt:
+        print("comodal: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def failed(error: BaseException, sentence: str) -> int:
+    """Prints one sentence; COMODAL_DEBUG=1 shows the stack trace as well."""
+    if os.environ.get("COMODAL_DEBUG"):
+        raise error
+    print(f"comodal: error: {sentence}", file=sys.stderr)
+    return 1
+
+
+def dispatch(words: list[str]) -> int:
+    """Finds the longest command that the words begin with, and runs it."""
+    if not words or words[0] in {"-h", "--help"}:
+        print_commands("")
+        return 0
+    if words[0] == "--version":
+        print(importlib.import_module("comodal").__version__)
+        return 0
+    if words[0] == "recipes":
+        print_recipes()
+        return 0
+    if words[0] == "train":
+        return run_train(words[1:])
+    if words[0] in GROUPS and (len(words) == 1 or words[1] in {"-h", "--help"}):
+        print_commands(words[0])
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return run_function(name, words[length:])
+    print(f"comodal: error: there is no command {' '.join(words[:2])!r}; `comodal --help` lists them", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def print_commands(group: str) -> None:
+    """The help of the whole command line, or of one group."""
+    print(f"usage: comodal {group + ' ' if group else ''}COMMAND ...\n")
+    print(GROUPS.get(group, "comodal learns representations from things that go together, without labels.") + "\n")
+    for name, (_, sentence) in COMMANDS.items():
+        if name.startswith(group):
+            print(f"  comodal {name:<17} {sentence}")
+    print("\n`comodal COMMAND --help` shows a command's options and examples.")
+
+
+def load(target: str) -> Callable:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_function(name: str, words: list[str]) -> int:
+    """Parses a command's words with its function's signature, and calls it."""
+    function = load(COMMANDS[name][0])
+    parser = new_parser(name, function)
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    positional = [] if name in FLAGS_ONLY else [p for p in required if p in POSITIONAL]
+    for parameter in positional:
+        many = {"nargs": "+"} if parameter == "files" else {}
+        kind = str if parameter == "source" else Path
+        parser.add_argument(parameter, type=kind, help=help_of(function, parameter), **many)
+    parser.add_function_arguments(function, as_group=False, skip=set(positional), fail_untyped=True)
+    function(**parsed(parser, words))
+    return 0
+
+
+def run_train(words: list[str]) -> int:
+    """`comodal train RECIPE`: the recipe's parameters and the trainer's, in one line."""
+    if not words or words[0] in {"-h", "--help"}:
+        print("usage: comodal train RECIPE --data SHARDS --out RUN [options]\n")
+        print_recipes()
+        print("\n`comodal train RECIPE --help` shows a recipe's options and examples.")
+        return 0
+    if words[0] not in recipes():
+        print(f"comodal: error: there is no recipe {words[0]!r}; there is: {', '.join(recipes())}", file=sys.stderr)
+        return USAGE_ERROR
+    recipe, train = load(f"comodal.recipes.{words[0]}:recipe"), load("comodal.train.run:train")
+    parser = new_parser(f"train {words[0]}", recipe)
+    parser.add_function_arguments(recipe, as_group=False)
+    parser.add_function_arguments(train, as_group=False, skip={"recipe", "parameters"})
+    values = parsed(parser, words[1:])
+    parameters = {name: values.pop(name) for name in inspect.signature(recipe).parameters}
+    return int(train(recipe, parameters, **values) or 0)
+
+
+def recipes() -> list[str]:
+    folder = Path(__file__).parent / "recipes"
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def print_recipes() -> None:
+    for name in recipes():
+        text = (Path(__file__).parent / "recipes" / f"{name}.py").read_text()
+        print(f"  {name:<20} {(ast.get_docstring(ast.parse(text)) or '').splitlines()[0]}")
+
+
+class PlainHelp(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and examples."""
+
+
+def new_parser(name: str, function: Callable) -> ArgumentParser:
+    """A parser with the docstring's text above the options and its examples below them."""
+    text = inspect.getdoc(function) or ""
+    about = re.split(r"\n(?:Args|Returns|Raises|Examples?):", text)[0].strip()
+    examples = re.search(r"\nExamples?:\n((?:[ \t]+.*\n?|\n)+)", text + "\n")
+    epilog = "examples:\n" + examples.group(1).rstrip() if examples else None
+    parser = ArgumentParser(
+        prog=f"comodal {name}", description=about, epilog=epilog, formatter_class=PlainHelp, default_env=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with these options")
+    return parser
+
+
+def help_of(function: Callable, parameter: str) -> str:
+    """A parameter's sentence from the docstring's Args section."""
+    found = re.search(rf"\n\s+{parameter}:\s+(.+?)(?=\n\s+\w+: |\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+    return re.sub(r"\s+", " ", found.group(1)) if found else ""
+
+
+def parsed(parser: ArgumentParser, words: list[str]) -> dict:
+    values: Namespace = parser.instantiate_classes(parser.parse_args(words))
+    return {name: value for name, value in values.as_dict().items() if name != "config"}

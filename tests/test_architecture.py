@@ -1,0 +1,127 @@
+"""The import rules, the empty sub-package files and the public names are facts that a machine can check."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import comodal
+
+PACKAGE = Path(comodal.__file__).parent
+EVERYWHERE = {"errors", "distributed"}
+MAY_IMPORT = {
+    "media": set(),
+    "data": {"media"},
+    "models": set(),
+    "objectives": {"data.batch", "models"},
+    "train": {"data.batch", "data.loader", "models.checkpoint"},
+    "tasks": {"media", "data", "models", "train"},
+    "analysis": {"media", "data", "models", "tasks"},
+    "serve": {"media", "data", "models", "tasks", "analysis"},
+    "playground": {"media"},
+    "recipes": {"media", "data", "models", "objectives", "train", "tasks", "analysis", "serve", "playground"},
+}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "errors", "distributed"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of ours that a file imports, without the leading `comodal.`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.removeprefix("comodal.") for name in names if name.split(".")[0] == "comodal"}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_follow_the_direction_of_the_data(path: Path):
+    folder = module_name(path).split(".")[0]
+    if folder in AT_THE_TOP:
+        return
+    allowed = MAY_IMPORT[folder] | {folder} | EVERYWHERE
+    for target in imports_of(path):
+        parts = target.split(".")
+        assert parts[0] in allowed or ".".join(parts[:2]) in allowed, f"{folder} must not import {target}"
+
+
+def test_nobody_imports_the_command_line_or_a_recipe():
+    for path in MODULES:
+        if module_name(path) in {"cli", "__main__", "demo", "__init__"} or module_name(path).startswith("recipes"):
+            continue
+        assert not {name for name in imports_of(path) if name.split(".")[0] in {"cli", "recipes", "demo"}}, path
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py" and p.parent != PACKAGE], ids=str)
+def test_sub_packages_export_nothing(path: Path):
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_file_has_one_subject_and_at_most_400_lines(path: Path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    if path.name != "__init__.py" or path.parent == PACKAGE:
+        assert ast.get_docstring(ast.parse(text)), "a file begins with what it is about"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_import_hides_in_a_function(path: Path):
+    """Except in the command line, and for optional extras."""
+    if module_name(path) == "cli":
+        return
+    extras = {"ray", "distributed", "h5py", "lmdb", "gradio"}
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [getattr(node, "module", None) or alias.name for alias in node.names]
+                    assert {name.split(".")[0] for name in names} <= extras, f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_containers_are_opened_in_one_place(path: Path):
+    """Training from shards must not need FFmpeg; only media and what makes videos may open containers."""
+    text = path.read_text()
+    if module_name(path).split(".")[0] not in {"media", "playground"}:
+        assert "import av" not in text
+
+
+def test_public_names_are_there():
+    for name in comodal.__all__:
+        assert getattr(comodal, name) is not None, name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        importlib.import_module("comodal").no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["prepare", "videos", "--help"], ["--version"]])
+def test_help_does_not_wait_for_torch(arguments: list[str]):
+    code = (
+        "import sys\nfrom comodal.cli import main\n"
+        f"status = main({arguments!r})\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_modules_do_not_need_ffmpeg():
+    code = (
+        "import sys\nsys.modules['av'] = None\n"
+        "import comodal.data.clips, comodal.data.loader, comodal.recipes.l3net, comodal.train.run"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
