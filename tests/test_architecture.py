@@ -107,7 +107,9 @@ def test_public_names_are_there():
         importlib.import_module("comodal").no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["prepare", "videos", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["prepare", "--help"], ["prepare", "videos", "--help"], ["--version"]]
+)
 def test_help_does_not_wait_for_torch(arguments: list[str]):
     code = (
         "import sys\nfrom comodal.cli import main\n"

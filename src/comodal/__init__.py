@@ -23,7 +23,7 @@ _DEFINED_IN = {
     "image_embedding": "comodal.serve.embed",
     "inspect": "comodal.analysis.describe",
     "load_model": "comodal.models.checkpoint",
-    "make_playground": "comodal.playground.write",
+    "make_playground": "comodal.playground.make",
     "prepare_pairs": "comodal.data.pair_folders",
     "prepare_videos": "comodal.data.ingest",
     "save_model": "comodal.models.checkpoint",

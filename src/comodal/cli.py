@@ -22,7 +22,7 @@ from comodal.errors import ComodalError
 
 COMMANDS = {
     "demo": ("comodal.demo:demo", "playground, training, evaluation and a report, in minutes"),
-    "playground": ("comodal.playground.write:make_playground", "a made-up world of short videos with sound"),
+    "playground": ("comodal.playground.make:make_playground", "a made-up world of short videos with sound"),
     "prepare videos": ("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
     "prepare pairs": ("comodal.data.pair_folders:prepare_pairs", "pictures and sounds in class folders -> shards"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),

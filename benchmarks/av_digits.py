@@ -1,0 +1,132 @@
+"""AV-digits: a handwritten digit and a spoken digit that are the same digit belong together.
+
+Real data that anyone can download: MNIST (the four idx files, or the t10k pair alone) and the Free Spoken Digit Dataset (its recordings
+folder, wav or flac). The sets' own test lists are held out: FSDD's recordings 0-4 of each speaker and digit; MNIST's t10k where the train
+files are there, else every fifth of the t10k pictures. No recording is on both sides.
+
+    python benchmarks/av_digits.py --mnist mnist/ --fsdd free-spoken-digit-dataset/recordings --out av_digits/
+"""
+
+import argparse
+import gzip
+import json
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from comodal.analysis.report import write_report
+from comodal.data.pair_folders import prepare_pairs
+from comodal.errors import DataError
+from comodal.recipes.l3net import recipe
+from comodal.tasks.images import evaluate_images
+from comodal.tasks.sounds import evaluate_sounds
+from comodal.train.run import train
+
+HELD_OUT_RECORDINGS = 5  # FSDD's README: the official test set is recordings 0 to 4
+BARS = {"l3net.avc.validation": 0.90, "l3net.vision.trained": 0.97, "l3net.sound.trained": 0.98}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's idx files (.gz or not)")
+    parser.add_argument("--fsdd", type=Path, required=True, help="folder of FSDD's recordings")
+    parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
+    parser.add_argument("--steps", type=int, default=3000)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
+    images, sounds = options.out / "images", options.out / "sounds"
+    lay_out(write_images, options.mnist, images)
+    lay_out(write_sounds, options.fsdd, sounds)
+    prepare_pairs(images, sounds, options.out / "shards", short_side=36, pairs=16_000)
+    train(recipe, parameters(options.out / "shards", options.steps), options.out / "run", resume=True, threads=torch.get_num_threads())
+    numbers = measure(options.out, images, sounds)
+    numbers["seconds"] = time.perf_counter() - started
+    (options.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    print_table(numbers)
+
+
+def parameters(shards: Path, steps: int) -> dict:
+    """The recipe's parameters: the smallest preset, pictures of 32 pixels, no mirror images (digits are not symmetric)."""
+    return {"data": shards, "steps": steps}
+
+
+def lay_out(write, source: Path, folder: Path) -> None:
+    """Class folders, written once and whole."""
+    if not folder.exists():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        write(source, part)
+        part.rename(folder)
+
+
+def read_idx(folder: Path, stem: str) -> np.ndarray | None:
+    """One of MNIST's idx files: four bytes of type and rank, the sizes, then bytes (yann.lecun.com/exdb/mnist)."""
+    for path in (folder / stem, folder / f"{stem}.gz"):
+        if path.is_file():
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            kind, rank = data[2], data[3]
+            sizes = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
+            if kind != 8 or len(data) != 4 + 4 * rank + int(np.prod(sizes)):
+                raise DataError(f"{path}: not a whole idx file of bytes")
+            return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+    return None
+
+
+def write_images(mnist: Path, folder: Path) -> None:
+    """images/{train,validation}/DIGIT/NUMBER.png"""
+    for stem, name in (("train", "train"), ("t10k", "validation")):
+        pictures, labels = read_idx(mnist, f"{stem}-images-idx3-ubyte"), read_idx(mnist, f"{stem}-labels-idx1-ubyte")
+        if pictures is None or labels is None:
+            if stem == "t10k":
+                raise DataError(f"{mnist}: t10k-images-idx3-ubyte(.gz) or its labels are not there")
+            continue
+        alone = stem == "t10k" and not folder.exists()
+        for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+            split = name if not alone or number % 5 == 0 else "train"
+            path = folder / split / str(label) / f"{stem}_{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+
+
+def write_sounds(fsdd: Path, folder: Path) -> None:
+    """sounds/{train,validation}/DIGIT/DIGIT_SPEAKER_NUMBER.wav"""
+    recordings = sorted(path for path in fsdd.iterdir() if path.suffix in {".wav", ".flac"})
+    if not recordings:
+        raise DataError(f"{fsdd}: no recordings named DIGIT_SPEAKER_NUMBER.wav or .flac")
+    for path in recordings:
+        digit, _, number = path.stem.split("_")
+        split = "validation" if int(number) < HELD_OUT_RECORDINGS else "train"
+        target = folder / split / digit / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def measure(out: Path, images: Path, sounds: Path) -> dict[str, float]:
+    """The bars' numbers, each beside its baselines."""
+    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    numbers = {"l3net.avc.validation": [line for line in lines if line["split"] == "validation"][-1]["accuracy"]}
+    for name, found in (
+        ("vision", evaluate_images(out / "run", images, out=out / "images_results")),
+        ("sound", evaluate_sounds(out / "run", sounds, out=out / "sounds_results")),
+    ):
+        numbers |= {f"l3net.{name}.{key.split('.')[1]}": value for key, value in found.items() if key.count(".") == 1}
+    return numbers
+
+
+def print_table(numbers: dict[str, float]) -> None:
+    table = Table("", "measured", "bar")
+    for key, value in numbers.items():
+        table.add_row(key, f"{value:.4g}", f"{BARS[key]:.2f}" if key in BARS else "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

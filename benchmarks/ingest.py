@@ -1,0 +1,136 @@
+"""How fast videos become clips: decoding, scaling, JPEG and FLAC of ten seconds, on one core.
+
+Prints times real time per core for 360p and 720p H.264 with 25, 5 and 1 pictures a second, each beside the plain route
+(PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC), timed in turn in one run.
+
+    python benchmarks/ingest.py [--video FILE ...] [--repeats 5] [--out results.json]
+"""
+
+import argparse
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from comodal.media.audio import encode_flac
+from comodal.media.video import read_clip
+
+SECONDS = 10.0
+RATES = (25.0, 5.0, 1.0)
+SIZES = {"360p": (640, 360), "720p": (1280, 720)}
+# Bits a second of YouTube's H.264 at these sizes (formats 134 and 136), roughly: what data sets of videos consist of.
+BIT_RATES = {"360p": 600_000, "720p": 2_000_000}
+
+
+def make_video(path: Path, width: int, height: int, bit_rate: int) -> Path:
+    """Ten seconds of a photograph-like picture that pans, with something that moves, and noise for sound."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 20, width // 10, 3)).astype(np.uint8)
+    scene = np.asarray(Image.fromarray(coarse).resize((2 * width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    scene = np.clip(scene + rng.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "medium"})
+        video.width, video.height, video.pix_fmt, video.bit_rate = width, height, "yuv420p", bit_rate
+        audio = container.add_stream("aac", rate=44100, layout="stereo")
+        for number in range(250):
+            picture = scene[:, number * 3 : number * 3 + width].copy()
+            left = (number * 7) % (width - 80)
+            picture[height // 3 : height // 3 + 80, left : left + 80] = (250, 60, 40)
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        sound = rng.normal(0, 0.1, (2, 441_000)).astype(np.float32)
+        for first in range(0, 441_000, 1024):
+            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, first : first + 1024]), "fltp", "stereo")
+            block.sample_rate, block.pts, block.time_base = 44100, first, Fraction(1, 44100)
+            container.mux(audio.encode(block))
+        container.mux(audio.encode(None))
+    return path
+
+
+def ours(path: Path, rate: float) -> int:
+    clip = read_clip(path, seconds=SECONDS, frames_per_second=rate)
+    return len(encode_flac(clip.sound, clip.sample_rate)) + sum(map(len, clip.frames))
+
+
+def plain(path: Path, rate: float) -> int:
+    """What one writes first: every kept picture through RGB, the sound through swresample."""
+    size, following, sounds = 0, 0, []
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        video.codec_context.thread_count = 1
+        resampler = av.AudioResampler("flt", "mono", 48000)
+        for frame in container.decode(video, audio):
+            if frame.time >= SECONDS:
+                continue
+            if isinstance(frame, av.AudioFrame):
+                sounds += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+            elif frame.time >= following / rate - 1e-3:
+                following += 1
+                image, memory = Image.fromarray(frame.to_ndarray(format="rgb24")), io.BytesIO()
+                scale = 256 / min(image.size)
+                new_size = (round(image.width * scale), round(image.height * scale))
+                image.resize(new_size, Image.Resampling.BILINEAR).save(memory, "JPEG", quality=85)
+                size += memory.tell()
+    return size + len(encode_flac(np.concatenate(sounds), 48000))
+
+
+def seconds_of(work: Callable[[Path, float], int], path: Path, rate: float) -> float:
+    began = time.process_time()
+    work(path, rate)
+    return time.process_time() - began
+
+
+def measure(path: Path, rate: float, repeats: int) -> dict[str, float]:
+    """Medians of `repeats` runs of each route, in turn; processor time, so that a busy machine matters less."""
+    times = [(seconds_of(ours, path, rate), seconds_of(plain, path, rate)) for _ in range(repeats)]
+    length = read_clip(path, seconds=SECONDS, frames_per_second=1.0).seconds
+    ratios = sorted(theirs / mine for mine, theirs in times)
+    return {
+        "times_real_time": length / statistics.median(mine for mine, _ in times),
+        "plain_times_real_time": length / statistics.median(theirs for _, theirs in times),
+        "ratio": statistics.median(ratios),
+        "ratio_lowest": ratios[0],
+        "ratio_highest": ratios[-1],
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write JSON with flat keys."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, action="append", help="a video to use in place of the synthetic ones")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    arguments = parser.parse_args()
+    table = Table(
+        "video", "pictures/s", "times real time", "plain route", "ratio", "spread", title="Ingest on one core"
+    )
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        videos = {path.stem: path for path in arguments.video or ()} or {
+            name: make_video(Path(folder) / f"{name}.mp4", *size, BIT_RATES[name]) for name, size in SIZES.items()
+        }
+        for name, path in videos.items():
+            for rate in RATES:
+                found = measure(path, rate, arguments.repeats)
+                results |= {f"ingest.{name}.{rate:g}.{key}": value for key, value in found.items()}
+                cells = [f"{found[key]:.1f}" for key in ("times_real_time", "plain_times_real_time", "ratio")]
+                table.add_row(name, f"{rate:g}", *cells, f"{found['ratio_lowest']:.1f} - {found['ratio_highest']:.1f}")
+    Console().print(table)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Pairs of a frame and a second of sound, read out of shards (L3-Net, sections 2 and 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from comodal.data.batch import PairBatch
+from comodal.data.pairs import Pair, Pairs
+from comodal.data.shards import Shards
+from comodal.errors import DataError, MediaError
+from comodal.media.audio import decode_flac
+from comodal.media.augment import jitter_colour, random_crop, random_flip, random_gain
+from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
+
+ROUNDING_SAMPLES = 2  # times in records are rounded
+AUGMENTATION = 1  # keeps the chance of the augmentation apart from that of the pairs
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much a picture and a sound are changed at random, besides the crop.
+
+    The paper names the kinds and the 10 %; the ranges of brightness and saturation are l3embedding's
+    (data/avc/sample.py).
+    """
+
+    mirror: bool = True
+    brightness: float = 32 / 255
+    saturation: float = 0.5
+    volume: float = 0.1
+
+
+class Clips:
+    """Batches of any (epoch, index) of a sequence of pairs.
+
+    Args:
+        shards: Clips of frames (JPEG) and sound (FLAC), as `comodal prepare` writes them.
+        pairs: Which frame meets which second of sound.
+        image_size: Side of the pictures; they are cut from frames resized to 8/7 of it (the paper: 224 from 256).
+        sample_rate: Of the sound that the model hears.
+        augmentation: None for evaluation: centre crops, and no chance but in the pair.
+    """
+
+    def __init__(
+        self, shards: Shards, pairs: Pairs, image_size: int, sample_rate: int, augmentation: Augmentation | None
+    ) -> None:
+        self.shards = shards
+        self.pairs = pairs
+        self.image_size = image_size
+        self.sample_rate = sample_rate
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        """Pairs in an epoch: as many as clips."""
+        return len(self.shards)
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> PairBatch:
+        """The pairs of these (epoch, index), in this order."""
+        pairs = [self.pairs(epoch, index) for epoch, index in places]
+        images = np.empty((len(pairs), self.image_size, self.image_size, 3), np.uint8)
+        sounds = np.empty((len(pairs), round(self.pairs.sound_seconds * self.sample_rate)), np.float32)
+        for row, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+            images[row], sounds[row] = self.read(pair, *place)
+        return PairBatch(
+            image=torch.from_numpy(images).permute(0, 3, 1, 2),  # channels last in memory, as the frames are
+            sound=torch.from_numpy(sounds),
+            together=torch.tensor([pair.together for pair in pairs]),
+            keys=tuple(self.key(pair) for pair in pairs),
+        )
+
+    def read(self, pair: Pair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The picture and the second of sound of a pair, changed at random if they are augmented."""
+        image, sound = self.image(pair), self.sound(pair)
+        if self.augmentation is None:
+            return centre_crop(image, self.image_size), sound
+        rng = np.random.default_rng((self.pairs.seed, epoch, index, AUGMENTATION))
+        image = random_crop(image, self.image_size, rng)
+        if self.augmentation.mirror:
+            image = random_flip(image, rng)
+        image = jitter_colour(image, self.augmentation.brightness, self.augmentation.saturation, rng)
+        return image, random_gain(sound, self.augmentation.volume, rng)
+
+    def image(self, pair: Pair) -> np.ndarray:
+        """The whole frame of a pair, its short side at most 8/7 of the size of the crop."""
+        short_side = round(self.image_size * 8 / 7)
+        name = self.shards.record(pair.image_clip)["frames"][pair.frame]
+        data = self.shards.read(pair.image_clip, name)
+        try:
+            image = decode_jpeg(data, min_short_side=short_side)
+        except MediaError as error:
+            raise DataError(f"{self.place(pair.image_clip)}, {name}: {error.detail}") from error
+        if min(image.shape[:2]) > short_side:
+            return resize_short_side(image, short_side)
+        if min(image.shape[:2]) < self.image_size:
+            raise DataError(
+                f"{self.place(pair.image_clip)}: its frames are {image.shape[1]} x {image.shape[0]}, smaller than the "
+                f"model's {self.image_size}: prepare again with --short_side {short_side}, or train with a smaller "
+                "--image_size"
+            )
+        return image
+
+    def sound(self, pair: Pair) -> np.ndarray:
+        """The second of sound of a pair."""
+        data = self.shards.read(pair.sound_clip, "flac")
+        try:
+            sound, sample_rate = decode_flac(data, pair.start_seconds, self.pairs.sound_seconds)
+        except MediaError as error:
+            raise DataError(f"{self.place(pair.sound_clip)}, flac: {error.detail}") from error
+        if sample_rate != self.sample_rate:
+            raise DataError(
+                f"{self.place(pair.sound_clip)}: its sound has {sample_rate} samples a second, the model hears "
+                f"{self.sample_rate}: prepare again with --sample_rate {self.sample_rate}"
+            )
+        missing = round(self.pairs.sound_seconds * sample_rate) - len(sound)
+        if missing > ROUNDING_SAMPLES:
+            raise DataError(f"{self.place(pair.sound_clip)}: its sound ends before the length that its record tells")
+        return np.pad(sound, (0, missing)) if missing else sound
+
+    def place(self, clip: int) -> str:
+        """Where to look for a clip."""
+        return f"{self.shards.folder}: clip {self.shards.key(clip)}"
+
+    def key(self, pair: Pair) -> str:
+        """What a pair is made of, to find it again by hand."""
+        image_key, sound_key = self.shards.key(pair.image_clip), self.shards.key(pair.sound_clip)
+        return f"{image_key} frame {pair.frame}, {sound_key} sound from {pair.start_seconds:.3f} s"

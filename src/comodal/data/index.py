@@ -1,0 +1,102 @@
+"""The index that lies beside a tar shard: where each member of each sample stands, and its checksum.
+
+One flat little-endian file: a header, `firsts` (the first member of each sample, and one more), one row per member, the
+keys, the groups and the member names as lines of text, and a CRC-32 of all that. A sample of a 10 s clip has 52
+members, so 500,000 clips have 26 million rows: rows stay in the file and are read for one sample at a time. Such a set
+opens in a second and takes some 50 MB of a process. Nothing in it is pickled.
+"""
+
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from comodal.errors import DataError
+
+MAGIC = b"comodal index 1\n"
+HEADER = struct.Struct("<16sQIIIII")  # magic, bytes of the tar, samples, members, bytes of keys, groups and names
+CHECKSUM = struct.Struct("<I")
+BLOCK = 512  # tar places every header and every member on a multiple of this
+MEMBER = np.dtype([("block", "<u4"), ("size", "<u4"), ("checksum", "<u4"), ("name", "<u4")])
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is kept in memory of one shard's index file."""
+
+    path: Path
+    tar_bytes: int
+    keys: bytes  # one a line: a third of the memory of a list of strings
+    groups: bytes
+    firsts: np.ndarray  # (samples + 1,) uint32
+    names: tuple[str, ...]
+    rows_start: int  # where the member rows begin in the file
+    checksum: int
+
+    def __len__(self) -> int:
+        return len(self.firsts) - 1
+
+    def span(self, sample: int) -> tuple[int, int]:
+        """Where the member rows of one sample stand in the index file: the first byte, and how many."""
+        first, last = int(self.firsts[sample]), int(self.firsts[sample + 1])
+        return self.rows_start + first * MEMBER.itemsize, (last - first) * MEMBER.itemsize
+
+
+def damaged(path: Path, what: str) -> str:
+    return (
+        f"{path} is damaged: {what}. Delete {path.stem}.tar, {path.stem}.index and {path.stem}.report.jsonl in "
+        f"{path.parent} and run the same prepare command again, or copy the three from where they came"
+    )
+
+
+def pack_index(tar_bytes: int, samples: list[tuple[str, str, int]], members: list[tuple[int, int, int, str]]) -> bytes:
+    """Bytes of an index file.
+
+    Args:
+        tar_bytes: Size of the tar file.
+        samples: (key, group, first member) of each sample.
+        members: (block, size, checksum, name) of each member.
+    """
+    names = list(dict.fromkeys(name for *_, name in members))
+    number = {name: n for n, name in enumerate(names)}
+    rows = np.array([(block, size, checksum, number[name]) for block, size, checksum, name in members], MEMBER)
+    firsts = np.array([first for *_, first in samples] + [len(members)], "<u4")
+    lines = [[key for key, _, _ in samples], [group for _, group, _ in samples], names]
+    texts = ["\n".join(column).encode() for column in lines]
+    header = HEADER.pack(MAGIC, tar_bytes, len(samples), len(members), *map(len, texts))
+    body = b"".join([header, firsts.tobytes(), rows.tobytes(), *texts])
+    return body + CHECKSUM.pack(zlib.crc32(body))
+
+
+def read_index(path: Path) -> Index:
+    """Read and check an index file.
+
+    Raises:
+        DataError: It is missing, cut short, of another format, or a bit in it has flipped.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if len(data) < HEADER.size + CHECKSUM.size or not data.startswith(MAGIC):
+        raise DataError(damaged(path, "it is not an index, or cut short"))
+    _, tar_bytes, samples, members, *texts = HEADER.unpack_from(data)
+    ends = np.cumsum([HEADER.size, 4 * (samples + 1), MEMBER.itemsize * members, *texts])
+    if ends[-1] + CHECKSUM.size != len(data):
+        raise DataError(damaged(path, f"it has {len(data):,} bytes instead of {ends[-1] + CHECKSUM.size:,}"))
+    (checksum,) = CHECKSUM.unpack_from(data, len(data) - CHECKSUM.size)
+    if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
+        raise DataError(damaged(path, "its checksum is wrong"))
+    return Index(
+        path,
+        tar_bytes,
+        keys=data[ends[2] : ends[3]],
+        groups=data[ends[3] : ends[4]],
+        firsts=np.frombuffer(data[ends[0] : ends[1]], "<u4"),
+        names=tuple(map(sys.intern, data[ends[4] : ends[5]].decode().split("\n"))),
+        rows_start=int(ends[1]),
+        checksum=checksum,
+    )

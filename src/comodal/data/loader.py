@@ -1,0 +1,134 @@
+"""Batches in an order that depends on nothing but the seed: the same for any number of workers and processes.
+
+Samples are numbered without end; number n is index n % N of epoch n // N, for an epoch of N samples. The state of a
+loader is how many samples are done, so it goes on at the exact sample whatever has changed about the machines.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from comodal import distributed
+from comodal.data.batch import PairBatch
+from comodal.errors import ComodalError, DataError
+
+AHEAD = 2  # batches that each worker prepares while the model computes
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """What the loader needs of a data set: any samples of any epoch as one batch."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: Sequence[tuple[int, int]], /) -> PairBatch: ...
+
+
+class Loader:
+    """Batches of samples, each process its share of them.
+
+    Args:
+        samples: The data set.
+        batch_size: Samples of one step, over all processes together.
+        workers: Processes that prepare batches beside this one; 0 prepares them here, when they are asked for.
+        length: End after this many samples, a multiple of batch_size; None never ends.
+        pinned: Put batches where a GPU can copy them while it computes.
+    """
+
+    def __init__(
+        self, samples: Samples, batch_size: int, workers: int, length: int | None = None, pinned: bool = False
+    ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"batch_size ({batch_size}) must be positive, and workers ({workers}) not negative")
+        if length is not None and length % batch_size:
+            raise ValueError(f"length ({length}) must be a multiple of batch_size ({batch_size})")
+        self.samples = samples
+        self.batch_size = batch_size
+        self.workers = workers
+        self.length = length
+        self.pinned = pinned
+
+    def batches(self, samples_done: int = 0, parts: int = 1) -> Iterator[PairBatch]:
+        """The batches after the first `samples_done` samples.
+
+        Args:
+            samples_done: Where to go on.
+            parts: Cut the share of this process into so many batches, for accumulating gradients.
+
+        Raises:
+            DataError: A sample cannot be read, or a worker died.
+        """
+        loader = DataLoader(
+            _Fetch(self.samples),
+            batch_size=None,
+            sampler=_Order(self.batch_size, samples_done, self.length, parts),
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pinned,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            prefetch_factor=AHEAD if self.workers else None,
+            generator=torch.Generator(),  # else making a loader would draw from torch's own chance
+        )
+        fetched = iter(loader)
+        while True:
+            try:
+                batch = next(fetched)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error) or "Caught" in str(error):
+                    raise
+                raise DataError(f"a data worker died ({error}); fewer --workers need less memory") from error
+            if isinstance(batch, ComodalError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The sample numbers of each batch of this process: contiguous parts of every step's samples, in rank order."""
+
+    batch_size: int
+    samples_done: int
+    length: int | None
+    parts: int
+
+    def __iter__(self) -> Iterator[range]:
+        shares = distributed.world_size() * self.parts
+        if self.batch_size % shares:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of processes x parts ({shares})")
+        share = self.batch_size // shares
+        for start in count(self.samples_done, self.batch_size):
+            if start == self.length:
+                return
+            for part in range(self.parts):
+                first = start + (distributed.rank() * self.parts + part) * share
+                yield range(first, first + share)
+
+
+class _Fetch(Dataset):
+    """Batches by sample numbers. An error is handed over as a value: torch would wrap it in a stack trace."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, numbers: range) -> PairBatch | ComodalError:
+        try:
+            return self.samples.batch([divmod(number, len(self.samples)) for number in numbers])
+        except ComodalError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the trainer answers it by saving, and needs its workers for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,286 @@
+"""Carries out a plan of shards: in parallel, resumable, and with a report of what was refused and why.
+
+One shard is one task. Its tar, its index and its part of the report take their names when they are whole, the report
+last, which says that the shard is finished: killed at any moment and run again, the work goes on with the next shard
+and ends with the same bytes, whatever the number of workers.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import Field, asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import joblib
+from joblib.externals.loky import ProcessPoolExecutor
+
+from comodal.data.progress import Progress
+from comodal.data.report import print_report
+from comodal.data.shards import ShardWriter, write_whole
+from comodal.data.sources import SPLITS
+from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
+from comodal.errors import DataError, MediaError
+
+Backend = Literal["loky", "ray", "dask", "sequential"]
+CRASHES = 3  # how often workers may die in a row without a file to blame
+CRASHED = ("crashed the decoder", "the process that read it died")
+
+
+@runtime_checkable
+class Item(Protocol):
+    """Something that becomes one sample; a dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+I = TypeVar("I", bound=Item)  # noqa: E741
+
+
+class Sample(NamedTuple):
+    members: dict[str, bytes]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard(Generic[I]):
+    """The items of one shard, in their order."""
+
+    split: str
+    number: int
+    items: tuple[I, ...]
+
+    def path(self, out: Path) -> Path:
+        return out / self.split / f"{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Plan(Generic[I]):
+    """All that is to be done, decided before any file is opened."""
+
+    kind: str  # "clips" or "pairs"
+    options: dict[str, Any]  # as JSON; another value makes other shards
+    shards: tuple[Shard[I], ...]
+    refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
+
+    def fingerprint(self) -> str:
+        items = [[shard.split, shard.number, [asdict(item) for item in shard.items]] for shard in self.shards]
+        text = json.dumps([items, self.refused], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[Shard[I], ...]:
+    """The items of each split, cut into shards."""
+    return tuple(
+        Shard(split, start // items_per_shard, tuple(items[start : start + items_per_shard]))
+        for split, items in split_of.items()
+        for start in range(0, len(items), items_per_shard)
+    )
+
+
+def refusal(item: Item, split: str, reason: str, detail: str) -> dict[str, Any]:
+    """A line of the report."""
+    return {
+        "key": item.key, "path": item.path, "split": split, "status": "refused", "reason": reason, "detail": detail,
+    }  # fmt: skip
+
+
+def make_shards(
+    plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int, backend: Backend
+) -> dict[str, Any]:
+    """Make what is not there yet, merge the report, print its summary and return it.
+
+    Args:
+        plan: What to make.
+        read: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
+        out: The folder of the shards.
+        workers: Processes; -1 is one per core.
+        backend: Where the workers run, by joblib's name.
+
+    Raises:
+        DataError: `out` holds something else, another command writes there, or the disk is full.
+    """
+    with running_on(backend), explained(out), only_one(out):
+        about = out / "about.json"
+        fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
+        finished_before = check_same(out, fresh)
+        todo = [shard for shard in plan.shards if not is_finished(shard, out)]
+        if todo or not finished_before:
+            write_whole(about, as_json(fresh | {"finished": False}))
+            remove_parts(out)
+            make_all(todo, plan, read, out, workers)
+            report = merge_report(plan, out)
+            write_whole(about, as_json(fresh | {"finished": True} | report))
+        else:
+            print(f"{out} is finished already; nothing to do")
+        summary = json.loads(about.read_text())
+    print_report(summary)
+    return summary
+
+
+def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int) -> None:
+    """Make shards in parallel; a file that kills its worker is found, refused and left out."""
+    for split in {shard.split for shard in todo}:
+        (out / split).mkdir(parents=True, exist_ok=True)
+    workers = joblib.cpu_count() if workers == -1 else workers
+    total = sum(len(shard.items) for shard in plan.shards)
+    failures = 0
+    with Progress(total, total - sum(len(shard.items) for shard in todo), lambda: started(out)) as progress:
+        while todo:
+            crashed = known_crashes(out)
+            before = len(todo)
+            # one job would run in this process, which a crash of the decoder would end: so two, one waiting
+            pool = joblib.Parallel(
+                n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as="generator_unordered"
+            )
+            try:
+                for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
+                    progress.add(*made)
+            except BrokenProcessPool as error:
+                blamed = blame(todo, read, out)
+                write_whole(out / "crashed.json", as_json(sorted(crashed | blamed)))
+                failures = 0 if blamed or len(todo) < before else failures + 1
+                if failures == CRASHES:
+                    raise DataError(f"{out}: workers keep dying, perhaps for want of memory; try fewer") from error
+            todo = [shard for shard in todo if not is_finished(shard, out)]
+
+
+def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed: frozenset[str]) -> tuple[int, float]:
+    """Write one shard with its part of the report; returns how many items and how many seconds of media."""
+    tar, lines = shard.path(out), []
+    progress = tar.with_name(f".{tar.stem}.progress")
+    progress.unlink(missing_ok=True)
+    with explained(out), progress.open("w", buffering=1) as started_file:
+        with ShardWriter(tar) as writer:
+            for item in shard.items:
+                try:
+                    if item.key in crashed:
+                        raise MediaError(item.path, *CRASHED)
+                    sample = read(item)
+                except MediaError as error:
+                    line = refusal(item, shard.split, error.reason, error.detail)
+                else:
+                    writer.write(item.key, sample.members, sample.record)
+                    line = taken(item, shard.split, sample)
+                lines.append(line)
+                started_file.write(f"{line.get('seconds', 0.0)}\n")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_whole(report_of(tar), text.encode())
+    progress.unlink(missing_ok=True)
+    return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)
+
+
+def taken(item: Item, split: str, sample: Sample) -> dict[str, Any]:
+    """A line of the report about a sample that is in the shards."""
+    record = sample.record
+    line = {"key": item.key, "path": item.path, "split": split, "status": "taken", "seconds": record["seconds"]}
+    size = f"{record['width']}x{record['height']}"
+    return line | {"frames": len(record["frames"]), "size": size} | {k: record[k] for k in ("label",) if k in record}
+
+
+def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> frozenset[str]:
+    """Of the items that were being read when a worker died, those that kill a process of their own."""
+    blamed = set()
+    for shard in todo:
+        progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
+        if progress.is_file() and not is_finished(shard, out):
+            suspects = shard.items[len(progress.read_text().splitlines()) :][:1]
+            blamed |= {item.key for item in suspects if kills(read, item)}
+    return frozenset(blamed)
+
+
+def kills(read: Callable[[I], Sample], item: I) -> bool:
+    with ProcessPoolExecutor(max_workers=1) as alone:
+        try:
+            alone.submit(read, item).result()
+        except BrokenProcessPool:
+            return True
+        except MediaError:
+            return False
+    return False
+
+
+def known_crashes(out: Path) -> frozenset[str]:
+    path = out / "crashed.json"
+    return frozenset(json.loads(path.read_text())) if path.is_file() else frozenset()
+
+
+def started(out: Path) -> tuple[int, float]:
+    """How many items, and how many seconds of media, the shards that are being made have come to."""
+    seconds = []
+    for path in out.glob("*/.*.progress"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            seconds += [float(line) for line in path.read_text().splitlines()]
+    return len(seconds), sum(seconds, 0.0)
+
+
+def report_of(tar: Path) -> Path:
+    return tar.with_suffix(".report.jsonl")
+
+
+def is_finished(shard: Shard, out: Path) -> bool:
+    """Its report is there, and unless it refused everything, so are the tar and the index."""
+    tar = shard.path(out)
+    if not report_of(tar).is_file():
+        return False
+    whole = tar.is_file() and tar.with_suffix(".index").is_file()
+    return whole or not any('"taken"' in line for line in report_of(tar).read_text().splitlines())
+
+
+def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
+    """Write OUT/report.jsonl and count what is in it."""
+    clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
+    temporary = out / ".report.jsonl.part"
+    with temporary.open("w") as merged:
+        for line in report_lines(plan, out):
+            merged.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if line["status"] == "taken":
+                clips[line["split"]] += 1
+                seconds[line["split"]] += line["seconds"]
+            else:
+                refused[line["reason"]] += 1
+    temporary.replace(out / "report.jsonl")
+    return {
+        "taken": {split: clips[split] for split in SPLITS},
+        "seconds": {split: round(seconds[split], 3) for split in SPLITS},
+        "refused": dict(sorted(refused.items())),
+    }
+
+
+def report_lines(plan: Plan, out: Path) -> Iterator[dict[str, Any]]:
+    for shard in plan.shards:
+        for line in report_of(shard.path(out)).read_text().splitlines():
+            yield json.loads(line)
+    yield from plan.refused
+
+
+@contextlib.contextmanager
+def running_on(backend: Backend) -> Iterator[None]:
+    """Make joblib's workers those of the backend: of Ray or Dask the cluster that their own settings name.
+
+    Raises:
+        DataError: The backend's package is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if backend == "ray":
+                from ray.util.joblib import register_ray
+
+                register_ray()
+            if backend == "dask":
+                from distributed import Client
+
+                stack.enter_context(Client())
+        except ImportError as error:
+            raise DataError(f"backend {backend} needs the extra: pip install 'comodal[{backend}]'") from error
+        stack.enter_context(joblib.parallel_config(backend))
+        yield

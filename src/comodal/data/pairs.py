@@ -1,0 +1,93 @@
+"""Which frame meets which second of sound (L3-Net, section 2: audio-visual correspondence).
+
+A pair is a function of (seed, epoch, index), so resuming, workers and tests are free. Pairs of even index go together
+and pairs of odd index are apart, so that half of any even batch is of either kind.
+
+A network is quick to find what else tells the two kinds apart. AVE-Net (Objects that Sound, section 3.1) reports one
+such shortcut: if only the sounds of positives start on the grid of the video's frames, the network learns the grid.
+Here no such difference can be, because a negative is two halves of positives: both kinds draw two clips, and in each of
+them a frame and a second of sound that overlaps it; a positive takes picture and sound of the first clip, a negative
+the picture of the first and the sound of the second. The two clips are drawn symmetrically, so the law of the pictures
+and the law of the sounds are the same in both kinds, whatever the clips' lengths, frames and groups are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from comodal.errors import DataError
+
+
+@runtime_checkable
+class Records(Protocol):
+    """What the sampler needs of a data set: a record of each clip with `group`, `frame_seconds` and `seconds`."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, clip: int, /) -> dict: ...
+
+
+class Pair(NamedTuple):
+    """A frame of one clip and a second of sound of the same or another clip."""
+
+    image_clip: int
+    frame: int
+    sound_clip: int
+    start_seconds: float
+    together: bool
+
+
+class Moment(NamedTuple):
+    """A frame of a clip and where a second of sound that overlaps it begins."""
+
+    frame: int
+    start_seconds: float
+
+
+class Pairs:
+    """The pair of (epoch, index) for one seed.
+
+    Departs from the paper in what it leaves open: clips of one group (cut from the same source video) are never used as
+    a negative, and a clip is drawn in proportion to the number of clips outside its group, so that a sound of a large
+    group is as often a positive as a negative.
+    """
+
+    def __init__(self, records: Records, seed: int, sound_seconds: float = 1.0) -> None:
+        self.records = records
+        self.seed = seed
+        self.sound_seconds = sound_seconds
+        groups = (records.record(clip)["group"] for clip in range(len(records)))
+        first = next(groups, None)
+        if all(group == first for group in groups):
+            raise DataError(f"{len(records)} clips of one source cannot be told apart: pairs need clips of two sources")
+
+    def __call__(self, epoch: int, index: int) -> Pair:
+        rng = np.random.default_rng((self.seed, epoch, index))
+        first, second = self.two_clips(rng)
+        mine = moment(self.records.record(first), self.sound_seconds, rng)
+        if index % 2 == 0:
+            return Pair(first, mine.frame, first, mine.start_seconds, together=True)
+        other = moment(self.records.record(second), self.sound_seconds, rng)
+        return Pair(first, mine.frame, second, other.start_seconds, together=False)
+
+    def two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Two clips of different groups, every such ordered pair as likely as any other."""
+        while True:
+            first, second = (int(clip) for clip in rng.integers(len(self.records), size=2))
+            if self.records.record(first)["group"] != self.records.record(second)["group"]:
+                return first, second
+
+
+def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Moment:
+    """A frame at random, and sound that begins up to a second before it and ends within the clip."""
+    frame_seconds: Sequence[float] = record["frame_seconds"]
+    latest = record["seconds"] - sound_seconds
+    if not frame_seconds or latest < 0:
+        raise DataError(
+            f"clip {record['key']}: {len(frame_seconds)} frames in {record['seconds']} s; "
+            f"a pair needs a frame and {sound_seconds} s of sound"
+        )
+    frame = int(rng.integers(len(frame_seconds)))
+    start_seconds = frame_seconds[frame] - rng.random() * sound_seconds
+    return Moment(frame, float(min(max(start_seconds, 0.0), latest)))

@@ -1,0 +1,75 @@
+"""What a folder of shards holds, and what was refused: as a table, and as numbers."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from comodal.data.shards import Shards
+from comodal.data.sources import SPLITS
+from comodal.errors import DataError
+
+
+def print_report(about: dict[str, Any]) -> None:
+    """The table at the end of `comodal prepare`."""
+    table = Table("split", "taken", "hours")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split in SPLITS:
+        table.add_row(split, f"{about['taken'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
+    console = Console()
+    console.print(table)
+    if about["refused"]:
+        reasons = Table("refused because", "files")
+        reasons.columns[1].justify = "right"
+        for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
+            reasons.add_row(reason, f"{count:,}")
+        console.print(reasons)
+
+
+def describe_shards(folder: Path) -> dict[str, Any]:
+    """What a folder of shards holds: OUT of `comodal prepare`, or one split of it.
+
+    Raises:
+        DataError: There are no shards, or they are damaged.
+    """
+    out = folder if (folder / "about.json").is_file() else folder.parent
+    splits = [split for split in SPLITS if (folder / split).is_dir()] or [folder.name]
+    about = out / "about.json"
+    description: dict[str, Any] = json.loads(about.read_text()) if about.is_file() else {}
+    if description and not description["finished"]:
+        return description | {"splits": {}}
+    root = folder if splits != [folder.name] else folder.parent
+    holding = [split for split in splits if any((root / split).glob("[!.]*.index"))]
+    if not holding:
+        raise DataError(f"{folder} holds no shards")
+    lines = _taken(out)
+    return description | {"splits": {split: _describe_split(root / split, lines.get(split, [])) for split in holding}}
+
+
+def _taken(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the report by split."""
+    report = out / "report.jsonl"
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for text in report.read_text().splitlines() if report.is_file() else []:
+        line = json.loads(text)
+        if line["status"] == "taken":
+            lines.setdefault(line["split"], []).append(line)
+    return lines
+
+
+def _describe_split(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    shards = Shards(folder)
+    return {
+        "clips": len(shards),
+        "shards": len(shards.indexes),
+        "bytes": sum(index.tar_bytes for index in shards.indexes),
+        "hours": round(sum(line["seconds"] for line in lines) / 3600, 4),
+        "frames": sum(line["frames"] for line in lines),
+        "sizes": dict(Counter(line["size"] for line in lines).most_common(5)),
+        "labels": dict(Counter(line["label"] for line in lines if "label" in line).most_common()),
+        "fingerprint": shards.fingerprint,
+    }

@@ -1,0 +1,74 @@
+"""The folder that a command fills: one command at a time, always the same options, and faults told in a sentence."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from comodal.errors import DataError
+
+
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold the lock of OUT; the system releases it when the process ends, however it ends."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file, not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another command is writing to {out}: wait until it ends") from error
+        yield
+
+
+@contextlib.contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """Say in a sentence what the system says with a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = f"{shutil.disk_usage(out).free / 1e9:.1f} GB free"
+            raise DataError(f"{out}: the disk is full ({free}); make room and run the same command again") from error
+        raise DataError(f"{error.filename or out}: {error.strerror or error}") from error
+
+
+def check_same(out: Path, fresh: dict[str, Any]) -> bool:
+    """What stands in OUT must have been begun with the same options on the same files; returns whether it is finished.
+
+    Raises:
+        DataError: It was not; says what has changed.
+    """
+    about = out / "about.json"
+    if not about.is_file():
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise DataError(f"{out} is not empty and was not made by `comodal prepare`: give another folder")
+        return False
+    old = json.loads(about.read_text())
+    changed = [
+        f"{name} was {old['options'].get(name)!r} and is {value!r}"
+        for name, value in fresh["options"].items()
+        if old["options"].get(name) != value
+    ]
+    if old["kind"] != fresh["kind"]:
+        changed = [f"it holds {old['kind']}, not {fresh['kind']}"]
+    if not changed and old["plan"] != fresh["plan"]:
+        changed = ["the files that it is made from are not the same as before"]
+    if changed:
+        raise DataError(f"{out} was begun otherwise: {'; '.join(changed)}. Give another folder, or delete this one")
+    return old["finished"]
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what a killed command left unfinished."""
+    for path in [*out.glob("*/.*.part"), *out.glob(".*.part"), *out.glob("*/.*.progress")]:
+        path.unlink(missing_ok=True)
+
+
+def as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,86 @@
+"""Several processes started by torchrun, or one: who am I, how many are we, what do we say together.
+
+Every function does nothing, or the obvious thing, in a single process, so that no caller asks which case it is in.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=30)  # a validation or a checkpoint on one process must not time out the others
+
+
+def start(device: str) -> torch.device:
+    """Joins the processes that torchrun started, if it did, and returns this process's device.
+
+    Args:
+        device: "cpu", "cuda", or "auto": a GPU if there is one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index)
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return chosen
+
+
+def stop() -> None:
+    """Leaves the group that `start` joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the one process that writes files and speaks."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The sums over all processes of numbers that each has under the same names."""
+    if not dist.is_initialized():
+        return values
+    total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(sorted(values), total.tolist(), strict=True))
+
+
+def all_reduce_mean(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The means over all processes of numbers that each has under the same names."""
+    return {name: value / world_size() for name, value in all_reduce_sum(values, device).items()}
+
+
+def all_reduce_max(value: float, device: torch.device) -> float:
+    """The largest of a number that each process has."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.item()
+
+
+def gather(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of all processes, in the order of their ranks."""
+    if not dist.is_initialized():
+        return values
+    parts: list[tuple[str, ...]] = [()] * world_size()
+    dist.all_gather_object(parts, values)
+    return tuple(value for part in parts for value in part)

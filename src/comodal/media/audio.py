@@ -1,0 +1,150 @@
+"""Sound: read any file as mono at any rate, whole or in blocks of bounded memory; FLAC in and out.
+
+Sound files go through soundfile; what it cannot read (m4a, and the sound of videos) goes through PyAV. Channels are
+mixed by their plain mean, before resampling (soxr, high quality).
+"""
+
+import io
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float32
+
+from comodal.errors import MediaError
+from comodal.media.refusal import Refusal, describe_impostor, read_head
+
+try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
+    from comodal.media import container
+except ImportError:
+    container = None  # type: ignore[assignment]
+
+READ_SAMPLES = 1 << 16
+PCM_SCALE = 32768.0  # 16 bits; what is read from 16 bits is written back unchanged
+Mono = Float32[np.ndarray, " samples"]
+
+
+def read_sound(
+    path: Path, sample_rate: int = 48000, start_seconds: float = 0.0, seconds: float | None = None
+) -> Float32[np.ndarray, " samples"]:
+    """Read a sound file, or the sound of a video, as mono with full scale at 1.
+
+    Args:
+        path: a sound or video file.
+        sample_rate: of what is returned.
+        start_seconds: where to begin; in a video, on the clock on which the first of picture and sound begins at zero.
+        seconds: how much to read, None for all that there is. A file that ends earlier gives less.
+
+    Raises:
+        MediaError: missing, unreadable or without sound.
+    """
+    if start_seconds < 0 or (seconds is not None and seconds < 0):
+        raise ValueError(f"cannot read {seconds} s from {start_seconds} s")
+    skip = round(start_seconds * sample_rate)
+    stop = None if seconds is None else skip + round(seconds * sample_rate)
+    pieces, position = [np.zeros(0, np.float32)], 0
+    with closing(_resampled(path, sample_rate)) as blocks:
+        for block in blocks:
+            pieces.append(block[max(skip - position, 0) : None if stop is None else max(stop - position, 0)])
+            position += len(block)
+            if stop is not None and position >= stop:
+                break
+    return np.concatenate(pieces)
+
+
+def stream_sound(
+    path: Path, sample_rate: int = 48000, block_seconds: float = 10.0
+) -> Iterator[Float32[np.ndarray, " samples"]]:
+    """Read like `read_sound`, in consecutive blocks of `block_seconds` (the last is shorter), whatever the length.
+
+    The blocks joined are the whole, sample for sample: the resampler keeps its state from block to block.
+
+    Raises:
+        MediaError: missing, unreadable or without sound.
+    """
+    size = round(block_seconds * sample_rate)
+    if size < 1:
+        raise ValueError(f"block_seconds ({block_seconds}) must be at least one sample")
+    held = np.zeros(0, np.float32)
+    with closing(_resampled(path, sample_rate)) as blocks:
+        for block in blocks:
+            held = np.concatenate([held, block])
+            while len(held) >= size:
+                yield held[:size]
+                held = held[size:]
+    if len(held):
+        yield held
+
+
+def resample(sound: Float32[np.ndarray, " samples"], rate: int, new_rate: int) -> Float32[np.ndarray, " new_samples"]:
+    """Change the sample rate of a whole sound."""
+    return sound if rate == new_rate else soxr.resample(sound, rate, new_rate)
+
+
+def encode_flac(sound: Float32[np.ndarray, " samples"], sample_rate: int) -> bytes:
+    """FLAC of 16 bits; what exceeds full scale is clipped."""
+    steps = np.clip(np.rint(sound * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
+    memory = io.BytesIO()
+    soundfile.write(memory, steps, sample_rate, format="FLAC", subtype="PCM_16")
+    return memory.getvalue()
+
+
+def decode_flac(
+    data: bytes, start_seconds: float = 0.0, seconds: float | None = None
+) -> tuple[Float32[np.ndarray, " samples"], int]:
+    """Decode FLAC, or only a part of it, at about 1 ms for one second anywhere; returns the sound and its sample rate.
+
+    Raises:
+        MediaError: unreadable; the path is "FLAC data", for the caller to replace.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            file.seek(min(round(start_seconds * file.samplerate), file.frames))
+            sound = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
+            return sound, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise MediaError("FLAC data", Refusal.UNREADABLE, error.error_string) from None
+
+
+def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
+    """Mono sound at `sample_rate` in blocks of any size."""
+    resampler = None
+    for rate, block in _native(path):
+        if resampler is None and rate != sample_rate:
+            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+        yield block if resampler is None else resampler.resample_chunk(block)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _native(path: Path) -> Iterator[tuple[int, Mono]]:
+    """Blocks of mono sound with the sample rate of the file, which stays the same."""
+    impostor = describe_impostor(read_head(path))
+    if impostor:
+        raise MediaError(path, Refusal.UNREADABLE, impostor)
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        if container is None:
+            detail = f"{error.error_string} Other formats need PyAV: pip install av"
+            raise MediaError(path, Refusal.UNREADABLE, detail) from None
+        yield from _native_of_container(path)
+        return
+    with file:
+        try:
+            for block in file.blocks(READ_SAMPLES, dtype="float32", always_2d=True):
+                yield file.samplerate, np.nan_to_num(block.mean(axis=1))
+        except soundfile.LibsndfileError as error:
+            raise MediaError(path, Refusal.UNREADABLE, error.error_string) from None
+
+
+def _native_of_container(path: Path) -> Iterator[tuple[int, Mono]]:
+    try:
+        yield from container.read_sound_blocks(path)
+    except MediaError as error:
+        if error.reason != Refusal.NOT_A_VIDEO:
+            raise
+        raise MediaError(path, Refusal.UNREADABLE, "no known sound or video format") from None

@@ -1,0 +1,327 @@
+"""Containers (mp4, mkv, webm, avi, mpg, ...) through PyAV, guarded against what files in the wild do.
+
+Whatever a file claims, reading it ends: sizes, rates, counts of pictures and of packets are bounded, only local files
+of known formats are opened, and every fault of FFmpeg becomes a MediaError.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from jaxtyping import Float32
+
+from comodal.errors import MediaError
+from comodal.media.refusal import Refusal, describe_impostor, read_head
+
+av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
+
+MAX_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
+MAX_SAMPLE_RATE = 768_000
+MIN_SAMPLE_RATE = 1_000
+MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
+SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
+MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400
+MAX_IDLE_PACKETS = 2_000  # of the stream that is whole already, while the other one is waited for
+LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
+JITTER_SECONDS = 0.1  # of sound timestamps; a larger step is a gap or an overlap
+MAX_GAP_SECONDS = 100.0  # of silence for a gap in the sound; a larger step is a broken timestamp
+OPEN_SECONDS = 30.0
+# Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
+FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
+    "wav,w64,mp3,aac,flac,aiff,amr,au,caf,ac3,eac3,dts,tta,wv,ape"
+)
+SIZE_IN_HEADER = {"avi", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+SIGNATURES = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"\x1a\x45\xdf\xa3": 0, b"AVI ": 8, b"OggS": 0, b"\0\0\x01\xba": 0}
+
+Mono: TypeAlias = Float32[np.ndarray, " samples"]
+
+
+@dataclass
+class Track:
+    """One stream of a container while it is read. Seconds are on the clock of the clip.
+
+    `start` is None until something was decoded; `end` is where the last decoded frame ends; `lost_since` is the time of
+    the first packet that could not be decoded, until a later one could (decoders give out what came before it late);
+    whoever reads sets `done` when nothing more of the stream is wanted.
+    """
+
+    path: Path
+    stream: av.VideoStream | av.AudioStream
+    zero: float
+    start: float | None = None
+    end: float = 0.0
+    frames: int = 0
+    lost_since: float | None = None
+    failure: str = ""
+    done: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What the stream is, in a reader's words."""
+        return "picture" if self.stream.type == "video" else "sound"
+
+    @property
+    def promised_end(self) -> float | None:
+        """Where the stream ends by its own header, if that says."""
+        stream = self.stream
+        in_avi = stream.container.format.name == "avi" and isinstance(stream, av.VideoStream)
+        if in_avi and stream.frames and stream.average_rate:
+            return float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
+        if stream.duration:
+            return _seconds(stream, stream.start_time) + _seconds(stream, stream.duration) - self.zero
+        # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
+        end = _clock_seconds(stream.metadata.get("DURATION", ""))
+        return None if end is None else end - self.zero
+
+    def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
+        """Note a decoded frame and return when it begins.
+
+        Raises:
+            MediaError: truncated, if too much was lost before it; too large, if frames come without end.
+        """
+        begins = self.end if frame.time is None else float(frame.time) - self.zero
+        if self.lost_since is not None and begins >= self.lost_since:
+            if begins - self.end > LOST_SECONDS:
+                detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
+                raise MediaError(self.path, Refusal.TRUNCATED, detail)
+            self.lost_since = None
+        self.frames += 1
+        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end, 0.0) + 10.0):
+            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
+            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
+        if self.start is None:
+            self.start = begins
+        self.end = max(self.end, begins + self._length(frame, begins))
+        return begins
+
+    def _length(self, frame: av.VideoFrame | av.AudioFrame, begins: float) -> float:
+        if isinstance(frame, av.AudioFrame):
+            return frame.samples / max(frame.sample_rate, 1)
+        if frame.duration:
+            return _seconds(frame, frame.duration)
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / rate) if rate else max(begins - self.end, 0.0)
+
+    def lose(self, packet: av.Packet, failure: str) -> None:
+        """Note that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
+        self.failure = failure
+        if self.start is not None:
+            begins = self.end if packet.pts is None else _seconds(self.stream, packet.pts) - self.zero
+            self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
+
+    def check_whole(self, seconds: float) -> None:
+        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` where it is longer."""
+        if self.start is None:
+            raise self.nothing_decoded()
+        promised = self.promised_end
+        if promised is not None and self.end < min(promised, seconds) - LOST_SECONDS:
+            detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
+            raise MediaError(self.path, Refusal.TRUNCATED, detail)
+
+    def nothing_decoded(self) -> MediaError:
+        """Why the stream is refused when not one frame came out of it."""
+        if self.failure:
+            return MediaError(self.path, Refusal.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
+        if self.promised_end:
+            detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
+            return MediaError(self.path, Refusal.TRUNCATED, detail)
+        reason = Refusal.NO_PICTURE if self.kind == "picture" else Refusal.NO_SOUND
+        return MediaError(self.path, reason, "the stream is empty")
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """Open a local media file.
+
+    Raises:
+        MediaError: missing, unreadable, not a video, or truncated (a known container whose index is not there).
+    """
+    head = read_head(path)
+    impostor = describe_impostor(head)
+    if impostor:
+        raise MediaError(path, Refusal.NOT_A_VIDEO, impostor)
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
+    try:
+        container = av.open(f"file:{path.absolute()}", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
+    except av.error.ExitError:
+        raise MediaError(path, Refusal.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
+    except av.FFmpegError as error:
+        if any(head[offset:].startswith(signature) for signature, offset in SIGNATURES.items()):
+            detail = f"it begins like a video but has no usable index ({_fault(error)})"
+            raise MediaError(path, Refusal.TRUNCATED, detail) from None
+        raise MediaError(path, Refusal.NOT_A_VIDEO, "no known video format") from None
+    with container:
+        yield container
+
+
+def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
+    """The main picture and the main sound, as FFmpeg would choose; album covers are no picture.
+
+    Raises:
+        MediaError: too large, or unreadable if there is no decoder.
+    """
+    video, audio = container.streams.best("video"), container.streams.best("audio")
+    if not isinstance(video, av.VideoStream) or video.disposition & Disposition.attached_pic:
+        pictures = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+        video = next(pictures, None)
+    if not isinstance(audio, av.AudioStream):
+        audio = next(iter(container.streams.audio), None)
+    for stream in (video, audio):
+        if stream is not None and stream.codec_context is None:
+            raise MediaError(path, Refusal.UNREADABLE, f"no decoder for its {stream.type}")
+        if stream is not None:
+            stream.codec_context.thread_count = 1  # processes run in parallel, one per core
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    if video is not None:
+        _check_size(container, path, video.codec_context.width, video.codec_context.height)
+    return video, audio
+
+
+def _check_size(container: InputContainer, path: Path, width: int, height: int) -> None:
+    """Refuse what is too large. FFmpeg puts 0 for a size that it refuses itself, after logging it to nobody."""
+    if width * height > MAX_PIXELS:
+        raise MediaError(path, Refusal.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_PIXELS:,} pixels")
+    if width * height == 0 and container.format.name in SIZE_IN_HEADER:
+        raise MediaError(path, Refusal.TOO_LARGE, "no decoder takes the size that its header declares for pictures")
+
+
+def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
+    """Tracks on one clock; its zero is where the first of the streams begins."""
+    there = [stream for stream in streams if stream is not None]
+    zero = min((_seconds(stream, stream.start_time) for stream in there), default=0.0)
+    return [Track(path, stream, zero) for stream in there]
+
+
+def decode(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
+    """Decoded frames of several tracks in one pass through the file, until the file ends or all tracks are `done`."""
+    by_index = {track.stream.index: track for track in tracks}
+    idle = 0
+    for packet in _packets(container, tracks):
+        track = by_index[packet.stream.index]
+        idle = idle + 1 if track.done else 0
+        if idle > MAX_IDLE_PACKETS or all(track.done for track in tracks):
+            return
+        if not track.done:
+            for frame in _frames(track, packet):
+                yield track, frame
+
+
+def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
+    """Packets in the order of the file. One that breaks off ends there, and what its decoders still hold comes out."""
+    try:
+        yield from container.demux([track.stream for track in tracks])
+    except (av.FFmpegError, IndexError) as error:  # PyAV's IndexError: a stream that appeared in the middle of the file
+        for track in tracks:
+            track.failure = _fault(error) if isinstance(error, av.FFmpegError) else "streams come and go"
+            flush = av.Packet()
+            flush.stream = track.stream
+            yield flush
+
+
+def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+    try:
+        return packet.decode()
+    except av.FFmpegError as error:
+        track.lose(packet, _fault(error))
+        return []
+
+
+class SoundJoiner:
+    """Joins decoded sound as its timestamps say: silence for gaps, overlaps cut, small jitter ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rate = 0
+        self.start = 0.0
+        self.samples = 0
+
+    @property
+    def end(self) -> float:
+        """Where the joined sound ends, in seconds."""
+        return self.start + self.samples / max(self.rate, 1)
+
+    def join(self, frame: av.AudioFrame, begins: float) -> Mono:
+        """What comes next, given a frame of sound that begins at `begins` seconds.
+
+        Raises:
+            MediaError: unreadable, for a sample rate that is absurd or changes.
+        """
+        if not self.rate:
+            self.rate, self.start = frame.sample_rate, max(begins, 0.0)
+        if frame.sample_rate != self.rate or not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
+            detail = f"sound of {frame.sample_rate} samples a second, {self.rate} at its beginning"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+        if frame.format.is_planar and frame.layout.nb_channels > MAX_PLANES:
+            detail = f"{frame.layout.nb_channels} channels of sound, the limit is {MAX_PLANES}"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+        block, gap = mix_down(frame), begins - self.end
+        if gap < -JITTER_SECONDS:
+            block = block[round(-gap * self.rate) :]
+        elif JITTER_SECONDS < gap < MAX_GAP_SECONDS:
+            block = np.concatenate([np.zeros(round(gap * self.rate), np.float32), block])
+        self.samples += len(block)
+        return block
+
+
+def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
+    """The sound of a container, block by block with its sample rate, from zero on the clock of its picture and sound.
+
+    Raises:
+        MediaError: the file cannot be opened, or has no sound.
+    """
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if audio is None:
+            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
+        track = make_tracks(path, audio, video)[0]
+        joiner = SoundJoiner(path)
+        for _, frame in decode(container, [track]):
+            assert isinstance(frame, av.AudioFrame)
+            block = joiner.join(frame, track.take(frame))
+            if track.frames == 1:
+                yield joiner.rate, np.zeros(round(min(joiner.start, MAX_GAP_SECONDS) * joiner.rate), np.float32)
+            yield joiner.rate, block
+        track.check_whole(0.0)
+
+
+def mix_down(frame: av.AudioFrame) -> Mono:
+    """The plain mean of all channels (as OpenL3 does, core.py `preprocess_audio`), full scale at 1, clipped there."""
+    channels, sample_type = frame.layout.nb_channels, SAMPLE_TYPES[frame.format.packed.name]
+    if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
+        planes = frame.planes[:channels]
+        samples = np.stack([np.frombuffer(memoryview(plane), sample_type, frame.samples) for plane in planes])
+    else:
+        packed = np.frombuffer(memoryview(frame.planes[0]), sample_type, frame.samples * channels)
+        samples = packed.reshape(-1, channels).T
+    mixed = samples.mean(axis=0, dtype=np.float32)
+    if sample_type == np.uint8:
+        mixed = (mixed - 128) / 128
+    elif np.issubdtype(sample_type, np.integer):
+        mixed /= 2.0 ** (8 * samples.itemsize - 1)
+    return np.clip(np.nan_to_num(mixed, copy=False), -1.0, 1.0)
+
+
+def _seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
+    """Ticks of a stream or a frame in seconds; 0 where it has none."""
+    return float(ticks * timed.time_base) if ticks and timed.time_base else 0.0
+
+
+def _fault(error: av.FFmpegError) -> str:
+    """What FFmpeg said last, without the path, which is told anyway."""
+    return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
+
+
+def _clock_seconds(text: str) -> float | None:
+    """Seconds of a clock reading such as 00:01:02.500000000; None if it is none."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None

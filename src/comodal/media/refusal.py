@@ -1,0 +1,53 @@
+"""Why a file is refused, in a few words that a report counts, and what files are that hold no media at all."""
+
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+from comodal.errors import MediaError
+
+HEAD_BYTES = 512
+
+
+class Refusal(StrEnum):
+    """The `reason` of every MediaError that reading media raises."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    NOT_A_VIDEO = "not a video"
+    NO_PICTURE = "no picture"
+    NO_SOUND = "no sound"
+    TOO_SHORT = "too short"
+    TRUNCATED = "truncated"
+    SILENT = "silent"
+    TOO_LARGE = "too large"
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a regular file that can be read.
+
+    Raises:
+        MediaError: missing, or unreadable (a folder, a pipe, no permission).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise MediaError(path, Refusal.UNREADABLE, "not a regular file")
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(path, Refusal.MISSING, "there is no such file") from None
+    except OSError as error:
+        raise MediaError(path, Refusal.UNREADABLE, error.strerror or str(error)) from None
+
+
+def describe_impostor(head: bytes) -> str | None:
+    """What a file is that begins with `head`, when that alone shows that it holds no media."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page or XML"
+    if all(byte in b"\t\n\r\x0c" or 32 <= byte < 127 for byte in head):
+        return "plain text"
+    return None

@@ -1,0 +1,258 @@
+"""Videos: the pictures and the sound of the first seconds, on one clock; or all pictures, one at a time.
+
+A video is opened once and read in one pass. Its clock starts where the first of picture and sound begins, in the file's
+own timestamps. Every fault of a file is a MediaError whose reason is a `Refusal`:
+
+- *truncated*: of the wanted seconds, more than half a second of what the header promises is not in the file or cannot
+  be decoded. Damage after the wanted seconds does not count, nor do single broken packets, nor sound that is shorter
+  than the picture by the header's own account (the clip ends with the shorter one). Also a file that begins like a
+  video but has no usable index, as an mp4 file of which the end is missing.
+- *silent*: no sample further than 1/1000 of full scale (-60 dB) from the middle.
+- *too short*: picture and sound overlap for less than one second.
+- *too large*: pictures of more than 8192 x 4320 pixels or narrower than 1 : 16, or more than 1,000 a second.
+- *not a video*: FFmpeg knows no such format, or an image, text, a web page, a Git LFS pointer, an empty file.
+- *unreadable*: no permission, not a regular file, no decoder, or no part of a stream can be decoded.
+- *missing*, *no picture* (album covers are none), *no sound*.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import av
+import numpy as np
+from av.container import InputContainer
+from jaxtyping import Float32, UInt8
+
+from comodal.errors import MediaError
+from comodal.media.audio import resample
+from comodal.media.container import (
+    LOST_SECONDS,
+    SoundJoiner,
+    Track,
+    choose_streams,
+    decode,
+    make_tracks,
+    open_container,
+)
+from comodal.media.image import encode_jpeg_planes
+from comodal.media.refusal import Refusal
+from comodal.media.upright import Upright
+
+MIN_SECONDS = 1.0
+SILENT_PEAK = 1e-3
+FIRST_SECONDS = 0.1  # a first picture that is due so early is shown from the start, as players do
+JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
+ONE_LENGTH = {"matroska,webm", "flv"}  # formats whose header tells the length of the whole, not of each stream
+MAX_HOLD_SECONDS = 600.0  # a picture is repeated for so long at most, whatever the next timestamp says
+
+Picture = TypeVar("Picture")
+
+
+class Clip(NamedTuple):
+    """The first seconds of a video: JPEG pictures and mono sound, all times on one clock.
+
+    `frames[i]` is what a player shows at `frame_seconds[i]`, a multiple of 1 / frames_per_second; a picture that stays
+    for several such moments is repeated. `sound` lasts from `sound_start_seconds`, which is 0 unless the file's sound
+    begins after its picture, to `seconds`, where the first of picture and sound ends.
+    """
+
+    frames: list[bytes]
+    frame_seconds: list[float]
+    sound: Float32[np.ndarray, " samples"]
+    sample_rate: int
+    sound_start_seconds: float
+    seconds: float
+
+
+class VideoInfo(NamedTuple):
+    """What a video says of itself; width and height are those of the upright picture."""
+
+    width: int
+    height: int
+    seconds: float | None
+    frames_per_second: float
+    picture_codec: str
+    sound_codec: str | None
+    sample_rate: int | None
+
+    @property
+    def has_sound(self) -> bool:
+        return self.sound_codec is not None
+
+
+def read_clip(
+    path: Path,
+    *,
+    seconds: float = 10.0,
+    frames_per_second: float = 5.0,
+    short_side: int = 256,
+    quality: int = 85,
+    sample_rate: int = 48000,
+) -> Clip:
+    """Read the first `seconds` of a video that has picture and sound.
+
+    Args:
+        path: the video file.
+        seconds: read at most so much; the clip ends earlier where picture or sound does.
+        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
+        short_side: of the pictures, in pixels; smaller ones are enlarged to it, the aspect is kept.
+        quality: of the JPEG pictures, 1 to 100.
+        sample_rate: of the sound.
+
+    Raises:
+        MediaError: the file is refused; see the top of this file.
+    """
+    if seconds < MIN_SECONDS or frames_per_second <= 0:
+        raise ValueError(f"cannot read {frames_per_second} pictures a second of {seconds} s; at least {MIN_SECONDS} s")
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if video is None:
+            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+        if audio is None:
+            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
+        picture, sound = make_tracks(path, video, audio)
+        upright = Upright(path, short_side, video.sample_aspect_ratio)
+        screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
+        shown, joiner, mono = _read_both(container, picture, sound, screen, seconds)
+    mono = resample(mono, joiner.rate, sample_rate)
+    end = min(seconds, picture.end, joiner.start + len(mono) / sample_rate)
+    _check_content(path, mono, end - max(picture.start or 0.0, joiner.start))
+    shown = [(moment, jpeg) for moment, jpeg in shown if moment < end]
+    return Clip([jpeg for _, jpeg in shown], [moment for moment, _ in shown], mono, sample_rate, joiner.start, end)
+
+
+def iterate_frames(
+    path: Path, frames_per_second: float, short_side: int | None = None
+) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
+    """Every 1 / frames_per_second seconds, the time and the picture that a player shows then, upright and in RGB.
+
+    Holds one picture at a time, whatever the length. Needs no sound, and takes of a broken file what there is. The
+    clock is that of `read_clip`.
+
+    Args:
+        path: the video file.
+        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
+        short_side: of the pictures, in pixels; None leaves their size.
+
+    Raises:
+        MediaError: the file cannot be read, or has no picture.
+    """
+    if frames_per_second <= 0:
+        raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if video is None:
+            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+        track = make_tracks(path, video, audio)[0]
+        screen = _Screen(frames_per_second, Upright(path, short_side, video.sample_aspect_ratio).rgb)
+        for begins, frame in _pictures(container, track):
+            yield from screen.show(frame, begins)
+        yield from screen.until(track.end)
+        track.check_whole(0.0)
+
+
+def probe(path: Path) -> VideoInfo:
+    """What a video says of itself, its first picture decoded to know how it is turned.
+
+    Raises:
+        MediaError: the file cannot be read, or has no picture.
+    """
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if video is None:
+            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+        track = make_tracks(path, video, audio)[0]
+        first = next(_pictures(container, track), None)
+        if first is None:
+            raise track.nothing_decoded()
+        height, width, _ = Upright(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
+        length = container.duration / av.time_base if container.duration else track.promised_end
+        rate = float(video.average_rate or video.guessed_rate or 0)
+        sound_codec = None if audio is None else audio.codec_context.codec.name
+        sample_rate = None if audio is None else audio.codec_context.sample_rate
+        return VideoInfo(width, height, length, rate, video.codec_context.codec.name, sound_codec, sample_rate)
+
+
+def _pictures(container: InputContainer, track: Track) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The pictures of one track, each with the time when it begins."""
+    for _, frame in decode(container, [track]):
+        assert isinstance(frame, av.VideoFrame)
+        yield track.take(frame), frame
+
+
+class _Screen(Generic[Picture]):
+    """What a player shows: the picture that came last, until the next one is due.
+
+    Renders a picture when one of the moments k / rate falls on it, and once however many do.
+    """
+
+    def __init__(self, rate: float, render: Callable[[av.VideoFrame], Picture]) -> None:
+        self.rate = rate
+        self.render = render
+        self.next = 0
+        self.shown: av.VideoFrame | None = None
+        self.since = 0.0
+
+    def show(self, frame: av.VideoFrame, begins: float) -> list[tuple[float, Picture]]:
+        """Put a picture on the screen; returns the moments of the one before it."""
+        moments = self.until(begins)
+        self.shown, self.since = frame, begins
+        if begins > FIRST_SECONDS:
+            self.next = max(self.next, math.ceil((begins - JITTER_SECONDS) * self.rate))
+        return moments
+
+    def until(self, end: float) -> list[tuple[float, Picture]]:
+        """The moments before `end` at which the picture on the screen is seen, each with the picture."""
+        if self.shown is None:
+            return []
+        last, moments = min(end, self.since + MAX_HOLD_SECONDS) - JITTER_SECONDS, []
+        while self.next / self.rate < last:
+            moments.append(self.next / self.rate)
+            self.next += 1
+        if not moments:
+            return []
+        picture = self.render(self.shown)
+        return [(moment, picture) for moment in moments]
+
+
+def _read_both(
+    container: InputContainer, picture: Track, sound: Track, screen: _Screen[bytes], seconds: float
+) -> tuple[list[tuple[float, bytes]], SoundJoiner, Float32[np.ndarray, " samples"]]:
+    """Decode picture and sound in one pass, up to `seconds` or to where the picture ends.
+
+    Returns the moments with their pictures, and the sound as the file has it, with where it begins.
+    """
+    joiner, shown, blocks = SoundJoiner(sound.path), [], []
+    for track, frame in decode(container, (picture, sound)):
+        begins = track.take(frame)
+        if isinstance(frame, av.VideoFrame):
+            shown += screen.show(frame, min(begins, seconds))
+            picture.done = begins >= seconds
+        else:
+            blocks.append(joiner.join(frame, begins))
+            sound.done = joiner.end >= seconds
+    _check_whole(container, picture, sound, seconds)
+    end = min(seconds, picture.end)
+    shown += screen.until(end)
+    return shown, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.rate))]
+
+
+def _check_whole(container: InputContainer, picture: Track, sound: Track, seconds: float) -> None:
+    """Refuse what ends before its header says. Some headers have one length for all streams, that of the longest."""
+    for track in (picture, sound):
+        track.check_whole(seconds)
+    if container.format.name in ONE_LENGTH and container.duration:
+        promised = container.duration / av.time_base - picture.zero
+        end = max(picture.end, sound.end)
+        if end < min(promised, seconds) - LOST_SECONDS:
+            detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
+            raise MediaError(picture.path, Refusal.TRUNCATED, detail)
+
+
+def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:
+    if overlap < MIN_SECONDS - 1e-6:
+        raise MediaError(path, Refusal.TOO_SHORT, f"picture and sound overlap for {max(overlap, 0.0):.3f} s")
+    if np.ptp(sound) / 2 < SILENT_PEAK:
+        raise MediaError(path, Refusal.SILENT, f"no sample exceeds {SILENT_PEAK} of full scale")

@@ -1,0 +1,197 @@
+"""A model as a folder: `model.safetensors` (weights) and `config.json` (class, configuration, where it came from).
+
+Nothing is unpickled, and the class that config.json names is looked up in `comodal.models` alone. Each file is written
+to a temporary name and renamed when whole, the weights first: a folder with a config.json is a model.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import types
+import typing
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from comodal.errors import CheckpointError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CLASS_NAME = re.compile(r"[a-z][a-z0-9_]*:[A-Z][A-Za-z0-9]*")  # module:Class, without dots
+
+
+def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> None:
+    """Writes a model that `load_model` reads.
+
+    Args:
+        model: A model of comodal.models; its only argument is its `config`, a dataclass.
+        folder: Made if it is not there; an older model in it is replaced.
+        about: Whatever JSON can hold: recipe, parameters, fingerprint of the data, metrics.
+    """
+    module = type(model).__module__
+    if not module.startswith("comodal.models.") or not dataclasses.is_dataclass(model.config):
+        raise ValueError(f"{type(model).__qualname__} of {module} is not a model of comodal.models")
+    described = {
+        "class": f"{module.removeprefix('comodal.models.')}:{type(model).__name__}",
+        "config": dataclasses.asdict(model.config),
+        "comodal": version("comodal"),
+        "about": dict(about),
+    }
+    text = json.dumps(described, indent=2) + "\n"
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
+    save_file(weights, temporary, metadata={"crc32": str(checksum(weights))})
+    rename_when_on_disk(temporary, folder / WEIGHTS)
+    temporary = folder / f".{CONFIG}.{os.getpid()}"
+    temporary.write_text(text)
+    rename_when_on_disk(temporary, folder / CONFIG)
+
+
+def load_model(path: Path) -> nn.Module:
+    """Reads a model, on the CPU and in evaluation mode.
+
+    Args:
+        path: A run's folder, or a model's.
+
+    Raises:
+        CheckpointError: There is no model, or it is damaged, or its class, configuration or weights do not fit.
+    """
+    folder = model_folder(path)
+    described = read_config(folder)
+    model_class, config_class = resolve(described.get("class"), folder)
+    config = from_json(config_class, described.get("config"), f"{folder / CONFIG}: config")
+    try:
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+            model = model_class(config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    weights = read_weights(folder / WEIGHTS)
+    expected = model.state_dict()
+    if weights.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+        raise CheckpointError(f"{folder / WEIGHTS}: missing weights {missing[:3]}, unknown weights {extra[:3]}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, and the configuration asks for {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} has the shape {shapes}")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def read_about(path: Path) -> dict[str, object]:
+    """What `save_model` was told about a model (recipe, parameters, metrics), and the version that wrote it."""
+    described = read_config(model_folder(path))
+    about = described.get("about")
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path}: config.json has no 'about'")
+    return {**about, "comodal": described.get("comodal"), "class": described.get("class")}
+
+
+def untrained_like(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same shape with fresh weights, in evaluation mode: the baseline of every evaluation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)(model.config).eval()
+
+
+def model_folder(path: Path) -> Path:
+    """The folder of the model that a path means: itself, or `model` in a run's folder."""
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise CheckpointError(f"{path}: no model here (neither config.json nor model/config.json)")
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """The content of config.json."""
+    try:
+        described = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{folder / CONFIG}: not a JSON object")
+    return described
+
+
+def resolve(name: object, folder: Path) -> tuple[type[nn.Module], type]:
+    """A model's class and its module's `Config`; anything outside comodal.models is refused."""
+    refused = CheckpointError(f"{folder / CONFIG}: {name!r} is not the class of a model of comodal.models")
+    if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
+        raise refused
+    module_name, class_name = name.split(":")
+    if not (Path(__file__).parent / f"{module_name}.py").is_file():
+        raise refused
+    module = importlib.import_module(f"comodal.models.{module_name}")
+    found, config = vars(module).get(class_name), vars(module).get("Config")
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module.__name__):
+        raise refused
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise refused
+    return found, config
+
+
+def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
+    """A value of JSON as the type that a dataclass's field declares, itself perhaps a dataclass.
+
+    Every field must be there: a model must not change because a default did.
+    """
+    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
+        types_of = typing.get_type_hints(wanted)
+        names = {field.name for field in dataclasses.fields(wanted)}
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{where} is {value!r}, not an object")
+        if value.keys() != names:
+            missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
+            raise CheckpointError(f"{where}: missing {missing}, unknown {unknown}")
+        return wanted(**{name: from_json(types_of[name], value[name], f"{where}.{name}") for name in value})
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is tuple and isinstance(value, list):
+        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(items) == len(value):
+            pairs = zip(items, value, strict=True)
+            return tuple(from_json(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(pairs))
+    elif origin is typing.Literal and value in arguments:
+        return value
+    elif origin in (types.UnionType, typing.Union) and value is None and type(None) in arguments:
+        return None
+    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(wanted, type) and type(value) is wanted:
+        return value
+    raise CheckpointError(f"{where} is {value!r}, not {wanted}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file whose checksum is right."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            stated = (file.metadata() or {}).get("crc32")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if stated != str(checksum(weights)):
+        raise CheckpointError(f"{path}: the weights are damaged (checksum)")
+    return weights
+
+
+def checksum(weights: Mapping[str, Tensor]) -> int:
+    """CRC-32 over all tensors in the order of their names."""
+    crc = 0
+    for name in sorted(weights):
+        crc = zlib.crc32(weights[name].contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def rename_when_on_disk(temporary: Path, final: Path) -> None:
+    """So that a power cut leaves the old file or the new one."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(final)

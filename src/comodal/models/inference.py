@@ -1,0 +1,123 @@
+"""The same embeddings, faster, on a CPU: batch normalisation folded into convolutions, ReLU fused, bf16, small batches.
+
+Each layer of a tower becomes one call of oneDNN on weights that were laid out for it once. The calls are private to
+PyTorch (`torch.ops.mkldnn`); where they are missing, the same layer is a convolution and a ReLU.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net, pooled
+from comodal.models.vgg import LAYERS, Layer, Tower
+
+MICRO_BATCH = 2  # of 1, 2, 4 and 8 the fastest: more pictures at once leave the cache
+CAN_FUSE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+STEP = [1, 1]  # padding, stride and dilation are all one pixel
+
+
+class Affine(NamedTuple):
+    """Batch normalisation in evaluation mode: x * scale + shift, for each channel."""
+
+    scale: Float[Tensor, "channels 1 1"]
+    shift: Float[Tensor, "channels 1 1"]
+
+    def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+def affine(norm: nn.BatchNorm2d) -> Affine:
+    """What a trained batch normalisation does to its channels."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return Affine(scale.detach().view(-1, 1, 1), shift.detach().view(-1, 1, 1))
+
+
+class FusedLayer:
+    """A convolution with its batch normalisation folded in, and its ReLU.
+
+    Where the ReLU stands before the norm, the norm stays an operation of its own: the next convolution cannot take it
+    in, because zero padding comes after it.
+    """
+
+    def __init__(self, layer: Layer, dtype: torch.dtype, bare: bool) -> None:
+        weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
+        assert bias is not None
+        bias, norm = bias.detach(), affine(layer.norm)
+        self.relu, self.after = not bare, None
+        if not bare and layer.order == "norm_relu":
+            weight, bias = weight * norm.scale.unsqueeze(1), bias * norm.scale.flatten() + norm.shift.flatten()
+        elif not bare:
+            self.after = Affine(norm.scale.to(dtype), norm.shift.to(dtype))
+        self.weight, self.bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
+        self.fused = CAN_FUSE and weight.device.type == "cpu"
+        if self.fused:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, STEP, STEP, STEP, 1, None)
+
+    def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
+        if self.fused:
+            attribute = "relu" if self.relu else "none"
+            x = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, STEP, STEP, STEP, 1, attribute, [], ""
+            )
+        else:
+            x = F.conv2d(x, self.weight, self.bias, padding=1)
+            x = F.relu(x) if self.relu else x
+        return x if self.after is None else self.after(x)
+
+
+class FusedTower:
+    """A tower up to what embeddings pool: conv4_2 after its ReLU, or the bare convolution."""
+
+    def __init__(self, tower: Tower, dtype: torch.dtype, bare: bool) -> None:
+        self.dtype = dtype
+        self.input_norm = affine(tower.input_norm) if isinstance(tower.input_norm, nn.BatchNorm2d) else None
+        self.layers: dict[str, FusedLayer] = {}
+        for name in LAYERS:
+            layer = tower.layers[name]
+            assert isinstance(layer, Layer)
+            self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == LAYERS[-1])
+
+    def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+        x = x if self.input_norm is None else self.input_norm(x)
+        x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
+        for name, layer in self.layers.items():
+            x = layer(x)
+            if name.endswith("_2") and name != LAYERS[-1]:
+                x = F.max_pool2d(x, 2)
+        return x
+
+
+class FastL3Net:
+    """Embeds like the model that it was made from, with the weights of that moment; it cannot be trained."""
+
+    def __init__(self, model: L3Net, dtype: torch.dtype) -> None:
+        self.config, self._model = model.config, model
+        bare = model.config.embedding == "convolution"
+        self._image_tower = FusedTower(model.image_tower, dtype, bare)
+        self._sound_tower = FusedTower(model.sound_tower, dtype, bare)
+
+    @torch.inference_mode()
+    def embed_image(
+        self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
+    ) -> Float[Tensor, "batch features"]:
+        """`L3Net.embed_image`, in float32 whatever the precision inside."""
+        parts = image.split(MICRO_BATCH)
+        return torch.cat([pooled(self._image_tower(self._model.normalised(part)), grid).float() for part in parts])
+
+    @torch.inference_mode()
+    def embed_sound(
+        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = SOUND_GRID
+    ) -> Float[Tensor, "batch features"]:
+        """`L3Net.embed_sound`, in float32 whatever the precision inside."""
+        parts = sound.split(MICRO_BATCH)
+        return torch.cat([pooled(self._sound_tower(self._model.spectrogram(part)), grid).float() for part in parts])
+
+
+def fast(model: L3Net, dtype: torch.dtype = torch.bfloat16) -> FastL3Net:
+    """A copy of a model for embedding alone; in bfloat16 its embeddings have a cosine of 0.9999 with the model's."""
+    return FastL3Net(model, dtype)

@@ -1,0 +1,94 @@
+"""The convolutional tower of both L3 subnetworks (L3-Net, section 3.1 and figure 2).
+
+Four blocks of two 3x3 convolutions, each with batch normalisation and ReLU; the number of filters doubles from block to
+block, and 2x2 max pooling without padding halves the map between them. The last pooling belongs to the caller.
+"""
+
+import math
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCKS = 4
+LAYERS = tuple(f"conv{block}_{layer}" for block in range(1, BLOCKS + 1) for layer in (1, 2))
+
+
+def initialise(layer: nn.Conv2d | nn.Linear) -> None:
+    """Keras' he_normal, as in l3embedding: a normal of variance 2 / inputs, cut off at two sigma; biases of zero."""
+    deviation = math.sqrt(2 / layer.weight[0].numel())
+    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+class Layer(nn.Module):
+    """A 3x3 convolution, batch normalisation and ReLU, the last two in either order."""
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        order: Literal["norm_relu", "relu_norm"],
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.order = order
+        self.convolution = nn.Conv2d(channels, filters, 3, padding=1)
+        self.norm = nn.BatchNorm2d(filters, norm_eps, norm_momentum)
+        initialise(self.convolution)
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
+        x = self.convolution(x)
+        return F.relu(self.norm(x)) if self.order == "norm_relu" else self.norm(F.relu(x))
+
+
+class Tower(nn.Module):
+    """Picture or spectrogram to the map of conv4_2: an eighth of the size, with eight times the filters of conv1_1.
+
+    Args:
+        channels: Channels of the input, 3 for a picture and 1 for a spectrogram.
+        width: Filters of the first block, 64 in the paper.
+        input_norm: Whether a batch normalisation stands before everything (l3embedding, OpenL3).
+        relu_before_norm: Layers whose ReLU stands before the batch normalisation (OpenL3's picture tower).
+        norm_eps: Added to the variance.
+        norm_momentum: Weight of a new batch in the running mean and variance.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        input_norm: bool,
+        relu_before_norm: tuple[str, ...],
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.input_norm = nn.BatchNorm2d(channels, norm_eps, norm_momentum) if input_norm else nn.Identity()
+        self.layers = nn.ModuleDict()
+        for index, name in enumerate(LAYERS):
+            filters = width * 2 ** (index // 2)
+            order: Literal["norm_relu", "relu_norm"] = "relu_norm" if name in relu_before_norm else "norm_relu"
+            self.layers[name] = Layer(channels, filters, order, norm_eps, norm_momentum)
+            channels = filters
+
+    def before_last(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+        """The input of conv4_2."""
+        x = self.input_norm(x)
+        for name in LAYERS[:-1]:
+            x = self.layers[name](x)
+            if name.endswith("_2"):
+                x = F.max_pool2d(x, 2)
+        return x
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+        return self.layers["conv4_2"](self.before_last(x))
+
+    def raw(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+        """What conv4_2's convolution gives, before its norm and ReLU: OpenL3 cuts the network here."""
+        last = self.layers["conv4_2"]
+        assert isinstance(last, Layer)
+        return last.convolution(self.before_last(x))

@@ -1,0 +1,63 @@
+"""Sentences about a world: what is there, what sounds, and which thing is where beside which."""
+
+import numpy as np
+
+from comodal.playground.world import Thing, World
+
+CAPTION_PART = 3
+OPENINGS = ("There is {}", "A scene with {}", "One can see {}", "This shows {}", "In the picture there is {}")
+SOUNDS = {
+    "ball": ("bounces", "is bouncing"),
+    "bell": ("rings", "is ringing"),
+    "bird": ("chirps", "is singing"),
+    "clock": ("ticks", "is ticking"),
+    "drum": ("rolls", "is being drummed"),
+    "fan": ("whirrs", "is humming"),
+    "frog": ("croaks", "is croaking"),
+    "guitar": ("plays", "is being plucked"),
+    "horn": ("blows", "is being blown"),
+    "siren": ("wails", "is wailing"),
+}
+NOISES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind": "wind"}
+
+
+def captions(world: World) -> list[str]:
+    """Several true sentences, worded differently from world to world."""
+    rng = world.generator(CAPTION_PART)
+    sentences = [_list_of_things(world, rng)]
+    for thing in world.sounding:
+        verb = SOUNDS[thing.kind][int(rng.integers(2))]
+        sentences.append(f"The {describe(thing, rng)} {verb}, with {NOISES[world.background.noise]} behind it.")
+    if len(world.things) > 1:
+        first, second = (world.things[int(i)] for i in rng.choice(len(world.things), 2, replace=False))
+        sentences.append(f"The {describe(first, rng)} is {relation(first, second)} the {describe(second, rng)}.")
+        largest = max(world.things, key=lambda thing: thing.size)
+        sentences.append(f"The largest thing is the {describe(largest, rng)}.")
+    return sentences
+
+
+def describe(thing: Thing, rng: np.random.Generator) -> str:
+    """An object in words, with its colour or its material or both."""
+    words = [
+        [thing.colour, thing.kind],
+        [thing.material, thing.kind],
+        [thing.colour, thing.material, thing.kind],
+    ]
+    return " ".join(words[int(rng.integers(3))])
+
+
+def relation(first: Thing, second: Thing) -> str:
+    """Where the first object rests beside the second, by the larger of the two distances on a 4:3 picture."""
+    across, down = (first.x - second.x) * 4 / 3, first.y - second.y
+    if abs(across) >= abs(down):
+        return "left of" if across < 0 else "right of"
+    return "above" if down < 0 else "below"
+
+
+def _list_of_things(world: World, rng: np.random.Generator) -> str:
+    names = []
+    for thing in world.things:
+        name = f"{thing.colour} {thing.material} {thing.kind}"
+        names.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
+    things = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return str(rng.choice(OPENINGS)).format(things) + "."

@@ -1,0 +1,194 @@
+"""A playground folder: videos with their truth, a sound folder in ESC-50's layout and a tree of images by class.
+
+videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
+worlds.jsonl                    the truth about each video: objects, boxes, events, captions
+sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
+images/{train,test}/KIND/       pictures of worlds that are in no video
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from comodal.errors import DataError
+from comodal.playground.picture import Painter, render_frame
+from comodal.playground.synthesis import render_sound
+from comodal.playground.truth import truth
+from comodal.playground.world import KINDS, Purpose, make_world
+from comodal.playground.write import json_lines, write_image, write_sound, write_text, write_video
+
+VIDEO_SAMPLE_RATE = 48_000
+SOUND_SAMPLE_RATE = 44_100  # of ESC-50
+FOLDS = 5
+ESC10_KINDS = KINDS[::2]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a playground is made from; two folders with equal options hold the same."""
+
+    videos: int
+    seconds: float
+    sounds: int
+    images: int
+    width: int
+    height: int
+    frames_per_second: float
+    sound_seconds: float
+    seed: int
+
+
+def make_playground(
+    folder: Path,
+    *,
+    videos: int = 800,
+    seconds: float = 4.0,
+    sounds: int = 400,
+    images: int = 400,
+    width: int = 192,
+    height: int = 144,
+    frames_per_second: float = 10.0,
+    sound_seconds: float = 2.0,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Make a world of short videos in which what is seen causes what is heard, with the truth about it.
+
+    A run that was killed goes on when started again; a finished folder is left as it is.
+
+    Args:
+        folder: where to write; made if it is not there.
+        videos: number of videos; eight of ten are for training, one for validation, one for testing.
+        seconds: length of each video.
+        sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
+        images: pictures in each of the splits train and test of the image folder.
+        width: of the pictures, in pixels (even).
+        height: of the pictures, in pixels (even).
+        frames_per_second: rate of the videos.
+        sound_seconds: length of each clip of the ESC-50 folder.
+        seed: another seed is another world.
+        workers: processes; the result does not depend on their number.
+
+    Raises:
+        DataError: the folder holds a playground of other options.
+    """
+    if width % 2 or height % 2:
+        raise ValueError(f"H.264 needs an even size, got {width} x {height}")
+    if seconds < 1 or sound_seconds < 1:
+        raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
+    options = Options(videos, seconds, sounds, images, width, height, frames_per_second, sound_seconds, seed)
+    _claim(folder, options)
+    jobs = [
+        *(partial(_make_video, folder, options, index) for index in range(videos)),
+        *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
+        *(partial(_make_image, folder, options, index) for index in range(2 * images)),
+    ]
+    if not (folder / "videos.jsonl").exists():
+        _run(jobs, workers)
+        _write_lists(folder, options)
+
+
+def _claim(folder: Path, options: Options) -> None:
+    """Write the options down, or compare them with those of the playground that is there."""
+    about = folder / "about.json"
+    wanted = {"kind": "playground", **asdict(options)}
+    if about.exists():
+        found = json.loads(about.read_text(encoding="utf-8"))
+        differing = sorted(name for name in wanted if found.get(name) != wanted[name])
+        if differing:
+            told = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in differing)
+            raise DataError(f"{folder} holds another playground: {told}; choose another folder or delete this one")
+    elif folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty and not a playground; choose another folder")
+    else:
+        write_text(about, json.dumps(wanted, indent=2) + "\n")
+
+
+def _run(jobs: Sequence[Callable[[], None]], workers: int) -> None:
+    """Do all jobs in a number of processes, with a progress bar."""
+    columns = (TextColumn("playground"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns) as progress,
+        Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
+    ):
+        task = progress.add_task("", total=len(jobs))
+        for _ in parallel(delayed(job)() for job in jobs):
+            progress.advance(task)
+
+
+def _make_video(folder: Path, options: Options, index: int) -> None:
+    path = folder / "videos" / f"{video_key(index)}.mp4"
+    if path.exists():
+        return
+    world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
+    painter = Painter(world, options.width, options.height)
+    rate = options.frames_per_second
+    frames = (painter.frame(number / rate) for number in range(round(options.seconds * rate)))
+    sound = render_sound(world, VIDEO_SAMPLE_RATE)
+    write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, (options.width, options.height))
+
+
+def _make_sound(folder: Path, options: Options, index: int) -> None:
+    path = folder / "sounds" / "audio" / sound_name(index)
+    if not path.exists():
+        kind = KINDS[index % len(KINDS)]
+        world = make_world(options.seed, Purpose.SOUND, index, seconds=options.sound_seconds, kind=kind)
+        write_sound(path, render_sound(world, SOUND_SAMPLE_RATE), SOUND_SAMPLE_RATE)
+
+
+def _make_image(folder: Path, options: Options, index: int) -> None:
+    kind, split = KINDS[index % len(KINDS)], "train" if index < options.images else "test"
+    path = folder / "images" / split / kind / f"{index:05d}.jpg"
+    if not path.exists():
+        world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
+        moment = float(world.generator(9).uniform(0, options.seconds))
+        write_image(path, render_frame(world, moment, options.width, options.height))
+
+
+def _sound_count(options: Options) -> int:
+    return options.sounds // (FOLDS * len(KINDS)) * FOLDS * len(KINDS)
+
+
+def video_key(index: int) -> str:
+    """The name of a video."""
+    return f"video-{index:05d}"
+
+
+def split_of(index: int) -> str:
+    """Eight of ten videos for training, then one for validation and one for testing."""
+    return {8: "validation", 9: "test"}.get(index % 10, "train")
+
+
+def sound_name(index: int) -> str:
+    """File name of a clip as in ESC-50: fold, source, take, target; each round of all kinds goes to the next fold."""
+    return f"{index // len(KINDS) % FOLDS + 1}-{100000 + index}-A-{index % len(KINDS)}.wav"
+
+
+def _write_lists(folder: Path, options: Options) -> None:
+    """The lists of what was made; videos.jsonl last, since it says that all is there."""
+    worlds, sources = [], []
+    for index in range(options.videos):
+        world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
+        key = video_key(index)
+        record: dict[str, Any] = {"key": key, "split": split_of(index), **truth(world, options.width, options.height)}
+        worlds.append(record)
+        path = f"videos/{key}.mp4"
+        sources.append({"path": path, "key": key, "label": record["label"], "group": key, "split": record["split"]})
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("filename", "fold", "target", "category", "esc10", "src_file", "take"))
+    for index in range(_sound_count(options)):
+        name, kind = sound_name(index), KINDS[index % len(KINDS)]
+        fold, source, take, target = name.removesuffix(".wav").split("-")
+        rows.writerow((name, fold, target, kind, kind in ESC10_KINDS, source, take))
+    write_text(folder / "sounds" / "meta" / "esc50.csv", table.getvalue())
+    write_text(folder / "worlds.jsonl", json_lines(worlds))
+    write_text(folder / "videos.jsonl", json_lines(sources))

@@ -1,0 +1,276 @@
+"""A made-up world: objects of a few kinds, colours, materials and sizes, what they do and when they sound.
+
+What is seen causes what is heard. The kind gives the pattern in time (rhythm, envelope, glide), the size the pitch, the
+material the timbre; colour, place, angle and background have nothing to do with the kind. Kinds share their pitches and
+timbres on purpose: an average spectrum tells them apart badly, one second of listening tells them apart well.
+
+A world is a function of (seed, purpose, index) alone, so any number of workers makes the same ones.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a world is made for; worlds of different purposes share nothing."""
+
+    VIDEO = 0
+    SOUND = 1
+    IMAGE = 2
+
+
+KINDS = ("ball", "bell", "bird", "clock", "drum", "fan", "frog", "guitar", "horn", "siren")
+SILENT_KINDS = ("cloud", "cone", "crate", "gem", "mug", "star", "tree")
+MATERIALS = ("wood", "metal", "glass", "plastic")
+COLOURS = {
+    "red": (205, 45, 40),
+    "orange": (235, 135, 35),
+    "yellow": (235, 210, 60),
+    "green": (60, 160, 70),
+    "teal": (40, 160, 165),
+    "blue": (50, 90, 205),
+    "purple": (130, 65, 175),
+    "pink": (235, 130, 175),
+    "brown": (130, 85, 50),
+    "white": (235, 235, 230),
+    "grey": (130, 130, 135),
+    "black": (45, 45, 50),
+}
+TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
+NOISES = ("pink", "rain", "hum", "wind")
+MOTIONS = ("still", "sway", "drift", "circle")
+SMALL, LARGE = 0.24, 0.40  # half the extent of an object, in heights of the picture
+
+
+@dataclass(frozen=True)
+class Note:
+    """One sound event: `pitch` and `end_pitch` are multiples of the object's own pitch."""
+
+    start_seconds: float
+    seconds: float
+    pitch: float = 1.0
+    end_pitch: float = 1.0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object; x and y are its resting centre in widths and heights of the picture, `size` in heights."""
+
+    kind: str
+    colour: str
+    material: str
+    size: float
+    x: float
+    y: float
+    angle: float
+    mirrored: bool
+    motion: str
+    reach: float
+    phase: float
+    sounding: bool
+    pitch_hertz: float
+    level: float
+    tempo: float
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is behind the objects, for the eye and for the ear; `noise_level` is relative to the loudest object."""
+
+    texture: str
+    colours: tuple[str, str]
+    clutter: int
+    light: float
+    noise: str
+    noise_level: float
+    echo_seconds: float
+    echo_level: float
+    tilt_decibels: float
+
+
+@dataclass(frozen=True)
+class World:
+    """A scene of some seconds; `things` are ordered from the back to the front."""
+
+    seed: int
+    purpose: Purpose
+    index: int
+    seconds: float
+    things: tuple[Thing, ...]
+    background: Background
+
+    @property
+    def sounding(self) -> tuple[Thing, ...]:
+        return tuple(thing for thing in self.things if thing.sounding)
+
+    def generator(self, part: int) -> np.random.Generator:
+        """Chance for one part of this world (0 is the scene itself; picture and sound have their own)."""
+        return np.random.default_rng((self.seed, int(self.purpose), self.index, part))
+
+
+def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind: str | None = None) -> World:
+    """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
+    rng = np.random.default_rng((seed, int(purpose), index, 0))
+    sounding = 1 if kind is not None or rng.random() > 0.12 else 2
+    kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
+    if kind is not None:
+        kinds = [kind]
+    silent = [
+        str(name) for name in rng.choice(SILENT_KINDS, size=int(rng.integers(0, 5 - 2 * sounding)), replace=False)
+    ]
+    names = silent + kinds
+    sizes = [_size(rng, name) for name in names]
+    places = _places(rng, sizes)
+    things = tuple(_thing(rng, *item, seconds) for item in zip(names, sizes, places, strict=True))
+    return World(seed, purpose, index, seconds, things, _background(rng))
+
+
+def _size(rng: np.random.Generator, kind: str) -> float:
+    low, high = (SMALL, LARGE) if kind in KINDS else (0.10, 0.18)
+    return float(rng.uniform(low, high))
+
+
+def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
+    """Centres that keep objects inside a 4:3 picture, the best of a few draws at keeping them apart."""
+    best, best_gap = [(0.5, 0.5)] * len(sizes), -np.inf
+    for _ in range(12):
+        draw = [(float(rng.uniform(s * 0.7, 1 - s * 0.7)), float(rng.uniform(s * 0.95, 1 - s * 0.95))) for s in sizes]
+        gaps = [
+            np.hypot((a[0] - b[0]) * 4 / 3, a[1] - b[1]) - sizes[i] - sizes[i + j + 1]
+            for i, a in enumerate(draw)
+            for j, b in enumerate(draw[i + 1 :])
+        ]
+        gap = min(gaps, default=0.0)
+        if gap > best_gap:
+            best, best_gap = draw, gap
+    return best
+
+
+def _thing(rng: np.random.Generator, kind: str, size: float, place: tuple[float, float], seconds: float) -> Thing:
+    sounding = kind in KINDS
+    tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
+    # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
+    octaves = 1.0 - (size - SMALL) / (LARGE - SMALL) + rng.uniform(0, 1.5)
+    return Thing(
+        kind=kind,
+        colour=str(rng.choice(list(COLOURS))),
+        material=str(rng.choice(MATERIALS)),
+        size=size,
+        x=place[0],
+        y=place[1],
+        angle=float(rng.uniform(-15, 15)),
+        mirrored=bool(rng.random() < 0.5),
+        motion=str(rng.choice(MOTIONS)),
+        reach=float(rng.uniform(0.02, 0.06)),
+        phase=float(rng.uniform(0, 2 * np.pi)),
+        sounding=sounding,
+        pitch_hertz=float(350.0 * 2.0**octaves),
+        level=float(rng.uniform(0.4, 1.0)),
+        tempo=tempo,
+        notes=tuple(RHYTHMS[kind](rng, tempo, seconds)) if sounding else (),
+    )
+
+
+def _background(rng: np.random.Generator) -> Background:
+    first, second = rng.choice(list(COLOURS), size=2, replace=False)
+    return Background(
+        texture=str(rng.choice(TEXTURES)),
+        colours=(str(first), str(second)),
+        clutter=int(rng.integers(0, 6)),
+        light=float(rng.uniform(0.65, 1.1)),
+        noise=str(rng.choice(NOISES)),
+        noise_level=float(10 ** (rng.uniform(-30, -4) / 20)),
+        echo_seconds=float(rng.uniform(0.05, 0.3)),
+        echo_level=float(rng.uniform(0.0, 0.6)),
+        tilt_decibels=float(rng.uniform(-6, 6)),
+    )
+
+
+def _beats(rng: np.random.Generator, period: float, seconds: float) -> list[float]:
+    """Even beats through the whole time, with a little human unevenness; the first lies before the clip begins."""
+    starts = np.arange(-float(rng.uniform(0, period)), seconds, period)
+    return [float(start) for start in starts + rng.uniform(-0.04, 0.04, len(starts)) * period]
+
+
+def _even(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Bell and horn: the same beats and lengths; only the envelope differs (one is the other played backwards)."""
+    return [Note(t, 0.30 / tempo, strength=float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.36 / tempo, seconds)]
+
+
+def _rising(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Bird: short notes that rise by an octave."""
+    return [Note(t, 0.17 / tempo, 0.71, 1.41, float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.25 / tempo, seconds)]
+
+
+def _falling(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Frog: the bird's notes upside down."""
+    return [Note(t, 0.17 / tempo, 1.41, 0.71, float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.25 / tempo, seconds)]
+
+
+def _ticks(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Clock: short ticks at an even pace, high and low in turn."""
+    beats = _beats(rng, 0.17 / tempo, seconds)
+    return [Note(t, 0.05, 1.25 if i % 2 else 0.8, 1.25 if i % 2 else 0.8) for i, t in enumerate(beats)]
+
+
+def _bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Ball: hits ever closer and softer (each rebound takes 0.7 of the time of the last), then thrown up anew."""
+    notes, t = [], -float(rng.uniform(0, 0.5))
+    while t < seconds:
+        interval, strength = 0.30 / tempo, 1.0
+        while interval > 0.045 and t < seconds:
+            notes.append(Note(t, 0.06, strength=strength))
+            t, interval, strength = t + interval, interval * 0.72, strength * 0.85
+        t += 0.12
+    return notes
+
+
+def _rolls(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Drum: three quick strokes, each with its pitch falling off at once, then a rest."""
+    return [
+        Note(t + 0.075 * stroke / tempo, 0.07, 1.1, 0.6, 1.0 if stroke == 2 else 0.7)
+        for t in _beats(rng, 0.4 / tempo, seconds)
+        for stroke in range(3)
+    ]
+
+
+def _scale(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Guitar: plucked chords taken apart, up and down again in steps, each note cut off by the next."""
+    steps = (0.63, 0.79, 0.94, 1.26, 0.94, 0.79)
+    beats = _beats(rng, 0.14 / tempo, seconds)
+    return [Note(t, 0.145 / tempo, steps[i % 6], steps[i % 6]) for i, t in enumerate(beats)]
+
+
+def _wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Siren: one unbroken tone that climbs and sinks over an octave and a half."""
+    half = 0.33 / tempo
+    starts = _beats(rng, 2 * half, seconds)
+    ends = [*starts[1:], starts[-1] + 2 * half]
+    notes = []
+    for start, end in zip(starts, ends, strict=True):
+        middle = (start + end) / 2
+        notes += [Note(start, middle - start, 0.6, 1.7), Note(middle, end - middle, 1.7, 0.6)]
+    return notes
+
+
+def _whirr(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+    """Fan: one tone for each blade that passes, so fast that they flutter."""
+    return [Note(t, 0.055 / tempo) for t in _beats(rng, 0.062 / tempo, seconds)]
+
+
+RHYTHMS = {
+    "ball": _bounces,
+    "bell": _even,
+    "bird": _rising,
+    "clock": _ticks,
+    "drum": _rolls,
+    "fan": _whirr,
+    "frog": _falling,
+    "guitar": _scale,
+    "horn": _even,
+    "siren": _wail,
+}

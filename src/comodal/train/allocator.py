@@ -1,0 +1,22 @@
+"""The C library's allocator, told to keep what it has.
+
+A training step on a CPU frees and allocates the same hundreds of megabytes again and again. By default glibc returns
+blocks above 32 MiB to the system at once and asks for them again, zeroed, a page fault for every 4 KiB: 818,000 faults
+a step of the full L3-Net, 161 with the settings below, which make the step 1.5 (fp32) to 1.8 times (bf16) as fast and
+the peak of memory 25 to 50 % higher.
+"""
+
+import ctypes
+import platform
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+NEVER = 2**31 - 1
+GROW_BY = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Whether it could be told: it is glibc's, on Linux."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, NEVER), mallopt(M_TOP_PAD, GROW_BY)])

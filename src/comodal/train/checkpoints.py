@@ -1,0 +1,86 @@
+"""Checkpoints of a run: everything that the next step depends on, in one file each, the last two kept.
+
+A checkpoint is written under a temporary name, forced to the disk and renamed, so that a file of the final name is
+whole. Loading one runs no code: `weights_only` unpickles tensors, numbers and texts and refuses everything else.
+"""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comodal.errors import CheckpointError
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is after `step` steps."""
+
+    step: int
+    samples: int  # done in all, over all processes: the place in the data
+    seconds: float  # of training, over all sittings
+    objective: dict[str, Any]
+    optimizer: dict[str, Any]
+    chance: dict[str, torch.Tensor]  # states of the generators, by the kind of device
+    fingerprint: str  # of the data
+    sums: dict[str, float]  # of the metrics since the last line of the log
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("[0-9]*.pt"))
+
+    def save(self, state: State) -> None:
+        """Writes a checkpoint, and deletes the oldest when it is safe.
+
+        Raises:
+            CheckpointError: It cannot be written; the ones before it are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{state.step:09d}.pt"
+        temporary = self.folder / f".{path.name}.part"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(asdict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
+            temporary.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
+            last = (
+                f"the checkpoint of step {int(self.files()[-1].stem)} is whole" if self.files() else "there is none yet"
+            )
+            raise CheckpointError(
+                f"{path} cannot be written ({reason}); {last}: make room, then go on with --resume"
+            ) from error
+        for old in self.files()[:-KEPT]:
+            old.unlink()
+
+    def load(self) -> State | None:
+        """The last checkpoint, on the CPU; None if there is none.
+
+        Raises:
+            CheckpointError: It is damaged, or not one of ours.
+        """
+        for left in self.folder.glob(".*.part"):  # of a process that was killed
+            left.unlink()
+        if not self.files():
+            return None
+        path = self.files()[-1]
+        try:
+            return State(**torch.load(path, map_location="cpu", weights_only=True))
+        except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError) as error:
+            before = f"; delete it to go on from {self.files()[-2].name}" if len(self.files()) > 1 else ""
+            raise CheckpointError(f"{path} is damaged or no checkpoint{before}") from error

@@ -1,0 +1,65 @@
+"""The resolved settings of a run, as `config.yaml` in its folder: a file that `comodal train --config` reads."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comodal.errors import RecipeError
+
+MAY_CHANGE = {"data", "workers", "steps"}  # parameters that leave the order of the data and each step as they were
+
+
+def resolve(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a recipe: what is given, and the defaults of the rest."""
+    try:
+        bound = inspect.signature(recipe).bind(**parameters)
+    except TypeError as error:
+        raise RecipeError(f"{name_of(recipe)}: {error}") from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as YAML and JSON can hold them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def name_of(recipe: Callable) -> str:
+    """As it is called on the command line: its module's name."""
+    return recipe.__module__.rpartition(".")[2]
+
+
+def write_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+    """Writes the settings, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    command = f"# comodal train {name_of(recipe)} --config {path.name} --out ANOTHER_RUN\n"
+    temporary.write_text(command + yaml.safe_dump(plain(values), sort_keys=False))
+    temporary.replace(path)
+
+
+def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """What differs from the settings that a run was started with, as sentences.
+
+    Args:
+        path: The run's config.yaml.
+        parameters: Of the recipe; most of them must not change.
+        options: Of the trainer; they may.
+
+    Raises:
+        RecipeError: A parameter that decides about the data or the steps has changed.
+    """
+    if not path.exists():
+        return []
+    before = yaml.safe_load(path.read_text())
+    if not isinstance(before, dict):
+        raise RecipeError(f"{path} is damaged: it holds no settings")
+    now = plain(parameters) | plain(options)
+    differs = [name for name, value in now.items() if before.get(name) != value]
+    sentences = {name: f"{name} {now[name]} instead of {before.get(name)}" for name in differs}
+    refused = [sentences[name] for name in differs if name in parameters and name not in MAY_CHANGE]
+    if refused:
+        raise RecipeError(f"{path.parent} was started with other settings and cannot go on with {', '.join(refused)}")
+    return list(sentences.values())

@@ -1,0 +1,100 @@
+"""What a run says while it works: lines of JSON, TensorBoard events, and a line of progress."""
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+
+class Log:
+    """Writes `metrics.jsonl` and `tensorboard/` in a run's folder.
+
+    Args:
+        folder: The run's.
+        step: Where the run goes on; what was written after that step, before the run was killed, is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_log(self.path) if line["step"] <= step]
+        temporary = folder / ".metrics.jsonl.part"
+        with temporary.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+        self.file = self.path.open("a", buffering=1)
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        """One line, and one event for each metric."""
+        self.file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.events.close()
+
+
+def read_log(path: Path) -> list[dict]:
+    """The whole lines of a log; the last may be cut short where a run was killed."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # what follows the last line break is not a whole line
+    return [json.loads(line) for line in lines]
+
+
+class ProgressLine:
+    """A bar on a terminal, a line every half minute elsewhere, nothing in the processes that do not speak."""
+
+    def __init__(self, steps: int, done: int, speaks: bool) -> None:
+        self.steps = steps
+        self.speaks = speaks
+        self.console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not (speaks and self.console.is_terminal))
+        self.task = self.bar.add_task("training", total=steps, completed=done, left="")
+        self.last_line = time.monotonic()
+
+    def show(self, step: int, metrics: dict[str, float], steps_per_second: float) -> None:
+        """The metrics of the last line of the log, and the time left."""
+        left = f"{timedelta(seconds=round((self.steps - step) / steps_per_second))} left"
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if shown(name))
+        self.bar.update(self.task, completed=step, description=text, left=left)
+        due = time.monotonic() - self.last_line > LINE_SECONDS or step == self.steps
+        if self.speaks and due and not self.console.is_terminal:
+            self.last_line = time.monotonic()
+            print(f"step {step:,} of {self.steps:,}: {text}, {left}", file=sys.stderr, flush=True)
+
+    def say(self, sentence: str) -> None:
+        """A sentence above the bar."""
+        if self.speaks:
+            self.console.print(sentence, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+def shown(name: str) -> bool:
+    return name in {"loss", "accuracy", "pairs_per_second"}

@@ -1,0 +1,281 @@
+"""A run: what a recipe returns, and the folder that training it fills.
+
+RUN/config.yaml (settings), metrics.jsonl and tensorboard/ (log), checkpoints/ (exact resume), model/ (what is served).
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from comodal import distributed
+from comodal.data.loader import Loader
+from comodal.errors import RecipeError
+from comodal.models.checkpoint import save_model
+from comodal.train.allocator import keep_freed_memory
+from comodal.train.checkpoints import Checkpoints, State
+from comodal.train.config import changes, name_of, plain, resolve, write_config
+from comodal.train.fit import NotFiniteError, Place, Precision, fit, validate
+from comodal.train.log import Log, ProgressLine, read_log
+from comodal.train.stop import Stop
+
+DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train, on what, for how long."""
+
+    objective: nn.Module  # keeps the model as `.model`
+    batches: Loader
+    validation: Loader | None
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    steps: int
+    seed: int
+    fingerprint: str  # of the data
+
+
+def train(
+    recipe: Callable[..., Run],
+    parameters: Mapping[str, Any],
+    out: Path,
+    resume: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision = "bf16",
+    accumulate: int = 1,
+    compile: bool = False,
+    log_every: int = 10,
+    validate_every: int = 500,
+    checkpoint_minutes: float = 10.0,
+    threads: int | None = None,
+) -> int:
+    """Trains what a recipe describes, and returns the exit status: 0 when done, 130 or 143 when stopped by a signal.
+
+    Ctrl-C and SIGTERM save a checkpoint and leave; --resume goes on at the exact sample. Several processes or machines:
+    `torchrun --nproc_per_node 4 -m comodal train ...` with the same options.
+
+    Args:
+        recipe: A function that returns a Run.
+        parameters: Its arguments.
+        out: The run's folder.
+        resume: Go on where the run in this folder stopped; begin if there is none.
+        device: Where to compute; auto takes a GPU if there is one.
+        precision: bf16 computes convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
+        accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
+        compile: Use torch.compile. Pays on a GPU; on a CPU it is slower.
+        log_every: Steps between two lines of the log; they hold the mean over the steps between.
+        validate_every: Steps between two validations; there is one at the end in any case.
+        checkpoint_minutes: Minutes between two checkpoints; there is one at the end in any case.
+        threads: Threads of computation of this process; by default torch decides.
+
+    Raises:
+        RecipeError: The folder holds a run and `resume` is not set, or settings have changed that must not.
+        CheckpointError: A checkpoint cannot be read or written.
+        DataError: A sample cannot be read.
+        FloatingPointError: The loss is not finite; not_finite.json in the run's folder holds the samples' keys.
+    """
+    if min(accumulate, log_every, validate_every, threads or 1) < 1 or checkpoint_minutes < 0:
+        raise ValueError(
+            "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    options: dict[str, Any] = {"device": device, "precision": precision, "accumulate": accumulate, "compile": compile}
+    options |= {"log_every": log_every, "validate_every": validate_every, "checkpoint_minutes": checkpoint_minutes}
+    values = resolve(recipe, parameters)
+    place = Place(distributed.start(device), precision)
+    if place.device.type == "cpu":
+        keep_freed_memory()
+    try:
+        changed = open_folder(out, resume, values, options)
+        with torch.random.fork_rng():
+            run = recipe(**values)
+            about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
+            every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
+            sitting = Sitting(run, out, place, every, about)
+            write_settings(out, recipe, values | options)
+            return sitting.work(changed, compile)
+    finally:
+        distributed.stop()
+
+
+def open_folder(out: Path, resume: bool, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """Makes the run's folder, or looks whether the run in it may go on; returns what has changed since it began."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out} is a file, not a folder")
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise RecipeError(f"{out} is there already: go on with --resume, or choose another --out")
+    if resume and out.exists() and any(out.iterdir()) and not (out / "config.yaml").exists():
+        raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
+    changed = changes(out / "config.yaml", parameters, options)
+    distributed.barrier()
+    return changed
+
+
+def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        write_config(out / "config.yaml", recipe, values)
+    distributed.barrier()
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often what happens."""
+
+    parts: int  # of a step
+    log_steps: int
+    validate_steps: int
+    checkpoint_seconds: float
+
+
+class Sitting:
+    """From where a run stands to its end, or to a signal."""
+
+    def __init__(self, run: Run, out: Path, place: Place, every: Every, about: dict[str, Any]) -> None:
+        self.run = run
+        self.out = out
+        self.place = place
+        self.every = every
+        self.about = about
+        self.checkpoints = Checkpoints(out / "checkpoints")
+        self.step = 0
+        self.seconds = 0.0
+        self.sums: dict[str, float] = {}
+        self.saved_at = time.monotonic()
+
+    def work(self, changed: list[str], compile: bool) -> int:
+        """Trains to the end; returns the exit status."""
+        run = self.run
+        torch.manual_seed(run.seed + distributed.rank())
+        run.objective.to(self.place.device).to(memory_format=torch.channels_last)
+        self.restore()
+        if compile:
+            run.objective.compile()
+        parallel = DistributedDataParallel(run.objective) if distributed.world_size() > 1 else run.objective
+        speaks = distributed.is_main()
+        with Stop() as stop, ProgressLine(run.steps, self.step, speaks) as progress:
+            if self.step:
+                progress.say(f"{self.out}: goes on after step {self.step:,}{''.join(f', with {c}' for c in changed)}")
+            log = Log(self.out, self.step) if speaks else None
+            try:
+                signal = self.steps(parallel, stop, progress, log)
+            except NotFiniteError as error:
+                raise self.explain(error) from error
+            finally:
+                if log:
+                    log.close()
+            if signal:
+                progress.say(f"{self.out}: stopped after step {self.step:,} and saved; go on with --resume")
+                return BY_SIGNAL + signal
+            if speaks:
+                lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
+                save_model(
+                    run.objective.get_submodule("model"),
+                    self.out / "model",
+                    {**self.about, "steps": run.steps, "metrics": lines},
+                )
+            progress.say(f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}")
+        return DONE
+
+    def steps(self, objective: nn.Module, stop: Stop, progress: ProgressLine, log: Log | None) -> int:
+        """The steps that are left; returns the signal that stopped them, or 0."""
+        run, parts = self.run, self.every.parts
+        batches = run.batches.batches(self.step * run.batches.batch_size, parts)
+        left = range(self.step, run.steps)
+        began = time.monotonic()
+        for values in fit(objective, batches, run.optimizer, run.learning_rate, left, self.place, parts):
+            self.step += 1
+            last = self.step == run.steps
+            self.count(values, time.monotonic() - began)
+            if last or self.step % self.every.log_steps == 0:
+                self.report(progress, log)
+            if run.validation and (last or self.step % self.every.validate_steps == 0):
+                self.validate(log)
+            signal = stop.agreed(self.place.device)
+            if last or signal or time.monotonic() - self.saved_at > self.every.checkpoint_seconds:
+                self.save()
+            if signal and not last:
+                return signal
+            began = time.monotonic()
+        return 0
+
+    def count(self, values: dict[str, float], seconds: float) -> None:
+        """Adds a step to the sums of which the log shows the means."""
+        self.seconds += seconds
+        for name, value in {**values, "seconds": seconds, "steps": 1.0}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def report(self, progress: ProgressLine, log: Log | None) -> None:
+        """One line of the log, and the progress."""
+        steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
+        means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.place.device)
+        self.sums = {}
+        metrics = means | {
+            "learning_rate": self.run.learning_rate(self.step - 1),
+            "pairs_per_second": steps * self.run.batches.batch_size / seconds,
+            "seconds": self.seconds,
+        }
+        progress.show(self.step, metrics, steps / seconds)
+        if log:
+            log.write("train", self.step, metrics)
+
+    def validate(self, log: Log | None) -> None:
+        assert self.run.validation is not None
+        metrics = validate(self.run.objective, self.run.validation.batches(), self.place)
+        if log:
+            log.write("validation", self.step, metrics | {"seconds": self.seconds})
+
+    def save(self) -> None:
+        """A checkpoint by the main process; the others hold the same, but for their chance."""
+        self.saved_at = time.monotonic()
+        if not distributed.is_main():
+            return
+        chance = {"cpu": torch.get_rng_state()}
+        if self.place.device.type == "cuda":
+            chance["cuda"] = torch.cuda.get_rng_state(self.place.device)
+        self.checkpoints.save(
+            State(
+                step=self.step,
+                samples=self.step * self.run.batches.batch_size,
+                seconds=self.seconds,
+                objective=self.run.objective.state_dict(),
+                optimizer=self.run.optimizer.state_dict(),
+                chance=chance,
+                fingerprint=self.run.fingerprint,
+                sums=self.sums,
+            )
+        )
+
+    def restore(self) -> None:
+        """Everything as it was at the last checkpoint, if there is one."""
+        state = self.checkpoints.load()
+        if state is None:
+            return
+        if state.fingerprint != self.run.fingerprint:
+            raise RecipeError(f"{self.out} was trained on other data ({state.fingerprint}, not {self.run.fingerprint})")
+        if state.step > self.run.steps:
+            raise RecipeError(f"{self.out} has done {state.step} steps already, more than --steps {self.run.steps}")
+        self.step, self.seconds, self.sums = state.step, state.seconds, dict(state.sums)
+        self.run.objective.load_state_dict(state.objective)
+        self.run.optimizer.load_state_dict(state.optimizer)
+        if distributed.is_main():
+            torch.set_rng_state(state.chance["cpu"])
+            if self.place.device.type == "cuda" and "cuda" in state.chance:
+                torch.cuda.set_rng_state(state.chance["cuda"], self.place.device)
+
+    def explain(self, error: NotFiniteError) -> FloatingPointError:
+        """Writes down which samples the step had."""
+        keys, path = distributed.gather(error.keys), self.out / "not_finite.json"
+        if distributed.is_main():
+            path.write_text(json.dumps({"step": error.step, "error": str(error), "keys": keys}, indent=2) + "\n")
+        return FloatingPointError(
+            f"{error}; the keys of its samples are in {path}; a lower --learning_rate or --precision fp32 may help"
+        )

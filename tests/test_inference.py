@@ -1,0 +1,76 @@
+"""The fast path against the plain model, for every kind of network."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from comodal.models import inference
+from comodal.models.inference import fast
+from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
+
+NARROW = {
+    "paper": dataclasses.replace(PAPER, width=8),
+    "l3embedding": dataclasses.replace(L3EMBEDDING, width=8),
+    "openl3 linear": dataclasses.replace(openl3("linear"), width=8),
+    "openl3 mel128": dataclasses.replace(openl3("mel128"), width=8),
+    "small": small(8, 28),
+}
+
+
+def trained(config: Config) -> L3Net:
+    """A model whose norms do something: scales of either sign, shifts, means and variances."""
+    torch.manual_seed(0)
+    model = L3Net(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.4)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+            nn.init.normal_(module.running_mean, 0.0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
+def both(config: Config, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Plain and fast embeddings of five pictures and five sounds: not a multiple of a micro-batch."""
+    model = trained(config)
+    image = torch.randint(0, 256, (5, 3, config.image_size, config.image_size), dtype=torch.uint8)
+    sound = torch.randn(5, 48_000) * torch.logspace(-3, 0, 5).unsqueeze(1)
+    quick = fast(model, dtype)
+    with torch.inference_mode():
+        return [
+            (model.embed_image(image), quick.embed_image(image)),
+            (model.embed_sound(sound), quick.embed_sound(sound)),
+            (model.embed_sound(sound, grid=(1, 1)), quick.embed_sound(sound, grid=(1, 1))),
+        ]
+
+
+@pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
+def test_in_float32_only_the_rounding_differs(config: Config):
+    for plain, quick in both(config, torch.float32):
+        assert (plain - quick).norm() / plain.norm() < 1e-5
+
+
+@pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
+def test_in_bfloat16_embeddings_keep_their_direction(config: Config):
+    for plain, quick in both(config, torch.bfloat16):
+        assert quick.dtype == torch.float32
+        assert F.cosine_similarity(plain, quick).min() > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_the_private_operations_it_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "CAN_FUSE", False)
+    for plain, quick in both(NARROW["openl3 mel128"], dtype):
+        assert F.cosine_similarity(plain, quick).min() > 0.999
+
+
+def test_it_keeps_the_weights_of_its_moment():
+    model = trained(NARROW["small"])
+    image = torch.randint(0, 256, (1, 3, 28, 28), dtype=torch.uint8)
+    quick = fast(model, torch.float32)
+    before = quick.embed_image(image)
+    nn.init.zeros_(model.image_tower.layers["conv4_2"].convolution.weight)
+    assert torch.equal(quick.embed_image(image), before)

@@ -1,0 +1,108 @@
+"""Which frame meets which second of sound."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comodal.data.pairs import Pairs
+from comodal.errors import DataError
+
+
+class World:
+    """Records of clips with given groups, numbers of frames and lengths."""
+
+    def __init__(self, clips: list[tuple[str, int, float]]) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def record(self, clip: int, /) -> dict:
+        group, frames, seconds = self.clips[clip]
+        times = [seconds * frame / frames for frame in range(frames)]
+        return {"key": f"clip{clip}", "group": group, "frame_seconds": times, "seconds": seconds}
+
+
+clip_of_a_group = st.tuples(st.sampled_from("abc"), st.integers(1, 30), st.floats(1.0, 12.0))
+worlds = st.lists(clip_of_a_group, min_size=2, max_size=12).filter(lambda clips: len({clip[0] for clip in clips}) > 1)
+
+
+@given(worlds, st.integers(0, 2**32), st.integers(0, 1000), st.integers(0, 10**9))
+def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clips, seed, epoch, index):
+    world = World(clips)
+    pair = Pairs(world, seed)(epoch, index)
+    assert pair.together == (index % 2 == 0)
+    assert pair.together == (pair.image_clip == pair.sound_clip)
+    picture, sound = world.record(pair.image_clip), world.record(pair.sound_clip)
+    assert 0 <= pair.start_seconds <= sound["seconds"] - 1
+    if pair.together:
+        moment = picture["frame_seconds"][pair.frame]
+        assert pair.start_seconds <= moment <= pair.start_seconds + 1 + 1e-9
+    else:
+        assert picture["group"] != sound["group"]
+
+
+@given(worlds, st.integers(0, 2**32), st.integers(0, 1000), st.integers(0, 10**9))
+def test_a_pair_is_a_function_of_seed_epoch_and_index(clips, seed, epoch, index):
+    one, other = Pairs(World(clips), seed), Pairs(World(clips), seed)
+    other(epoch + 1, index)
+    assert one(epoch, index) == other(epoch, index)
+
+
+def test_seeds_and_epochs_give_other_pairs():
+    world = World([(str(clip), 10, 10.0) for clip in range(50)])
+    draws = {tuple(Pairs(world, seed)(epoch, index) for index in range(20)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(draws) == 4
+
+
+def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():
+    """Clips of all sorts of groups, frames and lengths: both kinds have the same law of clips, frames and starts."""
+    world = World([("a", 3, 1.0), ("a", 50, 10.0), ("a", 7, 4.0), ("b", 25, 10.0), ("c", 1, 2.0)])
+    pairs, draws = Pairs(world, 5), 40_000
+    kinds = {True: [], False: []}
+    for index in range(draws):
+        pair = pairs(0, index)
+        kinds[pair.together].append(pair)
+    for view in (
+        lambda pair: (pair.image_clip, pair.frame // 10),
+        lambda pair: (pair.sound_clip, int(pair.start_seconds * 2)),
+        lambda pair: int(pair.start_seconds * 25) / 25 == pair.start_seconds,
+    ):
+        together, apart = (Counter(view(pair) for pair in kinds[kind]) for kind in (True, False))
+        for value in together | apart:
+            share = (together[value] + apart[value]) / draws
+            spread = (share * (1 - share) * 2 / (draws / 2)) ** 0.5
+            assert abs(together[value] - apart[value]) / (draws / 2) < 4.5 * spread, value
+
+
+def test_a_clip_is_drawn_in_proportion_to_its_possible_partners():
+    """Groups of 3, 1 and 1 clips: the ordered pairs of different groups are 14, and a clip of the large group is first
+    in 2 of them, one alone in 4."""
+    pairs = Pairs(World([("a", 5, 5.0)] * 3 + [("b", 5, 5.0), ("c", 5, 5.0)]), 0)
+    firsts = Counter(pairs(0, index).image_clip for index in range(14_000))
+    for clip, expected in enumerate([2, 2, 2, 4, 4]):
+        assert firsts[clip] == pytest.approx(1000 * expected, abs=4.5 * (1000 * expected) ** 0.5)
+
+
+def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
+    world = World([("a", 1, 2.0), ("b", 1, 2.0)])
+    world.record = lambda clip: {"key": str(clip), "group": clip, "frame_seconds": [5.0], "seconds": 10.0}
+    starts = np.sort([Pairs(world, 0)(0, index).start_seconds for index in range(4000)])
+    uniform = 4 + np.arange(1, 4001) / 4000
+    assert np.abs(starts - uniform).max() < 1.95 / 4000**0.5  # Kolmogorov-Smirnov, one in a thousand
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([("a", 5, 5.0)] * 4, "4 clips of one source"),
+        ([], "0 clips of one source"),
+        ([("a", 5, 0.9), ("b", 5, 0.9)], r"5 frames in 0.9 s; a pair needs a frame and 1.0 s of sound"),
+    ],
+)
+def test_what_cannot_be_paired_is_said(clips, message):
+    with pytest.raises(DataError, match=message):
+        Pairs(World(clips), 0)(0, 0)
