@@ -1,5 +1,6 @@
 """Makes small videos whose pictures tell their number and whose sound tells its time, to test what reads them."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -105,5 +106,29 @@ def turn_video(path: Path, degrees_clockwise: int, mirrored: bool = False) -> Pa
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40  # ISO 14496-12, 8.3.2: the matrix of a version 0 track header
     data[start : start + len(matrix)] = matrix
+    path.write_bytes(data)
+    return path
+
+
+def name_channels(path: Path, labels: Sequence[int]) -> Path:
+    """Replace the channel layout of a mov file by a list of channels in any order (QuickTime's `chan` atom)."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"chan") - 4
+    length = struct.unpack(">I", data[start : start + 4])[0]
+    channels = b"".join(struct.pack(">II3f", label, 0, 0, 0, 0) for label in labels)
+    atom = b"chan" + struct.pack(">IIII", 0, 0, 0, len(labels)) + channels
+    data[start : start + length] = struct.pack(">I", 4 + len(atom)) + atom
+    growth = 4 + len(atom) - length
+    for name in (
+        b"moov",
+        b"trak",
+        b"mdia",
+        b"minf",
+        b"stbl",
+        b"stsd",
+        b"sowt",
+    ):  # the atoms around it, the last before it
+        parent = data.rindex(name, 0, start) - 4
+        data[parent : parent + 4] = struct.pack(">I", struct.unpack(">I", data[parent : parent + 4])[0] + growth)
     path.write_bytes(data)
     return path

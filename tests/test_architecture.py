@@ -11,7 +11,7 @@ import pytest
 import comodal
 
 PACKAGE = Path(comodal.__file__).parent
-EVERYWHERE = {"errors", "distributed"}
+EVERYWHERE = {"errors", "files", "distributed"}
 MAY_IMPORT = {
     "media": set(),
     "data": {"media"},
@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "playground": {"media"},
     "recipes": {"media", "data", "models", "objectives", "train", "tasks", "analysis", "serve", "playground"},
 }
-AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "errors", "distributed"}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "errors", "files", "distributed"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

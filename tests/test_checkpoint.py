@@ -76,7 +76,7 @@ def test_an_untrained_model_depends_on_its_seed_alone(folder: Path):
 )
 def test_a_class_outside_our_models_is_refused(folder: Path, name: object):
     edit(folder, **{"class": name})
-    with pytest.raises(CheckpointError, match="config.json: .* is not the class of a model"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .* is not the class of a model"):
         load_model(folder)
 
 
@@ -110,33 +110,31 @@ def test_a_missing_setting_is_not_guessed(folder: Path):
         load_model(folder)
 
 
-def test_whole_numbers_stand_for_floats_and_null_for_none():
+def test_a_whole_number_stands_for_a_float_and_never_the_other_way_round():
     assert isinstance(from_json(float, 1, "x"), float)
-    assert from_json(int | None, None, "x") is None
-    assert from_json(int | None, 3, "x") == 3
-    assert from_json(tuple[int, float], [1, 2], "x") == (1, 2.0)
-    with pytest.raises(CheckpointError, match="x is \\[1\\]"):
-        from_json(tuple[int, float], [1], "x")
+    assert from_json(tuple[float, ...], [1, 2], "x") == (1.0, 2.0)
+    with pytest.raises(CheckpointError, match=r"x is 1\.0, not"):
+        from_json(int, 1.0, "x")
 
 
 def test_a_flipped_byte_is_found(folder: Path):
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-100] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError, match="model.safetensors: the weights are damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the weights are damaged"):
         load_model(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[1]", b"\xff\xfe"])
 def test_a_broken_config_is_refused(folder: Path, content: bytes):
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(folder)
 
 
 def test_a_pickle_is_never_opened(folder: Path, tmp_path: Path):
     (folder / "model.safetensors").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_model(folder)
     assert not (tmp_path / "trapped").exists()
 
@@ -156,7 +154,7 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path: Path, folder: Path):
         with pytest.raises(CheckpointError, match="no model here"):
             load_model(path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_model(folder)
 
 
@@ -173,5 +171,5 @@ def test_a_save_that_is_cut_short_leaves_the_old_model(folder: Path, monkeypatch
 
 
 def test_what_is_not_a_model_is_not_saved(tmp_path: Path):
-    with pytest.raises(ValueError, match="not a model of comodal.models"):
+    with pytest.raises(ValueError, match=r"not a model of comodal\.models"):
         save_model(torch.nn.Linear(1, 1), tmp_path, {})

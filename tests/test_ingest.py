@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,16 +152,42 @@ def test_stopped_before_each_of_its_renames_it_ends_with_the_same_bytes(videos, 
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(videos, prepared, tmp_path):
     out, moments = tmp_path / "out", random.Random(0)
     command = [sys.executable, "-c", COMMAND, videos, out]
-    for _ in range(10):
+    kills = 0
+    while kills < 10:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
         while not (out / "about.json").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(moments.uniform(0.3, 1.5))  # the workers take some 0.5 s to start
-        process.send_signal(signal.SIGKILL)
+        time.sleep(moments.uniform(0.2, 1.2))  # the workers take some 0.5 s to start
+        if process.poll() is None:
+            kills += 1
+            process.kill()
+        else:
+            shutil.rmtree(out)
         process.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert tree(out) == tree(prepared)
+
+
+def test_workers_end_with_a_killed_command(videos, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, videos, tmp_path / "out"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(tmp_path.rglob(".*.progress")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("workers are still there 20 seconds later")
 
 
 def test_other_options_or_files_on_the_same_folder_are_refused(videos, prepared, tmp_path):

@@ -19,8 +19,8 @@ from comodal.models.vgg import LAYERS, Tower
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "l3net"
 THEIR_NAME = {"kapre014": "kapre014", "kapre03": "kapre036", "librosa": "librosa"}
-# Of the four sounds, the harmonics and the click have no bins that hold only float32 rounding. The chirp and the tone do:
-# 80 dB under the peak the references themselves are apart by decibels, so no front end can be closer to all of them.
+# Of the four sounds, the harmonics and the click have no bins of mere float32 rounding. The chirp and the tone do:
+# 80 dB under the peak the references are themselves apart by decibels, and no front end can be close to all of them.
 EXACT, ROUNDED = [1, 3], [0, 2]
 FRONT_ENDS = [("linear", "kapre014"), *((mel, end) for mel in ("mel128", "mel256") for end in THEIR_NAME)]
 
@@ -132,7 +132,7 @@ def test_the_correspondence_network_is_l3embeddings():
 
 
 def test_three_training_steps_are_l3embeddings():
-    """Keras' l2 of 1e-5 is 1e-5 times the sum of squares without a half: a coupled weight decay of 2e-5, on kernels alone.
+    """Keras' l2 of 1e-5 has no half: it is a coupled weight decay of 2e-5, on kernels alone.
 
     The losses agree to the rounding of the tone's spectrogram: a DFT in float64 moves them by as much (1e-3).
     """

@@ -61,7 +61,7 @@ def test_seeds_and_epochs_give_other_pairs():
 def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():
     """Clips of all sorts of groups, frames and lengths: both kinds have the same law of clips, frames and starts."""
     world = World([("a", 3, 1.0), ("a", 50, 10.0), ("a", 7, 4.0), ("b", 25, 10.0), ("c", 1, 2.0)])
-    pairs, draws = Pairs(world, 5), 40_000
+    pairs, draws = Pairs(world, 5), 16_000
     kinds = {True: [], False: []}
     for index in range(draws):
         pair = pairs(0, index)

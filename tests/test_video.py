@@ -7,6 +7,8 @@ import math
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -19,7 +21,7 @@ from comodal.media import container
 from comodal.media.image import decode_jpeg
 from comodal.media.refusal import Refusal
 from comodal.media.video import Clip, iterate_frames, probe, read_clip
-from synthetic_media import numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
+from synthetic_media import name_channels, numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
 
 FORMATS = {
     "h264.mp4": {},
@@ -130,6 +132,22 @@ def test_channels_are_mixed_by_their_plain_mean(tmp_path: Path, layout: str, cha
     path = write_video(tmp_path / "video.mov", sound=sound, layout=layout, sound_codec=codec)
     loudness = np.sqrt(np.mean(read_clip(path).sound[4800:-4800] ** 2))
     assert loudness == pytest.approx(2 / channels * 0.5 / math.sqrt(2), rel=0.02)
+
+
+def test_channels_in_an_unusual_order_do_no_harm(tmp_path: Path):
+    """In a process of its own: PyAV alone crashes on such files (or corrupts memory, which shows later)."""
+    path = write_video(
+        tmp_path / "v.mov", sound=np.stack([tone(2, 48000)] * 2), layout="stereo", sound_codec="pcm_s16le"
+    )
+    name_channels(path, (2, 1))  # right, left
+    code = (
+        "import sys; from pathlib import Path; from comodal.media.video import read_clip\n"
+        "for _ in range(5): clip = read_clip(Path(sys.argv[1]))\n"
+        "print(abs(clip.sound).max())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(0.5, abs=0.01)
 
 
 COLOURS = {

@@ -114,8 +114,7 @@ def run_function(name: str, words: list[str]) -> int:
     positional = [] if name in FLAGS_ONLY else [p for p in required if p in POSITIONAL]
     for parameter in positional:
         many = {"nargs": "+"} if parameter == "files" else {}
-        kind = str if parameter == "source" else Path
-        parser.add_argument(parameter, type=kind, help=help_of(function, parameter), **many)
+        parser.add_argument(parameter, type=Path, help=help_of(function, parameter), **many)
     parser.add_function_arguments(function, as_group=False, skip=set(positional), fail_untyped=True)
     function(**parsed(parser, words))
     return 0
@@ -175,5 +174,24 @@ def help_of(function: Callable, parameter: str) -> str:
 
 
 def parsed(parser: ArgumentParser, words: list[str]) -> dict:
-    values: Namespace = parser.instantiate_classes(parser.parse_args(words))
+    """The values of the words."""
+    hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+    values: Namespace = parser.instantiate_classes(parser.parse_args(spelled(words, hints)))
     return {name: value for name, value in values.as_dict().items() if name != "config"}
+
+
+def spelled(words: list[str], hints: dict[str, object]) -> list[str]:
+    """`--short-side` is `--short_side`, `--resume` alone `--resume true`, `--classes a,b` the list `[a, b]`."""
+    result: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        hint = hints.get(name[2:])
+        if hint is bool and not equals and following.lower() not in {"true", "false"}:
+            equals, value = "=", "true"
+        before = result[-1] if result else ""
+        if "Sequence[str]" in str(hints.get(before[2:])) and not word.startswith(("-", "[")):
+            name, equals, value = f"[{word}]", "", ""
+        result.append(name + equals + value)
+    return result

@@ -81,7 +81,9 @@ def demo(folder: Path = Path("demo"), videos: int = 800, steps: int = 2500, seed
     console.rule("evaluate: what was learnt, beside its baselines")
     numbers = measure(parts)
     numbers["seconds"] = time.perf_counter() - started
-    write_report(parts.run, folder / "report.html", data=parts.shards, results=[parts.scores("sounds"), parts.scores("images")])
+    write_report(
+        parts.run, folder / "report.html", data=parts.shards, results=[parts.scores("sounds"), parts.scores("images")]
+    )
     write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     print_table(console, numbers)
     console.print(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")

@@ -6,24 +6,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def temporary_name(path: Path) -> Path:
+    """Of this process alone: a worker that outlives a killed command cannot write into the file of its successor."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well, and is removed when it does not.
-
-    Its suffix is that of `path`, so that a library which chooses a format by it writes the right one.
-    """
+    """A temporary path that takes the name `path` when the block ends well, and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = temporary_name(path)
     try:
-        yield part
-        with part.open("rb+") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        part.replace(path)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file at once, or leaves what was there."""
-    with whole(path) as part:
-        part.write_bytes(data)
+    with whole(path) as temporary:
+        temporary.write_bytes(data)

@@ -1,7 +1,7 @@
 """The batch types: frozen dataclasses of named tensors, batch dimension first."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -15,7 +15,7 @@ class Batch(Protocol):
     @property
     def keys(self) -> tuple[str, ...]: ...
 
-    def to(self, device: torch.device) -> Self: ...
+    def to(self, device: torch.device) -> "Batch": ...
 
 
 @dataclass(frozen=True)

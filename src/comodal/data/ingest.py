@@ -93,7 +93,7 @@ def prepare_videos(
         comodal prepare videos clips/ shards/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes '[kinetics-sounds]'
     """
-    _check(validation, test, limit, videos_per_shard, workers)
+    _check(validation, test, limit, videos_per_shard)
     source, out = Path(source), Path(out)
     sources = read_sources(source, files, list_format, leave_out=out)
     if not sources:
@@ -214,12 +214,10 @@ def sample_of(source: Source, clip: Clip) -> Sample:
     return Sample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
 
 
-def _check(validation: float, test: float, limit: int | None, videos_per_shard: int, workers: int) -> None:
+def _check(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a number of videos, got {limit}")
     if videos_per_shard < 1:
         raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")
-    if workers != -1 and workers < 1:
-        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")

@@ -8,6 +8,9 @@ and ends with the same bytes, whatever the number of workers.
 import contextlib
 import hashlib
 import json
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -20,13 +23,15 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.data.progress import Progress
 from comodal.data.report import print_report
-from comodal.data.shards import ShardWriter, write_whole
+from comodal.data.shards import ShardWriter
 from comodal.data.sources import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
 from comodal.errors import DataError, MediaError
+from comodal.files import write_whole
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
-CRASHES = 3  # how often workers may die in a row without a file to blame
+CRASHES = 3  # how often in a row workers may die without a file to blame
+ORPHAN_SECONDS = 0.5
 CRASHED = ("crashed the decoder", "the process that read it died")
 
 
@@ -109,6 +114,8 @@ def make_shards(
     Raises:
         DataError: `out` holds something else, another command writes there, or the disk is full.
     """
+    if workers != -1 and workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     with running_on(backend), explained(out), only_one(out):
         about = out / "about.json"
         fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
@@ -137,7 +144,6 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
     with Progress(total, total - sum(len(shard.items) for shard in todo), lambda: started(out)) as progress:
         while todo:
             crashed = known_crashes(out)
-            before = len(todo)
             # one job would run in this process, which a crash of the decoder would end: so two, one waiting
             pool = joblib.Parallel(
                 n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as="generator_unordered"
@@ -148,10 +154,24 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
             except BrokenProcessPool as error:
                 blamed = blame(todo, read, out)
                 write_whole(out / "crashed.json", as_json(sorted(crashed | blamed)))
-                failures = 0 if blamed or len(todo) < before else failures + 1
+                failures = 0 if blamed else failures + 1
                 if failures == CRASHES:
                     raise DataError(f"{out}: workers keep dying, perhaps for want of memory; try fewer") from error
+            else:
+                if not all(is_finished(shard, out) for shard in todo):
+                    raise DataError(f"{out} is not where the workers write: it must be on a file system that all share")
             todo = [shard for shard in todo if not is_finished(shard, out)]
+
+
+def end_with(command: int) -> None:
+    """End this worker when the command that started it has ended, also by a kill."""
+
+    def watch() -> None:
+        while os.getppid() == command:
+            time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed: frozenset[str]) -> tuple[int, float]:
@@ -282,5 +302,6 @@ def running_on(backend: Backend) -> Iterator[None]:
                 stack.enter_context(Client())
         except ImportError as error:
             raise DataError(f"backend {backend} needs the extra: pip install 'comodal[{backend}]'") from error
-        stack.enter_context(joblib.parallel_config(backend))
+        start = {"initializer": end_with, "initargs": (os.getpid(),)} if backend == "loky" else {}
+        stack.enter_context(joblib.parallel_config(backend, **start))
         yield

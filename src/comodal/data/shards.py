@@ -18,27 +18,10 @@ import numpy as np
 
 from comodal.data.index import BLOCK, MEMBER, Index, damaged, pack_index, read_index
 from comodal.errors import DataError
+from comodal.files import temporary_name, write_whole
 
 HANDLES = 128  # open files per process; the usual limit is 1024
 LARGEST_MEMBER = 2**32 - 1  # the index keeps sizes in 32 bits
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it when it is safely on the disk."""
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """Of this process alone: a worker that outlives a killed command cannot write into the file of its successor."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 class ShardWriter:

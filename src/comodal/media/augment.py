@@ -35,7 +35,7 @@ def jitter_colour(
     both steps are one linear map of (red, green, blue) here, five times as fast, and grey stays grey in either.
     """
     scale = rng.uniform(1 - saturation, 1 + saturation)
-    offset = 255 * rng.uniform(-brightness, brightness) + 0.5  # Pillow cuts fractions off: half a step makes it round
+    offset = 255 * rng.uniform(-brightness, brightness)
     matrix: list[float] = []
     for channel in range(3):
         row = [(1 - scale) * weight for weight in GREY]

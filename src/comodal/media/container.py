@@ -35,7 +35,7 @@ OPEN_SECONDS = 30.0
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
-    "wav,w64,mp3,aac,flac,aiff,amr,au,caf,ac3,eac3,dts,tta,wv,ape"
+    "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape"
 )
 SIZE_IN_HEADER = {"avi", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 SIGNATURES = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"\x1a\x45\xdf\xa3": 0, b"AVI ": 8, b"OggS": 0, b"\0\0\x01\xba": 0}
@@ -179,9 +179,21 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
         if stream is not None:
             stream.codec_context.thread_count = 1  # processes run in parallel, one per core
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    if audio is not None:
+        _forget_channel_order(audio)
     if video is not None:
         _check_size(container, path, video.codec_context.width, video.codec_context.height)
     return video, audio
+
+
+def _forget_channel_order(audio: av.AudioStream) -> None:
+    """Leave of an unusual order of channels its number alone, which is all that the mean of the channels needs.
+
+    PyAV 18 frees the list of such an order once for every frame and so crashes. The replaced one is freed here, once.
+    """
+    layout = audio.codec_context.layout
+    if " channels (" in layout.name:
+        audio.codec_context.layout = f"{layout.nb_channels} channels"
 
 
 def _check_size(container: InputContainer, path: Path, width: int, height: int) -> None:

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import re
-import types
 import typing
 import zlib
 from collections.abc import Mapping
@@ -139,7 +138,7 @@ def resolve(name: object, folder: Path) -> tuple[type[nn.Module], type]:
 
 
 def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
-    """A value of JSON as the type that a dataclass's field declares, itself perhaps a dataclass.
+    """A value of JSON as the type that a dataclass's field declares: plain, Literal, tuple[X, ...] or a dataclass.
 
     Every field must be there: a model must not change because a default did.
     """
@@ -154,17 +153,10 @@ def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
         return wanted(**{name: from_json(types_of[name], value[name], f"{where}.{name}") for name in value})
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is tuple and isinstance(value, list):
-        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(items) == len(value):
-            pairs = zip(items, value, strict=True)
-            return tuple(from_json(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(pairs))
-    elif origin is typing.Literal and value in arguments:
-        return value
-    elif origin in (types.UnionType, typing.Union) and value is None and type(None) in arguments:
-        return None
-    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if wanted is float and type(value) is int:
         return float(value)
-    elif isinstance(wanted, type) and type(value) is wanted:
+    if type(value) is wanted or (origin is typing.Literal and value in arguments):
         return value
     raise CheckpointError(f"{where} is {value!r}, not {wanted}")
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from comodal.playground.world import Thing, World
+from comodal.playground.world import Part, Thing, World
 
-CAPTION_PART = 3
 OPENINGS = ("There is {}", "A scene with {}", "One can see {}", "This shows {}", "In the picture there is {}")
 SOUNDS = {
     "ball": ("bounces", "is bouncing"),
@@ -23,7 +22,7 @@ NOISES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind": "win
 
 def captions(world: World) -> list[str]:
     """Several true sentences, worded differently from world to world."""
-    rng = world.generator(CAPTION_PART)
+    rng = world.generator(Part.CAPTIONS)
     sentences = [_list_of_things(world, rng)]
     for thing in world.sounding:
         verb = SOUNDS[thing.kind][int(rng.integers(2))]

@@ -22,7 +22,7 @@ from comodal.errors import DataError
 from comodal.playground.picture import Painter, render_frame
 from comodal.playground.synthesis import render_sound
 from comodal.playground.truth import truth
-from comodal.playground.world import KINDS, Purpose, make_world
+from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_text, write_video
 
 VIDEO_SAMPLE_RATE = 48_000
@@ -49,8 +49,8 @@ class Options:
 def make_playground(
     folder: Path,
     *,
-    videos: int = 800,
-    seconds: float = 4.0,
+    videos: int = 1000,
+    seconds: float = 3.0,
     sounds: int = 400,
     images: int = 400,
     width: int = 192,
@@ -84,6 +84,8 @@ def make_playground(
         raise ValueError(f"H.264 needs an even size, got {width} x {height}")
     if seconds < 1 or sound_seconds < 1:
         raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
+    if workers < 1:
+        raise ValueError(f"there must be at least one worker, got {workers}")
     options = Options(videos, seconds, sounds, images, width, height, frames_per_second, sound_seconds, seed)
     _claim(folder, options)
     jobs = [
@@ -106,7 +108,7 @@ def _claim(folder: Path, options: Options) -> None:
         if differing:
             told = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in differing)
             raise DataError(f"{folder} holds another playground: {told}; choose another folder or delete this one")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise DataError(f"{folder} is not empty and not a playground; choose another folder")
     else:
         write_text(about, json.dumps(wanted, indent=2) + "\n")
@@ -149,7 +151,7 @@ def _make_image(folder: Path, options: Options, index: int) -> None:
     path = folder / "images" / split / kind / f"{index:05d}.jpg"
     if not path.exists():
         world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
-        moment = float(world.generator(9).uniform(0, options.seconds))
+        moment = float(world.generator(Part.MOMENT).uniform(0, options.seconds))
         write_image(path, render_frame(world, moment, options.width, options.height))
 
 

@@ -11,6 +11,7 @@ from comodal.playground.shapes import Movement, Polygon, shape_of
 from comodal.playground.world import Thing
 
 HIT_SECONDS = 0.12  # how long the eye sees that something was struck
+SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,6 @@ def outline(thing: Thing, pose: Pose, width: int, height: int) -> list[Polygon]:
 def box_at(thing: Thing, seconds: float, width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
     points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), width, height)])
-    left, top = np.floor(points.min(axis=0)).astype(int)
-    right, bottom = np.ceil(points.max(axis=0)).astype(int)
+    left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
+    right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)
     return max(int(left), 0), max(int(top), 0), min(int(right), width), min(int(bottom), height)

@@ -9,11 +9,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from comodal.playground.motion import Pose, outline, pose_at
-from comodal.playground.world import COLOURS, Thing, World
+from comodal.playground.world import COLOURS, Part, Thing, World
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 SUPERSAMPLING = 2
-PICTURE_PART = 1
 
 
 class Painter:
@@ -67,7 +66,7 @@ def _material(
 ) -> tuple[Float[np.ndarray, "height width"], float]:
     """Brightness over the patch, and opacity."""
     if material == "wood":
-        return 0.9 + 0.14 * np.sign(np.sin(40 * y + 4 * np.sin(5 * x))), 1.0
+        return 0.92 + 0.1 * np.sign(np.sin(40 * y + 4 * np.sin(5 * x))), 1.0
     if material == "metal":
         return 0.75 + 0.6 * np.exp(-(((x + y - 0.8) / 0.18) ** 2)), 1.0
     if material == "glass":
@@ -77,7 +76,7 @@ def _material(
 
 def paint_background(world: World, width: int, height: int) -> Image.Image:
     """Two colours in a texture, scattered scraps, a gradient of light and grain."""
-    rng = world.generator(PICTURE_PART)
+    rng = world.generator(Part.PICTURE)
     scene = world.background
     x, y = np.meshgrid(np.arange(width) / height, np.arange(height) / height)
     angle, scale = rng.uniform(0, np.pi), rng.uniform(6, 30)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 Points = Float[np.ndarray, "points 2"]
+Number = float | int
 
 
 class Polygon(NamedTuple):
@@ -28,21 +29,21 @@ class Movement(NamedTuple):
 Shape = list[Polygon]
 
 
-def _ellipse(x: float, y: float, width: float, height: float, start: float = 0.0, end: float = 360.0) -> Points:
+def _ellipse(x: Number, y: Number, width: Number, height: Number, start: Number = 0.0, end: Number = 360.0) -> Points:
     """Points of an ellipse or of a part of one; angles in degrees, clockwise from the right."""
     angles = np.radians(np.linspace(start, end, max(6, round(abs(end - start) / 15)), endpoint=abs(end - start) < 360))
     return np.stack([x + width * np.cos(angles), y + height * np.sin(angles)], axis=1)
 
 
-def _box(left: float, top: float, right: float, bottom: float) -> Points:
+def _box(left: Number, top: Number, right: Number, bottom: Number) -> Points:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=float)
 
 
-def _points(*points: tuple[float, float]) -> Points:
+def _points(*points: tuple[Number, Number]) -> Points:
     return np.array(points, dtype=float)
 
 
-def _turned(points: Points, degrees: float, x: float = 0.0, y: float = 0.0) -> Points:
+def _turned(points: Points, degrees: Number, x: Number = 0.0, y: Number = 0.0) -> Points:
     radians = np.radians(degrees)
     turn = np.array([(np.cos(radians), np.sin(radians)), (-np.sin(radians), np.cos(radians))])
     return (points - (x, y)) @ turn + (x, y)

@@ -5,9 +5,9 @@ the kind only shapes the notes (`world.RHYTHMS`) and their envelope.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
-from comodal.playground.world import Background, Thing, World
+from comodal.playground.world import Background, Part, Thing, World
 
 Samples = Float[np.ndarray, " samples"]
 
@@ -18,12 +18,11 @@ PARTIALS = {
     "plastic": (1.0, 3.0, 5.0, 7.0, 9.0),  # a tube closed at one end: odd harmonics
 }
 ATTACK_SECONDS = 0.004
-SOUND_PART = 2
 
 
 def render_sound(world: World, sample_rate: int) -> Samples:
     """The whole sound of a world, mono, between -1 and 1."""
-    rng = world.generator(SOUND_PART)
+    rng = world.generator(Part.SOUND)
     count = round(world.seconds * sample_rate)
     sound = np.zeros(count)
     for thing in world.sounding:
@@ -46,16 +45,18 @@ def _voice(thing: Thing, rng: np.random.Generator, count: int, sample_rate: int)
         progress = (np.arange(first, last) / sample_rate - note.start_seconds) / note.seconds
         ratio[first:last] = note.pitch * (note.end_pitch / note.pitch) ** np.clip(progress, 0, 1)
         loudness[first:last] = note.strength * envelope(thing.kind, np.clip(progress, 0, 1), note.seconds)
-    phase = 2 * np.pi * np.cumsum(thing.pitch_hertz * ratio) / sample_rate
-    tone = np.zeros(count)
+    heard = loudness > 0
+    phase = (2 * np.pi * np.cumsum(thing.pitch_hertz * ratio) / sample_rate)[heard]
+    tone = np.zeros(len(phase))
     breath = rng.uniform(0.0, 0.5)
     for partial in PARTIALS[thing.material]:
-        if thing.pitch_hertz * partial * ratio.max() > sample_rate / 2:
-            continue
-        amplitude = partial ** -rng.uniform(0.3, 1.3) * rng.uniform(0.4, 1.0)
-        tone += amplitude * np.sin(partial * phase + rng.uniform(0, 2 * np.pi))
-    tone = tone * (1 - breath + breath * 2 * _smooth_noise(rng, count, sample_rate, 150.0)) * loudness
-    return tone / (np.abs(tone).max() + 1e-9)
+        amplitude, start = partial ** -rng.uniform(0.3, 1.3) * rng.uniform(0.4, 1.0), rng.uniform(0, 2 * np.pi)
+        if thing.pitch_hertz * partial * ratio.max() < sample_rate / 2:
+            tone += amplitude * np.sin(partial * phase + start)
+    voice = np.zeros(count)
+    voice[heard] = tone * (1 - breath + breath * 2 * _smooth_noise(rng, count, sample_rate, 150.0)[heard])
+    voice *= loudness
+    return voice / (np.abs(voice).max() + 1e-9)
 
 
 def envelope(kind: str, progress: Samples, seconds: float) -> Samples:
@@ -78,7 +79,8 @@ def _smooth_noise(rng: np.random.Generator, count: int, sample_rate: int, hertz:
     return np.interp(np.arange(count) / sample_rate * 2 * hertz, np.arange(len(knots)), knots)
 
 
-def _filtered(sound: Samples, gain: Samples) -> Samples:
+def _filtered(sound: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
+    """The sound with each frequency of its transform multiplied; the end runs into the beginning, as in a loop."""
     return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
 
 

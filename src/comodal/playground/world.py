@@ -21,6 +21,16 @@ class Purpose(IntEnum):
     IMAGE = 2
 
 
+class Part(IntEnum):
+    """Parts of a world that take their chances apart, so that one can be drawn without the others."""
+
+    SCENE = 0
+    PICTURE = 1
+    SOUND = 2
+    CAPTIONS = 3
+    MOMENT = 4
+
+
 KINDS = ("ball", "bell", "bird", "clock", "drum", "fan", "frog", "guitar", "horn", "siren")
 SILENT_KINDS = ("cloud", "cone", "crate", "gem", "mug", "star", "tree")
 MATERIALS = ("wood", "metal", "glass", "plastic")
@@ -107,14 +117,14 @@ class World:
     def sounding(self) -> tuple[Thing, ...]:
         return tuple(thing for thing in self.things if thing.sounding)
 
-    def generator(self, part: int) -> np.random.Generator:
-        """Chance for one part of this world (0 is the scene itself; picture and sound have their own)."""
-        return np.random.default_rng((self.seed, int(self.purpose), self.index, part))
+    def generator(self, part: Part) -> np.random.Generator:
+        """Chance for one part of this world."""
+        return np.random.default_rng((self.seed, int(self.purpose), self.index, int(part)))
 
 
 def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind: str | None = None) -> World:
     """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
-    rng = np.random.default_rng((seed, int(purpose), index, 0))
+    rng = np.random.default_rng((seed, int(purpose), index, int(Part.SCENE)))
     sounding = 1 if kind is not None or rng.random() > 0.12 else 2
     kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
     if kind is not None:
@@ -125,8 +135,10 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
     names = silent + kinds
     sizes = [_size(rng, name) for name in names]
     places = _places(rng, sizes)
-    things = tuple(_thing(rng, *item, seconds) for item in zip(names, sizes, places, strict=True))
-    return World(seed, purpose, index, seconds, things, _background(rng))
+    background = _background(rng)
+    colours = [colour for colour in COLOURS if colour not in background.colours]  # so that all can be seen
+    things = tuple(_thing(rng, *item, colours, seconds) for item in zip(names, sizes, places, strict=True))
+    return World(seed, purpose, index, seconds, things, background)
 
 
 def _size(rng: np.random.Generator, kind: str) -> float:
@@ -150,14 +162,16 @@ def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, f
     return best
 
 
-def _thing(rng: np.random.Generator, kind: str, size: float, place: tuple[float, float], seconds: float) -> Thing:
+def _thing(
+    rng: np.random.Generator, kind: str, size: float, place: tuple[float, float], colours: list[str], seconds: float
+) -> Thing:
     sounding = kind in KINDS
     tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
     # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
     octaves = 1.0 - (size - SMALL) / (LARGE - SMALL) + rng.uniform(0, 1.5)
     return Thing(
         kind=kind,
-        colour=str(rng.choice(list(COLOURS))),
+        colour=str(rng.choice(colours)),
         material=str(rng.choice(MATERIALS)),
         size=size,
         x=place[0],

@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from comodal.errors import DataError, MediaError
+from comodal.files import whole
 
 
 class Job(NamedTuple):
@@ -119,25 +120,19 @@ def write_rows(
     The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
     Nothing is written if no row comes.
     """
-    result.parent.mkdir(parents=True, exist_ok=True)
-    whole = result.with_name(f".{result.name}.{os.getpid()}.part")
     times: list[Float[np.ndarray, " rows"]] = []
     features = 0
-    try:
-        with tempfile.TemporaryFile(dir=result.parent) as scratch:
-            for rows, seconds in batches:
-                features = rows.shape[1]
-                scratch.write(np.ascontiguousarray(rows).tobytes())
-                times.append(seconds)
-            if not times:
-                return 0
-            scratch.flush()
-            timestamps = np.concatenate(times)
-            embedding = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(timestamps), features))
-            with whole.open("wb") as file:
-                np.savez(file, embedding=embedding, timestamps=timestamps)
-                os.fsync(file.fileno())
-        whole.replace(result)
-    finally:
-        whole.unlink(missing_ok=True)
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=result.parent) as scratch:
+        for rows, seconds in batches:
+            features = rows.shape[1]
+            scratch.write(np.ascontiguousarray(rows).tobytes())
+            times.append(seconds)
+        if not times:
+            return 0
+        scratch.flush()
+        timestamps = np.concatenate(times)
+        embedding = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(timestamps), features))
+        with whole(result) as part:
+            np.savez(part, embedding=embedding, timestamps=timestamps)
     return len(timestamps)

@@ -52,7 +52,6 @@ def evaluate_images(
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
-    device: str = "auto",
 ) -> dict[str, float]:
     """Classifies pictures from frozen features, beside an untrained network and plain pixels.
 
@@ -66,7 +65,6 @@ def evaluate_images(
         out: folder for results.json, answers.csv and confusion.png; nothing is written without it.
         seed: of the untrained network's weights.
         workers: threads that read pictures.
-        device: "auto", "cpu" or "cuda".
 
     Returns:
         Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval.
@@ -82,7 +80,7 @@ def evaluate_images(
     images = read_tree(data)
     tests = sum(image.test for image in images)
     console.print(f"{len(images)} pictures of {data}: {len(images) - tests} to fit, {tests} to test")
-    features = extract(model, images, seed, workers, device)
+    features = extract(model, images, seed, workers)
     comparison = compare(images, features, classifier, f"{data.name}, {classifier}")
     numbers = comparison.numbers() | {"vision.seconds": time.perf_counter() - started}
     comparison.print_table(console)
@@ -141,13 +139,13 @@ def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " fe
 
 
 def extract(
-    model: Path, images: list[LabelledImage], seed: int, workers: int, device: str
+    model: Path, images: list[LabelledImage], seed: int, workers: int
 ) -> dict[str, Float[Tensor, "images 1 features"]]:
     """One pass over the files: the features of every system, one window each."""
     trained = load_model(model)
     networks = {
-        "trained": fast(trained, device=device),
-        "untrained": fast(untrained_like(trained, seed), device=device),
+        "trained": fast(trained),
+        "untrained": fast(untrained_like(trained, seed)),
     }
     size = round(trained.config.image_size * 8 / 7)
     collected: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "pixels": []}

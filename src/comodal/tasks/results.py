@@ -6,7 +6,6 @@ A number without its baseline is not reported: the systems are always shown side
 import csv
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from comodal.files import write_whole
 from comodal.tasks.metrics import accuracy, bootstrap_interval, confusion_matrix, per_class
 
 
@@ -91,7 +91,6 @@ class Comparison:
 
     def write(self, out: Path, numbers: dict[str, float]) -> None:
         """Writes results.json (flat), answers.csv (each item, each system) and confusion.png under `out`."""
-        out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
         text = io.StringIO()
         rows = csv.writer(text)
@@ -123,10 +122,3 @@ class Comparison:
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(image, shrink=0.7, label="share of the true class")
         return figure
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes under a temporary name and renames when whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -1,0 +1,137 @@
+"""A playground folder: real files, the same on any number of workers, never half made."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from comodal.errors import DataError
+from comodal.playground.make import make_playground
+from comodal.playground.picture import render_frame
+from comodal.playground.synthesis import render_sound
+from comodal.playground.world import KINDS, Purpose, make_world
+
+SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "width": 96, "height": 72, "sound_seconds": 1.0}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("playground") / "world"
+    make_playground(folder, workers=1, **SMALL)
+    return folder
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_two_workers_write_the_same_bytes_as_one(playground: Path, tmp_path: Path):
+    make_playground(tmp_path / "other", workers=2, **SMALL)
+    assert digests(tmp_path / "other") == digests(playground)
+
+
+def test_another_seed_writes_other_videos(playground: Path, tmp_path: Path):
+    make_playground(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "seed": 1})
+    assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (playground / "videos/video-00000.mp4").read_bytes()
+
+
+def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(playground: Path):
+    world = make_world(0, Purpose.VIDEO, 3, seconds=1.0)
+    with av.open(str(playground / "videos/video-00003.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.audio[0].codec_context.name == "aac"
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(playground / "videos/video-00003.mp4")) as container:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    assert len(frames) == 10
+    for number, frame in enumerate(frames):
+        rendered = render_frame(world, number / 10, 96, 72)
+        assert np.abs(frame.astype(int) - rendered).mean() < 12  # of 255; the colour planes have half the resolution
+    wanted = render_sound(world, 48_000)
+    count = min(len(sound), len(wanted))
+    assert count >= 47_000
+    assert np.corrcoef(sound[:count], wanted[:count])[0, 1] > 0.9  # and in step: no delay
+
+
+def test_the_lists_agree_with_each_other_and_with_the_files(playground: Path):
+    worlds, sources = lines(playground / "worlds.jsonl"), lines(playground / "videos.jsonl")
+    assert [w["key"] for w in worlds] == [s["key"] for s in sources]
+    assert [s["split"] for s in sources].count("train") == 8
+    assert {s["split"] for s in sources} == {"train", "validation", "test"}
+    assert len({s["group"] for s in sources}) == len(sources)
+    for world, source in zip(worlds, sources, strict=True):
+        assert (playground / source["path"]).is_file()
+        assert source["label"] in world["sounding"]
+        sounding = [thing["kind"] for thing in world["objects"] if thing["sounding"]]
+        assert sounding == world["sounding"] and all(kind in KINDS for kind in sounding)
+        for thing in world["objects"]:
+            assert len(thing["boxes"]) == len(world["box_seconds"]) == 2
+            assert bool(thing["events"]) == thing["sounding"]
+
+
+def test_the_sounds_are_laid_out_as_esc50_is(playground: Path):
+    with (playground / "sounds/meta/esc50.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+    assert len(rows) == 50 and {row["esc10"] for row in rows} == {"True", "False"}
+    for fold in "12345":
+        assert sorted(row["category"] for row in rows if row["fold"] == fold) == list(KINDS)
+    for row in rows:
+        assert row["filename"] == f"{row['fold']}-{row['src_file']}-{row['take']}-{row['target']}.wav"
+        assert KINDS[int(row["target"])] == row["category"]
+        info = soundfile.info(playground / "sounds/audio" / row["filename"])
+        assert (info.samplerate, info.channels, info.frames) == (44_100, 1, 44_100)
+
+
+def test_the_images_are_a_tree_of_classes(playground: Path):
+    for split in ("train", "test"):
+        assert sorted(path.name for path in (playground / "images" / split).iterdir()) == list(KINDS)
+        for path in (playground / "images" / split).rglob("*.jpg"):
+            with Image.open(path) as image:
+                assert image.size == (96, 72)
+
+
+def test_running_again_does_nothing(playground: Path):
+    before = {path: path.stat().st_mtime_ns for path in playground.rglob("*")}
+    make_playground(playground, workers=1, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in playground.rglob("*")} == before
+
+
+def test_a_killed_run_goes_on_to_the_same_end(playground: Path, tmp_path: Path):
+    """As a kill leaves it: some files there, one half written under its temporary name, no lists."""
+    folder = tmp_path / "killed"
+    (folder / "videos").mkdir(parents=True)
+    (folder / "about.json").write_bytes((playground / "about.json").read_bytes())
+    (folder / "videos/video-00001.mp4").write_bytes((playground / "videos/video-00001.mp4").read_bytes())
+    (folder / "videos/.video-00002.part.mp4").write_bytes(b"half")
+    make_playground(folder, workers=1, **SMALL)
+    assert digests(folder) == digests(playground)
+
+
+def test_a_folder_with_another_world_or_other_files_is_refused(playground: Path, tmp_path: Path):
+    with pytest.raises(DataError, match=r"seed 0 \(asked for 5\).*another folder"):
+        make_playground(playground, workers=1, **SMALL, seed=5)
+    (tmp_path / "thesis.tex").write_text("dear reader")
+    with pytest.raises(DataError, match="not empty and not a playground"):
+        make_playground(tmp_path, workers=1, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"width": 95}, "even size"), ({"seconds": 0.5}, "a second or more"), ({"workers": 0}, "worker")],
+)
+def test_impossible_options_are_told(tmp_path: Path, wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        make_playground(tmp_path / "none", **{**SMALL, **wrong})
+    assert not (tmp_path / "none").exists()
