@@ -21,12 +21,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from comodal.analysis.report import write_report
 from comodal.data.pair_folders import prepare_pairs
 from comodal.errors import DataError
 from comodal.recipes.l3net import recipe
 from comodal.tasks.images import evaluate_images
-from comodal.tasks.sounds import evaluate_sounds
+from comodal.tasks.sound_folders import evaluate_sounds
 from comodal.train.run import train
 
 HELD_OUT_RECORDINGS = 5  # FSDD's README: the official test set is recordings 0 to 4
@@ -45,7 +44,7 @@ def main() -> None:
     images, sounds = options.out / "images", options.out / "sounds"
     lay_out(write_images, options.mnist, images)
     lay_out(write_sounds, options.fsdd, sounds)
-    prepare_pairs(images, sounds, options.out / "shards", short_side=36, pairs=16_000)
+    prepare_pairs(images, sounds, options.out / "shards", short_side=SHORT_SIDE)
     train(recipe, parameters(options.out / "shards", options.steps), options.out / "run", resume=True, threads=torch.get_num_threads())
     numbers = measure(options.out, images, sounds)
     numbers["seconds"] = time.perf_counter() - started

@@ -20,6 +20,10 @@ class World:
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def groups(self) -> list[str]:
+        return [group for group, _, _ in self.clips]
+
     def record(self, clip: int, /) -> dict:
         group, frames, seconds = self.clips[clip]
         times = [seconds * frame / frames for frame in range(frames)]

@@ -20,6 +20,7 @@ _DEFINED_IN = {
     "embed_video": "comodal.serve.embed",
     "evaluate_esc50": "comodal.tasks.sounds",
     "evaluate_images": "comodal.tasks.images",
+    "evaluate_sounds": "comodal.tasks.sound_folders",
     "image_embedding": "comodal.serve.embed",
     "inspect": "comodal.analysis.describe",
     "load_model": "comodal.models.checkpoint",
@@ -30,7 +31,7 @@ _DEFINED_IN = {
     "sound_embedding": "comodal.serve.embed",
     "train": "comodal.train.run",
 }
-__all__ = ["__version__", *_DEFINED_IN]  # noqa: PLE0604
+__all__ = ["__version__", *_DEFINED_IN]
 __version__ = version("comodal")
 
 

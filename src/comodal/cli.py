@@ -29,6 +29,7 @@ COMMANDS = {
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
     "recipes": ("", "the recipes that `comodal train` knows"),
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
+    "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
@@ -36,7 +37,7 @@ COMMANDS = {
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
 POSITIONAL = {"source", "out", "images", "sounds", "folder", "path", "files"}
-FLAGS_ONLY = {"train", "evaluate esc50", "evaluate images"}
+FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 

@@ -17,6 +17,7 @@ from comodal import distributed
 from comodal.data.batch import PairBatch
 from comodal.errors import ComodalError, DataError
 
+SECONDS_AFTER_SIGTERM = 30
 AHEAD = 2  # batches that each worker prepares while the model computes
 
 
@@ -129,6 +130,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the trainer answers it by saving, and needs its workers for that."""
+    """Ctrl-C reaches every process of a terminal, SIGTERM every process of a job: the trainer answers by saving.
+
+    It needs its workers for that, so they stay a while; not for ever, since the end of an interpreter waits for them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))

@@ -21,7 +21,10 @@ from comodal.errors import DataError
 
 @runtime_checkable
 class Records(Protocol):
-    """What the sampler needs of a data set: a record of each clip with `group`, `frame_seconds` and `seconds`."""
+    """What the sampler needs of a data set: each clip's source, and its record with `frame_seconds` and `seconds`."""
+
+    @property
+    def groups(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -57,9 +60,8 @@ class Pairs:
         self.records = records
         self.seed = seed
         self.sound_seconds = sound_seconds
-        groups = (records.record(clip)["group"] for clip in range(len(records)))
-        first = next(groups, None)
-        if all(group == first for group in groups):
+        self.groups = np.unique(records.groups, return_inverse=True)[1]
+        if len(np.unique(self.groups)) < 2:
             raise DataError(f"{len(records)} clips of one source cannot be told apart: pairs need clips of two sources")
 
     def __call__(self, epoch: int, index: int) -> Pair:
@@ -75,7 +77,7 @@ class Pairs:
         """Two clips of different groups, every such ordered pair as likely as any other."""
         while True:
             first, second = (int(clip) for clip in rng.integers(len(self.records), size=2))
-            if self.records.record(first)["group"] != self.records.record(second)["group"]:
+            if self.groups[first] != self.groups[second]:
                 return first, second
 
 

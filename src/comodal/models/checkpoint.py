@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 
+ModelType = typing.TypeVar("ModelType", bound=nn.Module)
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CLASS_NAME = re.compile(r"[a-z][a-z0-9_]*:[A-Z][A-Za-z0-9]*")  # module:Class, without dots
 
@@ -94,7 +96,7 @@ def read_about(path: Path) -> dict[str, object]:
     return {**about, "comodal": described.get("comodal"), "class": described.get("class")}
 
 
-def untrained_like(model: nn.Module, seed: int) -> nn.Module:
+def untrained_like(model: ModelType, seed: int) -> ModelType:
     """A model of the same shape with fresh weights, in evaluation mode: the baseline of every evaluation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -5,6 +5,7 @@ of l3embedding and OpenL3, and small ones for two cores, are the same class with
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from comodal.errors import CheckpointError
 from comodal.models import spectrogram as front_ends
+from comodal.models.checkpoint import load_model
 from comodal.models.spectrogram import FrontEnd, Representation, Spectrogram, SpectrogramConfig
 from comodal.models.vgg import LAYERS, Tower, initialise
 
@@ -145,3 +148,15 @@ class L3Net(nn.Module):
     ) -> Float[Tensor, "batch features"]:
         """Features for other tasks: conv4_2 max-pooled to a grid, 6144 of them; OpenL3's 512 have a grid of (1, 1)."""
         return pooled(self.sound_map(sound), grid)
+
+
+def load_l3net(path: Path) -> L3Net:
+    """Reads an L3-Net from a run's or a model's folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, L3Net):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
+    return model

@@ -49,8 +49,8 @@ class Options:
 def make_playground(
     folder: Path,
     *,
-    videos: int = 1000,
-    seconds: float = 3.0,
+    videos: int = 1500,
+    seconds: float = 2.0,
     sounds: int = 400,
     images: int = 400,
     width: int = 192,

@@ -125,13 +125,12 @@ class World:
 def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind: str | None = None) -> World:
     """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
     rng = np.random.default_rng((seed, int(purpose), index, int(Part.SCENE)))
-    sounding = 1 if kind is not None or rng.random() > 0.12 else 2
+    sounding = 1 if kind is not None or rng.random() > 0.1 else 2
     kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
     if kind is not None:
         kinds = [kind]
-    silent = [
-        str(name) for name in rng.choice(SILENT_KINDS, size=int(rng.integers(0, 5 - 2 * sounding)), replace=False)
-    ]
+    distractors = int(rng.choice(3, p=(0.4, 0.4, 0.2))) if sounding == 1 else 0
+    silent = [str(name) for name in rng.choice(SILENT_KINDS, size=distractors, replace=False)]
     names = silent + kinds
     sizes = [_size(rng, name) for name in names]
     places = _places(rng, sizes)
@@ -179,7 +178,7 @@ def _thing(
         angle=float(rng.uniform(-15, 15)),
         mirrored=bool(rng.random() < 0.5),
         motion=str(rng.choice(MOTIONS)),
-        reach=float(rng.uniform(0.02, 0.06)),
+        reach=float(rng.uniform(0.03, 0.1)),
         phase=float(rng.uniform(0, 2 * np.pi)),
         sounding=sounding,
         pitch_hertz=float(350.0 * 2.0**octaves),
@@ -194,8 +193,8 @@ def _background(rng: np.random.Generator) -> Background:
     return Background(
         texture=str(rng.choice(TEXTURES)),
         colours=(str(first), str(second)),
-        clutter=int(rng.integers(0, 6)),
-        light=float(rng.uniform(0.65, 1.1)),
+        clutter=int(rng.integers(0, 5)),
+        light=float(rng.uniform(0.75, 1.1)),
         noise=str(rng.choice(NOISES)),
         noise_level=float(10 ** (rng.uniform(-30, -4) / 20)),
         echo_seconds=float(rng.uniform(0.05, 0.3)),
@@ -235,8 +234,8 @@ def _bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Not
     """Ball: hits ever closer and softer (each rebound takes 0.7 of the time of the last), then thrown up anew."""
     notes, t = [], -float(rng.uniform(0, 0.5))
     while t < seconds:
-        interval, strength = 0.30 / tempo, 1.0
-        while interval > 0.045 and t < seconds:
+        interval, strength = 0.32 / tempo, 1.0
+        while interval > 0.07 and t < seconds:
             notes.append(Note(t, 0.06, strength=strength))
             t, interval, strength = t + interval, interval * 0.72, strength * 0.85
         t += 0.12
@@ -246,8 +245,8 @@ def _bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Not
 def _rolls(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Drum: three quick strokes, each with its pitch falling off at once, then a rest."""
     return [
-        Note(t + 0.075 * stroke / tempo, 0.07, 1.1, 0.6, 1.0 if stroke == 2 else 0.7)
-        for t in _beats(rng, 0.4 / tempo, seconds)
+        Note(t + 0.09 * stroke / tempo, 0.08 / tempo, 1.1, 0.6, 1.0 if stroke == 2 else 0.7)
+        for t in _beats(rng, 0.45 / tempo, seconds)
         for stroke in range(3)
     ]
 
@@ -273,7 +272,7 @@ def _wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
 
 def _whirr(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Fan: one tone for each blade that passes, so fast that they flutter."""
-    return [Note(t, 0.055 / tempo) for t in _beats(rng, 0.062 / tempo, seconds)]
+    return [Note(t, 0.08 / tempo) for t in _beats(rng, 0.09 / tempo, seconds)]
 
 
 RHYTHMS = {

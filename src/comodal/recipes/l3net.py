@@ -15,14 +15,15 @@ from comodal.data.loader import Loader
 from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards
 from comodal.errors import DataError
-from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3
+from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
 from comodal.objectives.avc import Correspondence
 from comodal.train.optim import adam, schedule
 from comodal.train.run import Run
 
-Variant = Literal["paper", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
+Variant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
 VARIANTS: dict[str, Config] = {
     "paper": PAPER,
+    "small": small(),
     "l3embedding": L3EMBEDDING,
     "openl3_linear": openl3("linear"),
     "openl3_mel128": openl3("mel128"),
@@ -34,8 +35,8 @@ VALIDATION = 1  # keeps the chance of the validation pairs apart from that of th
 def recipe(
     data: Path,
     variant: Variant = "paper",
-    width: int = 64,
-    image_size: int = 224,
+    width: int | None = None,
+    image_size: int | None = None,
     steps: int = 500_000,
     batch_size: int = 64,
     learning_rate: float = 1e-4,
@@ -54,9 +55,11 @@ def recipe(
 
     Args:
         data: A folder that `comodal prepare` made, with train and validation.
-        variant: The network: the paper's, l3embedding's (ReLU before the norm in conv1_2), or OpenL3's.
-        width: Filters of the first block of layers; 64 is the paper's, 16 learns on two cores.
-        image_size: Side of the pictures; they are cut from frames resized to 8/7 of it.
+        variant: The network: the paper's, one that learns on two cores, l3embedding's (ReLU before the norm in
+            conv1_2), or OpenL3's.
+        width: Filters of the first block of layers; by default the variant's, 16 in small and 64 in all others.
+        image_size: Side of the pictures, which are cut from frames resized to 8/7 of it; by default the variant's, 64
+            in small and 224 in all others.
         steps: Updates of the weights.
         batch_size: Pairs in a step, over all processes; half of them go together.
         learning_rate: Of Adam.
@@ -72,10 +75,11 @@ def recipe(
         seed: Of the first weights, the pairs and the augmentation.
 
     Examples:
-        comodal train l3net --data shards/ --out runs/first --width 16 --image_size 64 --steps 3000
+        comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
         torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
     """
-    config = replace(VARIANTS[variant], width=width, image_size=image_size)
+    network = VARIANTS[variant]
+    config = replace(network, width=width or network.width, image_size=image_size or network.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = Correspondence(L3Net(config))

@@ -19,8 +19,8 @@ from comodal.media.audio import resample, stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.refusal import Refusal
 from comodal.media.video import iterate_frames
-from comodal.models.checkpoint import load_model
 from comodal.models.inference import FastL3Net, fast
+from comodal.models.l3net import load_l3net
 from comodal.serve.files import Job, plan, run_files, write_rows
 from comodal.serve.windows import iterate_windows
 
@@ -197,7 +197,7 @@ def image_vectors(
 @cache
 def loaded(model: Path) -> FastL3Net:
     """A model ready for embedding, read once in each process."""
-    return fast(load_model(model))
+    return fast(load_l3net(model))
 
 
 def write_sound(job: Job, model: Path, hop_seconds: float, centre: bool, batch_size: int) -> int:

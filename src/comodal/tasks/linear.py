@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 Classifier = Literal["svm", "logistic"]
 
+SEARCH_ITERATIONS, ITERATIONS = 60, 300
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -32,18 +33,69 @@ class Probe:
     strength: float
     mean: Float[Tensor, " features"]
     scale: Float[Tensor, " features"]
-    weight: Float[Tensor, "features classes"]
-    bias: Float[Tensor, " classes"]
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, "classes 1"]
 
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
         """Mean over the windows: of decision values for the SVM, of probabilities for the logistic regression."""
-        weight = self.weight / self.scale[:, None]
-        values = features @ weight + (self.bias - self.mean @ weight)
+        weight = self.weight / self.scale
+        values = features @ weight.mT + (self.bias[:, 0] - weight @ self.mean)
         return (values.softmax(-1) if self.classifier == "logistic" else values).mean(1)
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class of the highest score of each item."""
-        return self.scores(features).argmax(-1).cpu().numpy()
+        return self.scores(features).argmax(-1).numpy()
+
+
+class Problem:
+    """The windows of a training part as standardised rows, and where the fit for one C ended, to start the next."""
+
+    def __init__(
+        self,
+        features: Float[Tensor, "items windows features"],
+        target: Int[Tensor, " items"],
+        classes: int,
+        classifier: Classifier,
+    ) -> None:
+        self.classifier: Classifier = classifier
+        self.rows = features.flatten(0, 1).clone()
+        self.target = target.repeat_interleave(features.shape[1])
+        self.mean, self.scale = standardisation(self.rows)
+        self.rows.sub_(self.mean).div_(self.scale)
+        self.gram = self.rows.mT @ self.rows / len(self.rows)
+        self.weight = self.rows.new_zeros(classes, self.rows.shape[1])
+        self.bias = self.rows.new_zeros(classes, 1)
+
+    def fit(self, strength: float, iterations: int) -> Probe:
+        """Minimises from where the last fit ended.
+
+        L-BFGS moves in coordinates in which the objective is nearly round (`preconditioner`). Classes come first in
+        all products: with ten classes these run three times as fast as with rows first.
+        """
+        factor = preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
+        rounded = (self.weight @ factor).requires_grad_(True)
+        bias = self.bias.requires_grad_(True)
+        optimizer = torch.optim.LBFGS(
+            [rounded, bias],
+            max_iter=iterations,
+            history_size=10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-6,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False)
+            loss = losses(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
+            loss = loss + weight.square().sum() / (2.0 * strength * len(self.rows))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.weight = torch.linalg.solve_triangular(factor, rounded.detach(), upper=False, left=False)
+        self.bias = bias.detach()
+        return Probe(self.classifier, strength, self.mean, self.scale, self.weight, self.bias.clone())
 
 
 def standardisation(
@@ -55,79 +107,53 @@ def standardisation(
 
 
 def losses(
-    values: Float[Tensor, "rows classes"], target: Int[Tensor, " rows"], classifier: Classifier
+    values: Float[Tensor, "classes rows"], target: Int[Tensor, " rows"], classifier: Classifier
 ) -> Float[Tensor, ""]:
     """Sum over the rows of the squared hinges of all one-vs-all problems, or of the cross-entropy."""
     if classifier == "logistic":
-        return F.cross_entropy(values, target, reduction="sum")
-    sign = 2.0 * F.one_hot(target, values.shape[1]).to(values.dtype) - 1.0
+        return F.cross_entropy(values.mT, target, reduction="sum")
+    sign = 2.0 * F.one_hot(target, len(values)).mT.to(values.dtype) - 1.0
     return (1.0 - sign * values).clamp(min=0.0).square().sum()
 
 
 def preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Float[Tensor, "features features"]:
-    """Triangular L with LL' near the objective's curvature: over L'w the objective is nearly round.
+    """Lower triangular L with LL' near the objective's curvature: over L'w the objective is nearly round.
 
-    Spectral features of neighbouring bands are so correlated that L-BFGS over w takes ten times the steps. The
-    minimum is the same; the least ridge of 1e-3 keeps the factorisation sound in single precision.
+    Neighbouring features are so correlated that L-BFGS over w takes ten times the steps. The minimum is the same;
+    the least ridge of 1e-3 keeps the factorisation sound in single precision.
     """
-    return torch.linalg.cholesky(gram + max(ridge, 1e-3) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    return torch.linalg.cholesky(gram + max(ridge, 1e-3) * torch.eye(len(gram), dtype=gram.dtype))
 
 
-def minimise(
-    rows: Float[Tensor, "rows features"],
-    target: Int[Tensor, " rows"],
-    classifier: Classifier,
-    strength: float,
-    factor: Float[Tensor, "features features"],
-    start: tuple[Float[Tensor, "features classes"], Float[Tensor, " classes"]],
-    iterations: int = 200,
-) -> tuple[Float[Tensor, "features classes"], Float[Tensor, " classes"]]:
-    """Weight and bias at the minimum, from a start; rows are standardised already."""
-    rounded = (factor.mT @ start[0]).requires_grad_(True)
-    bias = start[1].clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [rounded, bias],
-        max_iter=iterations,
-        history_size=10,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-6,
-        line_search_fn="strong_wolfe",
-    )
-
-    def weight() -> Tensor:
-        return torch.linalg.solve_triangular(factor.mT, rounded, upper=True)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = losses(rows @ weight() + bias, target, classifier) / len(rows)
-        loss = loss + weight().square().sum() / (2.0 * strength * len(rows))
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weight().detach(), bias.detach()
-
-
-def fit_path(
+def choose_strength(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
+    folds: Int[np.ndarray, " items"],
+    held_out: Sequence[int],
     classes: int,
     classifier: Classifier,
     strengths: Sequence[float],
-) -> list[Probe]:
-    """One probe for each strength, from the strongest penalty on; each fit starts where the one before ended."""
-    rows = features.flatten(0, 1).clone()
-    mean, scale = standardisation(rows)
-    rows.sub_(mean).div_(scale)
-    row_target = target.repeat_interleave(features.shape[1])
-    gram = rows.mT @ rows / len(rows)
-    weight, bias = rows.new_zeros(rows.shape[1], classes), rows.new_zeros(classes)
-    probes = []
+) -> float:
+    """The C with which most items of the held-out folds are answered rightly by a fit on the rest.
+
+    From the strongest penalty on, until a weaker one no longer helps. These fits end after 60 iterations.
+    """
+    problems = []
+    for fold in held_out:
+        held = torch.from_numpy(np.asarray(folds == fold))
+        if not held.any() or held.all():
+            raise ValueError(f"fold {fold} holds {int(held.sum())} of the {len(held)} training items")
+        problems.append((Problem(features[~held], target[~held], classes, classifier), held))
+    best, most = min(strengths), -1
     for strength in sorted(strengths):
-        factor = preconditioner(gram, 1.0 / (strength * len(rows)))
-        weight, bias = minimise(rows, row_target, classifier, strength, factor, (weight, bias))
-        probes.append(Probe(classifier, strength, mean, scale, weight, bias))
-    return probes
+        right = 0
+        for problem, held in problems:
+            answers = problem.fit(strength, SEARCH_ITERATIONS).scores(features[held]).argmax(-1)
+            right += int((answers == target[held]).sum())
+        if right <= most:
+            break
+        best, most = strength, right
+    return best
 
 
 def fit_probe(
@@ -148,19 +174,10 @@ def fit_probe(
         held_out: the folds that are held out in turn to choose C.
         classes: how many classes there are.
         classifier: "svm" or "logistic".
-        strengths: the values of C that are tried; of equally good ones the smallest is taken.
+        strengths: the values of C that are tried.
 
     Returns:
         The probe fitted on the whole training part with the chosen C.
     """
-    ordered = sorted(strengths)
-    right = np.zeros(len(ordered), dtype=np.int64)
-    for fold in held_out if len(ordered) > 1 else ():
-        held = torch.from_numpy(np.asarray(folds == fold))
-        if not held.any() or held.all():
-            raise ValueError(f"fold {fold} holds {int(held.sum())} of the {len(held)} training items")
-        probes = fit_path(features[~held], target[~held], classes, classifier, ordered)
-        for place, probe in enumerate(probes):
-            right[place] += int((probe.scores(features[held]).argmax(-1) == target[held]).sum())
-    best = int(right.argmax())
-    return fit_path(features, target, classes, classifier, ordered[: best + 1])[-1]
+    strength = choose_strength(features, target, folds, held_out, classes, classifier, strengths)
+    return Problem(features, target, classes, classifier).fit(strength, ITERATIONS)

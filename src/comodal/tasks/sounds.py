@@ -21,14 +21,17 @@ from torch import Tensor
 
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import read_sound
-from comodal.models.checkpoint import load_model, untrained_like
+from comodal.models.checkpoint import untrained_like
 from comodal.models.inference import fast
+from comodal.models.l3net import load_l3net
 from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
 from comodal.tasks.linear import Classifier, fit_probe
 from comodal.tasks.results import Comparison
 
 SAMPLE_RATE = 48_000
-PLAIN = SpectrogramConfig(window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney")
+PLAIN = SpectrogramConfig(
+    window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
+)
 
 
 class LabelledSound(NamedTuple):
@@ -120,7 +123,9 @@ def parse_row(meta: Path, audio: Path, row: dict[str, str], line: int, number: s
     try:
         fold, target = int(row["fold"]), int(row[number])
     except (TypeError, ValueError):
-        raise DataError(f"{meta}, line {line}: fold {row['fold']!r} and {number} {row[number]!r} must be numbers") from None
+        raise DataError(
+            f"{meta}, line {line}: fold {row['fold']!r} and {number} {row[number]!r} must be numbers"
+        ) from None
     if fold < 1 or target < 0:
         raise DataError(f"{meta}, line {line}: fold {fold} must be at least 1 and {number} {target} at least 0")
     return LabelledSound(audio / row["filename"], fold, target, row[name])
@@ -156,19 +161,20 @@ def read_clip(clip: LabelledSound) -> Float[np.ndarray, " samples"]:
 
 
 def spectrogram_statistics(sound: Float[Tensor, " samples"]) -> Float[Tensor, "1 features"]:
-    """Mean and deviation over the whole clip of each band of a log-mel spectrogram: the plain baseline.
+    """Of each band of a log-mel spectrogram of the whole clip: mean, deviation, and deviation of its change.
 
-    Measured on ESC-10 with logistic regression: 0.84 over the whole clip, 0.75 over each second by itself.
+    The strongest plain features of those that were tried. On ESC-10 with logistic regression: 0.84; without the change
+    0.80, with a floor of 1e-4 instead of 1e-2 0.78, over each second by itself 0.75.
     """
     bands = Spectrogram(PLAIN)(sound[None])[0, 0]
-    return torch.cat([bands.mean(-1), bands.std(-1)])[None]
+    return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
 
 
 def extract(
     model: Path, clips: list[LabelledSound], windows: int, seed: int, workers: int
 ) -> dict[str, Float[Tensor, "clips _ _"]]:
     """One pass over the files: the features of every system; sounds are dropped as soon as they are embedded."""
-    trained = load_model(model)
+    trained = load_l3net(model)
     networks = {"trained": fast(trained), "untrained": fast(untrained_like(trained, seed))}
     collected: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "spectrogram": []}
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few clips ahead

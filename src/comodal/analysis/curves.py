@@ -1,0 +1,47 @@
+"""Curves of a run: loss and accuracy by step, training and validation."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {"train": "#9db4cc", "validation": "#c2410c"}
+SMOOTHED = "#3b6ea5"
+
+
+def draw_curves(lines: list[dict], chance: float = 0.5) -> Figure:
+    """Loss and accuracy of a run's log (`metrics.jsonl`).
+
+    Args:
+        lines: one for each entry: step, split, loss, accuracy.
+        chance: accuracy of a guess, and the loss that goes with it, drawn dotted.
+    """
+    figure = Figure(figsize=(10.0, 3.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy = figure.subplots(1, 2)
+    for axes, name, level in ((loss, "loss", -float(np.log(chance))), (accuracy, "accuracy", chance)):
+        for split in COLOURS:
+            draw_split(axes, lines, split, name)
+        axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance")
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    accuracy.set_ylim(None, 1.01)
+    return figure
+
+
+def draw_split(axes: Axes, lines: list[dict], split: str, name: str) -> None:
+    """One curve; the many points of training get a running mean."""
+    points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+    if not points:
+        return
+    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    if split == "validation":
+        axes.plot(steps, values, color=COLOURS[split], marker="o", markersize=3, linewidth=1.6, label=split)
+        return
+    axes.plot(steps, values, color=COLOURS[split], linewidth=0.7, alpha=0.7)
+    span = max(1, len(values) // 40)
+    mean = np.convolve(np.pad(values, (span // 2, span - 1 - span // 2), mode="edge"), np.ones(span) / span, "valid")
+    axes.plot(steps, mean, color=SMOOTHED, linewidth=1.6, label=split)
