@@ -38,7 +38,8 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
+            module = node.module or ""
+            names = [f"comodal.{alias.name}" for alias in node.names] if module == "comodal" else [module]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

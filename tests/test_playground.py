@@ -17,7 +17,7 @@ from comodal.playground.picture import render_frame
 from comodal.playground.synthesis import render_sound
 from comodal.playground.world import KINDS, Purpose, make_world
 
-SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "width": 96, "height": 72, "sound_seconds": 1.0}
+SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "side": 64, "sound_seconds": 1.0}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(playgrou
         sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     assert len(frames) == 10
     for number, frame in enumerate(frames):
-        rendered = render_frame(world, number / 10, 96, 72)
+        rendered = render_frame(world, number / 10, 64)
         assert np.abs(frame.astype(int) - rendered).mean() < 12  # of 255; the colour planes have half the resolution
     wanted = render_sound(world, 48_000)
     count = min(len(sound), len(wanted))
@@ -99,7 +99,7 @@ def test_the_images_are_a_tree_of_classes(playground: Path):
         assert sorted(path.name for path in (playground / "images" / split).iterdir()) == list(KINDS)
         for path in (playground / "images" / split).rglob("*.jpg"):
             with Image.open(path) as image:
-                assert image.size == (96, 72)
+                assert image.size == (64, 64)
 
 
 def test_running_again_does_nothing(playground: Path):
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_end(playground: Path, tmp_path: Path):
     (folder / "videos").mkdir(parents=True)
     (folder / "about.json").write_bytes((playground / "about.json").read_bytes())
     (folder / "videos/video-00001.mp4").write_bytes((playground / "videos/video-00001.mp4").read_bytes())
-    (folder / "videos/.video-00002.part.mp4").write_bytes(b"half")
+    (folder / "videos/.video-00002.mp4.77.part").write_bytes(b"half")
     make_playground(folder, workers=1, **SMALL)
     assert digests(folder) == digests(playground)
 
@@ -129,7 +129,7 @@ def test_a_folder_with_another_world_or_other_files_is_refused(playground: Path,
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"width": 95}, "even size"), ({"seconds": 0.5}, "a second or more"), ({"workers": 0}, "worker")],
+    [({"side": 95}, "even side"), ({"seconds": 0.5}, "a second or more"), ({"workers": 0}, "worker")],
 )
 def test_impossible_options_are_told(tmp_path: Path, wrong: dict, message: str):
     with pytest.raises(ValueError, match=message):

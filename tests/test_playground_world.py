@@ -13,7 +13,7 @@ from comodal.playground.shapes import SILENT, SOUNDING
 from comodal.playground.synthesis import render_sound
 from comodal.playground.world import KINDS, LARGE, SILENT_KINDS, SMALL, Note, Purpose, Thing, World, make_world
 
-WIDTH, HEIGHT, RATE = 192, 144, 48_000
+SIDE, RATE = 128, 48_000
 
 
 def world_of(kind: str, index: int = 3, seconds: float = 3.0) -> World:
@@ -38,9 +38,9 @@ def test_the_box_encloses_what_is_painted_and_no_more(kind: str):
     thing = replace(thing, material="plastic", colour="white", x=0.5, y=0.5)
     alone, empty = replace(world, things=(thing,)), replace(world, things=())
     for seconds in (0.0, 0.7, 1.3):
-        seen = render_frame(alone, seconds, WIDTH, HEIGHT) != render_frame(empty, seconds, WIDTH, HEIGHT)
+        seen = render_frame(alone, seconds, SIDE) != render_frame(empty, seconds, SIDE)
         rows, columns = np.nonzero(seen.any(2))
-        left, top, right, bottom = box_at(thing, seconds, WIDTH, HEIGHT)
+        left, top, right, bottom = box_at(thing, seconds, SIDE)
         found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert found[0] >= left and found[1] >= top and found[2] <= right and found[3] <= bottom
         assert np.abs(np.array(found) - (left, top, right, bottom)).max() <= 3
@@ -50,8 +50,8 @@ def test_boxes_stay_inside_the_picture():
     for index in range(50):
         world = make_world(1, Purpose.VIDEO, index, seconds=2.0)
         for thing in world.things:
-            left, top, right, bottom = box_at(thing, 1.0, WIDTH, HEIGHT)
-            assert 0 <= left < right <= WIDTH and 0 <= top < bottom <= HEIGHT
+            left, top, right, bottom = box_at(thing, 1.0, SIDE)
+            assert 0 <= left < right <= SIDE and 0 <= top < bottom <= SIDE
 
 
 def test_every_kind_has_a_shape_and_only_those_that_sound_move_in_themselves():
@@ -143,17 +143,17 @@ def test_sound_is_within_range_and_never_silent():
 
 def test_painting_a_frame_does_not_depend_on_the_frames_before():
     world = world_of("fan")
-    painter = Painter(world, WIDTH, HEIGHT)
+    painter = Painter(world, SIDE)
     in_order = [painter.frame(seconds) for seconds in (0.0, 0.1, 0.2)]
-    assert np.array_equal(in_order[2], render_frame(world, 0.2, WIDTH, HEIGHT))
+    assert np.array_equal(in_order[2], render_frame(world, 0.2, SIDE))
 
 
 def test_an_upright_square_in_the_middle_lies_where_geometry_puts_it():
-    """A crate reaches 0.85 of its size: at size 0.2 of 144 pixels that is 24.48 pixels around the centre (96, 72)."""
+    """A crate reaches 0.85 of its size: at size 0.2 of 128 pixels that is 21.76 pixels around the centre (64, 64)."""
     crate = replace(silent_thing("crate"), x=0.5, y=0.5, size=0.2, angle=0.0, motion="still")
-    points = outline(crate, pose_at(crate, 0.0), WIDTH, HEIGHT)[0].points
-    assert points.min(0) == pytest.approx((96 - 24.48, 72 - 24.48)) and points.max(0) == pytest.approx((120.48, 96.48))
-    assert box_at(crate, 0.0, WIDTH, HEIGHT) == (71, 47, 121, 97)
+    points = outline(crate, pose_at(crate, 0.0), SIDE)[0].points
+    assert points.min(0) == pytest.approx((42.24, 42.24)) and points.max(0) == pytest.approx((85.76, 85.76))
+    assert box_at(crate, 0.0, SIDE) == (41, 41, 87, 87)  # and half a pixel for the soft edge
 
 
 def test_relations_between_places():

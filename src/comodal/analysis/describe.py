@@ -112,7 +112,8 @@ def describe_run(path: Path) -> Description:
     if "validation" in last:
         description["best_validation_accuracy"] = best
     if (path / "model" / CONFIG).is_file():
-        description["model"] = describe_model(path / "model")
+        model = describe_model(path / "model")
+        description["model"] = {name: model[name] for name in ("class", "config", "parameters", "parameters_of")}
     return description
 
 

@@ -19,12 +19,13 @@ from comodal.models.l3net import L3Net, load_l3net
 
 STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5f6c7b; --line: #e3e8ee; --accent: #3b6ea5; }
-body { margin: 0; background: #f6f8fa; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Helvetica, sans-serif; }
+body { margin: 0; background: #f6f8fa; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1060px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 0 0 .5rem; }
 p { margin: .3rem 0 .8rem; color: var(--soft); max-width: 75ch; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 1.2rem 1.4rem; margin-top: 1.2rem; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 1.2rem 1.4rem; }
+section { margin-top: 1.2rem; }
 img { max-width: 100%; height: auto; display: block; margin: .4rem auto; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
@@ -119,7 +120,8 @@ def header(run: Path) -> str:
     boxes = "".join(f'<div class="fact"><b>{number}</b><span>{words}</span></div>' for number, words in facts)
     return (
         f"<h1>What was learnt: {html.escape(run.name)}</h1>"
-        f'<p>From videos alone: does this picture go with this sound? No label was used.</p><div class="facts">{boxes}</div>'
+        "<p>From videos alone: does this picture go with this sound? No label was used.</p>"
+        f'<div class="facts">{boxes}</div>'
     )
 
 
@@ -144,7 +146,7 @@ def scores(results: list[Path]) -> str:
                 f'<td><div class="bar"><span style="width:{100 * found[name]:.1f}%"></span></div></td></tr>'
             )
     head = "<tr><th>task</th><th>features</th><th>accuracy</th><th>95 %</th><th></th></tr>"
-    text = "A linear classifier on frozen features: of the trained network, of an untrained one of the same shape, and plain."
+    text = "A linear classifier on frozen features: of this network, of an untrained one, and plain ones."
     return section("What the features are good for", text, f"<table>{head}{''.join(rows)}</table>")
 
 

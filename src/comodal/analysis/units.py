@@ -85,18 +85,19 @@ def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, t
 def heat_maps(
     feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: Unit, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
-    """Where the unit fires in each of its moments, scaled up to the size of the input; 0 to 1, the strongest being 1."""
+    """Where the unit fires in each of its moments, scaled up to the size of the input; 1 where it fires most."""
     found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel : unit.channel + 1].float()
     large = F.interpolate(found, size=size, mode="bilinear", align_corners=False)[:, 0].clamp(min=0.0)
-    return (large / large.amax().clamp(min=1e-12)).numpy()
+    return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()
 
 
 def draw_image_units(model: L3Net, moments: Moments, units: int = 6, top: int = 6) -> Figure:
     """A row for each unit of the picture tower: its strongest pictures, lit where it fires."""
     ranked = rank_units(strongest(model.image_map, moments.image), units, top)
+    size = moments.image.shape[2]
     figure, grid = canvas(len(ranked), top, 1.0)
     for row, unit in zip(grid, ranked, strict=True):
-        heat = heat_maps(model.image_map, moments.image, unit, tuple(moments.image.shape[2:]))
+        heat = heat_maps(model.image_map, moments.image, unit, (size, size))
         for axes, moment, warmth in zip(row, unit.moments, heat, strict=False):
             picture = moments.image[int(moment)].permute(1, 2, 0).numpy()
             lit = picture / 255.0 * (0.35 + 0.65 * warmth[..., None])

@@ -46,8 +46,8 @@ def describe(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def relation(first: Thing, second: Thing) -> str:
-    """Where the first object rests beside the second, by the larger of the two distances on a 4:3 picture."""
-    across, down = (first.x - second.x) * 4 / 3, first.y - second.y
+    """Where the first object rests beside the second, by the larger of the two distances."""
+    across, down = first.x - second.x, first.y - second.y
     if abs(across) >= abs(down):
         return "left of" if across < 0 else "right of"
     return "above" if down < 0 else "below"

@@ -19,11 +19,12 @@ from joblib import Parallel, delayed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from comodal.errors import DataError
+from comodal.files import write_whole
 from comodal.playground.picture import Painter, render_frame
 from comodal.playground.synthesis import render_sound
 from comodal.playground.truth import truth
 from comodal.playground.world import KINDS, Part, Purpose, make_world
-from comodal.playground.write import json_lines, write_image, write_sound, write_text, write_video
+from comodal.playground.write import json_lines, write_image, write_sound, write_video
 
 VIDEO_SAMPLE_RATE = 48_000
 SOUND_SAMPLE_RATE = 44_100  # of ESC-50
@@ -39,8 +40,7 @@ class Options:
     seconds: float
     sounds: int
     images: int
-    width: int
-    height: int
+    side: int
     frames_per_second: float
     sound_seconds: float
     seed: int
@@ -53,8 +53,7 @@ def make_playground(
     seconds: float = 2.0,
     sounds: int = 400,
     images: int = 400,
-    width: int = 192,
-    height: int = 144,
+    side: int = 128,
     frames_per_second: float = 10.0,
     sound_seconds: float = 2.0,
     seed: int = 0,
@@ -70,8 +69,7 @@ def make_playground(
         seconds: length of each video.
         sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
         images: pictures in each of the splits train and test of the image folder.
-        width: of the pictures, in pixels (even).
-        height: of the pictures, in pixels (even).
+        side: of the square pictures, in pixels (even).
         frames_per_second: rate of the videos.
         sound_seconds: length of each clip of the ESC-50 folder.
         seed: another seed is another world.
@@ -80,13 +78,13 @@ def make_playground(
     Raises:
         DataError: the folder holds a playground of other options.
     """
-    if width % 2 or height % 2:
-        raise ValueError(f"H.264 needs an even size, got {width} x {height}")
+    if side % 2:
+        raise ValueError(f"H.264 needs an even side, got {side}")
     if seconds < 1 or sound_seconds < 1:
         raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
     if workers < 1:
         raise ValueError(f"there must be at least one worker, got {workers}")
-    options = Options(videos, seconds, sounds, images, width, height, frames_per_second, sound_seconds, seed)
+    options = Options(videos, seconds, sounds, images, side, frames_per_second, sound_seconds, seed)
     _claim(folder, options)
     jobs = [
         *(partial(_make_video, folder, options, index) for index in range(videos)),
@@ -94,6 +92,8 @@ def make_playground(
         *(partial(_make_image, folder, options, index) for index in range(2 * images)),
     ]
     if not (folder / "videos.jsonl").exists():
+        for partial_file in folder.rglob(".*.part"):
+            partial_file.unlink()
         _run(jobs, workers)
         _write_lists(folder, options)
 
@@ -111,7 +111,7 @@ def _claim(folder: Path, options: Options) -> None:
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise DataError(f"{folder} is not empty and not a playground; choose another folder")
     else:
-        write_text(about, json.dumps(wanted, indent=2) + "\n")
+        write_whole(about, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
 def _run(jobs: Sequence[Callable[[], None]], workers: int) -> None:
@@ -131,11 +131,11 @@ def _make_video(folder: Path, options: Options, index: int) -> None:
     if path.exists():
         return
     world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
-    painter = Painter(world, options.width, options.height)
+    painter = Painter(world, options.side)
     rate = options.frames_per_second
     frames = (painter.frame(number / rate) for number in range(round(options.seconds * rate)))
     sound = render_sound(world, VIDEO_SAMPLE_RATE)
-    write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, (options.width, options.height))
+    write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
 
 
 def _make_sound(folder: Path, options: Options, index: int) -> None:
@@ -152,7 +152,7 @@ def _make_image(folder: Path, options: Options, index: int) -> None:
     if not path.exists():
         world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
         moment = float(world.generator(Part.MOMENT).uniform(0, options.seconds))
-        write_image(path, render_frame(world, moment, options.width, options.height))
+        write_image(path, render_frame(world, moment, options.side))
 
 
 def _sound_count(options: Options) -> int:
@@ -180,7 +180,7 @@ def _write_lists(folder: Path, options: Options) -> None:
     for index in range(options.videos):
         world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
         key = video_key(index)
-        record: dict[str, Any] = {"key": key, "split": split_of(index), **truth(world, options.width, options.height)}
+        record: dict[str, Any] = {"key": key, "split": split_of(index), **truth(world, options.side)}
         worlds.append(record)
         path = f"videos/{key}.mp4"
         sources.append({"path": path, "key": key, "label": record["label"], "group": key, "split": record["split"]})
@@ -191,6 +191,6 @@ def _write_lists(folder: Path, options: Options) -> None:
         name, kind = sound_name(index), KINDS[index % len(KINDS)]
         fold, source, take, target = name.removesuffix(".wav").split("-")
         rows.writerow((name, fold, target, kind, kind in ESC10_KINDS, source, take))
-    write_text(folder / "sounds" / "meta" / "esc50.csv", table.getvalue())
-    write_text(folder / "worlds.jsonl", json_lines(worlds))
-    write_text(folder / "videos.jsonl", json_lines(sources))
+    write_whole(folder / "sounds" / "meta" / "esc50.csv", table.getvalue().encode())
+    write_whole(folder / "worlds.jsonl", json_lines(worlds).encode())
+    write_whole(folder / "videos.jsonl", json_lines(sources).encode())

@@ -16,7 +16,7 @@ SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch
 
 @dataclass(frozen=True)
 class Pose:
-    """Centre in widths and heights of the picture, angle and turn in degrees, action from 0 to 1."""
+    """Centre in sides of the picture, angle and turn in degrees, action from 0 to 1."""
 
     x: float
     y: float
@@ -70,22 +70,22 @@ def _rise(thing: Thing, seconds: float) -> float:
     return float(0.6 * thing.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
 
 
-def outline(thing: Thing, pose: Pose, width: int, height: int) -> list[Polygon]:
-    """The polygons of an object in pixels of a width x height picture, back to front."""
+def outline(thing: Thing, pose: Pose, side: int) -> list[Polygon]:
+    """The polygons of an object in pixels of a square picture, back to front."""
     radians = np.radians(pose.angle)
-    scale = thing.size * height
+    scale = thing.size * side
     mirror = -1.0 if thing.mirrored else 1.0
     turn = np.array([(np.cos(radians), np.sin(radians)), (-np.sin(radians), np.cos(radians))])
     matrix = np.diag([mirror, 1.0]) @ turn * scale
-    centre = (pose.x * width, pose.y * height)
+    centre = (pose.x * side, pose.y * side)
     return [
         Polygon(p.points @ matrix + centre, p.paint) for p in shape_of(thing.kind, Movement(pose.action, pose.turn))
     ]
 
 
-def box_at(thing: Thing, seconds: float, width: int, height: int) -> tuple[int, int, int, int]:
+def box_at(thing: Thing, seconds: float, side: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
-    points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), width, height)])
+    points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), side)])
     left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
     right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)
-    return max(int(left), 0), max(int(top), 0), min(int(right), width), min(int(bottom), height)
+    return max(int(left), 0), max(int(top), 0), min(int(right), side), min(int(bottom), side)

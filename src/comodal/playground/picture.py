@@ -18,9 +18,9 @@ SUPERSAMPLING = 2
 class Painter:
     """Draws the frames of one world; what does not move is drawn once."""
 
-    def __init__(self, world: World, width: int, height: int) -> None:
-        self.world, self.width, self.height = world, width, height
-        self.background = paint_background(world, width, height)
+    def __init__(self, world: World, side: int) -> None:
+        self.world, self.side = world, side
+        self.background = paint_background(world, side)
         self.drawn: dict[int, tuple[Pose, Image.Image, tuple[int, int]]] = {}
 
     def frame(self, seconds: float) -> Pixels:
@@ -28,15 +28,15 @@ class Painter:
         for number, thing in enumerate(self.world.things):
             pose = pose_at(thing, seconds)
             if number not in self.drawn or self.drawn[number][0] != pose:
-                self.drawn[number] = (pose, *paint_thing(thing, pose, self.width, self.height))
+                self.drawn[number] = (pose, *paint_thing(thing, pose, self.side))
             _, patch, corner = self.drawn[number]
             picture.paste(patch, corner, patch)
         return np.asarray(picture)
 
 
-def paint_thing(thing: Thing, pose: Pose, width: int, height: int) -> tuple[Image.Image, tuple[int, int]]:
+def paint_thing(thing: Thing, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An object as an RGBA patch and the place of its top left corner on the picture."""
-    polygons = outline(thing, pose, width, height)
+    polygons = outline(thing, pose, side)
     points = np.concatenate([polygon.points for polygon in polygons])
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     size = np.ceil(points.max(axis=0)).astype(int) + 1 - corner
@@ -74,11 +74,11 @@ def _material(
     return 0.95 + 0.5 * np.exp(-((x - 0.35) ** 2 + (y - 0.3) ** 2) / 0.02), 1.0
 
 
-def paint_background(world: World, width: int, height: int) -> Image.Image:
+def paint_background(world: World, side: int) -> Image.Image:
     """Two colours in a texture, scattered scraps, a gradient of light and grain."""
     rng = world.generator(Part.PICTURE)
     scene = world.background
-    x, y = np.meshgrid(np.arange(width) / height, np.arange(height) / height)
+    x, y = np.meshgrid(np.arange(side) / side, np.arange(side) / side)
     angle, scale = rng.uniform(0, np.pi), rng.uniform(6, 30)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
@@ -95,16 +95,16 @@ def paint_background(world: World, width: int, height: int) -> Image.Image:
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(scene.clutter):
-        centre, size = rng.uniform(0, (width, height)), rng.uniform(0.02, 0.12) * height
+        centre, size = rng.uniform(0, side, 2), rng.uniform(0.02, 0.12) * side
         angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 8))))
         scrap = centre + size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         colour = COLOURS[str(rng.choice(list(COLOURS)))]
         draw.polygon([tuple(point) for point in scrap.tolist()], fill=colour)
-    light = scene.light * (1 + rng.uniform(-0.3, 0.3) * (x - 0.67) + rng.uniform(-0.3, 0.3) * (y - 0.5))
-    grain = rng.normal(0, 4, (height, width, 1))
+    light = scene.light * (1 + rng.uniform(-0.3, 0.3) * (x - 0.5) + rng.uniform(-0.3, 0.3) * (y - 0.5))
+    grain = rng.normal(0, 4, (side, side, 1))
     return Image.fromarray(np.clip(np.asarray(picture) * light[..., None] + grain, 0, 255).astype(np.uint8))
 
 
-def render_frame(world: World, seconds: float, width: int, height: int) -> Pixels:
+def render_frame(world: World, seconds: float, side: int) -> Pixels:
     """One moment of a world."""
-    return Painter(world, width, height).frame(seconds)
+    return Painter(world, side).frame(seconds)

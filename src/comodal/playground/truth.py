@@ -10,7 +10,7 @@ from comodal.playground.world import World
 BOX_STEP_SECONDS = 0.5
 
 
-def truth(world: World, width: int, height: int) -> dict[str, Any]:
+def truth(world: World, side: int) -> dict[str, Any]:
     """Everything that is known about a world: objects with boxes over time, sound events, background, sentences."""
     times = [BOX_STEP_SECONDS * step for step in range(int(world.seconds / BOX_STEP_SECONDS))]
     things = []
@@ -18,14 +18,14 @@ def truth(world: World, width: int, height: int) -> dict[str, Any]:
         record = asdict(thing)
         notes = record.pop("notes")
         record["events"] = [_rounded(note) for note in notes if 0 <= note["start_seconds"] < world.seconds]
-        record["boxes"] = [box_at(thing, seconds, width, height) for seconds in times]
+        record["boxes"] = [box_at(thing, seconds, side) for seconds in times]
         things.append(_rounded(record))
     return {
         "seed": world.seed,
         "index": world.index,
         "seconds": world.seconds,
-        "width": width,
-        "height": height,
+        "width": side,
+        "height": side,
         "label": world.sounding[0].kind,
         "sounding": [thing.kind for thing in world.sounding],
         "box_seconds": times,

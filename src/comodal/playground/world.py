@@ -51,7 +51,7 @@ COLOURS = {
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
 NOISES = ("pink", "rain", "hum", "wind")
 MOTIONS = ("still", "sway", "drift", "circle")
-SMALL, LARGE = 0.24, 0.40  # half the extent of an object, in heights of the picture
+SMALL, LARGE = 0.22, 0.36  # half the extent of an object, in sides of the picture
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; x and y are its resting centre in widths and heights of the picture, `size` in heights."""
+    """One object; x, y (its resting centre) and `size` are in sides of the square picture."""
 
     kind: str
     colour: str
@@ -146,12 +146,12 @@ def _size(rng: np.random.Generator, kind: str) -> float:
 
 
 def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
-    """Centres that keep objects inside a 4:3 picture, the best of a few draws at keeping them apart."""
+    """Centres that keep objects inside the picture, the best of a few draws at keeping them apart."""
     best, best_gap = [(0.5, 0.5)] * len(sizes), -np.inf
     for _ in range(12):
-        draw = [(float(rng.uniform(s * 0.7, 1 - s * 0.7)), float(rng.uniform(s * 0.95, 1 - s * 0.95))) for s in sizes]
+        draw = [(float(rng.uniform(s, 1 - s)), float(rng.uniform(s, 1 - s))) for s in sizes]
         gaps = [
-            np.hypot((a[0] - b[0]) * 4 / 3, a[1] - b[1]) - sizes[i] - sizes[i + j + 1]
+            np.hypot(a[0] - b[0], a[1] - b[1]) - sizes[i] - sizes[i + j + 1]
             for i, a in enumerate(draw)
             for j, b in enumerate(draw[i + 1 :])
         ]

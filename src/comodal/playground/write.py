@@ -1,7 +1,7 @@
-"""Files of a playground, each written under a temporary name and renamed when whole."""
+"""Files of a playground: H.264 and AAC video, wav, JPEG and JSON lines, each there whole or not at all."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,11 @@ import soundfile
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from comodal.files import whole
+
 SOUND_BLOCK = 1024  # samples of one AAC frame
 H264 = {"preset": "superfast", "crf": "20", "threads": "1", "flags": "+bitexact"}
 AAC = {"aac_coder": "fast", "flags": "+bitexact"}
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
-    write(partial)
-    partial.replace(path)
 
 
 def write_video(
@@ -31,7 +25,7 @@ def write_video(
     frames_per_second: float,
     sound: Float[np.ndarray, " samples"],
     sample_rate: int,
-    size: tuple[int, int],
+    side: int,
 ) -> None:
     """An mp4 file with H.264 picture and mono AAC sound; one thread, so that the bytes do not depend on the cores.
 
@@ -41,49 +35,36 @@ def write_video(
         frames_per_second: their rate.
         sound: samples between -1 and 1.
         sample_rate: of the sound, in hertz.
-        size: width and height.
+        side: of the square pictures, in pixels.
     """
-
-    def write(partial: Path) -> None:
-        with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            picture = container.add_stream(
-                "libx264", rate=Fraction(frames_per_second).limit_denominator(1000), options=H264
-            )
-            picture.width, picture.height = size
-            picture.pix_fmt = "yuv420p"
-            voice = container.add_stream("aac", rate=sample_rate, options=AAC)
-            voice.layout, voice.bit_rate = "mono", 96_000
-            for pixels in frames:
-                container.mux(picture.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(picture.encode(None))
-            for start in range(0, len(sound), SOUND_BLOCK):
-                block = av.AudioFrame.from_ndarray(
-                    sound[None, start : start + SOUND_BLOCK], format="fltp", layout="mono"
-                )
-                block.sample_rate, block.pts, block.time_base = sample_rate, start, Fraction(1, sample_rate)
-                container.mux(voice.encode(block))
-            container.mux(voice.encode(None))
-
-    write_whole(path, write)
+    with whole(path) as partial, av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        picture = container.add_stream(
+            "libx264", rate=Fraction(frames_per_second).limit_denominator(1000), options=H264
+        )
+        picture.width = picture.height = side
+        picture.pix_fmt = "yuv420p"
+        voice = container.add_stream("aac", rate=sample_rate, options=AAC)
+        voice.layout, voice.bit_rate = "mono", 96_000
+        for pixels in frames:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(picture.encode(None))
+        for start in range(0, len(sound), SOUND_BLOCK):
+            block = av.AudioFrame.from_ndarray(sound[None, start : start + SOUND_BLOCK], format="fltp", layout="mono")
+            block.sample_rate, block.pts, block.time_base = sample_rate, start, Fraction(1, sample_rate)
+            container.mux(voice.encode(block))
+        container.mux(voice.encode(None))
 
 
 def write_sound(path: Path, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
     """A 16-bit wav file."""
-    write_whole(path, lambda partial: soundfile.write(partial, sound, sample_rate, subtype="PCM_16"))
+    with whole(path) as partial:
+        soundfile.write(partial, sound, sample_rate, subtype="PCM_16", format="WAV")
 
 
 def write_image(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """A picture in the format of its ending."""
-    write_whole(path, lambda partial: Image.fromarray(pixels).save(partial))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file in UTF-8."""
-    write_whole(path, lambda partial: _write_text(partial, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    """A JPEG file."""
+    with whole(path) as partial:
+        Image.fromarray(pixels).save(partial, format="JPEG", quality=90)
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
-from torch import nn
 
 from comodal.errors import MediaError
 from comodal.media.audio import resample, stream_sound
@@ -20,7 +19,7 @@ from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.refusal import Refusal
 from comodal.media.video import iterate_frames
 from comodal.models.inference import FastL3Net, fast
-from comodal.models.l3net import load_l3net
+from comodal.models.l3net import L3Net, load_l3net
 from comodal.serve.files import Job, plan, run_files, write_rows
 from comodal.serve.windows import iterate_windows
 
@@ -143,7 +142,7 @@ def embed_video(
 def sound_embedding(
     sound: Float[np.ndarray, " samples"],
     sample_rate: int,
-    model: nn.Module,
+    model: L3Net,
     hop_seconds: float = 0.1,
     centre: bool = True,
     batch_size: int = 32,
@@ -159,7 +158,7 @@ def sound_embedding(
 
 
 def image_embedding(
-    images: list[UInt8[np.ndarray, "height width 3"]], model: nn.Module, batch_size: int = 32
+    images: list[UInt8[np.ndarray, "height width 3"]], model: L3Net, batch_size: int = 32
 ) -> Float32[np.ndarray, "images features"]:
     """Vectors of upright RGB pictures of any sizes: each is resized and cropped to the model's square."""
     if not images:

@@ -44,7 +44,8 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
     Raises:
         DataError: nothing is to be done, or two files would have the same result.
     """
-    jobs, taken = [], {}
+    jobs: list[Job] = []
+    taken: dict[Path, Path] = {}
     for given in files:
         inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
         for path in inside if given.is_dir() else [given]:

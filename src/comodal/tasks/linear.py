@@ -6,7 +6,7 @@ window is trained on as if by itself, and the score of an item is the mean over 
 
 The objectives are scikit-learn's (`LinearSVC`: w'w / 2 + C * sum of squared hinges; `LogisticRegression`), the bias
 free of the penalty. All classes are fitted at once by L-BFGS on matrix products. Measured on 3,200 x 768 features of
-10 classes, two cores: 0.4 s, against 7.4 s by `LinearSVC`; a test compares the two.
+ESC-10, C of 0.01, one core: 0.44 s, against 3.2 s by `LinearSVC`; tests compare the solutions.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ class Problem:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False)
+            weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False).contiguous()
             loss = losses(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
             loss = loss + weight.square().sum() / (2.0 * strength * len(self.rows))
             loss.backward()

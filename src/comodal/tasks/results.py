@@ -56,18 +56,19 @@ class Comparison:
         """Accuracy of each system, its folds, and the recall of each class."""
         numbers = self.numbers()
         folds = [int(fold) for fold in np.unique(self.folds)]
-        table = Table(title=self.title, caption=f"{len(self.items)} items, the largest class has "
-                      f"{numbers[f'{self.task}.chance']:.3f}; [low, high]: 95 % bootstrap over the items")  # fmt: skip
-        headings = ["system", "accuracy", "95 %", "deviation"] + [f"fold {fold}" for fold in folds]
-        for heading in headings if len(folds) > 1 else headings[:3]:
-            table.add_column(heading, justify="left" if heading == "system" else "right")
+        chance = numbers[f"{self.task}.chance"]
+        about = f"{len(self.items)} items; always the largest class: {chance:.3f}; 95 %: bootstrap over the items"
+        table = Table("system", "accuracy", "95 %", title=self.title, caption=about)
+        if len(folds) > 1:
+            table.add_column("deviation")
+            table.add_column("folds " + " ".join(map(str, folds)))
         for system in self.answers:
             key = f"{self.task}.{system}"
-            cells = [system, f"{numbers[key]:.4f}", f"[{numbers[f'{key}.low']:.3f}, {numbers[f'{key}.high']:.3f}]"]
+            cells = [system, f"{numbers[key]:.4f}", f"{numbers[f'{key}.low']:.3f}-{numbers[f'{key}.high']:.3f}"]
             if len(folds) > 1:
-                cells.append(f"{numbers[f'{key}.deviation']:.3f}")
-                cells += [f"{numbers[f'{key}.fold{fold}']:.3f}" for fold in folds]
-            table.add_row(*[cell.replace("[", "\\[") for cell in cells])
+                shares = " ".join(f"{numbers[f'{key}.fold{fold}']:.2f}" for fold in folds)
+                cells += [f"{numbers[f'{key}.deviation']:.3f}", shares]
+            table.add_row(*cells)
         console.print(table)
         self.print_classes(console)
 

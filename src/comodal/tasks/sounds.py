@@ -8,6 +8,7 @@ untrained one of the same shape and the statistics of a plain log-mel spectrogra
 
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,6 @@ from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
 from comodal.tasks.linear import Classifier, fit_probe
 from comodal.tasks.results import Comparison
 
-SAMPLE_RATE = 48_000
 PLAIN = SpectrogramConfig(
     window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
 )
@@ -151,22 +151,22 @@ def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -
     return np.stack([sound[start : start + length] for start in starts])
 
 
-def read_clip(clip: LabelledSound) -> Float[np.ndarray, " samples"]:
-    """The sound of one clip, at least a window long; a file that cannot be read is an error of the data set."""
+def read_clip(clip: LabelledSound, sample_rate: int, length: int) -> Float[np.ndarray, " samples"]:
+    """The sound of one clip, at least `length` samples; a file that cannot be read is an error of the data set."""
     try:
-        sound = read_sound(clip.path, SAMPLE_RATE)
+        sound = read_sound(clip.path, sample_rate)
     except MediaError as error:
         raise DataError(f"the sound of category {clip.category!r}, fold {clip.fold} cannot be read: {error}") from error
-    return np.pad(sound, (0, max(0, SAMPLE_RATE - len(sound))))
+    return np.pad(sound, (0, max(0, length - len(sound))))
 
 
-def spectrogram_statistics(sound: Float[Tensor, " samples"]) -> Float[Tensor, "1 features"]:
+def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrogram) -> Float[Tensor, "1 features"]:
     """Of each band of a log-mel spectrogram of the whole clip: mean, deviation, and deviation of its change.
 
     The strongest plain features of those that were tried. On ESC-10 with logistic regression: 0.84; without the change
     0.80, with a floor of 1e-4 instead of 1e-2 0.78, over each second by itself 0.75.
     """
-    bands = Spectrogram(PLAIN)(sound[None])[0, 0]
+    bands = front_end(sound[None])[0, 0]
     return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
 
 
@@ -176,14 +176,16 @@ def extract(
     """One pass over the files: the features of every system; sounds are dropped as soon as they are embedded."""
     trained = load_l3net(model)
     networks = {"trained": fast(trained), "untrained": fast(untrained_like(trained, seed))}
+    rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
+    plain = Spectrogram(replace(PLAIN, sample_rate=rate))
     collected: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "spectrogram": []}
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few clips ahead
-    sounds = parallel(joblib.delayed(read_clip)(clip) for clip in clips)
+    sounds = parallel(joblib.delayed(read_clip)(clip, rate, length) for clip in clips)
     for sound in track(sounds, "embedding sounds", total=len(clips)):
-        batch = torch.from_numpy(cut_windows(sound, windows, SAMPLE_RATE))
+        batch = torch.from_numpy(cut_windows(sound, windows, length))
         for name, network in networks.items():
             collected[name].append(network.embed_sound(batch))
-        collected["spectrogram"].append(spectrogram_statistics(torch.from_numpy(sound)))
+        collected["spectrogram"].append(spectrogram_statistics(torch.from_numpy(sound), plain))
     return {name: torch.stack(parts) for name, parts in collected.items()}
 
 
@@ -198,11 +200,10 @@ def cross_validate(
     names = tuple(category for _, category in categories)
     truth = np.array([categories.index((clip.target, clip.category)) for clip in clips])
     folds = np.array([clip.fold for clip in clips])
-    answers, strengths = {}, {}
     target = torch.from_numpy(truth)
     jobs = [(system, int(fold)) for system in features for fold in np.unique(folds)]
     answers = {system: np.full(len(clips), -1) for system in features}
-    strengths = {system: {} for system in features}
+    strengths: dict[str, dict[int, float]] = {system: {} for system in features}
     for system, fold in track(jobs, "fitting probes"):
         train = torch.from_numpy(folds != fold)
         inner = folds[folds != fold]
