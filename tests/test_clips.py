@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import RATE, write_world
 
 from comodal.data.clips import Augmentation, Clips
 from comodal.data.pairs import Pairs
@@ -14,6 +13,7 @@ from comodal.data.shards import Shards, ShardWriter
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac, encode_flac
 from comodal.media.image import decode_jpeg, encode_jpeg
+from small_world import RATE, write_world
 
 PLACES = [(0, index) for index in range(6)]
 
@@ -38,7 +38,9 @@ def test_without_augmentation_a_pair_is_the_middle_of_its_frame_and_its_second(s
         start = round(pair.start_seconds * RATE)
         assert np.array_equal(batch.sound[row], whole[start : start + RATE])
         assert batch.together[row] == (index % 2 == 0)
-        assert batch.keys[row].startswith(f"clip{pair.image_clip} frame {pair.frame}, clip{pair.sound_clip} sound from ")
+        assert batch.keys[row].startswith(
+            f"clip{pair.image_clip} frame {pair.frame}, clip{pair.sound_clip} sound from "
+        )
 
 
 def test_pictures_lie_channels_last_in_memory(shards):
@@ -113,10 +115,10 @@ def test_a_file_that_is_no_jpeg_is_named(tmp_path: Path):
 
 
 def test_a_flipped_bit_is_named(tmp_path: Path):
-    write_world(tmp_path / "train", clips=2)
+    write_world(tmp_path / "train", clips=4)
     path = tmp_path / "train" / "000000.tar"
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(b"fLaC") + 1000] ^= 1  # in the sound of the first clip
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"000000.tar is damaged: .* of clip\d has a wrong checksum"):
         clips(Shards(tmp_path / "train")).batch([(0, index) for index in range(100)])

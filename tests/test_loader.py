@@ -13,7 +13,10 @@ from comodal.data.batch import PairBatch
 from comodal.data.loader import Loader
 from comodal.errors import DataError, MediaError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+]
 
 
 class Numbers:
@@ -33,7 +36,9 @@ class Numbers:
             raise DataError("shards/train: clip 7 is damaged") if self.error == "data" else MediaError("a", "b", "c")
         size = len(places)
         keys = tuple(f"{epoch}.{index}" for epoch, index in places)
-        return PairBatch(torch.zeros(size, 3, 1, 1, dtype=torch.uint8), torch.zeros(size, 1), torch.zeros(size) > 0, keys)
+        return PairBatch(
+            torch.zeros(size, 3, 1, 1, dtype=torch.uint8), torch.zeros(size, 1), torch.zeros(size) > 0, keys
+        )
 
 
 def keys(loader: Loader, samples_done: int = 0, batches: int | None = None, parts: int = 1) -> list[tuple[str, ...]]:
@@ -75,7 +80,10 @@ def test_a_loader_with_a_length_ends_and_begins_again(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("error", "kind", "sentence"), [("data", DataError, "shards/train: clip 7 is damaged"), ("media", MediaError, "a: b: c")])
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [("data", DataError, "shards/train: clip 7 is damaged"), ("media", MediaError, "a: b: c")],
+)
 def test_an_error_of_a_worker_is_the_sentence_itself(workers, error, kind, sentence):
     with pytest.raises(kind) as caught:
         keys(Loader(Numbers(bad=(0, 7), error=error), 4, workers), batches=3)

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,9 +33,9 @@ def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, sta
     if clips < 1 or frames < 1:
         raise ValueError(f"clips ({clips}) and frames ({frames}) must be at least 1")
     opened = Shards(shards)
+    if not 0 <= start < len(opened):
+        raise ValueError(f"start ({start}) is not one of {len(opened)} clips")
     chosen = np.unique(np.linspace(start, len(opened) - 1, min(clips, len(opened) - start)).round().astype(int))
-    if not len(chosen):
-        raise ValueError(f"start ({start}) is past the last of {len(opened)} clips")
     widths = [1.0] * frames + [2.2, 2.2]
     figure = Figure(figsize=(1.6 * sum(widths), 1.5 * len(chosen)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -54,21 +54,19 @@ def draw_clip(row: np.ndarray, shards: Shards, clip: int) -> None:
     for axes in spots:
         axes.axis("off")
     places = np.linspace(0, len(record["frames"]) - 1, min(len(spots), len(record["frames"]))).round().astype(int)
+    height, width = 0, 0
     for axes, place in zip(spots, places, strict=False):
-        axes.imshow(thumbnail(shards.read(clip, record["frames"][place])))
+        frame = decode_jpeg(shards.read(clip, record["frames"][place]))
+        height, width, _ = frame.shape
+        axes.imshow(resize_short_side(frame, THUMBNAIL))
         axes.set_title(f"{record['frame_seconds'][place]:.2f} s", fontsize=7)
     label = record.get("label", "")
     sound, sample_rate = decode_flac(shards.read(clip, "flac"))
     wave, spectrum = row[-2:]
     draw_waveform(wave, sound, sample_rate)
-    size = f"{record['width']} x {record['height']}"
-    wave.set_title(f"{record['key'][:48]}\n{label}  {record['seconds']:.2f} s, {size}".replace("$", "\\$"), fontsize=7)
+    about = f"{record['key'][:48]}\n{label}  {record['seconds']:.2f} s, {width} x {height}"
+    wave.set_title(about.replace("$", "\\$"), fontsize=7)
     draw_spectrogram(spectrum, sound, sample_rate)
-
-
-def thumbnail(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """A small copy of a JPEG frame."""
-    return resize_short_side(decode_jpeg(data, min_short_side=THUMBNAIL), THUMBNAIL)
 
 
 def draw_waveform(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:

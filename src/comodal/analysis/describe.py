@@ -132,7 +132,7 @@ def describe_model(path: Path) -> Description:
 def describe_vectors(path: Path) -> Description:
     """Shape, times and values of an embedding."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = {"embedding", "timestamps"} - set(arrays)
             if missing:
                 raise DataError(f"{path}: no {sorted(missing)[0]!r}, only {', '.join(arrays) or 'nothing'}")

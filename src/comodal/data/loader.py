@@ -4,6 +4,7 @@ Samples are numbered without end; number n is index n % N of epoch n // N, for a
 loader is how many samples are done, so it goes on at the exact sample whatever has changed about the machines.
 """
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from comodal.data.batch import PairBatch
 from comodal.errors import ComodalError, DataError
 
 SECONDS_AFTER_SIGTERM = 30
+GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
+WORKER_DIED = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 AHEAD = 2  # batches that each worker prepares while the model computes
 
 
@@ -76,18 +79,17 @@ class Loader:
             generator=torch.Generator(),  # else making a loader would draw from torch's own chance
         )
         fetched = iter(loader)
-        while True:
-            try:
-                batch = next(fetched)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) or "Caught" in str(error):
-                    raise
-                raise DataError(f"a data worker died ({error}); fewer --workers need less memory") from error
-            if isinstance(batch, ComodalError):
-                raise batch
-            yield batch
+        try:
+            while (batch := next(fetched, None)) is not None:
+                if isinstance(batch, ComodalError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not WORKER_DIED.search(str(error)):
+                raise
+            raise DataError(f"a data worker died ({error}); fewer --workers need less memory") from error
+        finally:
+            del fetched  # ends the workers, even while a traceback holds this frame
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, SIGTERM every process of a job: the trainer answers by saving.
-
-    It needs its workers for that, so they stay a while; not for ever, since the end of an interpreter waits for them.
-    """
+    """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job: the trainer answers
+    by saving, and needs its workers until it has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

@@ -57,7 +57,8 @@ def paint_thing(thing: Thing, pose: Pose, side: int) -> tuple[Image.Image, tuple
 def _paints(thing: Thing) -> dict[str, tuple[int, int, int]]:
     body = np.array(COLOURS[thing.colour], dtype=float)
     ink = np.array((25, 25, 30)) if body.mean() > 70 else np.array((150, 150, 145))
-    paints = {"body": body, "dark": body * 0.6, "light": body * 0.35 + 165, "ink": ink}
+    light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # beside white, the lighter paint is grey
+    paints = {"body": body, "dark": body * 0.6, "light": light, "ink": ink}
     return {name: (int(c[0]), int(c[1]), int(c[2])) for name, c in paints.items()}
 
 

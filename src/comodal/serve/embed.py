@@ -158,7 +158,7 @@ def sound_embedding(
 
 
 def image_embedding(
-    images: list[UInt8[np.ndarray, "height width 3"]], model: L3Net, batch_size: int = 32
+    images: list[UInt8[np.ndarray, "_ _ 3"]], model: L3Net, batch_size: int = 32
 ) -> Float32[np.ndarray, "images features"]:
     """Vectors of upright RGB pictures of any sizes: each is resized and cropped to the model's square."""
     if not images:
@@ -183,7 +183,7 @@ def sound_vectors(
 
 
 def image_vectors(
-    images: Iterable[UInt8[np.ndarray, "height width 3"]], model: FastL3Net, batch_size: int
+    images: Iterable[UInt8[np.ndarray, "_ _ 3"]], model: FastL3Net, batch_size: int
 ) -> Iterator[Float32[np.ndarray, "images features"]]:
     """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
     size = model.config.image_size
@@ -222,7 +222,7 @@ def write_video(
     sound, picture = job.results
     times: list[float] = []
 
-    def frames() -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    def frames() -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         for seconds, frame in iterate_frames(job.source, frames_per_second):
             times.append(seconds)
             yield frame

@@ -134,6 +134,6 @@ def write_rows(
         scratch.flush()
         timestamps = np.concatenate(times)
         embedding = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(timestamps), features))
-        with whole(result) as part:
-            np.savez(part, embedding=embedding, timestamps=timestamps)
+        with whole(result) as part, part.open("wb") as file:
+            np.savez(file, embedding=embedding, timestamps=timestamps)
     return len(timestamps)

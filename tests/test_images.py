@@ -1,0 +1,93 @@
+"""Linear classification of an ImageFolder tree, and how class folders are split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from comodal.errors import DataError
+from comodal.models.checkpoint import save_model
+from comodal.models.l3net import Config, L3Net
+from comodal.tasks.images import SUFFIXES, evaluate_images, plain_pixels
+from comodal.tasks.tree import read_tree
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    """Vertical and horizontal stripes of any phase and colour: no pixel by itself tells them apart."""
+    rng = np.random.default_rng(seed)
+    for kind in ("vertical", "horizontal"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(count):
+            wave = np.sin(np.arange(40) * 0.9 + rng.uniform(0, 6.3))
+            stripes = np.tile(wave, (40, 1)) if kind == "vertical" else np.tile(wave[:, None], (1, 40))
+            colour = rng.uniform(40, 120, 3)
+            pixels = 128 + stripes[..., None] * colour + rng.normal(0, 5, (40, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(L3Net(Config(width=4, image_size=32)), folder, {})
+    return folder
+
+
+def test_stripes_are_told_apart_by_convolutions_and_not_by_pixels(tmp_path: Path, model: Path):
+    write_images(tmp_path / "tree" / "train", 40, 0)
+    write_images(tmp_path / "tree" / "test", 15, 1)
+    numbers = evaluate_images(model, tmp_path / "tree", out=tmp_path / "out", workers=1)
+    assert numbers["vision.trained"] >= 0.9
+    assert numbers["vision.untrained"] >= 0.9
+    assert numbers["vision.pixels"] <= 0.8
+    assert numbers["vision.items"] == 30
+    assert numbers["vision.chance"] == 0.5
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_the_middle_of_a_folder_without_a_test_is_split_by_names(tmp_path: Path):
+    write_images(tmp_path, 60, 0)
+    before = {item.name: item.test for item in read_tree(tmp_path, SUFFIXES)}
+    assert 0.1 < np.mean(list(before.values())) < 0.3
+    (tmp_path / "vertical" / "0.png").unlink()
+    after = {item.name: item.test for item in read_tree(tmp_path, SUFFIXES)}
+    assert after == {name: test for name, test in before.items() if name != "vertical/0.png"}
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_the_test_folder_may_have_several_names(tmp_path: Path, name: str):
+    write_images(tmp_path / "train", 2, 0)
+    write_images(tmp_path / name, 1, 1)
+    assert [item.test for item in read_tree(tmp_path, SUFFIXES)] == [False] * 4 + [True] * 2
+
+
+def test_wrong_trees_are_told(tmp_path: Path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_tree(tmp_path / "nowhere", SUFFIXES)
+    with pytest.raises(DataError, match="0 class folders"):
+        read_tree(tmp_path, SUFFIXES)
+    write_images(tmp_path / "train", 2, 0)
+    with pytest.raises(DataError, match="none of test/, val/, validation/"):
+        read_tree(tmp_path, SUFFIXES)
+    write_images(tmp_path / "test", 1, 1)
+    (tmp_path / "test" / "vertical").rename(tmp_path / "test" / "oblique")
+    with pytest.raises(DataError, match="class 'oblique' is tested"):
+        read_tree(tmp_path, SUFFIXES)
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path, model: Path):
+    write_images(tmp_path / "train", 2, 0)
+    write_images(tmp_path / "test", 1, 1)
+    (tmp_path / "test" / "vertical" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    with pytest.raises(DataError, match=r"class 'vertical' cannot be read: .*0\.png"):
+        evaluate_images(model, tmp_path, workers=1)
+
+
+def test_plain_pixels_are_means_of_blocks():
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[:2, :2] = [255, 51, 0]
+    row = plain_pixels(square)
+    assert row.shape == (3072,)
+    assert torch.allclose(row[:6], torch.tensor([1.0, 0.2, 0.0, 0.0, 0.0, 0.0]), atol=1e-6)

@@ -1,0 +1,87 @@
+"""The report is one file with the run's own numbers in it."""
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from comodal.analysis.curves import draw_curves
+from comodal.analysis.report import write_report
+from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
+from comodal.errors import DataError
+from comodal.models.checkpoint import load_model
+from comodal.models.l3net import Config, L3Net
+from comodal.tasks.results import Comparison
+from small_world import write_world
+from test_describe import write_run
+
+
+def scores(folder: Path) -> Path:
+    truth = np.array([0, 1, 0, 1])
+    answers = {"trained": truth, "untrained": np.array([0, 1, 1, 0]), "spectrogram": np.array([0, 1, 0, 0])}
+    strengths = {system: {0: 0.1} for system in answers}
+    items, folds = ("a", "b", "c", "d"), np.zeros(4, dtype=int)
+    compared = Comparison("sound", "", items, ("x & y", "z"), truth, folds, answers, strengths)
+    compared.write(folder, compared.numbers())
+    return folder
+
+
+def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    write_world(tmp_path / "shards" / "validation", 8)
+    out = tmp_path / "deep" / "report.html"
+    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8)
+    page = out.read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 6  # curves, confusion, pairs, histogram, units of pictures, units of sounds
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    text = re.sub(r'src="data:[^"]+"', "", page)
+    assert not re.search(r"https?://|<script|<link|src=", text)
+    assert "0.625" in text  # the last validation accuracy
+    assert '<tr class="trained"><td>sounds</td><td>trained</td><td class="number">1.000</td>' in text
+    assert '<tr class="spectrogram"><td>sounds</td><td>spectrogram</td><td class="number">0.750</td>' in text
+    verdicts = judge(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
+    assert f"Of 8 held-out pairs drawn for this page, {verdicts.accuracy:.1%}" in text
+
+
+def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):
+    write_report(write_run(tmp_path / "<run>"), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") == 1
+    assert "&lt;run&gt;" in page
+    assert "<run>" not in page
+
+
+def test_what_is_not_a_run_is_told(tmp_path: Path):
+    with pytest.raises(DataError, match="no run here"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_verdicts_are_the_models_own(tmp_path: Path):
+    torch.manual_seed(0)
+    model = L3Net(Config(width=1, image_size=24)).eval()
+    found = judge(model, write_world(tmp_path / "w", 6), 10, seed=3)
+    assert found.pairs.together.tolist() == [True, False] * 5
+    with torch.inference_mode():
+        expected = model(found.pairs.image, found.pairs.sound).logits.softmax(-1)[:, 1]
+    assert np.allclose(found.together, expected.numpy(), atol=1e-5)
+    right = [(p > 0.5) == t for p, t in zip(expected.tolist(), [True, False] * 5, strict=True)]
+    assert found.accuracy == pytest.approx(np.mean(right))
+    figure = draw_pairs(model, found, columns=4)
+    assert [axes.get_title() for axes in figure.axes[4:]] == ["truth: together", "truth: apart"] * 2
+    draw_histogram(found).canvas.draw()
+
+
+def test_curves_pass_through_the_validation_points():
+    lines = [{"step": s, "split": "validation", "loss": 1 / s, "accuracy": 1 - 1 / s} for s in (10, 20, 40)]
+    lines += [{"step": s, "split": "train", "loss": 0.5, "accuracy": 0.75} for s in range(1, 400)]
+    loss, accuracy = draw_curves(lines).axes
+    drawn = {line.get_label(): line.get_xydata() for line in loss.lines}
+    assert np.allclose(drawn["validation"], [[10, 0.1], [20, 0.05], [40, 0.025]])
+    assert np.allclose(drawn["train"][:, 1], 0.5)  # the running mean of a constant
+    assert np.allclose(drawn["chance"][:, 1], np.log(2))
+    assert np.allclose({line.get_label(): line.get_xydata() for line in accuracy.lines}["chance"][:, 1], 0.5)

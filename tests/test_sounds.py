@@ -1,0 +1,159 @@
+"""ESC-50's protocol on small folders in its layout, whose sounds are easy or damaged on purpose."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from comodal.errors import DataError
+from comodal.models.checkpoint import save_model
+from comodal.models.l3net import Config, L3Net
+from comodal.tasks.sounds import check_clips, cross_validate, cut_windows, evaluate_esc50, read_meta
+
+RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
+COLUMNS = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+
+
+def sound_of(kind: str, rng: np.random.Generator, seconds: float) -> np.ndarray:
+    time = np.arange(round(seconds * RATE)) / RATE
+    if kind == "noise":
+        return 0.2 * rng.normal(size=len(time))
+    pitch = {"low": 300.0, "high": 2500.0}[kind] * rng.uniform(0.9, 1.1)
+    return 0.4 * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6)) + 0.01 * rng.normal(size=len(time))
+
+
+def write_esc(folder: Path, clips_each: int = 2, seconds: float = 1.5) -> Path:
+    """The layout of the released data set: meta/esc50.csv and audio/{fold}-{source}-{take}-{target}.wav."""
+    rng = np.random.default_rng(0)
+    (folder / "audio").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    rows = []
+    for fold in range(1, FOLDS + 1):
+        for target, kind in enumerate(KINDS):
+            for take in range(clips_each):
+                name = f"{fold}-10{take}-{'AB'[take]}-{target}.wav"
+                soundfile.write(folder / "audio" / name, sound_of(kind, rng, seconds), RATE)
+                rows.append([name, fold, target, kind, str(kind != "noise"), f"10{take}", "AB"[take]])
+    write_meta(folder, COLUMNS, rows)
+    return folder
+
+
+def write_meta(folder: Path, header: list[str], rows: list[list]) -> None:
+    with (folder / "meta" / "esc50.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read_rows(folder: Path) -> list[list[str]]:
+    with (folder / "meta" / "esc50.csv").open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(L3Net(Config(width=2, image_size=32)), folder, {})
+    return folder
+
+
+def test_easy_sounds_are_told_apart_by_every_system(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
+    numbers = evaluate_esc50(model, write_esc(tmp_path / "esc"), windows=2, out=tmp_path / "out", workers=1)
+    assert numbers["sound.spectrogram"] == 1.0
+    assert numbers["sound.trained"] > 0.9
+    assert {f"sound.untrained.fold{fold}" for fold in range(1, 6)} < numbers.keys()
+    assert numbers["sound.chance"] == pytest.approx(1 / 3)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == numbers
+    assert (tmp_path / "out" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "out" / "answers.csv").open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert np.mean([row["trained"] == row["truth"] for row in answers]) == pytest.approx(numbers["sound.trained"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("trained", "untrained", "spectrogram", "deviation", "noise"))
+
+
+def test_the_same_numbers_again_whatever_the_workers(tmp_path: Path, model: Path):
+    folder = write_esc(tmp_path / "esc", clips_each=1)
+    one, two = (evaluate_esc50(model, folder, windows=2, workers=workers) for workers in (1, 2))
+    assert {**one, "sound.seconds": 0} == {**two, "sound.seconds": 0}
+
+
+def test_both_revisions_of_the_meta_file_say_the_same(tmp_path: Path):
+    folder = write_esc(tmp_path)
+    released = read_meta(folder, "esc50")
+    rows = [[row[0], row[1], row[2], row[3], row[4]] for row in read_rows(folder)]
+    write_meta(folder, ["filename", "fold", "category", "category_name", "esc10"], rows)
+    assert read_meta(folder, "esc50") == released
+    assert read_meta(folder, "esc10") == ([clip for clip in released[0] if clip.category != "noise"], 10)
+
+
+def test_sounds_may_lie_beside_meta_csv(tmp_path: Path):
+    folder = write_esc(tmp_path / "esc")
+    clips, _ = read_meta(folder, "esc50")
+    flat = tmp_path / "flat"
+    (folder / "audio").rename(flat)
+    (folder / "meta" / "esc50.csv").rename(flat / "meta.csv")
+    found, left_out = read_meta(flat, "esc50")
+    assert [clip.path.name for clip in found] == [clip.path.name for clip in clips]
+    assert left_out == 0
+
+
+def test_windows_are_equally_spaced_from_the_beginning_to_the_end():
+    windows = cut_windows(np.arange(50, dtype=np.float64), 5, 10)
+    assert windows[:, 0].tolist() == [0, 10, 20, 30, 40]
+    assert cut_windows(np.arange(10, dtype=np.float64), 3, 10)[:, 0].tolist() == [0, 0, 0]
+
+
+def test_no_fold_is_answered_by_a_probe_that_saw_it(tmp_path: Path):
+    """Each clip's features tell the clip and nothing else: only a probe that saw it could answer above chance."""
+    clips, _ = read_meta(write_esc(tmp_path, seconds=0.01), "esc50")
+    alone = torch.eye(len(clips))[:, None].repeat(1, 3, 1)
+    comparison = cross_validate(clips, {"trained": alone}, "svm", "")
+    assert comparison.numbers()["sound.trained"] <= 1 / 3 + 1e-9
+
+
+def test_what_is_missing_is_named(tmp_path: Path, model: Path):
+    folder = write_esc(tmp_path)
+    gone = folder / "audio" / "2-100-A-1.wav"
+    gone.unlink()
+    with pytest.raises(DataError, match=r"1 of 30 sounds are missing, the first is .*2-100-A-1\.wav"):
+        evaluate_esc50(model, folder)
+    gone.write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(DataError, match=r"category 'high', fold 2 cannot be read.*2-100-A-1\.wav"):
+        evaluate_esc50(model, folder, windows=1, workers=1)
+
+
+@pytest.mark.parametrize(("fold", "told"), [("x", "line 3: fold 'x'"), ("0", "line 3: fold 0 must be at least 1")])
+def test_a_wrong_fold_is_named_with_its_line(tmp_path: Path, fold: str, told: str):
+    folder = write_esc(tmp_path)
+    rows = read_rows(folder)
+    rows[1][1] = fold
+    write_meta(folder, COLUMNS, rows)
+    with pytest.raises(DataError, match=told):
+        read_meta(folder, "esc50")
+
+
+def test_a_fold_without_a_class_is_named(tmp_path: Path):
+    clips, _ = read_meta(write_esc(tmp_path), "esc50")
+    with pytest.raises(DataError, match="fold 4 has no 'noise'"):
+        check_clips(tmp_path, [clip for clip in clips if (clip.fold, clip.category) != (4, "noise")])
+
+
+def test_a_missing_column_or_file_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"neither meta/esc50\.csv nor meta\.csv"):
+        read_meta(tmp_path, "esc50")
+    folder = write_esc(tmp_path / "esc")
+    write_meta(folder, ["filename", "fold", "category"], [])
+    with pytest.raises(DataError, match="column 'target' is missing"):
+        read_meta(folder, "esc50")
+
+
+def test_esc10_of_an_unmarked_file_needs_ten_categories(tmp_path: Path):
+    folder = write_esc(tmp_path)
+    rows = [row[:4] for row in read_rows(folder)]
+    write_meta(folder, COLUMNS[:4], rows)
+    with pytest.raises(DataError, match="not ten categories"):
+        read_meta(folder, "esc10")
