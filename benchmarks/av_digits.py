@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's idx files (.gz or not)")
     parser.add_argument("--fsdd", type=Path, required=True, help="folder of FSDD's recordings")
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     options = parser.parse_args()
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def learn(out: Path, steps: int) -> None:
-    """A network of 165 thousand weights, pictures of 32 pixels, no mirror images (mirrored digits are not digits)."""
+    """A network of 622 thousand weights, pictures of 32 pixels, no mirror images (mirrored digits are not digits)."""
     settings = {
         "data": out / "shards",
         "variant": "small",
-        "width": 8,
+        "width": 16,
         "image_size": 32,
         "steps": steps,
         "mirror": False,

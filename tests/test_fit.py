@@ -90,7 +90,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
         def forward(self, batch: Points) -> dict[str, Tensor]:
             return {"loss": self.at.abs().sqrt() + 0 * batch.x.sum()}  # infinite slope at 0
 
-    with pytest.raises(NotFiniteError, match="at step 0 the loss is 0.0 and the norm of its gradient"):
+    with pytest.raises(NotFiniteError, match=r"at step 0 the loss is 0\.0 and the norm of its gradient"):
         steps(Root(), [points(1.0)], 1)
 
 

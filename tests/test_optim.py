@@ -24,7 +24,7 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_a_step_is_that_of_keras_l2_in_the_loss():
-    """Keras adds c * sum(w^2) to the loss: the same step as a decay of 2c, in the gradient and before Adam's moments."""
+    """Keras adds c * sum(w^2) to the loss, the same step as a decay of 2c in the gradient, before the moments."""
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())

@@ -31,12 +31,13 @@ COMMANDS = {
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
+    "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
-POSITIONAL = {"source", "out", "images", "sounds", "folder", "path", "files"}
+POSITIONAL = {"source", "out", "images", "sounds", "folder", "path", "files", "run"}
 FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -114,8 +115,8 @@ def run_function(name: str, words: list[str]) -> int:
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     positional = [] if name in FLAGS_ONLY else [p for p in required if p in POSITIONAL]
     for parameter in positional:
-        many = {"nargs": "+"} if parameter == "files" else {}
-        parser.add_argument(parameter, type=Path, help=help_of(function, parameter), **many)
+        count = "+" if parameter == "files" else None
+        parser.add_argument(parameter, type=Path, nargs=count, help=help_of(function, parameter))
     parser.add_function_arguments(function, as_group=False, skip=set(positional), fail_untyped=True)
     function(**parsed(parser, words))
     return 0

@@ -13,7 +13,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from comodal.analysis.contact import contact_sheet
 from comodal.data.report import describe_shards
+from comodal.data.sources import SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.media.image import read_image
 from comodal.media.video import probe
@@ -23,11 +25,12 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 Description = dict[str, Any]
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
     """Says what a path is: shards, run, model, checkpoint, embeddings, playground, scores, video, sound or picture.
 
     Args:
         path: a file or folder.
+        sheet: for shards: a picture (.png or .jpg) to draw with frames and sound of some clips.
 
     Returns:
         "kind", and what is known about it: counts, sizes, settings, parameters, metrics.
@@ -37,6 +40,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Examples:
         comodal inspect shards/
+        comodal inspect shards/ --sheet clips.png
         comodal inspect runs/first
         comodal inspect vectors/street.npz
     """
@@ -44,6 +48,9 @@ def inspect(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: there is no such file or folder")
     description = describe_folder(path) if path.is_dir() else describe_file(path)
     print_description(path, description)
+    if sheet is not None:
+        splits = [split for split in SPLITS if any((path / split).glob("*.index"))]
+        contact_sheet(path / splits[0] if splits else path, sheet)
     return description
 
 
@@ -190,11 +197,12 @@ def count_files(path: Path) -> dict[str, int]:
 
 def print_description(path: Path, description: Description) -> None:
     """Names and values, one a line, inner ones with a dot."""
-    table = Table(title=f"{path}: {description['kind']}", title_justify="left", show_header=False)
+    console, table = Console(), Table(show_header=False)
+    console.print(f"{path}: {description['kind']}", markup=False, highlight=False, soft_wrap=True)
     for name, value in flattened(description, ""):
         if name != "kind":
             table.add_row(name, value.replace("[", "\\["))
-    Console().print(table)
+    console.print(table)
 
 
 def flattened(value: object, name: str) -> list[tuple[str, str]]:

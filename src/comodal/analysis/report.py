@@ -61,6 +61,9 @@ def write_report(
 
     Raises:
         DataError: the run, the shards or the results are not there.
+
+    Examples:
+        comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
     """
     if not (run / "metrics.jsonl").is_file():
         raise DataError(f"{run}: no run here (no metrics.jsonl)")

@@ -18,7 +18,6 @@ from comodal import distributed
 from comodal.data.batch import PairBatch
 from comodal.errors import ComodalError, DataError
 
-SECONDS_AFTER_SIGTERM = 30
 GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
 WORKER_DIED = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 AHEAD = 2  # batches that each worker prepares while the model computes

@@ -42,7 +42,7 @@ def evaluate_images(
 ) -> dict[str, float]:
     """Classifies pictures from frozen features, beside an untrained network and plain pixels.
 
-    The paper reports for ImageNet: trained 0.323, random weights 0.129 (L3-Net, table 4).
+    The paper reports for ImageNet: trained 0.323, random weights 0.129.
 
     Args:
         model: run folder or model folder.

@@ -56,7 +56,7 @@ def evaluate_esc50(
 ) -> dict[str, float]:
     """Classifies environmental sounds from frozen features, beside an untrained network and a plain spectrogram.
 
-    The paper reports for ESC-50: trained 0.793, random weights 0.625, people 0.813 (L3-Net, table 3).
+    The paper reports for ESC-50: trained 0.793, random weights 0.625, people 0.813.
 
     Args:
         model: run folder or model folder.
