@@ -1,7 +1,7 @@
 """Pairs a second out of shards, on one core: a frame (256 px JPEG, crop of 224) and a second of 48 kHz FLAC, augmented.
 
-Prints the rate of `Clips.batch` with and without augmentation, and where the time goes, each beside the plain route timed
-in turn in one run: Pillow for the frame and its colours, and all of the clip's FLAC decoded for one second of it.
+Prints the rate of `Clips.batch` with and without augmentation, where the time goes, and the plain route, all timed in
+turn in one run. The plain route: Pillow for frame and colours, and a clip's whole FLAC decoded for one second of it.
 
     python benchmarks/pairs.py [--data SHARDS/train] [--repeats 9] [--out results.json]
 """
@@ -26,7 +26,7 @@ from comodal.data.clips import Augmentation, Clips
 from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards, ShardWriter
 from comodal.media.audio import encode_flac
-from comodal.media.augment import jitter_colour, random_gain
+from comodal.media.augment import jitter_colour, random_flip, random_gain
 from comodal.media.image import encode_jpeg
 
 IMAGE_SIZE, SAMPLE_RATE, SECONDS, FRAMES, CLIPS = 224, 48_000, 10.0, 50, 40
@@ -78,14 +78,14 @@ def stages(clips: Clips) -> dict[str, Callable[[list[tuple[int, int]]], object]]
     picture, sound = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), np.zeros(SAMPLE_RATE, np.float32)
 
     def augment(_place: tuple[int, int]) -> None:
-        jitter_colour(picture[:, ::-1], amount.brightness, amount.saturation, rng)
+        jitter_colour(random_flip(picture, rng), amount.brightness, amount.saturation, rng)
         random_gain(sound, amount.volume, rng)
 
     parts: dict[str, Callable] = {
         "pair": lambda place: clips.pairs(*place),
         "pair, frame": lambda place: clips.image(clips.pairs(*place)),
         "pair, sound": lambda place: clips.sound(clips.pairs(*place)),
-        "colour and volume": augment,
+        "flip, colour, volume": augment,
     }
     return {name: (lambda places, part=part: [part(place) for place in places]) for name, part in parts.items()}
 

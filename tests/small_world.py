@@ -29,7 +29,7 @@ def write_world(
                 )
                 for number in range(len(moments))
             }
-            tone = 0.3 * np.sin(2 * np.pi * (500 + 7000 * light) * time + rng.uniform(0, 6))
+            tone = 0.3 * np.sin(2 * np.pi * rate * (0.01 + 0.15 * light) * time + rng.uniform(0, 6))
             sound = (tone + rng.normal(0, 0.01, len(time))).astype(np.float32)
             record = {
                 "key": f"clip{clip}",

@@ -77,6 +77,10 @@ def make_playground(
 
     Raises:
         DataError: the folder holds a playground of other options.
+
+    Examples:
+        comodal playground world/
+        comodal playground big/ --videos 5000 --seconds 10 --seed 1
     """
     if side % 2:
         raise ValueError(f"H.264 needs an even side, got {side}")

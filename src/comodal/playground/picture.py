@@ -71,7 +71,7 @@ def _material(
     if material == "metal":
         return 0.75 + 0.6 * np.exp(-(((x + y - 0.8) / 0.18) ** 2)), 1.0
     if material == "glass":
-        return 1.05 + 0.25 * np.exp(-(((x - y) / 0.1) ** 2)), 0.8
+        return 1.05 + 0.25 * np.exp(-(((x - y) / 0.1) ** 2)), 0.85
     return 0.95 + 0.5 * np.exp(-((x - 0.35) ** 2 + (y - 0.3) ** 2) / 0.02), 1.0
 
 
@@ -90,7 +90,7 @@ def paint_background(world: World, side: int) -> Image.Image:
         "dots": 1.0 * (np.sin(scale * along) * np.sin(scale * across) > 0.6),
         "waves": 0.5 + 0.5 * np.sin(scale * (along + 0.08 * np.sin(9 * across))),
     }[scene.texture]
-    contrast = rng.uniform(0.05, 0.3)
+    contrast = rng.uniform(0.05, 0.25)
     first, second = (np.array(COLOURS[colour], dtype=float) for colour in scene.colours)
     pixels = first + (second - first) * (contrast * mix)[..., None]
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -51,7 +51,7 @@ COLOURS = {
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
 NOISES = ("pink", "rain", "hum", "wind")
 MOTIONS = ("still", "sway", "drift", "circle")
-SMALL, LARGE = 0.22, 0.36  # half the extent of an object, in sides of the picture
+SMALL, LARGE = 0.28, 0.38  # half the extent of an object, in sides of the picture
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
     kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
     if kind is not None:
         kinds = [kind]
-    distractors = int(rng.choice(3, p=(0.4, 0.4, 0.2))) if sounding == 1 else 0
+    distractors = int(rng.choice(3, p=(0.5, 0.35, 0.15))) if sounding == 1 else 0
     silent = [str(name) for name in rng.choice(SILENT_KINDS, size=distractors, replace=False)]
     names = silent + kinds
     sizes = [_size(rng, name) for name in names]
@@ -141,7 +141,7 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
 
 
 def _size(rng: np.random.Generator, kind: str) -> float:
-    low, high = (SMALL, LARGE) if kind in KINDS else (0.10, 0.18)
+    low, high = (SMALL, LARGE) if kind in KINDS else (0.09, 0.15)
     return float(rng.uniform(low, high))
 
 
@@ -175,10 +175,10 @@ def _thing(
         size=size,
         x=place[0],
         y=place[1],
-        angle=float(rng.uniform(-15, 15)),
+        angle=float(rng.uniform(-12, 12)),
         mirrored=bool(rng.random() < 0.5),
         motion=str(rng.choice(MOTIONS)),
-        reach=float(rng.uniform(0.03, 0.1)),
+        reach=float(rng.uniform(0.03, 0.09)),
         phase=float(rng.uniform(0, 2 * np.pi)),
         sounding=sounding,
         pitch_hertz=float(350.0 * 2.0**octaves),
@@ -193,10 +193,10 @@ def _background(rng: np.random.Generator) -> Background:
     return Background(
         texture=str(rng.choice(TEXTURES)),
         colours=(str(first), str(second)),
-        clutter=int(rng.integers(0, 5)),
-        light=float(rng.uniform(0.75, 1.1)),
+        clutter=int(rng.integers(0, 4)),
+        light=float(rng.uniform(0.85, 1.1)),
         noise=str(rng.choice(NOISES)),
-        noise_level=float(10 ** (rng.uniform(-30, -4) / 20)),
+        noise_level=float(10 ** (rng.uniform(-30, -6) / 20)),
         echo_seconds=float(rng.uniform(0.05, 0.3)),
         echo_level=float(rng.uniform(0.0, 0.6)),
         tilt_decibels=float(rng.uniform(-6, 6)),

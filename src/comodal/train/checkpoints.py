@@ -6,6 +6,7 @@ whole. Loading one runs no code: `weights_only` unpickles tensors, numbers and t
 
 import os
 import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,18 @@ class Checkpoints:
             return None
         path = self.files()[-1]
         try:
+            with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+                if archive.testzip():
+                    raise zipfile.BadZipFile("wrong checksum")
             return State(**torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+            EOFError,
+            TypeError,
+            ValueError,
+        ) as error:
             before = f"; delete it to go on from {self.files()[-2].name}" if len(self.files()) > 1 else ""
             raise CheckpointError(f"{path} is damaged or no checkpoint{before}") from error

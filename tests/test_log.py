@@ -1,0 +1,51 @@
+"""What a run writes down while it works."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from comodal.train.log import Log, ProgressLine, read_log
+
+
+def write(folder: Path, after: int, steps: range) -> None:
+    log = Log(folder, after)
+    for step in steps:
+        log.write("train", step, {"loss": 1 / step})
+    log.close()
+
+
+def test_lines_after_the_checkpoint_are_written_anew(tmp_path: Path):
+    """Killed in the middle of the line of step 6; the last checkpoint was at step 3."""
+    write(tmp_path, 0, range(1, 6))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "spl')
+    assert [line["step"] for line in read_log(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    write(tmp_path, 3, range(4, 8))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 8)]
+
+
+def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path):
+    write(tmp_path, 0, range(1, 6))
+    write(tmp_path, 3, range(4, 8))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == list(range(1, 8))
+    assert [event.value for event in events] == pytest.approx([1 / step for step in range(1, 8)])
+
+
+def test_without_a_terminal_the_end_is_a_plain_line(capsys):
+    with ProgressLine(10, 0, speaks=True) as progress:
+        progress.show(5, {"loss": 0.5}, 2.0)  # too soon after the start for a line
+        progress.show(10, {"loss": 0.25, "accuracy": 0.9, "pairs_per_second": 128.0, "seconds": 5.0}, 2.0)
+        progress.say("done")
+    said = capsys.readouterr().err
+    assert said == "step 10 of 10: loss 0.25, accuracy 0.9, pairs per second 128, 0:00:00 left\ndone\n"
+
+
+def test_only_the_main_process_speaks(capsys):
+    with ProgressLine(10, 0, speaks=False) as progress:
+        progress.show(10, {"loss": 0.25}, 2.0)
+        progress.say("done")
+    assert capsys.readouterr().err == ""
