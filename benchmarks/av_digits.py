@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's idx files (.gz or not)")
     parser.add_argument("--fsdd", type=Path, required=True, help="folder of FSDD's recordings")
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2200)
     options = parser.parse_args()
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def learn(out: Path, steps: int) -> None:
     }
     settings |= {"learning_rate": 2e-3, "warm_up_steps": 100, "final_fraction": 0.02, "workers": 1}
     settings |= {"validation_pairs": 4096}
-    status = train(recipe, settings, out / "run", resume=True, validate_every=1000)
+    status = train(recipe, settings, out / "run", resume=True, validate_every=1000, threads=1)
     if status:
         sys.exit(status)
 
