@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One compute thread a test process: two spinning threads on two busy cores cost ten times the time.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo check check-slow bench docs clean
+.PHONY: setup demo check check-slow bench clean
 
 setup: $(BIN)/.installed
 
@@ -27,11 +27,8 @@ check-slow: setup
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow --timeout=1800
 
 bench: setup
+	mkdir -p build
 	for script in ingest pairs training_step embedding; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
 
-docs: setup
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/sphinx-build -W -b html docs docs/_build
-
 clean:
-	rm -rf demo build docs/_build
+	rm -rf demo build
