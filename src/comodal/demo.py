@@ -24,6 +24,7 @@ from comodal.tasks.sounds import evaluate_esc50
 from comodal.train.log import read_log
 from comodal.train.run import train
 
+VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere
 IMAGE_SIZE = 64
 SHORT_SIDE = 73  # 8/7 of the picture's side: what training crops from
 KEYS = {
@@ -54,7 +55,7 @@ class Parts:
         return self.folder / name
 
 
-def demo(folder: Path, videos: int = 800, steps: int = 2600, seed: int = 0) -> dict[str, float]:
+def demo(folder: Path, videos: int = 1400, steps: int = 2600, seed: int = 0) -> dict[str, float]:
     """Playground, shards, a small L3-Net, its scores and a report: the whole way, in minutes on two cores.
 
     Args:
@@ -72,7 +73,7 @@ def demo(folder: Path, videos: int = 800, steps: int = 2600, seed: int = 0) -> d
     """
     started, console, parts = time.perf_counter(), Console(), Parts(folder)
     console.rule("playground: a made-up world of videos")
-    make_playground(parts.playground, videos=videos, seed=seed)
+    make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, seed=seed)
     console.rule("prepare: videos to shards")
     prepare_videos(parts.playground / "videos.jsonl", parts.shards, short_side=SHORT_SIDE, frames_per_second=5.0)
     console.rule("train: what is seen, what is heard")
