@@ -26,7 +26,7 @@ from comodal.data.sources import SPLITS, Source
 from comodal.data.workplace import only_one
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
-from comodal.media.video import Clip
+from comodal.media.video import Clip, read_clip
 from make_media import make_video
 
 SMALL = {"short_side": 32, "sample_rate": 16000, "frames_per_second": 2.0, "videos_per_shard": 3}
@@ -318,16 +318,27 @@ def test_the_classes_of_kinetics_sounds_are_a_filter(tmp_path, capsys):
         prepare_videos(tmp_path / "videos", tmp_path / "none", classes=["sawing"])
 
 
-def test_a_whole_video_under_the_bare_id_is_not_taken_for_its_clip(tmp_path):
-    """The list means seconds 1 to 2.2; 1.2 s of video are the clip, 3 s are not."""
+def test_of_a_whole_video_under_the_bare_id_the_part_is_taken_that_the_list_means(tmp_path):
+    """The list means seconds 1 to 2.2; 1.2 s of video are that clip, of 3 s it is a part."""
     make_video(tmp_path / "aaaaaaaaaaa.mp4", seconds=1.2)
     make_video(tmp_path / "bbbbbbbbbbb.mp4", seconds=3.0)
+    make_video(tmp_path / "ccccccccccc.mp4", seconds=3.0)
     rows = "label,youtube_id,time_start,time_end,split\nx,aaaaaaaaaaa,1,2.2,train\nx,bbbbbbbbbbb,1,2.2,train\n"
+    rows += "x,ccccccccccc,7,8.2,train\nx,ccccccccccc,1,1.5,train\n"
     (tmp_path / "list.csv").write_text(rows)
     prepare_videos(tmp_path / "list.csv", tmp_path / "out", **SMALL, backend="sequential")
-    assert {line["path"]: line.get("reason") for line in report(tmp_path / "out")} == {
-        "aaaaaaaaaaa.mp4": None, "bbbbbbbbbbb.mp4": "not cut",
-    }  # fmt: skip
+    lines = report(tmp_path / "out")
+    assert sorted((line["path"], line.get("reason")) for line in lines) == [
+        ("aaaaaaaaaaa.mp4", None), ("bbbbbbbbbbb.mp4", None),
+        ("ccccccccccc.mp4", "too short"), ("ccccccccccc.mp4", "too short"),
+    ]  # fmt: skip
+    taken = [line["seconds"] for line in lines if line["status"] == "taken"]
+    assert taken == pytest.approx([1.2, 1.2], abs=0.05)
+    whole = read_clip(tmp_path / "bbbbbbbbbbb.mp4", frames_per_second=5.0, short_side=64, sample_rate=16000)
+    shards = next(shards for shards in shards_of(tmp_path / "out") if len(shards))
+    part = next(i for i in range(len(shards)) if shards.record(i)["source"].startswith("b"))
+    sound, _ = decode_flac(shards.read(part, "flac"))
+    np.testing.assert_allclose(sound[:16000], whole.sound[16000:32000], atol=2e-3)
 
 
 def test_shards_are_described(prepared):

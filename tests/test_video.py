@@ -112,6 +112,26 @@ def test_timestamps_that_begin_at_five_seconds_count_from_zero(tmp_path: Path):
     assert onset_seconds(clip.sound, 48000) == pytest.approx(0.5, abs=0.002)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_clip_from_the_middle_is_on_the_clock_that_begins_there(tmp_path: Path, name: str):
+    options = FORMATS[name]
+    sound = tone(8, options.get("sound_rate", 48000), silent_seconds=5.5)
+    path = write_video(tmp_path / name, picture_seconds=[k / 25 for k in range(200)], sound=sound, **options)
+    whole, part = read_clip(path), read_clip(path, start_seconds=4.2, seconds=2.0)
+    assert part.frame_seconds == [k / 5 for k in range(10)]
+    assert numbers(part) == numbers(whole)[21:31]
+    assert part.seconds == 2.0
+    assert part.sound_start_seconds == 0
+    assert onset_seconds(part.sound, 48000) == pytest.approx(onset_seconds(whole.sound, 48000) - 4.2, abs=0.002)
+    assert len(part.sound) == 96000
+
+
+def test_a_clip_that_begins_behind_the_end_is_too_short(tmp_path: Path):
+    path = write_video(tmp_path / "video.mp4", sound=tone(2, 48000))
+    assert refusal(path, start_seconds=7.0) == Refusal.TOO_SHORT
+    assert refusal(path, start_seconds=1.5) == Refusal.TOO_SHORT
+
+
 def test_the_clip_ends_with_the_sound_or_after_the_seconds_asked_for(tmp_path: Path):
     seconds = [k / 25 for k in range(125)]
     path = write_video(tmp_path / "video.mp4", picture_seconds=seconds, sound=tone(3, 48000), sound_codec="mp3")

@@ -5,6 +5,7 @@ on one clock, so that a frame and its second of sound can be cut anywhere withou
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from comodal.data.sources import SPLITS, ListFormat, Source, folder_of_files, pl
 from comodal.data.splits import fraction_of, split_by_hash, split_of_groups
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import encode_flac
-from comodal.media.video import Clip, probe, read_clip
+from comodal.media.refusal import Refusal
+from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip
 
 CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
 LONGEST_KEY = 120  # so that a member's name stays below the 255 bytes of a file system
@@ -176,19 +178,20 @@ def read_video(source: Source, root: Path, media: Media) -> Sample:
     """One clip of one video.
 
     Raises:
-        MediaError: The video cannot be used, or it has to be cut first.
+        MediaError: The video cannot be used.
     """
-    if source.start_seconds > 0:
-        check_cut(source, root / source.path)
-    return sample_of(source, read_clip(root / source.path, **asdict(media)))
+    path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
+    if seconds < MIN_SECONDS:
+        raise MediaError(path, Refusal.TOO_SHORT, f"the list gives it {seconds:g} s")
+    start_seconds = source.start_seconds if source.start_seconds and is_whole(source, path) else 0.0
+    return sample_of(source, read_clip(path, start_seconds=start_seconds, **asdict(replace(media, seconds=seconds))))
 
 
-def check_cut(source: Source, path: Path) -> None:
-    """Refuse a whole source video where the list means a part of it: people store both under the bare id."""
+def is_whole(source: Source, path: Path) -> bool:
+    """Whether a file is all of the source video rather than the part that the list means: people store both under the
+    bare id."""
     length = probe(path).seconds
-    if length is None or source.clip_seconds is None or length > source.clip_seconds + CUT_MARGIN_SECONDS:
-        detail = f"the list means what begins at {source.start_seconds:g} s of this video: cut that out first"
-        raise MediaError(path, "not cut", detail)
+    return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
 
 
 def sample_of(source: Source, clip: Clip) -> Sample:

@@ -5,7 +5,7 @@ of known formats are opened, and every fault of FFmpeg becomes a MediaError.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -32,6 +32,7 @@ LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as
 JITTER_SECONDS = 0.1  # of sound timestamps; a larger step is a gap or an overlap
 MAX_GAP_SECONDS = 100.0  # of silence for a gap in the sound; a larger step is a broken timestamp
 OPEN_SECONDS = 30.0
+RUN_UP_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
@@ -73,7 +74,8 @@ class Track:
         stream = self.stream
         in_avi = stream.container.format.name == "avi" and isinstance(stream, av.VideoStream)
         if in_avi and stream.frames and stream.average_rate:
-            return float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
+            length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
+            return _seconds(stream, stream.start_time) + length - self.zero
         if stream.duration:
             return _seconds(stream, stream.start_time) + _seconds(stream, stream.duration) - self.zero
         # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
@@ -93,11 +95,11 @@ class Track:
                 raise MediaError(self.path, Refusal.TRUNCATED, detail)
             self.lost_since = None
         self.frames += 1
-        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end, 0.0) + 10.0):
-            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
-            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
         if self.start is None:
             self.start = begins
+        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
+            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
+            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
         self.end = max(self.end, begins + self._length(frame, begins))
         return begins
 
@@ -211,6 +213,25 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
     return [Track(path, stream, zero) for stream in there]
 
 
+def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
+    """Let the clock of tracks begin `start_seconds` later, and reading at a key frame some time before that.
+
+    What is decoded before has negative times. Where a format cannot be searched, reading begins at the beginning.
+
+    Raises:
+        MediaError: too short, if a stream ends before that by its own header.
+    """
+    for track in tracks:
+        promised = track.promised_end
+        if promised is not None and promised <= start_seconds:
+            detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
+            raise MediaError(track.path, Refusal.TOO_SHORT, detail)
+        track.zero += start_seconds
+    microseconds = round((tracks[0].zero - RUN_UP_SECONDS) * 1e6)
+    with suppress(av.FFmpegError):
+        container.seek(microseconds, backward=True)
+
+
 def decode(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
     """Decoded frames of several tracks in one pass through the file, until the file ends or all tracks are `done`."""
     by_index = {track.stream.index: track for track in tracks}
@@ -274,7 +295,7 @@ class SoundJoiner:
             detail = f"{frame.layout.nb_channels} channels of sound, the limit is {MAX_PLANES}"
             raise MediaError(self.path, Refusal.UNREADABLE, detail)
         block, gap = mix_down(frame), begins - self.end
-        if gap < -JITTER_SECONDS:
+        if gap < -JITTER_SECONDS or begins < 0:  # a clip from the middle begins within a block
             block = block[round(-gap * self.rate) :]
         elif JITTER_SECONDS < gap < MAX_GAP_SECONDS:
             block = np.concatenate([np.zeros(round(gap * self.rate), np.float32), block])

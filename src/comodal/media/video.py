@@ -1,4 +1,4 @@
-"""Videos: the pictures and the sound of the first seconds, on one clock; or all pictures, one at a time.
+"""Videos: the pictures and the sound of some seconds, on one clock; or all pictures, one at a time.
 
 A video is opened once and read in one pass. Its clock starts where the first of picture and sound begins, in the file's
 own timestamps. Every fault of a file is a MediaError whose reason is a `Refusal`:
@@ -33,6 +33,7 @@ from comodal.media.container import (
     Track,
     choose_streams,
     decode,
+    go_to,
     make_tracks,
     open_container,
 )
@@ -85,16 +86,18 @@ class VideoInfo(NamedTuple):
 def read_clip(
     path: Path,
     *,
+    start_seconds: float = 0.0,
     seconds: float = 10.0,
     frames_per_second: float = 5.0,
     short_side: int = 256,
     quality: int = 85,
     sample_rate: int = 48000,
 ) -> Clip:
-    """Read the first `seconds` of a video that has picture and sound.
+    """Read `seconds` of a video that has picture and sound, the first ones unless a start is given.
 
     Args:
         path: the video file.
+        start_seconds: where the clip and its clock begin, on the clock of the file.
         seconds: read at most so much; the clip ends earlier where picture or sound does.
         frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
         short_side: of the pictures, in pixels; smaller ones are enlarged to it, the aspect is kept.
@@ -104,8 +107,9 @@ def read_clip(
     Raises:
         MediaError: the file is refused; see the top of this file.
     """
-    if seconds < MIN_SECONDS or frames_per_second <= 0:
-        raise ValueError(f"cannot read {frames_per_second} pictures a second of {seconds} s; at least {MIN_SECONDS} s")
+    if seconds < MIN_SECONDS or frames_per_second <= 0 or start_seconds < 0:
+        wanted = f"{frames_per_second} pictures a second of {seconds} s from {start_seconds} s"
+        raise ValueError(f"cannot read {wanted}; at least {MIN_SECONDS} s, and not before 0")
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
@@ -113,6 +117,8 @@ def read_clip(
         if audio is None:
             raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
         picture, sound = make_tracks(path, video, audio)
+        if start_seconds:
+            go_to(container, (picture, sound), start_seconds)
         upright = Upright(path, short_side, video.sample_aspect_ratio)
         screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
         shown, joiner, mono = _read_both(container, picture, sound, screen, seconds)
