@@ -1,10 +1,11 @@
 """The batch types: frozen dataclasses of named tensors, batch dimension first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 
@@ -37,3 +38,48 @@ class PairBatch:
     def pin_memory(self) -> "PairBatch":
         """The same batch in memory from which a GPU can copy by itself."""
         return PairBatch(self.image.pin_memory(), self.sound.pin_memory(), self.together.pin_memory(), self.keys)
+
+
+class TokenInput(IntEnum):
+    """What stands in a batch's visual tokens where there is none; the tokens themselves are counted after these."""
+
+    PADDING = 0
+    IMAGE = 1  # row 0, and every region of a store without tokens
+    HIDDEN = 2
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Captions beside the regions of an image: what the model sees, and what was hidden from it (ViLBERT, section 3.2).
+
+    Row 0 of the regions is the whole image: the sum of its regions' features over their number, at (0, 0, 1, 1, 1).
+    What was hidden is kept as flat places (row of the batch x its length + column), because most places hide nothing.
+    """
+
+    words: Int64[Tensor, "batch words"]
+    segments: Int64[Tensor, "batch words"]
+    words_attended: Bool[Tensor, "batch words"]
+    regions: Float[Tensor, "batch regions features"]
+    locations: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
+    regions_attended: Bool[Tensor, "batch regions"]
+    mismatched: Bool[Tensor, "batch"]  # the caption or the image was replaced by another's
+    masked_words: Int64[Tensor, "hidden_words"]  # flat places in `words`
+    word_targets: Int64[Tensor, "hidden_words"]  # the words that stood there
+    masked_regions: Int64[Tensor, "hidden_regions"]  # flat places in `regions`, never row 0
+    region_features: Float[Tensor, "hidden_regions features"]  # what stood there
+    region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities there; no columns if there are none
+    region_tokens: Int64[Tensor, "hidden_regions"]  # visual tokens there; -1 if there are none
+    tokens: Int64[Tensor, "batch regions"]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
+    keys: tuple[str, ...]  # the caption and its image
+
+    def to(self, device: torch.device) -> "CaptionBatch":
+        """The same batch on a device; the copy does not wait for pinned memory."""
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+
+    def pin_memory(self) -> "CaptionBatch":
+        """The same batch in memory from which a GPU can copy by itself."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the keys."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
