@@ -17,7 +17,7 @@ from comodal.playground.picture import render_frame
 from comodal.playground.synthesis import render_sound
 from comodal.playground.world import KINDS, Purpose, make_world
 
-SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "side": 64, "sound_seconds": 1.0}
+SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "scenes": 10, "side": 64, "sound_seconds": 1.0}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def test_two_workers_write_the_same_bytes_as_one(playground: Path, tmp_path: Pat
 
 
 def test_another_seed_writes_other_videos(playground: Path, tmp_path: Path):
-    make_playground(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "seed": 1})
+    make_playground(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "scenes": 0, "seed": 1})
     assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (playground / "videos/video-00000.mp4").read_bytes()
 
 

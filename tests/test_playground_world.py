@@ -6,12 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from comodal.playground.captions import captions, relation
+from comodal.playground.captions import captions, relation, scene_captions
 from comodal.playground.motion import box_at, outline, pose_at
-from comodal.playground.picture import Painter, render_frame
+from comodal.playground.picture import Painter, paint_background, render_frame
 from comodal.playground.shapes import SILENT, SOUNDING
 from comodal.playground.synthesis import render_sound
-from comodal.playground.world import KINDS, LARGE, SILENT_KINDS, SMALL, Note, Purpose, Thing, World, make_world
+from comodal.playground.world import (
+    KINDS,
+    LARGE,
+    SILENT_KINDS,
+    SMALL,
+    Note,
+    Purpose,
+    Thing,
+    World,
+    make_scene,
+    make_world,
+)
 
 SIDE, RATE = 128, 48_000
 
@@ -173,3 +184,42 @@ def test_captions_name_what_is_there():
         words = {word.strip(".,") for sentence in sentences for word in sentence.split()}
         assert not absent & words
         assert len(sentences) >= 2
+
+
+def test_the_boxes_of_a_scene_hold_what_is_painted_and_nothing_else():
+    """Beside the boxes the picture is the background, pixel for pixel."""
+    for index in range(5):
+        world = make_scene(3, index)
+        with_things = np.asarray(render_frame(world, 0.0, 128), dtype=int)
+        outside = np.ones((128, 128), bool)
+        for thing in world.things:
+            left, top, right, bottom = box_at(thing, 0.0, 128)
+            assert np.any(with_things[top:bottom, left:right] != paint_array(world)[top:bottom, left:right])
+            outside[top:bottom, left:right] = False
+        assert np.array_equal(with_things[outside], paint_array(world)[outside])
+
+
+def paint_array(world):
+    return np.asarray(paint_background(world, 128), dtype=int)
+
+
+def test_captions_of_a_scene_are_true():
+    """What is said to be left of something has its centre left of it, and every object is listed with its colour."""
+    for index in range(200):
+        world = make_scene(0, index)
+        by_kind = {thing.kind: thing for thing in world.things}
+        assert len(by_kind) == len(world.things)
+        listed, places, counted = scene_captions(world)
+        assert all(f"{thing.colour} {thing.material} {kind}" in listed for kind, thing in by_kind.items())
+        assert all(kind in counted for kind in by_kind)
+        for part in places.lower().rstrip(".").split(" and "):
+            first, second = (part.split(" is ")[0].split()[-1], part.split()[-1])
+            one, other = by_kind[first], by_kind[second]
+            far = max(abs(one.x - other.x), abs(one.y - other.y))
+            shift = {
+                "left": other.x - one.x,
+                "right": one.x - other.x,
+                "above": other.y - one.y,
+                "below": one.y - other.y,
+            }
+            assert shift[next(word for word in shift if word in part.split())] == far

@@ -55,7 +55,7 @@ class Parts:
         return self.folder / name
 
 
-def demo(folder: Path, videos: int = 1400, steps: int = 2600, seed: int = 0) -> dict[str, float]:
+def demo(folder: Path, videos: int = 1400, steps: int = 2200, seed: int = 0) -> dict[str, float]:
     """Playground, shards, a small L3-Net, its scores and a report: the whole way, in minutes on two cores.
 
     Args:

@@ -1,5 +1,7 @@
 """Sentences about a world: what is there, what sounds, and which thing is where beside which."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from comodal.playground.world import Part, Thing, World
@@ -17,6 +19,7 @@ SOUNDS = {
     "horn": ("blows", "is being blown"),
     "siren": ("wails", "is wailing"),
 }
+NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 NOISES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind": "wind"}
 
 
@@ -33,6 +36,21 @@ def captions(world: World) -> list[str]:
         largest = max(world.things, key=lambda thing: thing.size)
         sentences.append(f"The largest thing is the {describe(largest, rng)}.")
     return sentences
+
+
+def scene_captions(world: World) -> list[str]:
+    """Three true sentences about a still picture, each of which names several of its objects."""
+    rng = world.generator(Part.CAPTIONS)
+    order = [world.things[int(i)] for i in rng.permutation(len(world.things))]
+    names = [describe(thing, rng) for thing in order]
+    neighbours = list(pairwise(zip(order, names, strict=True)))[:2]
+    places = [f"the {a} is {relation(x, y)} the {b}" for (x, a), (y, b) in neighbours]
+    listed = f"{', '.join(describe(thing, rng) for thing in order[1:])} and {describe(order[0], rng)}"
+    return [
+        _list_of_things(world, rng),
+        f"{' and '.join(places)}.".capitalize(),
+        f"{NUMBERS[len(order)]} things: {listed}.",
+    ]
 
 
 def describe(thing: Thing, rng: np.random.Generator) -> str:

@@ -4,6 +4,7 @@ videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
 worlds.jsonl                    the truth about each video: objects, boxes, events, captions
 sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
 images/{train,test}/KIND/       pictures of worlds that are in no video
+scenes/                         pictures with captions and boxes (see playground/scenes.py)
 """
 
 import csv
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.playground.picture import Painter, render_frame
+from comodal.playground.scenes import write_scene, write_scene_lists
 from comodal.playground.synthesis import render_sound
 from comodal.playground.truth import truth
 from comodal.playground.world import KINDS, Part, Purpose, make_world
@@ -40,6 +42,7 @@ class Options:
     seconds: float
     sounds: int
     images: int
+    scenes: int
     side: int
     frames_per_second: float
     sound_seconds: float
@@ -53,6 +56,7 @@ def make_playground(
     seconds: float = 2.0,
     sounds: int = 400,
     images: int = 400,
+    scenes: int = 1000,
     side: int = 128,
     frames_per_second: float = 10.0,
     sound_seconds: float = 2.0,
@@ -69,6 +73,7 @@ def make_playground(
         seconds: length of each video.
         sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
         images: pictures in each of the splits train and test of the image folder.
+        scenes: pictures with captions and boxes; split as the videos are.
         side: of the square pictures, in pixels (even).
         frames_per_second: rate of the videos.
         sound_seconds: length of each clip of the ESC-50 folder.
@@ -88,17 +93,19 @@ def make_playground(
         raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
     if workers < 1:
         raise ValueError(f"there must be at least one worker, got {workers}")
-    options = Options(videos, seconds, sounds, images, side, frames_per_second, sound_seconds, seed)
+    options = Options(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
     _claim(folder, options)
     jobs = [
         *(partial(_make_video, folder, options, index) for index in range(videos)),
         *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
         *(partial(_make_image, folder, options, index) for index in range(2 * images)),
+        *(partial(write_scene, folder / "scenes", seed, index, side) for index in range(scenes)),
     ]
     if not (folder / "videos.jsonl").exists():
         for partial_file in folder.rglob(".*.part"):
             partial_file.unlink()
         _run(jobs, workers)
+        write_scene_lists(folder / "scenes", seed, scenes, side)
         _write_lists(folder, options)
 
 

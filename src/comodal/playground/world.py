@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     VIDEO = 0
     SOUND = 1
     IMAGE = 2
+    SCENE = 3
 
 
 class Part(IntEnum):
@@ -52,6 +53,8 @@ TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
 NOISES = ("pink", "rain", "hum", "wind")
 MOTIONS = ("still", "sway", "drift", "circle")
 SMALL, LARGE = 0.28, 0.38  # half the extent of an object, in sides of the picture
+SCENE_SIZES = (0.11, 0.18)  # likewise, where several are to be told apart
+SCENE_COUNTS = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,19 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
     return World(seed, purpose, index, seconds, things, background)
 
 
+def make_scene(seed: int, index: int) -> World:
+    """A silent moment with several objects of different kinds, for pictures with captions."""
+    rng = np.random.default_rng((seed, int(Purpose.SCENE), index, int(Part.SCENE)))
+    count = int(rng.choice(list(SCENE_COUNTS), p=list(SCENE_COUNTS.values())))
+    names = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
+    sizes = [float(size) for size in rng.uniform(*SCENE_SIZES, size=count)]
+    places = _places(rng, sizes)
+    background = _background(rng)
+    colours = [colour for colour in COLOURS if colour not in background.colours]
+    things = tuple(_thing(rng, *item, colours, None) for item in zip(names, sizes, places, strict=True))
+    return World(seed, Purpose.SCENE, index, 0.0, things, background)
+
+
 def _size(rng: np.random.Generator, kind: str) -> float:
     low, high = (SMALL, LARGE) if kind in KINDS else (0.09, 0.15)
     return float(rng.uniform(low, high))
@@ -162,9 +178,14 @@ def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, f
 
 
 def _thing(
-    rng: np.random.Generator, kind: str, size: float, place: tuple[float, float], colours: list[str], seconds: float
+    rng: np.random.Generator,
+    kind: str,
+    size: float,
+    place: tuple[float, float],
+    colours: list[str],
+    seconds: float | None,
 ) -> Thing:
-    sounding = kind in KINDS
+    """An object; it sounds for so many seconds if it is of a kind that does, and not at all for None."""
     tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
     # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
     octaves = 1.0 - (size - SMALL) / (LARGE - SMALL) + rng.uniform(0, 1.5)
@@ -180,11 +201,11 @@ def _thing(
         motion=str(rng.choice(MOTIONS)),
         reach=float(rng.uniform(0.03, 0.09)),
         phase=float(rng.uniform(0, 2 * np.pi)),
-        sounding=sounding,
+        sounding=seconds is not None and kind in KINDS,
         pitch_hertz=float(350.0 * 2.0**octaves),
         level=float(rng.uniform(0.4, 1.0)),
         tempo=tempo,
-        notes=tuple(RHYTHMS[kind](rng, tempo, seconds)) if sounding else (),
+        notes=tuple(RHYTHMS[kind](rng, tempo, seconds)) if seconds is not None and kind in KINDS else (),
     )
 
 
