@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from comodal.train.optim import adam, parameter_groups, schedule
+from comodal.train.fit import Place, fit
+from comodal.train.optim import adam, adamw, linear, parameter_groups, schedule
 
 
 def test_kernels_decay_and_biases_and_norms_do_not():
@@ -55,3 +56,52 @@ def test_a_rise_and_half_a_cosine():
 def test_a_rise_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match=r"warm_up_steps \(11\) must lie between 0 and steps \(10\)"):
         schedule(1.0, 10, warm_up_steps=11)
+
+
+def test_pretrained_weights_move_a_tenth_as_far_wrapped_or_not():
+    """Adam's first step has the length of the rate, whatever the gradient; a wrapper changes names, not parameters."""
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fresh, self.known = nn.Linear(2, 1), nn.Linear(2, 1)
+
+        def forward(self, batch):
+            return {"loss": (self.fresh(batch.x) + self.known(batch.x)).sum()}
+
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, batch):
+            return self.module(batch)
+
+    class Numbers:
+        x, keys = torch.ones(1, 2), ("one",)
+
+        def to(self, _device):
+            return self
+
+    for wrap in (lambda module: module, Wrapper, lambda module: Wrapper(Wrapper(module))):
+        objective = Loss()
+        before = {name: value.clone() for name, value in objective.state_dict().items()}
+        wrapped = wrap(objective)
+        optimizer = adamw(wrapped, 1e-2, 0.0, pretrained=list(objective.known.parameters()), pretrained_share=0.1)
+        list(fit(wrapped, iter([Numbers()]), optimizer, linear(1e-2, 1, 0), range(1), Place(torch.device("cpu"))))
+        moved = {name: (value - before[name]).abs().max().item() for name, value in objective.state_dict().items()}
+        assert [moved["fresh.weight"], moved["fresh.bias"]] == pytest.approx([1e-2, 1e-2], rel=1e-4)
+        assert [moved["known.weight"], moved["known.bias"]] == pytest.approx([1e-3, 1e-3], rel=1e-4)
+
+
+def test_what_has_one_dimension_does_not_decay():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2), nn.LayerNorm(2))
+    decaying, others = adamw(net, 1.0, 0.01).param_groups
+    assert [p.ndim for p in decaying["params"]] == [2, 2] and decaying["weight_decay"] == 0.01
+    assert [p.ndim for p in others["params"]] == [1, 1, 1] and others["weight_decay"] == 0
+
+
+def test_a_rise_and_a_straight_fall_worked_by_hand():
+    rate = linear(1.0, 10, warm_up_steps=2)
+    assert [rate(step) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
+    assert rate(10) == 0

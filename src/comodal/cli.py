@@ -25,6 +25,7 @@ COMMANDS = {
     "playground": ("comodal.playground.make:make_playground", "a made-up world of short videos with sound"),
     "prepare videos": ("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
     "prepare pairs": ("comodal.data.pair_folders:prepare_pairs", "pictures and sounds in class folders -> shards"),
+    "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
     "recipes": ("", "the recipes that `comodal train` knows"),
@@ -37,7 +38,7 @@ COMMANDS = {
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
-POSITIONAL = {"source", "out", "images", "sounds", "folder", "path", "files", "run"}
+POSITIONAL = {"source", "store", "out", "images", "sounds", "folder", "path", "files", "run"}
 FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 

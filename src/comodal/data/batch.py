@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -80,6 +80,6 @@ class CaptionBatch:
         """The same batch in memory from which a GPU can copy by itself."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything but the keys."""
+    def tensors(self) -> dict[str, Any]:
+        """Everything but the keys, by name: tensors."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from comodal import distributed
-from comodal.data.batch import PairBatch
+from comodal.data.batch import Batch
 from comodal.errors import ComodalError, DataError
 
 GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
@@ -29,7 +29,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, places: Sequence[tuple[int, int]], /) -> PairBatch: ...
+    def batch(self, places: Sequence[tuple[int, int]], /) -> Batch: ...
 
 
 class Loader:
@@ -56,7 +56,7 @@ class Loader:
         self.length = length
         self.pinned = pinned
 
-    def batches(self, samples_done: int = 0, parts: int = 1) -> Iterator[PairBatch]:
+    def batches(self, samples_done: int = 0, parts: int = 1) -> Iterator[Batch]:
         """The batches after the first `samples_done` samples.
 
         Args:
@@ -119,7 +119,7 @@ class _Fetch(Dataset):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, numbers: range) -> PairBatch | ComodalError:
+    def __getitem__(self, numbers: range) -> Batch | ComodalError:
         try:
             return self.samples.batch([divmod(number, len(self.samples)) for number in numbers])
         except ComodalError as error:

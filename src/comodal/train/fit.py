@@ -56,7 +56,7 @@ def fit(
         objective: What to minimise.
         batches: `parts` of them are one step; their gradients are averaged.
         optimizer: Over the parameters of the objective.
-        learning_rate: Of each step.
+        learning_rate: Of each step; a group of parameters takes its `share_of_rate` of it, if it has one.
         steps: The numbers of the steps to do.
         place: Where and how to compute.
         parts: Batches in a step.
@@ -68,7 +68,7 @@ def fit(
     for step in steps:
         objective.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(step) * group.get("share_of_rate", 1.0)
         losses: list[dict[str, Tensor]] = []
         keys: tuple[str, ...] = ()
         for part, batch in enumerate(islice(batches, parts), start=1):

@@ -6,7 +6,7 @@ RUN/config.yaml (settings), metrics.jsonl and tensorboard/ (log), checkpoints/ (
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed
 from comodal.data.loader import Loader
 from comodal.errors import RecipeError
+from comodal.files import write_whole
 from comodal.models.checkpoint import save_model
 from comodal.train.allocator import keep_freed_memory
 from comodal.train.checkpoints import Checkpoints, State
@@ -40,6 +41,7 @@ class Run:
     steps: int
     seed: int
     fingerprint: str  # of the data
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what serving needs beside the weights, as words
 
 
 def train(
@@ -182,6 +184,8 @@ class Sitting:
                     self.out / "model",
                     {**self.about, "steps": run.steps, "metrics": lines},
                 )
+                for name, data in run.files.items():
+                    write_whole(self.out / "model" / name, data)
             progress.say(f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}")
         return DONE
 

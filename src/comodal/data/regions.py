@@ -1,0 +1,356 @@
+"""A store of image regions: features, boxes, class probabilities and visual tokens in flat memory-mapped files.
+
+features.bin   rows x dim, fp16 or fp32; the regions of an image lie together, images in the order of the index
+boxes.bin      rows x 4 fp32: left, top, right, bottom in pixels of the image
+classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (where there are any)
+tokens.bin     rows of uint16 or uint32 (where `comodal prepare tokens` has been)
+index.bin      of each image its id, its first row, its number of rows, its width and height
+about.json     what all that is; written last, so that a store without it is not one yet
+
+Processes that open one store share its pages; nothing is read before it is asked for, and nothing is a pickle.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Float, Float32, Num, Shaped
+
+from comodal.data.workplace import explained
+from comodal.errors import DataError
+from comodal.files import write_whole
+
+FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
+    "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
+)  # fmt: skip
+ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
+FeatureType = Literal["float16", "float32"]
+
+
+class Regions(NamedTuple):
+    """The regions of one image; views of the files, not copies. Classes and tokens are None where there are none."""
+
+    features: Float[np.ndarray, "regions dim"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    classes: Float[np.ndarray, "regions classes"] | None
+    tokens: Num[np.ndarray, " regions"] | None
+    width: int
+    height: int
+
+
+def locations(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 5"]:
+    """Left, top, right, bottom and area as fractions of the image (ViLBERT, section 3.1); no pixel is added."""
+    scaled = boxes / np.array([width, height, width, height], np.float32)
+    areas = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return np.column_stack([scaled, areas]).astype(np.float32)
+
+
+class Ids(Sequence[str]):
+    """The images' ids in the order of the store, and the way back; flat arrays that processes share."""
+
+    def __init__(self, id_bytes: np.ndarray, id_ends: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
+        self.id_bytes, self.id_ends, self.hashes, self.order = id_bytes, id_ends, hashes, order
+
+    def __len__(self) -> int:
+        return len(self.id_ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        first = int(self.id_ends[row - 1]) if row else 0
+        return self.id_bytes[first : int(self.id_ends[row])].tobytes().decode()
+
+    def find(self, image: str) -> int | None:
+        """The row of an id, or None."""
+        wanted = hash_of(image)
+        for place in range(*np.searchsorted(self.hashes, [wanted, wanted + np.uint64(1)]).tolist()):
+            if self[int(self.order[place])] == image:
+                return int(self.order[place])
+        return None
+
+
+class RegionStore:
+    """Reads a store.
+
+    Args:
+        folder: What a RegionWriter made.
+
+    Raises:
+        DataError: There is no store, or it is damaged or not finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.about = read_about(self.folder)
+        arrays = read_index(self.folder / INDEX)
+        self.ids = Ids(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
+        self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
+        self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
+        self.dim, self.classes, self.tokens = (int(self.about[name]) for name in ("dim", "classes", "tokens"))
+        self.soft = bool(self.about.get("classes_from_tokens"))  # classes are a soft assignment to tokens
+        self.fingerprint = str(self.about["fingerprint"])
+        rows = int(self.firsts[-1])
+        self.features = self._open(FEATURES, self.about["dtype"], rows, self.dim)
+        self.boxes = self._open(BOXES, "<f4", rows, 4)
+        self.probabilities = self._open(CLASSES, "<f2", rows, self.classes) if self.classes else None
+        self.token_rows = self._open(TOKENS, token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
+        """A worker opens the files anew, and shares their pages."""
+        return RegionStore, (self.folder,)
+
+    @property
+    def counts(self) -> Shaped[np.ndarray, " images"]:
+        """Regions of each image."""
+        return np.diff(self.firsts)
+
+    def find(self, image: str) -> int | None:
+        """The row of an image, or None."""
+        return self.ids.find(image)
+
+    def regions(self, row: int) -> Regions:
+        """The regions of the image in a row."""
+        inside = slice(int(self.firsts[row]), int(self.firsts[row + 1]))
+        return Regions(
+            self.features[inside],
+            self.boxes[inside],
+            None if self.probabilities is None else self.probabilities[inside],
+            None if self.token_rows is None else self.token_rows[inside],
+            int(self.sizes[row, 0]),
+            int(self.sizes[row, 1]),
+        )
+
+    def _open(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
+        path, wanted = self.folder / name, rows * columns * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else -1
+        if found != wanted:
+            what = "is not there" if found < 0 else f"has {found:,} bytes, not {wanted:,}"
+            raise DataError(f"{path} {what}: the store is damaged; make it anew, or copy it again")
+        if not wanted:
+            return np.empty((rows, columns), dtype)
+        # A plain view: numpy's memmap class makes every slice slower
+        return np.asarray(np.memmap(path, dtype, "r", shape=(rows, columns)))
+
+
+class RegionWriter:
+    """Writes a store image by image; one that was killed goes on after the last whole image.
+
+    Args:
+        folder: The store; made if it is not there.
+        dim: Features of a region.
+        classes: Class probabilities of a region; 0 for none.
+        dtype: How features are kept. fp16 keeps 11 bits, and half the disk.
+        about: What the features are, for people and for `comodal inspect`: JSON values.
+
+    Raises:
+        DataError: The folder holds another store, or something else, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dim: int,
+        classes: int = 0,
+        dtype: FeatureType = "float16",
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.dim, self.classes = Path(folder), dim, classes
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "made_from": about or {}}
+        self.images: list[tuple[str, int, int, int]] = []  # id, regions, width, height
+        self.known: set[str] = set()
+        self.files: dict[str, BinaryIO] = {}
+        self.journal: BinaryIO
+
+    def __enter__(self) -> "RegionWriter":
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "about.json").exists():
+                raise DataError(f"{self.folder} is finished already; give another folder, or delete this one")
+            self._recall()
+            widths = {FEATURES: self.dim * self.dtype.itemsize, BOXES: 16, CLASSES: 2 * self.classes}
+            rows = sum(image[1] for image in self.images)
+            for name, width in widths.items():
+                if width:
+                    file = (self.folder / f".{name}.part").open("ab")
+                    self.files[name] = file
+                    if file.tell() < rows * width:
+                        raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and begin anew")
+                    file.truncate(rows * width)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with explained(self.folder):
+            if kind is None:
+                self._finish()
+            for file in self.files.values():
+                file.close()
+            self.journal.close()
+
+    def add(
+        self,
+        image: str,
+        features: Float[np.ndarray, "regions dim"],
+        boxes: Float[np.ndarray, "regions 4"],
+        width: int,
+        height: int,
+        classes: Float[np.ndarray, "regions classes"] | None = None,
+    ) -> None:
+        """Adds an image.
+
+        Raises:
+            ValueError: It is there already, or numbers do not fit or are not finite.
+        """
+        self._check(image, features, boxes, width, height, classes)
+        with explained(self.folder):
+            self.files[FEATURES].write(features.astype(self.dtype).tobytes())
+            self.files[BOXES].write(boxes.astype("<f4").tobytes())
+            if classes is not None:
+                self.files[CLASSES].write(classes.astype("<f2").tobytes())
+            for file in self.files.values():
+                file.flush()
+            self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
+            self.journal.flush()
+        self.images.append((image, len(boxes), width, height))
+        self.known.add(image)
+
+    def _check(
+        self, image: str, features: np.ndarray, boxes: np.ndarray, width: int, height: int, classes: np.ndarray | None
+    ) -> None:
+        rows = len(boxes)
+        if image in self.known:
+            raise ValueError(f"image {image} is in the store already")
+        if features.shape != (rows, self.dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
+            shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
+            raise ValueError(f"image {image}: {shapes}; features have {self.dim} columns, boxes 4")
+        if (classes is None and self.classes) or (classes is not None and classes.shape != (rows, self.classes)):
+            found = "no" if classes is None else f"{classes.shape}"
+            raise ValueError(f"image {image}: {found} class probabilities; the store has {self.classes} of each region")
+        largest = np.finfo(self.dtype).max
+        for name, numbers in (("features", features), ("boxes", boxes), ("classes", classes)):
+            if numbers is not None and not (np.abs(numbers) <= largest).all():
+                raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {self.dtype.name}")
+
+    def _recall(self) -> None:
+        """Reads which images a killed writer left whole."""
+        path, begun = self.folder / JOURNAL, json.dumps(self.about, sort_keys=True)
+        if path.exists():
+            lines = path.read_bytes().split(b"\n")[:-1]  # behind the last line's end stands what was cut
+            if not lines or lines[0].decode() != begun:
+                raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
+            self.images = [tuple(json.loads(line)) for line in lines[1:]]
+            self.known = {image[0] for image in self.images}
+            self.journal = path.open("rb+")
+            self.journal.truncate(sum(len(line) + 1 for line in lines))
+            self.journal.seek(0, os.SEEK_END)
+        elif any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+            raise DataError(f"{self.folder} is not empty and not a region store: give another folder")
+        else:
+            self.journal = path.open("wb")
+            self.journal.write(begun.encode() + b"\n")
+            self.journal.flush()
+
+    def _finish(self) -> None:
+        for name, file in self.files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            (self.folder / f".{name}.part").replace(self.folder / name)
+        index = pack_index(self.images)
+        write_whole(self.folder / INDEX, index)
+        digest = hashlib.sha256(index)
+        digest.update(json.dumps(self.about, sort_keys=True).encode())
+        about = self.about | {"kind": "regions", "format": 1, "tokens": 0, "fingerprint": digest.hexdigest()[:16]}
+        about |= {"images": len(self.images), "regions": sum(image[1] for image in self.images)}
+        write_about(self.folder, about)
+        (self.folder / JOURNAL).unlink()
+
+
+def hash_of(image: str) -> np.uint64:
+    """Eight bytes of an id; one less than the largest, so that one more can be counted."""
+    number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
+    return np.uint64(min(number, 2**64 - 2))
+
+
+def pack_index(images: Iterable[tuple[str, int, int, int]]) -> bytes:
+    """The index file: numpy arrays one behind the other, none of objects."""
+    listed = list(images)
+    names = [image[0].encode() for image in listed]
+    hashes = np.array([hash_of(image[0]) for image in listed], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    arrays: dict[str, np.ndarray] = {
+        "id_bytes": np.frombuffer(b"".join(names), np.uint8),
+        "id_ends": np.cumsum([len(name) for name in names], dtype=np.uint64),
+        "hashes": hashes[order],
+        "order": order.astype(np.uint64),
+        "firsts": np.cumsum([0, *(image[1] for image in listed)], dtype=np.int64),
+        "sizes": np.array([image[2:] for image in listed], np.uint32).reshape(-1, 2),
+    }
+    file = io.BytesIO()
+    for name in ARRAYS:
+        np.save(file, arrays[name], allow_pickle=False)
+    return file.getvalue()
+
+
+def read_index(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an index file."""
+    try:
+        with path.open("rb") as file:
+            return {name: np.load(file, allow_pickle=False) for name in ARRAYS}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a store says of itself."""
+    path = folder / "about.json"
+    try:
+        about = json.loads(path.read_text())
+    except OSError as error:
+        begun = (folder / JOURNAL).exists()
+        what = "is not finished: run the same command again" if begun else "is not a region store: it has no about.json"
+        raise DataError(f"{folder} {what}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(about, dict) or about.get("kind") != "regions":
+        raise DataError(f"{folder} holds {about.get('kind') if isinstance(about, dict) else about!r}, not regions")
+    return about
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """about.json, whole or as it was."""
+    write_whole(folder / "about.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def token_dtype(tokens: int) -> np.dtype:
+    """How visual tokens are kept, by how many there are."""
+    return np.dtype("<u2" if tokens <= 2**16 else "<u4")
+
+
+def withdraw_tokens(folder: Path) -> None:
+    """Before new tokens are written: the store has none, and no class probabilities that were made of them."""
+    about = read_about(folder)
+    made = bool(about.get("classes_from_tokens"))
+    write_about(folder, about | {"tokens": 0, "classes": 0 if made else about["classes"], "classes_from_tokens": False})
+
+
+def add_tokens(folder: Path, tokens: int, classes: int) -> None:
+    """Tokens.bin is whole, and so are class probabilities made of tokens if `classes` is not 0."""
+    about = read_about(folder) | {"tokens": tokens}
+    write_about(folder, about | ({"classes": classes, "classes_from_tokens": True} if classes else {}))

@@ -1,0 +1,261 @@
+"""Configurations and weights of facebookresearch/vilbert-multi-task, read and written.
+
+The whole conversion is the tables of names below. The original's vision is number 1 and its text number 2, so
+that the keys which the text queries are `key1`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import from_json
+from comodal.models.convert import Filled, fill, read_json, without
+from comodal.models.heads import TaskHeads
+from comodal.models.vilbert import Config, ViLBERT
+
+LAYER = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward.0": "intermediate.dense",
+    "feed_forward.2": "output.dense",
+    "norm": "output.LayerNorm",
+}
+CO_LAYER = {
+    "vision.attention.query": "biattention.query1",
+    "vision.attention.key": "biattention.key2",
+    "vision.attention.value": "biattention.value2",
+    "vision.attention.output": "biOutput.dense1",
+    "vision.attention_norm": "biOutput.LayerNorm1",
+    "vision.feed_forward.0": "v_intermediate.dense",
+    "vision.feed_forward.2": "v_output.dense",
+    "vision.norm": "v_output.LayerNorm",
+    "text.attention.query": "biattention.query2",
+    "text.attention.key": "biattention.key1",
+    "text.attention.value": "biattention.value1",
+    "text.attention.output": "biOutput.dense2",
+    "text.attention_norm": "biOutput.LayerNorm2",
+    "text.feed_forward.0": "t_intermediate.dense",
+    "text.feed_forward.2": "t_output.dense",
+    "text.norm": "t_output.LayerNorm",
+}
+GATES = {"query": "attention.self.dyLinear_q", "key": "attention.self.dyLinear_k"}
+STACKS = {
+    "text_layers": ("bert.encoder.layer", LAYER),
+    "vision_layers": ("bert.encoder.v_layer", LAYER),
+    "vision_gates": ("bert.encoder.v_layer", GATES),
+    "co_layers": ("bert.encoder.c_layer", CO_LAYER),
+}
+SINGLE = {
+    "text_embeddings.words": "bert.embeddings.word_embeddings",
+    "text_embeddings.positions": "bert.embeddings.position_embeddings",
+    "text_embeddings.segments": "bert.embeddings.token_type_embeddings",
+    "text_embeddings.tasks": "bert.embeddings.task_embeddings",
+    "text_embeddings.norm": "bert.embeddings.LayerNorm",
+    "region_embeddings.features": "bert.v_embeddings.image_embeddings",
+    "region_embeddings.locations": "bert.v_embeddings.image_location_embeddings",
+    "region_embeddings.norm": "bert.v_embeddings.LayerNorm",
+    "text_pooler.0": "bert.t_pooler.dense",
+    "vision_pooler.0": "bert.v_pooler.dense",
+    "word_scores.transform.0": "cls.predictions.transform.dense",
+    "word_scores.transform.2": "cls.predictions.transform.LayerNorm",
+    "word_scores": "cls.predictions",
+    "region_head.transform.0": "cls.imagePredictions.transform.dense",
+    "region_head.transform.2": "cls.imagePredictions.transform.LayerNorm",
+    "region_head.decoder": "cls.imagePredictions.decoder",
+    "alignment_head.classifier": "cls.bi_seq_relationship",
+}
+TASKS = {
+    "vqa": "vil_prediction.logit_fc",
+    "gqa": "vil_prediction_gqa.logit_fc",
+    "pairs": "vil_binary_prediction.logit_fc",
+    "score": "vil_logit",
+    "entailment": "vil_tri_prediction",
+    "regions": "vision_logit",
+    "words": "linguisic_logit",
+}
+TIED = {  # once more -> what it is
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+NEVER_USED = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer beside them
+
+
+def original_names(model: torch.nn.Module) -> dict[str, str]:
+    """Our name -> the original's, for each parameter of a model with ViLBERT's parts."""
+    return {ours: theirs for ours in model.state_dict() if (theirs := original_name(ours))}
+
+
+def original_name(ours: str) -> str:
+    """The original's name of a parameter, or nothing if it has none."""
+    module, leaf = ours.rsplit(".", 1)
+    if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
+        stack, number, part = stacked.groups()
+        if stack in STACKS:
+            theirs, parts = STACKS[stack]
+            return f"{theirs}.{number}.{parts[part]}.{leaf}"
+    return f"{SINGLE[module]}.{leaf}" if module in SINGLE else ""
+
+
+def task_names(heads: TaskHeads) -> dict[str, str]:
+    """Our name -> the original's, for the heads of 12-in-1."""
+    parts = {ours: ours.split(".", 1) for ours in heads.state_dict()}
+    return {ours: f"{TASKS[head]}.{rest}" for ours, (head, rest) in parts.items()}
+
+
+def fill_from_original(
+    model: ViLBERT, state: Mapping[str, Tensor], path: Path, heads: TaskHeads | None = None
+) -> Filled:
+    """Puts the original's weights into a model, and into task heads if there are any.
+
+    Args:
+        model: Its configuration is that of the state.
+        state: As `read_tensors` gives it.
+        path: Where the state came from, for messages.
+        heads: The heads of 12-in-1.
+
+    Raises:
+        CheckpointError: The state is of another configuration, or not a ViLBERT's.
+    """
+    state = said_once(state)
+    report = fill(model, state, original_names(model), path)
+    if not report.filled:
+        raise CheckpointError(f"{path}: none of its names is a ViLBERT's; it begins with {list(state)[:3]}")
+    if heads is None:
+        return report
+    names = task_names(heads)
+    tasks = fill(heads, state, names, path)
+    new = report.new + tuple(f"tasks.{name}" for name in tasks.new)
+    filled = report.filled + tuple(f"tasks.{name}" for name in tasks.filled)
+    return Filled(filled, new, without(report.unused, names.values()))
+
+
+def said_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the copies that a word head tied to the embeddings leaves in it; a copy that differs stays."""
+    once = dict(state)
+    for again, name in TIED.items():
+        if again in once and (name not in once or torch.equal(once[again], once[name])):
+            once[name] = once.pop(again)
+    return once
+
+
+def to_original(
+    model: ViLBERT, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The state dict that the original's code loads.
+
+    Args:
+        model: What to write.
+        heads: The heads of 12-in-1.
+        source: Where the model came from: what we hold no place for is kept from it. Without it the layers that the
+            original never uses are zeros.
+    """
+    own = model.state_dict()
+    state = {theirs: own[ours] for ours, theirs in original_names(model).items()}
+    if heads is not None:
+        tasks = heads.state_dict()
+        state |= {theirs: tasks[ours] for ours, theirs in task_names(heads).items()}
+    for name in list(state):
+        for unused, beside in NEVER_USED.items():
+            if f".biOutput.{beside}." in name:
+                state[name.replace(f".{beside}.", f".{unused}.")] = torch.zeros_like(state[name])
+    again = "cls.predictions.decoder.weight"
+    state[again] = state[TIED[again]]
+    kept = {name: tensor for name, tensor in (source or {}).items() if name not in state or is_never_used(name)}
+    return {name: tensor.detach().clone() for name, tensor in (state | kept).items()}
+
+
+def is_never_used(name: str) -> bool:
+    """Whether a parameter is one that no output of the original depends on."""
+    return any(f".biOutput.{unused}." in name for unused in NEVER_USED)
+
+
+class OriginalConfig(NamedTuple):
+    """A configuration of the original, and the keys of its file that nothing of the original's model reads."""
+
+    config: Config
+    ignored: tuple[str, ...]
+
+
+STREAM = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+WHOLE = {
+    "vocabulary": "vocab_size",
+    "positions": "max_position_embeddings",
+    "segments": "type_vocab_size",
+    "joint_dim": "bi_hidden_size",
+    "joint_heads": "bi_num_attention_heads",
+    "region_features": "v_feature_size",
+    "region_targets": "v_target_size",
+    "fusion": "fusion_method",
+    "dynamic_attention": "dynamic_attention",
+    "co_attention": "with_coattention",
+    "frozen_text_layers": "fixed_t_layer",
+    "frozen_vision_layers": "fixed_v_layer",
+}
+SCHEDULE = ("v_biattention_id", "t_biattention_id")
+TASK_KEY = "task_specific_tokens"
+TASK_TOKENS = 20  # written into the original's code
+DEFAULTS: dict[str, object] = {
+    "fusion_method": "mul",
+    "dynamic_attention": False,
+    "with_coattention": True,
+    TASK_KEY: False,
+    "fixed_t_layer": 0,
+    "fixed_v_layer": 0,
+}
+# Read by the original's model but no part of its function: how it is called, trained, or drawn at first. `model`
+# chooses RoBERTa, whose positions the original counts from 0 all the same.
+ELSEWHERE = {
+    "model",
+    "fast_mode",
+    "in_batch_pairs",
+    "visualization",
+    "visual_target",
+    "num_negative",
+    "initializer_range",
+}
+
+
+def read_original_config(path: Path) -> OriginalConfig:
+    """Reads a JSON configuration of the original.
+
+    Raises:
+        CheckpointError: A key is missing, or the sizes do not fit together.
+    """
+    values = DEFAULTS | read_json(path)
+    needed = {*WHOLE.values(), *STREAM.values(), *(f"v_{key}" for key in STREAM.values()), *SCHEDULE, TASK_KEY}
+    if missing := sorted(needed - values.keys()):
+        raise CheckpointError(f"{path}: not a configuration of ViLBERT, it lacks {missing}")
+    vision_layers, text_layers = (values[key] for key in SCHEDULE)
+    if not (isinstance(vision_layers, list) and isinstance(text_layers, list)):
+        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must be lists")
+    if len(vision_layers) != len(text_layers):
+        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must have one length")
+    described = {ours: values[theirs] for ours, theirs in WHOLE.items()} | {
+        "text": {ours: values[theirs] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
+        "vision": {ours: values[f"v_{theirs}"] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
+        "schedule": [list(pair) for pair in zip(vision_layers, text_layers, strict=True)],
+        "task_tokens": TASK_TOKENS if values[TASK_KEY] else 0,
+        "first_position": 0,
+        "region_tokens": 0,
+    }
+    try:
+        config = from_json(Config, described, str(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return OriginalConfig(config, without(values, needed | ELSEWHERE))

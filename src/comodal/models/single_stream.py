@@ -1,0 +1,108 @@
+"""One BERT over words and visual tokens: the baseline that ViLBERT argues against (section 2.2).
+
+Regions are quantised (`comodal prepare tokens`) and their tokens are appended to the vocabulary, so that both
+modalities pass through the same layers from the start. Forward and heads are ViLBERT's, so that whatever trains or
+measures the one does the other.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
+from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
+from comodal.models.transformer import TransformerLayer, initialise
+from comodal.models.vilbert import Output, Stream
+
+BERT_BASE = Stream(768, 12, 12, 3072)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The defaults are BERT-base and 1,600 visual tokens beside padding, the whole image and a hidden region.
+
+    Args:
+        vocabulary: Words.
+        positions: Positions of words.
+        first_position: Position of the first word: 0 in BERT, 2 in RoBERTa.
+        segments: Kinds of text.
+        text: Sizes of the stream.
+        region_tokens: Visual tokens, with those that stand where there is none (data.batch.TokenInput).
+        region_targets: Numbers that the region head gives.
+        joint_dim: Features of the pooled words and of the pooled regions.
+        fusion: How they meet in the alignment head.
+    """
+
+    vocabulary: int = 30_522
+    positions: int = 512
+    first_position: int = 0
+    segments: int = 2
+    text: Stream = BERT_BASE
+    region_tokens: int = 1603
+    region_targets: int = 1600
+    joint_dim: int = 1024
+    fusion: Fusion = "mul"
+
+
+class SingleStream(nn.Module):
+    """Words and visual tokens in one sequence; a token's location stands where a word has its position."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.region_tokens < 1:
+            raise ValueError("a single stream reads visual tokens: region_tokens must be positive")
+        self.config = config
+        text = config.text
+        self.text_embeddings = TextEmbeddings(
+            text.dim,
+            config.vocabulary,
+            config.positions,
+            config.first_position,
+            config.segments,
+            0,
+            text.dropout,
+            text.norm_eps,
+        )
+        self.region_embeddings = RegionEmbeddings(text.dim, 0, config.region_tokens, text.dropout, text.norm_eps)
+        self.text_layers = nn.ModuleList(
+            TransformerLayer(
+                text.dim,
+                text.dim,
+                text.dim,
+                text.heads,
+                text.intermediate,
+                text.activation,
+                text.dropout,
+                text.attention_dropout,
+                text.norm_eps,
+            )
+            for _ in range(text.layers)
+        )
+        self.text_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
+        self.vision_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
+        self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
+        self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
+        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion)
+        self.apply(initialise)
+
+    def forward(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        words_attended: Bool[Tensor, "batch words"],
+        regions: Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        regions_attended: Bool[Tensor, "batch regions"],
+    ) -> Output:
+        attended = torch.cat([words_attended, regions_attended], 1)
+        x = torch.cat([self.text_embeddings(words, segments), self.region_embeddings(regions, locations)], 1)
+        for layer in self.text_layers:
+            x = layer(x, x, attended)
+        text, vision = x.split([words.shape[1], regions.shape[1]], 1)
+        return Output(text, vision, self.text_pooler(text[:, 0]), self.vision_pooler(vision[:, 0]))
+
+    def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
+        """Scores of every word at some places of the text."""
+        return self.word_scores(x, self.text_embeddings.words.weight)

@@ -1,0 +1,187 @@
+"""Attention between two streams of tokens (or within one), and the post-norm layer around it (BERT; ViLBERT, figure 2).
+
+One layer serves the text stream, the vision stream and either direction of co-attention: where the keys and values
+come from is an argument.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "relu", "swish"]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
+NOT_ATTENDED = -10_000.0  # finite: where nothing can be attended to, attention is what it would be without a mask
+
+
+class Gates(NamedTuple):
+    """Factors for each feature of the queries and keys."""
+
+    queries: Float[Tensor, "batch inner"]
+    keys: Float[Tensor, "batch inner"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention from one stream of tokens to another, or to itself."""
+
+    def __init__(self, dim: int, context_dim: int, inner_dim: int, heads: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        if inner_dim % heads:
+            raise ValueError(f"inner_dim ({inner_dim}) must be a multiple of heads ({heads})")
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, inner_dim)
+        self.key = nn.Linear(context_dim, inner_dim)
+        self.value = nn.Linear(context_dim, inner_dim)
+        self.output = nn.Linear(inner_dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries dim"],
+        context: Float[Tensor, "batch keys context_dim"],
+        attended: Bool[Tensor, "batch keys"],
+        gates: Gates | None = None,
+    ) -> Float[Tensor, "batch queries dim"]:
+        queries, keys = self.queries_and_keys(x, context, gates)
+        values = self.split(self.value(context))
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, bias(attended, queries.dtype), self.dropout if self.training else 0.0
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def queries_and_keys(
+        self,
+        x: Float[Tensor, "batch queries dim"],
+        context: Float[Tensor, "batch keys context_dim"],
+        gates: Gates | None = None,
+    ) -> tuple[Float[Tensor, "batch heads queries size"], Float[Tensor, "batch heads keys size"]]:
+        """What is compared with what."""
+        queries, keys = self.query(x), self.key(context)
+        if gates is not None:
+            queries, keys = queries * gates.queries.unsqueeze(1), keys * gates.keys.unsqueeze(1)
+        return self.split(queries), self.split(keys)
+
+    def split(self, x: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch heads tokens size"]:
+        """Features as heads."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def weights(
+        self,
+        x: Float[Tensor, "batch queries dim"],
+        context: Float[Tensor, "batch keys context_dim"],
+        attended: Bool[Tensor, "batch keys"],
+        gates: Gates | None = None,
+    ) -> Float[Tensor, "batch heads queries keys"]:
+        """How much each query attends to each key; dropout is left out."""
+        queries, keys = self.queries_and_keys(x, context, gates)
+        scores = queries @ keys.mT / queries.shape[-1] ** 0.5
+        return (scores + bias(attended, scores.dtype)).softmax(-1)
+
+
+def bias(attended: Bool[Tensor, "batch keys"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1 keys"]:
+    """What a mask adds to the scores."""
+    return ((~attended).to(dtype) * NOT_ATTENDED)[:, None, None]
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a feed-forward network; each is added to what it read, and the sum is normalised (BERT).
+
+    Args:
+        dim: Features of the stream that this layer changes.
+        context_dim: Features of the stream that it attends to.
+        inner_dim: Features of queries, keys and values.
+        heads: Heads of attention.
+        intermediate: Units of the feed-forward network.
+        activation: Of the feed-forward network.
+        dropout: Of what is added to the stream.
+        attention_dropout: Of the attention weights.
+        norm_eps: Added to the variance in normalisation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        inner_dim: int,
+        heads: int,
+        intermediate: int,
+        activation: Activation = "gelu",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(dim, context_dim, inner_dim, heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(dim, norm_eps)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(dim, intermediate), ACTIVATIONS[activation](), nn.Linear(intermediate, dim)
+        )
+        self.norm = nn.LayerNorm(dim, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries dim"],
+        context: Float[Tensor, "batch keys context_dim"],
+        attended: Bool[Tensor, "batch keys"],
+        gates: Gates | None = None,
+    ) -> Float[Tensor, "batch queries dim"]:
+        x = self.attention_norm(x + self.dropout(self.attention(x, context, attended, gates)))
+        return self.norm(x + self.dropout(self.feed_forward(x)))
+
+
+class TextGates(nn.Module):
+    """What the caption says decides which features of regions are compared (`dynamic_attention` of the original code).
+
+    Departs from the original: a caption without words gives a mean of zero where the original divides by zero.
+    """
+
+    def __init__(self, text_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(text_dim, inner_dim)
+        self.key = nn.Linear(text_dim, inner_dim)
+
+    def forward(self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"]) -> Gates:
+        there = attended.unsqueeze(2).to(words.dtype)
+        mean = (words * there).sum(1) / there.sum(1).clamp(min=1)
+        return Gates(1 + self.query(mean).sigmoid(), 1 + self.key(mean).sigmoid())
+
+
+@contextmanager
+def recorded_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batch heads queries keys"]]]:
+    """Collects the attention weights of every forward pass inside it, by the name of the attention module.
+
+    Weights are computed a second time for it; a model outside of it computes nothing more than it must.
+
+    Args:
+        model: Any module with Attention in it.
+    """
+    maps: dict[str, Tensor] = {}
+
+    def record(name: str, module: nn.Module, arguments: tuple, _output: Tensor) -> None:
+        assert isinstance(module, Attention)
+        maps[name] = module.weights(*arguments).detach()
+
+    handles = [
+        module.register_forward_hook(partial(record, name))
+        for name, module in model.named_modules()
+        if isinstance(module, Attention)
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights from a normal distribution of deviation 0.02, biases of zero (BERT; the original has it too)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

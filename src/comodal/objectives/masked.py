@@ -1,0 +1,120 @@
+"""Masked words and masked regions: say what stood at the hidden places (ViLBERT, sections 2.1 and 3.2).
+
+Every loss is a mean over hidden places and computed only there. Where nothing is hidden it is a zero that gradients
+can flow through, because processes that train together all need every gradient.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+RegionTarget = Literal["classes", "features", "contrast", "tokens"]
+ACROSS, INSIDE = 0.7, 0.3  # of the negatives, from other images and from the same one (the original's code)
+
+
+class Guess(NamedTuple):
+    """A loss, and how often the likeliest answer is right; both are means over the hidden places, 0 without any."""
+
+    loss: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+
+
+def guess(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> Guess:
+    """The means, given the sum of the losses."""
+    places = max(len(right), 1)
+    return Guess(total / places, right.sum().float() / places)
+
+
+def masked_classes(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> Guess:
+    """Cross-entropy of hidden words, or of the visual tokens of hidden regions."""
+    scores = scores.float()
+    return guess(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
+
+
+def masked_distributions(scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]) -> Guess:
+    """Divergence from the detector's class probabilities (the paper's target); right is its likeliest class."""
+    scores = scores.float()
+    total = F.kl_div(scores.log_softmax(1), target.float(), reduction="sum")
+    return guess(total, scores.argmax(1) == target.argmax(1))
+
+
+def masked_features(predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]) -> Guess:
+    """Mean squared error; right is a prediction nearer to its own region than to any other that is hidden."""
+    predicted, target = predicted.float(), target.float()
+    total = F.mse_loss(predicted, target, reduction="sum") / target.shape[1]
+    if len(target) == 0:
+        return guess(total, torch.zeros(0, dtype=torch.bool, device=target.device))
+    with torch.no_grad():
+        distances = target.square().sum(1) - 2 * predicted @ target.T  # less the same for all of a row
+        nearest = distances.argmin(1)
+    return guess(total, nearest == torch.arange(len(target), device=target.device))
+
+
+class Negatives(NamedTuple):
+    """Regions that a prediction must not point at, as rows of all regions, and which of them exist."""
+
+    rows: Int64[Tensor, "places negatives"]
+    exist: Bool[Tensor, "places negatives"]
+
+
+def masked_contrast(
+    predicted: Float[Tensor, "places features"],
+    regions: Float[Tensor, "rows features"],
+    positives: Int64[Tensor, "places"],
+    negatives: Negatives,
+) -> Guess:
+    """Cross-entropy of finding the hidden region among others by the dot product with their features.
+
+    Args:
+        predicted: For each hidden place.
+        regions: The features of all regions of the batch, nothing hidden.
+        positives: The row of `regions` that was hidden at each place.
+        negatives: The rows that it is compared with.
+    """
+    scores = predicted.float() @ regions.float().T
+    rows = torch.cat([positives.unsqueeze(1), negatives.rows], 1)
+    chosen = scores.gather(1, rows)
+    missing = F.pad(~negatives.exist, (1, 0))
+    return masked_classes(chosen.masked_fill(missing, -torch.inf), torch.zeros_like(positives))
+
+
+def draw_negatives(
+    places: Int64[Tensor, "places"],
+    candidates: Bool[Tensor, "batch regions"],
+    count: int,
+    generator: torch.Generator,
+) -> Negatives:
+    """Draws regions of other images (70 %) and others of the same image (30 %), each with equal odds.
+
+    Departs from the original: it draws padding too, and stops at a batch of one image. Here an image without others
+    has negatives from itself alone.
+
+    Args:
+        places: Flat places of the hidden regions in `candidates`, all of them candidates.
+        candidates: The regions that can be drawn.
+        count: Negatives of a place; both parts are rounded down.
+        generator: On the CPU, so that every device draws the same.
+    """
+    available = candidates.flatten().cpu()
+    rows = available.nonzero().flatten()
+    rank = available.long().cumsum(0) - 1  # of a flat place among the candidates
+    sizes = candidates.sum(1).cpu()
+    image = places.cpu() // candidates.shape[1]
+    size = sizes[image].unsqueeze(1)
+    first = (sizes.cumsum(0) - sizes)[image].unsqueeze(1)
+    own = rank[places.cpu()].unsqueeze(1)
+    across = drawn(len(rows) - size, int(count * ACROSS), generator)
+    across = torch.where(across >= first, across + size, across)  # steps over the place's own image
+    inside = first + drawn(size - 1, int(count * INSIDE), generator)
+    inside = torch.where(inside >= own, inside + 1, inside)  # steps over the place itself
+    exist = torch.cat([(len(rows) > size).expand_as(across), (size > 1).expand_as(inside)], 1)
+    chosen = torch.cat([across, inside], 1).clamp(max=max(len(rows) - 1, 0))
+    return Negatives(rows[chosen].to(places.device), exist.to(places.device))
+
+
+def drawn(sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator) -> Int64[Tensor, "places count"]:
+    """Whole numbers from 0 up to each size, without it; 0 where the size is 0."""
+    return (torch.rand(len(sizes), count, generator=generator, dtype=torch.float64) * sizes).long()

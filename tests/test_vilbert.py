@@ -1,0 +1,294 @@
+"""ViLBERT's sizes, invariances, frozen layers, visual tokens and bad arguments; parity has its own file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model, save_model
+from comodal.models.convert_vilbert import original_names
+from comodal.models.heads import TaskHeads
+from comodal.models.single_stream import Config as SingleStreamConfig
+from comodal.models.single_stream import SingleStream
+from comodal.models.transformer import recorded_attention
+from comodal.models.vilbert import Config, Stream, ViLBERT, base, large, load_vilbert, small
+
+TINY = Config(
+    vocabulary=50,
+    positions=20,
+    text=Stream(16, 3, 2, 24),
+    vision=Stream(12, 2, 3, 20),
+    joint_dim=20,
+    joint_heads=5,
+    schedule=((0, 1), (1, 2)),
+    region_features=7,
+    region_targets=9,
+)
+
+
+def made(config: Config, seed: int = 0) -> ViLBERT:
+    torch.manual_seed(seed)
+    model = ViLBERT(config).eval()
+    for parameter in model.parameters():  # larger than BERT's, so that everything matters
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def inputs(config: Config, batch: int = 3, words: int = 6, regions: int = 5, seed: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    seen = torch.randn(batch, regions, config.region_features, generator=generator)
+    if config.region_tokens:
+        seen = torch.randint(config.region_tokens, (batch, regions), generator=generator)
+    return [
+        torch.randint(config.vocabulary, (batch, words), generator=generator),
+        torch.zeros(batch, words, dtype=torch.int64),
+        torch.arange(words) < torch.tensor([[words], [4], [2]])[:batch],
+        seen,
+        torch.rand(batch, regions, 5, generator=generator),
+        torch.arange(regions) < torch.tensor([[regions], [3], [1]])[:batch],
+    ]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def never_used(config: Config) -> int:
+    """Parameters of the original's `q_dense1` and `q_dense2`."""
+    text, vision = config.text.dim, config.vision.dim
+    return len(config.schedule) * (text + vision) * (config.joint_dim + 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "pretraining", "with_tasks"),
+    [
+        (base(2), 160_782_973, 178_752_443),
+        (base(4), 205_413_501, 223_382_971),
+        (base(6), 250_044_029, 268_013_499),
+        (base(8), 294_674_557, 312_644_027),
+        (large(2), 396_672_381, None),
+        (large(4), 451_270_013, None),
+        (large(6), 505_867_645, None),
+    ],
+)
+def test_parameter_counts_are_the_originals(config: Config, pretraining: int, with_tasks: int | None):
+    with torch.device("meta"):
+        model = ViLBERT(config)
+        heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion)
+    assert count(model) + never_used(config) == pretraining
+    if with_tasks is not None:
+        assert count(model) + never_used(config) + count(heads) == with_tasks
+
+
+def test_the_default_is_the_papers_base_model():
+    assert Config() == base(6)
+    assert base(2).schedule == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
+    assert large(2).schedule == ((0, 22), (1, 23))
+
+
+VARIANTS = [TINY, replace(TINY, dynamic_attention=True), replace(TINY, region_tokens=11)]
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
+def test_what_is_masked_cannot_matter(config: Config):
+    model = made(config)
+    words, segments, words_attended, regions, locations, regions_attended = inputs(config)
+    other = inputs(config, seed=2)
+    changed_words = torch.where(words_attended, words, other[0])
+    hidden = regions_attended if config.region_tokens else regions_attended.unsqueeze(2)
+    changed_regions = torch.where(hidden, regions, other[3])
+    changed_locations = torch.where(regions_attended.unsqueeze(2), locations, other[4])
+    before = model(words, segments, words_attended, regions, locations, regions_attended)
+    after = model(changed_words, segments, words_attended, changed_regions, changed_locations, regions_attended)
+    assert_close(after.words[words_attended], before.words[words_attended], rtol=0, atol=1e-6)
+    assert_close(after.regions[regions_attended], before.regions[regions_attended], rtol=0, atol=1e-6)
+    assert_close((after.text, after.vision), (before.text, before.vision), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
+def test_padding_cannot_matter(config: Config):
+    model = made(config)
+    words, segments, words_attended, regions, locations, regions_attended = inputs(config, batch=1)
+    short = model(
+        words[:, :4], segments[:, :4], words_attended[:, :4], regions[:, :3], locations[:, :3], regions_attended[:, :3]
+    )
+    words_attended[:, 4:], regions_attended[:, 3:] = False, False
+    padded = model(words, segments, words_attended, regions, locations, regions_attended)
+    assert_close((padded.text, padded.vision), (short.text, short.vision), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
+def test_no_words_and_no_regions_are_finite_with_finite_gradients(config: Config):
+    model = made(config)
+    words, segments, words_attended, *rest = inputs(config)
+    rest[2][:] = False
+    output = model(words, segments, torch.zeros_like(words_attended), *rest)
+    assert all(torch.isfinite(part).all() for part in output)
+    sum(part.sum() for part in output).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_without_co_attention_the_text_does_not_know_the_image():
+    model = made(replace(TINY, co_attention=False))
+    mine, other = inputs(TINY), inputs(TINY, seed=2)
+    assert torch.equal(model(*mine).words, model(*mine[:3], *other[3:]).words)
+    model = made(TINY)
+    assert not torch.equal(model(*mine).words, model(*mine[:3], *other[3:]).words)
+
+
+def test_rows_of_a_batch_do_not_know_each_other():
+    model, batch = made(replace(TINY, dynamic_attention=True)), inputs(TINY)
+    together = model(*batch)
+    for row in range(3):
+        alone = model(*(part[row : row + 1] for part in batch))
+        for mine, theirs in zip(alone, together, strict=True):
+            assert_close(mine[0], theirs[row], rtol=0, atol=1e-5)
+
+
+SCHEDULES = [((0, 1), (1, 2)), ((1, 2),), ((0, 0),), ((1, 1), (1, 1)), ()]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_pooled_streams_alone_are_those_of_the_whole(schedule: tuple, dynamic: bool):
+    model = made(replace(TINY, schedule=schedule, dynamic_attention=dynamic))
+    batch = inputs(TINY)
+    text, vision = model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:])
+    whole = model.join(text, vision)
+    assert_close(model.join_pooled(text, vision), (whole.text, whole.vision), rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_layers_keep_their_weights_and_change_nothing_else():
+    late = replace(TINY, schedule=((1, 2),))
+    frozen, free = made(replace(late, frozen_text_layers=1, frozen_vision_layers=1)), made(late)
+    for model in (frozen, free):
+        output = model(*inputs(TINY))
+        scores = model.word_head(output.words.flatten(0, 1)).sum() + model.region_head(output.regions[0]).sum()
+        (scores + model.alignment_head(output.text, output.vision).square().sum()).backward()
+    learns = {name for name, parameter in frozen.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
+    everything = dict(free.named_parameters())
+    still = everything.keys() - learns
+    assert {name.rsplit(".", 1)[0].split(".attention")[0].split(".feed")[0] for name in still} == {
+        "text_embeddings.positions",
+        "text_embeddings.segments",
+        "text_embeddings.norm",
+        "text_layers.0",
+        "text_layers.0.norm",
+        "vision_layers.0",
+        "vision_layers.0.norm",
+        "region_embeddings.features",
+        "region_embeddings.locations",
+        "region_embeddings.norm",
+    }
+    for name in learns - {"text_embeddings.words.weight"}:  # which learns from the word head alone
+        assert_close(frozen.get_parameter(name).grad, everything[name].grad)
+
+
+def test_visual_tokens_are_rows_of_a_table():
+    config = replace(TINY, region_tokens=11)
+    reads_tokens, reads_features = made(config), made(replace(TINY, region_features=11))
+    weights = reads_tokens.state_dict()
+    weights["region_embeddings.features.weight"] = weights.pop("region_embeddings.tokens.weight").T
+    weights["region_embeddings.features.bias"] = torch.zeros(12)
+    reads_features.load_state_dict(weights)
+    batch = inputs(config)
+    one_hot = torch.nn.functional.one_hot(batch[3], 11).float()
+    for mine, theirs in zip(reads_tokens(*batch), reads_features(*batch[:3], one_hot, *batch[4:]), strict=True):
+        assert_close(mine, theirs)
+
+
+def test_position_of_the_first_word():
+    from_two, from_zero = made(replace(TINY, positions=22, first_position=2)), made(TINY)
+    weights = from_two.state_dict()
+    weights["text_embeddings.positions.weight"] = weights["text_embeddings.positions.weight"][2:]
+    from_zero.load_state_dict(weights)
+    assert torch.equal(from_two(*inputs(TINY)).words, from_zero(*inputs(TINY)).words)
+
+
+def test_a_saved_model_is_the_same(tmp_path: Path):
+    model = made(replace(TINY, dynamic_attention=True, fusion="sum"))
+    save_model(model, tmp_path, {})
+    loaded = load_vilbert(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(*inputs(TINY)).text, model(*inputs(TINY)).text)
+
+
+def test_bf16_is_close():
+    model, batch = ViLBERT(small(vocabulary=50, region_features=7)).eval(), inputs(replace(TINY))
+    exact = model(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(*batch)
+    for mine, theirs in zip(rounded, exact, strict=True):
+        assert torch.isfinite(mine).all()
+        error = (mine.float() - theirs).norm() / theirs.norm()
+        assert error < 0.02  # a step of bf16 is 0.4 to 0.8 %
+
+
+def test_recorded_maps_have_a_name_for_every_layer():
+    model = made(TINY)
+    with recorded_attention(model) as maps:
+        model(*inputs(TINY))
+    text, vision = [f"text_layers.{i}.attention" for i in range(3)], [f"vision_layers.{i}.attention" for i in range(2)]
+    co = [f"co_layers.{i}.{stream}.attention" for i in range(2) for stream in ("text", "vision")]
+    assert maps.keys() == {*text, *vision, *co}
+    assert maps["co_layers.1.text.attention"].shape == (3, 5, 6, 5)
+    assert maps["co_layers.1.vision.attention"].shape == (3, 5, 5, 6)
+    hidden = ~inputs(TINY)[5]
+    assert maps["co_layers.0.text.attention"].movedim(-1, 1)[hidden].max() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
+@pytest.mark.filterwarnings("default")
+def test_compiled_it_is_the_same(config: Config):
+    model, batch = made(config), inputs(config)
+    compiled = torch.compile(model)
+    for mine, theirs in zip(compiled(*batch), model(*batch), strict=True):
+        assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    sum(part.sum() for part in compiled(*batch)).backward()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="a text of 21 words; this model has positions for 20"):
+        made(TINY)(*inputs(TINY, words=21))
+    with pytest.raises(ValueError, match="tasks must be given exactly when"):
+        made(replace(TINY, task_tokens=4))(*inputs(TINY))
+    with pytest.raises(ValueError, match="must not go back, nor beyond 2 layers of vision and 3 of text"):
+        replace(TINY, schedule=((0, 1), (2, 2)))
+    with pytest.raises(ValueError, match="must not go back"):
+        replace(TINY, schedule=((1, 2), (0, 2)))
+    with pytest.raises(ValueError, match=r"each entry is \(vision layer, text layer\)"):
+        replace(TINY, schedule=((1,),))
+    with pytest.raises(ValueError, match="only layers before the first co-attention"):
+        replace(TINY, frozen_text_layers=2)
+
+
+def test_another_model_is_refused(tmp_path: Path):
+    save_model(SingleStream(SINGLE), tmp_path, {})
+    assert isinstance(load_model(tmp_path), SingleStream)
+    with pytest.raises(CheckpointError, match="a SingleStream; this needs a ViLBERT"):
+        load_vilbert(tmp_path)
+    with pytest.raises(ValueError, match="region_tokens must be positive"):
+        SingleStream(replace(SINGLE, region_tokens=0))
+
+
+SINGLE = SingleStreamConfig(50, 20, 0, 2, Stream(16, 2, 2, 24), 11, 8, 20)
+
+
+def test_a_single_stream_reads_tokens_as_further_words():
+    """It is the text stream of a BERT over one longer sequence, once embeddings and masks are joined."""
+    torch.manual_seed(0)
+    single = SingleStream(SINGLE).eval()
+    batch = inputs(replace(TINY, region_tokens=11))
+    x = torch.cat([single.text_embeddings(*batch[:2]), single.region_embeddings(*batch[3:5])], 1)
+    attended = torch.cat([batch[2], batch[5]], 1)
+    for layer in single.text_layers:
+        x = layer(x, x, attended)
+    output = single(*batch)
+    assert torch.equal(torch.cat([output.words, output.regions], 1), x)
+    assert torch.equal(output.vision, single.vision_pooler(x[:, 6]))
+    assert "text_layers.1.norm.bias" in original_names(single)  # so that a BERT fills it
