@@ -1,7 +1,8 @@
 """The main job on the built-in world: from videos to representations that beat their baselines, in minutes.
 
-`comodal demo DIR` makes a playground, shards, a small L3-Net, its scores beside untrained ones, and a page to look at.
-Every part goes on where it stopped when the command is given again.
+`comodal demo DIR` makes a playground, shards and a small L3-Net; of pictures with captions, regions with the features
+of that L3-Net and a small ViLBERT; the scores of both beside untrained ones, and a page to look at. Every part goes on
+where it stopped when the command is given again.
 """
 
 import json
@@ -10,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.analysis.report import write_report
+from comodal.analysis.page import write_page
+from comodal.analysis.report import run_parts
 from comodal.data.ingest import prepare_videos
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.playground.make import make_playground
-from comodal.recipes.l3net import recipe
+from comodal.recipes import l3net, vilbert
+from comodal.serve.extract import extract_regions
 from comodal.tasks.images import evaluate_images
+from comodal.tasks.retrieval import evaluate_retrieval
 from comodal.tasks.sounds import evaluate_esc50
 from comodal.train.log import read_log
 from comodal.train.run import train
@@ -27,6 +32,7 @@ from comodal.train.run import train
 VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere
 IMAGE_SIZE = 64
 SHORT_SIDE = 73  # 8/7 of the picture's side: what training crops from
+TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
 KEYS = {
     "vision": ("trained", "untrained", "pixels"),
     "sound": ("trained", "untrained", "spectrogram"),
@@ -51,17 +57,33 @@ class Parts:
     def run(self) -> Path:
         return self.folder / "run"
 
+    @property
+    def scenes(self) -> Path:
+        return self.playground / "scenes"
+
+    @property
+    def regions(self) -> Path:
+        return self.folder / "regions"
+
+    @property
+    def caption_run(self) -> Path:
+        return self.folder / "caption_run"
+
     def scores(self, name: str) -> Path:
         return self.folder / name
 
 
-def demo(folder: Path, videos: int = 1400, steps: int = 2200, seed: int = 0) -> dict[str, float]:
-    """Playground, shards, a small L3-Net, its scores and a report: the whole way, in minutes on two cores.
+def demo(
+    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 2500, caption_steps: int = 2400, seed: int = 0
+) -> dict[str, float]:
+    """Playground, a small L3-Net, a small ViLBERT, their scores and a report: the whole way, in minutes on two cores.
 
     Args:
         folder: Where everything goes; the same command goes on where it stopped.
         videos: How many videos the playground has.
-        steps: How long the network is trained.
+        steps: How long L3-Net is trained.
+        scenes: How many pictures with captions it has.
+        caption_steps: How long ViLBERT is trained.
         seed: Of the world, the pairs and the first weights.
 
     Returns:
@@ -69,21 +91,22 @@ def demo(folder: Path, videos: int = 1400, steps: int = 2200, seed: int = 0) -> 
 
     Examples:
         comodal demo demo/
-        comodal demo quick/ --videos 100 --steps 50
+        comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
     started, console, parts = time.perf_counter(), Console(), Parts(folder)
-    console.rule("playground: a made-up world of videos")
-    make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, seed=seed)
+    console.rule("playground: a made-up world of videos, and of pictures with captions")
+    make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, scenes=scenes, seed=seed)
     console.rule("prepare: videos to shards")
     prepare_videos(parts.playground / "videos.jsonl", parts.shards, short_side=SHORT_SIDE, frames_per_second=5.0)
-    console.rule("train: what is seen, what is heard")
+    console.rule("L3-Net: what is seen, what is heard")
     learn(parts, steps, seed)
     console.rule("evaluate: what was learnt, beside its baselines")
     numbers = measure(parts)
+    console.rule("ViLBERT: what is seen, what is said")
+    learn_captions(parts, caption_steps, seed)
+    numbers |= measure_captions(parts)
     numbers["seconds"] = time.perf_counter() - started
-    write_report(
-        parts.run, folder / "report.html", data=parts.shards, results=[parts.scores("sounds"), parts.scores("images")]
-    )
+    report(parts)
     write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     print_table(console, numbers)
     console.print(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
@@ -104,9 +127,53 @@ def learn(parts: Parts, steps: int, seed: int) -> None:
         "workers": 1,
         "seed": seed,
     }
-    status = train(recipe, settings, parts.run, resume=True, threads=1)
+    status = train(l3net.recipe, settings, parts.run, resume=True, threads=1)
     if status:
         raise KeyboardInterrupt
+
+
+def learn_captions(parts: Parts, steps: int, seed: int) -> None:
+    """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT from chance: the few words of this
+    world need no BERT. Both cores compute, for reading is quick."""
+    images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
+    extract_regions(images, parts.regions, str(parts.run), boxes, cells=2)
+    settings: dict[str, Any] = {
+        "data": parts.regions,
+        "captions": parts.scenes / "captions.jsonl",
+        "variant": "small",
+        "dropout": 0.0,
+        "steps": steps,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "workers": 1,
+        "seed": seed,
+    }
+    status = train(vilbert.recipe, settings, parts.caption_run, resume=True, threads=torch.get_num_threads())
+    if status:
+        raise KeyboardInterrupt
+
+
+def measure_captions(parts: Parts) -> dict[str, float]:
+    """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
+    found = evaluate_retrieval(
+        parts.caption_run, parts.scenes / "captions.jsonl", parts.regions, out=parts.scores("retrieval")
+    )
+    last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
+    numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in TASKS.items()}
+    for cut in ("r1", "r5", "r10"):
+        numbers[f"vilbert.retrieval.text_to_image.{cut}"] = found[f"retrieval.text_to_image.{cut}"]
+        numbers[f"vilbert.retrieval.untrained.{cut}"] = found[f"retrieval.untrained.text_to_image.{cut}"]
+        numbers[f"vilbert.retrieval.chance.{cut}"] = found[f"retrieval.chance.{cut}"]
+    return numbers
+
+
+def report(parts: Parts) -> None:
+    """One page about both systems."""
+    scores = [parts.scores("sounds"), parts.scores("images")]
+    page = run_parts(parts.run, parts.shards, scores)
+    retrieval, captions, images = [parts.scores("retrieval")], parts.scenes / "captions.jsonl", parts.scenes / "images"
+    page += run_parts(parts.caption_run, parts.regions, retrieval, captions, images)
+    write_page(parts.folder / "report.html", "comodal demo: what was learnt", page)
 
 
 def measure(parts: Parts) -> dict[str, float]:
@@ -127,4 +194,10 @@ def print_table(console: Console, numbers: dict[str, float]) -> None:
         table.add_row(f"{task} probe", *(f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names))
     table.add_row("do these belong together?", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "")
     console.print(table)
+    table = Table("", "R@1", "R@5", "R@10", title="pictures found by their captions, zero-shot")
+    for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance", "chance")):
+        table.add_row(name, *(f"{numbers[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
+    console.print(table)
+    held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in TASKS.values())
+    console.print(f"ViLBERT on held-out pairs: {held_out}")
     console.print(f"{numbers['seconds']:.0f} seconds")

@@ -32,6 +32,27 @@ def draw_curves(lines: list[dict], chance: float = 0.5) -> Figure:
     return figure
 
 
+def draw_tasks(lines: list[dict], tasks: dict[str, str]) -> Figure:
+    """Accuracy of several tasks (`NAME_accuracy` of the log), one beside the other.
+
+    Args:
+        lines: one for each entry.
+        tasks: the title of each name.
+    """
+    figure = Figure(figsize=(10.0, 2.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, title) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
+        for split in COLOURS:
+            draw_split(axes, lines, split, f"{name}_accuracy")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylim(0, 1.01)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def draw_split(axes: Axes, lines: list[dict], split: str, name: str) -> None:
     """One curve; the many points of training get a running mean."""
     points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]

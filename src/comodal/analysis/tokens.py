@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.report import STYLE, picture, section
+from comodal.analysis.page import STYLE, picture, section
 from comodal.errors import MediaError
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 

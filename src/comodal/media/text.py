@@ -107,6 +107,17 @@ class Words:
                 f"{file} (or the tokenizer_config.json beside it) is damaged, or not of a BERT: {error!r}"
             ) from error
 
+    @classmethod
+    def of_texts(cls, texts: Iterable[str]) -> "Words":
+        """The vocabulary of some texts, where there is no BERT: every word, and every sign to spell others with."""
+        counts = Counter[str]()
+        normalise, cut = BertNormalizer(lowercase=True), BertPreTokenizer()
+        for text in texts:
+            counts.update(word for word, _ in cut.pre_tokenize_str(normalise.normalize_str(text)))
+        signs = sorted(set("".join(counts)))
+        words = sorted(set(counts) - set(signs), key=lambda word: (-counts[word], word))
+        return cls([*SPECIAL, *signs, *(f"##{sign}" for sign in signs), *words])
+
     @property
     def size(self) -> int:
         """Pieces in the vocabulary."""
@@ -152,7 +163,11 @@ class Words:
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json into a folder; `transformers` reads it as well."""
-        write_whole(folder / FILES[0], self.tokenizer.to_str(pretty=True).encode())
+        write_whole(folder / FILES[0], self.as_json())
+
+    def as_json(self) -> bytes:
+        """A whole tokenizer.json."""
+        return self.tokenizer.to_str(pretty=True).encode()
 
     def _pieces(self, text: str) -> list[int]:
         whole = text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,147 @@
+"""Pairs of a caption and an image scored a second in zero-shot retrieval: the paper's base model, random weights.
+
+The plain way (whole forward passes in fp32, captions padded to 30 words, every head, attention step by step: kept in
+tests/) against prefixes computed once, in fp32 and bf16, and against two stages. Captions of 9 to 20 word pieces, 37
+regions. The prefixes and the first stage's vectors are made inside the time; its maps are fitted before. All ways are
+timed in turn in one run. In two stages a query counts as many pairs as the gallery has candidates.
+
+    python benchmarks/retrieval.py [--pairs 256] [--gallery 1000] [--queries 50] [--keep 20] [--repeats 3] [--threads 2]
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from comodal.data.caption_files import Caption
+from comodal.data.regions import RegionStore, RegionWriter
+from comodal.media.text import SPECIAL, Words
+from comodal.models.vilbert import Config, ViLBERT
+from comodal.tasks.first_stage import Maps, Search, fit
+from comodal.tasks.gallery import Gallery
+from comodal.tasks.pair_scores import Precision, Scorer
+from comodal.tasks.ranks import answers_to_texts
+from machine import save, seconds_in_turn
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from plain_retrieval import plain_logits
+
+SHORTEST, LONGEST, REGIONS, SIDE = 9, 20, 36, 500
+PADDED_WORDS = 30  # the original's
+ORDERS = {"one caption, many images": (0, 1), "one image, many captions": (1, 0)}  # steps of texts and of images
+
+
+def random_gallery(folder: Path, size: int, seed: int) -> Gallery:
+    """So many images of 36 regions and captions of 9 to 20 word pieces, of numbers drawn by chance."""
+    rng = np.random.default_rng(seed)
+    words = Words([*SPECIAL, *(f"w{number}" for number in range(Config().vocabulary - len(SPECIAL)))])
+    with RegionWriter(folder, Config().region_features) as writer:
+        for image in range(size):
+            boxes = np.sort(rng.random((REGIONS, 2, 2)), axis=1).reshape(REGIONS, 4) * SIDE
+            features = np.maximum(rng.standard_normal((REGIONS, Config().region_features)), 0)
+            writer.add(str(image), features.astype(np.float32), boxes.astype(np.float32), SIDE, SIDE)
+    pairs = []
+    for image in range(size):
+        drawn = rng.integers(0, words.size - len(SPECIAL), rng.integers(SHORTEST, LONGEST + 1) - 2)
+        text = " ".join(f"w{number}" for number in drawn)
+        pairs.append((Caption((str(image),), text, None, str(image)), image))
+    return Gallery(pairs, RegionStore(folder), words)
+
+
+def ways(
+    model: ViLBERT, gallery: Gallery, texts: np.ndarray, images: np.ndarray
+) -> dict[str, Callable[[], np.ndarray]]:
+    """How pairs can be scored, each from nothing but the gallery."""
+
+    def plain() -> np.ndarray:
+        words = [gallery.text(number) for number in texts.tolist()]
+        logits = plain_logits(model, words, [gallery.image(number) for number in images.tolist()], PADDED_WORDS)
+        return (logits[:, 0] - logits[:, 1]).numpy()
+
+    def cached(precision: Precision) -> Callable[[], np.ndarray]:
+        return lambda: Scorer(model, gallery, precision).pairs(texts, images)
+
+    return {"plain fp32": plain, "cached fp32": cached("fp32"), "cached bf16": cached("bf16")}
+
+
+def two_stages(model: ViLBERT, gallery: Gallery, maps: Maps, queries: int, keep: int, precision: Precision) -> None:
+    """Images for some captions among all of the gallery."""
+    search = Search(Scorer(model, gallery, precision), maps)
+    search.of_texts(np.arange(queries), answers_to_texts(gallery), keep)
+
+
+def compared(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far the fast scores are from the plain ones, and their order from that of the plain ones."""
+    plain, numbers = scores["plain fp32"], {"spread": float(scores["plain fp32"].std())}
+    for name, found in scores.items():
+        if found is not plain:
+            probabilities = [torch.from_numpy(x).sigmoid() for x in (plain, found)]
+            order, other = (np.argsort(np.argsort(-x)) for x in (plain, found))
+            numbers |= {
+                f"{name}.difference": float(np.abs(found - plain).max()),
+                f"{name}.difference_of_probability": float((probabilities[0] - probabilities[1]).abs().max()),
+                f"{name}.rank_correlation": float(np.corrcoef(order, other)[0, 1]),
+                f"{name}.ten_best_in_common": float(((order < 10) & (other < 10)).sum() / min(10, len(order))),
+            }
+    return numbers
+
+
+def report(title: str, seconds: dict[str, list[float]], pairs: dict[str, int]) -> dict[str, float]:
+    """Prints pairs a second, medians and spreads, and the ratio to the plain way."""
+    table = Table("way", "pairs/s", "from - to", "ratio", title=title)
+    rates = {name: sorted(pairs[name] / value for value in values) for name, values in seconds.items()}
+    base, numbers = statistics.median(rates["plain fp32"]), {}
+    for name, found in rates.items():
+        median = statistics.median(found)
+        table.add_row(name, f"{median:.2f}", f"{found[0]:.2f} - {found[-1]:.2f}", f"{median / base:.2f}")
+        numbers |= {f"{title}.{name}.pairs_per_second": median, f"{title}.{name}.ratio": median / base}
+    Console().print(table)
+    return numbers
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--gallery", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--keep", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = ViLBERT(Config()).eval()
+    numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
+        maps = fit(Scorer(model, random_gallery(Path(folder) / "train", 64, seed=1), "bf16"), seed=0)
+        steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
+        for title, (of_texts, of_images) in ORDERS.items():
+            works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
+            found = compared({name: work() for name, work in works.items()})
+            counts = dict.fromkeys(works, options.pairs)
+            if title == next(iter(ORDERS)):
+                for precision in ("fp32", "bf16"):
+                    name = f"two stages {precision}"
+                    works[name] = lambda p=precision: two_stages(model, gallery, maps, options.queries, options.keep, p)
+                    counts[name] = options.queries * len(gallery.counts)
+            numbers |= report(title, seconds_in_turn(works, options.repeats), counts)
+            numbers |= {f"{title}.{name}": value for name, value in found.items()}
+            print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    save(numbers, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""Zero-shot retrieval: metrics as the original gives them, the fast scores as the plain ones, and what must be told."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from comodal.data.caption_files import Caption
+from comodal.data.captions import Captions, Hiding
+from comodal.data.regions import RegionStore
+from comodal.errors import CheckpointError, DataError
+from comodal.media.text import Words
+from comodal.models.checkpoint import save_model
+from comodal.models.vilbert import Config, Stream, ViLBERT
+from comodal.tasks import pair_scores
+from comodal.tasks.first_stage import Map, Maps, Search, fit_maps
+from comodal.tasks.gallery import Gallery
+from comodal.tasks.pair_scores import Scorer
+from comodal.tasks.ranks import (
+    answers_to_images,
+    answers_to_texts,
+    chance,
+    figures,
+    of_captions,
+    one_of,
+    rank_of_best,
+    ranks_of_matrix,
+)
+from comodal.tasks.retrieval import evaluate_retrieval
+from plain_retrieval import plain_logits
+from small_regions import DIM, TOKENS, some_images, write_store
+from vilbert_fixtures import FIXTURES, model_of, tensors, text_inputs, vision_inputs
+
+SENTENCES = [
+    "a red ball",
+    "a blue bell rings loudly",
+    "a red ball",  # of another image
+    "the bird sings",
+    "a frog",
+    "two green frogs sit on the old drum",
+    "the horn is left of the small clock",
+]
+IMAGES = [0, 1, 2, 3, 0, 1, 4]
+CONFIG = Config(
+    vocabulary=80,
+    positions=16,
+    text=Stream(32, 3, 4, 48),
+    vision=Stream(24, 2, 2, 40),
+    joint_dim=16,
+    joint_heads=2,
+    schedule=((0, 1), (1, 2)),
+    region_features=DIM,
+    region_targets=5,
+)
+
+
+def lively(model: ViLBERT) -> ViLBERT:
+    """Weights so large that pairs differ."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                deviation = 1.5 * parameter.shape[-1] ** -0.5
+                parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def captions_of(sentences: list[str], images: list[int]) -> list[tuple[Caption, int]]:
+    return [
+        (Caption((f"image{image}",), text, None, str(place)), image)
+        for place, (text, image) in enumerate(zip(sentences, images, strict=True))
+    ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RegionStore:
+    return write_store(tmp_path / "regions", some_images([3, 6, 3, 1, 0]))
+
+
+@pytest.fixture
+def gallery(store: RegionStore) -> Gallery:
+    return Gallery(captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 16, 5)
+
+
+# Metrics
+
+
+def test_recall_and_median_are_the_originals():
+    expected = json.loads((FIXTURES / "data" / "retrieval_metrics.json").read_text())
+    numbers = figures(np.array(expected["rank"]))
+    assert [100 * numbers[name] for name in ("r1", "r5", "r10")] == [expected[name] for name in ("r1", "r5", "r10")]
+    assert (numbers["median"], numbers["mean"]) == (expected["medr"], expected["meanr"])
+
+
+def test_ranks_are_the_originals_where_no_score_is_equal_to_the_right_ones():
+    expected = json.loads((FIXTURES / "data" / "retrieval_metrics.json").read_text())
+    alone = 0
+    for scores, right, rank in zip(expected["scores"], expected["target"], expected["rank"], strict=True):
+        row = np.array(scores)
+        ours = rank_of_best(row, np.array([right]), np.ones(len(row), np.int64))
+        equal = int((row == row[right]).sum()) - 1
+        assert ours - equal <= rank <= ours  # the original's order of equal scores is open; ours is its worst
+        alone += equal == 0
+    assert alone > 10
+
+
+def test_a_network_that_gives_everything_one_score_finds_nothing(gallery: Gallery):
+    ranks = ranks_of_matrix(np.zeros((6, 5), np.float32), gallery)
+    assert ranks.text_to_image.tolist() == [4] * 7
+    # of 7 captions, each image's own: image 0 has two, and "a red ball" of image 2 is in image 0's words
+    assert ranks.image_to_text.tolist() == [4, 5, 5, 6, 6]
+
+
+def test_ranks_worked_out_by_hand(gallery: Gallery):
+    assert gallery.texts_of[0].tolist() == [0, 3]  # texts in the order in which they first occur
+    scores = np.array(  # texts x images
+        [
+            [
+                5.0,
+                1.0,
+                4.0,
+                0.0,
+                6.0,
+            ],  # "a red ball", of images 0 and 2: one better than the first, two than the second
+            [0.0, 9.0, 0.0, 0.0, 0.0],
+            [0.0, 2.0, 3.0, 1.0, 7.0],  # of image 3: three better
+            [2.0, 3.0, 0.0, 0.0, 0.0],  # of image 0
+            [1.0, 8.0, 9.0, 2.0, 0.0],  # of image 1
+            [6.0, 0.0, 0.0, 3.0, 5.0],  # of image 4
+        ],
+        np.float32,
+    )
+    ranks = ranks_of_matrix(scores, gallery)
+    assert ranks.text_to_image.tolist() == [1, 0, 2, 3, 1, 1, 1]
+    # image 4's column: 7 and twice 6 (two captions in the same words) stand before its 5
+    assert ranks.image_to_text.tolist() == [1, 0, 1, 2, 3]
+
+
+def test_chance_is_what_drawing_by_chance_gives(gallery: Gallery):
+    rng = np.random.default_rng(0)
+    drawn = [ranks_of_matrix(rng.random((6, 5)).astype(np.float32), gallery) for _ in range(1000)]
+    expected = chance(gallery)
+    assert expected["text_to_image.r1"] == pytest.approx(1 / 5)
+    assert expected["text_to_image.r10"] == 1
+    assert np.mean([ranks.text_to_image < 1 for ranks in drawn]) == pytest.approx(0.2, abs=0.02)
+    assert one_of(7, 2, 1) == pytest.approx(2 / 7)
+    assert one_of(7, 2, 5) == pytest.approx(1 - 1 / math.comb(7, 5))  # the five wrong ones alone
+    assert one_of(3, 2, 5) == 1
+
+
+# Scores
+
+
+def all_pairs(gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
+    texts, images = len(gallery.lengths), len(gallery.counts)
+    return np.repeat(np.arange(texts), images), np.tile(np.arange(images), texts)
+
+
+def plain_scores(model: ViLBERT, gallery: Gallery) -> torch.Tensor:
+    texts, images = all_pairs(gallery)
+    return plain_logits(
+        model, [gallery.text(i) for i in texts.tolist()], [gallery.image(i) for i in images.tolist()], words=14
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("schedule", [((0, 1), (1, 2)), ((1, 0),), ()])
+def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dynamic: bool):
+    model = lively(ViLBERT(replace(CONFIG, schedule=schedule, dynamic_attention=dynamic)))
+    logits = plain_scores(model, gallery)
+    fast = torch.from_numpy(Scorer(model, gallery, batch_size=4).pairs(*all_pairs(gallery)))
+    assert logits[:, 0].std() > 0.05 or not schedule
+    torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
+
+
+def test_cached_scores_are_the_plain_ones_of_visual_tokens(store: RegionStore):
+    words = Words.of_texts(SENTENCES)
+    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, words, 16, 5, as_tokens=True)
+    model = lively(ViLBERT(replace(CONFIG, region_tokens=TOKENS + 3)))
+    logits = plain_scores(model, gallery)
+    fast = torch.from_numpy(Scorer(model, gallery).pairs(*all_pairs(gallery)))
+    torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_original_scores_one_caption_and_many_images_alike():
+    """Its own weights, inputs and softmax of the alignment, from prefixes."""
+    folder = FIXTURES / "fast_mode_1caption_4images"
+    model, inputs = model_of(folder), tensors(folder, "inputs")
+    with torch.no_grad():
+        text = model.text_prefix(*text_inputs(inputs))
+        vision = model.vision_prefix(*vision_inputs(inputs))
+        once = text.take(torch.zeros(len(vision.tokens), dtype=torch.int64))
+        logits = model.alignment_head(*model.join_pooled(once, vision))
+    expected = tensors(folder, "outputs")["zero_shot_score"].flatten()
+    torch.testing.assert_close((logits[:, 0] - logits[:, 1]).sigmoid(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_an_image_is_what_the_model_saw_of_it_in_training(gallery: Gallery, store: RegionStore):
+    captions = Captions(
+        captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 0, 1, 16, 5, Hiding(words=0.0, regions=0.0)
+    )
+    for index in range(len(captions)):
+        batch = captions.batch([(0, index)])
+        image = int(batch.keys[0].split(",")[0].removeprefix("image image"))
+        seen = gallery.image(image)
+        torch.testing.assert_close(seen.regions, batch.regions[0])
+        torch.testing.assert_close(seen.locations, batch.locations[0])
+
+
+def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+):
+    model = lively(ViLBERT(CONFIG))
+    matrix = Scorer(model, gallery).matrix()
+    monkeypatch.setattr(pair_scores, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(pair_scores, "TILE", 2)
+    scorer = Scorer(model, gallery, batch_size=1)
+    np.testing.assert_allclose(scorer.matrix(), matrix, atol=1e-5)
+    assert 0 < len(scorer.images.kept) < 5  # some are there, others were computed again
+
+
+def test_bf16_orders_pairs_nearly_as_fp32(gallery: Gallery):
+    model = lively(ViLBERT(CONFIG))
+    exact, half = (Scorer(model, gallery, precision).matrix().ravel() for precision in ("fp32", "bf16"))
+    assert np.abs(half - exact).max() < 0.2 * exact.std()
+    assert np.corrcoef(exact.argsort().argsort(), half.argsort().argsort())[0, 1] > 0.98
+    assert len(set(half.tolist())) == len(set(exact.tolist()))  # the head is fp32, so that nothing becomes equal
+
+
+# Two stages
+
+
+def test_linear_maps_find_what_belongs_together():
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((240, 6))
+    texts, images = (
+        torch.from_numpy((hidden @ rng.standard_normal((6, size)) + 0.2 * rng.standard_normal((240, size))).astype("f"))
+        for size in (20, 30)
+    )
+    maps = fit_maps(texts[:200], images[:200], [np.array([i]) for i in range(200)], rng)
+    with torch.no_grad():
+        near = maps.text(texts[200:]) @ maps.image(images[200:]).T
+    assert (near.argmax(1) == torch.arange(40)).float().mean() > 0.8  # chance: 1 in 40
+
+
+class OneNumber(Map):
+    """Sorts by the first feature alone."""
+
+    def __init__(self, sign: float) -> None:
+        torch.nn.Module.__init__(self)
+        self.sign = sign
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.sign * features[:, :1]
+
+
+def test_with_everything_kept_two_stages_are_the_exact_ranks(gallery: Gallery):
+    scorer = Scorer(lively(ViLBERT(CONFIG)), gallery)
+    exact = ranks_of_matrix(scorer.matrix(), gallery)
+    search = Search(scorer, Maps(OneNumber(1.0), OneNumber(1.0)))
+    by_text = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=99)
+    by_image = search.of_images(np.arange(5), answers_to_images(gallery), keep=99)
+    assert of_captions(by_text.reranked, gallery).tolist() == exact.text_to_image.tolist()
+    assert by_image.reranked.tolist() == exact.image_to_text.tolist()
+
+
+def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
+    search = Search(Scorer(lively(ViLBERT(CONFIG)), gallery), Maps(OneNumber(1.0), OneNumber(1.0)))
+    found = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=2)
+    missed = found.first >= 2
+    assert missed.any() and not missed.all()
+    assert (found.reranked[missed] == found.first[missed]).all()
+    assert (found.reranked[~missed] < 2).all()
+
+
+# The evaluation
+
+
+def a_run(folder: Path, config: Config = CONFIG, sentences: list[str] = SENTENCES) -> Path:
+    words = Words.of_texts(sentences)
+    torch.manual_seed(0)
+    save_model(ViLBERT(config), folder / "model", {"parameters": {"validation_share": 0.5}})
+    words.save(folder / "model")
+    return folder
+
+
+def a_caption_file(path: Path, splits: list[str | None]) -> Path:
+    entries = [
+        {"image": f"image{image}.jpg", "caption": text} | ({"split": split} if split else {})
+        for text, image, split in zip(SENTENCES, IMAGES, splits, strict=True)
+    ]
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    return path
+
+
+TESTED = ["train" if image == 3 else "test" for image in IMAGES]
+
+
+def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: RegionStore):
+    captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
+    out = tmp_path / "out"
+    returned = evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=out)
+    numbers = json.loads((out / "results.json").read_text())
+    assert numbers == returned
+    assert (numbers["retrieval.captions"], numbers["retrieval.images"], numbers["retrieval.texts"]) == (6, 4, 5)
+    assert numbers["retrieval.chance.r1"] == pytest.approx(1 / 4)
+    for system in ("retrieval", "retrieval.untrained"):
+        for direction in ("text_to_image", "image_to_text"):
+            recalls = [numbers[f"{system}.{direction}.r{cut}"] for cut in (1, 5, 10)]
+            assert recalls == sorted(recalls)
+            assert numbers[f"{system}.{direction}.r1.low"] <= recalls[0] <= numbers[f"{system}.{direction}.r1.high"]
+            assert 1 <= numbers[f"{system}.{direction}.median"] <= 6
+    rows = list(csv.DictReader((out / "ranks.csv").read_text().splitlines()))
+    assert len(rows) == 6 + 4
+    assert {"direction", "caption", "image", "trained", "untrained"} == set(rows[0])
+    found = [int(row["trained"]) <= 1 for row in rows if row["direction"] == "text_to_image"]
+    assert np.mean(found) == pytest.approx(numbers["retrieval.text_to_image.r1"])
+
+
+def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):
+    splits: list[str | None] = ["test" if image in (0, 4) else "train" for image in IMAGES]
+    captions = a_caption_file(tmp_path / "captions.jsonl", splits)
+    numbers = evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, rerank=1)
+    for direction, queries in (("text_to_image", 3), ("image_to_text", 2)):
+        key = f"retrieval.rerank.{direction}"
+        assert numbers[f"{key}.sample"] == queries
+        assert numbers[f"{key}.recall"] == numbers[f"retrieval.first_stage.{direction}.r1"]
+        assert numbers[f"{key}.sample.r1"] == numbers[f"retrieval.{direction}.r1"]
+        assert 0 <= numbers[f"{key}.sample.r1.exact"] <= 1
+    assert "the first stage has the right one among its first 1" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_without_splits_the_validation_images_are_those_that_the_run_held_out(tmp_path: Path, store: RegionStore):
+    captions, run = a_caption_file(tmp_path / "captions.jsonl", [None] * 7), a_run(tmp_path / "run")
+    counts = {
+        split: evaluate_retrieval(run, captions, store.folder, split=split)["retrieval.images"]
+        for split in ("train", "validation", "all")
+    }
+    assert counts["all"] == 5 == counts["train"] + counts["validation"]
+    with pytest.raises(DataError, match=r"is in the test split; there are .* validation"):
+        evaluate_retrieval(run, captions, store.folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (replace(CONFIG, region_features=9), "regions of 8 features and .* was trained on 9"),
+        (replace(CONFIG, region_tokens=12), "has 30 visual tokens and .* was trained on 9"),
+        (replace(CONFIG, vocabulary=10), "the vocabulary has .* pieces, the model 10 words"),
+        (replace(CONFIG, task_tokens=20), "task tokens"),
+    ],
+)
+def test_a_store_or_vocabulary_of_another_model_is_told(
+    tmp_path: Path, store: RegionStore, config: Config, sentence: str
+):
+    captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
+    with pytest.raises(DataError, match=sentence):
+        evaluate_retrieval(a_run(tmp_path / "run", config), captions, store.folder)
+
+
+def test_what_cannot_be_evaluated_is_told(tmp_path: Path, store: RegionStore):
+    captions, run = a_caption_file(tmp_path / "captions.jsonl", TESTED), a_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="give --zero-shot"):
+        evaluate_retrieval(run, captions, store.folder, zero_shot=False)
+    with pytest.raises(ValueError, match=r"rerank \(0\)"):
+        evaluate_retrieval(run, captions, store.folder, rerank=0)
+    with pytest.raises(DataError, match="training split, and there are not two images"):
+        evaluate_retrieval(run, captions, store.folder, rerank=2)  # image 3 alone is for training
+    nothing = a_caption_file(tmp_path / "only_test.jsonl", ["test"] * 7)
+    with pytest.raises(DataError, match="training split, and there are none"):
+        evaluate_retrieval(run, nothing, store.folder, rerank=2)
+    (run / "model" / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="holds no vocabulary"):
+        evaluate_retrieval(run, captions, store.folder)
+    with pytest.raises(CheckpointError, match="no model here"):
+        evaluate_retrieval(tmp_path, captions, store.folder)
