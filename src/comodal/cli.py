@@ -9,6 +9,7 @@ import ast
 import errno
 import importlib
 import inspect
+import keyword
 import os
 import re
 import signal
@@ -25,12 +26,14 @@ COMMANDS = {
     "playground": ("comodal.playground.make:make_playground", "a made-up world of short videos with sound"),
     "prepare videos": ("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
     "prepare pairs": ("comodal.data.pair_folders:prepare_pairs", "pictures and sounds in class folders -> shards"),
+    "prepare regions": ("comodal.serve.prepare_regions:prepare_regions", "features or images -> a region store"),
     "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
     "recipes": ("", "the recipes that `comodal train` knows"),
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
+    "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
@@ -39,7 +42,7 @@ COMMANDS = {
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
 POSITIONAL = {"source", "store", "out", "images", "sounds", "folder", "path", "files", "run"}
-FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images"}
+FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images", "evaluate retrieval"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
@@ -184,12 +187,14 @@ def parsed(parser: ArgumentParser, words: list[str]) -> dict:
 
 
 def spelled(words: list[str], hints: dict[str, object]) -> list[str]:
-    """`--short-side` is `--short_side`, `--resume` alone `--resume true`, `--classes a,b` the list `[a, b]`."""
+    """`--short-side` is `--short_side`, `--resume` alone `--resume true`, `--classes a,b` the list `[a, b]`, and
+    `--from` the parameter from_, since Python keeps the word."""
     result: list[str] = []
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
+            name += "_" * keyword.iskeyword(name[2:])
         hint = hints.get(name[2:])
         if hint is bool and not equals and following.lower() not in {"true", "false"}:
             equals, value = "=", "true"

@@ -23,9 +23,10 @@ from comodal.data.caption_pairs import Mismatches
 from comodal.data.captions import Captions, Hiding
 from comodal.data.loader import Loader
 from comodal.data.regions import RegionStore
-from comodal.errors import DataError, RecipeError
+from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.text import Words
 from comodal.models import single_stream
+from comodal.models.checkpoint import load_model
 from comodal.models.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.vilbert import Config, ViLBERT, base, large, small
 from comodal.objectives.masked import RegionTarget
@@ -61,6 +62,7 @@ def recipe(
     captions: Path,
     bert: Path | None = None,
     words: Path | None = None,
+    start_from: Path | None = None,
     variant: Variant = "base_6",
     regions_as: Literal["features", "tokens"] = "features",
     region_targets: Sequence[str] | None = None,
@@ -89,6 +91,8 @@ def recipe(
         captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines, or a folder of name.txt by name.jpg.
         bert: A Hugging Face BERT (folder or file) that the text stream begins from; without it, from chance.
         words: A vocab.txt or tokenizer.json; by default the BERT's, or the words of the captions where there is none.
+        start_from: A run or model of the same sizes whose weights training begins with; --bert then gives the words
+            and the sizes of the text stream alone.
         variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, one that learns on two
             cores, or one stream over words and visual tokens (the baseline that the paper argues against).
         regions_as: What the model sees of a region: its features, or its visual token (`comodal prepare tokens`).
@@ -123,6 +127,8 @@ def recipe(
         torch.manual_seed(seed)
         model = new_model(variant, material, targets, regions_as == "tokens", bert, dropout)
     pretrained = fill(model, bert)
+    if start_from is not None:
+        begin_with(model, start_from)
     hiding = Hiding(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
     mismatches = Mismatches(replaced="caption" if faithful else replaced, other_image=not faithful)
 
@@ -224,6 +230,18 @@ def fill(model: nn.Module, bert: Path | None) -> list[nn.Parameter]:
     if distributed.is_main():
         print(f"{bert}: {filled.lines()[0]}", flush=True)
     return [model.get_parameter(name) for name in filled.filled]
+
+
+def begin_with(model: nn.Module, path: Path) -> None:
+    """Takes the weights of another model of the same sizes.
+
+    Raises:
+        CheckpointError: There is none, or its sizes are others.
+    """
+    other = load_model(path)
+    if other.config != getattr(model, "config", None):
+        raise CheckpointError(f"{path} has other sizes than this model: {other.config} is not {model.config}")
+    model.load_state_dict(other.state_dict())
 
 
 def about_regions(store: RegionStore) -> bytes:

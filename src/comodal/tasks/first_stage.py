@@ -71,10 +71,12 @@ def fit_maps(
     parameters = [*maps.text.parameters(), *maps.image.parameters()]
     groups = [{"params": parameters, "weight_decay": WEIGHT_DECAY}, {"params": [temperature], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    every, counts = np.concatenate(texts_of), np.array([len(texts) for texts in texts_of])
+    firsts = np.cumsum(counts) - counts
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
         chosen = rng.permutation(len(images))[:BATCH]
-        spoken = torch.from_numpy(np.array([rng.choice(texts_of[image]) for image in chosen.tolist()]))
+        spoken = torch.from_numpy(every[firsts[chosen] + (rng.random(len(chosen)) * counts[chosen]).astype(np.int64)])
         similar = maps.text(texts[spoken]) @ maps.image(images[torch.from_numpy(chosen)]).T * temperature.exp()
         truth = torch.arange(len(chosen))
         loss = F.cross_entropy(similar, truth) + F.cross_entropy(similar.T, truth)

@@ -3,6 +3,7 @@
 ViLBERT, section 3.3 (Zero-Shot Caption-Based Image Retrieval): the alignment head of pretraining scores every pair.
 Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap first stage
 (first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
+The first stage has learnt from captions, and lifts an untrained network as well: its own recall stands beside both.
 
 A text-to-image query is a caption, and its own image alone is right. An image-to-text query is an image, and any of
 its captions is right, in whoever's words.

@@ -1,0 +1,165 @@
+"""Other people's feature files -> a region store: streaming, resumable, with a report of what was not taken."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from comodal.data.legacy import Layout, read_records, recognise
+from comodal.data.legacy_records import Record, Skipped
+from comodal.data.regions import FeatureType, RegionStore, RegionWriter
+from comodal.data.workplace import explained, only_one
+from comodal.errors import DataError
+from comodal.files import write_whole
+
+LOOK = 25  # records that tell how many features a region has
+NOTES = ".report.part"  # what was skipped so far
+
+
+def convert_regions(
+    source: Path, out: Path, layout: Layout | None = None, dtype: FeatureType = "float16"
+) -> dict[str, int]:
+    """Make a region store of features that others have extracted.
+
+    Killed and started again, it goes on after the last record. What was not taken, and why, is in OUT/report.jsonl; a
+    record that could run code is refused by name, and nothing of it is run.
+
+    Args:
+        source: LMDB, TSV, HDF5, or a folder of .npy files.
+        out: The store to make.
+        layout: Of the source; by default recognised.
+        dtype: How features are kept.
+
+    Returns:
+        How many records were taken, and how many not, by reason.
+
+    Raises:
+        DataError: The source cannot be read, no record can be taken, OUT holds something else, or the disk is full.
+    """
+    source, out = Path(source), Path(out)
+    layout = layout or recognise(source)
+    if not source.exists():
+        raise DataError(f"{source}: there is no such file or folder")
+    about = {"source": source.name, "bytes": bytes_of(source), "layout": layout, "dtype": dtype}
+    with explained(out), only_one(out):
+        if not (out / "about.json").exists():
+            write_store(source, out, layout, dtype, about)
+        (out / NOTES).unlink(missing_ok=True)
+        store = RegionStore(out)
+        if store.about["made_from"] != about:
+            raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
+        counts = Counter(json.loads(line)["reason"] for line in (out / "report.jsonl").read_bytes().splitlines())
+    table = Table(f"{source.name} ({layout})", "records")
+    table.columns[1].justify = "right"
+    for name, count in {"taken": len(store), **counts}.items():
+        table.add_row(name, f"{count:,}")
+    Console().print(table)
+    return {"taken": len(store), **counts}
+
+
+def bytes_of(source: Path) -> int:
+    """How large a source is, so that another of the same name is seen; a lock that a reader left is no part of it."""
+    files = [source] if source.is_file() else source.rglob("*")
+    return sum(path.stat().st_size for path in files if path.is_file() and path.name != "lock.mdb")
+
+
+def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, about: dict[str, Any]) -> None:
+    """Takes all records that are whole and of the usual size."""
+    dim, classes = sizes_of(source, layout)
+    with RegionWriter(out, dim, classes, dtype, about) as writer:
+        with Notes(out / NOTES) as notes:
+            start = len(writer.images) + len(notes.lines)
+            with bar(start) as tell:
+                for record in read_records(source, layout, start, tell):
+                    if skipped := record if isinstance(record, Skipped) else take(record, writer):
+                        notes.add(skipped)
+                    tell.records += 1
+            write_whole(out / "report.jsonl", b"".join(notes.lines))
+
+
+def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
+    """Features and classes of a region, as most of the first records have them.
+
+    Raises:
+        DataError: No record can be taken.
+    """
+    sizes, reasons = Counter[tuple[int, int]](), []
+    for record in read_records(source, layout):
+        if isinstance(record, Record):
+            first = islice(read_records(source, layout), LOOK)
+            sizes.update(sizes_of_record(record) for record in first if isinstance(record, Record))
+            return sizes.most_common(1)[0][0] if sizes else sizes_of_record(record)
+        reasons.append(f"{record.image}: {record.detail}")
+    raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
+
+
+def sizes_of_record(record: Record) -> tuple[int, int]:
+    """Features and classes of its regions."""
+    return record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]
+
+
+def take(record: Record, writer: RegionWriter) -> Skipped | None:
+    """Adds a record to the store, or says why not."""
+    if record.image in writer.known:
+        return Skipped(record.image, "id twice", "an earlier record has the same id")
+    try:
+        writer.add(record.image, record.features, record.boxes, record.width, record.height, record.classes)
+    except ValueError as error:
+        return Skipped(record.image, "does not fit", str(error))
+    return None
+
+
+class Notes:
+    """Lines about what was skipped, each whole on disk before the next record, so that a killed command goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_bytes() if path.exists() else b""
+        self.lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def __enter__(self) -> "Notes":
+        self.file = self.path.open("ab")
+        self.file.truncate(sum(map(len, self.lines)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def add(self, skipped: Skipped) -> None:
+        self.lines.append(json.dumps(skipped._asdict()).encode() + b"\n")
+        self.file.write(self.lines[-1])
+        self.file.flush()
+
+
+class Meter:
+    """What a reader tells of its place, for the bar."""
+
+    def __init__(self, progress: Progress, before: int) -> None:
+        self.progress, self.records, self.before, self.start = progress, before, before, time.monotonic()
+        self.task = progress.add_task("", total=1.0)
+
+    def __call__(self, share: float) -> None:
+        rate = (self.records - self.before) / max(time.monotonic() - self.start, 1e-9)
+        text = f"{self.records:,} records, {rate:,.0f} a second"
+        self.progress.update(self.task, completed=share, description=text)
+
+
+@contextmanager
+def bar(before: int) -> Iterator[Meter]:
+    """How far, how fast, how long yet."""
+    columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        meter = Meter(progress, before)
+        yield meter
+        meter(1.0)
