@@ -4,10 +4,8 @@ import base64
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,10 @@ LAYOUTS = ["multi_task.lmdb", "beta.lmdb", "butd_6col.tsv", "butd_7col.tsv", "np
 
 
 def source_of(name: str, folder: Path) -> Path:
+    if name.endswith(".hdf5"):  # people have a pickle of ids beside it
+        (folder / name).write_bytes((FIXTURES / name).read_bytes())
+        (folder / f"{Path(name).stem}_imgid2idx.pkl").write_bytes(pickle.dumps({139: 1, 9: 0}, 2))
+        return folder / name
     if name != "npy":
         return FIXTURES / name
     (folder / "npy").mkdir()
@@ -57,9 +59,8 @@ def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
     assert convert_regions(source, tmp_path / "store", dtype="float32") == {"taken": 2}
     store = RegionStore(tmp_path / "store")
     with np.load(FIXTURES / "reader_expected.npz") as expected:
-        for index, image in enumerate(("9", "139")):
-            row = store.find(image)
-            found = store.regions(index if row is None else row)  # the HDF5 file numbers its images
+        for image in ("9", "139"):
+            found = store.regions(store.ids.index(image))
             mean = found.features.sum(0) / len(found.features)
             np.testing.assert_allclose(np.vstack([mean, found.features]), expected[f"{image}.features"], atol=1e-6)
             places = np.vstack([[0, 0, 1, 1, 1], locations(found.boxes, found.width, found.height)])
@@ -153,6 +154,143 @@ def test_truncated_base64_and_short_rows_are_skipped(tmp_path: Path):
     assert [isinstance(one, Skipped) for one in found] == [False, True, True]
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_reading_goes_on_at_any_record(tmp_path: Path, name: str):
+    source = source_of(name, tmp_path)
+    layout = recognise(source)
+    every = [found.image for found in read_records(source, layout)]
+    assert len(every) == 2
+    for start in range(4):
+        assert [found.image for found in read_records(source, layout, start)] == every[start:]
+
+
+def test_a_cut_lmdb_is_told_and_does_not_end_the_process(tmp_path: Path):
+    """Reading behind the end of a mapped file is a bus error."""
+    whole = write_lmdb(tmp_path / "x.lmdb", {b"%d" % n: pickle.dumps(record(n, rows=300)) for n in range(9)})
+    data = whole / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(DataError, match="it was not copied to its end"):
+        list(read_records(whole, "lmdb"))
+    data.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="not a whole LMDB"):
+        list(read_records(whole, "lmdb"))
+
+
+def test_an_lmdb_may_be_a_file_and_its_ids_any_text(tmp_path: Path):
+    write_lmdb(tmp_path / "x.lmdb", {"снег/1".encode(): pickle.dumps({**record(), "image_id": "снег/1"}, 2)})
+    (tmp_path / "x.lmdb" / "data.mdb").rename(tmp_path / "y.lmdb")
+    (found,) = read_records(tmp_path / "y.lmdb", recognise(tmp_path / "y.lmdb"))
+    assert found.image == "снег/1"
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "tsv"])
+def test_a_folder_of_parts_is_read_as_one(tmp_path: Path, kind: str):
+    table = (FIXTURES / "butd_6col.tsv").read_text().splitlines(keepends=True)
+    for part in (0, 1):
+        if kind == "tsv":
+            (tmp_path / f"resnet101.tsv.{part}").write_text(table[part])
+        else:
+            write_lmdb(tmp_path / f"{part}.lmdb", {b"x": pickle.dumps(record(image=("9", "139")[part]))})
+    assert recognise(tmp_path) == kind
+    for start in (0, 1):
+        assert [found.image for found in read_records(tmp_path, kind, start)] == ["9", "139"][start:]
+
+
+def test_all_rows_are_taken_though_fewer_have_a_score(tmp_path: Path):
+    """The original's extractor writes 100 rows and counts those above 0; its readers take all of them."""
+    np.save(tmp_path / "a.npy", {**record(rows=5), "num_boxes": 2}, allow_pickle=True)
+    (found,) = read_records(tmp_path, "npy")
+    assert found.boxes.shape == (5, 4)
+
+
+def test_boxes_tell_that_width_and_height_are_swapped(tmp_path: Path):
+    values = {**record(), "image_w": 90, "image_h": 300}
+    values["boxes"][0] = [0, 0, 80, 290]
+    np.save(tmp_path / "a.npy", values, allow_pickle=True)
+    np.save(tmp_path / "b.npy", {**values, "image_w": 300, "image_h": 90}, allow_pickle=True)
+    np.save(tmp_path / "c.npy", {**values, "boxes": values["boxes"][:, [2, 3, 0, 1]]}, allow_pickle=True)
+    good, *others = read_records(tmp_path, "npy")
+    assert good.height == 300
+    assert ["leave the image of 300 x 90" in others[0].detail, "ends before it begins" in others[1].detail] == [
+        True
+    ] * 2
+
+
+def test_an_npy_file_that_could_run_code_is_named_and_the_others_are_taken(tmp_path: Path):
+    marker, folder = tmp_path / "was_run", tmp_path / "npy"
+    folder.mkdir()
+    np.save(folder / "a.npy", record(), allow_pickle=True)
+    np.save(folder / "b.npy", np.array({"features": Harmful(marker)}, object), allow_pickle=True)
+    np.save(folder / "c.npy", np.eye(3))
+    assert convert_regions(folder, tmp_path / "store") == {"taken": 1, "refused": 1, "damaged": 1}
+    said = (tmp_path / "store" / "report.jsonl").read_text()
+    assert "b.npy: refused: it asks for posix.system" in said and "c_info.npy" in said
+    assert not marker.exists()
+
+
+def test_what_most_records_have_is_the_size_of_a_region(tmp_path: Path):
+    first = {**record(image="a"), "features": np.zeros((3, 5), np.float32)}
+    values = {b"a": pickle.dumps(first)} | {b"b%d" % n: pickle.dumps(record(n, image=f"b{n}")) for n in range(3)}
+    assert convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "s") == {"taken": 3, "does not fit": 1}
+    assert RegionStore(tmp_path / "s").dim == 6
+
+
+def test_nothing_that_can_be_taken_is_told(tmp_path: Path):
+    source = write_lmdb(tmp_path / "x.lmdb", {b"a": b"\x80\x04N.", b"b": b""})
+    with pytest.raises(
+        DataError, match=r"no record that could be taken \(a: a NoneType, not a dictionary; b: a damaged"
+    ):
+        convert_regions(source, tmp_path / "store")
+
+
+def write_hdf5(path: Path, images: int, regions: int) -> np.ndarray:
+    """The layout of 36 rows an image, of 100 x 80 pixels; the last row of the last image is padding."""
+    boxes = np.tile(np.float32([[5, 10, 50, 60], [0, 0, 99, 79]]), (images, regions // 2, 1))
+    boxes[-1, -1] = 0
+    shares = np.concatenate([boxes / [100, 80, 100, 80], np.zeros((images, regions, 2))], -1)
+    features = np.arange(images * regions * 3, dtype=np.float32).reshape(images, regions, 3)
+    with h5py.File(path, "w") as file:
+        for name, numbers in {"image_features": features, "image_bb": boxes, "spatial_features": shares}.items():
+            file[name] = numbers
+    return features
+
+
+def test_hdf5_with_as_many_rows_for_every_image(tmp_path: Path):
+    features = write_hdf5(tmp_path / "val36.hdf5", images=3, regions=4)
+    (tmp_path / "val36_imgid2idx.json").write_text('{"30": 2, "10": 0, "20": 1}')
+    found = list(read_records(tmp_path / "val36.hdf5", "hdf5"))
+    assert [(one.image, one.width, one.height) for one in found] == [(name, 100, 80) for name in ("10", "20", "30")]
+    np.testing.assert_array_equal(found[1].features, features[1])
+    np.testing.assert_array_equal(found[2].features, features[2, :3])
+
+
+def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
+    """Numbers of rows would pass for ids of images."""
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    with pytest.raises(DataError, match=r"put val_imgid2idx\.pkl beside it"):
+        list(read_records(tmp_path / "val.hdf5", "hdf5"))
+    ids, marker = tmp_path / "val_imgid2idx.pkl", tmp_path / "was_run"
+    for value, match in (
+        (Harmful(marker), r"val_imgid2idx\.pkl: refused: it asks for posix\.system"),
+        ({7: 0}, "says no id for 1 of 2 rows, row 1"),
+        ([1, 2], "not ids with their rows"),
+    ):
+        ids.write_bytes(pickle.dumps(value))
+        with pytest.raises(DataError, match=match):
+            list(read_records(tmp_path / "val.hdf5", "hdf5"))
+    assert not marker.exists()
+    (tmp_path / "bad.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match="not a whole HDF5"):
+        list(read_records(tmp_path / "bad.hdf5", "hdf5"))
+
+
+@pytest.mark.parametrize(("module", "name"), [("lmdb", "beta.lmdb"), ("h5py", "trainval36_style.hdf5")])
+def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, module: str, name: str):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=r'pip install "comodal\[legacy\]"'):
+        list(read_records(FIXTURES / name, recognise(FIXTURES / name)))
+
+
 @pytest.mark.parametrize("name", ["x.txt", "none.tsv", "empty"])
 def test_what_is_no_feature_file_is_told_so(tmp_path: Path, name: str):
     (tmp_path / "x.txt").write_text("hello")
@@ -167,31 +305,13 @@ def test_another_source_does_not_go_into_the_same_store(tmp_path: Path):
         convert_regions(FIXTURES / "butd_7col.tsv", tmp_path / "store")
 
 
-def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path):
-    values = {f"{n:05d}".encode(): pickle.dumps(record(n, rows=4, image=f"{n:05d}")) for n in range(4000)}
-    source = write_lmdb(tmp_path / "x.lmdb", values)
-    convert_regions(source, tmp_path / "whole")
-    text = "import sys; from pathlib import Path; from comodal.data.convert_regions import convert_regions; "
-    command = [
-        sys.executable,
-        "-c",
-        f"{text}convert_regions(Path(sys.argv[1]), Path(sys.argv[2]))",
-        source,
-        tmp_path / "x",
-    ]
-    kills = 0
-    for _ in range(4):
-        process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        journal = tmp_path / "x" / ".journal.part"
-        before = journal.stat().st_size if journal.exists() else 0
-        while process.poll() is None and (not journal.exists() or journal.stat().st_size < before + 9000):
-            time.sleep(0.001)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills
-    convert_regions(source, tmp_path / "x")
-    for name in ("features.bin", "boxes.bin", "index.bin", "about.json", "report.jsonl"):
-        assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+@pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_line_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path, step: int):
+    values = {b"%d" % n: pickle.dumps({**record(n, image=str(n)), "cls_prob": np.ones((3, 2))}) for n in range(7)}
+    values |= {b"3": values[b"3"][:-9], b"5": values[b"4"]}  # one damaged, one twice
+    command = [Path(__file__).with_name("kill_conversions.py"), write_lmdb(tmp_path / "x.lmdb", values), tmp_path, step]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100 // step
+    found = [json.loads(line)["reason"] for line in (tmp_path / "whole" / "report.jsonl").read_text().splitlines()]
+    assert found == ["damaged", "id twice"]

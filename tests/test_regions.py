@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,37 @@ def test_every_id_finds_its_regions(tmp_path_factory, ids, data):
 def test_locations_worked_by_hand():
     found = locations(np.float32([[10, 20, 60, 70]]), 100, 200)
     np.testing.assert_allclose(found, [[0.1, 0.1, 0.6, 0.35, 50 * 50 / 20_000]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_batch_holds_the_features_of_its_images(tmp_path: Path, dtype: str):
+    """The first regions of each, as numpy converts them, and 0 behind them."""
+    rng, counts = np.random.default_rng(0), [3, 0, 1, 5]
+    with RegionWriter(tmp_path, 7, dtype=dtype) as writer:
+        for number, count in enumerate(counts):
+            features = rng.standard_normal((count, 7)).astype(np.float32)
+            writer.add(str(number), features, np.zeros((count, 4)), 9, 9)
+    store = pickle.loads(pickle.dumps(RegionStore(tmp_path)))
+    rows = [3, 1, 0, 2, 3]
+    batch = torch.full((len(rows), 1 + 4, 7), 99.0)
+    store.fill(rows, batch[:, 1:])
+    assert (batch[:, 0] == 99).all()  # what was not given is left alone
+    for found, row in zip(batch[:, 1:].numpy(), rows, strict=True):
+        count = min(counts[row], 4)
+        np.testing.assert_array_equal(found[:count], store.regions(row).features[:count].astype(np.float32))
+        assert not found[count:].any()
+    RegionStore(tmp_path).fill([], torch.empty(0, 4, 7))
+
+
+def test_numbers_are_kept_as_numpy_rounds_them(tmp_path: Path):
+    """Halfway cases, the smallest and the largest number of fp16."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = np.unique(halves[np.isfinite(halves)].astype(np.float32))
+    features = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2])[:, None]
+    with RegionWriter(tmp_path, 1) as writer:
+        writer.add("a", features, np.zeros((len(features), 4)), 9, 9)
+    kept = RegionStore(tmp_path).regions(0).features
+    np.testing.assert_array_equal(kept.view(np.uint16), features.astype(np.float16).view(np.uint16))
 
 
 def first_features(folder: str, row: int, queue) -> None:

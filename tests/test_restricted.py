@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 import pickle
+import struct
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comodal.data.restricted import RefusedPickleError, load_npy, load_pickle
+from comodal.data.restricted import ALLOWED, RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
 
 VALUES = st.recursive(
@@ -81,6 +82,68 @@ def test_numpy_itself_cannot_be_called():
     ):
         with pytest.raises(DataError):
             load_pickle(pickle.dumps(harmful))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_lists_stay_arrays_of_lists(protocol):
+    ragged = np.empty(2, object)
+    ragged[0], ragged[1] = [1, 2], [np.eye(2), 4]
+    found = load_pickle(pickle.dumps(ragged, protocol))
+    assert (found.shape, found[0], found[1][1]) == ((2,), [1, 2], 4)
+    np.testing.assert_array_equal(found[1][0], np.eye(2))
+
+
+def test_what_python_2_wrote_comes_back():
+    """There an array's bytes, and every str, are short strings of bytes."""
+    data = struct.pack("<3f", 1.0, -2.0, 0.5)
+    text = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
+    text += b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    text += b"U" + bytes([len(data)]) + data + b"tb."
+    assert load_pickle(text).tolist() == [1.0, -2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(b"cnumpy\nndarray\n(I1\ntR.", id="call of ndarray"),
+        pytest.param(b"c_codecs\nencode\n(Va\nVzip\ntR.", id="another codec"),
+        pytest.param(b"c__builtin__\nbytes\n(I99999999999\ntR.", id="many bytes"),
+        pytest.param(b"c_codecs\nencode\n(N}Vfunction\nNstb.", id="state of a function"),
+        pytest.param(b"cnumpy\ndtype\n(N}Vreal\nNstb.", id="state of a class"),
+        pytest.param(b"cnumpy\ndtype\n.", id="a bare function"),
+        pytest.param(b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", id="an attribute"),
+        pytest.param(b"\x80\x02]q\x00h\x00a.", id="a list within itself"),
+        pytest.param(b"\x80\x04\x8f.", id="a set"),
+        pytest.param(b"Pelsewhere\n.", id="an object from elsewhere"),
+        pytest.param(b"\x80\x02\x82\x01.", id="a registered extension"),
+        pytest.param(b"]" * 100_000 + b"a" * 99_999 + b".", id="nested deeply"),
+    ],
+)
+def test_nothing_else_can_be_done(text):
+    before = {name: allowed.function for name, allowed in ALLOWED.items()}
+    with pytest.raises(DataError):
+        load_pickle(text)
+    assert {name: allowed.function for name, allowed in ALLOWED.items()} == before
+
+
+def test_a_pickle_does_not_reach_numpys_own_state():
+    """numpy trusts the state that it is given, and would take these eight letters for pointers."""
+    text = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR(I1\n(I8\ntcnumpy\ndtype\n(VO8\ntR"
+    text += b"(I3\nV|\nNNNI8\nI8\nI0\ntbI00\nVAAAAAAAA\ntb."
+    with contextlib.suppress(DataError):
+        assert load_pickle(text).tolist() == ["A"] * 8
+
+
+def test_what_stands_in_two_places_is_made_once():
+    """Thirty lists, each twice in the next: a billion values if they were unfolded."""
+    value = [1]
+    for _ in range(30):
+        value = [value, value]
+    found = load_pickle(pickle.dumps(value))
+    for _ in range(30):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == [1]
 
 
 @given(st.data())

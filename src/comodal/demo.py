@@ -74,7 +74,7 @@ class Parts:
 
 
 def demo(
-    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 2500, caption_steps: int = 2400, seed: int = 0
+    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 1500, caption_steps: int = 2400, seed: int = 0
 ) -> dict[str, float]:
     """Playground, a small L3-Net, a small ViLBERT, their scores and a report: the whole way, in minutes on two cores.
 
@@ -144,7 +144,7 @@ def learn_captions(parts: Parts, steps: int, seed: int) -> None:
         "dropout": 0.0,
         "steps": steps,
         "batch_size": 64,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
         "workers": 1,
         "seed": seed,
     }

@@ -4,8 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from comodal.data.legacy import Layout, read_records, recognise
 from comodal.data.legacy_records import Record, Skipped
-from comodal.data.regions import FeatureType, RegionStore, RegionWriter
+from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -53,7 +52,8 @@ def convert_regions(
     with explained(out), only_one(out):
         if not (out / "about.json").exists():
             write_store(source, out, layout, dtype, about)
-        (out / NOTES).unlink(missing_ok=True)
+        for path in (out / NOTES, out / JOURNAL, *out.glob(".*.[0-9]*.part")):  # what killed commands left
+            path.unlink(missing_ok=True)
         store = RegionStore(out)
         if store.about["made_from"] != about:
             raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
@@ -75,15 +75,14 @@ def bytes_of(source: Path) -> int:
 def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, about: dict[str, Any]) -> None:
     """Takes all records that are whole and of the usual size."""
     dim, classes = sizes_of(source, layout)
-    with RegionWriter(out, dim, classes, dtype, about) as writer:
-        with Notes(out / NOTES) as notes:
-            start = len(writer.images) + len(notes.lines)
-            with bar(start) as tell:
-                for record in read_records(source, layout, start, tell):
-                    if skipped := record if isinstance(record, Skipped) else take(record, writer):
-                        notes.add(skipped)
-                    tell.records += 1
-            write_whole(out / "report.jsonl", b"".join(notes.lines))
+    with RegionWriter(out, dim, classes, dtype, about) as writer, Notes(out / NOTES) as notes:
+        start = len(writer.images) + len(notes.lines)
+        with bar(start) as meter, closing(read_records(source, layout, start, meter)) as records:
+            for record in records:
+                if skipped := record if isinstance(record, Skipped) else take(record, writer):
+                    notes.add(skipped)
+                meter.records += 1
+        write_whole(out / "report.jsonl", b"".join(notes.lines))
 
 
 def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
@@ -93,18 +92,17 @@ def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
         DataError: No record can be taken.
     """
     sizes, reasons = Counter[tuple[int, int]](), []
-    for record in read_records(source, layout):
-        if isinstance(record, Record):
-            first = islice(read_records(source, layout), LOOK)
-            sizes.update(sizes_of_record(record) for record in first if isinstance(record, Record))
-            return sizes.most_common(1)[0][0] if sizes else sizes_of_record(record)
-        reasons.append(f"{record.image}: {record.detail}")
-    raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
-
-
-def sizes_of_record(record: Record) -> tuple[int, int]:
-    """Features and classes of its regions."""
-    return record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]
+    with closing(read_records(source, layout)) as records:
+        for number, record in enumerate(records, 1):
+            if isinstance(record, Record):
+                sizes[record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]] += 1
+            else:
+                reasons.append(f"{record.image}: {record.detail}")
+            if sizes and number >= LOOK:
+                break
+    if not sizes:
+        raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
+    return sizes.most_common(1)[0][0]
 
 
 def take(record: Record, writer: RegionWriter) -> Skipped | None:

@@ -13,7 +13,7 @@ region: the original's readers add it, and so do ours (data/captions.py).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,7 @@ def recognise(source: Path) -> Layout:
 
 def read_records(
     source: Path, layout: Layout, start: int = 0, tell: Tell = lambda _share: None
-) -> Iterator[Record | Skipped]:
+) -> Generator[Record | Skipped, None, None]:
     """All records of a source from one on, one at a time; what cannot be taken comes as Skipped.
 
     Raises:
@@ -231,7 +231,8 @@ def hdf5_entries(source: Path, tell: Tell) -> Entries:
             if lacking:
                 raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
             fixed = file["image_features"].ndim == 3
-            blocks = range(len(file["image_features"])) if fixed else [slice(*b) for b in file["pos_boxes"][:].tolist()]
+            ends = file["pos_boxes"][:].tolist() if not fixed else []
+            blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
             names = ids_beside(source, len(blocks))
             for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
                 tell(index / len(blocks))

@@ -114,5 +114,5 @@ def numbers(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarr
         known = rows if columns is None else columns
         if not known or len(array) % known or (rows and columns and len(array) != rows * columns):
             raise ValueError(f"{len(array)} numbers do not make {'' if rows is None else rows} rows")
-        array = array.reshape((rows, -1) if columns is None else (-1, columns))
+        array = array.reshape(-1, len(array) // known if columns is None else columns)
     return array.astype(np.float32, copy=False)

@@ -274,9 +274,9 @@ class RegionWriter:
     def _recall(self) -> None:
         """Reads which images a killed writer left whole."""
         path, begun = self.folder / JOURNAL, json.dumps(self.about, sort_keys=True)
-        if path.exists():
-            lines = path.read_bytes().split(b"\n")[:-1]  # behind the last line's end stands what was cut
-            if not lines or lines[0].decode() != begun:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # behind the last end stands what was cut
+        if lines:
+            if lines[0].decode() != begun:
                 raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
             self.images = [tuple(json.loads(line)) for line in lines[1:]]
             self.known = {image[0] for image in self.images}

@@ -6,6 +6,7 @@ only functions are our own, which rebuild arrays, and OrderedDict, so that nothi
 
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,17 @@ class RestrictedUnpickler(pickle.Unpickler):
         raise RefusedPickleError("refused: it asks for an object from elsewhere")
 
 
+def check_memo(data: bytes) -> None:
+    """No place in the memo is beyond the pickle's own length: its table is as long as its last place, whoever wrote it.
+
+    Raises:
+        ValueError: One is; nine bytes could take all memory.
+    """
+    for operation, place, _ in pickletools.genops(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > len(data):
+            raise ValueError(f"place {place} in a pickle of {len(data)} bytes")
+
+
 def load_pickle(data: bytes) -> Any:
     """The value of a pickle of plain values and arrays.
 
@@ -181,6 +193,7 @@ def load_pickle(data: bytes) -> Any:
         DataError: It is damaged.
     """
     try:
+        check_memo(data)
         return Whole()(RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load())
     except DAMAGED as error:
         raise DataError(f"a damaged pickle ({type(error).__name__}: {error})") from error

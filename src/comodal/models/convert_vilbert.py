@@ -206,6 +206,7 @@ WHOLE = {
     "co_attention": "with_coattention",
     "frozen_text_layers": "fixed_t_layer",
     "frozen_vision_layers": "fixed_v_layer",
+    "initializer_range": "initializer_range",
 }
 SCHEDULE = ("v_biattention_id", "t_biattention_id")
 TASK_KEY = "task_specific_tokens"
@@ -217,6 +218,7 @@ DEFAULTS: dict[str, object] = {
     TASK_KEY: False,
     "fixed_t_layer": 0,
     "fixed_v_layer": 0,
+    "initializer_range": 0.02,
 }
 # Read by the original's model but no part of its function: how it is called, trained, or drawn at first. `model`
 # chooses RoBERTa, whose positions the original counts from 0 all the same.
@@ -227,7 +229,6 @@ ELSEWHERE = {
     "visualization",
     "visual_target",
     "num_negative",
-    "initializer_range",
 }
 
 

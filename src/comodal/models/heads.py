@@ -57,10 +57,10 @@ def fused(
 class AlignmentHead(nn.Module):
     """Does the caption describe the image? Class 0 says yes and class 1 no, as in the original."""
 
-    def __init__(self, joint_dim: int, fusion: Fusion) -> None:
+    def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = POOLED_DROPOUT) -> None:
         super().__init__()
         self.fusion: Fusion = fusion
-        self.dropout = nn.Dropout(POOLED_DROPOUT)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(joint_dim, 2)
 
     def forward(self, text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"]) -> Tensor:

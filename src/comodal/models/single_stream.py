@@ -6,6 +6,7 @@ measures the one does the other.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -33,6 +34,7 @@ class Config:
         region_targets: Numbers that the region head gives.
         joint_dim: Features of the pooled words and of the pooled regions.
         fusion: How they meet in the alignment head.
+        initializer_range: Deviation of the first weights.
     """
 
     vocabulary: int = 30_522
@@ -44,6 +46,7 @@ class Config:
     region_targets: int = 1600
     joint_dim: int = 1024
     fusion: Fusion = "mul"
+    initializer_range: float = 0.02
 
 
 class SingleStream(nn.Module):
@@ -84,8 +87,8 @@ class SingleStream(nn.Module):
         self.vision_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
         self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
-        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion)
-        self.apply(initialise)
+        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
+        self.apply(partial(initialise, deviation=config.initializer_range))
 
     def forward(
         self,

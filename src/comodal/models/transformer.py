@@ -179,9 +179,9 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "ba
             handle.remove()
 
 
-def initialise(module: nn.Module) -> None:
-    """Weights from a normal distribution of deviation 0.02, biases of zero (BERT; the original has it too)."""
+def initialise(module: nn.Module, deviation: float = 0.02) -> None:
+    """Weights from a normal distribution, biases of zero. The deviation is BERT's, and the original's."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=deviation)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

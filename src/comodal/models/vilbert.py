@@ -5,6 +5,7 @@ The function is that of facebookresearch/vilbert-multi-task, proven by its own o
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ class Config:
         frozen_text_layers: The first layers of text that keep their weights.
         frozen_vision_layers: The first layers of vision that keep their weights.
         region_tokens: Regions are visual tokens, so many of them, and not features; 0 for features.
+        initializer_range: Deviation of the first weights. 0.02 suits streams that are some 768 wide.
     """
 
     vocabulary: int = 30_522
@@ -92,6 +94,7 @@ class Config:
     frozen_text_layers: int = 0
     frozen_vision_layers: int = 0
     region_tokens: int = 0
+    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         before = (0, 0)
@@ -127,7 +130,11 @@ def large(count: int = 6) -> Config:
 
 
 def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> Config:
-    """A model that learns on two cores: four layers of text, two of vision, two co-attention layers."""
+    """A model that learns on two cores: four layers of text, two of vision, two co-attention layers.
+
+    Narrow streams need larger first weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 it takes three times as many
+    steps until the two streams begin to meet.
+    """
     return Config(
         vocabulary=vocabulary,
         positions=64,
@@ -138,6 +145,7 @@ def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: 
         schedule=meetings(4, 2),
         region_features=region_features,
         region_targets=region_targets,
+        initializer_range=0.05,
     )
 
 
@@ -237,8 +245,8 @@ class ViLBERT(nn.Module):
         self.vision_pooler = pooler(vision.dim, config.joint_dim)
         self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(vision.dim, config.region_targets, text.activation)
-        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion)
-        self.apply(initialise)
+        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
+        self.apply(partial(initialise, deviation=config.initializer_range))
         self.freeze()
 
     def freeze(self) -> None:

@@ -181,10 +181,11 @@ def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionT
     """What is asked of hidden regions; the store must have it."""
     there = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
     for target in wanted or ():
-        if not there.get(target, True):
+        if target not in there:
+            raise ValueError(f"unknown region target {target!r}; there are {', '.join(there)}")
+        if not there[target]:
             raise DataError(f"{store.folder} has no {target}: `comodal prepare tokens {store.folder}` makes them")
     chosen = list(wanted or [next(target for target, is_there in there.items() if is_there)])
-    target_columns(cast(list[RegionTarget], chosen), 1, 1, 1)
     return cast(list[RegionTarget], chosen)
 
 
@@ -215,7 +216,8 @@ def new_model(
         config = replace(config, text=text, vision=vision)
     if variant == "single_stream":
         sizes = (config.vocabulary, config.positions, config.first_position, config.segments, config.text)
-        return single_stream.SingleStream(single_stream.Config(*sizes, inputs, columns, config.joint_dim))
+        rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
+        return single_stream.SingleStream(single_stream.Config(*sizes, *rest))
     sized: Config = replace(
         config, region_features=store.dim, region_targets=columns, region_tokens=inputs if tokens else 0
     )

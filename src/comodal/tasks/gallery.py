@@ -86,7 +86,8 @@ class Gallery:
         """The regions of an image."""
         found = self.store.regions(int(self.rows[number]))
         count = int(self.counts[number])
-        places = np.vstack([np.float32(WHOLE_IMAGE), locations(found.boxes[:count], found.width, found.height)])
+        whole_image = np.array([WHOLE_IMAGE], np.float32)
+        places = np.concatenate([whole_image, locations(found.boxes[:count], found.width, found.height)])
         if self.as_tokens:
             assert found.tokens is not None
             tokens = found.tokens[:count].astype(np.int64) + len(TokenInput)
