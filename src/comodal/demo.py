@@ -74,7 +74,7 @@ class Parts:
 
 
 def demo(
-    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 1500, caption_steps: int = 2400, seed: int = 0
+    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 1500, caption_steps: int = 2200, seed: int = 0
 ) -> dict[str, float]:
     """Playground, a small L3-Net, a small ViLBERT, their scores and a report: the whole way, in minutes on two cores.
 
@@ -134,7 +134,7 @@ def learn(parts: Parts, steps: int, seed: int) -> None:
 
 def learn_captions(parts: Parts, steps: int, seed: int) -> None:
     """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT from chance: the few words of this
-    world need no BERT. Both cores compute, for reading is quick."""
+    world need no BERT. All cores compute, for reading takes no time."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
     extract_regions(images, parts.regions, str(parts.run), boxes, cells=2)
     settings: dict[str, Any] = {
@@ -145,7 +145,7 @@ def learn_captions(parts: Parts, steps: int, seed: int) -> None:
         "steps": steps,
         "batch_size": 64,
         "learning_rate": 1e-3,
-        "workers": 1,
+        "workers": 0,
         "seed": seed,
     }
     status = train(vilbert.recipe, settings, parts.caption_run, resume=True, threads=torch.get_num_threads())

@@ -49,9 +49,11 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch queries dim"]:
         queries, keys = self.queries_and_keys(x, context, gates)
         values = self.split(self.value(context))
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, bias(attended, queries.dtype), self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":  # there the kernel's backward is slow
+            mixed = F.dropout(compared(queries, keys, attended), dropout) @ values
+        else:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, bias(attended, queries.dtype), dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def queries_and_keys(
@@ -78,9 +80,17 @@ class Attention(nn.Module):
         gates: Gates | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """How much each query attends to each key; dropout is left out."""
-        queries, keys = self.queries_and_keys(x, context, gates)
-        scores = queries @ keys.mT / queries.shape[-1] ** 0.5
-        return (scores + bias(attended, scores.dtype)).softmax(-1)
+        return compared(*self.queries_and_keys(x, context, gates), attended)
+
+
+def compared(
+    queries: Float[Tensor, "batch heads queries size"],
+    keys: Float[Tensor, "batch heads keys size"],
+    attended: Bool[Tensor, "batch keys"],
+) -> Float[Tensor, "batch heads queries keys"]:
+    """The attention weights of queries over keys."""
+    scores = queries @ keys.mT / queries.shape[-1] ** 0.5
+    return (scores + bias(attended, scores.dtype)).softmax(-1)
 
 
 def bias(attended: Bool[Tensor, "batch keys"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1 keys"]:
