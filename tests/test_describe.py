@@ -13,6 +13,7 @@ from comodal.analysis.describe import flattened, inspect
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import Config, L3Net
+from small_regions import TOKENS, some_images, write_store
 from small_world import write_world
 from synthetic_media import tone, write_video
 
@@ -134,3 +135,12 @@ def test_nested_settings_get_dotted_names():
         ("x", "0.1235"),
         ("t", "True"),
     ]
+
+
+def test_a_region_store_tells_what_is_in_it_and_when_it_is_damaged(tmp_path: Path):
+    write_store(tmp_path / "store", some_images([2, 3]))
+    found = inspect(tmp_path / "store")
+    assert (found["kind"], found["images"], found["regions"], found["tokens"]) == ("regions", 2, 5, TOKENS)
+    (tmp_path / "store" / "boxes.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="the store is damaged"):
+        inspect(tmp_path / "store")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from comodal.analysis.contact import contact_sheet
+from comodal.data.regions import RegionStore
 from comodal.data.report import describe_shards
 from comodal.data.sources import SPLITS
 from comodal.errors import DataError, MediaError
@@ -59,6 +60,8 @@ def describe_folder(path: Path) -> Description:
     about = read_json(path / "about.json") if (path / "about.json").is_file() else {}
     if about.get("kind") == "playground":
         return {**about, "files": count_files(path)}
+    if about.get("kind") == "regions":
+        return {**RegionStore(path).about, "bytes": sum(file.stat().st_size for file in path.glob("*.bin"))}
     if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
         return describe_run(path)
     if (path / CONFIG).is_file():
@@ -68,7 +71,7 @@ def describe_folder(path: Path) -> Description:
     if about or any(path.glob("*.index")) or any(path.glob("*/*.index")):
         return {**describe_shards(path), "kind": "shards"}
     found = count_files(path)
-    raise DataError(f"{path}: neither shards, run, model, scores nor playground; it holds {found or 'nothing'}")
+    raise DataError(f"{path}: none of shards, regions, run, model, scores, playground; it holds {found or 'nothing'}")
 
 
 def describe_file(path: Path) -> Description:
