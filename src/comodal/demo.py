@@ -74,7 +74,13 @@ class Parts:
 
 
 def demo(
-    folder: Path, videos: int = 1400, steps: int = 2200, scenes: int = 1500, caption_steps: int = 2200, seed: int = 0
+    folder: Path,
+    videos: int = 1400,
+    steps: int = 2200,
+    scenes: int = 1500,
+    caption_steps: int = 2200,
+    bert: Path | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Playground, a small L3-Net, a small ViLBERT, their scores and a report: the whole way, in minutes on two cores.
 
@@ -84,6 +90,8 @@ def demo(
         steps: How long L3-Net is trained.
         scenes: How many pictures with captions it has.
         caption_steps: How long ViLBERT is trained.
+        bert: A Hugging Face BERT that its text stream begins from; by default it begins from chance, since the few
+            words of this world need no BERT, and six layers of MiniLM take five times as long.
         seed: Of the world, the pairs and the first weights.
 
     Returns:
@@ -103,7 +111,7 @@ def demo(
     console.rule("evaluate: what was learnt, beside its baselines")
     numbers = measure(parts)
     console.rule("ViLBERT: what is seen, what is said")
-    learn_captions(parts, caption_steps, seed)
+    learn_captions(parts, caption_steps, bert, seed)
     numbers |= measure_captions(parts)
     numbers["seconds"] = time.perf_counter() - started
     report(parts)
@@ -132,14 +140,15 @@ def learn(parts: Parts, steps: int, seed: int) -> None:
         raise KeyboardInterrupt
 
 
-def learn_captions(parts: Parts, steps: int, seed: int) -> None:
-    """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT from chance: the few words of this
-    world need no BERT. All cores compute, for reading takes no time."""
+def learn_captions(parts: Parts, steps: int, bert: Path | None, seed: int) -> None:
+    """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT. All cores compute, for reading
+    takes no time."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
     extract_regions(images, parts.regions, str(parts.run), boxes, cells=2)
     settings: dict[str, Any] = {
         "data": parts.regions,
         "captions": parts.scenes / "captions.jsonl",
+        "bert": bert,
         "variant": "small",
         "dropout": 0.0,
         "steps": steps,

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from comodal.data.caption_files import matched, read_captions, split_pairs
-from comodal.data.captions import WHOLE_IMAGE
-from comodal.data.regions import Regions, RegionStore, locations
+from comodal.data.captions import with_whole_image
+from comodal.data.regions import Regions, RegionStore
 from comodal.data.sources import walk
 from comodal.errors import DataError
 from comodal.media.image import read_image
@@ -66,11 +66,7 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
 def attend(model: ViLBERT, pieces: list[int], inside: Regions) -> tuple[Float[np.ndarray, "words regions"], float]:
     """Attention of words to regions in the last co-attention layer (mean of heads, whole image left out), and
     P(aligned)."""
-    count = min(len(inside.boxes), MAX_REGIONS)
-    features = torch.zeros(1, count + 1, inside.features.shape[1])
-    features[0, 1:] = torch.from_numpy(inside.features[:count].astype(np.float32))
-    features[0, 0] = features[0, 1:].sum(0) / max(count, 1)
-    places = np.concatenate([[WHOLE_IMAGE], locations(inside.boxes[:count], inside.width, inside.height)])
+    features, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
     words = torch.tensor([pieces])
     with recorded_attention(model) as maps:
         output = model(
@@ -78,8 +74,8 @@ def attend(model: ViLBERT, pieces: list[int], inside: Regions) -> tuple[Float[np
             torch.zeros_like(words),
             torch.ones_like(words, dtype=torch.bool),
             features,
-            torch.from_numpy(places.astype(np.float32))[None],
-            torch.ones(1, count + 1, dtype=torch.bool),
+            places,
+            torch.ones(features.shape[:2], dtype=torch.bool),
         )
     name = max((name for name in maps if name.startswith("co_layers.") and ".text." in name), key=layer_of)
     aligned = model.alignment_head(output.text, output.vision).softmax(-1)[0, 0]

@@ -21,7 +21,7 @@ from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.data.caption_files import Caption
 from comodal.data.caption_pairs import CaptionPairs, Mismatches
 from comodal.data.masking import CHOSEN, OVERLAP, HiddenRegions, HiddenWords, hide_regions, hide_words, overlapping
-from comodal.data.regions import RegionStore, locations
+from comodal.data.regions import Regions, RegionStore, locations
 from comodal.media.text import MAX_WORDS, Words
 
 HIDING = 2  # keeps this chance apart from that of the order
@@ -264,3 +264,15 @@ def _overlapping(
     for row, count in enumerate(seen.attended.sum(axis=1).tolist()):
         found[row, :count] = overlapping(seen.boxes[row, :count], chosen[row, :count], threshold)
     return found
+
+
+def with_whole_image(
+    inside: Regions, most: int
+) -> tuple[Float32[np.ndarray, "rows features"], Float32[np.ndarray, "rows 5"]]:
+    """Features and locations of one image's first regions, nothing hidden, behind row 0 for the whole of it."""
+    count = min(len(inside.boxes), most)
+    features = np.zeros((count + 1, inside.features.shape[1]), np.float32)
+    features[1:] = inside.features[:count]
+    features[0] = features[1:].sum(0) / max(count, 1)
+    whole_image = np.array([WHOLE_IMAGE], np.float32)
+    return features, np.concatenate([whole_image, locations(inside.boxes[:count], inside.width, inside.height)])

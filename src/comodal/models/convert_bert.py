@@ -8,6 +8,7 @@ from torch import nn
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
 from comodal.models.convert import Filled, fill, read_json, read_tensors
+from comodal.models.convert_vilbert import STREAM as ORIGINAL_STREAM
 from comodal.models.convert_vilbert import original_names, said_once
 from comodal.models.vilbert import Config, Stream
 
@@ -22,16 +23,7 @@ ROBERTA = {
     "encoder.": "bert.encoder.",
     "pooler.": "bert.pooler.",
 }
-STREAM = {
-    "dim": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "activation": "hidden_act",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "norm_eps": "layer_norm_eps",
-}
+STREAM = ORIGINAL_STREAM | {"norm_eps": "layer_norm_eps"}
 DEFAULTS: dict[str, object] = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "model_type": "bert"}
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions follow the padding word
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from comodal.data.caption_files import IMAGE_SUFFIXES
 from comodal.data.regions import FeatureType, RegionStore, RegionWriter
 from comodal.data.sources import walk
 from comodal.errors import DataError, MediaError
@@ -24,8 +25,6 @@ from comodal.files import write_whole
 from comodal.media.image import read_image
 from comodal.models.pooling import grid_boxes, pool_boxes
 from comodal.serve.backbones import Backbone, load_backbone
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Given(NamedTuple):

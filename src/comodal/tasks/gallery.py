@@ -15,8 +15,8 @@ from torch import Tensor
 
 from comodal.data.batch import TokenInput
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
-from comodal.data.captions import MAX_REGIONS, WHOLE_IMAGE
-from comodal.data.regions import RegionStore, locations
+from comodal.data.captions import MAX_REGIONS, with_whole_image
+from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.media.text import MAX_WORDS, Words
 from comodal.models.checkpoint import read_about
@@ -86,15 +86,12 @@ class Gallery:
         """The regions of an image."""
         found = self.store.regions(int(self.rows[number]))
         count = int(self.counts[number])
-        whole_image = np.array([WHOLE_IMAGE], np.float32)
-        places = np.concatenate([whole_image, locations(found.boxes[:count], found.width, found.height)])
+        features, places = with_whole_image(found, count)
         if self.as_tokens:
             assert found.tokens is not None
             tokens = found.tokens[:count].astype(np.int64) + len(TokenInput)
             return Seen(torch.from_numpy(np.append(int(TokenInput.IMAGE), tokens)), torch.from_numpy(places))
-        features = torch.from_numpy(found.features[:count].astype(np.float32))
-        whole = features.sum(0, keepdim=True) / max(count, 1)
-        return Seen(torch.cat([whole, features]), torch.from_numpy(places))
+        return Seen(torch.from_numpy(features), torch.from_numpy(places))
 
 
 def gather(
