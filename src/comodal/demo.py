@@ -78,7 +78,7 @@ def demo(
     videos: int = 1400,
     steps: int = 2200,
     scenes: int = 1500,
-    caption_steps: int = 2200,
+    caption_steps: int = 2000,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -101,7 +101,7 @@ def demo(
         comodal demo demo/
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
-    started, console, parts = time.perf_counter(), Console(), Parts(folder)
+    started, console, parts, threads = time.perf_counter(), Console(), Parts(folder), torch.get_num_threads()
     console.rule("playground: a made-up world of videos, and of pictures with captions")
     make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, scenes=scenes, seed=seed)
     console.rule("prepare: videos to shards")
@@ -111,6 +111,7 @@ def demo(
     console.rule("evaluate: what was learnt, beside its baselines")
     numbers = measure(parts)
     console.rule("ViLBERT: what is seen, what is said")
+    torch.set_num_threads(threads)
     learn_captions(parts, caption_steps, bert, seed)
     numbers |= measure_captions(parts)
     numbers["seconds"] = time.perf_counter() - started
