@@ -144,10 +144,10 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
     with Progress(total, total - sum(len(shard.items) for shard in todo), lambda: started(out)) as progress:
         while todo:
             crashed = known_crashes(out)
+            streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
+            returned = "generator_unordered" if streams else "list"
             # one job would run in this process, which a crash of the decoder would end: so two, one waiting
-            pool = joblib.Parallel(
-                n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as="generator_unordered"
-            )
+            pool = joblib.Parallel(n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as=returned)
             try:
                 for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
                     progress.add(*made)
