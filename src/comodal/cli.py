@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
+    "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),

@@ -1,0 +1,202 @@
+"""The results card: what was measured, on which files, with which seeds, beside the papers' number for the same cell.
+
+An evaluation writes OUT/card.json, for programs, and OUT/card.md, for people; `comodal results DIR` gathers all cards
+below a folder into one table. A card holds no date, so that the same evaluation writes the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+
+CARD, PAGE = "card.json", "card.md"
+LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Args:
+        value: The number; shares are from 0 to 1.
+        low: Lower end of its 95 % interval by bootstrap over the items.
+        high: Upper end.
+        paper: The papers' number for this very cell: only where the split is the official one.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one evaluation says.
+
+    Args:
+        task: As on the command line.
+        title: What people call it.
+        split: Which part of the data was scored.
+        scores: By name, the first is the one that counts.
+        model: The folder that was measured.
+        counts: How many items were scored ("items"), and what was left out, by reason.
+        files: What was read, by what it is; their contents are hashed when the card is written.
+        regions: Where the boxes and features come from; None for tasks without.
+        seeds: By what they decide.
+        settings: Whatever else makes two evaluations differ.
+    """
+
+    task: str
+    title: str
+    split: str
+    scores: Mapping[str, Score]
+    model: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    regions: str | None = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+def write_card(card: Card, out: Path) -> None:
+    """Writes card.json and card.md into a folder.
+
+    Raises:
+        DataError: A file that the card names cannot be read.
+    """
+    described = describe(card)
+    write_whole(out / CARD, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(out / PAGE, as_markdown(described).encode())
+
+
+def describe(card: Card) -> dict[str, Any]:
+    """A card as JSON values, with the hashes of its files and the versions of the libraries."""
+    described = asdict(card) | {"kind": "card"}
+    described["files"] = {label: {"name": path.name, "sha256": hash_of(path)} for label, path in card.files.items()}
+    described["versions"] = {library: version(library) for library in LIBRARIES}
+    return described
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or of the names and sizes of the files of a folder: a split is known by it."""
+    digest = hashlib.sha256()
+    try:
+        if path.is_dir():
+            for inside in sorted(file for file in path.rglob("*") if file.is_file()):
+                digest.update(f"{inside.relative_to(path).as_posix()} {inside.stat().st_size}\n".encode())
+            return digest.hexdigest()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def as_markdown(described: Mapping[str, Any]) -> str:
+    """A card for people."""
+    lines = [
+        f"# {described['title']}, {described['split']}",
+        "",
+        "| score | value | 95 % | paper |",
+        "|---|---|---|---|",
+    ]
+    for name, score in described["scores"].items():
+        lines.append(f"| {name} | {number(score['value'])} | {interval(score)} | {number(score['paper'])} |")
+    lines += ["", f"Model: `{described['model']}`"]
+    if described["regions"] is not None:
+        lines.append(f"Regions: {described['regions']}")
+    for heading in ("counts", "seeds", "settings", "versions"):
+        if described[heading]:
+            listed = ", ".join(f"{name} {value}" for name, value in described[heading].items())
+            lines.append(f"{heading.capitalize()}: {listed}")
+    if described["files"]:
+        lines += ["", "| file | name | SHA-256 |", "|---|---|---|"]
+        lines += [f"| {label} | {file['name']} | `{file['sha256']}` |" for label, file in described["files"].items()]
+    return "\n\n".join("\n".join(part) for part in paragraphs(lines)) + "\n"
+
+
+def paragraphs(lines: Iterable[str]) -> list[list[str]]:
+    """Tables stay together; every other line is a paragraph."""
+    found: list[list[str]] = []
+    for line in lines:
+        if line.startswith("|") and found and found[-1][-1].startswith("|"):
+            found[-1].append(line)
+        elif line:
+            found.append([line])
+    return found
+
+
+def number(value: float | None) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """Both ends, if they are known."""
+    return "" if score["low"] is None else f"{score['low']:.3f}-{score['high']:.3f}"
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """A card as it was written.
+
+    Raises:
+        DataError: The file is damaged or no card.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a results card ({error})") from error
+    if not isinstance(described, dict) or described.get("kind") != "card":
+        raise DataError(f"{path}: not a results card")
+    return described
+
+
+def results(folder: Path, out: Path | None = None) -> dict[str, float]:
+    """Gathers the results cards below a folder into one table, beside the papers' numbers.
+
+    Args:
+        folder: Where evaluations wrote their --out folders.
+        out: A Markdown file for the table; nothing is written without it.
+
+    Returns:
+        Every score under FOLDER.score, FOLDER being that of the card below `folder`.
+
+    Raises:
+        DataError: There is no card, or one is damaged.
+
+    Examples:
+        comodal results results/
+        comodal results results/ --out table.md
+    """
+    paths = sorted(folder.rglob(CARD))
+    if not paths:
+        raise DataError(f"{folder}: no results card ({CARD}) below it; evaluations write one into their --out folder")
+    rows, numbers = [], {}
+    for path in paths:
+        card, place = read_card(path), path.parent.relative_to(folder).as_posix()
+        for name, score in card["scores"].items():
+            rows.append((place, card["title"], card["split"], name, number(score["value"]), interval(score),
+                         number(score["paper"]), str(card["counts"].get("items", ""))))  # fmt: skip
+            numbers[f"{place}.{name}"] = float(score["value"])
+    headings = ("card", "task", "split", "score", "value", "95 %", "paper", "items")
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if out is not None:
+        lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        write_whole(out, ("\n".join(lines) + "\n").encode())
+    return numbers
