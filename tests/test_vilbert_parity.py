@@ -243,15 +243,16 @@ TASKS = [folder for folder in OUTPUTS if "vil_prediction" in tensors(folder, "ou
 def test_the_heads_of_the_tasks(folder: Path):
     model, inputs = model_of(folder), tensors(folder, "inputs")
     heads, output = heads_of(folder, model), forward(model, inputs)
-    scores, pretext = heads(*output, vision_inputs(inputs)[2]), predictions(model, output)
+    pretext, attended = predictions(model, output), vision_inputs(inputs)[2]
+    scores = {name: heads(name, *output, attended) for name in heads}
     ours = {
-        "vil_prediction": scores.vqa,
-        "vil_prediction_gqa": scores.gqa,
-        "vil_binary_prediction": scores.pairs,
-        "vil_logit": scores.score,
-        "vil_tri_prediction": scores.entailment,
-        "vision_logit": scores.regions,
-        "linguisic_logit": scores.words,
+        "vil_prediction": scores["vqa"],
+        "vil_prediction_gqa": scores["gqa"],
+        "vil_binary_prediction": scores["pairs"],
+        "vil_logit": scores["score"],
+        "vil_tri_prediction": scores["entailment"],
+        "vision_logit": scores["regions"][..., None],
+        "linguisic_logit": scores["words"][..., None],
         "vision_prediction": pretext["prediction_scores_v"],
         "linguisic_prediction": pretext["prediction_scores_t"],
     }

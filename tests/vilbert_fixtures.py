@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from comodal.data.batch import CaptionBatch
 from comodal.models.convert import read_json, read_tensors
-from comodal.models.convert_vilbert import fill_from_original, read_original_config
+from comodal.models.convert_vilbert import fill_from_original, heads_in, read_original_config
 from comodal.models.heads import TaskHeads
 from comodal.models.transformer import Attention
 from comodal.models.vilbert import Output, ViLBERT
@@ -51,9 +51,9 @@ def model_of(folder: Path) -> ViLBERT:
 
 
 def heads_of(folder: Path, model: ViLBERT) -> TaskHeads:
-    config = model.config
-    heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion)
-    fill_from_original(model, state_of(folder), folder, heads)
+    config, state = model.config, state_of(folder)
+    heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion, heads_in(state))
+    fill_from_original(model, state, folder, heads)
     return heads.eval()
 
 

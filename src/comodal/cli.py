@@ -30,7 +30,7 @@ COMMANDS = {
     "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
-    "recipes": ("", "the recipes that `comodal train` knows"),
+    "recipes": ("", "what `comodal train` trains: recipes without labels, tasks with them"),
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
@@ -137,7 +137,7 @@ def run_train(words: list[str]) -> int:
     if words[0] not in recipes():
         print(f"comodal: error: there is no recipe {words[0]!r}; there is: {', '.join(recipes())}", file=sys.stderr)
         return USAGE_ERROR
-    recipe, train = load(f"comodal.recipes.{words[0]}:recipe"), load("comodal.train.run:train")
+    recipe, train = load(f"comodal.{recipes()[words[0]]}.{words[0]}:recipe"), load("comodal.train.run:train")
     parser = new_parser(f"train {words[0]}", recipe)
     parser.add_function_arguments(recipe, as_group=False)
     parser.add_function_arguments(train, as_group=False, skip={"recipe", "parameters"})
@@ -146,14 +146,17 @@ def run_train(words: list[str]) -> int:
     return int(train(recipe, parameters, **values) or 0)
 
 
-def recipes() -> list[str]:
-    folder = Path(__file__).parent / "recipes"
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+def recipes() -> dict[str, str]:
+    """What can be trained, and the folder of its file: recipes without labels first, then tasks with them."""
+    here = Path(__file__).parent
+    found = ((path.stem, folder) for folder in ("recipes", "tasks") for path in sorted((here / folder).glob("*.py"))
+             if "\ndef recipe(" in path.read_text())  # fmt: skip
+    return dict(found)
 
 
 def print_recipes() -> None:
-    for name in recipes():
-        text = (Path(__file__).parent / "recipes" / f"{name}.py").read_text()
+    for name, folder in recipes().items():
+        text = (Path(__file__).parent / folder / f"{name}.py").read_text()
         print(f"  {name:<20} {(ast.get_docstring(ast.parse(text)) or '').splitlines()[0]}")
 
 

@@ -83,3 +83,33 @@ class CaptionBatch:
     def tensors(self) -> dict[str, Any]:
         """Everything but the keys, by name: tensors."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Texts beside images, and what is right: answers, the one of several texts, or how well each region fits.
+
+    Each image stands once, however many texts meet it. Row 0 of the regions is the whole image.
+    """
+
+    words: Int64[Tensor, "texts words"]
+    segments: Int64[Tensor, "texts words"]
+    words_attended: Bool[Tensor, "texts words"]
+    regions: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"]  # features, or visual tokens
+    locations: Float[Tensor, "images regions 5"]
+    regions_attended: Bool[Tensor, "images regions"]
+    images: Int64[Tensor, "texts"]  # which image each text meets
+    targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # of one example each; no rows where none are known
+    keys: tuple[str, ...]  # of one example each
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """The same batch on a device; the copy does not wait for pinned memory."""
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+
+    def pin_memory(self) -> "TaskBatch":
+        """The same batch in memory from which a GPU can copy by itself."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything but the keys, by name: tensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}

@@ -105,7 +105,7 @@ class CaptionPairs:
         rng = np.random.default_rng((self.seed, epoch, 0, ORDER))
         captions, rows, mismatched = self._paired(rng)
         head = min(-epoch * len(self) % self.batch_size, len(self))  # what the last batch of the epoch before lacks
-        order = _by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
+        order = by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
         return EpochPairs(captions[order].astype(np.int32), rows[order].astype(np.int32), mismatched[order])
 
     def _paired(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class CaptionPairs:
         return self.by_row[(self.ends + rng.integers(len(self) - self.same)) % len(self)]
 
 
-def _by_length(
+def by_length(
     lengths: np.ndarray, regions: np.ndarray, head: int, batch_size: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, "pairs"]:
     """An order of `head` samples, whole batches of samples of similar length, and less than a batch."""

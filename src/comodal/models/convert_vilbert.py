@@ -6,6 +6,7 @@ that the keys which the text queries are `key1`.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
 from comodal.models.convert import Filled, fill, read_json, without
-from comodal.models.heads import TaskHeads
+from comodal.models.heads import Head, TaskHeads, twelve_in_one
 from comodal.models.vilbert import Config, ViLBERT
 
 LAYER = {
@@ -108,6 +109,17 @@ def task_names(heads: TaskHeads) -> dict[str, str]:
     """Our name -> the original's, for the heads of 12-in-1."""
     parts = {ours: ours.split(".", 1) for ours in heads.state_dict()}
     return {ours: f"{TASKS[head]}.{rest}" for ours, (head, rest) in parts.items()}
+
+
+def heads_in(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
+    """The heads of 12-in-1 whose weights a state holds, as large as they are there."""
+    found = []
+    for head in twelve_in_one(1):
+        last = f"{TASKS[head.name]}.3.weight" if head.hidden else f"{TASKS[head.name]}.weight"
+        if last in state:
+            outputs, inputs = state[last].shape
+            found.append(replace(head, outputs=outputs, hidden=inputs if head.hidden else 0))
+    return tuple(found)
 
 
 def fill_from_original(

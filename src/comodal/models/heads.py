@@ -3,7 +3,9 @@
 ViLBERT, sections 3.1 and 3.2; the task heads are those of facebookresearch/vilbert-multi-task (`VILBertForVLTasks`).
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +16,7 @@ from comodal.models.transformer import ACTIVATIONS, NOT_ATTENDED, Activation, in
 
 Fusion = Literal["mul", "sum"]
 POOLED_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
+FIRST_CODES_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
 
 
 def transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.Sequential:
@@ -67,62 +70,97 @@ class AlignmentHead(nn.Module):
         return self.classifier(self.dropout(fused(text, vision, self.fusion)))
 
 
-class TaskOutput(NamedTuple):
-    """Scores for every kind of task."""
-
-    vqa: Float[Tensor, "batch 3129"]
-    gqa: Float[Tensor, "batch 1533"]
-    score: Float[Tensor, "batch 1"]  # VCR and retrieval choose the pair with the highest
-    pairs: Float[Tensor, "half_batch 2"] | None  # NLVR2: of rows 0 and 1, of rows 2 and 3, ...; None for odd batches
-    entailment: Float[Tensor, "batch 3"]
-    regions: Float[Tensor, "batch regions 1"]  # which region is meant
-    words: Float[Tensor, "batch words 1"]
+HeadKind = Literal["answers", "linear", "pairs", "regions", "words"]
 
 
-class TaskHeads(nn.Module):
-    """The heads of 12-in-1, from the outputs of a ViLBERT.
+@dataclass(frozen=True)
+class Head:
+    """One head of a task.
+
+    Args:
+        name: Under which its weights are kept.
+        kind: `answers` are two layers on both pooled streams (VQA), `linear` is one (VCR, retrieval, entailment);
+            `pairs` are two layers on both pooled streams of rows 0 and 1, of rows 2 and 3, ... (NLVR2); `regions` and
+            `words` score each token of a stream (referring expressions).
+        outputs: Scores that it gives.
+        hidden: Units between the two layers of `answers` and `pairs`.
+        activation: Between them. The original's first code (vilbert_beta) has relu and no normalisation there.
+    """
+
+    name: str
+    kind: HeadKind
+    outputs: int
+    hidden: int = 0
+    activation: Literal["gelu", "relu"] = "gelu"
+
+
+def twelve_in_one(joint_dim: int) -> tuple[Head, ...]:
+    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of some width."""
+    return (
+        Head("vqa", "answers", 3129, 2 * joint_dim),
+        Head("gqa", "answers", 1533, 2 * joint_dim),
+        Head("pairs", "pairs", 2, 2 * joint_dim),
+        Head("score", "linear", 1),  # VCR and retrieval choose the pair with the highest
+        Head("entailment", "linear", 3),
+        Head("regions", "regions", 1),
+        Head("words", "words", 1),
+    )
+
+
+class TaskHeads(nn.ModuleDict):
+    """Heads of tasks, from the outputs of a ViLBERT; each is kept under its name.
 
     Args:
         text_dim: Features of a word.
         vision_dim: Features of a region.
         joint_dim: Features of either pooled stream.
         fusion: How the pooled streams become one vector.
+        heads: Which heads; by default those of 12-in-1.
     """
 
-    def __init__(self, text_dim: int, vision_dim: int, joint_dim: int, fusion: Fusion) -> None:
-        super().__init__()
+    def __init__(
+        self, text_dim: int, vision_dim: int, joint_dim: int, fusion: Fusion, heads: Sequence[Head] | None = None
+    ) -> None:
+        heads = twelve_in_one(joint_dim) if heads is None else heads
+        inputs = {"answers": joint_dim, "linear": joint_dim, "pairs": 2 * joint_dim}
+        inputs |= {"regions": vision_dim, "words": text_dim}
+        super().__init__({head.name: new_head(inputs[head.kind], head) for head in heads})
         self.fusion: Fusion = fusion
-        self.dropout = nn.Dropout(POOLED_DROPOUT)
-        self.vqa = answers(joint_dim, 2 * joint_dim, 3129)
-        self.gqa = answers(joint_dim, 2 * joint_dim, 1533)
-        self.pairs = answers(2 * joint_dim, 2 * joint_dim, 2)
-        self.score = nn.Linear(joint_dim, 1)
-        self.entailment = nn.Linear(joint_dim, 3)
-        self.regions = nn.Linear(vision_dim, 1)
-        self.words = nn.Linear(text_dim, 1)
+        self.kinds: dict[str, HeadKind] = {head.name: head.kind for head in heads}
+        self.dropout = POOLED_DROPOUT
         self.apply(initialise)
 
     def forward(
         self,
+        name: str,
         words: Float[Tensor, "batch words text_dim"],
         regions: Float[Tensor, "batch regions vision_dim"],
         text: Float[Tensor, "batch joint"],
         vision: Float[Tensor, "batch joint"],
         regions_attended: Bool[Tensor, "batch regions"],
-    ) -> TaskOutput:
-        pooled = self.dropout(fused(text, vision, self.fusion))
-        hidden = (~regions_attended).to(regions.dtype).unsqueeze(2) * NOT_ATTENDED
-        return TaskOutput(
-            vqa=self.vqa(pooled),
-            gqa=self.gqa(pooled),
-            score=self.score(pooled),
-            pairs=self.pairs(pooled.view(-1, 2 * pooled.shape[1])) if len(pooled) % 2 == 0 else None,
-            entailment=self.entailment(pooled),
-            regions=self.regions(self.dropout(regions)) + hidden,
-            words=self.words(self.dropout(words)),
-        )
+    ) -> Float[Tensor, "rows *outputs"]:
+        """The scores of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
+        kind, head = self.kinds[name], self[name]
+        if kind == "regions":
+            hidden = (~regions_attended).to(regions.dtype) * NOT_ATTENDED
+            return head(self.dropped(regions)).squeeze(2) + hidden
+        if kind == "words":
+            return head(self.dropped(words)).squeeze(2)
+        pooled = self.dropped(fused(text, vision, self.fusion))
+        return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Some features left out while it learns."""
+        return F.dropout(x, self.dropout, self.training)
 
 
-def answers(dim: int, hidden: int, classes: int) -> nn.Sequential:
-    """Two layers (ViLBERT, section 3.3: the head of VQA)."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.LayerNorm(hidden, 1e-12), nn.Linear(hidden, classes))
+def new_head(inputs: int, head: Head) -> nn.Module:
+    """The layers of one head."""
+    if head.kind not in ("answers", "pairs"):
+        return nn.Linear(inputs, head.outputs)
+    if head.hidden < 1:
+        raise ValueError(f"head {head.name!r} has two layers, so its `hidden` must be positive")
+    first, last = nn.Linear(inputs, head.hidden), nn.Linear(head.hidden, head.outputs)
+    if head.activation == "relu":
+        return nn.Sequential(first, nn.ReLU(), nn.Dropout(FIRST_CODES_DROPOUT), last)
+    return nn.Sequential(first, nn.GELU(), nn.LayerNorm(head.hidden, 1e-12), last)

@@ -1,0 +1,54 @@
+"""A task that takes the picture: which of four colours its region has, asked in words; and a ViLBERT to learn it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from comodal.data.regions import RegionStore, RegionWriter
+from comodal.media.text import Words
+from comodal.models.checkpoint import save_model
+from comodal.models.vilbert import Config, Stream, ViLBERT
+
+COLOURS = ("red", "green", "blue", "grey")
+QUESTION = "what colour is it"
+DIM = 8
+SIDE = 100
+
+
+def config(vocabulary: int) -> Config:
+    return Config(
+        vocabulary=vocabulary,
+        positions=40,
+        text=Stream(32, 2, 2, 48, dropout=0.0, attention_dropout=0.0),
+        vision=Stream(32, 1, 2, 48, dropout=0.0, attention_dropout=0.0),
+        joint_dim=32,
+        joint_heads=2,
+        schedule=((0, 1),),
+        region_features=DIM,
+        region_targets=3,
+        initializer_range=0.1,
+    )
+
+
+def colour_of(image: int) -> int:
+    return image * 7 % 4
+
+
+def write_colours(folder: Path, images: int = 40) -> RegionStore:
+    """Two regions an image: one of its colour at the left, and a plain one at the right."""
+    rng = np.random.default_rng(0)
+    with RegionWriter(folder, DIM, about={"detector": "by hand"}) as writer:
+        for image in range(images):
+            features = rng.normal(0, 0.1, (2, DIM)).astype(np.float32)
+            features[0, colour_of(image)] += 2
+            boxes = np.array([[0, 0, 40, SIDE], [50, 0, SIDE, SIDE]], np.float32)
+            writer.add(str(image), features, boxes, SIDE, SIDE)
+    return RegionStore(folder)
+
+
+def write_pretrained(folder: Path, texts: list[str]) -> Path:
+    """A run folder with a ViLBERT of chance and the words of some texts."""
+    words = Words.of_texts(texts)
+    save_model(ViLBERT(config(words.size)), folder / "model", {"recipe": "by hand"})
+    words.save(folder / "model")
+    return folder

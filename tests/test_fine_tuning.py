@@ -1,0 +1,204 @@
+"""Fine-tuning for any task: hand-worked losses, batches that hold each image once, controls, and learning."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from comodal.data.batch import TaskBatch
+from comodal.data.regions import RegionWriter
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import load_model
+from comodal.models.heads import Head
+from comodal.models.task_model import TaskModel
+from comodal.tasks.examples import Example, Examples, Fixed, single
+from comodal.tasks.fine_tuning import (
+    Setup,
+    answer,
+    fitting_regions,
+    new_run,
+    one_class,
+    one_of_the_texts,
+    read_asked,
+    read_parts,
+    soft_answers,
+)
+from comodal.train.run import train
+from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
+
+HEAD = Head("colour", "answers", len(COLOURS), 16)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    write_colours(tmp_path / "regions")
+    model = write_pretrained(tmp_path / "run", [QUESTION, "one two three four five"])
+    return Setup(model, tmp_path / "regions", "pretrained", "nothing", 20.0, 8, 2e-3, 5, 0, 0)
+
+
+def examples_of(setup: Setup, count: int = 40) -> Fixed:
+    words = read_parts(setup).words
+    texts = (QUESTION, f"{QUESTION} one two")
+    return Fixed([
+        Example(str(image), (single(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
+        for image in range(count)
+    ])  # fmt: skip
+
+
+def batches(setup: Setup, source: Fixed, seed: int | None = 0, **changed: object) -> Examples:
+    parts = read_parts(setup)
+    given = {"max_regions": 5, "as_tokens": False, "blank": "nothing", "batch_size": 8, "seed": seed} | changed
+    return Examples(source, parts.store, parts.words, **given)
+
+
+def with_targets(targets: torch.Tensor, attended: torch.Tensor | None = None) -> TaskBatch:
+    count = len(targets)
+    attended = torch.ones(count, 3, dtype=torch.bool) if attended is None else attended
+    words = torch.zeros(count, 2, dtype=torch.int64)
+    return TaskBatch(
+        words, words, words == 0, torch.zeros(count, 3, 1), torch.zeros(count, 3, 5), attended,
+        torch.arange(count), targets, tuple(map(str, range(count))),
+    )  # fmt: skip
+
+
+# Losses worked by hand
+
+
+def test_soft_answers_sum_over_the_answers_and_count_the_score_of_the_likeliest():
+    scores = torch.tensor([[0.0, 0.0], [2.0, -1.0]])
+    judged = soft_answers(scores, with_targets(torch.tensor([[1.0, 0.0], [0.3, 0.9]])))
+    sigmoid = 1 / (1 + np.exp([-2.0, 1.0]))
+    second = -(0.3 * np.log(sigmoid[0]) + 0.7 * np.log(1 - sigmoid[0]))
+    second -= 0.9 * np.log(sigmoid[1]) + 0.1 * np.log(1 - sigmoid[1])
+    assert judged.loss.item() == pytest.approx((2 * np.log(2) + second) / 2, rel=1e-6)
+    assert judged.accuracy.item() == pytest.approx((1.0 + 0.3) / 2)
+
+
+def test_a_choice_is_a_softmax_over_the_texts_of_an_example():
+    scores = torch.tensor([[0.0], [np.log(3.0)], [0.0], [0.0]], dtype=torch.float32)
+    judged = one_of_the_texts(scores, with_targets(torch.tensor([1, 0])))
+    assert judged.loss.item() == pytest.approx((np.log(4 / 3) + np.log(2)) / 2, rel=1e-6)
+    assert judged.accuracy.item() == 1.0
+
+
+def test_regions_that_are_not_there_do_not_count():
+    scores, targets = torch.tensor([[0.0, 0.0, -10000.0]]), torch.tensor([[0.0, 0.8, 0.0]])
+    attended = torch.tensor([[True, True, False]])
+    judged = fitting_regions(scores + torch.tensor([[0.0, 1e-4, 0.0]]), with_targets(targets, attended))
+    assert judged.loss.item() == pytest.approx(2 * np.log(2), rel=1e-3)
+    assert judged.accuracy.item() == 1.0  # 0.8 is more than a half
+
+
+def test_one_class_is_cross_entropy():
+    judged = one_class(torch.tensor([[0.0, 0.0, np.log(2.0)]], dtype=torch.float32), with_targets(torch.tensor([2])))
+    assert judged.loss.item() == pytest.approx(np.log(2), rel=1e-6)
+
+
+# Batches
+
+
+def test_an_image_stands_once_however_many_texts_meet_it(setup: Setup):
+    words = read_parts(setup).words
+    texts = tuple(single(words, text, 36) for text in ("one", "one two", "three four five", "two"))
+    examples = [Example("a", texts, (3, 3, 3, 7), 0), Example("b", texts, (7, 7, 2, 2), 1)]
+    batch = batches(setup, Fixed(examples)).of(examples)
+    assert batch.images.tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
+    assert len(batch.regions) == 3
+    assert batch.words_attended.sum(1).tolist() == [3, 4, 5, 3] * 2
+    assert_close(batch.regions[:, 0], batch.regions[:, 1:].mean(1))  # row 0 is the whole image
+
+
+def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: Setup):
+    source = examples_of(setup)
+    places = [[(epoch, index) for index in range(40)] for epoch in (0, 1)]
+    first, second = (batches(setup, source).batch(some).keys for some in places)
+    assert sorted(first) == sorted(second) == sorted(str(image) for image in range(40))
+    assert first != second
+    assert first == batches(setup, source).batch(places[0]).keys
+    assert batches(setup, source, seed=None).batch(places[0]).keys == tuple(str(image) for image in range(40))
+
+
+def test_the_controls_show_nothing_of_what_they_blank(setup: Setup):
+    source = examples_of(setup)
+    everything = [(0, index) for index in range(8)]
+    pictures = batches(setup, source, blank="picture").batch(everything)
+    assert not pictures.regions.any() and pictures.regions.shape[1] == 1
+    assert pictures.locations.unique(dim=0).tolist() == [[[0.0, 0.0, 1.0, 1.0, 1.0]]]
+    texts = batches(setup, source, blank="text").batch(everything)
+    words = read_parts(setup).words
+    assert texts.words.unique(dim=0).tolist() == [[words.start, words.end]]
+
+
+def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Setup, tmp_path: Path):
+    model = run_of(setup, tmp_path / "out", steps=1)
+    asked, examples = read_asked(model, setup.regions, "nothing", 5, "fp32"), examples_of(setup).examples
+    together = {answered.example.key: answered.scores for answered in answer(asked, "colour", examples)}
+    (alone,) = answer(asked, "colour", examples[5:6])
+    assert len(together) == 40
+    assert_close(torch.from_numpy(together["5"]), torch.from_numpy(alone.scores), rtol=1e-4, atol=1e-5)
+
+
+# Training
+
+
+def run_of(setup: Setup, out: Path, steps: int | None = None) -> Path:
+    def recipe() -> object:
+        parts, source = read_parts(setup), examples_of(setup)
+        run = new_run(parts, setup, HEAD, one_class, source, source, "data", {})
+        return run if steps is None else replace(run, steps=steps)
+
+    assert train(recipe, {}, out, device="cpu", precision="fp32") == 0
+    return out
+
+
+def share_right(setup: Setup, model: Path, blank: str = "nothing") -> float:
+    asked = read_asked(model, setup.regions, blank, 5, "fp32")
+    found = list(answer(asked, "colour", examples_of(setup).examples))
+    return float(np.mean([answered.scores.argmax() == answered.example.target for answered in found]))
+
+
+def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tmp_path: Path):
+    model = run_of(setup, tmp_path / "out")
+    assert share_right(setup, model) == 1.0
+    assert share_right(setup, model, blank="picture") <= 0.3  # four colours, ten pictures each
+    blind = run_of(replace(setup, blank="picture"), tmp_path / "blind")
+    assert share_right(setup, blind, blank="picture") <= 0.3
+
+
+def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsewhere(setup: Setup):
+    pretrained = load_model(setup.model).state_dict()
+    run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
+    begun = run.objective.get_submodule("model.vilbert").state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in pretrained.items())
+    scratch = replace(setup, start="scratch")
+    other = new_run(read_parts(scratch), scratch, HEAD, one_class, examples_of(setup), None, "data", {})
+    changed = other.objective.get_submodule("model.vilbert").state_dict()
+    assert not torch.equal(changed["text_pooler.0.weight"], pretrained["text_pooler.0.weight"])
+    rates = {group["share_of_rate"] for group in run.optimizer.param_groups}
+    assert rates == {1.0}  # this setup's rate is above the head's own
+    slow = replace(setup, learning_rate=4e-5)
+    groups = new_run(read_parts(slow), slow, HEAD, one_class, examples_of(setup), None, "data", {}).optimizer
+    assert {round(group["share_of_rate"], 6) for group in groups.param_groups} == {1.0, 0.4}
+
+
+def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
+    run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
+    model = run.objective.get_submodule("model")
+    assert isinstance(model, TaskModel)
+    assert not any(p.requires_grad for p in model.vilbert.region_head.parameters())
+    assert not any(p.requires_grad for p in model.vilbert.alignment_head.parameters())
+    assert all(p.requires_grad for p in model.heads.parameters())
+    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: Setup, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="a ViLBERT, which has no head for a task; fine-tune it with"):
+        read_asked(setup.model, setup.regions, "nothing", 5, "fp32")
+    with RegionWriter(tmp_path / "others", 5) as writer:
+        writer.add("1", np.ones((1, 5), np.float32), np.array([[0, 0, 9, 9]], np.float32), 10, 10)
+    with pytest.raises(DataError, match=r"has regions of .* features and .* reads 8"):
+        read_parts(replace(setup, regions=tmp_path / "others"))
