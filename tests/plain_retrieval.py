@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from comodal.models.vilbert import ViLBERT
 from plain_vilbert import eager_attention
 
 
@@ -23,7 +22,7 @@ def padded(items: Sequence[torch.Tensor], length: int) -> tuple[torch.Tensor, to
 
 @torch.no_grad()
 def plain_logits(
-    model: ViLBERT,
+    model: torch.nn.Module,
     texts: Sequence[torch.Tensor],
     images: Sequence[tuple[torch.Tensor, torch.Tensor]],
     words: int = 30,

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from comodal.data.captions import Captions, Hiding
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.media.text import Words
+from comodal.models import single_stream
 from comodal.models.checkpoint import save_model
+from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Config, Stream, ViLBERT
 from comodal.tasks import pair_scores
 from comodal.tasks.first_stage import Map, Maps, Search, fit_maps
@@ -59,7 +63,7 @@ CONFIG = Config(
 )
 
 
-def lively(model: ViLBERT) -> ViLBERT:
+def lively(model: torch.nn.Module) -> torch.nn.Module:
     """Weights so large that pairs differ."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -161,7 +165,7 @@ def all_pairs(gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(np.arange(texts), images), np.tile(np.arange(images), texts)
 
 
-def plain_scores(model: ViLBERT, gallery: Gallery) -> torch.Tensor:
+def plain_scores(model: torch.nn.Module, gallery: Gallery) -> torch.Tensor:
     texts, images = all_pairs(gallery)
     return plain_logits(
         model, [gallery.text(i) for i in texts.tolist()], [gallery.image(i) for i in images.tolist()], words=14
@@ -179,10 +183,22 @@ def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dyn
     torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
 
 
-def test_cached_scores_are_the_plain_ones_of_visual_tokens(store: RegionStore):
+SINGLE = single_stream.Config(80, 16, 0, 2, CONFIG.text, TOKENS + 3, 5, 16)
+
+
+@pytest.mark.parametrize(
+    "of_tokens",
+    [
+        partial(ViLBERT, replace(CONFIG, region_tokens=TOKENS + 3)),
+        partial(SingleStream, SINGLE),
+        partial(SingleStream, replace(SINGLE, text=replace(CONFIG.text, layers=1))),
+    ],
+    ids=["two streams", "one stream", "one layer"],
+)
+def test_cached_scores_are_the_plain_ones_of_visual_tokens(store: RegionStore, of_tokens: Callable):
     words = Words.of_texts(SENTENCES)
     gallery = Gallery(captions_of(SENTENCES, IMAGES), store, words, 16, 5, as_tokens=True)
-    model = lively(ViLBERT(replace(CONFIG, region_tokens=TOKENS + 3)))
+    model = lively(of_tokens())
     logits = plain_scores(model, gallery)
     fast = torch.from_numpy(Scorer(model, gallery).pairs(*all_pairs(gallery)))
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)

@@ -7,15 +7,18 @@ measures the one does the other.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
 from comodal.models.transformer import TransformerLayer, initialise
-from comodal.models.vilbert import Output, Stream
+from comodal.models.vilbert import Output, Prefix, Stream, ViLBERT
 
 BERT_BASE = Stream(768, 12, 12, 3072)
 
@@ -47,6 +50,16 @@ class Config:
     joint_dim: int = 1024
     fusion: Fusion = "mul"
     initializer_range: float = 0.02
+
+    @property
+    def task_tokens(self) -> int:
+        """It has no embeddings of tasks."""
+        return 0
+
+    @property
+    def region_features(self) -> int:
+        """It reads visual tokens, not features."""
+        return 0
 
 
 class SingleStream(nn.Module):
@@ -99,13 +112,65 @@ class SingleStream(nn.Module):
         locations: Float[Tensor, "batch regions 5"],
         regions_attended: Bool[Tensor, "batch regions"],
     ) -> Output:
-        attended = torch.cat([words_attended, regions_attended], 1)
-        x = torch.cat([self.text_embeddings(words, segments), self.region_embeddings(regions, locations)], 1)
-        for layer in self.text_layers:
+        return self.join(
+            self.text_prefix(words, segments, words_attended),
+            self.vision_prefix(regions, locations, regions_attended),
+        )
+
+    def text_prefix(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        attended: Bool[Tensor, "batch words"],
+    ) -> Prefix:
+        """What does not depend on the image: the embeddings alone, since both meet in the first layer."""
+        return Prefix(self.text_embeddings(words, segments), attended)
+
+    def vision_prefix(
+        self,
+        regions: Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        attended: Bool[Tensor, "batch regions"],
+    ) -> Prefix:
+        """What does not depend on the text."""
+        return Prefix(self.region_embeddings(regions, locations), attended)
+
+    def join(self, text: Prefix, vision: Prefix) -> Output:
+        """Every layer, for pairs of prefixes."""
+        x, _ = self.through(text, vision, len(self.text_layers))
+        words, regions = x.split([text.tokens.shape[1], vision.tokens.shape[1]], 1)
+        return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
+
+    def join_pooled(
+        self, text: Prefix, vision: Prefix
+    ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
+        """The `text` and `vision` of `join`, for less: the last layer is computed for the first tokens alone."""
+        x, attended = self.through(text, vision, len(self.text_layers) - 1)
+        first = x[:, [0, text.tokens.shape[1]]]
+        for layer in self.text_layers[-1:]:
+            first = layer(first, x, attended)
+        return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
+
+    def through(self, text: Prefix, vision: Prefix, layers: int) -> tuple[Tensor, Tensor]:
+        """Both as one sequence after the first layers, and which of its tokens are there."""
+        x = torch.cat([text.tokens, vision.tokens], 1)
+        attended = torch.cat([text.attended, vision.attended], 1)
+        for layer in self.text_layers[:layers]:
             x = layer(x, x, attended)
-        text, vision = x.split([words.shape[1], regions.shape[1]], 1)
-        return Output(text, vision, self.text_pooler(text[:, 0]), self.vision_pooler(vision[:, 0]))
+        return x, attended
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
         """Scores of every word at some places of the text."""
         return self.word_scores(x, self.text_embeddings.words.weight)
+
+
+def load_pretrained(path: Path) -> ViLBERT | SingleStream:
+    """Reads a ViLBERT or a single stream from a run's or a model's folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, ViLBERT | SingleStream):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+    return model

@@ -19,9 +19,10 @@ from comodal.data.captions import MAX_REGIONS, with_whole_image
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.media.text import MAX_WORDS, Words
+from comodal.models import single_stream, vilbert
 from comodal.models.checkpoint import read_about
-from comodal.models.vilbert import Config
 
+Config = vilbert.Config | single_stream.Config
 Split = Literal["test", "validation", "train", "all"]
 Pairs = list[tuple[Caption, int]]
 HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are

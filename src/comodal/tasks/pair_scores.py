@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Prefix, ViLBERT
 from comodal.tasks.gallery import Gallery
 
@@ -73,7 +74,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: ViLBERT,
+        model: ViLBERT | SingleStream,
         gallery: Gallery,
         precision: Precision = "fp32",
         batch_size: int = BATCH,

@@ -26,7 +26,8 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.checkpoint import untrained_like
-from comodal.models.vilbert import ViLBERT, load_vilbert
+from comodal.models.single_stream import SingleStream, load_pretrained
+from comodal.models.vilbert import ViLBERT
 from comodal.tasks.first_stage import MOST_CAPTIONS, Search, fit
 from comodal.tasks.gallery import Gallery, Pairs, Split, gallery_of, gather
 from comodal.tasks.pair_scores import BATCH, Precision, Scorer
@@ -91,7 +92,7 @@ def evaluate_retrieval(
     """Finds images by captions and captions by images, by the alignment that pretraining has learnt.
 
     Args:
-        model: Run folder or model folder of a ViLBERT, with its vocabulary.
+        model: Run folder or model folder of a ViLBERT (or of one stream, its baseline), with its vocabulary.
         captions: Any file that `comodal train vilbert` reads.
         regions: The region store of the images, made as that of the training.
         split: Which images are searched; where the captions name no split, "validation" is what the run held out.
@@ -120,7 +121,7 @@ def evaluate_retrieval(
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
     started, console = time.perf_counter(), Console()
-    trained = load_vilbert(model)
+    trained = load_pretrained(model)
     material = Material(*gather(model, trained.config, captions, regions, split, max_regions))
     gallery = material.gallery
     console.print(describe(gallery, split))
@@ -149,7 +150,7 @@ def describe(gallery: Gallery, split: Split) -> str:
     return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
 
 
-def ask(model: ViLBERT, material: Material, settings: Settings, name: str) -> Result:
+def ask(model: ViLBERT | SingleStream, material: Material, settings: Settings, name: str) -> Result:
     """The ranks by one network."""
     scorer = new_scorer(model, material.gallery, settings)
     if settings.rerank is not None:
@@ -160,7 +161,7 @@ def ask(model: ViLBERT, material: Material, settings: Settings, name: str) -> Re
     return Result(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
 
 
-def new_scorer(model: ViLBERT, gallery: Gallery, settings: Settings) -> Scorer:
+def new_scorer(model: ViLBERT | SingleStream, gallery: Gallery, settings: Settings) -> Scorer:
     """A scorer with these settings."""
     return Scorer(model, gallery, settings.precision, settings.batch_size, settings.device)
 
