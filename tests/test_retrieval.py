@@ -332,6 +332,10 @@ def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: Regi
             assert recalls == sorted(recalls)
             assert numbers[f"{system}.{direction}.r1.low"] <= recalls[0] <= numbers[f"{system}.{direction}.r1.high"]
             assert 1 <= numbers[f"{system}.{direction}.median"] <= 6
+    card = json.loads((out / "card.json").read_text())
+    assert card["title"] == "Retrieval, zero-shot"
+    assert card["scores"]["text_to_image R@1"]["value"] == numbers["retrieval.text_to_image.r1"]
+    assert card["scores"]["text_to_image R@1"]["paper"] is None  # another gallery than the paper's
     rows = list(csv.DictReader((out / "ranks.csv").read_text().splitlines()))
     assert len(rows) == 6 + 4
     assert {"direction", "caption", "image", "trained", "untrained"} == set(rows[0])
@@ -382,8 +386,6 @@ def test_a_store_or_vocabulary_of_another_model_is_told(
 
 def test_what_cannot_be_evaluated_is_told(tmp_path: Path, store: RegionStore):
     captions, run = a_caption_file(tmp_path / "captions.jsonl", TESTED), a_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="give --zero-shot"):
-        evaluate_retrieval(run, captions, store.folder, zero_shot=False)
     with pytest.raises(ValueError, match=r"rerank \(0\)"):
         evaluate_retrieval(run, captions, store.folder, rerank=0)
     with pytest.raises(DataError, match="training split, and there are not two images"):

@@ -60,9 +60,9 @@ class Prefixes:
 
 
 class Scorer:
-    """How much better a text and an image fit than not: log of the odds of `aligned`, for any pairs of a gallery.
+    """How well a text and an image fit, for any pairs of a gallery.
 
-    It orders pairs as the probability does, and does not saturate as that does in fp32.
+    The log of the odds of `aligned` orders pairs as the probability does, and does not saturate as that does in fp32.
 
     Args:
         model: In evaluation mode.
@@ -70,6 +70,7 @@ class Scorer:
         precision: bf16 computes the layers in bfloat16 (autocast); the alignment head is fp32 in any case.
         batch_size: Pairs at once.
         device: Where to compute; the model is moved there.
+        score: Of both pooled streams in fp32; by default the log of the odds that alignment's head gives.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class Scorer:
         precision: Precision = "fp32",
         batch_size: int = BATCH,
         device: torch.device = torch.device("cpu"),  # noqa: B008
+        score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model, self.gallery, self.batch_size, self.device = model.to(device), gallery, batch_size, device
-        self.precision = precision
+        self.precision, self.score = precision, score or self.odds
         self.texts = Prefixes(gallery.lengths, self._texts, batch_size)
         self.images = Prefixes(gallery.counts, self._images, batch_size)
 
@@ -130,7 +132,13 @@ class Scorer:
     ) -> Float32[Tensor, "batch"]:
         text, vision = self.model.join_pooled(Prefix(words, whole(words)), Prefix(regions, whole(regions)))
         with torch.autocast(self.device.type, enabled=False):
-            logits = self.model.alignment_head(text.float(), vision.float())
+            return self.score(text.float(), vision.float())
+
+    def odds(
+        self, text: Float32[Tensor, "batch joint"], vision: Float32[Tensor, "batch joint"]
+    ) -> Float32[Tensor, "batch"]:
+        """How much likelier it is that the two belong together than not, as a logarithm."""
+        logits = self.model.alignment_head(text, vision)
         return logits[:, 0] - logits[:, 1]
 
     def _texts(self, numbers: Sequence[int]) -> Float[Tensor, "batch words dim"]:

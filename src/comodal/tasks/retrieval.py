@@ -1,18 +1,17 @@
-"""Zero-shot retrieval: how well alignment alone finds the image of a caption, and the caption of an image.
+"""Caption-based image retrieval: the image of a caption, and the caption of an image (ViLBERT, section 3.3).
 
-ViLBERT, section 3.3 (Zero-Shot Caption-Based Image Retrieval): the alignment head of pretraining scores every pair.
-Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap first stage
-(first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
+Zero-shot, the alignment head of pretraining scores every pair. Fine-tuned (`comodal train retrieval`), a new head does
+that has learnt to choose the right pair among four, a hard one among them (hard_negatives.py); the paper: 2e-5, batches
+of 64, 20 epochs. Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap
+first stage (first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
 The first stage has learnt from captions, and lifts an untrained network as well: its own recall stands beside both.
 
 A text-to-image query is a caption, and its own image alone is right. An image-to-text query is an image, and any of
 its captions is right, in whoever's words.
 """
 
-import csv
-import io
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +19,22 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from torch import Tensor
 
-from comodal.errors import DataError
-from comodal.files import write_whole
-from comodal.media.text import Words
-from comodal.models.checkpoint import untrained_like
-from comodal.models.single_stream import SingleStream, load_pretrained
+from comodal.data.caption_files import matched, read_captions, split_pairs
+from comodal.errors import CheckpointError, DataError
+from comodal.media.text import MAX_WORDS, Words
+from comodal.models.checkpoint import load_model, untrained_like
+from comodal.models.heads import Head, fused
+from comodal.models.single_stream import SingleStream
+from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
+from comodal.tasks.card import write_card
+from comodal.tasks.examples import Blank
+from comodal.tasks.fine_tuning import Setup, Start, fingerprint_of, new_run, one_of_the_texts, read_parts
 from comodal.tasks.first_stage import MOST_CAPTIONS, Search, fit
-from comodal.tasks.gallery import Gallery, Pairs, Split, gallery_of, gather
+from comodal.tasks.gallery import HELD_OUT, Gallery, Pairs, Split, gallery_of, gather
+from comodal.tasks.hard_negatives import Choices
 from comodal.tasks.pair_scores import BATCH, Precision, Scorer
 from comodal.tasks.ranks import (
     CUTS,
@@ -38,15 +43,65 @@ from comodal.tasks.ranks import (
     Ranks,
     answers_to_images,
     answers_to_texts,
-    chance,
-    figures,
     of_captions,
     ranks_of,
     ranks_of_matrix,
 )
+from comodal.tasks.retrieval_results import TASK, card_of, cost_of, numbers_of, table_of, write
+from comodal.train.run import Run
 
-TASK = "retrieval"
+HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
 LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking
+Whole = ViLBERT | SingleStream | TaskModel
+
+
+def recipe(
+    model: Path,
+    captions: Path,
+    regions: Path,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 64,
+    learning_rate: float = 2e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 36,
+    validation_share: float = HELD_OUT,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to tell which of four pairs of a caption and an image belong together.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
+        regions: The region store of the images.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every caption is seen.
+        batch_size: Captions in a step, over all processes; each stands in four pairs.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a caption.
+        max_regions: Regions of an image.
+        validation_share: Share of the images held out where the captions name no split.
+        workers: Processes that read data.
+        seed: Of the head, the order and the wrong pairs.
+
+    Examples:
+        comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+    found = split_pairs(matched(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0)
+    if not found["train"]:
+        raise DataError(f"{captions}: no caption of an image of {regions} is for training")
+
+    def choices(pairs: Pairs) -> Choices:
+        return Choices(pairs, parts.store, parts.words, max_words, seed)
+
+    held_out = choices(found["validation"]) if found["validation"] else None
+    fingerprint = fingerprint_of(setup, parts.store, [captions])
+    return new_run(parts, setup, HEAD, one_of_the_texts, choices(found["train"]), held_out, fingerprint, {})
 
 
 class Material(NamedTuple):
@@ -66,6 +121,7 @@ class Settings(NamedTuple):
     rerank: int | None
     seed: int
     device: torch.device
+    zero_shot: bool
 
 
 class Result(NamedTuple):
@@ -81,7 +137,7 @@ def evaluate_retrieval(
     captions: Path,
     regions: Path,
     split: Split = "test",
-    zero_shot: bool = True,
+    zero_shot: bool = False,
     rerank: int | None = None,
     precision: Precision = "fp32",
     batch_size: int = BATCH,
@@ -89,19 +145,21 @@ def evaluate_retrieval(
     out: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Finds images by captions and captions by images, by the alignment that pretraining has learnt.
+    """Finds images by captions and captions by images, and counts how often the right one is among the first.
 
     Args:
-        model: Run folder or model folder of a ViLBERT (or of one stream, its baseline), with its vocabulary.
+        model: Run folder or model folder of a ViLBERT, pretrained or fine-tuned by `comodal train retrieval`, or of
+            one stream, its baseline; with its vocabulary.
         captions: Any file that `comodal train vilbert` reads.
         regions: The region store of the images, made as that of the training.
         split: Which images are searched; where the captions name no split, "validation" is what the run held out.
-        zero_shot: By the alignment head of pretraining; there is no other way.
+        zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
+            other way.
         rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
         precision: bf16 is faster, and changes ranks of pairs that hardly differ.
         batch_size: Pairs at once; more take more memory.
         max_regions: Regions of an image.
-        out: Folder for results.json and ranks.csv; nothing is written without it.
+        out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
         seed: Of the untrained network and of the first stage.
 
     Returns:
@@ -116,17 +174,15 @@ def evaluate_retrieval(
         comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
         comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --split all --rerank 50
     """
-    if not zero_shot:
-        raise ValueError("retrieval is evaluated zero-shot, by the alignment head of pretraining: give --zero-shot")
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
     started, console = time.perf_counter(), Console()
-    trained = load_pretrained(model)
-    material = Material(*gather(model, trained.config, captions, regions, split, max_regions))
+    trained = load_scoring(model, zero_shot)
+    material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions))
     gallery = material.gallery
     console.print(describe(gallery, split))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(precision, batch_size, max_regions, rerank, seed, device)
+    settings = Settings(precision, batch_size, max_regions, rerank, seed, device, zero_shot)
     results = {"trained": ask(trained, material, settings, "trained")}
     results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
@@ -134,12 +190,42 @@ def evaluate_retrieval(
         systems["first_stage"] = first
     numbers = numbers_of(systems, gallery) | {f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()}
     numbers[f"{TASK}.seconds"] = time.perf_counter() - started
-    console.print(table_of(list(systems), numbers))
+    way = "zero-shot" if zero_shot or not isinstance(trained, TaskModel) else "fine-tuned"
+    console.print(table_of(list(systems), numbers, way))
     if rerank is not None:
         console.print(cost_of(numbers, rerank))
     if out is not None:
         write(out, numbers, systems, gallery)
+        write_card(card_of(numbers, gallery, split, way, model, captions, seed), out)
     return numbers
+
+
+def load_scoring(path: Path, zero_shot: bool) -> Whole:
+    """A model that scores pairs of a caption and an image.
+
+    Raises:
+        CheckpointError: There is none, or it is fine-tuned for something else.
+    """
+    model = load_model(path)
+    if not isinstance(model, Whole):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+    if isinstance(model, TaskModel) and not zero_shot and HEAD.name not in model.heads:
+        there = ", ".join(model.heads)
+        raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
+    return model
+
+
+def below(model: Whole) -> ViLBERT | SingleStream:
+    """The network below the heads."""
+    return model.vilbert if isinstance(model, TaskModel) else model
+
+
+def way_of(model: Whole, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How a pair is scored: by the head that has learnt to choose, or None for alignment's."""
+    if zero_shot or not isinstance(model, TaskModel):
+        return None
+    heads = model.heads
+    return lambda text, vision: heads[HEAD.name](fused(text, vision, heads.fusion))[:, 0]
 
 
 def describe(gallery: Gallery, split: Split) -> str:
@@ -150,7 +236,7 @@ def describe(gallery: Gallery, split: Split) -> str:
     return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
 
 
-def ask(model: ViLBERT | SingleStream, material: Material, settings: Settings, name: str) -> Result:
+def ask(model: Whole, material: Material, settings: Settings, name: str) -> Result:
     """The ranks by one network."""
     scorer = new_scorer(model, material.gallery, settings)
     if settings.rerank is not None:
@@ -161,9 +247,10 @@ def ask(model: ViLBERT | SingleStream, material: Material, settings: Settings, n
     return Result(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
 
 
-def new_scorer(model: ViLBERT | SingleStream, gallery: Gallery, settings: Settings) -> Scorer:
+def new_scorer(model: Whole, gallery: Gallery, settings: Settings) -> Scorer:
     """A scorer with these settings."""
-    return Scorer(model, gallery, settings.precision, settings.batch_size, settings.device)
+    model, way = model.to(settings.device), way_of(model, settings.zero_shot)
+    return Scorer(below(model), gallery, settings.precision, settings.batch_size, settings.device, way)
 
 
 def search(scorer: Scorer, material: Material, settings: Settings) -> Result:
@@ -214,69 +301,3 @@ def sampled(two_stages: Search, keep: int, rng: np.random.Generator) -> dict[str
             numbers[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
             numbers[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
     return numbers
-
-
-def numbers_of(systems: dict[str, Ranks], gallery: Gallery) -> dict[str, float]:
-    """Flat keys: the trained network's directly under the task, the others' and chance under their names."""
-    flat = {
-        f"{TASK}.captions": float(len(gallery.text_of)),
-        f"{TASK}.texts": float(len(gallery.lengths)),
-        f"{TASK}.images": float(len(gallery.counts)),
-    }
-    for system, ranks in systems.items():
-        prefix = TASK if system == "trained" else f"{TASK}.{system}"
-        for direction, found in zip(DIRECTIONS, ranks, strict=True):
-            flat |= {f"{prefix}.{direction}.{name}": number for name, number in figures(found).items()}
-    flat |= {f"{TASK}.chance.{name}": number for name, number in chance(gallery).items()}
-    return flat | {f"{TASK}.chance.r{cut}": flat[f"{TASK}.chance.{DIRECTIONS[0]}.r{cut}"] for cut in CUTS}
-
-
-def table_of(systems: list[str], numbers: dict[str, float]) -> Table:
-    """Recall and median rank of each system, both directions."""
-    counts = f"{numbers[f'{TASK}.captions']:,.0f} captions, {numbers[f'{TASK}.images']:,.0f} images"
-    table = Table(title="zero-shot retrieval", caption=f"{counts}; 95 %: bootstrap over the queries")
-    for name in ("system", "direction"):
-        table.add_column(name)
-    for name in ("R@1", "95 %", "R@5", "R@10", "median"):
-        table.add_column(name, justify="right")
-    for direction in DIRECTIONS:
-        for system in [*systems, "chance"]:
-            key = f"{TASK}.{direction}" if system == "trained" else f"{TASK}.{system}.{direction}"
-            recalls = [f"{numbers[f'{key}.r{cut}']:.3f}" for cut in CUTS]
-            low, high, median = (numbers.get(f"{key}.{name}") for name in ("r1.low", "r1.high", "median"))
-            interval = "" if low is None else f"{low:.3f}-{high:.3f}"
-            middle = "" if median is None else f"{median:.0f}"
-            table.add_row(system, direction.replace("_", " "), recalls[0], interval, *recalls[1:], middle)
-    return table
-
-
-def cost_of(numbers: dict[str, float], keep: int) -> str:
-    """What scoring only the best of the first stage lost."""
-    lines = []
-    for direction in DIRECTIONS:
-        key = f"{TASK}.rerank.{direction}"
-        pairs = [
-            f"R@{cut} {numbers[f'{key}.sample.r{cut}']:.3f} (all scored: {numbers[f'{key}.sample.r{cut}.exact']:.3f})"
-            for cut in CUTS
-        ]
-        share, count = numbers[f"{key}.recall"], numbers[f"{key}.sample"]
-        found = f"the first stage has the right one among its first {keep} for {share:.1%} of the queries"
-        lines.append(f"{direction.replace('_', ' ')}: {found}; on {count:.0f} of them {', '.join(pairs)}")
-    return "\n".join(lines)
-
-
-def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], gallery: Gallery) -> None:
-    """results.json (flat) and ranks.csv: of every query the rank of its answer, counted from 1."""
-    write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["direction", "caption", "image", *systems])
-    images = gallery.store.ids
-    queries = {
-        DIRECTIONS[0]: gallery.names,
-        DIRECTIONS[1]: [("", images[row]) for row in gallery.rows.tolist()],
-    }
-    for place, direction in enumerate(DIRECTIONS):
-        for number, names in enumerate(queries[direction]):
-            rows.writerow([direction, *names, *(int(ranks[place][number]) + 1 for ranks in systems.values())])
-    write_whole(out / "ranks.csv", text.getvalue().encode())
