@@ -34,16 +34,22 @@ COMMANDS = {
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
+    "evaluate vqa": ("comodal.tasks.vqa:evaluate_vqa", "VQA v2: answers, the official accuracy, a submission"),
+    "evaluate nlvr2": ("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two pictures"),
+    "evaluate entailment": (
+        "comodal.tasks.entailment:evaluate_entailment",
+        "SNLI-VE: does a picture entail a sentence",
+    ),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on an ImageFolder, beside its baselines"),
     "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
+    "match": ("comodal.serve.match:match", "a picture or a video and a sound -> do they belong together, when, where"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
 POSITIONAL = {"source", "store", "out", "images", "sounds", "folder", "path", "files", "run"}
-FLAGS_ONLY = {"evaluate esc50", "evaluate sounds", "evaluate images", "evaluate retrieval"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
@@ -118,7 +124,8 @@ def run_function(name: str, words: list[str]) -> int:
     function = load(COMMANDS[name][0])
     parser = new_parser(name, function)
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    positional = [] if name in FLAGS_ONLY else [p for p in required if p in POSITIONAL]
+    flags_only = name.startswith("evaluate ")
+    positional = [] if flags_only else [p for p in required if p in POSITIONAL]
     for parameter in positional:
         count = "+" if parameter == "files" else None
         parser.add_argument(parameter, type=Path, nargs=count, help=help_of(function, parameter))
@@ -186,7 +193,7 @@ def help_of(function: Callable, parameter: str) -> str:
 def parsed(parser: ArgumentParser, words: list[str]) -> dict:
     """The values of the words."""
     hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
-    values: Namespace = parser.instantiate_classes(parser.parse_args(spelled(words, hints)))
+    values: Namespace = parser.parse_args(spelled(words, hints))
     return {name: value for name, value in values.as_dict().items() if name != "config"}
 
 
@@ -203,7 +210,7 @@ def spelled(words: list[str], hints: dict[str, object]) -> list[str]:
         if hint is bool and not equals and following.lower() not in {"true", "false"}:
             equals, value = "=", "true"
         before = result[-1] if result else ""
-        if "Sequence[str]" in str(hints.get(before[2:])) and not word.startswith(("-", "[")):
+        if "Sequence[" in str(hints.get(before[2:])) and not word.startswith(("-", "[")):
             name, equals, value = f"[{word}]", "", ""
         result.append(name + equals + value)
     return result

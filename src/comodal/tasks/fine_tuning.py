@@ -7,7 +7,7 @@ Departs from it: no jumps of the rate at epochs 5 and 7; the best checkpoint is 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -182,7 +182,9 @@ def check_regions(model: Path, tokens: int, features: int, store: RegionStore) -
 
 
 def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
-    """The network with a new head."""
+    """The network with a new head; one of two layers has twice as many units between them as a pooled stream."""
+    if head.kind in ("answers", "pairs") and not head.hidden:
+        head = replace(head, hidden=2 * model.config.joint_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = TaskModel(Config(model.config, (head,)))

@@ -24,7 +24,13 @@ def resolve(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as YAML and JSON can hold them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def as_text(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [as_text(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: as_text(value) for name, value in values.items()}
 
 
 def name_of(recipe: Callable) -> str:

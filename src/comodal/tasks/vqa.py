@@ -1,0 +1,291 @@
+"""VQA v2: a question about a picture, answered with one of some 3,000 answers (ViLBERT, section 3.3).
+
+A head of two layers on the product of both pooled streams, trained with binary cross-entropy against soft scores;
+batches of 256, 4e-5, 20 epochs. As in the original's code the vocabulary is built on train and val together where both
+are given. Answers come with the official accuracy, and with a file for the server where nobody knows them.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from comodal.errors import CheckpointError, DataError
+from comodal.files import write_whole
+from comodal.media.text import Words
+from comodal.models.checkpoint import model_folder
+from comodal.models.heads import Head
+from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.examples import Blank, Example, Text, single
+from comodal.tasks.fine_tuning import (
+    Precision,
+    Setup,
+    Start,
+    answer,
+    fingerprint_of,
+    new_run,
+    read_asked,
+    read_parts,
+    soft_answers,
+)
+from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.vqa_files import (
+    LEAST_QUESTIONS,
+    Question,
+    build_answers,
+    read_answers,
+    read_questions,
+    soft_scores,
+    write_results,
+)
+from comodal.tasks.vqa_metric import accuracy
+from comodal.train.run import Run
+
+HEAD, ANSWERS = "vqa", "answers.json"
+MAX_WORDS = 23  # the later original's; the first has 16, and cuts [SEP] off
+# ViLBERT, table 1 (test-dev); no official number for val
+PAPER = {("test-dev2015", 107_394): 0.7055}
+NO_ANSWER = "no answer of people is in the vocabulary"
+NOT_THERE = "image is not in the store"
+
+
+def recipe(
+    model: Path,
+    questions: Sequence[Path],
+    annotations: Sequence[Path],
+    regions: Path,
+    validation_questions: Path | None = None,
+    validation_annotations: Path | None = None,
+    answers: Path | None = None,
+    least_questions: int = LEAST_QUESTIONS,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to answer questions about pictures.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        questions: Official v2_OpenEnded_mscoco_*_questions.json, one or more.
+        annotations: Official v2_mscoco_*_annotations.json, one for each.
+        regions: The region store of the images.
+        validation_questions: Those of val2014, if they are not for training.
+        validation_annotations: Their annotations.
+        answers: A vocabulary that is there already: JSON, a text with an answer a line, or the original's pickle.
+        least_questions: Without it: an answer is in the vocabulary if it is the most common one of so many questions.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every question is seen.
+        batch_size: Questions in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a question.
+        max_regions: Regions of an image.
+        workers: Processes that read data.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train vqa --model RUN --questions q.json --annotations a.json --regions coco/ --out runs/vqa
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    if len(questions) != len(annotations):
+        raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
+    parts, console = read_parts(setup), Console(stderr=True)
+    asked = [read_questions(*files) for files in zip(questions, annotations, strict=True)]
+    held_out = read_questions(validation_questions, validation_annotations) if validation_questions else []
+    every = [question for some in asked for question in some]
+    vocabulary = read_answers(answers) if answers else build_answers([*every, *held_out], least_questions)
+    if not vocabulary:
+        raise DataError(
+            f"{questions[0]}: no answer is the most common one of {least_questions} questions; lower --least-questions"
+        )
+    rows = ImageRows(parts.store)
+
+    def source(some: Sequence[Question]) -> Scored:
+        found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
+        rows.check(questions[0], len(found))
+        skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
+        console.print(f"{len(found):,} questions, {len(vocabulary):,} answers{skipped}")
+        return found
+
+    files = [*questions, *annotations, *(path for path in (validation_questions, answers) if path)]
+    return new_run(
+        parts,
+        setup,
+        Head(HEAD, "answers", len(vocabulary)),
+        soft_answers,
+        source(every),
+        source(held_out) if held_out else None,
+        fingerprint_of(setup, parts.store, files),
+        {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Questions with the scores of answers, written out when they are asked for: 3,129 numbers each would fill memory.
+
+    Args:
+        questions: Examples without targets.
+        scores: Of each, by the number of the answer.
+        answers: How many answers there are.
+    """
+
+    questions: Sequence[Example]
+    scores: Sequence[Mapping[int, float]]
+    answers: int
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def length(self, index: int) -> int:
+        return len(self.questions[index].texts[0].words)
+
+    def example(self, epoch: int, index: int) -> Example:  # noqa: ARG002
+        target = np.zeros(self.answers, np.float32)
+        for number, share in self.scores[index].items():
+            target[number] = share
+        return self.questions[index]._replace(target=target)
+
+
+def asked_of(
+    questions: Sequence[Question], rows: ImageRows, words: Words, max_words: int
+) -> tuple[list[Example], Counter[str]]:
+    """The questions whose image is in the store, and what was left out, by reason."""
+    examples, left_out = [], Counter[str]()
+    texts: dict[str, Text] = {}
+    for question in questions:
+        row = rows.find(question.image)
+        if row is None:
+            left_out[NOT_THERE] += 1
+            continue
+        if question.text not in texts:
+            texts[question.text] = single(words, question.text, max_words)
+        examples.append(Example(str(question.number), (texts[question.text],), (row,), None))
+    return examples, left_out
+
+
+def scored(
+    questions: Sequence[Question], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str]
+) -> tuple[Scored, Counter[str]]:
+    """The questions that can be learnt from, and what was left out, by reason."""
+    numbers = {answer: number for number, answer in enumerate(vocabulary)}
+    scores = {question.number: soft_scores(question.answers, numbers) for question in questions}
+    known = [question for question in questions if scores[question.number]]
+    examples, left_out = asked_of(known, rows, words, max_words)
+    if len(known) < len(questions):
+        left_out[NO_ANSWER] = len(questions) - len(known)
+    return Scored(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
+
+
+def evaluate_vqa(
+    model: Path,
+    questions: Path,
+    regions: Path,
+    annotations: Path | None = None,
+    blank: Blank = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    precision: Precision = "fp32",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Answers questions about pictures, and scores the answers as the official code does.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vqa`.
+        questions: An official file of questions: val2014, test2015, test-dev2015.
+        regions: The region store of the images.
+        annotations: The official annotations; without them there is a submission and no score.
+        blank: Leave out the text or the picture.
+        max_words: Word pieces of a question.
+        max_regions: Regions of an image.
+        precision: bf16 is faster.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
+
+    Returns:
+        vqa.accuracy with its interval over the questions; vqa.answer_type.TYPE and vqa.majority, which always gives
+        the most common answer.
+
+    Raises:
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
+        comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
+    """
+    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision)
+    asked.model.config.head(HEAD)
+    vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
+    rows = ImageRows(asked.store)
+    examples, left_out = asked_of(told, rows, asked.words, max_words)
+    rows.check(questions, len(examples))
+    given = {int(one.example.key): vocabulary[int(one.scores.argmax())] for one in answer(asked, HEAD, examples)}
+    for question in told:
+        given.setdefault(question.number, "")  # the server wants an answer to every question
+    if out is not None:
+        write_results(out / "submission.json", given)
+    skipped = "".join(f"; {count:,} without answer: {reason}" for reason, count in left_out.items())
+    console.print(f"{questions.name}: {len(told):,} questions{skipped}")
+    if annotations is None:
+        console.print("There are no annotations: submission.json is for the server, and there is no score.")
+        return {"vqa.items": float(len(told))}
+    numbers = score(told, given)
+    for name, value in numbers.items():
+        console.print(f"{name:<36} {value:.4f}")
+    if out is not None:
+        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+        files = {"questions": questions, "annotations": annotations}
+        counts = {"items": len(told), **left_out}
+        write_card(card_of(numbers, model, files, str(asked.store.about["made_from"]), blank, counts), out)
+    return numbers
+
+
+def vocabulary_of(model: Path) -> list[str]:
+    """The answers that a fine-tuned model can give, from the file beside it."""
+    path = model_folder(model) / ANSWERS
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
+    return read_answers(path)
+
+
+def score(questions: Sequence[Question], given: Mapping[int, str]) -> dict[str, float]:
+    """The official accuracy over all questions and by type of answer; a question without an answer scores nothing."""
+    each = np.array([accuracy(given[question.number], question.answers) for question in questions])
+    common = Counter(question.most_common for question in questions).most_common(1)[0][0]
+    majority = np.mean([accuracy(common, question.answers) for question in questions])
+    rng = np.random.default_rng(0)
+    means = [float(each[rng.integers(len(each), size=len(each))].mean()) for _ in range(1000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    numbers = {"vqa.accuracy": float(each.mean()), "vqa.accuracy.low": float(low), "vqa.accuracy.high": float(high)}
+    numbers["vqa.majority"] = float(majority)
+    for kind in ("answer_type", "question_type"):
+        groups: dict[str, list[float]] = defaultdict(list)
+        for question, value in zip(questions, each.tolist(), strict=True):
+            groups[getattr(question, kind)].append(value)
+        numbers |= {f"vqa.{kind}.{name}": float(np.mean(values)) for name, values in sorted(groups.items())}
+    return numbers
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, blank: Blank,
+    counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card; the paper's number stands on it where file and count are the official ones."""
+    name = files["questions"].name
+    paper = next((v for (part, items), v in PAPER.items() if part in name and items == counts["items"]), None)
+    low, high = numbers["vqa.accuracy.low"], numbers["vqa.accuracy.high"]
+    scores = {"accuracy": Score(numbers["vqa.accuracy"], low, high, paper), "majority": Score(numbers["vqa.majority"])}
+    kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
+    scores |= {kind: Score(value) for kind, value in kinds.items()}
+    settings = {"blank": blank}
+    return Card("vqa", "VQA v2", files["questions"].stem, scores, str(model), counts, files, regions, {}, settings)

@@ -1,0 +1,229 @@
+"""VQA v2: the official figures and files, the published vocabulary's rule, and a network that answers by looking."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comodal.data.regions import RegionStore
+from comodal.errors import CheckpointError, DataError
+from comodal.tasks.vqa import evaluate_vqa, recipe, score
+from comodal.tasks.vqa_files import (
+    Question,
+    build_answers,
+    read_answers,
+    read_questions,
+    read_results,
+    soft_scores,
+    write_results,
+)
+from comodal.tasks.vqa_metric import accuracy, on_one_line, with_digits, without_punctuation, written
+from comodal.train.run import train
+from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
+from vilbert_fixtures import FIXTURES
+
+
+def golden(name: str) -> dict:
+    return json.loads((FIXTURES / "data" / name).read_text())
+
+
+# The metric, as the official code gives it
+
+
+def test_answers_are_written_as_the_official_code_writes_them():
+    for raw, without, normal in golden("vqa_eval.json")["norm"]:
+        plain = on_one_line(raw)
+        assert (without_punctuation(plain), with_digits(without)) == (without, normal)
+        assert written(raw) == normal
+
+
+def test_accuracies_are_the_official_ones():
+    expected = golden("vqa_eval.json")
+    given = {entry["question_id"]: entry["answer"] for entry in expected["results"]}
+    questions = [
+        Question(entry["question_id"], "1", "?", tuple(one["answer"] for one in entry["answers"]), "",
+                 entry["answer_type"], entry["question_type"])
+        for entry in expected["annotations"]
+    ]  # fmt: skip
+    for question in questions:
+        share = accuracy(given[question.number], question.answers)
+        assert round(100 * share, 2) == expected["evalQA"][str(question.number)]
+    numbers = score(questions, given)
+    assert round(100 * numbers["vqa.accuracy"], 2) == expected["accuracy"]["overall"]
+    for ours, theirs in (("answer_type", "perAnswerType"), ("question_type", "perQuestionType")):
+        for name, value in expected["accuracy"][theirs].items():
+            assert round(100 * numbers[f"vqa.{ours}.{name}"], 2) == value
+
+
+def test_three_who_agree_are_enough():
+    said = ["red"] * 3 + ["blue"] * 7
+    # red: without one of its three two are left (2/3), without another all three (1): (3 * 2/3 + 7) / 10
+    assert accuracy("red", said) == pytest.approx(0.9)
+    assert accuracy("a red", said) == pytest.approx(0.9)  # written without its article
+    assert accuracy("the red", ["red"] * 10) == 0.0  # where all ten agree nothing is rewritten: an official quirk
+
+
+def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over():
+    expected = golden("vqa_soft_targets.json")
+    questions = [
+        Question(entry["question_id"], str(entry["image_id"]), "?", tuple(one["answer"] for one in entry["answers"]),
+                 entry["multiple_choice_answer"], "", "")
+        for entry in expected["annotations"]
+    ]  # fmt: skip
+    answers = build_answers(questions, least=1)
+    numbers = {answer: number for number, answer in enumerate(answers)}
+    assert numbers == expected["ans2label"]
+    for question, target in zip(questions, expected["target"], strict=True):
+        assert soft_scores(question.answers, numbers) == dict(zip(target["labels"], target["scores"], strict=True))
+
+
+def test_an_answer_needs_enough_questions():
+    common = [Question(i, "1", "?", ("two",), answer, "", "") for i, answer in enumerate(["two"] * 9 + ["dog"] * 8)]
+    assert build_answers(common) == ["2"]
+    assert build_answers(common, least=8) == ["2", "dog"]
+
+
+# Files
+
+
+def write_files(folder: Path, images: list[int], official: str = "train2014") -> tuple[Path, Path]:
+    """Questions and annotations with the fields that the official files have."""
+    questions, annotations = [], []
+    for image in images:
+        answer = COLOURS[colour_of(image)]
+        questions.append({"image_id": image, "question": f"{QUESTION}?", "question_id": image * 1000})
+        people = [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(9)]
+        people.append({"answer": "purple", "answer_confidence": "maybe", "answer_id": 10})
+        annotations.append({
+            "question_type": "what color is", "multiple_choice_answer": answer, "answers": people,
+            "image_id": image, "answer_type": "other", "question_id": image * 1000,
+        })  # fmt: skip
+    about = {"info": {"version": "2.0"}, "data_type": "mscoco", "data_subtype": official, "license": {}}
+    folder.mkdir(exist_ok=True)
+    first = folder / f"v2_OpenEnded_mscoco_{official}_questions.json"
+    second = folder / f"v2_mscoco_{official}_annotations.json"
+    first.write_text(json.dumps({**about, "task_type": "Open-Ended", "questions": questions}))
+    second.write_text(json.dumps({**about, "annotations": annotations}))
+    return first, second
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RegionStore:
+    return write_colours(tmp_path / "regions")
+
+
+def tuned(tmp_path: Path, store: RegionStore, **changed: object) -> Path:
+    run = write_pretrained(tmp_path / "run", [QUESTION])
+    questions, annotations = write_files(tmp_path / "files", [*range(36), 999])
+    settings = {
+        "model": run, "questions": [questions], "annotations": [annotations], "regions": store.folder, "epochs": 25.0,
+        "batch_size": 8, "learning_rate": 2e-3, "workers": 0, "least_questions": 3,
+    }  # fmt: skip
+    assert train(recipe, settings | changed, tmp_path / "vqa", device="cpu", precision="fp32") == 0
+    return tmp_path / "vqa"
+
+
+def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model = tuned(tmp_path, store)
+    assert "1 left out: image is not in the store" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads((model / "model" / "answers.json").read_text()) == build_answers(
+        read_questions(*write_files(tmp_path / "files", list(range(36)))), 3
+    )
+    questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
+    out = tmp_path / "out"
+    found = evaluate_vqa(model, questions, store.folder, annotations, out=out)
+    assert found["vqa.accuracy"] == 1.0 == found["vqa.answer_type.other"]
+    assert found["vqa.majority"] == pytest.approx(0.25)  # four pictures of four colours
+    blind = evaluate_vqa(model, questions, store.folder, annotations, blank="picture")
+    assert blind["vqa.accuracy"] == pytest.approx(0.25)
+    submission = json.loads((out / "submission.json").read_text())
+    assert submission == [{"question_id": image * 1000, "answer": COLOURS[colour_of(image)]} for image in range(36, 40)]
+    card = json.loads((out / "card.json").read_text())
+    assert card["split"] == "v2_OpenEnded_mscoco_val2014_questions"
+    assert card["scores"]["accuracy"]["value"] == 1.0 and set(card["files"]) == {"questions", "annotations"}
+
+
+def test_without_annotations_there_is_a_submission_that_answers_everything(store: RegionStore, tmp_path: Path):
+    model = tuned(tmp_path, store, epochs=0.3)
+    questions, _ = write_files(tmp_path / "test", [3, 4, 777], "test2015")
+    assert evaluate_vqa(model, questions, store.folder, out=tmp_path / "out") == {"vqa.items": 3.0}
+    submission = json.loads((tmp_path / "out" / "submission.json").read_text())
+    assert [entry["question_id"] for entry in submission] == [3000, 4000, 777000]
+    assert submission[2]["answer"] == "" and submission[0]["answer"] in COLOURS
+    assert not (tmp_path / "out" / "card.json").exists()
+    (model / "model" / "answers.json").unlink()
+    with pytest.raises(CheckpointError, match="it says what the answers of the model mean"):
+        evaluate_vqa(model, questions, store.folder)
+
+
+def test_a_vocabulary_is_read_in_every_form_that_people_have(tmp_path: Path):
+    answers = ["yes", "no", "2"]
+    numbers = {answer: number for number, answer in enumerate(answers)}
+    for name, content in (("label2ans.json", answers), ("ans2label.json", numbers)):
+        (tmp_path / name).write_text(json.dumps(content))
+        assert read_answers(tmp_path / name) == answers
+    for name, content in (("trainval_label2ans.pkl", answers), ("trainval_ans2label.pkl", numbers)):
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
+        assert read_answers(tmp_path / name) == answers
+
+
+class Harmful:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("harmed",)
+
+
+def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"yes": Harmful()}))
+    with pytest.raises(DataError, match=r"bad\.pkl: .*mkdir"):
+        read_answers(tmp_path / "bad.pkl")
+    assert not (tmp_path / "harmed").exists()
+    for content, sentence in (
+        ('{"yes": 1, "no": 2}', "not numbered from 0"),
+        ('["yes", "no", "yes"]', "'yes' is there twice"),
+        ('"yes"', "neither a list of answers"),
+        ("[1", "not JSON"),
+    ):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(DataError, match=sentence):
+            read_answers(tmp_path / "bad.json")
+
+
+def test_results_must_answer_every_question_once(tmp_path: Path):
+    questions = read_questions(*write_files(tmp_path, [1, 2]))
+    path = tmp_path / "results.json"
+    write_results(path, {2000: "no", 1000: "yes"})
+    assert read_results(path, questions) == {1000: "yes", 2000: "no"}
+    for content, sentence in (
+        ('[{"question_id": 1000, "answer": "yes"}]', "1 questions have no answer, the first is 2000"),
+        ('[{"question_id": 1000, "answer": "yes"}, {"question_id": 1000, "answer": "no"}]', "1000 is answered twice"),
+        ('[{"question_id": 1000, "answer": 3}]', "entry 0: not like"),
+        ('[{"question_id": 1000, "answ', "not JSON .* is the file whole"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=sentence):
+            read_results(path, questions)
+
+
+def test_files_that_do_not_fit_are_told(tmp_path: Path):
+    questions, annotations = write_files(tmp_path / "a", [1, 2])
+    others = write_files(tmp_path / "b", [1, 3])[1]
+    with pytest.raises(DataError, match="no annotation of question 2000"):
+        read_questions(questions, others)
+    with pytest.raises(DataError, match="has a list of 'questions'; this one has info"):
+        read_questions(annotations, None)
+    with pytest.raises(DataError, match="No such file"):
+        read_questions(tmp_path / "nowhere.json", None)
+    twice = json.loads(questions.read_text())
+    twice["questions"].append(twice["questions"][0])
+    questions.write_text(json.dumps(twice))
+    with pytest.raises(DataError, match="question_id 1000 is there twice"):
+        read_questions(questions, annotations)
+
+
+def test_soft_scores_by_how_many_people_agree():
+    scores = soft_scores(["a"] * 1 + ["b"] * 2 + ["c"] * 3 + ["d"] * 4, {"a": 0, "b": 1, "c": 2, "d": 3})
+    assert np.allclose([scores[i] for i in range(4)], [0.3, 0.6, 0.9, 1.0])
