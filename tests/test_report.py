@@ -14,9 +14,12 @@ from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import Config, L3Net
+from comodal.tasks.card import Card, Score, write_card
 from comodal.tasks.results import Comparison
+from self_contained import check_page
 from small_world import write_world
 from test_describe import write_run
+from test_sound_source import write_truth
 
 
 def scores(folder: Path) -> Path:
@@ -33,13 +36,14 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     run = write_run(tmp_path / "run")
     write_world(tmp_path / "shards" / "validation", 8)
     out = tmp_path / "deep" / "report.html"
-    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8)
+    truth = write_truth(tmp_path / "worlds.jsonl", 8)
+    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, truth=truth)
     page = out.read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 6  # curves, confusion, pairs, histogram, units of pictures, units of sounds
+    assert len(pictures) == 6  # curves, confusion, pairs, histogram, where the sound is, two pictures with one sound
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     text = re.sub(r'src="data:[^"]+"', "", page)
-    assert not re.search(r"https?://|<script|<link|src=", text)
+    assert check_page(page).count("audio") == 14 * 6  # of 14 units the six strongest seconds
     assert "0.625" in text  # the last validation accuracy
     assert '<tr class="trained"><td>sounds</td><td>trained</td><td class="number">1.000</td>' in text
     assert '<tr class="spectrogram"><td>sounds</td><td>spectrogram</td><td class="number">0.750</td>' in text
@@ -53,6 +57,20 @@ def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):
     assert page.count("<img ") == 1
     assert "&lt;run&gt;" in page
     assert "<run>" not in page
+
+
+def test_a_results_card_is_a_table_of_the_page(tmp_path: Path):
+    shown = Card(
+        "vqa", "VQA v2", "val", {"accuracy": Score(0.7, 0.69, 0.71, 0.7055)}, "runs/a", counts={"items": 12_345}
+    )
+    write_card(shown, tmp_path / "card")
+    write_report(write_run(tmp_path / "run"), tmp_path / "report.html", results=[tmp_path / "card"])
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    cells = "".join(f'<td class="number">{cell}</td>' for cell in ("0.7000", "0.690-0.710", "0.7055"))
+    assert f"<td>accuracy</td>{cells}" in page
+    assert "VQA v2, val" in page
+    assert "items 12,345" in page
 
 
 def test_what_is_not_a_run_is_told(tmp_path: Path):

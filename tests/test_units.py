@@ -1,32 +1,33 @@
 """What units respond to, on maps and shards whose truth is known."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from comodal.analysis.units import (
-    Unit,
-    draw_image_units,
-    draw_sound_units,
-    heat_maps,
-    rank_units,
-    read_moments,
-    strongest,
-)
+from comodal.analysis.layers import POOL4, picture_side, sound_side, strongest
+from comodal.analysis.unit_report import SHOWN, gallery, image_cells, sound_cells, unit_parts
+from comodal.analysis.units import Moments, Unit, heat_maps, rank_units, read_moments
 from comodal.errors import DataError
-from comodal.models.l3net import Config, L3Net
+from comodal.models.l3net import Config, L3Net, small
 from small_world import write_world
 
 
-def test_the_strongest_value_anywhere_in_the_map_counts():
-    maps = torch.zeros(20, 3, 4, 5)
-    maps[7, 1, 3, 2] = 9.0
-    maps[:, 2] = -1.0
-    found = strongest(lambda rows: rows, maps)
-    assert found.shape == (20, 3)
-    assert found[7].tolist() == [0.0, 9.0, -1.0]
+def test_the_last_layer_s_largest_values_are_the_features_that_the_verdict_rests_on():
+    torch.manual_seed(0)
+    model = L3Net(Config(width=1, image_size=24)).eval()
+    image, sound = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8), 0.1 * torch.randn(3, 48_000)
+    with torch.inference_mode():
+        output = model(image, sound)
+    seen, heard = strongest(picture_side(model), image), strongest(sound_side(model), sound)
+    assert list(seen) == list(heard) == [f"conv{block}_{layer}" for block in range(1, 5) for layer in (1, 2)]
+    assert np.allclose(seen[POOL4], output.image.numpy(), atol=1e-6)
+    assert np.allclose(heard[POOL4], output.sound.numpy(), atol=1e-6)
 
 
 def test_a_choosy_unit_comes_before_one_that_fires_for_all_and_dead_ones_last():
@@ -66,9 +67,35 @@ def test_a_wrong_sample_rate_is_told(tmp_path: Path):
         read_moments(folder, L3Net(Config(width=1, image_size=24)), 2)
 
 
-def test_figures_show_a_row_for_each_unit(tmp_path: Path):
+def test_moments_have_labels_only_if_all_clips_have(tmp_path: Path):
     model = L3Net(Config(width=1, image_size=24)).eval()
+    assert read_moments(write_world(tmp_path / "w", 2), model, 2).labels == ()
+
+
+def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Path):
+    model = L3Net(small(1, 24)).eval()
     moments = read_moments(write_world(tmp_path / "w", 4), model, 4)
-    for figure in (draw_image_units(model, moments, 2, 3), draw_sound_units(model, moments, 2, 3)):
-        assert len(figure.axes) == 6
-        figure.canvas.draw()
+    seen = gallery(picture_side(model), moments.image, image_cells(moments))
+    heard = gallery(sound_side(model), moments.sound, sound_cells(model, moments))
+    rows = 8 + 4 + 2  # pool4 has 8 units of a network of width 1, conv3_2 four, conv2_2 two; four moments each
+    for page in (seen, heard):
+        assert page.count('<div class="row">') == rows
+        assert page.count("<img ") == 4 * rows
+    assert "<audio" not in seen
+    played = re.findall(r'src="data:audio/mpeg;base64,([^"]+)"', heard)
+    assert len(played) == 4 * rows
+    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(played[0])))
+    first = rank_units(strongest(sound_side(model), moments.sound)[POOL4], 1, SHOWN)[0].moments[0]
+    spectra = [np.abs(np.fft.rfft(wave[:44_000])) for wave in (sound, moments.sound[int(first)].numpy())]
+    assert rate == 48_000
+    assert abs(int(spectra[0].argmax()) - int(spectra[1].argmax())) <= 2  # the same tone
+
+
+def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
+    model = L3Net(small(1, 24)).eval()
+    moments = read_moments(write_world(tmp_path / "w", 4), model, 4)
+    assert len(unit_parts(model, moments)) == 2
+    labelled = Moments(moments.image, moments.sound, moments.names, ("high", "low", "high", "low"))
+    study = unit_parts(model, labelled)[2]
+    assert study.count("<tr ") == 16
+    assert "the 2 classes of 4 held-out moments" in study

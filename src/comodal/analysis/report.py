@@ -7,12 +7,16 @@ from comodal.analysis.caption_report import caption_parts
 from comodal.analysis.curves import draw_curves
 from comodal.analysis.describe import read_json, read_lines
 from comodal.analysis.page import embedded, header, picture, section, settings, write_page
-from comodal.analysis.units import draw_image_units, draw_sound_units, read_moments
+from comodal.analysis.pointing import read_scenes
+from comodal.analysis.source_report import source_parts
+from comodal.analysis.unit_report import unit_parts
+from comodal.analysis.units import read_moments
 from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import L3Net
 from comodal.models.vilbert import ViLBERT
+from comodal.tasks.card import CARD, interval, number, read_card
 
 
 def write_report(
@@ -24,28 +28,34 @@ def write_report(
     images: Path | None = None,
     pairs: int = 64,
     seed: int = 1,
+    truth: Path | None = None,
+    moments: int = 400,
 ) -> None:
-    """Writes one HTML page about a run: curves, scores beside baselines, and what the model makes of held-out pairs.
+    """Writes one HTML page about a run: curves, scores, verdicts on held-out pairs, what single units see and hear
+    (with sounds to play), whether they go with classes, and where in the picture the sound is.
 
     Args:
         run: the run's folder.
         out: the page to write.
         data: what it was trained on (or other): shards, of which pairs and activations of units are shown;
             or a region store.
-        results: folders that `evaluate ... --out` wrote.
+        results: folders that `evaluate ... --out` wrote, with results cards or without.
         captions: of a ViLBERT's region store, for its attention between words and regions.
         images: the folder of their images.
         pairs: how many held-out pairs are judged.
-        seed: of the pairs.
+        seed: of the pairs, and of the untrained network that stands beside.
+        truth: where what sounds is, `worlds.jsonl` of a playground: the map of the sound's place is then scored.
+        moments: of how many clips, at most, units and places are studied.
 
     Raises:
         DataError: the run, its data or the results are not there, or do not belong together.
 
     Examples:
         comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
+        comodal report RUN report.html --data shards/ --truth playground/worlds.jsonl
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
     """
-    parts = run_parts(run, data, results, captions, images, pairs, seed)
+    parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments)
     write_page(out, f"{run.name}: what was learnt", parts)
 
 
@@ -57,13 +67,17 @@ def run_parts(
     images: Path | None = None,
     pairs: int = 64,
     seed: int = 1,
+    truth: Path | None = None,
+    moments: int = 400,
 ) -> list[str]:
     """The parts of a page about a run; the parameters are those of `write_report`."""
     if not (run / "metrics.jsonl").is_file():
         raise DataError(f"{run}: no run here (no metrics.jsonl)")
     model = load_model(run) if (run / "model").is_dir() else None
+    measured = [folder for folder in results or [] if (folder / "results.json").is_file() or not has_card(folder)]
+    cards = [card(folder) for folder in results or [] if folder not in measured]
     if isinstance(model, ViLBERT):
-        return [*caption_parts(run, model, data, captions, images, results or []), settings(run)]
+        return [*caption_parts(run, model, data, captions, images, measured), *cards, settings(run)]
     parts = [
         header(
             run,
@@ -73,14 +87,36 @@ def run_parts(
         ),
         curves(run),
     ]
-    if results:
-        parts += [scores(results), confusions(results)]
+    if measured:
+        parts += [scores(measured), confusions(measured)]
+    parts += cards
     if data is not None:
         if not isinstance(model, L3Net):
             raise DataError(f"{run}: no model that pairs and units could be shown of")
         split = validation_split(data)
-        parts += [verdicts(model, split, pairs, seed), activations(model, split)]
+        studied = read_moments(split, model, moments)
+        scenes = read_scenes(split, truth, model, moments) if truth is not None else []
+        parts += [verdicts(model, split, pairs, seed), *unit_parts(model, studied, seed)]
+        parts += source_parts(model, studied, scenes, seed)
     return [*parts, settings(run)]
+
+
+def has_card(folder: Path) -> bool:
+    return (folder / CARD).is_file()
+
+
+def card(folder: Path) -> str:
+    """A results card as a table."""
+    found = read_card(folder / CARD)
+    rows = "".join(
+        f'<tr><td>{html.escape(name)}</td><td class="number">{number(score["value"])}</td>'
+        f'<td class="number">{interval(score)}</td><td class="number">{number(score["paper"])}</td></tr>'
+        for name, score in found["scores"].items()
+    )
+    head = "<tr><th>score</th><th>value</th><th>95 %</th><th>paper</th></tr>"
+    counted = ", ".join(f"{name} {count:,}" for name, count in found["counts"].items())
+    text = f"Of {found['model']}. {counted}" + (f". Regions: {found['regions']}" if found["regions"] else "")
+    return section(f"{found['title']}, {found['split']}", text, f"<table>{head}{rows}</table>")
 
 
 def validation_split(data: Path) -> Path:
@@ -133,13 +169,3 @@ def verdicts(model: L3Net, split: Path, pairs: int, seed: int) -> str:
     )
     body = picture(draw_pairs(model, found), "pairs with verdicts") + picture(draw_histogram(found), "P(together)")
     return section("Do they belong together?", text, body)
-
-
-def activations(model: L3Net, split: Path, count: int = 200) -> str:
-    """What single units of the last convolution respond to."""
-    moments = read_moments(split, model, count)
-    text = (
-        f"The units of conv4_2 that stand out most, each with its strongest of {len(moments.names)} held-out moments."
-    )
-    body = picture(draw_image_units(model, moments), "strongest pictures of units, lit where the unit fires")
-    return section("What single units see and hear", text, body + picture(draw_sound_units(model, moments), "sounds"))
