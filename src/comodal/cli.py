@@ -27,6 +27,10 @@ COMMANDS = {
     "prepare videos": ("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
     "prepare pairs": ("comodal.data.pair_folders:prepare_pairs", "pictures and sounds in class folders -> shards"),
     "prepare regions": ("comodal.serve.prepare_regions:prepare_regions", "features or images -> a region store"),
+    "prepare boxes": (
+        "comodal.tasks.grounding_files:prepare_boxes",
+        "COCO's objects or detections -> boxes for regions",
+    ),
     "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
@@ -35,6 +39,7 @@ COMMANDS = {
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "linear probe on class folders of sounds"),
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
     "evaluate vqa": ("comodal.tasks.vqa:evaluate_vqa", "VQA v2: answers, the official accuracy, a submission"),
+    "evaluate grounding": ("comodal.tasks.grounding:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg: what is meant"),
     "evaluate nlvr2": ("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two pictures"),
     "evaluate entailment": (
         "comodal.tasks.entailment:evaluate_entailment",

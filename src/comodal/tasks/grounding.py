@@ -1,0 +1,258 @@
+"""Referring expressions: which region does a sentence mean? (ViLBERT, section 3.3: RefCOCO+; RefCOCO, RefCOCOg.)
+
+Each region gets a score from its own last state, by one linear layer, and learns to tell how much it overlaps the
+object: its IoU where that is a half or more, else 0; batches of 256, 4e-5, 20 epochs. An answer is right where the best
+region, the whole image among them, overlaps the object by more than a half.
+
+Accuracies are only comparable between equal boxes: the paper chooses among MAttNet's detections, the original's later
+code among a detector's 100, which hold a right one more often. Where the boxes come from is part of every result, and
+so is how often any of them is right.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+from rich.console import Console
+
+from comodal.data.regions import RegionStore
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.media.text import Words
+from comodal.models.heads import Head
+from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.examples import Example, Fixed, single
+from comodal.tasks.fine_tuning import (
+    Precision,
+    Setup,
+    Start,
+    answer,
+    fingerprint_of,
+    fitting_regions,
+    new_run,
+    read_asked,
+    read_parts,
+)
+from comodal.tasks.grounding_files import Expression, overlap, read_expressions
+from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.metrics import bootstrap_interval
+from comodal.train.run import Run
+
+HEAD = Head("regions", "regions", 1)
+MAX_WORDS = 20
+MAX_REGIONS = 100
+RIGHT = 0.5  # IoU
+NOT_THERE = "image is not in the store"
+Without = Literal["nothing", "text"]
+Split = Literal["train", "val", "test", "testA", "testB"]
+# ViLBERT, table 1 (MAttNet's detections), by split and its number of expressions in RefCOCO+
+PAPER = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
+
+
+def recipe(
+    model: Path,
+    references: Path,
+    instances: Path,
+    regions: Path,
+    start: Start = "pretrained",
+    blank: Without = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to find the region that an expression means.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
+        instances: The instances.json beside it.
+        regions: The region store of the images; its boxes are what is chosen from.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text: the control that shows how far places and looks alone lead.
+        epochs: How often every expression is seen.
+        batch_size: Expressions in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of an expression.
+        max_regions: Regions of an image.
+        workers: Processes that read data.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+    every = read_expressions(references, instances)
+    found = {
+        split: Fixed(examples_of(every, split, references, parts.store, parts.words, max_words, max_regions).examples)
+        for split in ("train", "val")
+    }
+    return new_run(
+        parts,
+        setup,
+        HEAD,
+        fitting_regions,
+        found["train"],
+        found["val"] if len(found["val"]) else None,
+        fingerprint_of(setup, parts.store, [references, instances]),
+        {},
+    )
+
+
+class Gathered(NamedTuple):
+    """Examples, what was left out by reason, and how well each region of each fits."""
+
+    examples: list[Example]
+    left_out: Counter[str]
+    overlaps: dict[str, Float32[np.ndarray, "rows"]]
+
+
+def examples_of(
+    every: Sequence[Expression],
+    split: str,
+    references: Path,
+    store: RegionStore,
+    words: Words,
+    max_words: int,
+    max_regions: int,
+) -> Gathered:
+    """The expressions of a split whose image is in the store; row 0 is the whole image.
+
+    Raises:
+        DataError: The file has no such split, or none of its images is in the store.
+    """
+    chosen = [expression for expression in every if expression.split == split]
+    there = Counter(expression.split for expression in every)
+    if not chosen and split != "val":
+        raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
+    rows, gathered = ImageRows(store), Gathered([], Counter(), {})
+    for expression in chosen:
+        row = rows.find(str(expression.image))
+        if row is None:
+            gathered.left_out[NOT_THERE] += 1
+            continue
+        inside, key = store.regions(row), str(expression.sentence)
+        whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
+        overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
+        gathered.overlaps[key] = overlaps
+        target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
+        gathered.examples.append(Example(key, (single(words, expression.text, max_words),), (row,), target))
+    rows.check(references, len(gathered.examples) or len(chosen) == 0)
+    return gathered
+
+
+def evaluate_grounding(
+    model: Path,
+    references: Path,
+    instances: Path,
+    regions: Path,
+    split: Split = "val",
+    blank: Without = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    precision: Precision = "fp32",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Finds the region that each expression means, and counts how often it is the right one.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train grounding`.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
+        instances: The instances.json beside it.
+        regions: The region store of the images; its boxes are what is chosen from.
+        split: Of the references: val, testA and testB, or val and test in RefCOCOg.
+        blank: Leave out the text.
+        max_words: Word pieces of an expression.
+        max_regions: Regions of an image.
+        precision: bf16 is faster.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+
+    Returns:
+        grounding.accuracy with its interval, grounding.oracle (any of the boxes is right) and grounding.chance (one of
+        them by chance).
+
+    Raises:
+        DataError: A file is missing or damaged, has no such split, or no image is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
+    """
+    asked = read_asked(model, regions, blank, max_regions, precision)
+    asked.model.config.head(HEAD.name)
+    every = read_expressions(references, instances)
+    found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
+    if not found.examples:
+        raise DataError(f"{references}: there is no expression in the split {split!r}")
+    rows = {expression.sentence: expression for expression in every}
+    predictions = []
+    for one in answer(asked, HEAD.name, found.examples):
+        overlaps = found.overlaps[one.example.key]
+        best = int(one.scores[: len(overlaps)].argmax())
+        told = predicted(asked.store, one.example.rows[0], best, float(overlaps[best]))
+        predictions.append(told | named(rows[int(one.example.key)]))
+    numbers = score(np.array([entry["iou"] for entry in predictions]), found)
+    source = str(asked.store.about["made_from"])
+    skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items())
+    console = Console()
+    console.print(f"{references.name}, {split}: {len(predictions):,} expressions{skipped}; boxes: {source}")
+    for name, value in numbers.items():
+        console.print(f"{name:<36} {value:.4f}")
+    if out is not None:
+        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+        counts = {"items": len(predictions), **found.left_out}
+        files = {"references": references, "instances": instances}
+        write_card(card_of(numbers, model, split, files, source, blank, counts), out)
+    return numbers
+
+
+def predicted(store: RegionStore, row: int, best: int, iou: float) -> dict[str, object]:
+    """The box of an answer, left, top, width and height as COCO has them; row 0 is the whole image."""
+    inside = store.regions(row)
+    corners = inside.boxes[best - 1].tolist() if best else [0.0, 0.0, float(inside.width), float(inside.height)]
+    left, top, right, bottom = corners
+    return {"box": [left, top, right - left, bottom - top], "iou": iou}
+
+
+def named(expression: Expression) -> dict[str, object]:
+    """Which expression an answer is for."""
+    return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
+
+
+def score(ious: np.ndarray, found: Gathered) -> dict[str, float]:
+    """The share of the expressions whose answer is right, beside what the boxes allow."""
+    low, high = bootstrap_interval(ious > RIGHT, np.random.default_rng(0))
+    right = [overlaps > RIGHT for overlaps in found.overlaps.values()]
+    return {
+        "grounding.accuracy": float((ious > RIGHT).mean()),
+        "grounding.accuracy.low": low,
+        "grounding.accuracy.high": high,
+        "grounding.oracle": float(np.mean([any_right.any() for any_right in right])),
+        "grounding.chance": float(np.mean([any_right.mean() for any_right in right])),
+    }
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str, blank: str,
+    counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
+    plus = "refcoco+" in str(files["references"]).lower()
+    paper = PAPER.get((split, counts["items"])) if plus else None
+    low, high = numbers["grounding.accuracy.low"], numbers["grounding.accuracy.high"]
+    scores = {
+        "accuracy": Score(numbers["grounding.accuracy"], low, high, paper),
+        "any box is right": Score(numbers["grounding.oracle"]),
+        "a box by chance": Score(numbers["grounding.chance"]),
+    }
+    title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
+    return Card("grounding", title, split, scores, str(model), counts, files, source, {}, {"blank": blank})
