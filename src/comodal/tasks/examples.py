@@ -36,6 +36,20 @@ def single(words: Words, text: str, most: int) -> Text:
     return Text(pieces, [0] * len(pieces))
 
 
+def joined(words: Words, firsts: Sequence[str], second: str, most: int) -> Text:
+    """[CLS] first [SEP] ... [SEP] second [SEP]; where it is too long, the longer of what stands before and after the
+    last inner [SEP] loses its end, piece by piece."""
+    endless = 1 << 30
+    before: list[int] = []
+    for first in firsts:
+        before += [words.end] * bool(before) + words.encode(first, endless)[1:-1]
+    after = words.encode(second, endless)[1:-1]
+    while len(before) + len(after) > most - 3:
+        (before if len(before) > len(after) else after).pop()
+    pieces = [words.start, *before, words.end, *after, words.end]
+    return Text(pieces, [0] * (len(before) + 2) + [1] * (len(after) + 1))
+
+
 class Example(NamedTuple):
     """One question of a task.
 

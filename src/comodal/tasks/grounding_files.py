@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.tasks.vcr_files import as_boxes
 from comodal.tasks.vqa_files import read_json, read_plain_pickle
 
 REFERENCE = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
@@ -90,7 +91,8 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
     """Writes boxes of images as `comodal prepare regions --from boxes` reads them.
 
     Args:
-        source: An instances.json (COCO, RefCOCO), all of whose objects are taken, or MAttNet's JSON of detections.
+        source: An instances.json (COCO, RefCOCO), all of whose objects are taken; MAttNet's JSON of detections; VCR's
+            folder of pictures with their metadata.
         out: The file of JSON Lines to write.
         instances: For MAttNet's detections: the instances.json that names the images.
 
@@ -101,9 +103,12 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         DataError: A file cannot be read, or is something else.
 
     Examples:
+        comodal prepare boxes vcr1images/ boxes.jsonl
         comodal prepare boxes refcoco+/instances.json boxes.jsonl
         comodal prepare boxes res101_coco_minus_refer_notime_dets.json boxes.jsonl --instances refcoco+/instances.json
     """
+    if source.is_dir():
+        return as_boxes(source, out)
     content = read_json(source)
     detections = isinstance(content, list)
     if detections and instances is None:

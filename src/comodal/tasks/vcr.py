@@ -1,0 +1,249 @@
+"""VCR: which of four answers is right, and which of four rationales says why (ViLBERT, section 3.3).
+
+Each choice is a text of its own beside the picture: [CLS] question [SEP] answer [SEP], and for the rationale
+[CLS] question [SEP] right answer [SEP] rationale [SEP]; a linear layer scores it and a softmax chooses among the four.
+Both are learnt by one network; batches of 64, 2e-5, 20 epochs. Q -> AR counts a question where both are right, the
+rationale being chosen after the right answer, as everywhere.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from comodal.files import write_whole
+from comodal.media.text import Words
+from comodal.models.heads import Head
+from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.examples import Blank, Example, Fixed, joined
+from comodal.tasks.fine_tuning import (
+    Precision,
+    Setup,
+    Start,
+    answer,
+    fingerprint_of,
+    new_run,
+    one_of_the_texts,
+    read_asked,
+    read_parts,
+)
+from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.vcr_files import CHOICES, Riddle, read_riddles, write_submission
+from comodal.train.run import Run
+
+HEAD = Head("score", "linear", 1)
+ANSWER_WORDS, RATIONALE_WORDS = 60, 80
+NOT_THERE = "image is not in the store"
+OFFICIAL_VALIDATION = 26_534
+PAPER = {"q_to_a": 0.7242, "qa_to_r": 0.7447, "q_to_ar": 0.5404}  # ViLBERT, table 1, val
+Parts = Literal["both", "answers", "rationales"]
+
+
+def recipe(
+    model: Path,
+    data: Path,
+    regions: Path,
+    validation: Path | None = None,
+    learn: Parts = "both",
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 64,
+    learning_rate: float = 2e-5,
+    answer_words: int = ANSWER_WORDS,
+    rationale_words: int = RATIONALE_WORDS,
+    max_regions: int = 100,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to choose answers and rationales.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        data: The official train.jsonl.
+        regions: The region store of the pictures, best of the boxes that their metadata holds.
+        validation: The official val.jsonl.
+        learn: Answers and rationales with one network, as the original's --tasks 1-2, or one of them.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every question is seen.
+        batch_size: Questions in a step, over all processes; each has four texts.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        answer_words: Word pieces of a question with an answer.
+        rationale_words: Word pieces with a rationale.
+        max_regions: Regions of a picture.
+        workers: Processes that read data.
+        seed: Of the head, the order and people's names.
+
+    Examples:
+        comodal prepare boxes vcr1images/ boxes.jsonl
+        comodal train vcr --model RUN --data train.jsonl --validation val.jsonl --regions vcr/ --out runs/vcr
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts, lengths = read_parts(setup), (answer_words, rationale_words)
+    rows, console = ImageRows(parts.store), Console(stderr=True)
+
+    def source(path: Path) -> Fixed:
+        riddles, left_out = known(read_riddles(path, seed), rows)
+        rows.check(path, len(riddles))
+        examples = labelled(riddles, rows, parts.words, lengths, learn)
+        skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
+        console.print(f"{path.name}: {len(riddles):,} questions{skipped}")
+        return Fixed(examples)
+
+    files = [data, *([validation] if validation else [])]
+    held_out = source(validation) if validation else None
+    fingerprint = fingerprint_of(setup, parts.store, files)
+    return new_run(parts, setup, HEAD, one_of_the_texts, source(data), held_out, fingerprint, {})
+
+
+def known(riddles: Sequence[Riddle], rows: ImageRows) -> tuple[list[Riddle], Counter[str]]:
+    """The questions whose picture is in the store, and how many others there are, by reason."""
+    found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
+    missing = len(riddles) - len(found)
+    return found, Counter({NOT_THERE: missing} if missing else {})
+
+
+def labelled(
+    riddles: Sequence[Riddle], rows: ImageRows, words: Words, lengths: tuple[int, int], learn: Parts
+) -> list[Example]:
+    """The choices that can be learnt: those whose label is known."""
+    examples = []
+    for riddle in riddles:
+        if riddle.answer is not None and learn != "rationales":
+            examples.append(of_answers(riddle, rows, words, lengths[0]))
+        if riddle.answer is not None and riddle.rationale is not None and learn != "answers":
+            examples.append(of_rationales(riddle, riddle.answer, rows, words, lengths[1]))
+    return examples
+
+
+def of_answers(riddle: Riddle, rows: ImageRows, words: Words, most: int) -> Example:
+    """Four answers to a question."""
+    texts = tuple(joined(words, [riddle.question], choice, most) for choice in riddle.answers)
+    return Example(f"{riddle.key} answer", texts, (row_of(riddle, rows),) * CHOICES, riddle.answer)
+
+
+def of_rationales(riddle: Riddle, after: int, rows: ImageRows, words: Words, most: int) -> Example:
+    """Four rationales after one of the answers; which is right is known after the right one alone."""
+    before = [riddle.question, riddle.answers[after]]
+    texts = tuple(joined(words, before, choice, most) for choice in riddle.rationales)
+    target = riddle.rationale if after == riddle.answer else None
+    return Example(f"{riddle.key} rationale {after}", texts, (row_of(riddle, rows),) * CHOICES, target)
+
+
+def row_of(riddle: Riddle, rows: ImageRows) -> int:
+    """The row of a picture that is known to be in the store."""
+    row = rows.find(riddle.image)
+    assert row is not None
+    return row
+
+
+def evaluate_vcr(
+    model: Path,
+    data: Path,
+    regions: Path,
+    blank: Blank = "nothing",
+    answer_words: int = ANSWER_WORDS,
+    rationale_words: int = RATIONALE_WORDS,
+    max_regions: int = 100,
+    precision: Precision = "fp32",
+    out: Path | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Chooses answers and rationales; where nobody knows the right ones, for the server.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vcr`.
+        data: The official val.jsonl or test.jsonl.
+        regions: The region store of the pictures.
+        blank: Leave out the text or the picture.
+        answer_words: Word pieces of a question with an answer.
+        rationale_words: Word pieces with a rationale.
+        max_regions: Regions of a picture.
+        precision: bf16 is faster.
+        out: Folder for results.json, submission.csv and the results card; nothing is written without it.
+        seed: Of people's names.
+
+    Returns:
+        vcr.q_to_a, vcr.qa_to_r and vcr.q_to_ar with their intervals; chance is 1/4, 1/4 and 1/16.
+
+    Raises:
+        DataError: A file is missing or damaged, or no picture is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
+        comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
+    """
+    asked = read_asked(model, regions, blank, max_regions, precision)
+    asked.model.config.head(HEAD.name)
+    rows, console = ImageRows(asked.store), Console()
+    riddles, left_out = known(read_riddles(data, seed), rows)
+    rows.check(data, len(riddles))
+    skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
+    console.print(f"{data.name}: {len(riddles):,} questions{skipped}")
+    is_test = any(riddle.answer is None or riddle.rationale is None for riddle in riddles)
+    examples = []
+    for riddle in riddles:
+        examples.append(of_answers(riddle, rows, asked.words, answer_words))
+        after = range(CHOICES) if is_test or riddle.answer is None else [riddle.answer]
+        examples += [of_rationales(riddle, choice, rows, asked.words, rationale_words) for choice in after]
+    scores = {one.example.key: one.scores for one in answer(asked, HEAD.name, examples)}
+    if is_test:
+        if out is not None:
+            write_submission(out / "submission.csv", [riddle.key for riddle in riddles], stacked(riddles, scores))
+        console.print("The right ones are not known: submission.csv is for the server, and there is no score.")
+        return {"vcr.items": float(len(riddles))}
+    numbers = score(riddles, scores)
+    for name, value in numbers.items():
+        console.print(f"{name:<28} {value:.4f}")
+    if out is not None:
+        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+        counts = {"items": len(riddles), **left_out}
+        write_card(card_of(numbers, model, data, str(asked.store.about["made_from"]), blank, counts, seed), out)
+    return numbers
+
+
+def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each question five rows of four: answers, and rationales after each answer."""
+    return {
+        riddle.key: np.stack(
+            [scores[f"{riddle.key} answer"], *(scores[f"{riddle.key} rationale {i}"] for i in range(CHOICES))]
+        )
+        for riddle in riddles
+    }
+
+
+def score(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The share of right answers, of right rationales after the right answer, and of both."""
+    answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
+    rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
+    numbers: dict[str, float] = {}
+    for name, right in (("q_to_a", answers), ("qa_to_r", rationales), ("q_to_ar", answers & rationales)):
+        low, high = bootstrap_interval(right, np.random.default_rng(0))
+        numbers |= {f"vcr.{name}": float(right.mean()), f"vcr.{name}.low": low, f"vcr.{name}.high": high}
+    return numbers
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, data: Path, regions: str, blank: Blank, counts: Mapping[str, int],
+    seed: int,
+) -> Card:  # fmt: skip
+    """The results card; the paper's numbers stand on it where file and count are the official ones."""
+    official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION
+    scores = {
+        title: Score(
+            numbers[f"vcr.{name}"],
+            numbers[f"vcr.{name}.low"],
+            numbers[f"vcr.{name}.high"],
+            PAPER[name] if official else None,
+        )
+        for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR"))
+    }
+    files, settings = {"questions": data}, {"blank": blank}
+    return Card("vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, settings)

@@ -1,0 +1,154 @@
+"""The files of VCR (Zellers et al., CVPR 2019): questions with four answers and four rationales, and a submission.
+
+{train,val,test}.jsonl      words, among them lists of numbers that stand for objects of the picture
+vcr1images/.../NAME.json    the objects' names and boxes, beside NAME.jpg
+
+An object is called by its class, and a person by a name that is drawn once for a question, as in the original; our
+names are our own. The original's later code cuts words into pieces twice, so that `skate ##board` becomes
+`skate # # board`; the first does not, and neither do we.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.tasks.statements import read_lines
+from comodal.tasks.vqa_files import read_json
+
+CHOICES = 4
+PEOPLE = (
+    "Alex", "Avery", "Blake", "Cameron", "Casey", "Charlie", "Dakota", "Drew", "Emerson", "Finley", "Harper", "Hayden",
+    "Jamie", "Jordan", "Kendall", "Logan", "Morgan", "Parker", "Peyton", "Quinn", "Reese", "Riley", "Robin", "Rowan",
+    "Sage", "Sam", "Skyler", "Taylor",
+)  # fmt: skip
+PERSON = "person"
+COLUMNS = [
+    "annot_id",
+    *(f"answer_{i}" for i in range(CHOICES)),
+    *(f"rationale_conditioned_on_a{i}_{j}" for i in range(CHOICES) for j in range(CHOICES)),
+]
+
+
+class Riddle(NamedTuple):
+    """A question with its choices, as text; labels are None in the test."""
+
+    key: str
+    image: str
+    question: str
+    answers: tuple[str, ...]
+    rationales: tuple[str, ...]
+    answer: int | None
+    rationale: int | None
+
+
+def read_riddles(path: Path, seed: int) -> list[Riddle]:
+    """The questions of train.jsonl, val.jsonl or test.jsonl.
+
+    Args:
+        path: The file.
+        seed: Of people's names.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not VCR's.
+    """
+    found = []
+    for number, entry in read_lines(path):
+        where = f"{path}, line {number}"
+        key, image, objects = (entry.get(name) for name in ("annot_id", "img_fn", "objects"))
+        if not (isinstance(key, str) and isinstance(image, str) and isinstance(objects, list)):
+            raise DataError(f"{where}: no 'annot_id', 'img_fn' or 'objects'; is it a file of VCR?")
+        names = names_of(objects, key, seed)
+        texts = {name: choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
+        labels = [label(where, entry, name) for name in ("answer_label", "rationale_label")]
+        question = told(where, entry.get("question"), names)
+        found.append(Riddle(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
+    if not found:
+        raise DataError(f"{path}: it has no question")
+    return found
+
+
+def names_of(objects: Sequence[str], key: str, seed: int) -> list[str]:
+    """What each object is called in one question; no two people have one name while there are enough."""
+    rng = np.random.default_rng([seed, *key.encode()])
+    people = iter([*rng.permutation(PEOPLE).tolist(), *(str(name) for name in rng.choice(PEOPLE, len(objects)))])
+    return [next(people) if kind == PERSON else kind for kind in objects]
+
+
+def told(where: str, words: Any, names: Sequence[str]) -> str:
+    """Words and objects as a sentence."""
+    if not isinstance(words, list):
+        raise DataError(f"{where}: {words!r} is not a list of words")
+    written: list[str] = []
+    for word in words:
+        if isinstance(word, str):
+            written.append(word)
+        elif isinstance(word, list) and all(isinstance(i, int) and 0 <= i < len(names) for i in word):
+            written += [names[i] for i in word]
+        else:
+            raise DataError(f"{where}: {word!r} is neither a word nor a list of the {len(names)} objects' numbers")
+    return " ".join(written)
+
+
+def choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Four sentences."""
+    sentences = entry.get(name)
+    if not isinstance(sentences, list) or len(sentences) != CHOICES:
+        raise DataError(f"{where}: {name!r} has not {CHOICES} choices")
+    return tuple(told(where, words, names) for words in sentences)
+
+
+def label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
+    """Which of the four is right, if that is said."""
+    value = entry.get(name)
+    if value is not None and value not in range(CHOICES):
+        raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {CHOICES - 1}")
+    return value
+
+
+def boxes_of_tree(folder: Path) -> list[tuple[str, list[list[float]]]]:
+    """The boxes of every picture of vcr1images/, for `comodal prepare boxes`."""
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        content = read_json(path)
+        boxes = content.get("boxes") if isinstance(content, dict) else None
+        if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) >= 4 for box in boxes):
+            raise DataError(f"{path}: no 'boxes' of left, top, right, bottom; is it VCR's metadata?")
+        image = path.with_suffix(".jpg").relative_to(folder).as_posix()
+        found.append((image, [[float(side) for side in box[:4]] for box in boxes]))
+    if not found:
+        raise DataError(f"{folder}: it holds no metadata (.json beside the pictures)")
+    return found
+
+
+def write_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
+    """The file that the server takes: for each question 4 probabilities of answers and 16 of rationales.
+
+    Args:
+        path: To write.
+        keys: The annotation ids, in the order of the rows.
+        scores: By annotation id, (5, 4): of answers, then of rationales after each answer.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for key in keys:
+        exponential = np.exp(scores[key] - scores[key].max(1, keepdims=True))
+        shares = exponential / exponential.sum(1, keepdims=True)
+        rows.writerow([key, *(f"{share:.6f}" for share in shares.ravel())])
+    write_whole(path, text.getvalue().encode())
+
+
+def as_boxes(folder: Path, out: Path) -> dict[str, int]:
+    """Writes the boxes of vcr1images/ as JSON Lines of image and boxes."""
+    found = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
+             for image, boxes in boxes_of_tree(folder)]  # fmt: skip
+    lines = [json.dumps({"image": image, "boxes": boxes}) for image, boxes in found if boxes]
+    write_whole(out, ("\n".join(lines) + "\n").encode())
+    return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in found)}
