@@ -1,5 +1,6 @@
 """Sentences about a world: what is there, what sounds, and which thing is where beside which."""
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,7 @@ SOUNDS = {
     "horn": ("blows", "is being blown"),
     "siren": ("wails", "is wailing"),
 }
-NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
+NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six"}
 NOISES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind": "wind"}
 
 
@@ -53,6 +54,32 @@ def scene_captions(world: World) -> list[str]:
     ]
 
 
+def crowd_captions(world: World) -> list[str]:
+    """Five true sentences about a picture in which kinds and colours recur: those of a scene, and two that count."""
+    rng = world.generator(Part.CAPTIONS)
+    by_kind = Counter(thing.kind for thing in world.things)
+    by_colour = Counter(thing.colour for thing in world.things)
+    kinds, colours = list(by_kind.items()), list(by_colour.items())
+    counted = [_counted(*kinds[int(i)]) for i in rng.permutation(len(kinds))]
+    coloured = [
+        _counted(f"{colour} thing", number)
+        for colour, number in (colours[int(i)] for i in rng.permutation(len(colours)))
+    ]
+    return [
+        *scene_captions(world),
+        f"{_joined(counted)}.".capitalize(),
+        f"{str(rng.choice(OPENINGS)).format(_joined(coloured))}.",
+    ]
+
+
+def _counted(name: str, number: int) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if number == 1 else f"{NUMBERS[number].lower()} {name}s"
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def describe(thing: Thing, rng: np.random.Generator) -> str:
     """An object in words, with its colour or its material or both."""
     words = [
@@ -72,9 +99,5 @@ def relation(first: Thing, second: Thing) -> str:
 
 
 def _list_of_things(world: World, rng: np.random.Generator) -> str:
-    names = []
-    for thing in world.things:
-        name = f"{thing.colour} {thing.material} {thing.kind}"
-        names.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
-    things = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return str(rng.choice(OPENINGS)).format(things) + "."
+    names = [_counted(f"{thing.colour} {thing.material} {thing.kind}", 1) for thing in world.things]
+    return str(rng.choice(OPENINGS)).format(_joined(names)) + "."

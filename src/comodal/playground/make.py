@@ -5,13 +5,15 @@ worlds.jsonl                    the truth about each video: objects, boxes, even
 sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
 images/{train,test}/KIND/       pictures of worlds that are in no video
 scenes/                         pictures with captions and boxes (see playground/scenes.py)
+
+and, where asked for, the task sets in other people's formats (see playground/task_sets.py and docs/playground.md).
 """
 
 import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.playground.options import Options
 from comodal.playground.picture import Painter, render_frame
 from comodal.playground.scenes import write_scene, write_scene_lists
 from comodal.playground.synthesis import render_sound
+from comodal.playground.task_sets import TASK_SETS, chosen, finish, missing
 from comodal.playground.truth import truth
 from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_video
@@ -31,22 +35,8 @@ from comodal.playground.write import json_lines, write_image, write_sound, write
 VIDEO_SAMPLE_RATE = 48_000
 SOUND_SAMPLE_RATE = 44_100  # of ESC-50
 FOLDS = 5
+LEAST_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
 ESC10_KINDS = KINDS[::2]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a playground is made from; two folders with equal options hold the same."""
-
-    videos: int
-    seconds: float
-    sounds: int
-    images: int
-    scenes: int
-    side: int
-    frames_per_second: float
-    sound_seconds: float
-    seed: int
 
 
 def make_playground(
@@ -60,12 +50,14 @@ def make_playground(
     side: int = 128,
     frames_per_second: float = 10.0,
     sound_seconds: float = 2.0,
+    tasks: Sequence[str] = (),
     seed: int = 0,
     workers: int = 2,
 ) -> None:
     """Make a world of short videos in which what is seen causes what is heard, with the truth about it.
 
-    A run that was killed goes on when started again; a finished folder is left as it is.
+    A run that was killed goes on when started again; a finished folder is left as it is, but for task sets that are
+    asked for and not there yet.
 
     Args:
         folder: where to write; made if it is not there.
@@ -73,10 +65,13 @@ def make_playground(
         seconds: length of each video.
         sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
         images: pictures in each of the splits train and test of the image folder.
-        scenes: pictures with captions and boxes; split as the videos are.
+        scenes: pictures with captions and boxes; split as the videos are. Also the pictures of each of the task sets
+            coco, flickr30k, vcr and nlvr2 (there in whole sets of eight).
         side: of the square pictures, in pixels (even).
         frames_per_second: rate of the videos.
-        sound_seconds: length of each clip of the ESC-50 folder.
+        sound_seconds: length of each clip of the ESC-50 folder and of the sound task sets.
+        tasks: sets to write in other people's formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
+            (retrieval, SNLI-VE), vcr, nlvr2, dcase2013, tau, urbansound8k; or all.
         seed: another seed is another world.
         workers: processes; the result does not depend on their number.
 
@@ -86,6 +81,7 @@ def make_playground(
     Examples:
         comodal playground world/
         comodal playground big/ --videos 5000 --seconds 10 --seed 1
+        comodal playground world/ --tasks coco,vcr
     """
     if side % 2:
         raise ValueError(f"H.264 needs an even side, got {side}")
@@ -93,20 +89,38 @@ def make_playground(
         raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
     if workers < 1:
         raise ValueError(f"there must be at least one worker, got {workers}")
+    sets = chosen(tasks)
+    if sets and scenes < LEAST_SCENES:
+        raise ValueError(f"task sets need {LEAST_SCENES} scenes or more, so that each split has some; got {scenes}")
     options = Options(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
     _claim(folder, options)
-    jobs = [
-        *(partial(_make_video, folder, options, index) for index in range(videos)),
-        *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
-        *(partial(_make_image, folder, options, index) for index in range(2 * images)),
-        *(partial(write_scene, folder / "scenes", seed, index, side) for index in range(scenes)),
-    ]
     if not (folder / "videos.jsonl").exists():
-        for partial_file in folder.rglob(".*.part"):
-            partial_file.unlink()
-        _run(jobs, workers)
+        _sweep(folder)
+        _run(_jobs(folder, options), workers, "playground")
         write_scene_lists(folder / "scenes", seed, scenes, side)
         _write_lists(folder, options)
+    for name in missing(folder, sets):
+        _sweep(folder / name)
+        _run(TASK_SETS[name].jobs(folder / name, options), workers, name)
+        finish(folder, options, name)
+
+
+def _jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+    return [
+        *(partial(_make_video, folder, options, index) for index in range(options.videos)),
+        *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
+        *(partial(_make_image, folder, options, index) for index in range(2 * options.images)),
+        *(
+            partial(write_scene, folder / "scenes", options.seed, index, options.side)
+            for index in range(options.scenes)
+        ),
+    ]
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed run left half written."""
+    for partial_file in folder.rglob(".*.part"):
+        partial_file.unlink()
 
 
 def _claim(folder: Path, options: Options) -> None:
@@ -125,14 +139,14 @@ def _claim(folder: Path, options: Options) -> None:
         write_whole(about, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _run(jobs: Sequence[Callable[[], None]], workers: int) -> None:
+def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
     """Do all jobs in a number of processes, with a progress bar."""
-    columns = (TextColumn("playground"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns) as progress,
         Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
     ):
-        task = progress.add_task("", total=len(jobs))
+        task = progress.add_task(name, total=len(jobs))
         for _ in parallel(delayed(job)() for job in jobs):
             progress.advance(task)
 

@@ -7,8 +7,9 @@ timbres on purpose: an average spectrum tells them apart badly, one second of li
 A world is a function of (seed, purpose, index) alone, so any number of workers makes the same ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from math import hypot
 
 import numpy as np
 
@@ -20,6 +21,13 @@ class Purpose(IntEnum):
     SOUND = 1
     IMAGE = 2
     SCENE = 3
+    COCO = 4
+    FLICKR30K = 5
+    VCR = 6
+    NLVR2 = 7
+    DCASE2013 = 8
+    TAU = 9
+    URBANSOUND8K = 10
 
 
 class Part(IntEnum):
@@ -30,6 +38,9 @@ class Part(IntEnum):
     SOUND = 2
     CAPTIONS = 3
     MOMENT = 4
+    QUESTIONS = 5
+    EXPRESSIONS = 6
+    STATEMENTS = 7
 
 
 KINDS = ("ball", "bell", "bird", "clock", "drum", "fan", "frog", "guitar", "horn", "siren")
@@ -55,6 +66,9 @@ MOTIONS = ("still", "sway", "drift", "circle")
 SMALL, LARGE = 0.28, 0.38  # half the extent of an object, in sides of the picture
 SCENE_SIZES = (0.11, 0.18)  # likewise, where several are to be told apart
 SCENE_COUNTS = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
+CROWD_SIZES = (0.10, 0.155)
+CROWD_COUNTS = {4: 0.35, 5: 0.4, 6: 0.25}
+CROWD_COLOURS, CROWD_MATERIALS = 3, 2  # so few in one picture that no single word tells its objects apart
 
 
 @dataclass(frozen=True)
@@ -156,6 +170,30 @@ def make_scene(seed: int, index: int) -> World:
     return World(seed, Purpose.SCENE, index, 0.0, things, background)
 
 
+def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
+    """A silent moment in which kinds, colours and materials recur: two or three objects of one kind, others beside.
+
+    All kinds, colours and materials are interchangeable, so a question about a crowd that names one of them says
+    nothing about the others.
+    """
+    rng = np.random.default_rng((seed, int(purpose), index, int(Part.SCENE)))
+    count = int(rng.choice(list(CROWD_COUNTS), p=list(CROWD_COUNTS.values())))
+    kinds = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
+    first, second = int(rng.integers(2, 4)), int(rng.integers(1, 3))
+    names = [str(name) for name in rng.permutation(([kinds[0]] * first + [kinds[1]] * second + kinds[2:])[:count])]
+    sizes = [float(size) for size in rng.uniform(*CROWD_SIZES, size=count)]
+    places = _spread(rng, sizes)
+    background = _background(rng)
+    colours = [colour for colour in COLOURS if colour not in background.colours]
+    palette = [str(name) for name in rng.choice(colours, CROWD_COLOURS, replace=False)]
+    materials = rng.choice(MATERIALS, CROWD_MATERIALS, replace=False)
+    things = tuple(
+        replace(_thing(rng, *item, palette, None), material=str(rng.choice(materials)))
+        for item in zip(names, sizes, places, strict=True)
+    )
+    return World(seed, purpose, index, 0.0, things, background)
+
+
 def _size(rng: np.random.Generator, kind: str) -> float:
     low, high = (SMALL, LARGE) if kind in KINDS else (0.09, 0.15)
     return float(rng.uniform(low, high))
@@ -175,6 +213,19 @@ def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, f
         if gap > best_gap:
             best, best_gap = draw, gap
     return best
+
+
+def _spread(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
+    """Centres inside the picture, one after the other, each the best of a few draws at keeping off those before it."""
+    places: list[tuple[float, float]] = []
+    for size in sizes:
+        draws = [(float(x), float(y)) for x, y in rng.uniform(size, 1 - size, (8, 2))]
+        gaps = [
+            min((hypot(x - a, y - b) - s for (a, b), s in zip(places, sizes, strict=False)), default=0.0)
+            for x, y in draws
+        ]
+        places.append(draws[gaps.index(max(gaps))])
+    return places
 
 
 def _thing(

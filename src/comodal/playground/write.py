@@ -55,16 +55,26 @@ def write_video(
         container.mux(voice.encode(None))
 
 
-def write_sound(path: Path, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
-    """A 16-bit wav file."""
+def write_sound(
+    path: Path, sound: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
+) -> None:
+    """A wav file, of 16 bits unless another of soundfile's subtypes is asked for."""
     with whole(path) as partial:
-        soundfile.write(partial, sound, sample_rate, subtype="PCM_16", format="WAV")
+        soundfile.write(partial, sound, sample_rate, subtype=subtype, format="WAV")
 
 
 def write_image(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """A JPEG file."""
+    """A PNG file where the name says so, else JPEG."""
     with whole(path) as partial:
-        Image.fromarray(pixels).save(partial, format="JPEG", quality=90)
+        if path.suffix == ".png":
+            Image.fromarray(pixels).save(partial, format="PNG")
+        else:
+            Image.fromarray(pixels).save(partial, format="JPEG", quality=90)
+
+
+def json_text(value: Any) -> bytes:
+    """One JSON document on one line, as the official files are."""
+    return (json.dumps(value) + "\n").encode()
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
