@@ -50,6 +50,7 @@ COMMANDS = {
     "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "match": ("comodal.serve.match:match", "a picture or a video and a sound -> do they belong together, when, where"),
+    "convert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),

@@ -118,8 +118,38 @@ def heads_in(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
         last = f"{TASKS[head.name]}.3.weight" if head.hidden else f"{TASKS[head.name]}.weight"
         if last in state:
             outputs, inputs = state[last].shape
-            found.append(replace(head, outputs=outputs, hidden=inputs if head.hidden else 0))
+            plain = head.hidden and f"{TASKS[head.name]}.2.weight" not in state
+            sized = replace(head, outputs=outputs, hidden=inputs if head.hidden else 0)
+            found.append(replace(sized, activation="relu") if plain else sized)
     return tuple(found)
+
+
+FIRST_CODES_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalised
+MMF_HEAD = {  # a head of two layers under MMF's names
+    "classifier.0.dense": "vil_prediction.logit_fc.0",
+    "classifier.0.LayerNorm": "vil_prediction.logit_fc.2",
+    "classifier.1": "vil_prediction.logit_fc.3",
+}
+
+
+def as_later_code(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of vilbert_beta or MMF under the names of vilbert-multi-task.
+
+    vilbert_beta normalises the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
+    """
+    named = dict(state)
+    for theirs in list(named):
+        module, _, leaf = theirs.rpartition(".")
+        if module in MMF_HEAD:
+            named[f"{MMF_HEAD[module]}.{leaf}"] = named.pop(theirs)
+        elif module.startswith(FIRST_CODES_HEAD):
+            later = module.replace(FIRST_CODES_HEAD, TASKS["vqa"])
+            if leaf == "weight_v":
+                direction = named.pop(theirs)
+                named[f"{later}.weight"] = direction * (named[f"{module}.weight_g"] / direction.norm())
+            elif leaf == "bias":
+                named[f"{later}.bias"] = named.pop(theirs)
+    return {name: tensor for name, tensor in named.items() if not name.startswith(FIRST_CODES_HEAD)}
 
 
 def fill_from_original(
@@ -272,3 +302,18 @@ def read_original_config(path: Path) -> OriginalConfig:
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return OriginalConfig(config, without(values, needed | ELSEWHERE))
+
+
+def to_original_config(config: Config) -> dict[str, object]:
+    """A configuration as a JSON file of the original has it.
+
+    Raises:
+        ValueError: The original has no such model.
+    """
+    if config.region_tokens or config.first_position or config.task_tokens not in (0, TASK_TOKENS):
+        raise ValueError("the original has no visual tokens as input, no RoBERTa positions, and 20 task tokens or none")
+    values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in WHOLE.items()}
+    values |= {theirs: getattr(config.text, ours) for ours, theirs in STREAM.items()}
+    values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in STREAM.items()}
+    values |= {key: [pair[side] for pair in config.schedule] for side, key in enumerate(SCHEDULE)}
+    return values | {TASK_KEY: config.task_tokens > 0}
