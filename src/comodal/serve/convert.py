@@ -54,7 +54,7 @@ def convert(
             as safetensors; or a run or model folder of ours, which is turned back.
         out: The folder to write: a model for all commands, or pytorch_model.safetensors and config.json as the original
             loads them.
-        original_config: The original's JSON configuration that belongs to the weights (bert_base_6layer_6conect.json, ...).
+        original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
         words: The BERT vocabulary that belongs to them (vocab.txt or a BERT's folder), so that the model can read.
         answers: What the numbers of the answer head mean: trainval_label2ans.pkl, or the same as JSON.
 
