@@ -26,7 +26,7 @@ from comodal.tasks.grounding_files import read_expressions
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.vqa_files import read_questions
 
-SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "sounds": 50, "scenes": 80, "side": 64, "sound_seconds": 1.0}
+SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "sounds": 0, "scenes": 80, "side": 64, "sound_seconds": 1.0}
 PICTURES = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
 
 
@@ -287,7 +287,7 @@ def test_urbansound8k_has_ten_folds_of_all_sorts_of_files(world: Path):
 
 
 def test_another_process_with_one_worker_writes_the_same_bytes_and_only_what_is_asked_for(world: Path, tmp_path: Path):
-    make_playground(tmp_path / "other", tasks=["coco", "vcr"], workers=1, **{**SMALL, "sounds": 0})
+    make_playground(tmp_path / "other", tasks=["coco", "vcr"], workers=1, **SMALL)
     assert not (tmp_path / "other/nlvr2").exists()
     for name in ("coco", "vcr"):
         assert digests(tmp_path / "other" / name) == digests(world / name)
