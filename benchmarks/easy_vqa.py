@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
     parser.add_argument("--data", type=Path, help="the package's folder data/; by default that of the package")
     parser.add_argument("--grid", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--epochs", type=float, default=8.0)
     options = parser.parse_args()
     data = options.data or package_data()
     files = {split: write_official(data / split / "questions.json", options.out, split) for split in ("train", "test")}

@@ -80,6 +80,21 @@ def write_card(card: Card, out: Path) -> None:
     write_whole(out / PAGE, as_markdown(described).encode())
 
 
+def tell(numbers: Mapping[str, float], card: Card, out: Path | None) -> None:
+    """Prints the numbers of an evaluation; with `out`, writes them as results.json, and the card."""
+    console = Console()
+    for name, value in numbers.items():
+        console.print(f"{name:<36} {value:.4f}")
+    if out is not None:
+        write_whole(out / "results.json", (json.dumps(dict(numbers), indent=2) + "\n").encode())
+        write_card(card, out)
+
+
+def reasons(left_out: Mapping[str, int]) -> str:
+    """What was not scored, for the end of a line."""
+    return "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
+
+
 def describe(card: Card) -> dict[str, Any]:
     """A card as JSON values, with the hashes of its files and the versions of the libraries."""
     described = asdict(card) | {"kind": "card"}

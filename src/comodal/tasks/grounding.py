@@ -24,7 +24,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.card import Card, Score, reasons, tell
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -201,17 +201,13 @@ def evaluate_grounding(
         predictions.append(told | named(rows[int(one.example.key)]))
     numbers = score(np.array([entry["iou"] for entry in predictions]), found)
     source = str(asked.store.about["made_from"])
-    skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in found.left_out.items())
-    console = Console()
-    console.print(f"{references.name}, {split}: {len(predictions):,} expressions{skipped}; boxes: {source}")
-    for name, value in numbers.items():
-        console.print(f"{name:<36} {value:.4f}")
+    Console().print(
+        f"{references.name}, {split}: {len(predictions):,} expressions{reasons(found.left_out)}; boxes: {source}"
+    )
     if out is not None:
         write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
-        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        counts = {"items": len(predictions), **found.left_out}
-        files = {"references": references, "instances": instances}
-        write_card(card_of(numbers, model, split, files, source, blank, counts), out)
+    files, counts = {"references": references, "instances": instances}, {"items": len(predictions), **found.left_out}
+    tell(numbers, card_of(numbers, model, split, files, source, blank, counts), out)
     return numbers
 
 

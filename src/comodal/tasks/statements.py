@@ -17,7 +17,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.card import Card, Score, reasons, tell
 from comodal.tasks.examples import Blank, Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -176,19 +176,14 @@ def evaluate_statements(
     if out is not None:
         write_predictions(out / "predictions.csv", task, [one.example.key for one in answered], predicted)
     console, known = Console(), [one.example.target is not None for one in answered]
-    skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-    console.print(f"{task.title}, {data.name}: {len(examples):,} statements{skipped}")
+    console.print(f"{task.title}, {data.name}: {len(examples):,} statements{reasons(left_out)}")
     if not all(known):
         console.print(f"{data} has no labels: there is no score, and predictions.csv is the answer")
         return {f"{task.name}.items": float(len(examples))}
     truth = np.array([one.example.target for one in answered])
     numbers = numbers_of(task, predicted, truth)
-    for name, value in numbers.items():
-        console.print(f"{name:<36} {value:.4f}")
-    if out is not None:
-        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        counts = {"items": len(examples), **left_out}
-        write_card(card_of(task, numbers, model, data, str(asked.store.about["made_from"]), blank, counts), out)
+    counts = {"items": len(examples), **left_out}
+    tell(numbers, card_of(task, numbers, model, data, str(asked.store.about["made_from"]), blank, counts), out)
     return numbers
 
 

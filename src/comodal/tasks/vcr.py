@@ -6,7 +6,6 @@ Both are learnt by one network; batches of 64, 2e-5, 20 epochs. Q -> AR counts a
 rationale being chosen after the right answer, as everywhere.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.card import Card, Score, reasons, tell
 from comodal.tasks.examples import Blank, Example, Fixed, joined
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -92,8 +90,7 @@ def recipe(
         riddles, left_out = known(read_riddles(path, seed), rows)
         rows.check(path, len(riddles))
         examples = labelled(riddles, rows, parts.words, lengths, learn)
-        skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-        console.print(f"{path.name}: {len(riddles):,} questions{skipped}")
+        console.print(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}")
         return Fixed(examples)
 
     files = [data, *([validation] if validation else [])]
@@ -185,8 +182,7 @@ def evaluate_vcr(
     rows, console = ImageRows(asked.store), Console()
     riddles, left_out = known(read_riddles(data, seed), rows)
     rows.check(data, len(riddles))
-    skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-    console.print(f"{data.name}: {len(riddles):,} questions{skipped}")
+    console.print(f"{data.name}: {len(riddles):,} questions{reasons(left_out)}")
     is_test = any(riddle.answer is None or riddle.rationale is None for riddle in riddles)
     examples = []
     for riddle in riddles:
@@ -200,12 +196,8 @@ def evaluate_vcr(
         console.print("The right ones are not known: submission.csv is for the server, and there is no score.")
         return {"vcr.items": float(len(riddles))}
     numbers = score(riddles, scores)
-    for name, value in numbers.items():
-        console.print(f"{name:<28} {value:.4f}")
-    if out is not None:
-        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        counts = {"items": len(riddles), **left_out}
-        write_card(card_of(numbers, model, data, str(asked.store.about["made_from"]), blank, counts, seed), out)
+    counts = {"items": len(riddles), **left_out}
+    tell(numbers, card_of(numbers, model, data, str(asked.store.about["made_from"]), blank, counts, seed), out)
     return numbers
 
 

@@ -15,11 +15,10 @@ import numpy as np
 from rich.console import Console
 
 from comodal.errors import CheckpointError, DataError
-from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.card import Card, Score, reasons, tell
 from comodal.tasks.examples import Blank, Example, Text, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -113,8 +112,7 @@ def recipe(
     def source(some: Sequence[Question]) -> Scored:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
         rows.check(questions[0], len(found))
-        skipped = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-        console.print(f"{len(found):,} questions, {len(vocabulary):,} answers{skipped}")
+        console.print(f"{len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}")
         return found
 
     files = [*questions, *annotations, *(path for path in (validation_questions, answers) if path)]
@@ -234,19 +232,13 @@ def evaluate_vqa(
         given.setdefault(question.number, "")  # the server wants an answer to every question
     if out is not None:
         write_results(out / "submission.json", given)
-    skipped = "".join(f"; {count:,} without answer: {reason}" for reason, count in left_out.items())
-    console.print(f"{questions.name}: {len(told):,} questions{skipped}")
+    console.print(f"{questions.name}: {len(told):,} questions{reasons(left_out)}")
     if annotations is None:
         console.print("There are no annotations: submission.json is for the server, and there is no score.")
         return {"vqa.items": float(len(told))}
     numbers = score(told, given)
-    for name, value in numbers.items():
-        console.print(f"{name:<36} {value:.4f}")
-    if out is not None:
-        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        files = {"questions": questions, "annotations": annotations}
-        counts = {"items": len(told), **left_out}
-        write_card(card_of(numbers, model, files, str(asked.store.about["made_from"]), blank, counts), out)
+    files, counts = {"questions": questions, "annotations": annotations}, {"items": len(told), **left_out}
+    tell(numbers, card_of(numbers, model, files, str(asked.store.about["made_from"]), blank, counts), out)
     return numbers
 
 
