@@ -50,13 +50,20 @@ COMMANDS = {
     "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "match": ("comodal.serve.match:match", "a picture or a video and a sound -> do they belong together, when, where"),
+    "ask": ("comodal.serve.commands:ask", "a picture and a question -> answers"),
+    "fill": ("comodal.serve.commands:fill", "a picture and a sentence with [MASK] -> words"),
+    "align": ("comodal.serve.commands:align", "a picture and texts -> how likely each belongs to it"),
+    "ground": ("comodal.serve.commands:ground", "a picture and a phrase -> the box that is meant"),
     "convert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
 }
 GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
-POSITIONAL = {"source", "store", "out", "images", "sounds", "folder", "path", "files", "run"}
+POSITIONAL = {
+    *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
+    *("image", "question", "text", "texts", "phrase"),
+}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
@@ -134,8 +141,11 @@ def run_function(name: str, words: list[str]) -> int:
     flags_only = name.startswith("evaluate ")
     positional = [] if flags_only else [p for p in required if p in POSITIONAL]
     for parameter in positional:
-        count = "+" if parameter == "files" else None
-        parser.add_argument(parameter, type=Path, nargs=count, help=help_of(function, parameter))
+        kind = str(inspect.signature(function).parameters[parameter].annotation)
+        count = "+" if re.search(r"[Ll]ist|Sequence", kind) else None
+        parser.add_argument(
+            parameter, type=Path if "Path" in kind else str, nargs=count, help=help_of(function, parameter)
+        )
     parser.add_function_arguments(function, as_group=False, skip=set(positional), fail_untyped=True)
     function(**parsed(parser, words))
     return 0

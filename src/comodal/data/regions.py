@@ -126,6 +126,11 @@ class RegionStore:
         """The row of an image, or None."""
         return self.ids.find(image)
 
+    def described(self) -> bytes:
+        """What the regions are, for a model that learns from them: it can tell others apart, and make its own."""
+        about = {"dim": self.dim, "made_from": self.about["made_from"], "fingerprint": self.fingerprint}
+        return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
+
     def regions(self, row: int) -> Regions:
         """The regions of the image in a row."""
         inside = slice(int(self.firsts[row]), int(self.firsts[row + 1]))

@@ -6,7 +6,6 @@ retrieval on Flickr30k (1,000 images).
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -153,7 +152,7 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=material.fingerprint(),
-        files={"tokenizer.json": material.words.as_json(), "regions.json": about_regions(material.store)},
+        files={"tokenizer.json": material.words.as_json(), "regions.json": material.store.described()},
     )
 
 
@@ -244,9 +243,3 @@ def begin_with(model: nn.Module, path: Path) -> None:
     if other.config != getattr(model, "config", None):
         raise CheckpointError(f"{path} has other sizes than this model: {other.config} is not {model.config}")
     model.load_state_dict(other.state_dict())
-
-
-def about_regions(store: RegionStore) -> bytes:
-    """What the model was trained on, so that other features can be told apart."""
-    about = {"dim": store.dim, "made_from": store.about["made_from"], "fingerprint": store.fingerprint}
-    return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()

@@ -228,7 +228,7 @@ def new_run(
         steps=steps,
         seed=setup.seed,
         fingerprint=fingerprint,
-        files={"tokenizer.json": parts.words.as_json(), **files},
+        files={"tokenizer.json": parts.words.as_json(), "regions.json": parts.store.described(), **files},
     )
 
 

@@ -1,0 +1,213 @@
+"""One image and a text in; an answer, a word, a verdict or a box out.
+
+A run remembers what its regions were made of (regions.json), so that the regions of any picture can be made the same
+way: the cells of a grid over the same vision network, or the boxes that the user gives.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from rich.console import Console
+from torch import Tensor
+
+from comodal.data.captions import with_whole_image
+from comodal.data.regions import Regions
+from comodal.errors import CheckpointError, DataError
+from comodal.media.image import read_image
+from comodal.media.text import Words
+from comodal.models.checkpoint import load_model, model_folder
+from comodal.models.task_model import TaskModel
+from comodal.models.vilbert import Output, Prefix, ViLBERT
+from comodal.serve.backbones import load_backbone
+from comodal.serve.extract import regions_of
+from comodal.tasks.grounding import HEAD as POINTING
+from comodal.tasks.vqa import HEAD as ANSWERING
+from comodal.tasks.vqa import vocabulary_of
+
+MAX_REGIONS = 100
+GRID = re.compile(r"grid (\d+) x \d+")
+
+
+class Guess(NamedTuple):
+    """Something that the model says, and how sure it is."""
+
+    text: str
+    probability: float
+
+
+class Place(NamedTuple):
+    """A box in pixels, left, top, right, bottom, and how sure the model is that it is meant."""
+
+    box: tuple[float, float, float, float]
+    probability: float
+
+
+class Seen(NamedTuple):
+    """A picture as the model reads it."""
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A run that is asked about pictures.
+
+    Args:
+        folder: Of the run or model.
+        model: A ViLBERT, with or without heads.
+        words: Its vocabulary.
+        regions: What its regions are made of.
+    """
+
+    folder: Path
+    model: ViLBERT | TaskModel
+    words: Words
+    regions: dict[str, Any]
+
+    @property
+    def vilbert(self) -> ViLBERT:
+        """The network below the heads."""
+        return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
+
+    @torch.inference_mode()
+    def see(self, image: Path, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> Seen:
+        """Reads a picture and makes its regions.
+
+        Args:
+            image: The file.
+            boxes: Left, top, right, bottom in pixels; by default the grid of the run's regions.
+
+        Raises:
+            DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
+            MediaError: The picture cannot be read.
+        """
+        made = self.regions["made_from"]
+        grid = GRID.fullmatch(str(made.get("boxes")))
+        if "network" not in made or (boxes is None and grid is None):
+            raise DataError(
+                f"{self.folder} has learnt from regions made of {made}, which one picture alone does not give: "
+                + (
+                    "give the boxes of its objects with --boxes"
+                    if "network" in made
+                    else "its detector is not known here"
+                )
+            )
+        network = str(made["network"]).removeprefix("l3net ")
+        backbone, picture = load_backbone(network, int(made["size"])), read_image(image)
+        if backbone.fingerprint != made["fingerprint"]:
+            raise CheckpointError(f"{network} is another network than that of the regions of {self.folder}")
+        features, found = regions_of(picture, boxes, backbone, int(grid.group(1)) if grid else 1, int(made["cells"]))
+        inside = Regions(features, found, None, None, picture.shape[1], picture.shape[0])
+        read, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
+        attended = torch.ones(read.shape[:2], dtype=torch.bool)
+        return Seen(picture, found[:MAX_REGIONS], self.vilbert.vision_prefix(read, places, attended))
+
+    @torch.inference_mode()
+    def meet(self, pieces: Sequence[int], seen: Seen) -> Output:
+        """Both streams after they met."""
+        if self.vilbert.config.task_tokens:
+            raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
+        words = torch.tensor([list(pieces)])
+        text = self.vilbert.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
+        return self.vilbert.join(text, seen.prefix)
+
+    def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: Seen) -> Tensor:
+        """What a head says.
+
+        Raises:
+            CheckpointError: The model has no such head.
+        """
+        if not isinstance(self.model, TaskModel) or head not in self.model.heads:
+            raise CheckpointError(f"{self.folder} is not fine-tuned for {wanted}: `comodal train {wanted}` does that")
+        output = self.meet(pieces, seen)
+        with torch.inference_mode():
+            return self.model.heads(head, *output, seen.prefix.attended)[0]
+
+    def ask(self, seen: Seen, question: str, most: int = 5) -> list[Guess]:
+        """The likeliest answers, each right or wrong by itself."""
+        answers = vocabulary_of(self.folder)
+        scores = self.scores(ANSWERING, "vqa", self.words.encode(question), seen).sigmoid()
+        best = scores.topk(min(most, len(answers)))
+        return [Guess(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def fill(self, seen: Seen, text: str, most: int = 5) -> list[list[Guess]]:
+        """The likeliest words for each [MASK] of a text."""
+        pieces = self.words.encode(text)
+        hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
+        if not hidden:
+            raise ValueError(f"{text!r} has no [MASK] to fill")
+        output = self.meet(pieces, seen)
+        with torch.inference_mode():
+            shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].softmax(1)
+        best = shares.topk(min(most, self.words.size))
+        return [
+            [Guess(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def align(self, seen: Seen, texts: Sequence[str]) -> list[Guess]:
+        """How likely each text belongs to the picture."""
+        found = []
+        for text in texts:
+            output = self.meet(self.words.encode(text), seen)
+            with torch.inference_mode():
+                logits = self.vilbert.alignment_head(output.text, output.vision)
+            found.append(Guess(text, float(logits.softmax(1)[0, 0])))
+        return found
+
+    def ground(self, seen: Seen, phrase: str, most: int = 1) -> list[Place]:
+        """The boxes that a phrase most likely means; the whole picture may be one."""
+        scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
+        height, width = seen.picture.shape[:2]
+        boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
+        best = scores.topk(min(most, len(scores)))
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [Place(tuple(float(side) for side in boxes[i]), p) for p, i in pairs]
+
+
+def load(run: Path) -> Answerer:
+    """A run or model folder of a ViLBERT, to ask about pictures.
+
+    Raises:
+        CheckpointError: There is no ViLBERT, or it does not remember its regions.
+        DataError: Its vocabulary is missing.
+    """
+    model, path = load_model(run), model_folder(run) / "regions.json"
+    if not isinstance(model, ViLBERT | TaskModel):
+        raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
+    try:
+        regions = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: it says of what regions the model has learnt, and cannot be read") from error
+    return Answerer(run, model, Words.read(run), regions)
+
+
+def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
+    """Boxes of a JSON file: a list of left, top, right, bottom."""
+    if boxes is None:
+        return None
+    try:
+        found = np.array(json.loads(boxes.read_text()), np.float32).reshape(-1, 4)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
+    if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
+        raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")
+    return found
+
+
+def show(guesses: Sequence[Guess], as_json: bool) -> None:
+    """Prints guesses for people, or as JSON."""
+    if as_json:
+        print(json.dumps([guess._asdict() for guess in guesses], ensure_ascii=False))
+        return
+    for guess in guesses:
+        Console().print(f"{guess.probability:6.3f}  {guess.text}", markup=False)

@@ -1,0 +1,125 @@
+"""`comodal ask`, `fill`, `align` and `ground`: one image, one line."""
+
+from json import dumps
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.console import Console
+
+from comodal.files import whole
+from comodal.serve.answer import Place, Seen, corners, load, show
+
+
+def ask(image: Path, question: str, model: Path, boxes: Path | None = None, top: int = 5, json: bool = False) -> None:
+    """Answers a question about a picture, with how likely each answer is.
+
+    Args:
+        image: The picture.
+        question: In words.
+        model: A run that was fine-tuned by `comodal train vqa`.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        top: How many answers.
+        json: Print JSON.
+
+    Examples:
+        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa
+    """
+    answerer = load(model)
+    show(answerer.ask(answerer.see(image, corners(boxes)), question, top), json)
+
+
+def fill(image: Path, text: str, model: Path, boxes: Path | None = None, top: int = 5, json: bool = False) -> None:
+    """Fills the [MASK]s of a sentence about a picture.
+
+    Args:
+        image: The picture.
+        text: A sentence with one [MASK] or more.
+        model: A pretrained run.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        top: How many words for each.
+        json: Print JSON.
+
+    Examples:
+        comodal fill meadow.jpg "a [MASK] on the grass" --model run/
+    """
+    answerer = load(model)
+    for guesses in answerer.fill(answerer.see(image, corners(boxes)), text, top):
+        show(guesses, json)
+
+
+def align(image: Path, texts: list[str], model: Path, boxes: Path | None = None, json: bool = False) -> None:
+    """How likely each of some texts belongs to a picture, the likeliest first.
+
+    Args:
+        image: The picture.
+        texts: One or more.
+        model: A pretrained run.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        json: Print JSON.
+
+    Examples:
+        comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
+    """
+    answerer = load(model)
+    found = answerer.align(answerer.see(image, corners(boxes)), texts)
+    show(sorted(found, key=lambda guess: -guess.probability), json)
+
+
+def ground(
+    image: Path,
+    phrase: str,
+    model: Path,
+    boxes: Path | None = None,
+    out: Path | None = None,
+    top: int = 1,
+    json: bool = False,
+) -> None:
+    """Finds what a phrase means in a picture: left, top, right, bottom in pixels.
+
+    Args:
+        image: The picture.
+        phrase: As one would say it.
+        model: A run that was fine-tuned by `comodal train grounding`.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        out: A PNG of the picture with the box drawn on it.
+        top: How many boxes.
+        json: Print JSON.
+
+    Examples:
+        comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
+    """
+    answerer = load(model)
+    seen = answerer.see(image, corners(boxes))
+    places = answerer.ground(seen, phrase, top)
+    show_places(places, json)
+    if out is not None:
+        with whole(out) as path:
+            draw(seen, places, phrase).savefig(path, format="png", dpi=120)
+
+
+def show_places(places: list[Place], as_json: bool) -> None:
+    """Prints boxes for people, or as JSON."""
+    if as_json:
+        print(dumps([place._asdict() for place in places]))
+        return
+    for place in places:
+        sides = " ".join(f"{side:.1f}" for side in place.box)
+        Console().print(f"{place.probability:6.3f}  {sides}", markup=False)
+
+
+def draw(seen: Seen, places: list[Place], phrase: str) -> Figure:
+    """The picture with the boxes."""
+    height, width = seen.picture.shape[:2]
+    figure = Figure(figsize=(6, 0.4 + 6 * height / width), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(seen.picture)
+    axes.set_axis_off()
+    axes.set_title(phrase, fontsize=10)
+    for place in places:
+        left, top, right, bottom = place.box
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=2))
+        axes.text(left, top, f"{place.probability:.2f}", color="white", backgroundcolor="#00000080", fontsize=8)
+    return figure
