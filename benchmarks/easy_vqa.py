@@ -11,6 +11,7 @@ never sees a picture. (A question alone is right in about two of three.)
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,6 +85,8 @@ def begin(out: Path, questions: Path) -> Path:
     """A small ViLBERT of chance with the words of the questions, for the task to begin with."""
     words = Words.of_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
     config = small(words.size, RegionStore(out / "train_regions").dim, 1)
+    text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
+    config = replace(config, text=text, vision=vision)
     folder = out / "untrained"
     save_model(ViLBERT(config), folder, {"recipe": "nothing"})
     words.save(folder)
