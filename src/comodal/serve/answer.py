@@ -45,7 +45,7 @@ class Guess(NamedTuple):
 class Place(NamedTuple):
     """A box in pixels, left, top, right, bottom, and how sure the model is that it is meant."""
 
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     probability: float
 
 
@@ -171,7 +171,7 @@ class Answerer:
         boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
         best = scores.topk(min(most, len(scores)))
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Place(tuple(float(side) for side in boxes[i]), p) for p, i in pairs]
+        return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
 
 
 def load(run: Path) -> Answerer:
