@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "playground": {"media"},
     "recipes": {"media", "data", "models", "objectives", "train", "tasks", "analysis", "serve", "playground"},
 }
-AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "errors", "files", "distributed"}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", "errors", "files", "distributed"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

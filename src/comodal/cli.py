@@ -142,7 +142,7 @@ def run_function(name: str, words: list[str]) -> int:
     positional = [] if flags_only else [p for p in required if p in POSITIONAL]
     for parameter in positional:
         kind = str(inspect.signature(function).parameters[parameter].annotation)
-        count = "+" if re.search(r"[Ll]ist|Sequence", kind) else None
+        count = "+" if re.search("list|Sequence", kind) else None
         parser.add_argument(
             parameter, type=Path if "Path" in kind else str, nargs=count, help=help_of(function, parameter)
         )
