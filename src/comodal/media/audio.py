@@ -112,7 +112,7 @@ def decode_flac(
 def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
     """Mono sound at `sample_rate` in blocks of any size."""
     resampler = None
-    for rate, block in _native(path):
+    for rate, block in native_blocks(path):
         if resampler is None and rate != sample_rate:
             resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
         yield block if resampler is None else resampler.resample_chunk(block)
@@ -120,8 +120,12 @@ def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _native(path: Path) -> Iterator[tuple[int, Mono]]:
-    """Blocks of mono sound with the sample rate of the file, which stays the same."""
+def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
+    """Blocks of mono sound with the sample rate of the file, which stays the same.
+
+    Raises:
+        MediaError: missing, unreadable or without sound.
+    """
     impostor = describe_impostor(read_head(path))
     if impostor:
         raise MediaError(path, Refusal.UNREADABLE, impostor)

@@ -159,6 +159,23 @@ def iterate_frames(
         track.check_whole(0.0)
 
 
+def every_frame(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
+    """Each picture of a video and the time when it begins, whatever the rate; upright, in RGB, one held at a time.
+
+    Raises:
+        MediaError: the file cannot be read, or has no picture.
+    """
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if video is None:
+            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+        track = make_tracks(path, video, audio)[0]
+        upright = Upright(path, None, video.sample_aspect_ratio)
+        for begins, frame in _pictures(container, track):
+            yield begins, upright.rgb(frame)
+        track.check_whole(0.0)
+
+
 def probe(path: Path) -> VideoInfo:
     """What a video says of itself, its first picture decoded to know how it is turned.
 

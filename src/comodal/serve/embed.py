@@ -1,28 +1,36 @@
 """Files in, vectors out: `.npz` with `embedding` and `timestamps`, named and windowed as OpenL3's users expect.
 
 Sound of any length is read, embedded and written in bounded memory. Files run in parallel; what cannot be read is
-reported when all the others are written; what exists is not made again.
+reported when all the others are written; what exists is not made again. With weights of OpenL3 the files also say
+which windows are silent, and `about` how they were made.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from functools import partial
+from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, UInt8
+from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.audio import resample, stream_sound
+from comodal.media.audio import native_blocks, stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.kaiser import KaiserStream
 from comodal.media.refusal import Refusal
-from comodal.media.video import iterate_frames
-from comodal.models.inference import FastL3Net, fast
-from comodal.models.l3net import L3Net, load_l3net
-from comodal.serve.files import Job, plan, run_files, write_rows
-from comodal.serve.windows import iterate_windows
+from comodal.media.video import every_frame, iterate_frames, probe
+from comodal.models.convert_openl3 import Modality
+from comodal.models.l3net import L3Net
+from comodal.models.spectrogram import FrontEnd
+from comodal.serve.embedder import Choice, Embedder, OpenL3Version, Precision, load_embedder
+from comodal.serve.files import Job, Rows, plan, run_files, write_rows
+from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
+from comodal.serve.windows import EmptySoundError, iterate_windows
 
+Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".wma"}
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".wmv", ".3gp"}
@@ -37,18 +45,28 @@ def embed_audio(
     batch_size: int = 32,
     workers: int = 0,
     overwrite: bool = False,
+    size: int | None = None,
+    as_openl3: OpenL3Version | None = None,
+    front_end: FrontEnd | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
     Args:
         files: sound files (or videos with sound), or folders of sound files.
-        model: run folder or model folder.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         hop_seconds: time between windows of one second.
         centre: window k is centred on its timestamp (half a window of silence on the left), otherwise it begins there.
         batch_size: windows held at a time; it bounds memory and changes no result.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
+        size: features of a vector; without it all (6144), OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
+        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        precision: of the network; without it bfloat16, with as_openl3 float32.
+        device: where PyTorch computes, such as cuda; take workers 1 then.
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -61,7 +79,11 @@ def embed_audio(
     """
     if hop_seconds <= 0 or batch_size < 1:
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
-    work = partial(write_sound, model=model, hop_seconds=hop_seconds, centre=centre, batch_size=batch_size)
+    choice = Choice(as_openl3, front_end, precision, size, device)
+    ready(model, choice, "sound")
+    work = partial(
+        write_sound, model=model, choice=choice, hop_seconds=hop_seconds, centre=centre, batch_size=batch_size
+    )
     return run_files(plan(files, SOUNDS, out, ("",)), work, workers, overwrite)
 
 
@@ -71,15 +93,23 @@ def embed_image(
     out: Path | None = None,
     workers: int = 0,
     overwrite: bool = False,
+    size: int | None = None,
+    as_openl3: OpenL3Version | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
     Args:
         files: pictures, or folders of pictures.
-        model: run folder or model folder.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
+        size: features of a vector; without it all (8192), OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
+        precision: of the network; without it bfloat16, with as_openl3 float32.
+        device: where PyTorch computes, such as cuda; take workers 1 then.
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -90,7 +120,10 @@ def embed_image(
     Examples:
         comodal embed image pictures/ --model RUN --out vectors/
     """
-    return run_files(plan(files, IMAGES, out, ("",)), partial(write_image, model=model), workers, overwrite)
+    choice = Choice(as_openl3, None, precision, size, device)
+    ready(model, choice, "image")
+    work = partial(write_image, model=model, choice=choice)
+    return run_files(plan(files, IMAGES, out, ("",)), work, workers, overwrite)
 
 
 def embed_video(
@@ -103,12 +136,16 @@ def embed_video(
     batch_size: int = 32,
     workers: int = 0,
     overwrite: bool = False,
+    as_openl3: OpenL3Version | None = None,
+    front_end: FrontEnd | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
 
     Args:
         files: videos, or folders of videos.
-        model: run folder or model folder.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         frames_per_second: how often a frame is embedded: what a player shows at that moment.
         hop_seconds: time between windows of one second of sound.
@@ -116,6 +153,10 @@ def embed_video(
         batch_size: windows or frames held at a time; it bounds memory and changes no result.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
+        as_openl3: reproduce this version of OpenL3 itself, which embeds every frame, squashed to 256 x 256.
+        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        precision: of the network; without it bfloat16, with as_openl3 float32.
+        device: where PyTorch computes, such as cuda; take workers 1 then.
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -128,9 +169,12 @@ def embed_video(
     """
     if hop_seconds <= 0 or batch_size < 1 or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
+    choice = Choice(as_openl3, front_end, precision, None, device)
+    ready(model, choice, "image", "sound")
     work = partial(
         write_video,
         model=model,
+        choice=choice,
         frames_per_second=frames_per_second,
         hop_seconds=hop_seconds,
         centre=centre,
@@ -139,10 +183,18 @@ def embed_video(
     return run_files(plan(files, VIDEOS, out, ("_audio", "_image")), work, workers, overwrite)
 
 
+def ready(model: Path, choice: Choice, *modalities: Modality) -> None:
+    """Reads the model, so that a wrong one is told before any file is opened."""
+    embedder = load_embedder(model, choice)
+    for modality in modalities:
+        embedder.grid(modality)
+        assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+
+
 def sound_embedding(
     sound: Float[np.ndarray, " samples"],
-    sample_rate: int,
-    model: L3Net,
+    sample_rate: int | float,
+    model: L3Net | Embedder,
     hop_seconds: float = 0.1,
     centre: bool = True,
     batch_size: int = 32,
@@ -150,86 +202,145 @@ def sound_embedding(
     """Vectors of a sound in memory, and their timestamps in seconds; the sound is resampled to the model's rate."""
     if sample_rate <= 0 or not len(sound):
         raise ValueError(f"a sound of {len(sound)} samples at {sample_rate} Hz cannot be embedded")
-    rate = model.config.sample_rate
-    blocks = [resample(sound.astype(np.float32), sample_rate, rate)]
-    batches = sound_vectors(blocks, fast(model), hop_seconds, centre, batch_size)
-    vectors, times = zip(*batches, strict=True)
-    return np.concatenate(vectors), np.concatenate(times)
+    embedder = model if isinstance(model, Embedder) else Embedder(model, Choice(), {})
+    blocks = [embedder.resampled(sound, sample_rate)]
+    batches = list(sound_rows(blocks, embedder, hop_seconds, centre, batch_size))
+    return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])
 
 
 def image_embedding(
-    images: list[UInt8[np.ndarray, "_ _ 3"]], model: L3Net, batch_size: int = 32
+    images: list[Picture], model: L3Net | Embedder, batch_size: int = 32
 ) -> Float32[np.ndarray, "images features"]:
     """Vectors of upright RGB pictures of any sizes: each is resized and cropped to the model's square."""
     if not images:
         raise ValueError("no images")
-    return np.concatenate(list(image_vectors(images, fast(model), batch_size)))
+    embedder = model if isinstance(model, Embedder) else Embedder(model, Choice(), {})
+    return np.concatenate(list(image_vectors(images, embedder, batch_size)))
 
 
-def sound_vectors(
-    blocks: Iterable[Float32[np.ndarray, " samples"]],
-    model: FastL3Net,
+def sound_rows(
+    blocks: Iterable[Float[np.ndarray, " samples"]],
+    embedder: Embedder,
     hop_seconds: float,
     centre: bool,
     batch_size: int,
-) -> Iterator[tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]]:
+) -> Iterator[Rows]:
     """Batches of vectors and timestamps of the sound whose consecutive blocks come in."""
     places = count()
-    rate = model.config.sample_rate
-    window = round(model.config.sound_seconds * rate)
+    rate = embedder.config.sample_rate
+    window = round(embedder.config.sound_seconds * rate)
     for windows in iterate_windows(blocks, window, int(hop_seconds * rate), centre, batch_size):
-        vectors = model.embed_sound(torch.from_numpy(windows)).float().numpy()
-        yield vectors, np.array([next(places) for _ in windows]) * hop_seconds
+        vectors, silent = embedder.sound(windows)
+        seconds = np.array([next(places) for _ in windows]) * hop_seconds
+        yield Rows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
 
 
 def image_vectors(
-    images: Iterable[UInt8[np.ndarray, "_ _ 3"]], model: FastL3Net, batch_size: int
+    images: Iterable[Picture], embedder: Embedder, batch_size: int
 ) -> Iterator[Float32[np.ndarray, "images features"]]:
     """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
-    size = model.config.image_size
-    squares = (centre_crop(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
-    while batch := list(islice(squares, batch_size)):
-        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-        yield model.embed_image(pixels).float().numpy()
+    if embedder.about:
+        prepare = squares_as_openl3 if embedder.choice.as_openl3 else squares
+        pixels = (prepare(image[None])[0] for image in images)
+        while ready_made := list(islice(pixels, batch_size)):
+            yield embedder.pixels(np.stack(ready_made))
+        return
+    size = embedder.config.image_size
+    cut = (centre_crop(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
+    while batch := list(islice(cut, batch_size)):
+        yield embedder.images(np.stack(batch))
 
 
-@cache
-def loaded(model: Path) -> FastL3Net:
-    """A model ready for embedding, read once in each process."""
-    return fast(load_l3net(model))
+def blocks_of(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
+    """The sound of a file at the network's rate, in blocks."""
+    if not embedder.about:
+        yield from stream_sound(path, embedder.config.sample_rate)
+        return
+    stream = None
+    for rate, block in native_blocks(path):
+        if stream is None and rate != embedder.config.sample_rate:
+            stream = KaiserStream(rate, embedder.config.sample_rate)
+        yield block if stream is None else stream.push(block)
+    if stream is not None:
+        yield stream.finish()
 
 
-def write_sound(job: Job, model: Path, hop_seconds: float, centre: bool, batch_size: int) -> int:
+def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
+    """How a file was made; OpenL3's own files do not say it."""
+    if not embedder.about or embedder.choice.as_openl3:
+        return None
+    network = {**embedder.about, "front_end": embedder.front_end, "precision": embedder.precision}
+    return {"comodal": version("comodal"), **network, **made}
+
+
+def write_sound(job: Job, model: Path, choice: Choice, hop_seconds: float, centre: bool, batch_size: int) -> int:
     """The sound of one file; returns how many windows there are."""
-    network = loaded(model)
-    blocks = stream_sound(job.source, network.config.sample_rate)
-    rows = write_rows(job.results[0], sound_vectors(blocks, network, hop_seconds, centre, batch_size))
-    if not rows:
-        raise MediaError(job.source, Refusal.NO_SOUND, "not one sample of sound")
-    return rows
+    embedder = load_embedder(model, choice)
+    batches = sound_rows(blocks_of(job.source, embedder), embedder, hop_seconds, centre, batch_size)
+    about = about_file(embedder, hop_seconds=hop_seconds, centre=centre)
+    try:
+        return write_rows(job.results[0], batches, about)
+    except EmptySoundError:
+        raise MediaError(job.source, Refusal.NO_SOUND, "not one sample of sound") from None
 
 
-def write_image(job: Job, model: Path) -> int:
+def write_image(job: Job, model: Path, choice: Choice) -> int:
     """One picture; returns 1."""
-    vectors = image_vectors([read_image(job.source)], loaded(model), 1)
-    return write_rows(job.results[0], ((rows, np.zeros(1)) for rows in vectors))
+    embedder, picture = load_embedder(model, choice), read_image(job.source)
+    if choice.as_openl3 and min(picture.shape[:2]) < SIDE:
+        raise MediaError(job.source, Refusal.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels")
+    seconds = None if choice.as_openl3 else np.zeros(1)
+    vectors = image_vectors([picture], embedder, 1)
+    return write_rows(job.results[0], (Rows(rows, seconds) for rows in vectors), about_file(embedder))
 
 
 def write_video(
-    job: Job, model: Path, frames_per_second: float, hop_seconds: float, centre: bool, batch_size: int
+    job: Job,
+    model: Path,
+    choice: Choice,
+    frames_per_second: float,
+    hop_seconds: float,
+    centre: bool,
+    batch_size: int,
 ) -> int:
     """Frames, then sound; frames stay written where there is no sound."""
     sound, picture = job.results
+    embedder = load_embedder(model, choice)
+    if choice.as_openl3:
+        rows = write_rows(picture, rows_as_openl3(job.source, embedder, batch_size))
+    else:
+        batches = frame_rows(iterate_frames(job.source, frames_per_second), embedder, batch_size)
+        rows = write_rows(picture, batches, about_file(embedder, frames_per_second=frames_per_second))
+    if not rows:
+        raise MediaError(job.source, Refusal.NO_PICTURE, "not one picture could be decoded")
+    return rows + write_sound(Job(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
+
+
+def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+    """Vectors of pictures and their times."""
     times: list[float] = []
 
-    def frames() -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-        for seconds, frame in iterate_frames(job.source, frames_per_second):
+    def frames() -> Iterator[Picture]:
+        for seconds, frame in timed:
             times.append(seconds)
             yield frame
 
-    network = loaded(model)
-    vectors = image_vectors(frames(), network, batch_size)
-    rows = write_rows(picture, ((batch, np.array(times[-len(batch) :])) for batch in vectors))
-    if not rows:
-        raise MediaError(job.source, Refusal.NO_PICTURE, "not one picture could be decoded")
-    return rows + write_sound(Job(job.source, (sound,)), model, hop_seconds, centre, batch_size)
+    for batch in image_vectors(frames(), embedder, batch_size):
+        yield Rows(batch, np.array(times[-len(batch) :]))
+
+
+def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+    """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
+    second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
+    rate = probe(path).frames_per_second
+
+    def frames() -> Iterator[Picture]:
+        for _, frame in every_frame(path):
+            squashed = Image.fromarray(frame).resize((SCALED, SCALED), Image.Resampling.BICUBIC)
+            yield middle(np.asarray(squashed)[None])[0]
+
+    largest = max((int(frame.max()) for frame in frames()), default=1) or 1
+    places, pixels = count(), frames()
+    while batch := list(islice(pixels, batch_size)):
+        vectors = embedder.pixels((np.stack(batch) / np.float32(largest)).astype(np.float32))
+        yield Rows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))

@@ -4,21 +4,26 @@ OpenL3 lost the pending results of other files when the last one was already the
 every file is written by itself, under a temporary name that is renamed when whole.
 """
 
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import joblib
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from comodal.errors import DataError, MediaError
 from comodal.files import whole
+
+COPY_BYTES = 1 << 20
 
 
 class Job(NamedTuple):
@@ -113,27 +118,42 @@ def report(refused: list[Outcome], written: int, skipped: int) -> None:
         console.print(table)
 
 
-def write_rows(
-    result: Path, batches: Iterable[tuple[Float32[np.ndarray, "rows features"], Float[np.ndarray, " rows"]]]
-) -> int:
-    """Writes batches of vectors and their times as `embedding` and `timestamps`; returns how many there are.
+class Rows(NamedTuple):
+    """A batch of vectors, their times, and which of them are of silence; None where the file is not to say it."""
+
+    vectors: Float32[np.ndarray, "rows features"]
+    seconds: Float[np.ndarray, " rows"] | None
+    silent: Bool[np.ndarray, " rows"] | None = None
+
+
+def write_rows(result: Path, batches: Iterable[Rows], about: Mapping[str, object] | None = None) -> int:
+    """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
 
     The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
     Nothing is written if no row comes.
     """
-    times: list[Float[np.ndarray, " rows"]] = []
-    features = 0
+    columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
+    count, features = 0, 0
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=result.parent) as scratch:
-        for rows, seconds in batches:
-            features = rows.shape[1]
-            scratch.write(np.ascontiguousarray(rows).tobytes())
-            times.append(seconds)
-        if not times:
+        for rows in batches:
+            count, features = count + len(rows.vectors), rows.vectors.shape[1]
+            scratch.write(np.ascontiguousarray(rows.vectors, dtype="<f4").tobytes())
+            for name, column in (("timestamps", rows.seconds), ("silent", rows.silent)):
+                columns[name] += [] if column is None else [column]
+        if not count:
             return 0
-        scratch.flush()
-        timestamps = np.concatenate(times)
-        embedding = np.memmap(scratch, dtype=np.float32, mode="r", shape=(len(timestamps), features))
-        with whole(result) as part, part.open("wb") as file:
-            np.savez(file, embedding=embedding, timestamps=timestamps)
-    return len(timestamps)
+        with whole(result) as part, zipfile.ZipFile(part, "w") as archive:
+            with archive.open("embedding.npy", "w", force_zip64=True) as entry:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}
+                np.lib.format.write_array_header_1_0(entry, header)
+                scratch.seek(0)
+                shutil.copyfileobj(scratch, entry, COPY_BYTES)
+            for name, parts in columns.items():
+                if parts:
+                    with archive.open(f"{name}.npy", "w") as entry:
+                        np.lib.format.write_array(entry, np.concatenate(parts), allow_pickle=False)
+            if about is not None:
+                with archive.open("about.npy", "w") as entry:
+                    np.lib.format.write_array(entry, np.array(json.dumps(about)), allow_pickle=False)
+    return count

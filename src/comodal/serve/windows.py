@@ -10,6 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 
+class EmptySoundError(ValueError):
+    """There is not one sample."""
+
+
 def count_windows(samples: int, window: int, hop: int, centre: bool) -> int:
     """How many windows cover a sound of so many samples: at least one."""
     beyond = samples + (window // 2 if centre else 0) - window
@@ -24,7 +28,8 @@ def iterate_windows(
     Held at a time: one block and one batch, whatever the length of the sound.
 
     Raises:
-        ValueError: the hop is under one sample, or no sample came in.
+        ValueError: the hop is under one sample.
+        EmptySoundError: no sample came in.
     """
     if hop < 1:
         raise ValueError("hop_seconds must be at least one sample")
@@ -41,6 +46,6 @@ def iterate_windows(
             yield batch.copy()
             skip, held = max(0, len(batch) * hop - len(held)), held[len(batch) * hop :]
     if not received:
-        raise ValueError("the sound is empty")
+        raise EmptySoundError("the sound is empty")
     if sent < count_windows(received, window, hop, centre):
         yield np.pad(held, (0, window - len(held)))[None]

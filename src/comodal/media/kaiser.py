@@ -1,0 +1,114 @@
+"""Resampling as OpenL3's users have it: band-limited interpolation by a Kaiser-windowed sinc (Smith, "Digital Audio
+Resampling Home Page"), with the numbers and the table look-up of resampy 0.2's `kaiser_best`.
+
+OpenL3 0.2 to 0.4 resample with it, so their weights have seen it before every embedding. The sound of files that were
+not meant for those weights goes through soxr (audio.py), which is several times as fast.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+ZERO_CROSSINGS = 64
+STEPS = 512  # of the table between two zero crossings
+ROLL_OFF = 0.9475937167399596
+BETA = 14.769656459379492
+MAX_RATE = 10_000_000.0
+SPLIT = 128  # input samples that a group of output samples spans: its matrix is half zeros then
+
+
+def half_window() -> Float64[np.ndarray, " table"]:
+    """The right half of the filter, from its centre to the last zero crossing."""
+    places = np.linspace(0, ZERO_CROSSINGS, ZERO_CROSSINGS * STEPS + 1)
+    taper = np.kaiser(2 * len(places) - 1, BETA)[len(places) - 1 :]
+    return ROLL_OFF * np.sinc(ROLL_OFF * places) * taper
+
+
+class KaiserStream:
+    """Resamples mono sound block by block, in float64; the blocks joined are what the whole would give.
+
+    The output's places among the input repeat every `down` input samples, after `up` output samples. Each such period
+    is a few products of matrices, whose rows are the filter at those places.
+    """
+
+    def __init__(self, rate: int | float, new_rate: int | float) -> None:
+        if not 0 < rate <= MAX_RATE or not 0 < new_rate <= MAX_RATE:
+            raise ValueError(f"cannot resample from {rate} to {new_rate} samples a second")
+        self.ratio = new_rate / rate
+        period = Fraction(new_rate).limit_denominator(1000) / Fraction(rate).limit_denominator(1000)
+        self.up, self.down = period.numerator, period.denominator
+        self.reach = int(len(half_window()) // max(1, int(min(1.0, self.ratio) * STEPS)))
+        self.groups = self._matrices()
+        self.held = np.zeros(self.reach - 1)
+        self.received, self.sent = 0, 0
+
+    def _matrices(self) -> list[tuple[int, Float64[np.ndarray, "width places"]]]:
+        """For each group of places its first input sample and its matrix."""
+        steps = np.arange(self.up) * self.down
+        whole, part = steps // self.up, (steps % self.up) / self.up
+        groups = []
+        first = 0
+        while first < self.up:
+            last = int(np.searchsorted(whole, whole[first] + SPLIT))
+            width = int(whole[last - 1] - whole[first]) + 2 * self.reach
+            matrix = np.zeros((last - first, width))
+            left, right = self._wings(part[first:last])
+            for row, begin in enumerate(whole[first:last] - whole[first]):
+                matrix[row, begin : begin + 2 * self.reach] = np.concatenate([left[row, ::-1], right[row]])
+            groups.append((int(whole[first]), np.ascontiguousarray(matrix.T)))
+            first = last
+        return groups
+
+    def _wings(
+        self, part: Float64[np.ndarray, " places"]
+    ) -> tuple[Float64[np.ndarray, "places reach"], Float64[np.ndarray, "places reach"]]:
+        """Weights of the samples at and before each place, nearest first, and of those after it.
+
+        The table is read with linear interpolation, at a whole number of its steps for each input sample, as resampy
+        does; where the rate falls, that bends the filter by less than one part in `STEPS`.
+        """
+        scale = min(1.0, self.ratio)
+        window = half_window() * scale
+        slope = np.append(np.diff(window), 0.0)
+        step = max(1, int(scale * STEPS))
+        wings = []
+        for distance in (scale * part, scale - scale * part):
+            offset = np.floor(distance * STEPS).astype(int)
+            index = offset[:, None] + step * np.arange(self.reach)
+            inside = np.arange(self.reach) < (len(window) - offset[:, None]) // step
+            index = np.minimum(index, len(window) - 1)
+            wings.append(inside * (window[index] + (distance * STEPS - offset)[:, None] * slope[index]))
+        return wings[0], wings[1]
+
+    def push(self, block: Float[np.ndarray, " samples"]) -> Float64[np.ndarray, " new_samples"]:
+        """What can be said after these samples."""
+        self.received += len(block)
+        return self._emit(np.concatenate([self.held, block]))
+
+    def finish(self) -> Float64[np.ndarray, " new_samples"]:
+        """The rest; after the end there is silence."""
+        rest = self._emit(np.concatenate([self.held, np.zeros(self.down + 2 * self.reach)]))
+        return rest[: len(rest) - max(0, self.sent - int(self.received * self.ratio))]
+
+    def _emit(self, held: Float64[np.ndarray, " held"]) -> Float64[np.ndarray, " new_samples"]:
+        periods = max(0, (len(held) - 2 * self.reach) // self.down)
+        self.held = held[periods * self.down :]
+        if not periods:
+            return np.zeros(0)
+        parts = []
+        for begin, matrix in self.groups:
+            windows = np.lib.stride_tricks.sliding_window_view(held[begin:], len(matrix))[:: self.down][:periods]
+            parts.append(windows @ matrix)
+        self.sent += periods * self.up
+        return np.concatenate(parts, axis=1).reshape(-1)
+
+
+def resample_kaiser(
+    sound: Float[np.ndarray, " samples"], rate: int | float, new_rate: int | float
+) -> Float64[np.ndarray, " new_samples"]:
+    """Changes the sample rate of a whole sound; it keeps int(samples * new_rate / rate) samples."""
+    if rate == new_rate:
+        return sound.astype(np.float64)
+    stream = KaiserStream(rate, new_rate)
+    return np.concatenate([stream.push(sound), stream.finish()])

@@ -1,0 +1,97 @@
+"""Pictures for OpenL3's networks: the middle 224 x 224 of a picture whose short side is at most 256, in [-1, 1].
+
+OpenL3 0.4.2 gives its networks another range for every picture that is not exactly 224 x 224 (openl3/core.py,
+`_preprocess_image_batch`); `as_openl3` does the same.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped
+from torch.nn import functional as F
+
+from comodal.media.image import centre_crop, resize_short_side
+
+SIDE, SCALED = 224, 256
+
+
+def squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
+    """What the networks were trained on, from pictures of one size.
+
+    A short side over 256 is scaled to 256, over all the pixels that become one; one under 224 is scaled up to 224.
+    Bytes and unsigned integers fill their range, signed integers are taken as signed. Floats with a negative value
+    are taken as [-1, 1], without as [0, 1], and as [0, 255] if any exceeds 1.
+
+    Departs from OpenL3: it takes every n-th pixel when it scales down, leaves the range [0, 1], and refuses small
+    pictures.
+    """
+    short = min(images.shape[1:3])
+    size = SCALED if short > SCALED else max(short, SIDE)
+    if images.dtype == np.uint8:
+        cut = [centre_crop(resize_short_side(image, size), SIDE) for image in images]
+        return (np.stack(cut) * np.float32(2 / 255) - 1).astype(np.float32)
+    scaled = in_range(images)
+    if short != size:
+        rows, columns = (max(size, round(side * size / short)) for side in images.shape[1:3])
+        smaller = F.interpolate(
+            torch.from_numpy(scaled).permute(0, 3, 1, 2), (rows, columns), mode="bilinear", antialias=True
+        )
+        scaled = smaller.permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(middle(scaled))
+
+
+def in_range(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images rows columns 3"]:
+    """Numbers of any type in [-1, 1].
+
+    Raises:
+        ValueError: Floats beyond 255, or negative beyond -1.
+    """
+    if np.issubdtype(images.dtype, np.unsignedinteger):
+        return as_float(images) * 2 - 1
+    if not np.issubdtype(images.dtype, np.floating):
+        return as_float(images)
+    least, most = float(images.min()), float(images.max())
+    if least < -1 or most > 255 or (least < 0 and most > 1) or not np.isfinite(least + most):
+        raise ValueError(f"a picture of floats from {least:g} to {most:g}; [-1, 1], [0, 1] and [0, 255] are known")
+    if least < 0:
+        return images.astype(np.float32)
+    return (images.astype(np.float32) / (255 if most > 1 else 1)) * 2 - 1
+
+
+def as_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """Integers over the largest of their type, floats as they are: scikit-image's `img_as_float32`."""
+    if np.issubdtype(images.dtype, np.integer):
+        return np.maximum(images / np.float64(np.iinfo(images.dtype).max), -1.0).astype(np.float32)
+    return images.astype(np.float32)
+
+
+def squares_as_openl3(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
+    """What OpenL3 0.4.2 gives its networks, from pictures of one size, at least 224 x 224.
+
+    Exactly 224 x 224: unsigned integers in [-1, 1]. Everything else: [0, 1]. Where nothing is scaled (a short side up
+    to 256), values beyond 1 are divided by the largest of all these pictures together.
+    """
+    if images.shape[1:3] == (SIDE, SIDE):
+        batch = as_float(images)
+        if np.issubdtype(images.dtype, np.unsignedinteger):
+            batch = 2 * batch - 1
+    elif min(images.shape[1:3]) > SCALED:
+        batch = middle(np.stack([every_nth(image) for image in images])).astype(np.float32)
+    else:
+        batch = middle(images).astype(np.float32)
+    largest = np.abs(batch).max()
+    return np.ascontiguousarray(batch / largest if largest > 1 else batch).astype(np.float32)
+
+
+def every_nth(image: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "new_rows new_columns 3"]:
+    """scikit-image's `rescale` to a short side of 256, without anti-aliasing: bilinear between four pixels."""
+    scale = SCALED / min(image.shape[:2])
+    size = [round(scale * side) for side in image.shape[:2]]
+    values = image / np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else image
+    pixels = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size, mode="bilinear")[0].permute(1, 2, 0).numpy()
+
+
+def middle(images: Shaped[np.ndarray, "images rows columns 3"]) -> Shaped[np.ndarray, "images 224 224 3"]:
+    """The square in the middle, rounded as OpenL3 does."""
+    top, left = (side // 2 - SIDE // 2 for side in images.shape[1:3])
+    return images[:, top : top + SIDE, left : left + SIDE]
