@@ -1,4 +1,4 @@
-"""`comodal convert`: the original's files become folders that give the original's outputs, and come back the same."""
+"""`comodal convert vilbert`: the original's files become folders that give its outputs, and come back the same."""
 
 import json
 import os
@@ -153,7 +153,7 @@ def test_what_cannot_be_converted_is_told_and_nothing_is_left(
             convert(tmp_path / name, tmp_path / "out", config)
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "harmed").exists()
-    assert main(["convert", str(PLAIN / "state.safetensors"), str(tmp_path / "out")]) == 1
+    assert main(["convert", "vilbert", str(PLAIN / "state.safetensors"), str(tmp_path / "out")]) == 1
     assert "give --original-config, the JSON configuration" in capsys.readouterr().err
     with pytest.raises(DataError, match="No such file"):
         convert(PLAIN / "state.safetensors", tmp_path / "out", config, answers=tmp_path / "nowhere.json")

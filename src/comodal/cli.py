@@ -32,7 +32,9 @@ COMMANDS = {
         "COCO's objects or detections -> boxes for regions",
     ),
     "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
+    "extract": ("comodal.serve.extract:extract_regions", "a folder of images -> a region store"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
+    "doctor": ("comodal.serve.doctor:doctor", "which front end and network made an embedding, and how faithfully"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),
     "recipes": ("", "what `comodal train` trains: recipes without labels, tasks with them"),
     "evaluate esc50": ("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, beside untrained and spectrogram"),
@@ -54,12 +56,19 @@ COMMANDS = {
     "fill": ("comodal.serve.commands:fill", "a picture and a sentence with [MASK] -> words"),
     "align": ("comodal.serve.commands:align", "a picture and texts -> how likely each belongs to it"),
     "ground": ("comodal.serve.commands:ground", "a picture and a phrase -> the box that is meant"),
-    "convert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
+    "convert vilbert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
+    "convert openl3": ("comodal.serve.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
+    "export": ("comodal.serve.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, compared at once"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
 }
-GROUPS = {"prepare": "files -> shards", "evaluate": "what was learnt", "embed": "files in, vectors out"}
+GROUPS = {
+    "prepare": "files -> shards",
+    "evaluate": "what was learnt",
+    "embed": "files in, vectors out",
+    "convert": "other people's weights -> ours",
+}
 POSITIONAL = {
     *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
     *("image", "question", "text", "texts", "phrase"),

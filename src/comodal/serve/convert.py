@@ -66,8 +66,8 @@ def convert(
         DataError: The vocabulary or the answers cannot be read, or do not fit.
 
     Examples:
-        comodal convert pretrained_model.bin vilbert/ --original-config bert_base_6layer_6conect.json
-        comodal convert runs/mine/ original/
+        comodal convert vilbert pretrained_model.bin vilbert/ --original-config bert_base_6layer_6conect.json
+        comodal convert vilbert runs/mine/ original/
     """
     if source.is_dir() and any((folder / CONFIG).is_file() for folder in (source, source / "model")):
         return turn_back(source, out)

@@ -157,7 +157,7 @@ def one_representation(parts: list[tuple[Weights, Path]], given: Representation 
         named = NAME.findall(path.name)
         given = given or (named[0][0] if named else None)
         if given is None and "sound" in weights.towers:
-            what = "convert it with --representation linear, mel128 or mel256"
+            what = "convert it (comodal convert openl3) with --representation linear, mel128 or mel256"
             raise CheckpointError(f"{path}: neither its name nor its content tells its spectrogram; {what}")
     return given or "mel256"
 
@@ -173,7 +173,7 @@ def convert_openl3(
 
     Args:
         source: an .h5, .h5.gz or .pth.tar file.
-        out: the model's folder; conversion.txt in it says what became of every tensor.
+        out: the model's folder; report.txt in it says what became of every tensor.
         other: the file of the other modality, so that the model has both; otherwise the one that is missing is zero.
         representation: linear, mel128 or mel256, where neither the file nor its name says it.
         front_end: kapre014 is what the published weights were trained with.
@@ -185,15 +185,15 @@ def convert_openl3(
         CheckpointError: A file is damaged or of another network; nothing is written.
 
     Examples:
-        comodal convert openl3_audio_mel256_music-v0_4_0.h5.gz model/ --other openl3_image_mel256_music-v0_4_0.h5.gz
+        comodal convert openl3 openl3_audio_mel256_music.h5.gz model/ --other openl3_image_mel256_music.h5.gz
     """
     found = load_openl3(source, other, representation, front_end)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "conversion.txt", ("\n".join(found.filled.lines()) + "\n").encode())
+    write_whole(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
     save_model(found.model, out, {"openl3": found.about})
     lacking = sorted({"image", "sound"} - set(found.towers))
     console = Console()
-    console.print(f"{out}: {found.filled.lines()[0]}; conversion.txt names them", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {found.filled.lines()[0]}; report.txt names them", highlight=False, soft_wrap=True)
     if lacking:
         console.print(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
     counts = {"filled": found.filled.filled, "new": found.filled.new, "unused": found.filled.unused}
