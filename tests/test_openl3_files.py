@@ -142,7 +142,7 @@ def test_a_conversion_names_every_tensor_and_loads_again(tmp_path: Path, capsys:
     model = load_model(tmp_path / "model")
     assert_is_the_fixture(model, "audio")
     assert_is_the_fixture(model, "image")
-    lines = (tmp_path / "model" / "conversion.txt").read_text().splitlines()
+    lines = (tmp_path / "model" / "report.txt").read_text().splitlines()
     assert counts == {"convert.filled": 96.0, "convert.new": 12.0, "convert.unused": 3.0}  # 2 x (16 + 32); 2 x 4 + 4
     assert len(lines) == 1 + 96 + 12 + 3
     assert "not used: melspectrogram_1/melspectrogram_1/real_kernels:0" in lines
@@ -233,7 +233,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_does_not_say_its_spectrogram_is_asked_for_it(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="convert it with --representation linear, mel128 or mel256"):
+    with pytest.raises(CheckpointError, match="with --representation linear, mel128 or mel256"):
         load_openl3(layouts.published("audio"))
     assert load_openl3(layouts.published("audio"), representation="mel128").about["representation"] == "mel128"
     path = layouts.write_flat(tmp_path / "weights.h5", parts("audio", "mel256"))
