@@ -124,7 +124,7 @@ class Embedder:
         """Vectors of windows at the network's rate, and which of them hold nothing but zeros."""
         parts = torch.from_numpy(windows).to(self.device, self.sound_type).split(MICRO_BATCH)
         vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
-        silent = ~windows.any(axis=1)
+        silent = np.asarray(~windows.any(axis=1))
         if self.hides_silence:
             vectors[silent] = 0.0
         return vectors, silent
