@@ -96,7 +96,7 @@ def test_wrong_wishes_are_told(tmp_path: Path, network: Path):
         prepare_regions(tmp_path, tmp_path / "s", "grid")
     with pytest.raises(ValueError, match="add --from grid"):
         prepare_regions(tmp_path, tmp_path / "s", network="x")
-    with pytest.raises(CheckpointError, match="no folder of an L3-Net"):
+    with pytest.raises(CheckpointError, match="no such file or folder; a network by name is efficientnet_lite0"):
         prepare_regions(tmp_path, tmp_path / "s", "grid", "nowhere")
     with pytest.raises(DataError, match="holds no images"):
         prepare_regions(tmp_path, tmp_path / "s", "grid", str(network))

@@ -1,11 +1,10 @@
 """One image and a text in; an answer, a word, a verdict or a box out.
 
 A run remembers what its regions were made of (regions.json), so that the regions of any picture can be made the same
-way: the cells of a grid over the same vision network, or the boxes that the user gives.
+way: by the same detector, in the cells of a grid over the same vision network, or in the boxes that the user gives.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +17,18 @@ from rich.console import Console
 from torch import Tensor
 
 from comodal.data.captions import with_whole_image
-from comodal.data.regions import Regions
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Output, Prefix, ViLBERT
-from comodal.serve.backbones import load_backbone
-from comodal.serve.extract import regions_of
+from comodal.serve.extractors import extractor_like
 from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.vqa import HEAD as ANSWERING
 from comodal.tasks.vqa import vocabulary_of
 
 MAX_REGIONS = 100
-GRID = re.compile(r"grid (\d+) x \d+")
 
 
 class Guess(NamedTuple):
@@ -90,26 +86,15 @@ class Answerer:
             DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
             MediaError: The picture cannot be read.
         """
-        made = self.regions["made_from"]
-        grid = GRID.fullmatch(str(made.get("boxes")))
-        if "network" not in made or (boxes is None and grid is None):
-            raise DataError(
-                f"{self.folder} has learnt from regions made of {made}, which one picture alone does not give: "
-                + (
-                    "give the boxes of its objects with --boxes"
-                    if "network" in made
-                    else "its detector is not known here"
-                )
-            )
-        network = str(made["network"]).removeprefix("l3net ")
-        backbone, picture = load_backbone(network, int(made["size"])), read_image(image)
-        if backbone.fingerprint != made["fingerprint"]:
-            raise CheckpointError(f"{network} is another network than that of the regions of {self.folder}")
-        features, found = regions_of(picture, boxes, backbone, int(grid.group(1)) if grid else 1, int(made["cells"]))
-        inside = Regions(features, found, None, None, picture.shape[1], picture.shape[0])
-        read, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
+        try:
+            extractor = extractor_like(self.regions["made_from"])
+        except DataError as error:
+            raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
+        picture = read_image(image)
+        found = extractor(picture, boxes)
+        read, places = (torch.from_numpy(part)[None] for part in with_whole_image(found, MAX_REGIONS))
         attended = torch.ones(read.shape[:2], dtype=torch.bool)
-        return Seen(picture, found[:MAX_REGIONS], self.vilbert.vision_prefix(read, places, attended))
+        return Seen(picture, found.boxes[:MAX_REGIONS], self.vilbert.vision_prefix(read, places, attended))
 
     @torch.inference_mode()
     def meet(self, pieces: Sequence[int], seen: Seen) -> Output:

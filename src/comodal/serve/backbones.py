@@ -1,6 +1,8 @@
 """Vision networks that give a feature map of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
 
 Pictures are scaled so that their short side is what the network was made for, and both sides a multiple of its stride.
+What is pooled of the map in boxes are features of regions; grid features serve vision and language models nearly as
+well as a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020).
 """
 
 import hashlib
@@ -10,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from comodal.data.regions import Regions
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import checksum
 from comodal.models.l3net import load_l3net
+from comodal.models.pooling import pool_boxes
+from comodal.serve.region_extractor import fingerprint_of
 
 LITE0 = "efficientnet_lite0"
 L3_STRIDE, LITE0_STRIDE = 8, 32
@@ -33,6 +38,7 @@ class Backbone:
         feature_map: Bytes (1, 3, height, width) to a map (1, channels, rows, columns).
         size: Short side of the pictures that it is given.
         stride: Pixels to a cell of its map.
+        device: Where its weights are.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Backbone:
     feature_map: Callable[[Tensor], Tensor]
     size: int
     stride: int
+    device: str = "cpu"
 
     @torch.inference_mode()
     def __call__(self, picture: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "channels rows columns"]:
@@ -50,16 +57,44 @@ class Backbone:
         wanted = (columns * self.stride, rows * self.stride)
         if wanted != (width, height):
             picture = np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
-        return self.feature_map(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])[0].float()
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(self.device)
+        return self.feature_map(pixels)[0].float().cpu()
 
 
-def load_backbone(network: str, size: int | None = None) -> Backbone:
+class Pooled:
+    """A source of regions without a detector: given boxes, with features pooled from a network's map.
+
+    Args:
+        backbone: The network.
+        cells: A box is cut into so many rows and columns, whose features stand one behind the other.
+    """
+
+    def __init__(self, backbone: Backbone, cells: int = 1) -> None:
+        self.backbone, self.cells = backbone, cells
+        self.name, self.size = backbone.name, backbone.size
+        self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
+        self.feature_dim = backbone(np.zeros((backbone.size, backbone.size, 3), np.uint8)).shape[0] * cells**2
+        self.fingerprint = fingerprint_of(backbone.fingerprint, {"size": backbone.size, "cells": cells})
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """Features of boxes in pixels."""
+        if boxes is None:
+            raise ValueError(f"{self.name} finds no boxes: give some")
+        height, width = picture.shape[:2]
+        shares = torch.from_numpy(boxes / np.array([width, height, width, height], np.float32))
+        return Regions(pool_boxes(self.backbone(picture), shares, self.cells).numpy(), boxes, None, None, width, height)
+
+
+def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
     """A vision network by name or by folder.
 
     Args:
         network: `efficientnet_lite0`, or the folder of an L3-Net run or model.
         size: Short side of the pictures; by default 256 for EfficientNet-Lite0, twice an L3-Net's own, which saw one
             large thing where pictures with captions have several.
+        device: Where PyTorch computes, such as cuda.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
@@ -67,14 +102,14 @@ def load_backbone(network: str, size: int | None = None) -> Backbone:
     """
     if network == LITE0:
         model = efficientnet_lite0()
-        return Backbone(LITE0, fingerprint(model), lite0_map(model), size or LITE0_SIZE, LITE0_STRIDE)
+        mark, model = fingerprint(model), model.to(device)
+        return Backbone(LITE0, mark, lite0_map(model), size or LITE0_SIZE, LITE0_STRIDE, device)
     path = Path(network)
     if not path.exists():
         raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
     l3net = load_l3net(path)
-    return Backbone(
-        f"l3net {path}", fingerprint(l3net), l3net.image_map, size or 2 * l3net.config.image_size, L3_STRIDE
-    )
+    mark, l3net, size = fingerprint(l3net), l3net.to(device), size or 2 * l3net.config.image_size
+    return Backbone("L3-Net", mark, l3net.image_map, size, L3_STRIDE, device)
 
 
 def fingerprint(model: nn.Module) -> str:

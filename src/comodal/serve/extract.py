@@ -1,64 +1,95 @@
-"""A folder of images in, a region store out: boxes of a grid, or given ones, with features of a vision network.
+"""`comodal extract`: a folder of images in, a region store out.
 
-For whoever has no detector: grid features serve vision and language models nearly as well as regions (Jiang et al.,
-"In Defense of Grid Features for Visual Question Answering", CVPR 2020). Features of other people's detectors come in
-through data/convert_regions.py.
+Pictures are read and their regions made in parallel, on one machine or many; one process writes the store, in the order
+of the names. So the store is the same to the last byte whatever the number of workers, and however often the command
+was killed on its way: each network computes with one thread, for sums depend on how they are shared out. Features that
+others have extracted come in through data/convert_regions.py.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import joblib
 import torch
-from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from rich.table import Table
 
-from comodal.data.caption_files import IMAGE_SUFFIXES
-from comodal.data.regions import FeatureType, RegionStore, RegionWriter
-from comodal.data.sources import walk
-from comodal.errors import DataError, MediaError
+from comodal.data.make_shards import Backend, running_on
+from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
+from comodal.data.same_regions import accept, learnt_from
+from comodal.data.workplace import explained, only_one
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import write_whole
 from comodal.media.image import read_image
-from comodal.models.pooling import grid_boxes, pool_boxes
-from comodal.serve.backbones import Backbone, load_backbone
+from comodal.models.checkpoint import model_folder
+from comodal.serve.extractors import MOST, Extractor, Places, Source, extractor_like, load_extractor
+from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
+
+A_PROCESS = 32  # images that are worth the start of a process
+AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
+DOES_NOT_FIT = "numbers that do not fit"
+REPORT = "report.jsonl"
 
 
-class Given(NamedTuple):
-    """An image with its boxes in pixels, or None for a grid."""
+class Made(NamedTuple):
+    """The regions of an image, or why there are none."""
 
-    image: str  # below the folder
-    boxes: Float32[np.ndarray, "regions 4"] | None
+    image: str
+    regions: Regions | None
+    reason: str = ""
+    detail: str = ""
 
 
 def extract_regions(
     images: Path,
     out: Path,
-    network: str,
-    boxes: Path | None = None,
+    detector: str | None = None,
+    boxes: str | Path | None = None,
     grid: int = 6,
     cells: int = 1,
     size: int | None = None,
     dtype: FeatureType = "float16",
+    most: int = MOST,
+    like: Path | None = None,
+    also_for: Path | None = None,
+    workers: int = -1,
+    backend: Backend = "loky",
+    device: str = "cpu",
 ) -> dict[str, int]:
-    """Make a region store of a folder of images, with a vision network.
+    """Make a region store of a folder of images.
 
-    Killed and started again, it goes on; images that cannot be read are refused, each with its reason, in
-    OUT/report.jsonl. The id of an image is its path below the folder, without the suffix.
+    Killed and started again, the command goes on; the store does not depend on the number of workers. What cannot be
+    read is refused, each with its reason, in OUT/report.jsonl. The id of an image is its path below the folder, without
+    the suffix.
 
     Args:
         images: The folder of images.
         out: The store to make.
-        network: efficientnet_lite0 (ImageNet; extra `lite`), or the folder of an L3-Net run.
-        boxes: JSON Lines of `image` (a path below the folder) and `boxes` (left, top, right, bottom in pixels), for
-            images with known boxes; without it, a grid.
+        detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
+            of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a detector of our own.
+        boxes: own (a detector's; the default where there are any), grid (the default elsewhere), selective (selective
+            search; extra `selective`), or JSON Lines of `image` (a path below the folder) and `boxes` (left, top,
+            right, bottom in pixels of the image as it is seen, upright).
         grid: Rows and columns of the grid.
-        cells: A box is cut into so many rows and columns, whose features stand one behind the other.
-        size: Short side of the images as the network sees them.
+        cells: Of a vision network: a box is cut into so many rows and columns, whose features stand one behind the
+            other.
+        size: Short side of the images as the network sees them; by default its own.
         dtype: How features are kept.
+        most: Own boxes and those of selective search: at most so many of an image.
+        like: A run or model: make regions of the kind that it has learnt from. --detector then says where that network
+            lies if it was moved; the other settings are the model's.
+        also_for: A run or model that may read the store although it has learnt from another network's features.
+        workers: Processes; -1 is one per core.
+        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+        device: Where PyTorch computes; cuda with --workers 1.
 
     Returns:
         images.taken, images.refused and regions.
@@ -66,94 +97,187 @@ def extract_regions(
     Raises:
         DataError: There are no images, OUT holds something else, or the disk is full.
         CheckpointError: There is no such network.
+
+    Examples:
+        comodal extract photos/ regions/ --detector efficientnet_lite0
+        comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --most 100
+        comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2
+        comodal extract photos/ regions/ --like runs/vilbert
     """
-    if grid < 1 or cells < 1:
-        raise ValueError(f"grid ({grid}) and cells ({cells}) must be positive")
-    backbone = load_backbone(network, size)
-    given = read_boxes(boxes, images) if boxes else [Given(name, None) for name in names_of(images)]
-    dim = backbone(np.zeros((backbone.size, backbone.size, 3), np.uint8)).shape[0] * cells**2
-    about: dict[str, Any] = {"network": backbone.name, "fingerprint": backbone.fingerprint, "size": backbone.size}
-    about |= {"boxes": boxes.name if boxes else f"grid {grid} x {grid}", "cells": cells}
-    refused: list[dict[str, str]] = []
-    if not (out / "about.json").exists():
-        with RegionWriter(out, dim, dtype=dtype, about=about) as writer:
-            for image, picture in readable(images, given, refused, writer.known):
-                found = regions_of(picture, image.boxes, backbone, grid, cells)
-                writer.add(id_of(image.image), *found, picture.shape[1], picture.shape[0])
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in refused)
-        write_whole(out / "report.jsonl", lines.encode())
-    store = RegionStore(out)
-    if store.about["made_from"] != about:
-        raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
-    counts = {"images.taken": len(store), "images.refused": len(given) - len(store), "regions": int(store.firsts[-1])}
-    Console().print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    return counts
+    if workers != -1 and workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
+    file = None if boxes is None or str(boxes) in ("own", "grid", "selective") else Path(boxes)
+    places: Any = "given" if file else boxes and str(boxes)
+    if like is not None:
+        extractor = like_those_of(like, detector, places, device)
+    elif detector is None:
+        raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
+    else:
+        extractor = load_extractor(Source(detector, places, grid, cells, size, most), device)
+    if extractor.source.boxes == "given" and file is None:
+        raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
+    listed = read_boxes(file, images) if file else images_of(images)
+    with explained(out), only_one(out), running_on(backend):
+        fill_store(out, listed, Pool(extractor, images, device, workers, backend), dtype)
+        if also_for is not None:
+            accept(out, model_folder(also_for))
+    return report(out)
 
 
-def regions_of(
-    picture: np.ndarray, boxes: Float32[np.ndarray, "regions 4"] | None, backbone: Backbone, grid: int, cells: int
-) -> tuple[Float32[np.ndarray, "regions features"], Float32[np.ndarray, "regions 4"]]:
-    """Features and boxes in pixels of one picture."""
-    height, width = picture.shape[:2]
-    sides = np.array([width, height, width, height], np.float32)
-    shares: Tensor = grid_boxes(grid, grid) if boxes is None else torch.from_numpy(boxes / sides)
-    features = pool_boxes(backbone(picture), shares, cells).numpy()
-    return features, shares.numpy() * sides
-
-
-def readable(
-    folder: Path, given: list[Given], refused: list[dict[str, str]], known: set[str]
-) -> Iterator[tuple[Given, np.ndarray]]:
-    """The images that can be read and are not known yet, with a progress bar; the others are noted."""
-    columns = (TextColumn("regions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        for image in progress.track(given):
-            if id_of(image.image) in known:
-                continue
-            try:
-                picture = read_image(folder / image.image)
-            except MediaError as error:
-                refused.append({"image": image.image, "reason": str(error.reason), "detail": error.detail})
-                continue
-            yield image, picture
-
-
-def names_of(folder: Path) -> list[str]:
-    """All images below a folder; of two that differ in their suffix alone, the first."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of images")
-    names = [name for name in walk(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
-    if not names:
-        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return list({id_of(name): name for name in reversed(names)}.values())[::-1]
-
-
-def id_of(name: str) -> str:
-    """A path without its suffix."""
-    return name.rpartition(".")[0]
-
-
-def read_boxes(path: Path, images: Path) -> list[Given]:
-    """Images with their boxes.
+def like_those_of(model: Path, detector: str | None, boxes: Places | None, device: str) -> Extractor:
+    """What makes regions that a model can read.
 
     Raises:
-        DataError: The file cannot be read, or a line is not as it should be.
+        DataError: The model has learnt from features that were made elsewhere, or does not say from which.
     """
+    learnt = learnt_from(model_folder(model))
+    if learnt is None:
+        raise DataError(f"{model} does not say of what regions it has learnt: choose a --detector")
+    return extractor_like(learnt, detector, boxes, device)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Makes the regions of images in parallel, and gives them in the order of the images.
+
+    Args:
+        extractor: What makes them, as this process has loaded it.
+        images: The folder of the images.
+        device: Where the workers' networks compute.
+        workers: Processes; -1 is one per core.
+        backend: Where they run.
+    """
+
+    extractor: Extractor
+    images: Path
+    device: str
+    workers: int
+    backend: Backend
+
+    def __call__(self, todo: Sequence[Given]) -> Iterator[Made]:
+        processes = self.workers
+        if self.backend == "loky":
+            processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // A_PROCESS))
+        if self.backend == "sequential" or processes in (0, 1):
+            with one_thread():
+                yield from (make(image, self.images, self.extractor) for image in todo)
+            return
+        streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
+        pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")
+        work = delayed_with(self.extractor, self.images, self.device)
+        for start in range(0, len(todo), len(todo) if streams else AT_ONCE):
+            part = todo[start:] if streams else todo[start : start + AT_ONCE]
+            try:
+                yield from pool(work(image) for image in part)
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"a worker died, perhaps for want of memory, at {part[0].image} or soon after: "
+                    "the same command goes on there; try fewer workers"
+                ) from error
+
+
+def delayed_with(extractor: Extractor, images: Path, device: str) -> Callable[[Given], Any]:
+    """A call for a worker, which loads the network by itself."""
+    print_of = extractor.network.fingerprint
+    return lambda image: joblib.delayed(make_there)(image, images, extractor.source, device, print_of)
+
+
+def make_there(image: Given, images: Path, source: Source, device: str, fingerprint: str) -> Made:
+    """In a worker, which keeps its network from image to image."""
+    return make(image, images, loaded(source, device, fingerprint))
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(source: Source, device: str, fingerprint: str) -> Extractor:
+    """A worker's network.
+
+    Raises:
+        CheckpointError: It is not the one that the command has read.
+    """
+    torch.set_num_threads(1)
+    extractor = load_extractor(source, device)
+    if extractor.network.fingerprint != fingerprint:
+        raise CheckpointError(f"{source.detector} is not the same for all workers: it differs on a machine, or changed")
+    return extractor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the workers compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if not images.is_dir():
-        raise DataError(f"{images}: there is no such folder of images")
-    given = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-            if not ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all():
-                raise ValueError("a box is left, top, right, bottom, and none is empty")
-            given.append(Given(str(entry["image"]), boxes))
-        except (ValueError, KeyError, TypeError) as error:
-            wanted = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
-            raise DataError(f"{path}, line {number}: {error!r}; each line is like {wanted}") from error
-    return given
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make(image: Given, images: Path, extractor: Extractor) -> Made:
+    """The regions of one image."""
+    try:
+        regions = extractor(read_image(images / image.image), image.boxes)
+    except MediaError as error:
+        return Made(image.image, None, str(error.reason), error.detail)
+    return Made(image.image, regions)
+
+
+def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> None:
+    """Makes what is not there yet.
+
+    Raises:
+        DataError: OUT was made otherwise.
+    """
+    network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint()}
+    if not (out / "about.json").exists():
+        with RegionWriter(out, network.feature_dim, network.num_classes, dtype, about) as writer:
+            refused = list(listed.refused)
+            todo = [image for image in listed.images if id_of(image.image) not in writer.known]
+            for made in with_bar(pool(todo), len(listed.images), len(todo)):
+                if found := add(writer, made):
+                    refused.append(found)
+            lines = (json.dumps(line._asdict(), ensure_ascii=False) + "\n" for line in sorted(refused))
+            write_whole(out / REPORT, "".join(lines).encode())
+    for path in (out / JOURNAL, *out.glob(".*.[0-9]*.part")):  # what killed commands left
+        path.unlink(missing_ok=True)
+    made = RegionStore(out).about["made_from"]
+    changed = [
+        f"{name} was {made.get(name)!r} and is {value!r}" for name, value in about.items() if made.get(name) != value
+    ]
+    if changed and [*made] == [*about]:
+        raise DataError(f"{out} was made otherwise ({'; '.join(changed)}): give another folder")
+    if changed:
+        raise DataError(f"{out} was made otherwise, from {made}: give another folder")
+
+
+def add(writer: RegionWriter, made: Made) -> Refused | None:
+    """Adds an image to the store, or says why not."""
+    if made.regions is None:
+        return Refused(made.image, made.reason, made.detail)
+    features, boxes, classes, _, width, height = made.regions
+    try:
+        writer.add(id_of(made.image), features, boxes, width, height, classes)
+    except ValueError as error:
+        return Refused(made.image, DOES_NOT_FIT, str(error))
+    return None
+
+
+def with_bar(made: Iterator[Made], total: int, todo: int) -> Iterator[Made]:
+    """How far, and how long yet."""
+    columns = (TextColumn("regions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(made, total=total, completed=total - todo)
+
+
+def report(out: Path) -> dict[str, int]:
+    """Counts what is in the store and what was refused, by reason."""
+    store = RegionStore(out)
+    reasons = Counter(json.loads(line)["reason"] for line in (out / REPORT).read_bytes().splitlines())
+    counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
+    Console().print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), markup=False)
+    if reasons:
+        table = Table("refused because", "images")
+        table.columns[1].justify = "right"
+        for reason, count in reasons.most_common():
+            table.add_row(reason, f"{count:,}")
+        Console().print(table)
+    return counts

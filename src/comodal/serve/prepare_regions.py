@@ -1,4 +1,4 @@
-"""`comodal prepare regions`: a region store out of other people's features, or out of images and a vision network."""
+"""`comodal prepare regions`: a region store out of other people's features, or, as `comodal extract`, out of images."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,14 +25,14 @@ def prepare_regions(
 
     Features: LMDB (vilbert-multi-task's, vilbert_beta's, MMF's, tensorpack's), bottom-up-attention's TSV with 6 or 7
     columns, LXMERT's with 10, folders of .npy, HDF5. Pickles in them are read without running anything. Images: a grid
-    of boxes, or given boxes, with features of a vision network. Killed and started again, the command goes on; what was
+    of boxes, or given boxes, as `comodal extract` makes them. Killed and started again, the command goes on; what was
     not taken, and why, is in OUT/report.jsonl.
 
     Args:
         source: A file or folder of features, or a folder of images.
         out: The store to make.
         from_: What the source is; by default features in a layout that is recognised. grid and boxes are images.
-        network: For images: efficientnet_lite0 (ImageNet; extra `lite`), or the folder of an L3-Net run.
+        network: For images: efficientnet_lite0 (ImageNet; extra `lite`), or whatever else `comodal extract` takes.
         boxes: For images: JSON Lines of `image` and `boxes` (left, top, right, bottom in pixels).
         grid: For images: rows and columns of the grid.
         cells: For images: a box is cut into so many rows and columns, whose features stand one behind the other.
@@ -54,7 +54,7 @@ def prepare_regions(
     if from_ == "grid" or from_ == "boxes":
         if network is None or (from_ == "boxes") != (boxes is not None):
             raise ValueError("images need --network, and --from boxes needs --boxes FILE (--from grid none)")
-        return extract_regions(source, out, network, boxes, grid, cells, size, dtype)
+        return extract_regions(source, out, network, boxes or "grid", grid, cells, size, dtype)
     if network is not None or boxes is not None:
         raise ValueError("--network and --boxes are for images: add --from grid or --from boxes")
     return convert_regions(source, out, None if from_ == "auto" else from_, dtype)

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from comodal.data.batch import TaskBatch, TokenInput
 from comodal.data.loader import Loader
 from comodal.data.regions import RegionStore
+from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError
 from comodal.media.text import Words
-from comodal.models.checkpoint import load_model, untrained_like
+from comodal.models.checkpoint import load_model, model_folder, untrained_like
 from comodal.models.heads import Head
 from comodal.models.task_model import Config, TaskModel, load_task_model
 from comodal.models.vilbert import ViLBERT
@@ -179,6 +180,7 @@ def check_regions(model: Path, tokens: int, features: int, store: RegionStore) -
             f"{store.folder} has regions of {store.dim:,} features and {model} reads {features:,}: "
             "prepare the regions by the network that made those of its training"
         )
+    check_same_regions(model_folder(model), store)
 
 
 def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:

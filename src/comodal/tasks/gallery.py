@@ -17,10 +17,11 @@ from comodal.data.batch import TokenInput
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.captions import MAX_REGIONS, with_whole_image
 from comodal.data.regions import RegionStore
+from comodal.data.same_regions import check_same_regions
 from comodal.errors import DataError
 from comodal.media.text import MAX_WORDS, Words
 from comodal.models import single_stream, vilbert
-from comodal.models.checkpoint import read_about
+from comodal.models.checkpoint import model_folder, read_about
 
 Config = vilbert.Config | single_stream.Config
 Split = Literal["test", "validation", "train", "all"]
@@ -145,3 +146,4 @@ def check_fit(model: Path, config: Config, store: RegionStore, words: Words) -> 
             f"{store.folder} has regions of {store.dim:,} features and {model} was trained on "
             f"{config.region_features:,}: prepare the regions by the same network as those of its training"
         )
+    check_same_regions(model_folder(model), store)

@@ -1,0 +1,191 @@
+"""Any source of regions by one word: a vision network, torchvision's Faster R-CNN, Hugging Face's DETR, our detectors.
+
+Two things make regions: what gives the features (a network), and where the boxes are (the network's own, a grid,
+selective search, or given ones). Every pair goes together, but for two: a vision network has no boxes of its own, and
+DETR cannot take any.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from comodal.data.regions import Regions
+from comodal.data.same_regions import named
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import CONFIG, model_folder
+from comodal.models.convert import read_json, read_tensors
+from comodal.models.pooling import grid_boxes
+from comodal.serve.backbones import LITE0, Pooled, load_backbone
+from comodal.serve.extractors_detr import load_detr
+from comodal.serve.extractors_selective import selective_search
+from comodal.serve.extractors_torchvision import CLASS_SCORES, load_faster_rcnn
+from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
+
+Places = Literal["own", "grid", "selective", "given"]
+BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
+NUMBERS = ("grid", "cells", "size", "most")
+MOST = 36  # the regions of an image in ViLBERT's own features
+
+
+@dataclass(frozen=True)
+class Source:
+    """How regions are made: whatever another machine needs to make the same.
+
+    Args:
+        detector: efficientnet_lite0, or where the network lies.
+        boxes: Where boxes come from when none are given; None for the usual: own, or a grid where there are no own.
+        grid: Rows and columns of a grid.
+        cells: Of a vision network: a box is cut into so many rows and columns.
+        size: Short side of the pictures as the network sees them; None for the usual.
+        most: Own boxes and those of selective search: at most so many, the surest.
+    """
+
+    detector: str
+    boxes: Places | None = None
+    grid: int = 6
+    cells: int = 1
+    size: int | None = None
+    most: int = MOST
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A source of regions as it is used: with boxes for pictures that come without.
+
+    Args:
+        source: What was asked for, nothing left open.
+        network: What gives the features.
+        boxes_of: Boxes of a picture; None for the network's own.
+    """
+
+    source: Source
+    network: RegionExtractor
+    boxes_of: BoxesOf | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a store says of its features, and a model of those that it has learnt from."""
+        return asdict(self.source) | {"name": self.network.name, "fingerprint": self.network.fingerprint}
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """The regions of a picture that stands upright, in given boxes (cut off at its edges) or its own.
+
+        Raises:
+            MediaError: The picture is too thin, or a box lies outside it.
+            DataError: There are no boxes.
+        """
+        check_shape(picture)
+        if boxes is not None:
+            boxes = inside(boxes, picture.shape[1], picture.shape[0])
+        elif self.source.boxes == "given":
+            raise DataError(f"{self.network.name} was used in given boxes: give the boxes of its objects with --boxes")
+        elif self.boxes_of is not None:
+            boxes = self.boxes_of(picture)
+        return self.network(picture, boxes)
+
+
+def load_extractor(source: Source, device: str = "cpu") -> Extractor:
+    """Reads the network of a source.
+
+    Args:
+        source: What is wanted.
+        device: Where PyTorch computes, such as cuda.
+
+    Raises:
+        CheckpointError: There is no such network, or it is damaged.
+        DataError: A package is not installed.
+        ValueError: The source does not fit together.
+    """
+    check_numbers(source)
+    network = load_network(source, device)
+    boxes: Places = source.boxes or ("own" if network.finds_boxes else "grid")
+    if boxes == "own" and not network.finds_boxes:
+        raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
+    if boxes != "own" and not network.takes_boxes:
+        raise ValueError(f"{network.name} finds its own boxes and cannot tell the features of others")
+    if source.cells != 1 and not isinstance(network, Pooled):
+        raise ValueError(f"cells are for a vision network, not for {network.name}")
+    finders: dict[str, BoxesOf] = {
+        "grid": partial(grid_in, grid=source.grid),
+        "selective": partial(selective_search, most=source.most),
+    }
+    return Extractor(replace(source, boxes=boxes, size=network.size), network, finders.get(boxes))
+
+
+def load_network(source: Source, device: str) -> RegionExtractor:
+    """What gives the features, recognised from what lies there."""
+    path = Path(source.detector)
+    if source.detector == LITE0:
+        return Pooled(load_backbone(LITE0, source.size, device), source.cells)
+    if not path.exists():
+        raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
+    if path.is_dir():
+        if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+            return load_detr(path, source.size, source.most, device)
+        model_folder(path)
+        return Pooled(load_backbone(source.detector, source.size, device), source.cells)
+    state = read_tensors(path)
+    if CLASS_SCORES not in state:
+        raise CheckpointError(
+            f"{path}: not the weights of torchvision's Faster R-CNN; it begins with {list(state)[:3]}"
+        )
+    return load_faster_rcnn(path, state, source.size, source.most, device)
+
+
+def source_of(made: dict[str, Any]) -> Source:
+    """How regions of a store were made, to make others alike.
+
+    Raises:
+        DataError: They were made elsewhere, from features that others had extracted.
+    """
+    try:
+        values = {name: made[name] for name in Source.__dataclass_fields__}
+    except KeyError as error:
+        raise DataError(f"regions of {named(made)}: its detector is not known here") from error
+    if values["boxes"] not in get_args(Places) or not all(isinstance(values[name], int) for name in NUMBERS):
+        raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
+    return Source(**{**values, "detector": str(values["detector"])})
+
+
+def extractor_like(
+    made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "cpu"
+) -> Extractor:
+    """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
+
+    Args:
+        made: What the store, or a model that has learnt from it, says of its regions.
+        detector: Where the network lies; by default where it was then.
+        boxes: Where boxes come from; by default from where they came then.
+        device: Where PyTorch computes.
+
+    Raises:
+        CheckpointError: There is no such network, or another one.
+        DataError: They are features that others had extracted.
+    """
+    source = source_of(made)
+    source = replace(source, detector=detector or source.detector, boxes=boxes or source.boxes)
+    extractor = load_extractor(source, device)
+    if extractor.network.fingerprint != made.get("fingerprint"):
+        raise CheckpointError(f"{source.detector} is another network than that of these regions, {named(made)}")
+    return extractor
+
+
+def check_numbers(source: Source) -> None:
+    """All are positive."""
+    for name in NUMBERS:
+        number = getattr(source, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be positive, got {number}")
+
+
+def grid_in(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:
+    """The cells of a grid in pixels."""
+    height, width = picture.shape[:2]
+    return grid_boxes(grid, grid).numpy() * np.array([width, height, width, height], np.float32)

@@ -1,0 +1,109 @@
+"""Which images regions are made of: all of a folder, or those of a list with their boxes."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from comodal.data.caption_files import IMAGE_SUFFIXES
+from comodal.data.sources import walk
+from comodal.errors import DataError
+
+TWICE = "id twice"
+LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
+
+
+class Given(NamedTuple):
+    """An image with its boxes in pixels, or None where they are to be found."""
+
+    image: str  # below the folder
+    boxes: Float32[np.ndarray, "regions 4"] | None
+
+
+class Refused(NamedTuple):
+    """A line of the report."""
+
+    image: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images in their order, and those that need no opening to be refused."""
+
+    images: tuple[Given, ...]
+    refused: tuple[Refused, ...]
+
+    def fingerprint(self) -> str:
+        """Of the names and the given boxes, so that another list is not taken for the one that was begun."""
+        digest = hashlib.sha256()
+        for image, boxes in self.images:
+            digest.update(json.dumps([image, None if boxes is None else boxes.tolist()]).encode())
+        return digest.hexdigest()[:16]
+
+
+def id_of(name: str) -> str:
+    """A path without its suffix."""
+    return (Path(name).parent / Path(name).stem).as_posix()
+
+
+def images_of(folder: Path) -> Listed:
+    """All images below a folder.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    names = [name for name in walk(there(folder)) if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not names:
+        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return each_once(Given(name, None) for name in names)
+
+
+def read_boxes(path: Path, folder: Path) -> Listed:
+    """Images with their boxes.
+
+    Raises:
+        DataError: There is no such folder, the file cannot be read, or a line is not as it should be.
+    """
+    there(folder)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not a text'}") from error
+    given = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+            if not ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all():
+                raise ValueError("a box is left, top, right, bottom, and none is empty")
+            given.append(Given(str(entry["image"]), boxes))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
+    if not given:
+        raise DataError(f"{path} has no lines; each is like {LINE}")
+    return each_once(given)
+
+
+def there(folder: Path) -> Path:
+    """A folder that is there."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of images")
+    return folder
+
+
+def each_once(given: Iterable[Given]) -> Listed:
+    """Of images that differ in their suffix alone, or stand in the list twice, the first."""
+    first: dict[str, Given] = {}
+    refused = []
+    for image in given:
+        other = first.setdefault(id_of(image.image), image)
+        if other is not image:
+            refused.append(Refused(image.image, TWICE, f"{other.image} has the same id {id_of(image.image)}"))
+    return Listed(tuple(first.values()), tuple(refused))
