@@ -112,7 +112,7 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     _, instances = write_references(tmp_path / "files", 2)
     assert prepare_boxes(instances, tmp_path / "boxes.jsonl") == {"boxes.images": 2, "boxes": 8}
     (tmp_path / "images").mkdir()
-    first = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images")[0]
+    first = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").images[0]
     assert first.image == "COCO_train2014_000000000000.jpg"
     assert first.boxes.tolist() == [list(box) for box in BOXES]
     detections = [
