@@ -247,3 +247,22 @@ def test_what_a_file_leaves_open_is_split_by_the_image_alone():
     assert next(split for split, part in alone.items() if part) == next(
         split for split, part in parts.items() if any(row == 17 for _, row in part)
     )
+
+
+def test_a_store_of_several_folders_is_found_by_the_file_alone_or_with_its_folder():
+    ids = ["train2014/COCO_train2014_000000000001", "val2014/COCO_val2014_000000000002", "a/same", "b/same"]
+    alone = [Caption(("COCO_val2014_000000000002",), "a cat", None, "0"), Caption(("same",), "a dog", None, "1")]
+    assert [row for _, row in matched(alone, ids).pairs] == [1]  # two images are called same: neither is meant
+
+
+def test_karpathys_folder_is_part_of_a_name(tmp_path: Path):
+    entry = {
+        "filepath": "val2014",
+        "filename": "COCO_val2014_000000000002.jpg",
+        "cocoid": 2,
+        "imgid": 0,
+        "split": "val",
+    }
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": [entry | {"sentences": [{"raw": "a cat"}]}], "dataset": "coco"}))
+    assert [row for _, row in matched(read_captions(path), ["x", "val2014/COCO_val2014_000000000002"]).pairs] == [1]

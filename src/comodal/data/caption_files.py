@@ -122,6 +122,10 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
     rows: dict[str, int] = {}
     for place, name in enumerate(store_ids):
         rows.setdefault(name, place)
+    without_folder = Counter(map(_last_part, store_ids))
+    for place, name in enumerate(store_ids):
+        if without_folder[_last_part(name)] == 1:  # a store of several folders, captions that name the file alone
+            rows.setdefault(_last_part(name), place)
     hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
     kind = min(hits, key=lambda place: (-hits[place], place), default=0)
     found = Matched([], [])
@@ -132,14 +136,18 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
         else:
             found.pairs.append((caption, row))
     images = len({row for _, row in found.pairs})
-    if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(rows)):
+    if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(store_ids)):
         asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:SHOWN]]
         raise DataError(
-            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of {len(rows)} "
+            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of {len(store_ids)} "
             f"images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
-            f"{'; '.join(list(rows)[:SHOWN]) or 'nothing'}"
+            f"{'; '.join(store_ids[:SHOWN]) or 'nothing'}"
         )
     return found
+
+
+def _last_part(image: str) -> str:
+    return image.rpartition("/")[2]
 
 
 def split_pairs(
@@ -239,7 +247,8 @@ def _karpathy(content: dict[str, Any]) -> CaptionFile:
     """`imgid` is a running number, so it stands last: the image's own number or file is the better name."""
     read = CaptionFile("Karpathy's JSON")
     for number, image in enumerate(content["images"]):
-        named = (*names_of(str(image.get("filename", "")), image.get("cocoid")), str(image.get("imgid", "")))
+        file = PurePosixPath(str(image.get("filepath", ""))) / str(image.get("filename", ""))
+        named = (*names_of(file.as_posix() if file.name else "", image.get("cocoid")), str(image.get("imgid", "")))
         raw = [sentence["raw"] for sentence in image["sentences"]]
         read.take(named, raw, _split(image.get("split")), str(image.get("imgid", number)))
     return read
