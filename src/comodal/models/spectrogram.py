@@ -111,8 +111,7 @@ class Spectrogram(nn.Module):
             frames = (
                 sound.unfold(-1, config.window_samples, config.hop_samples) * self.window
             )  # (batch, frames, window)
-            spectrum = torch.fft.rfft(frames, n=config.n_fft).mT  # (batch, bins, frames)
-            power = spectrum.real.square() + spectrum.imag.square()  # a third of the time of spectrum.abs()
+            power = self.power(frames)
             if config.mel_bands == 0:
                 magnitude = power.sqrt()
             elif config.mel_of == "power":
@@ -120,6 +119,11 @@ class Spectrogram(nn.Module):
             else:
                 magnitude = self.filters @ power.sqrt()
             return self._compress(magnitude).unsqueeze(1)
+
+    def power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
+        """The squared magnitude of each frame's Fourier transform."""
+        spectrum = torch.fft.rfft(frames, n=self.config.n_fft).mT
+        return spectrum.real.square() + spectrum.imag.square()  # a third of the time of spectrum.abs()
 
     def _compress(self, magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
         if self.config.scale == "decibels":

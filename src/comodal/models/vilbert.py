@@ -292,7 +292,7 @@ class ViLBERT(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.text_embeddings(words, segments, tasks)
             if tasks is not None:
-                attended = torch.cat([attended.new_ones(len(attended), 1), attended], 1)
+                attended = torch.cat([attended.new_ones(attended.shape[0], 1), attended], 1)
             for layer in self.text_layers[:frozen]:
                 x = layer(x, x, attended)
         for layer in self.text_layers[frozen:first]:

@@ -25,7 +25,8 @@ from comodal.media.video import every_frame, iterate_frames, probe
 from comodal.models.convert_openl3 import Modality
 from comodal.models.l3net import L3Net
 from comodal.models.spectrogram import FrontEnd
-from comodal.serve.embedder import Choice, Embedder, OpenL3Version, Precision, load_embedder
+from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.serve.export_formats import Engine, Precision
 from comodal.serve.files import Job, Rows, plan, run_files, write_rows
 from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.serve.windows import EmptySoundError, iterate_windows
@@ -50,6 +51,7 @@ def embed_audio(
     front_end: FrontEnd | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
+    engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
@@ -67,6 +69,7 @@ def embed_audio(
         front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
         precision: of the network; without it bfloat16, with as_openl3 float32.
         device: where PyTorch computes, such as cuda; take workers 1 then.
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -79,7 +82,7 @@ def embed_audio(
     """
     if hop_seconds <= 0 or batch_size < 1:
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
-    choice = Choice(as_openl3, front_end, precision, size, device)
+    choice = Choice(as_openl3, front_end, precision, size, device, engine=engine)
     ready(model, choice, "sound")
     work = partial(
         write_sound, model=model, choice=choice, hop_seconds=hop_seconds, centre=centre, batch_size=batch_size
@@ -97,6 +100,7 @@ def embed_image(
     as_openl3: OpenL3Version | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
+    engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
@@ -110,6 +114,7 @@ def embed_image(
         as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
         precision: of the network; without it bfloat16, with as_openl3 float32.
         device: where PyTorch computes, such as cuda; take workers 1 then.
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -120,7 +125,7 @@ def embed_image(
     Examples:
         comodal embed image pictures/ --model RUN --out vectors/
     """
-    choice = Choice(as_openl3, None, precision, size, device)
+    choice = Choice(as_openl3, None, precision, size, device, engine=engine)
     ready(model, choice, "image")
     work = partial(write_image, model=model, choice=choice)
     return run_files(plan(files, IMAGES, out, ("",)), work, workers, overwrite)
@@ -187,8 +192,7 @@ def ready(model: Path, choice: Choice, *modalities: Modality) -> None:
     """Reads the model, so that a wrong one is told before any file is opened."""
     embedder = load_embedder(model, choice)
     for modality in modalities:
-        embedder.grid(modality)
-        assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+        embedder.prepare(modality)
 
 
 def sound_embedding(

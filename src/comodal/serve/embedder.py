@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
 from comodal.errors import CheckpointError
@@ -24,9 +24,10 @@ from comodal.models.inference import MICRO_BATCH, FusedTower
 from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net, pooled
 from comodal.models.spectrogram import FrontEnd, Representation, Spectrogram
 from comodal.models.spectrogram import openl3 as openl3_spectrogram
+from comodal.serve.export_engine import Exports
+from comodal.serve.export_formats import Engine, Precision
 from comodal.serve.openl3_files import is_openl3, load_openl3
 
-Precision = Literal["bfloat16", "float32"]
 OpenL3Version = Literal["0.4.2"]
 FULL = {"image": IMAGE_GRID, "sound": SOUND_GRID}
 
@@ -42,6 +43,7 @@ class Choice:
         size: Features of a vector; None: all, one vector's worth of each cell of the grid.
         device: Where PyTorch computes.
         representation: linear, mel128 or mel256, for a file of weights that does not say it.
+        engine: What computes: PyTorch, or an embedder that `comodal export` has written.
     """
 
     as_openl3: OpenL3Version | None = None
@@ -50,6 +52,7 @@ class Choice:
     size: int | None = None
     device: str = "cpu"
     representation: Representation | None = None
+    engine: Engine = "torch"
 
 
 class Embedder:
@@ -59,10 +62,13 @@ class Embedder:
         model: The network; its weights of this moment are used.
         choice: See there.
         about: What is known of weights from OpenL3 (representation, towers, files); empty for our own.
+        exports: The embedders of an engine other than PyTorch.
     """
 
-    def __init__(self, model: L3Net, choice: Choice, about: dict[str, object]) -> None:
-        self.choice, self.about = choice, about
+    def __init__(self, model: L3Net, choice: Choice, about: dict[str, object], exports: Exports | None = None) -> None:
+        self.choice, self.about, self.exports = choice, about, exports
+        if exports is None and choice.precision == "int8":
+            raise ValueError("int8 is for exported embedders: --engine onnx or openvino, after `comodal export --int8`")
         if (choice.as_openl3 or choice.front_end) and not about:
             raise ValueError("as_openl3 and front_end are for weights of OpenL3, and these are none")
         self.front_end = choice.front_end or ("kapre03" if choice.as_openl3 else str(about.get("front_end", "")))
@@ -74,6 +80,8 @@ class Embedder:
                 spectrogram=openl3_spectrogram(about["representation"], front),  # type: ignore[arg-type]
             )
         self.precision = choice.precision or ("float32" if choice.as_openl3 else "bfloat16")
+        if exports is not None:
+            self.precision = exports.precision
         self.device = torch.device(choice.device)
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
@@ -99,6 +107,14 @@ class Embedder:
         """The sound's network, prepared when the first sound comes."""
         return self._tower("sound")
 
+    def prepare(self, modality: Modality) -> None:
+        """Reads what sound or pictures need, so that what is missing is told before any of them is opened."""
+        self.grid(modality)
+        if self.exports is not None:
+            self.exports.open(modality)
+        else:
+            assert self.image_tower if modality == "image" else self.sound_tower
+
     def _tower(self, modality: Modality) -> FusedTower:
         if self.about and modality not in self.about["towers"]:  # type: ignore[operator]
             held = " and ".join(self.about["towers"])  # type: ignore[arg-type]
@@ -122,8 +138,11 @@ class Embedder:
         self, windows: Float[np.ndarray, "windows samples"]
     ) -> tuple[Float32[np.ndarray, "windows features"], np.ndarray]:
         """Vectors of windows at the network's rate, and which of them hold nothing but zeros."""
-        parts = torch.from_numpy(windows).to(self.device, self.sound_type).split(MICRO_BATCH)
-        vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
+        if self.exports is not None:
+            vectors = self._exported(windows.astype(np.float32, copy=False), "sound")
+        else:
+            parts = torch.from_numpy(windows).to(self.device, self.sound_type).split(MICRO_BATCH)
+            vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
         silent = np.asarray(~windows.any(axis=1))
         if self.hides_silence:
             vectors[silent] = 0.0
@@ -139,18 +158,32 @@ class Embedder:
     @torch.inference_mode()
     def images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
         """Vectors of pictures of the network's size."""
+        if self.exports is not None:
+            return self._exported(squares.transpose(0, 3, 1, 2), "image")
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
         return self._vectors([self.model.normalised(part) for part in bytes_.split(MICRO_BATCH)], "image")
 
     @torch.inference_mode()
     def pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
         """Vectors of pictures whose values are what the network takes."""
+        if self.exports is not None:  # which take the bytes that these values were made of
+            return self.images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         return self._vectors(list(values.split(MICRO_BATCH)), "image")
 
     def _vectors(self, parts: list[Tensor], modality: Modality) -> Float32[np.ndarray, "rows features"]:
         tower = self.image_tower if modality == "image" else self.sound_tower
         return torch.cat([pooled(tower(part), self.grid(modality)).float() for part in parts]).cpu().numpy()
+
+    def _exported(
+        self, batch: Shaped[np.ndarray, "rows ..."], modality: Modality
+    ) -> Float32[np.ndarray, "rows features"]:
+        """What the exported embedder gives; the largest of all cells where one vector's worth is wanted."""
+        assert self.exports is not None
+        vectors = self.exports(modality, batch)
+        if self.grid(modality) == (1, 1):
+            return vectors.reshape(len(vectors), -1, 8 * self.config.width).max(1)
+        return vectors
 
     def resampled(self, sound: Float[np.ndarray, " samples"], rate: int | float) -> Float[np.ndarray, " new_samples"]:
         """A whole sound at the network's rate."""
@@ -166,9 +199,15 @@ def load_embedder(path: Path, choice: Choice) -> Embedder:
     Raises:
         CheckpointError: There is none, it is damaged, or it is another kind of model.
     """
+    if choice.engine != "torch" and (is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device != "cpu"):
+        raise ValueError(
+            f"--engine {choice.engine} computes on the CPU what `comodal export` has written of a model's folder; "
+            "as_openl3, front_end and device are for PyTorch"
+        )
     if is_openl3(path):
         found = load_openl3(path, representation=choice.representation)
         return Embedder(found.model, choice, found.about)
     model = load_l3net(path)
     about = read_about(model_folder(path)).get("openl3")
-    return Embedder(model, choice, about if isinstance(about, dict) else {})
+    exports = None if choice.engine == "torch" else Exports(path, model, choice.engine, choice.precision)
+    return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)

@@ -15,7 +15,8 @@ from jaxtyping import Float32, Shaped
 
 from comodal.errors import CheckpointError, ComodalError
 from comodal.models.convert_openl3 import Modality
-from comodal.serve.embedder import Choice, Embedder, OpenL3Version, Precision, load_embedder
+from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.serve.export_formats import Precision
 from comodal.serve.openl3_files import find_openl3
 
 VALID_FRONTENDS = ("librosa", "kapre")

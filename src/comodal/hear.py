@@ -1,0 +1,121 @@
+"""L3-Net and OpenL3 for HEAR, the Holistic Evaluation of Audio Representations (NeurIPS 2021 competition).
+
+HEAR's common API: https://hearbenchmark.com/hear-api.html. Give its tools the module `comodal.hear` and a model:
+`heareval-embeddings comodal.hear --model RUN`.
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.errors import CheckpointError
+from comodal.serve.embedder import Choice, Embedder, load_embedder
+
+SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # those in which HEAR's tasks come
+TIMESTAMP_HOP = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms
+SCENE_HOP = 0.25
+WINDOWS = 64  # at a time, which bounds memory
+
+
+class Model(nn.Module):
+    """A network and the three numbers that HEAR asks for; windows of one second in float32.
+
+    Args:
+        embedder: Of sound, in float32.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(embedder.model)  # `to` must not move what others use
+        self.about = embedder.about
+        self.sample_rate: int = embedder.config.sample_rate
+        self.window = round(embedder.config.sound_seconds * self.sample_rate)
+        self.scene_embedding_size = self.timestamp_embedding_size = int(
+            self.network.embed_sound(torch.zeros(1, self.window)).shape[1]
+        )
+        self.embedders = {torch.device("cpu"): embedder}
+
+    def forward(
+        self, windows: Float[Tensor, "windows samples"]
+    ) -> tuple[Float32[Tensor, "windows features"], np.ndarray]:
+        """Vectors on the model's device, and which windows are silent."""
+        device = self.network.fc1.weight.device
+        if device not in self.embedders:
+            choice = Choice(precision="float32", device=str(device))
+            self.embedders[device] = Embedder(self.network, choice, self.about)
+        embedder = self.embedders[device]
+        parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS)]
+        vectors = torch.from_numpy(np.concatenate([vectors for vectors, _ in parts])).to(device)
+        return vectors, np.concatenate([silent for _, silent in parts])
+
+
+def load_model(model_file_path: str = "") -> Model:
+    """A model for the other two functions.
+
+    Args:
+        model_file_path: Run folder or model folder of an L3-Net, or a file of OpenL3.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, another kind of model, or of a sample rate that HEAR has not.
+    """
+    if not model_file_path:
+        raise CheckpointError("HEAR: give the run folder, model folder or OpenL3 file (--model)")
+    embedder = load_embedder(Path(model_file_path), Choice(precision="float32"))
+    embedder.prepare("sound")
+    if embedder.config.sample_rate not in SAMPLE_RATES:
+        rates = ", ".join(str(rate) for rate in SAMPLE_RATES)
+        raise CheckpointError(f"{model_file_path}: hears {embedder.config.sample_rate} Hz; HEAR has {rates}")
+    return Model(embedder)
+
+
+def get_timestamp_embeddings(
+    audio: Float[Tensor, "sounds samples"], model: Model
+) -> tuple[Float32[Tensor, "sounds timestamps features"], Float32[Tensor, "sounds timestamps"]]:
+    """Vectors every 50 ms, and their times in milliseconds.
+
+    Args:
+        audio: Sounds of one length at the model's sample rate, between -1 and 1.
+        model: What `load_model` returned.
+
+    Returns:
+        Window k is centred on its timestamp, 50 k ms, with silence before the sound and after it; the last timestamp is
+        at most 50 ms from the end.
+
+    Raises:
+        ValueError: The sounds are empty, or not of two axes.
+    """
+    hop = round(TIMESTAMP_HOP * model.sample_rate)
+    vectors = torch.stack([model(windows)[0] for windows in windows_of(audio, model, hop)])
+    milliseconds = torch.arange(vectors.shape[1], device=vectors.device) * (1000 * hop / model.sample_rate)
+    return vectors, milliseconds.float().expand(len(vectors), -1)
+
+
+def get_scene_embeddings(audio: Float[Tensor, "sounds samples"], model: Model) -> Float32[Tensor, "sounds features"]:
+    """One vector for each sound: the mean of those of every 250 ms, silent windows left out.
+
+    Args:
+        audio: Sounds of one length at the model's sample rate, between -1 and 1.
+        model: What `load_model` returned.
+
+    Raises:
+        ValueError: The sounds are empty, or not of two axes.
+    """
+    means = []
+    for windows in windows_of(audio, model, round(SCENE_HOP * model.sample_rate)):
+        vectors, silent = model(windows)
+        heard = torch.from_numpy(~silent | silent.all()).to(vectors.device)
+        means.append(vectors[heard].mean(0))
+    return torch.stack(means)
+
+
+def windows_of(audio: Tensor, model: Model, hop: int) -> list[Float[Tensor, "windows samples"]]:
+    """The windows of each sound, the first centred on its first sample."""
+    if audio.ndim != 2 or not audio.numel():
+        raise ValueError(f"HEAR gives sounds as (sounds, samples); these are {tuple(audio.shape)}")
+    around = F.pad(audio, (model.window // 2, model.window - model.window // 2))
+    return list(around.unfold(1, model.window, hop))

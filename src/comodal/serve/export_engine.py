@@ -1,0 +1,88 @@
+"""Exported embedders of a model, where `comodal export` puts them: whole, and of the model's very weights."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import checksum, model_folder
+from comodal.models.inference import MICRO_BATCH
+from comodal.models.l3net import L3Net
+from comodal.serve.export_formats import (
+    ENDINGS,
+    RUNNING,
+    Engine,
+    Precision,
+    Run,
+    open_onnx,
+    open_openvino,
+    require,
+)
+
+MANIFEST, FOLDER = "export.json", "export"
+
+
+class Exports:
+    """The embedders of a model that another engine runs; each is opened when it is first used.
+
+    Args:
+        run: The model's or run's folder.
+        model: What is in it.
+        engine: onnx or openvino.
+        precision: None: bfloat16 with OpenVINO, float32 with ONNX Runtime.
+    """
+
+    def __init__(self, run: Path, model: L3Net, engine: Engine, precision: Precision | None) -> None:
+        if engine == "onnx" and precision == "bfloat16":
+            raise ValueError("ONNX Runtime has no bfloat16 on a CPU; take float32 or int8, or --engine openvino")
+        self.run, self.model, self.engine = run, model, engine
+        self.precision: Precision = precision or ("bfloat16" if engine == "openvino" else "float32")
+        self.opened: dict[str, Run] = {}
+
+    def open(self, name: str) -> Run:
+        """One embedder as a function.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged or of other weights.
+        """
+        if name not in self.opened:
+            self.opened[name] = open_exported(self.run, self.model, self.engine, name, self.precision)
+        return self.opened[name]
+
+    def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
+        """Vectors of a batch of its inputs."""
+        run = self.open(name)
+        parts = (batch[start : start + MICRO_BATCH] for start in range(0, len(batch), MICRO_BATCH))
+        return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
+
+
+def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: Precision) -> Run:
+    """An exported embedder of a model, whose files are whole and of these very weights.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged or of other weights.
+    """
+    require(RUNNING[engine], engine)
+    folder = model_folder(run) / FOLDER / engine
+    again = f"run `comodal export {run} --to {engine}`"
+    try:
+        about = json.loads((folder / MANIFEST).read_text())
+        weights, files = about["weights"], dict(about["files"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no export here; {again}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged; {again}") from error
+    if weights != checksum(model.state_dict()):
+        raise CheckpointError(f"{folder}: exported from other weights than this model's; {again}")
+    file = folder / f"{name}{'.int8' if precision == 'int8' else ''}{ENDINGS[engine]}"
+    if file.name not in files:
+        raise CheckpointError(f"{folder}: holds no {file.name}; {again}{' --int8 FOLDER' * (precision == 'int8')}")
+    for part in (file, file.with_suffix(".bin")):
+        if part.name in files and (not part.is_file() or zlib.crc32(part.read_bytes()) != files[part.name]):
+            raise CheckpointError(f"{part}: damaged (checksum); {again}")
+    if engine == "onnx":
+        return open_onnx(file)
+    return open_openvino(file, "bfloat16" if precision == "bfloat16" else "float32")

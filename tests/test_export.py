@@ -1,0 +1,278 @@
+"""Exported networks, run by their runtimes directly, against the models that they were made from."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from comodal.cli import main
+from comodal.errors import CheckpointError, DataError
+from comodal.models import vilbert
+from comodal.models.checkpoint import load_model, save_model
+from comodal.models.heads import Head
+from comodal.models.l3net import L3EMBEDDING, PAPER, L3Net, openl3, small
+from comodal.models.spectrogram import Spectrogram
+from comodal.models.task_model import Config as TaskConfig
+from comodal.models.task_model import TaskModel
+from comodal.models.vilbert import Stream, ViLBERT
+from comodal.serve import export as export_module
+from comodal.serve import export_formats
+from comodal.serve.embed import embed_audio, embed_image
+from comodal.serve.export import export
+from comodal.serve.export_formats import import_openvino, open_onnx, open_openvino, open_torch
+from comodal.serve.export_networks import cells
+from comodal.serve.export_sound import PortableSpectrogram
+
+NETWORK = dataclasses.replace(small(2, 32), spectrogram=PAPER.spectrogram)
+TINY = vilbert.Config(
+    vocabulary=50, positions=24, text=Stream(16, 2, 2, 32), vision=Stream(12, 1, 2, 24), joint_dim=8, joint_heads=2,
+    schedule=((0, 1),), region_features=6, region_targets=5, task_tokens=3, initializer_range=0.3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tones in noise and four pictures of colours."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    for number in range(4):
+        tone = np.sin(2 * np.pi * 200 * 2**number * np.arange(80_000) / 48_000)
+        soundfile.write(folder / f"s{number}.wav", 0.2 * tone + 0.02 * rng.normal(size=80_000), 48_000)
+        pixels = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((60, 50)).save(folder / f"p{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
+    """A model with its exports for ONNX and OpenVINO, in 8 bits too."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_model(L3Net(NETWORK), folder / "model", {})
+    for format_ in ("onnx", "openvino"):
+        numbers = export(folder, format_, int8=files)
+        assert max(numbers[f"export.{name}.difference"] for name in ("image", "sound", "l3net")) < 1e-5
+        assert min(numbers[f"export.{name}.cosine"] for name in ("image", "sound")) > 0.98
+    return folder
+
+
+@pytest.mark.parametrize("config", [PAPER, L3EMBEDDING, openl3("linear"), openl3("mel256"), small()])
+def test_the_portable_transform_is_as_exact_as_the_fft(config):
+    rng = np.random.default_rng(0)
+    sound = 0.1 * rng.normal(size=(2, 6_000)) + np.sin(np.arange(6_000))
+    portable, plain = PortableSpectrogram(config.spectrogram), Spectrogram(config.spectrogram)
+    frames = torch.from_numpy(sound).float().unfold(-1, config.spectrogram.window_samples, 242) * plain.window
+    exact = np.abs(np.fft.rfft(frames.double().numpy(), n=config.spectrogram.n_fft)) ** 2
+    for ours in (portable, plain):
+        assert np.abs(ours.power(frames).mT.numpy() - exact).max() < 1e-6 * exact.max()
+
+
+def test_a_transform_of_a_prime_length():
+    config = dataclasses.replace(PAPER.spectrogram, n_fft=13, window_samples=11, hop_samples=3)
+    frames = torch.randn(1, 4, 11)
+    exact = np.abs(np.fft.rfft(frames.double().numpy(), n=13)) ** 2
+    assert np.allclose(PortableSpectrogram(config).power(frames).mT.numpy(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (4, 4), (32, 24), (7, 5), (2, 1)])
+def test_cells_are_those_of_pytorch_s_adaptive_pooling(shape: tuple[int, int]):
+    feature_map, grid = torch.randn(2, 3, *shape), (min(4, shape[0]), min(3, shape[1]))
+    expected = F.adaptive_max_pool2d(feature_map, grid).permute(0, 2, 3, 1).flatten(1)
+    assert torch.equal(cells(feature_map, (4, 3)), expected)
+
+
+def test_onnx_runtime_gives_what_the_model_gives_for_any_batch(run: Path):
+    model, folder = load_model(run), run / "model" / "export" / "onnx"
+    sessions = {
+        name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("image", "sound", "l3net")
+    }
+    described = json.loads((folder / "export.json").read_text())["networks"]["l3net"]
+    assert described["inputs"] == {
+        "image": {"type": "uint8", "shape": ["batch", 3, 32, 32]},
+        "sound": {"type": "float32", "shape": ["batch", 48_000]},
+    }
+    for batch in (1, 3):
+        image = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
+        sound = 0.1 * torch.randn(batch, 48_000)
+        with torch.inference_mode():
+            expected = [model.embed_image(image), model.embed_sound(sound), *model(image, sound)]
+        given = {"image": image.numpy(), "sound": sound.numpy()}
+        results = [sessions[name].run(None, {name: given[name]})[0] for name in ("image", "sound")]
+        for ours, theirs in zip(expected, results + sessions["l3net"].run(None, given), strict=True):
+            assert np.allclose(ours.numpy(), theirs, atol=1e-5 * float(ours.abs().max()))
+    assert [axis.shape[0] for axis in sessions["l3net"].get_inputs()] == ["batch", "batch"]
+    assert [output.name for output in sessions["l3net"].get_outputs()] == described["outputs"]
+
+
+def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
+    """OpenVINO's own bfloat16 rounds the waveform to 8 bits and makes noise of what is between the tones."""
+    path = run / "model" / "export" / "openvino" / "sound.xml"
+    sound = (0.5 * torch.sin(2 * torch.pi * 440 / 48_000 * torch.arange(48_000)))[None]
+    with torch.inference_mode():
+        expected = load_model(run).embed_sound(sound)[0]
+    openvino = import_openvino(path)
+    everywhere = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    ours = open_openvino(path, "bfloat16")({"sound": sound.numpy()})[0][0]
+    cosine = F.cosine_similarity(torch.from_numpy(ours), expected, 0)
+    assert cosine > 0.999
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        theirs = torch.from_numpy(everywhere([sound.numpy()])[0][0].copy())
+        assert 1 - F.cosine_similarity(theirs, expected, 0) > 3 * (1 - cosine)
+
+
+@pytest.mark.parametrize(
+    ("options", "apart"),
+    [
+        ({"engine": "onnx"}, 1e-4),
+        ({"engine": "openvino", "precision": "float32"}, 1e-4),
+        ({"engine": "openvino"}, 0.05),
+        ({"engine": "onnx", "precision": "int8"}, 0.3),
+        ({"engine": "openvino", "precision": "int8"}, 0.3),
+        ({"engine": "onnx", "size": 16}, 1e-4),
+    ],
+    ids=str,
+)
+def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, options: dict, apart: float):
+    plain = {"precision": "float32", "size": options.get("size")}
+    embed_audio([files / "s1.wav"], run, tmp_path / "torch", 0.5, workers=1, **plain)
+    embed_image([files / "p1.png"], run, tmp_path / "torch", workers=1, **plain)
+    embed_audio([files / "s1.wav"], run, tmp_path / "other", 0.5, workers=1, **options)
+    embed_image([files / "p1.png"], run, tmp_path / "other", workers=1, **options)
+    for name in ("s1.npz", "p1.npz"):
+        ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "other"))
+        assert ours.shape == theirs.shape
+        assert np.linalg.norm(ours - theirs) < apart * np.linalg.norm(ours)
+
+
+def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path, files: Path):
+    about = {"representation": "linear", "front_end": "kapre014", "towers": ["image", "sound"], "files": ["x"]}
+    config = dataclasses.replace(openl3("linear"), width=1)
+    save_model(L3Net(config), tmp_path, {"openl3": about})
+    export(tmp_path, "onnx")
+    embed_image([files / "p1.png"], tmp_path, tmp_path / "torch", workers=1, precision="float32")
+    embed_image([files / "p1.png"], tmp_path, tmp_path / "onnx", workers=1, engine="onnx")
+    ours, theirs = (np.load(tmp_path / folder / "p1.npz")["embedding"] for folder in ("torch", "onnx"))
+    assert np.allclose(ours, theirs, atol=1e-5 * np.abs(ours).max())
+
+
+def pairs(batch: int, words: int, regions: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(batch)
+    return (
+        torch.randint(0, 50, (batch, words), generator=generator),
+        torch.zeros(batch, words, dtype=torch.int64),
+        torch.arange(words).expand(batch, -1) < words - 1,
+        torch.randn(batch, regions, 6, generator=generator),
+        torch.rand(batch, regions, 5, generator=generator),
+        torch.arange(regions).expand(batch, -1) < regions - 1,
+        torch.randint(0, 3, (batch,), generator=generator),
+    )
+
+
+NAMES = ("words", "segments", "words_attended", "regions", "locations", "regions_attended", "tasks")
+
+
+def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path):
+    torch.manual_seed(0)
+    model = ViLBERT(TINY).eval()
+    save_model(model, tmp_path, {})
+    assert export(tmp_path, "onnx", out=tmp_path / "out")["export.vilbert.difference"] < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "vilbert.onnx", providers=["CPUExecutionProvider"])
+    for sizes in ((1, 3, 2), (5, 24, 11)):
+        inputs = pairs(*sizes)
+        with torch.inference_mode():
+            output = model(*inputs)
+            expected = [*output, model.alignment_head(output.text, output.vision)]
+        results = session.run(None, {name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
+        for ours, theirs in zip(expected, results, strict=True):
+            assert np.allclose(ours.numpy(), theirs, atol=1e-5)
+
+
+def test_a_task_model_has_a_program_for_each_head(tmp_path: Path):
+    torch.manual_seed(0)
+    heads = (Head("answers", "answers", 4, 8), Head("both", "pairs", 2, 8), Head("where", "regions", 1))
+    model = TaskModel(TaskConfig(TINY, heads)).eval()
+    save_model(model, tmp_path, {})
+    export(tmp_path, "torch", out=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pt2")) == ["answers.pt2", "both.pt2", "where.pt2"]
+    inputs = pairs(6, 9, 4)
+    for head, shape in (("answers", (6, 4)), ("both", (3, 2)), ("where", (6, 4))):
+        with torch.inference_mode():
+            expected = model(head, *inputs[:6], torch.arange(6), inputs[6])
+        run = open_torch(tmp_path / "out" / f"{head}.pt2")
+        (result,) = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
+        assert result.shape == shape
+        assert np.allclose(result, expected.numpy(), atol=1e-5)
+
+
+def test_what_differs_from_the_model_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    with pytest.raises(CheckpointError, match=r"image\.pt2 differs from the model by"):
+        export(run, "torch", out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_package_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export_formats, "find_spec", lambda name: None if name == "onnxscript" else sys)
+    with pytest.raises(CheckpointError, match=r"onnx needs onnxscript: pip install 'comodal\[onnx\]'"):
+        export(run, "onnx", out=tmp_path)
+
+
+def test_an_export_of_other_weights_or_a_damaged_one_is_refused(run: Path, files: Path, tmp_path: Path):
+    torch.manual_seed(1)
+    save_model(L3Net(NETWORK), tmp_path / "model", {})
+    sound, folder = [files / "s1.wav"], tmp_path / "model" / "export"
+    with pytest.raises(CheckpointError, match="no export here; run `comodal export"):
+        embed_audio(sound, tmp_path, tmp_path, engine="onnx")
+    shutil.copytree(run / "model" / "export", folder)
+    with pytest.raises(CheckpointError, match="exported from other weights"):
+        embed_audio(sound, tmp_path / "model", tmp_path, engine="onnx")
+    shutil.copytree(run / "model", tmp_path / "copy")
+    folder = tmp_path / "copy" / "export"
+    (folder / "onnx" / "sound.onnx").write_bytes(b"not this")
+    with pytest.raises(CheckpointError, match=r"sound\.onnx: damaged \(checksum\)"):
+        embed_audio(sound, tmp_path / "copy", tmp_path, engine="onnx")
+    (folder / "openvino" / "sound.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"sound\.bin: damaged \(checksum\)"):
+        embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino", precision="float32")
+    (folder / "openvino" / "export.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"export\.json: damaged"):
+        embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino")
+
+
+@pytest.mark.parametrize("opener", [open_onnx, lambda path: open_openvino(path, "float32")])
+def test_a_file_of_another_kind_is_refused_in_a_sentence(opener, tmp_path: Path):
+    (tmp_path / "sound.xml").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"sound\.xml: a damaged file"):
+        opener(tmp_path / "sound.xml")
+
+
+def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for words, sentence in (
+        (["export", str(tmp_path), "--to", "onnx"], "no model here"),
+        (["export", str(run), "--to", "torch", "--int8", str(files)], "--int8 is for the embedders of an L3-Net"),
+        (
+            ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bfloat16"],
+            "no bfloat",
+        ),
+        (["embed", "audio", str(files), "--model", str(run), "--precision", "int8"], "int8 is for exported embedders"),
+        (["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--device", "cuda"], "for PyTorch"),
+    ):
+        assert main(words) == 1
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(DataError, match="at least two of a kind"):
+        export(run, "onnx", int8=tmp_path)
+
+
+def test_openvino_reports_nothing_over_the_network(tmp_path: Path):
+    import_openvino(tmp_path)
+    assert sys.modules["openvino_telemetry"] is None
+    assert "openvino.tools.ovc.telemetry_stub" in sys.modules
