@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from comodal.cli import main
 from comodal.errors import CheckpointError, DataError
-from comodal.models import vilbert
+from comodal.models import single_stream, vilbert
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.heads import Head
 from comodal.models.l3net import L3EMBEDDING, PAPER, L3Net, openl3, small
+from comodal.models.single_stream import SingleStream
 from comodal.models.spectrogram import Spectrogram
 from comodal.models.task_model import Config as TaskConfig
 from comodal.models.task_model import TaskModel
@@ -27,8 +28,8 @@ from comodal.models.vilbert import Stream, ViLBERT
 from comodal.serve import export as export_module
 from comodal.serve import export_formats
 from comodal.serve.embed import embed_audio, embed_image
-from comodal.serve.export import export
-from comodal.serve.export_formats import import_openvino, open_onnx, open_openvino, open_torch
+from comodal.serve.export import export, opened
+from comodal.serve.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
 from comodal.serve.export_networks import cells
 from comodal.serve.export_sound import PortableSpectrogram
 
@@ -157,7 +158,7 @@ def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path,
     about = {"representation": "linear", "front_end": "kapre014", "towers": ["image", "sound"], "files": ["x"]}
     config = dataclasses.replace(openl3("linear"), width=1)
     save_model(L3Net(config), tmp_path, {"openl3": about})
-    export(tmp_path, "onnx")
+    export(tmp_path, "onnx", only=["image"])
     embed_image([files / "p1.png"], tmp_path, tmp_path / "torch", workers=1, precision="float32")
     embed_image([files / "p1.png"], tmp_path, tmp_path / "onnx", workers=1, engine="onnx")
     ours, theirs = (np.load(tmp_path / folder / "p1.npz")["embedding"] for folder in ("torch", "onnx"))
@@ -180,37 +181,87 @@ def pairs(batch: int, words: int, regions: int) -> tuple[torch.Tensor, ...]:
 NAMES = ("words", "segments", "words_attended", "regions", "locations", "regions_attended", "tasks")
 
 
-def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path):
+@pytest.mark.parametrize("format_", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, format_: Format):
     torch.manual_seed(0)
     model = ViLBERT(TINY).eval()
     save_model(model, tmp_path, {})
-    assert export(tmp_path, "onnx", out=tmp_path / "out")["export.vilbert.difference"] < 1e-5
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "vilbert.onnx", providers=["CPUExecutionProvider"])
+    assert export(tmp_path, format_, out=tmp_path / "out")["export.vilbert.difference"] < 1e-5
+    run = opened(tmp_path / "out" / f"vilbert{ENDINGS[format_]}", format_)
     for sizes in ((1, 3, 2), (5, 24, 11)):
         inputs = pairs(*sizes)
         with torch.inference_mode():
             output = model(*inputs)
             expected = [*output, model.alignment_head(output.text, output.vision)]
-        results = session.run(None, {name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
+        results = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
         for ours, theirs in zip(expected, results, strict=True):
             assert np.allclose(ours.numpy(), theirs, atol=1e-5)
 
 
-def test_a_task_model_has_a_program_for_each_head(tmp_path: Path):
+def test_a_single_stream_reads_words_and_visual_tokens(tmp_path: Path):
     torch.manual_seed(0)
-    heads = (Head("answers", "answers", 4, 8), Head("both", "pairs", 2, 8), Head("where", "regions", 1))
-    model = TaskModel(TaskConfig(TINY, heads)).eval()
+    config = single_stream.Config(
+        vocabulary=50, positions=24, text=Stream(16, 2, 2, 32), region_tokens=9, region_targets=6, joint_dim=8
+    )
+    model = SingleStream(config).eval()
     save_model(model, tmp_path, {})
-    export(tmp_path, "torch", out=tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.pt2")) == ["answers.pt2", "both.pt2", "where.pt2"]
-    inputs = pairs(6, 9, 4)
-    for head, shape in (("answers", (6, 4)), ("both", (3, 2)), ("where", (6, 4))):
-        with torch.inference_mode():
-            expected = model(head, *inputs[:6], torch.arange(6), inputs[6])
-        run = open_torch(tmp_path / "out" / f"{head}.pt2")
-        (result,) = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
-        assert result.shape == shape
-        assert np.allclose(result, expected.numpy(), atol=1e-5)
+    assert export(tmp_path, "onnx", out=tmp_path / "out")["export.vilbert.difference"] < 1e-5
+    words, segments, words_attended, _, locations, regions_attended, _ = pairs(3, 8, 5)
+    inputs = (words, segments, words_attended, torch.arange(15).view(3, 5) % 9, locations, regions_attended)
+    with torch.inference_mode():
+        output = model(*inputs)
+        expected = model.alignment_head(output.text, output.vision)
+    run = open_onnx(tmp_path / "out" / "vilbert.onnx")
+    results = run({name: tensor.numpy() for name, tensor in zip(NAMES[:6], inputs, strict=True)})
+    assert np.allclose(results[-1], expected.numpy(), atol=1e-5)
+
+
+HEADS = (
+    Head("answers", "answers", 4, 8),
+    Head("score", "linear", 1),
+    Head("both", "pairs", 2, 8),
+    Head("where", "regions", 1),
+    Head("which", "words", 1),
+)
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a head of each kind."""
+    folder = tmp_path_factory.mktemp("answering")
+    torch.manual_seed(0)
+    save_model(TaskModel(TaskConfig(TINY, HEADS)), folder, {})
+    return folder
+
+
+def assert_heads_are_the_model_s(answering: Path, out: Path, format_: Format, names: set[str]) -> None:
+    model, inputs = load_model(answering), pairs(6, 9, 4)
+    for head, shape in zip(HEADS, [(6, 4), (6, 1), (3, 2), (6, 4), (6, 10)], strict=True):  # the task is a 10th word
+        if head.name in names:
+            with torch.inference_mode():
+                expected = model(head.name, *inputs[:6], torch.arange(6), inputs[6])
+            run = opened(out / f"{head.name}{ENDINGS[format_]}", format_)
+            (result,) = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
+            assert result.shape == shape
+            assert np.allclose(result, expected.numpy(), atol=1e-5)
+
+
+def test_only_some_heads_of_a_task_model(answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["export", str(answering), "--to", "torch", "--out", str(tmp_path), "--only"]
+    assert main([*words, "[both, which]"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.pt2", "export.json", "which.pt2"]
+    assert_heads_are_the_model_s(answering, tmp_path, "torch", {"both", "which"})
+    assert main([*words, "[scores]"]) == 1
+    told = "no network is called scores; this model's are answers, score, both, where, which"
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch"])
+def test_every_head_in_every_format(answering: Path, tmp_path: Path, format_: Format):
+    names = {head.name for head in HEADS}
+    assert set(export(answering, format_, out=tmp_path)) == {f"export.{name}.difference" for name in names}
+    assert_heads_are_the_model_s(answering, tmp_path, format_, names)
 
 
 def test_what_differs_from_the_model_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""HEAR's common API, by the rules of its validator (hearvalidator 2021.0.6) and by windows cut by hand."""
+"""HEAR's common API, by the rules of its validator (hearvalidator 2021.0.2) and by windows cut by hand."""
 
 import dataclasses
 from pathlib import Path

@@ -44,7 +44,9 @@ TOLERANCE = 1e-3  # float32 leaves 1e-6 to 1e-5
 EMBEDDERS = ("image", "sound")
 
 
-def export(run: Path, to: Format, out: Path | None = None, int8: Path | None = None) -> dict[str, float]:
+def export(
+    run: Path, to: Format, out: Path | None = None, only: list[str] | None = None, int8: Path | None = None
+) -> dict[str, float]:
     """Writes the networks of a model as files for another runtime, and compares each with the model.
 
     L3-Net gives three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole. ViLBERT gives
@@ -55,6 +57,8 @@ def export(run: Path, to: Format, out: Path | None = None, int8: Path | None = N
         run: Run folder or model folder.
         to: onnx, openvino, or torch (`torch.export`'s programs).
         out: Folder of the files; without it `export/FORMAT` in the model's folder, where `comodal embed` looks.
+        only: Names of the networks to write, such as vqa; without it all. What export.json does not name is no part
+            of an export.
         int8: A folder of sounds and pictures like those to come: L3-Net's embedders are also written in 8 bits, ranges
             taken from half of its files; how much is lost is measured on the other half.
 
@@ -67,11 +71,13 @@ def export(run: Path, to: Format, out: Path | None = None, int8: Path | None = N
     Examples:
         comodal export RUN --to onnx
         comodal export RUN --to openvino --int8 recordings/
+        comodal export 12-in-1/ --to onnx --only '[vqa, score]'
     """
     model = load_model(run)
     require((*WRITING[to], *RUNNING[to]), to)
     if int8 is not None and (to == "torch" or not isinstance(model, L3Net)):
         raise ValueError("--int8 is for the embedders of an L3-Net, to onnx or openvino")
+    networks = chosen(networks_of(model), only)
     given = examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
     folder = out or model_folder(run) / FOLDER / to
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,7 @@ def export(run: Path, to: Format, out: Path | None = None, int8: Path | None = N
     numbers: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
         about["networks"] = {}
-        for network in networks_of(model):
+        for network in networks:
             made = Path(temporary) / (network.name + ENDINGS[to])
             about["networks"][network.name] = described = write_network(network, to, made, given)
             numbers |= {f"export.{network.name}.{key}": described[key] for key in described if key in Loss._fields}
@@ -93,6 +99,14 @@ def export(run: Path, to: Format, out: Path | None = None, int8: Path | None = N
         replace_files(Path(temporary), folder, about)
     report(table, about["networks"], folder)
     return numbers
+
+
+def chosen(networks: list[Network], only: list[str] | None) -> list[Network]:
+    """Those of these names, or all."""
+    known = [network.name for network in networks]
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise ValueError(f"no network is called {', '.join(unknown)}; this model's are {', '.join(known)}")
+    return [network for network in networks if only is None or network.name in only]
 
 
 def write_network(network: Network, to: Format, path: Path, given: dict[str, list[np.ndarray]]) -> dict[str, Any]:
