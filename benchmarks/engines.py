@@ -1,0 +1,144 @@
+"""Embeddings a second by engine, the paper's full network, all timed in turn in one run; and what precision costs.
+
+The network has random weights, which changes no time. What bfloat16 and 8 bits cost is measured on a trained one: with
+--digits DIR, the folder that benchmarks/av_digits.py has written, its digits are classified from the vectors of each
+engine (8 bits take their ranges from 32 training files of each kind).
+
+    python benchmarks/engines.py [--batch 8] [--repeats 5] [--threads 2] [--digits av_digits/] [--out results.json]
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from rich.console import Console
+
+from comodal.media.audio import stream_sound
+from comodal.media.image import read_image
+from comodal.models.checkpoint import load_model, model_folder, save_model
+from comodal.models.l3net import PAPER, L3Net
+from comodal.serve.embed import image_embedding, sound_embedding
+from comodal.serve.embedder import Choice, Embedder, load_embedder
+from comodal.serve.export import export
+from comodal.tasks.images import SUFFIXES as IMAGES
+from comodal.tasks.sound_folders import SUFFIXES as SOUNDS
+from comodal.tasks.tree import Labelled, compare, read_tree
+from embedding import TERA_OPERATIONS
+from machine import report, save, seconds_in_turn
+
+WAYS = {
+    "PyTorch fp32, fused": Choice(precision="float32"),
+    "PyTorch bf16, fused": Choice(),
+    "ONNX Runtime fp32": Choice(engine="onnx"),
+    "ONNX Runtime int8": Choice(engine="onnx", precision="int8"),
+    "OpenVINO fp32": Choice(engine="openvino", precision="float32"),
+    "OpenVINO bf16": Choice(engine="openvino"),
+    "OpenVINO int8": Choice(engine="openvino", precision="int8"),
+}
+EXAMPLES = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--digits", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        numbers = {"threads": float(options.threads), **speed(Path(temporary), options.batch, options.repeats)}
+    if options.digits is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            numbers |= accuracy(Path(temporary), options.digits)
+    save(numbers, options.out)
+
+
+def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
+    """Ratios to the plain network in fp32."""
+    torch.manual_seed(0)
+    plain = L3Net(PAPER).eval()
+    save_model(plain, folder / "model", {})
+    embedders = exported(folder / "model", write_examples(folder / "examples"))
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
+    windows = 0.1 * rng.standard_normal((batch, 48_000), dtype=np.float32)
+    pixels, sound = torch.from_numpy(squares).permute(0, 3, 1, 2), torch.from_numpy(windows)
+    works: dict[str, dict[str, Callable[[], object]]] = {
+        "image": {name: lambda found=found: found.images(squares) for name, found in embedders.items()},
+        "sound": {name: lambda found=found: found.sound(windows) for name, found in embedders.items()},
+    }
+    works["image"]["plain fp32"] = lambda: plain.embed_image(pixels)
+    works["sound"]["plain fp32"] = lambda: plain.embed_sound(sound)
+    numbers = {}
+    for kind, ways in works.items():
+        with torch.inference_mode():
+            seconds = seconds_in_turn(ways, repeats)
+        numbers |= report(kind, seconds, dict.fromkeys(ways, batch * TERA_OPERATIONS[kind]), "plain fp32")
+    return numbers
+
+
+def write_examples(folder: Path) -> Path:
+    """Noise to take ranges from."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(2):
+        soundfile.write(folder / f"{number}.wav", 0.1 * rng.standard_normal(48_000), 48_000)
+        Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def exported(model: Path, examples: Path) -> dict[str, Embedder]:
+    """A network in every way of embedding with it."""
+    for engine in ("onnx", "openvino"):
+        export(model, engine, only=["image", "sound"], int8=examples)
+    return {name: load_embedder(model, choice) for name, choice in WAYS.items()}
+
+
+def accuracy(folder: Path, digits: Path) -> dict[str, float]:
+    """Held-out accuracy of a logistic regression on the vectors of each way."""
+    load_model(digits / "run")
+    shutil.copytree(model_folder(digits / "run"), folder / "model")
+    trees = {"image": read_tree(digits / "images", IMAGES), "sound": read_tree(digits / "sounds", SOUNDS)}
+    (folder / "examples").mkdir()
+    for items in trees.values():
+        training = [item.path for item in items if not item.test]
+        for number, path in enumerate(training[:: len(training) // EXAMPLES][:EXAMPLES]):
+            shutil.copy(path, folder / "examples" / f"{number}{path.suffix}")
+    embedders = exported(folder / "model", folder / "examples")
+    numbers = {}
+    for kind, items in trees.items():
+        found = {name: vectors(items, embedder, kind) for name, embedder in embedders.items()}
+        exact = found["PyTorch fp32, fused"]
+        features = {name: torch.from_numpy(rows).unsqueeze(1) for name, rows in found.items()}
+        comparison = compare(kind, items, features, "logistic", f"{kind} digits")
+        comparison.print_table(Console())
+        for name, rows in found.items():
+            cosine = (rows * exact).sum(1) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(exact, axis=1))
+            numbers |= {f"digits.{kind}.{name}.cosine": float(cosine.mean())}
+            numbers |= {f"digits.{kind}.{name}.least_cosine": float(cosine.min())}
+        numbers |= {f"digits.{key}": value for key, value in comparison.numbers().items()}
+    return numbers
+
+
+def vectors(items: list[Labelled], embedder: Embedder, kind: str) -> np.ndarray:
+    """One vector for each file: a picture's, or that of a sound's first second."""
+    if kind == "image":
+        return image_embedding([read_image(item.path) for item in items], embedder)
+    rate = embedder.config.sample_rate
+    rows = []
+    for item in items:
+        sound = np.concatenate(list(stream_sound(item.path, rate)))[:rate]
+        rows.append(sound_embedding(np.pad(sound, (0, rate - len(sound))), rate, embedder, 1.0, centre=False)[0][:1])
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    main()
