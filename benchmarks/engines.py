@@ -23,11 +23,9 @@ from comodal.media.audio import stream_sound
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, model_folder, save_model
 from comodal.models.l3net import PAPER, L3Net
-from comodal.serve.embed import image_embedding, sound_embedding
+from comodal.serve.embed import IMAGES, SOUNDS, image_embedding, sound_embedding
 from comodal.serve.embedder import Choice, Embedder, load_embedder
 from comodal.serve.export import export
-from comodal.tasks.images import SUFFIXES as IMAGES
-from comodal.tasks.sound_folders import SUFFIXES as SOUNDS
 from comodal.tasks.tree import Labelled, compare, read_tree
 from embedding import TERA_OPERATIONS
 from machine import report, save, seconds_in_turn
@@ -106,7 +104,10 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
     """Held-out accuracy of a logistic regression on the vectors of each way."""
     load_model(digits / "run")
     shutil.copytree(model_folder(digits / "run"), folder / "model")
-    trees = {"image": read_tree(digits / "images", IMAGES), "sound": read_tree(digits / "sounds", SOUNDS)}
+    trees = {
+        "image": read_tree(digits / "images", frozenset(IMAGES)),
+        "sound": read_tree(digits / "sounds", frozenset(SOUNDS)),
+    }
     (folder / "examples").mkdir()
     for items in trees.values():
         training = [item.path for item in items if not item.test]

@@ -27,11 +27,12 @@ from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Stream, ViLBERT
 from comodal.serve import export as export_module
 from comodal.serve import export_formats
-from comodal.serve.embed import embed_audio, embed_image
+from comodal.serve.embed import embed_audio, embed_image, embed_video
 from comodal.serve.export import export, opened
 from comodal.serve.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
 from comodal.serve.export_networks import cells
 from comodal.serve.export_sound import PortableSpectrogram
+from synthetic_media import write_video
 
 NETWORK = dataclasses.replace(small(2, 32), spectrogram=PAPER.spectrogram)
 TINY = vilbert.Config(
@@ -152,6 +153,16 @@ def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, o
         ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "other"))
         assert ours.shape == theirs.shape
         assert np.linalg.norm(ours - theirs) < apart * np.linalg.norm(ours)
+
+
+def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_path: Path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(96_000, dtype=np.float32)
+    clip = write_video(tmp_path / "clip.mp4", sound=noise)
+    embed_video([clip], run, tmp_path / "torch", 2.0, 0.5, workers=1, precision="float32")
+    embed_video([clip], run, tmp_path / "onnx", 2.0, 0.5, workers=1, engine="onnx")
+    for name in ("clip_image.npz", "clip_audio.npz"):
+        ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "onnx"))
+        assert np.allclose(ours, theirs, atol=1e-4 * np.abs(ours).max())
 
 
 def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path, files: Path):

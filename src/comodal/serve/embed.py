@@ -145,6 +145,7 @@ def embed_video(
     front_end: FrontEnd | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
+    engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
 
@@ -162,6 +163,7 @@ def embed_video(
         front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
         precision: of the network; without it bfloat16, with as_openl3 float32.
         device: where PyTorch computes, such as cuda; take workers 1 then.
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -174,7 +176,7 @@ def embed_video(
     """
     if hop_seconds <= 0 or batch_size < 1 or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
-    choice = Choice(as_openl3, front_end, precision, None, device)
+    choice = Choice(as_openl3, front_end, precision, None, device, engine=engine)
     ready(model, choice, "image", "sound")
     work = partial(
         write_video,
