@@ -1,5 +1,6 @@
 """Linear classification of an ImageFolder tree, and how class folders are split."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import Config, L3Net
-from comodal.tasks.images import SUFFIXES, evaluate_images, plain_pixels
+from comodal.tasks.image_features import plain_pixels
+from comodal.tasks.imagenet_files import SUFFIXES
+from comodal.tasks.images import evaluate_images
 from comodal.tasks.tree import read_tree
 
 
@@ -91,3 +94,25 @@ def test_plain_pixels_are_means_of_blocks():
     row = plain_pixels(square)
     assert row.shape == (3072,)
     assert torch.allclose(row[:6], torch.tensor([1.0, 0.2, 0.0, 0.0, 0.0, 0.0]), atol=1e-6)
+
+
+def test_mini_batches_views_and_crops_tell_the_stripes_apart_too(tmp_path: Path, model: Path):
+    write_images(tmp_path / "tree" / "train", 40, 0)
+    write_images(tmp_path / "tree" / "test", 15, 1)
+    asked = {"cache": tmp_path / "cache", "workers": 1, "systems": ["trained"], "out": tmp_path / "out"}
+    for solver in ("adam", "sgd"):
+        numbers = evaluate_images(model, tmp_path / "tree", solver=solver, epochs=60, batch_size=16, **asked)
+        assert numbers["vision.trained"] >= 0.9
+    numbers = evaluate_images(model, tmp_path / "tree", views=3, crops="ten", **asked)
+    assert numbers["vision.trained"] >= 0.9
+    assert len([path for path in (tmp_path / "cache" / "train").iterdir() if path.is_dir()]) == 3
+    numbers = evaluate_images(model, tmp_path / "tree", layer="conv1_2", pooling="mean", strength=0.01, **asked)
+    assert numbers["vision.trained.strength0"] == 0.01
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["settings"]["grid"] == 12
+    assert "pixels" not in (tmp_path / "out" / "classes.csv").read_text()
+
+
+def test_wrong_numbers_are_a_callers_mistake(tmp_path: Path, model: Path):
+    with pytest.raises(ValueError, match="views, epochs, batch_size and grid are at least 1"):
+        evaluate_images(model, tmp_path, views=0)

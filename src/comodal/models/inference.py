@@ -71,7 +71,7 @@ class FusedLayer:
 
 
 class FusedTower:
-    """A tower up to what embeddings pool: conv4_2 after its ReLU, or the bare convolution."""
+    """A tower up to what embeddings pool (conv4_2 after its ReLU, or the bare convolution), or to a layer before."""
 
     def __init__(self, tower: Tower, dtype: torch.dtype, bare: bool) -> None:
         self.dtype = dtype
@@ -82,12 +82,16 @@ class FusedTower:
             assert isinstance(layer, Layer)
             self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == LAYERS[-1])
 
-    def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+    def __call__(
+        self, x: Float[Tensor, "batch channels rows columns"], last: str = LAYERS[-1]
+    ) -> Float[Tensor, "batch filters y x"]:
         x = x if self.input_norm is None else self.input_norm(x)
         x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         for name, layer in self.layers.items():
             x = layer(x)
-            if name.endswith("_2") and name != LAYERS[-1]:
+            if name == last:
+                break
+            if name.endswith("_2"):
                 x = F.max_pool2d(x, 2)
         return x
 
@@ -108,6 +112,13 @@ class FastL3Net:
         """`L3Net.embed_image`, in float32 whatever the precision inside."""
         parts = image.split(MICRO_BATCH)
         return torch.cat([pooled(self._image_tower(self._model.normalised(part)), grid).float() for part in parts])
+
+    @torch.inference_mode()
+    def image_map(
+        self, image: UInt8[Tensor, "batch 3 height width"], layer: str = LAYERS[-1]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """The map of any layer, before the pooling behind it."""
+        return self._image_tower(self._model.normalised(image), layer)
 
     @torch.inference_mode()
     def embed_sound(

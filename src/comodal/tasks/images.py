@@ -1,41 +1,56 @@
-"""Linear classification of pictures from frozen features (L3-Net, section 4.3), on any ImageFolder tree.
+"""Linear classification of pictures from frozen features (L3-Net, section 4.3): ImageNet, or any ImageFolder tree.
 
-The last convolution's map, max-pooled to 4 x 4 (8192 numbers in the paper's network), z-scored, and a multinomial
-logistic regression whose C is chosen within the training part. As in the paper, pictures are 8/7 of the training crop
-(256 for 224), so that they show things at the scale of training. Beside the trained network stand an untrained one of
-the same shape and the plain pixels, under the same protocol.
+The paper's way is the default: the last convolution's map, max-pooled to 4 x 4 (8192 numbers in the paper's network),
+of the middle of each picture at the scale of training; z-scored, and one linear layer whose C is chosen within the
+training part. Other layers, poolings, crops and pictures changed at random are flags. Beside the trained network stand
+an untrained one of the same shape and the plain pixels, under the same protocol. Features are computed in one pass and
+kept in a cache on disk; where they fit into memory the layer is fitted by L-BFGS, else by mini-batches over the cache.
 """
 
+import hashlib
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
-import joblib
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
 from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 
-from comodal.errors import DataError, MediaError
-from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.models.checkpoint import untrained_like
-from comodal.models.inference import fast
+from comodal.data.clips import Augmentation
 from comodal.models.l3net import load_l3net
+from comodal.tasks.card import reasons
+from comodal.tasks.image_features import Layer, Pooling, SystemName, Where, features_of, grid_of, make_system
+from comodal.tasks.image_probe import Fit, Solver, classify
+from comodal.tasks.image_results import ImageResults
+from comodal.tasks.image_views import Crops, Showing, View
+from comodal.tasks.imagenet_files import Pictures, read_pictures
 from comodal.tasks.linear import Classifier
-from comodal.tasks.tree import Labelled, compare, read_tree
+from comodal.tasks.linear_steps import Steps
+from comodal.tasks.tree import Labelled
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
-BATCH = 64
+SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
 
 def evaluate_images(
     model: Path,
     data: Path,
     *,
+    layer: Layer = "conv4_2",
+    pooling: Pooling = "max",
+    grid: int | None = None,
+    views: int = 1,
+    mirror: bool = True,
+    crops: Crops = "middle",
     classifier: Classifier = "logistic",
+    solver: Solver = "auto",
+    strength: float | None = None,
+    epochs: int = 20,
+    batch_size: int = 256,
+    systems: Sequence[SystemName] = SYSTEMS,
+    cache: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
@@ -46,70 +61,69 @@ def evaluate_images(
 
     Args:
         model: run folder or model folder.
-        data: train/CLASS/PICTURE and test/ (or val/, validation/) CLASS/PICTURE; or CLASS/PICTURE alone, of which a
-            fifth is the test by a hash of the file's name.
-        classifier: "logistic" or "svm" (linear, one against all).
-        out: folder for results.json, answers.csv and confusion.png; nothing is written without it.
-        seed: of the untrained network's weights.
+        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
+            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
+        layer: whose map is read, before the pooling behind it.
+        pooling: maximum or mean in each cell of the grid.
+        grid: side of the pooled map; by default 4 for conv4 (the paper: 8192 features), 6, 8 and 12 before it.
+        views: how often each training picture is looked at: once as it is, and else cut, mirrored and coloured at
+            random as in training; each is cached.
+        mirror: mirror every other of the latter. Not for digits and letters.
+        crops: the middle of a test picture (the paper), or the mean answer to ten crops.
+        classifier: "logistic" (one softmax) or "svm" (linear, one against all).
+        solver: "lbfgs" over all features at once, "sgd" or "adam" over mini-batches from disk; "auto" takes lbfgs
+            where the training features take less than a gigabyte, else adam.
+        strength: C, the inverse of the penalty; by default chosen on a fifth of the training part.
+        epochs: of sgd and adam.
+        batch_size: of sgd and adam.
+        systems: what is compared.
+        cache: folder that keeps the features: the next command finds them there, a stopped one goes on. About 16 KB
+            for each picture, view and system. Without it they are computed anew.
+        device: where to compute; auto takes a GPU if there is one.
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
+            without it.
+        seed: of the untrained network's weights, the random views and the order of mini-batches.
         workers: threads that read pictures.
 
     Returns:
-        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval.
+        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval and, of more than five
+        classes, how often the right one is among the first five (.top5).
 
     Raises:
-        DataError: the folder has another layout, or a picture cannot be read.
+        DataError: the folder has another layout, a picture cannot be read, or the cache is damaged.
 
     Examples:
         comodal evaluate images --model RUN --data pictures/ --out results/pictures
+        comodal evaluate images --model RUN --data imagenet/ --cache features/ --views 4 --out results/imagenet
     """
-    started = time.perf_counter()
-    console = Console()
-    images = read_tree(data, SUFFIXES)
-    tests = sum(image.test for image in images)
-    console.print(f"{len(images)} pictures of {data}: {len(images) - tests} to fit, {tests} to test")
-    features = extract(model, images, seed, workers)
-    comparison = compare("vision", images, features, classifier, f"{data.name}, {classifier}")
-    numbers = comparison.numbers() | {"vision.seconds": time.perf_counter() - started}
-    comparison.print_table(console)
-    if out is not None:
-        comparison.write(out, numbers)
+    if min(views, epochs, batch_size, grid or 1) < 1 or not systems or (strength is not None and strength <= 0):
+        raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
+    started, console = time.perf_counter(), Console()
+    config = load_l3net(model).config
+    where = Where(layer, pooling, grid_of(load_l3net(model), layer, grid))
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    pictures = read_pictures(data)
+    train, test = sides(pictures)
+    console.print(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
+    showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
+    compared = [make_system(name, model, where, seed, place) for name in dict.fromkeys(systems)]
+    seen = [View("middle"), *(View("random", number) for number in range(1, views))]
+    fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, place, seed))
+    with ExitStack() as stack:
+        kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
+        fitted = features_of(train, seen, compared, showing, kept / "train", workers)
+        tested = features_of(test, [View(crops)], compared, showing, kept / "test", workers)
+        found = {name: classify(fitted[name], tested[name][0], train, fit) for name in fitted}
+    settings = {**where._asdict(), "views": views, "mirror": mirror, "crops": crops, "classifier": classifier}
+    settings |= {"epochs": epochs, "batch_size": batch_size}
+    results = ImageResults(data, str(model), pictures, test, found, settings, seed)
+    numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
+    results.tell(console, numbers, out)
     return numbers
 
 
-def read_square(image: Labelled, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle square of a picture; a file that cannot be read is an error of the data set."""
-    try:
-        return centre_crop(resize_short_side(read_image(image.path), size), size)
-    except MediaError as error:
-        raise DataError(f"a picture of class {image.category!r} cannot be read: {error}") from error
-
-
-def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
-    """A picture of 32 x 32 pixels as one row, the plain baseline."""
-    small = Image.fromarray(square).resize((PIXELS, PIXELS), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
-
-
-def extract(
-    model: Path, images: list[Labelled], seed: int, workers: int
-) -> dict[str, Float[Tensor, "images 1 features"]]:
-    """One pass over the files: the features of every system, one window each."""
-    trained = load_l3net(model)
-    networks = {
-        "trained": fast(trained),
-        "untrained": fast(untrained_like(trained, seed)),
-    }
-    size = round(trained.config.image_size * 8 / 7)
-    collected: dict[str, list[Tensor]] = {"trained": [], "untrained": [], "pixels": []}
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    squares = parallel(joblib.delayed(read_square)(image, size) for image in images)
-    held: list[np.ndarray] = []
-    for place, square in enumerate(track(squares, "embedding pictures", total=len(images)), start=1):
-        collected["pixels"].append(plain_pixels(square)[None])
-        held.append(square)
-        if len(held) == BATCH or place == len(images):
-            batch = torch.from_numpy(np.stack(held)).permute(0, 3, 1, 2)
-            held = []
-            for name, network in networks.items():
-                collected[name].append(network.embed_image(batch).float())
-    return {name: torch.cat(parts)[:, None] for name, parts in collected.items()}
+def sides(pictures: Pictures) -> tuple[list[Labelled], list[Labelled]]:
+    """The pictures to fit, in an order without meaning (so that blocks of them are mixed), and those to test."""
+    train = [item for item in pictures.items if not item.test]
+    train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    return train, [item for item in pictures.items if item.test]

@@ -19,6 +19,8 @@ from rich.table import Table
 from comodal.files import write_whole
 from comodal.tasks.metrics import accuracy, bootstrap_interval, confusion_matrix, per_class
 
+MOST_NAMED = 100  # classes: more of them are shown without their names
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -53,7 +55,7 @@ class Comparison:
         return flat
 
     def print_table(self, console: Console) -> None:
-        """Accuracy of each system, its folds, and the recall of each class."""
+        """Accuracy of each system, its folds, and the recall of each class unless they are too many to read."""
         numbers = self.numbers()
         folds = [int(fold) for fold in np.unique(self.folds)]
         chance = numbers[f"{self.task}.chance"]
@@ -70,7 +72,8 @@ class Comparison:
                 cells += [f"{numbers[f'{key}.deviation']:.3f}", shares]
             table.add_row(*cells)
         console.print(table)
-        self.print_classes(console)
+        if len(self.classes) <= MOST_NAMED:
+            self.print_classes(console)
 
     def print_classes(self, console: Console) -> None:
         """Recall of each class under each system."""
@@ -113,8 +116,9 @@ class Comparison:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-        axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
+        if len(self.classes) <= MOST_NAMED:
+            axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
         axes.set_title(f"{self.task}: {system}", fontsize=10)

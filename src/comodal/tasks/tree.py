@@ -47,6 +47,16 @@ def read_tree(data: Path, suffixes: frozenset[str]) -> list[Labelled]:
         items = [
             item._replace(test=hashed_part(item.name) == 0) for item in class_folders(data, data, suffixes, test=False)
         ]
+    check_items(data, items)
+    return items
+
+
+def check_items(data: Path, items: Sequence[Labelled]) -> None:
+    """Two classes or more to fit, something to test, and no class that is tested alone.
+
+    Raises:
+        DataError: It is not so.
+    """
     categories = {item.category for item in items if not item.test}
     unknown = {item.category for item in items if item.test} - categories
     if len(categories) < 2:
@@ -55,7 +65,6 @@ def read_tree(data: Path, suffixes: frozenset[str]) -> list[Labelled]:
         raise DataError(f"{data}: class {sorted(unknown)[0]!r} is tested and has no file to fit")
     if not any(item.test for item in items):
         raise DataError(f"{data}: no file to test")
-    return items
 
 
 def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[Labelled]:

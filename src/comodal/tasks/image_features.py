@@ -1,0 +1,165 @@
+"""One pass over the pictures: features of any layer, by every system at once, into a cache.
+
+A system is the trained network, an untrained one of the same shape, or the plain pixels. Each picture is read and
+decoded once, however many systems and views there are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import joblib
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, UInt8
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.data.workplace import only_one
+from comodal.models.checkpoint import checksum, untrained_like
+from comodal.models.inference import MICRO_BATCH, fast
+from comodal.models.l3net import L3Net, load_l3net, pooled
+from comodal.tasks.feature_cache import FeatureFile
+from comodal.tasks.image_views import Showing, View, read_picture, show
+from comodal.tasks.tree import Labelled
+
+Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
+Pooling = Literal["max", "mean"]
+SystemName = Literal["trained", "untrained", "pixels"]
+Squares = UInt8[np.ndarray, "shots side side 3"]
+GRIDS = {1: 12, 2: 8, 3: 6, 4: 4}  # the finest by block that leave a network of the paper's width under 10,000 features
+PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
+BATCH = 64
+VERSION = 1  # of what the numbers mean; counts them all as new when it changes
+
+
+class Where(NamedTuple):
+    """What is read off a network: a layer, and how its map is pooled to a grid."""
+
+    layer: Layer
+    pooling: Pooling
+    grid: int
+
+
+class System(NamedTuple):
+    """What turns squares into features, how many there are, and what they depend on."""
+
+    name: SystemName
+    embed: Callable[[Squares], Float[Tensor, "shots features"]]
+    features: int
+    about: dict[str, Any]
+
+
+def grid_of(model: L3Net, layer: Layer, grid: int | None) -> int:
+    """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
+    map of a training crop."""
+    block = int(layer[4])
+    return min(grid or GRIDS[block], model.config.image_size >> (block - 1))
+
+
+def make_system(name: SystemName, model: Path, where: Where, seed: int, device: torch.device) -> System:
+    """One of the systems."""
+    if name == "pixels":
+        return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
+    trained = load_l3net(model)
+    network = (trained if name == "trained" else untrained_like(trained, seed)).to(device)
+    quick, at_once = fast(network), MICRO_BATCH if device.type == "cpu" else BATCH
+
+    def embed(squares: Squares) -> Float[Tensor, "shots features"]:
+        pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        maps = (quick.image_map(part.to(device), where.layer) for part in pictures.split(at_once))
+        return torch.cat([pooled_map(part, where).float().cpu() for part in maps])
+
+    filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
+    about = {"weights": f"{checksum(network.state_dict()):08x}", "network": asdict(trained.config), **where._asdict()}
+    return System(name, embed, filters * where.grid**2, about)
+
+
+def pooled_map(
+    feature_map: Float[Tensor, "batch channels rows columns"], where: Where
+) -> Float[Tensor, "batch features"]:
+    """Maximum or mean in each cell of the grid."""
+    if where.pooling == "max":
+        return pooled(feature_map, (where.grid, where.grid))
+    return F.adaptive_avg_pool2d(feature_map, where.grid).permute(0, 2, 3, 1).flatten(1)
+
+
+def pixels_of(squares: Squares) -> Float[Tensor, "shots features"]:
+    """Each square as one row, the plain baseline."""
+    return torch.stack([plain_pixels(square) for square in squares])
+
+
+def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
+    """A picture of 32 x 32 pixels as one row."""
+    small = Image.fromarray(square).resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """Of many texts in order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def stamp(item: Labelled) -> str:
+    """Size and time of a picture's file: another content has another."""
+    status = item.path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def features_of(
+    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing, cache: Path,
+    workers: int,
+) -> dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]]:  # fmt: skip
+    """The features of some pictures, for each system in each view; what the cache has is not computed again."""
+    common = {"pictures": fingerprint(item.name for item in items), "version": VERSION}
+    stamps = [stamp(item) for item in items]
+    files: dict[tuple[SystemName, View], FeatureFile] = {}
+    with only_one(cache):
+        for system in systems:
+            for view in views:
+                chance = {"augmentation": asdict(showing.augmentation), "seed": showing.seed}
+                seen = {"view": view._asdict(), "crop": showing.crop, **(chance if view.kind == "random" else {})}
+                shape = (len(items), view.shots, system.features)
+                files[system.name, view] = FeatureFile(cache, {**common, **system.about, **seen}, shape, stamps)
+        try:
+            fill(items, views, systems, showing, files, workers)
+        finally:  # whatever ends the pass, what is done is noted
+            for file in files.values():
+                file.save()
+    return {system.name: [files[system.name, view].rows() for view in views] for system in systems}
+
+
+def fill(
+    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing,
+    files: dict[tuple[SystemName, View], FeatureFile], workers: int,
+) -> None:  # fmt: skip
+    """Computes what is missing; the pictures from the first that any system has not seen."""
+    begin = min(file.done for file in files.values())
+    if begin == len(items):
+        return
+
+    def look(item: Labelled) -> list[Squares]:
+        picture = read_picture(item, showing.short_side)
+        return [show(picture, item.name, view, showing) for view in views]
+
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
+    looks = parallel(joblib.delayed(look)(item) for item in items[begin:])
+    starts = range(begin, len(items), BATCH)
+    for start in track(starts, "embedding pictures", console=Console(stderr=True)):
+        stop = min(start + BATCH, len(items))
+        held = [next(looks) for _ in range(start, stop)]
+        for place, view in enumerate(views):
+            for system in systems:
+                file = files[system.name, view]
+                missing = held[file.done - start :] if file.done < stop else []
+                if missing:
+                    rows = system.embed(np.concatenate([squares[place] for squares in missing]))
+                    file.append(rows.unflatten(0, (len(missing), view.shots)))
