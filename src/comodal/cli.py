@@ -48,7 +48,7 @@ COMMANDS = {
         "comodal.tasks.entailment:evaluate_entailment",
         "SNLI-VE: does a picture entail a sentence",
     ),
-    "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on ImageNet or class folders, beside baselines"),
+    "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on ImageNet or an ImageFolder"),
     "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "match": ("comodal.serve.match:match", "a picture or a video and a sound -> do they belong together, when, where"),
