@@ -17,6 +17,7 @@ from PIL import Image
 from comodal.data.caption_files import read_captions
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.restricted import load_pickle
+from comodal.media.text import Words
 from comodal.playground.acoustic_scenes import SCENES_2013, SCENES_TAU
 from comodal.playground.make import make_playground
 from comodal.playground.task_sets import TASK_SETS
@@ -284,6 +285,30 @@ def test_urbansound8k_has_ten_folds_of_all_sorts_of_files(world: Path):
     assert all(len(found) == 1 for found in folds.values())
     assert Counter(row["fold"] for row in rows) == {str(fold): 10 for fold in range(1, 11)}
     assert len({rate for rate, _ in formats}) >= 6 and len({subtype for _, subtype in formats}) >= 6
+
+
+def test_every_word_that_is_said_is_one_piece_of_the_vocabulary(world: Path):
+    said: dict[str, list[str]] = {"captions": [], "questions": [], "answers": []}
+    for record in lines(world / "scenes" / "captions.jsonl"):
+        said["captions"] += record["captions"]
+    for name in ("coco", "flickr30k"):
+        said["captions"] += [caption.caption for caption in read_captions(world / name / f"dataset_{name}.json")]
+    for path in (world / "coco" / "vqa").glob("*questions.json"):
+        said["questions"] += [entry["question"] for entry in whole(path)["questions"]]
+    for path in (world / "coco" / "vqa").glob("*annotations.json"):
+        said["answers"] += [entry["multiple_choice_answer"] for entry in whole(path)["annotations"]]
+    references = load_pickle((world / "coco" / "refcoco+" / "refs(unc).p").read_bytes())
+    said["references"] = [sentence["sent"] for entry in references for sentence in entry["sentences"]]
+    said["statements"] = [entry["sentence2"] for entry in lines(world / "flickr30k" / "snli_ve_train.jsonl")]
+    said["pairs"] = [entry["sentence"] for entry in lines(world / "nlvr2" / "train.json")]
+    riddles = [choice for entry in lines(world / "vcr" / "train.jsonl") for choice in entry["rationale_choices"]]
+    said["riddles"] = [" ".join(map(str, choice)) for choice in riddles]
+    vocabulary = Words.read(world / "vocab.txt")
+    for kind, texts in said.items():
+        assert texts, kind
+        for text in texts:
+            pieces = [vocabulary.vocabulary[piece] for piece in vocabulary.encode(text, 100)]
+            assert not [piece for piece in pieces if piece.startswith("##") or piece == "[UNK]"], text
 
 
 def test_another_process_with_one_worker_writes_the_same_bytes_and_only_what_is_asked_for(world: Path, tmp_path: Path):

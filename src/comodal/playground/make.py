@@ -5,6 +5,7 @@ worlds.jsonl                    the truth about each video: objects, boxes, even
 sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
 images/{train,test}/KIND/       pictures of worlds that are in no video
 scenes/                         pictures with captions and boxes (see playground/scenes.py)
+vocab.txt                       every word that is said about them, as a BERT's vocabulary
 
 and, where asked for, the task sets in other people's formats (see playground/task_sets.py and docs/playground.md).
 """
@@ -29,6 +30,7 @@ from comodal.playground.scenes import write_scene, write_scene_lists
 from comodal.playground.synthesis import render_sound
 from comodal.playground.task_sets import TASK_SETS, chosen, finish, missing
 from comodal.playground.truth import truth
+from comodal.playground.vocabulary import write_vocabulary
 from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_video
 
@@ -98,6 +100,7 @@ def make_playground(
         _sweep(folder)
         _run(_jobs(folder, options), workers, "playground")
         write_scene_lists(folder / "scenes", seed, scenes, side)
+        write_vocabulary(folder / "vocab.txt")
         _write_lists(folder, options)
     for name in missing(folder, sets):
         _sweep(folder / name)
