@@ -49,6 +49,14 @@ COMMANDS = {
         "SNLI-VE: does a picture entail a sentence",
     ),
     "evaluate images": ("comodal.tasks.images:evaluate_images", "linear probe on ImageNet or an ImageFolder"),
+    "evaluate image_classes": (
+        "comodal.tasks.image_classes:evaluate_image_classes",
+        "pictures by a network that was fine-tuned for their classes",
+    ),
+    "evaluate sound_classes": (
+        "comodal.tasks.sound_classes:evaluate_sound_classes",
+        "sounds by a network that was fine-tuned for their classes",
+    ),
     "results": ("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
     "report": ("comodal.analysis.report:write_report", "curves, scores, verdicts and units of a run on one page"),
     "match": ("comodal.serve.match:match", "a picture or a video and a sound -> do they belong together, when, where"),

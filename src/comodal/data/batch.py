@@ -113,3 +113,21 @@ class TaskBatch:
     def tensors(self) -> dict[str, Any]:
         """Everything but the keys, by name: tensors."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
+
+
+@dataclass(frozen=True)
+class ClassBatch:
+    """Pictures or sounds, each of one class."""
+
+    shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
+    target: Int64[Tensor, "batch"]
+    keys: tuple[str, ...]  # one a picture or sound: its name
+
+    def to(self, device: torch.device) -> "ClassBatch":
+        """The same batch on a device; the copy does not wait for pinned memory."""
+        shown, target = self.shown.to(device, non_blocking=True), self.target.to(device, non_blocking=True)
+        return ClassBatch(shown, target, self.keys)
+
+    def pin_memory(self) -> "ClassBatch":
+        """The same batch in memory from which a GPU can copy by itself."""
+        return ClassBatch(self.shown.pin_memory(), self.target.pin_memory(), self.keys)

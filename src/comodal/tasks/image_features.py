@@ -5,7 +5,7 @@ decoded once, however many systems and views there are.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,14 +100,6 @@ def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " fe
     return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
 
 
-def fingerprint(texts: Iterable[str]) -> str:
-    """Of many texts in order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def stamp(item: Labelled) -> str:
     """Size and time of a picture's file: another content has another."""
     status = item.path.stat()
@@ -119,7 +111,8 @@ def features_of(
     workers: int,
 ) -> dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]]:  # fmt: skip
     """The features of some pictures, for each system in each view; what the cache has is not computed again."""
-    common = {"pictures": fingerprint(item.name for item in items), "version": VERSION}
+    names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
+    common = {"pictures": names, "version": VERSION}
     stamps = [stamp(item) for item in items]
     files: dict[tuple[SystemName, View], FeatureFile] = {}
     with only_one(cache):

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, write_card
-from comodal.tasks.image_features import SystemName, fingerprint
+from comodal.tasks.image_features import SystemName
 from comodal.tasks.image_probe import Found
 from comodal.tasks.imagenet_files import Pictures
 from comodal.tasks.metrics import bootstrap_interval, per_class
 from comodal.tasks.results import Comparison
-from comodal.tasks.tree import Labelled
+from comodal.tasks.tree import Labelled, fingerprint
 
 PAPER = {"trained": 0.323, "untrained": 0.129}
 PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
@@ -116,12 +116,6 @@ class ImageResults:
             rows.writerow(cells)
         return text.getvalue()
 
-    def fingerprint(self) -> str:
-        """Of the names, classes and sizes of all pictures: the same on every machine."""
-        return fingerprint(
-            f"{item.name} {item.category} {item.test} {item.path.stat().st_size}" for item in self.pictures.items
-        )
-
     def card(self, numbers: Mapping[str, float]) -> Card:
         """The results card."""
         papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
@@ -134,8 +128,8 @@ class ImageResults:
                     said = label if name == "trained" else f"{label} {name}"
                     scores[said] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
         scores["largest class"] = Score(numbers["vision.chance"])
-        fits = {f"C {name}": found.strength for name, found in self.found.items()}
-        fits |= {f"solver {name}": found.solver for name, found in self.found.items()}
+        strengths = {f"C {name}": found.strength for name, found in self.found.items()}
+        solvers = {f"solver {name}": found.solver for name, found in self.found.items()}
         return Card(
             task="images",
             title=self.title,
@@ -146,5 +140,5 @@ class ImageResults:
             | dict(self.pictures.left_out),
             files=self.pictures.files,
             seeds={"untrained weights, views, order": self.seed},
-            settings=dict(self.settings) | fits | {"pictures": self.fingerprint()},
+            settings={**self.settings, **strengths, **solvers, "pictures": fingerprint(self.pictures.items)},
         )

@@ -71,14 +71,15 @@ def read_pictures(data: Path) -> Pictures:
         return Pictures(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
     train, validation = folders
     items = list(class_folders(train, data, SUFFIXES, test=False))
-    names, files = class_names(data), {}
+    files: dict[str, Path] = {}
+    left_out: dict[str, int] = {}
     if any(path.is_dir() for path in validation.iterdir()):
-        tested, left_out = list(class_folders(validation, data, SUFFIXES, test=True)), {}
+        tested = list(class_folders(validation, data, SUFFIXES, test=True))
     else:
         categories, files = validation_labels(data, validation)
         tested, left_out = flat(data, validation, categories, {item.category for item in items})
     check_items(data, [*items, *tested])
-    return Pictures([*items, *tested], "val", names, files, left_out, True)
+    return Pictures([*items, *tested], "val", class_names(data), files, left_out, True)
 
 
 def imagenet_folders(data: Path) -> tuple[Path, Path] | None:

@@ -1,0 +1,104 @@
+"""What a fine-tuned network answered: accuracy, the first five, each class by itself, the results card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+from comodal.errors import DataError
+from comodal.models.checkpoint import read_about
+from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.results import Comparison
+from comodal.tasks.tree import Labelled, fingerprint
+
+TOP = 5
+KEPT = ("start", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "fold")
+Setting = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The probabilities of the classes, and what they are about.
+
+    Args:
+        task: As on the command line.
+        modality: Before the keys of the numbers: vision or sound.
+        title: What people call the data.
+        split: Which part was tested.
+        model: The folder that was measured.
+        items: What was tested.
+        classes: Their names, in the order of the columns.
+        scores: A row for each item.
+        settings: Whatever makes two evaluations differ.
+        files: That the labels were read from.
+        left_out: How many were not taken, by reason.
+    """
+
+    task: str
+    modality: str
+    title: str
+    split: str
+    model: Path
+    items: Sequence[Labelled]
+    classes: Sequence[str]
+    scores: Float[np.ndarray, "items classes"]
+    settings: Mapping[str, Setting]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def comparison(self) -> Comparison:
+        """The answers beside the truth, as probes are compared.
+
+        Raises:
+            DataError: An item's class is none of the model's.
+        """
+        number = {name: place for place, name in enumerate(self.classes)}
+        unknown = next((item for item in self.items if item.category not in number), None)
+        if unknown is not None:
+            raise DataError(f"{unknown.path}: the model knows no class {unknown.category!r}")
+        truth = np.array([number[item.category] for item in self.items])
+        names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)
+        answers, title = {"fine_tuned": self.scores.argmax(1)}, f"{self.title}, fine-tuned"
+        return Comparison(self.modality, title, names, tuple(self.classes), truth, folds, answers, {"fine_tuned": {}})
+
+    def tell(self, out: Path | None) -> dict[str, float]:
+        """Prints the table; with `out`, writes results.json, answers.csv, confusion.png and the card."""
+        comparison = self.comparison()
+        numbers = comparison.numbers()
+        if len(self.classes) > TOP:
+            best = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP]
+            right = (best == comparison.truth[:, None]).any(1)
+            low, high = bootstrap_interval(right, np.random.default_rng(0))
+            key = f"{self.modality}.fine_tuned.top{TOP}"
+            numbers |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
+        comparison.print_table(Console())
+        if out is not None:
+            comparison.write(out, numbers)
+            write_card(self.card(numbers), out)
+        return numbers
+
+    def card(self, numbers: Mapping[str, float]) -> Card:
+        """The results card, with the settings of the training."""
+        keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
+        scores = {
+            label: Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
+            for key, label in keys.items()
+            if key in numbers
+        }
+        parameters = read_about(self.model).get("parameters")
+        trained = parameters if isinstance(parameters, dict) else {}
+        settings = {f"training {name}": trained[name] for name in KEPT if name in trained}
+        return Card(
+            task=self.task,
+            title=f"{self.title}, fine-tuned",
+            split=self.split,
+            scores=scores | {"largest class": Score(numbers[f"{self.modality}.chance"])},
+            model=str(self.model),
+            counts={"items": len(self.items), **self.left_out},
+            files=self.files,
+            settings={**self.settings, **settings, "items": fingerprint(self.items)},
+        )

@@ -1,0 +1,140 @@
+"""Pictures by class, with an L3-Net that is trained end to end for them (the frozen probe is `tasks/images.py`).
+
+ImageNet on its official files, or any ImageFolder tree. Training crops, mirrors and colours at random as pretraining
+does; a test picture is asked about by its middle, of the size of the training crop, or by ten crops.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from comodal.data.clips import Augmentation
+from comodal.media.image import centre_crop
+from comodal.models.l3_classifier import load_l3_classifier
+from comodal.tasks.card import reasons
+from comodal.tasks.class_results import Answers
+from comodal.tasks.classes import Precision, Setup, Start, answer, classes_of, network_of, new_run
+from comodal.tasks.image_views import Crops, Showing, changed, read_picture, ten_crops
+from comodal.tasks.imagenet_files import read_pictures
+from comodal.tasks.tree import Labelled
+from comodal.train.run import Run
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """A square of the training crop's size: anywhere and changed by chance, or the middle."""
+
+    showing: Showing
+
+    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
+        picture = read_picture(item, self.showing.short_side)
+        return centre_crop(picture, self.showing.crop) if rng is None else changed(picture, self.showing, rng)
+
+
+@dataclass(frozen=True)
+class PictureShots:
+    """The middle square, or ten."""
+
+    showing: Showing
+    crops: Crops
+
+    def __call__(self, item: Labelled, /) -> np.ndarray:
+        picture = read_picture(item, self.showing.short_side)
+        size = self.showing.crop
+        return ten_crops(picture, size) if self.crops == "ten" else centre_crop(picture, size)[None]
+
+
+def recipe(
+    model: Path,
+    data: Path,
+    start: Start = "pretrained",
+    epochs: float = 30.0,
+    batch_size: int = 64,
+    learning_rate: float = 3e-4,
+    head_rate: float = 1e-3,
+    dropout: float = 0.0,
+    mirror: bool = True,
+    brightness: float = 32 / 255,
+    saturation: float = 0.5,
+    validation_share: float = 0.0,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes an L3-Net end to end to tell classes of pictures.
+
+    Args:
+        model: Run or model folder of an L3-Net.
+        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
+            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
+        start: From the pretrained weights, or the same network from chance: the control.
+        epochs: How often every picture is seen.
+        batch_size: Pictures in a step, over all processes.
+        learning_rate: Of what was pretrained.
+        head_rate: Of the new layer, and of a network from chance.
+        dropout: Of the features.
+        mirror: Mirror every other picture. Not for digits and letters.
+        brightness: Make pictures up to so much brighter or darker; 1 is white.
+        saturation: Change the saturation of pictures by up to this fraction.
+        validation_share: Share of the training pictures that is held out and scored in the log.
+        workers: Processes that read data.
+        seed: Of a network from chance, the order and the crops.
+
+    Examples:
+        comodal train image_classes --model RUN --data pictures/ --out runs/pictures
+        comodal train image_classes --model RUN --data pictures/ --start scratch --out runs/scratch
+    """
+    setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
+    network, items = network_of(setup), read_pictures(data).items
+    showing = Showing(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
+    return new_run(network, "picture", items, PictureReader(showing), setup)
+
+
+def evaluate_image_classes(
+    model: Path,
+    data: Path,
+    crops: Crops = "middle",
+    precision: Precision = "bf16",
+    out: Path | None = None,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Tells the classes of the test pictures with a network that was fine-tuned for them.
+
+    Args:
+        model: Run or model folder that `comodal train image_classes` made.
+        data: The same folder as in training, or another with the same classes.
+        crops: The middle of a picture, or the mean answer to ten crops.
+        precision: bf16 is faster.
+        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
+        workers: Threads that read pictures.
+
+    Returns:
+        vision.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
+
+    Raises:
+        DataError: The folder has another layout or other classes, or a picture cannot be read.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
+    """
+    console, network, classes = Console(), load_l3_classifier(model, "picture"), classes_of(model)
+    pictures = read_pictures(data)
+    items = [item for item in pictures.items if item.test]
+    console.print(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
+    shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
+    answers = Answers(
+        "image_classes",
+        "vision",
+        "ImageNet" if pictures.imagenet else data.resolve().name,
+        pictures.split,
+        model,
+        items,
+        classes,
+        answer(network, items, shots, precision, workers),
+        {"crops": crops, "precision": precision},
+        pictures.files,
+        pictures.left_out,
+    )
+    return answers.tell(out)

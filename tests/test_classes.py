@@ -1,0 +1,232 @@
+"""Fine-tuning by class: where it begins, what is trained, the order, the controls, exact resume, errors."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from comodal.cli import main
+from comodal.data.clips import Augmentation
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import load_model, save_model
+from comodal.models.l3_classifier import load_l3_classifier
+from comodal.models.l3net import L3Net, small
+from comodal.tasks import image_classes, sound_classes
+from comodal.tasks.classes import LabelledItems, parted
+from comodal.tasks.image_classes import PictureReader, evaluate_image_classes
+from comodal.tasks.image_views import Showing
+from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes, read_sounds
+from comodal.tasks.tree import Labelled
+from comodal.train.log import read_log
+from comodal.train.run import train
+
+OPTIONS = {"device": "cpu", "precision": "fp32", "log_every": 1}
+RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(5)
+    save_model(L3Net(small(4, 16)), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vertical and horizontal stripes of any phase and colour."""
+    root, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
+    for side, count in (("train", 24), ("test", 12)):
+        for kind in ("vertical", "horizontal"):
+            (root / side / kind).mkdir(parents=True)
+            for number in range(count):
+                wave = np.sin(np.arange(20) * 1.5 + rng.uniform(0, 6.3))
+                rows = np.tile(wave, (20, 1)) if kind == "vertical" else np.tile(wave[:, None], (1, 20))
+                pixels = (128 + rows[..., None] * rng.uniform(40, 120, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / side / kind / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ESC-50's layout: low and high tones in three folds."""
+    root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    (root / "audio").mkdir()
+    (root / "meta").mkdir()
+    lines = ["filename,fold,target,category"]
+    for number in range(36):
+        pitch = (300.0, 3000.0)[number % 2] * rng.uniform(0.95, 1.05)
+        sound = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(1.2 * RATE)) / RATE + rng.uniform(0, 6))
+        soundfile.write(root / "audio" / f"{number}.wav", sound + 0.001 * rng.standard_normal(len(sound)), RATE)
+        lines.append(f"{number}.wav,{number // 2 % 3 + 1},{number % 2},{('low', 'high')[number % 2]}")
+    (root / "meta" / "esc50.csv").write_text("\n".join(lines))
+    return root
+
+
+def image_settings(model: Path, data: Path, epochs: float = 12.0, **more: object) -> dict:
+    return {"model": model, "data": data, "epochs": epochs, "batch_size": 8, "workers": 0, "mirror": False, **more}
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(image_classes.recipe, image_settings(model, stripes), out, **OPTIONS) == 0
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_log(run / "metrics.jsonl") if line["split"] == "train"]
+
+
+# Training
+
+
+def test_stripes_are_learnt_and_the_card_says_how(run: Path, stripes: Path, tmp_path: Path):
+    assert losses(run)[0] == pytest.approx(math.log(2), abs=1e-6)  # the last layer begins with nothing
+    numbers = evaluate_image_classes(run, stripes, workers=1, out=tmp_path)
+    assert numbers["vision.fine_tuned"] >= 0.9
+    assert numbers["vision.items"] == 24
+    assert evaluate_image_classes(run, stripes, crops="ten", workers=1)["vision.fine_tuned"] >= 0.9
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["scores"]["top-1"]["value"] == numbers["vision.fine_tuned"]
+    assert card["settings"]["training start"] == "pretrained"
+    assert (card["task"], card["split"]) == ("image_classes", "test")
+
+
+def test_stopping_and_going_on_changes_no_bit(
+    model: Path, stripes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reads, plain = iter(range(200)), image_classes.read_picture
+
+    def ends(item: Labelled, short_side: int) -> np.ndarray:
+        if next(reads, None) is None:
+            raise DataError("the disk is gone")
+        return plain(item, short_side)
+
+    settings, out = image_settings(model, stripes), tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="the disk is gone"):
+        patched.setattr(image_classes, "read_picture", ends)
+        train(image_classes.recipe, settings, out, checkpoint_minutes=0.0, **OPTIONS)
+    assert 0 < len(losses(out)) < len(losses(run))
+    train(image_classes.recipe, settings, out, resume=True, **OPTIONS)
+    assert losses(out) == losses(run)
+    ours, theirs = load_model(out).state_dict(), load_model(run).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_tower_of_its_modality_is_trained_and_nothing_else(model: Path, run: Path):
+    before = load_model(model).state_dict()
+    after = load_l3_classifier(run, "picture").l3net.state_dict()
+    changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"image_tower"}
+
+
+def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(model: Path, stripes: Path):
+    pretrained = load_model(model).state_dict()
+    begun = image_classes.recipe(**image_settings(model, stripes))
+    scratch = image_classes.recipe(**image_settings(model, stripes, start="scratch"))
+    name = "image_tower.layers.conv1_1.convolution.weight"
+    assert torch.equal(begun.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
+    assert not torch.equal(scratch.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
+    assert {round(group["share_of_rate"], 6) for group in begun.optimizer.param_groups} == {0.3, 1.0}
+    assert {group["share_of_rate"] for group in scratch.optimizer.param_groups} == {1.0}
+
+
+def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):
+    items = [Labelled(path, path.name, path.parent.name, False) for path in sorted((stripes / "train").rglob("*.png"))]
+    reader = PictureReader(Showing(16, Augmentation(), 0))
+
+    def samples(seed: int | None) -> LabelledItems:
+        return LabelledItems(items, ["horizontal", "vertical"], reader, seed)
+
+    first, second = ([(epoch, index) for index in range(48)] for epoch in (0, 1))
+    batch, again = samples(0).batch(first), samples(0).batch(first)
+    assert torch.equal(batch.shown, again.shown) and batch.keys == again.keys
+    assert sorted(batch.keys) == sorted(item.name for item in items)
+    assert batch.keys != samples(0).batch(second).keys != samples(1).batch(second).keys
+    still = samples(None).batch(first)
+    assert still.keys == tuple(item.name for item in items)
+    assert still.target.tolist() == [0] * 24 + [1] * 24
+
+
+def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
+    run = image_classes.recipe(**image_settings(model, stripes, validation_share=0.25))
+    assert run.validation is not None
+    held = {item.name for item in run.validation.samples.items}  # type: ignore[attr-defined]
+    trained = {item.name for item in run.batches.samples.items}  # type: ignore[attr-defined]
+    assert len(held) + len(trained) == 48 and not held & trained
+    assert all(name.startswith("train/") for name in held | trained)
+    assert 3 <= len(held) <= 21
+    with pytest.raises(DataError, match="too few to hold out"):
+        parted([Labelled(stripes, "one", "a", False)], 0.999999)
+    with pytest.raises(ValueError, match="validation_share"):
+        parted([], 1.0)
+
+
+# Sounds
+
+
+def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path, tmp_path: Path):
+    settings = {"model": model, "data": tones, "fold": 3, "epochs": 8.0, "batch_size": 8, "workers": 0}
+    assert train(sound_classes.recipe, settings, tmp_path / "run", **OPTIONS) == 0
+    numbers = evaluate_sound_classes(tmp_path / "run", tones, windows=2, workers=1, out=tmp_path / "out")
+    assert numbers["sound.fine_tuned"] >= 0.9
+    assert numbers["sound.items"] == 12
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["split"] == "fold 3"  # by the run's own record
+    after, before = load_l3_classifier(tmp_path / "run", "sound").l3net.state_dict(), load_model(model).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
+
+
+def test_a_second_of_a_sound(tones: Path, tmp_path: Path):
+    reader = SoundReader(RATE, RATE, 0.1)
+    item = read_sounds(tones, 1)[0]
+    heard = [reader(item, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[0], heard[2])
+    whole = reader.whole(item)
+    assert np.array_equal(reader(item, None), whole[4800 : 4800 + RATE])  # 1.2 s: the middle second begins at 0.1
+    soundfile.write(tmp_path / "short.wav", np.full(100, 0.5), RATE)
+    short = reader(Labelled(tmp_path / "short.wav", "short.wav", "a", False), None)
+    assert len(short) == RATE and not short[100:].any() and short[:100].min() > 0.4
+
+
+# Errors
+
+
+def test_other_models_classes_and_folders_are_told(model: Path, run: Path, stripes: Path, tones: Path, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="a L3Net, which knows no classes; train it with `comodal train image_cl"):
+        evaluate_image_classes(model, stripes)
+    with pytest.raises(CheckpointError, match="it tells classes of pictures, not of sounds"):
+        evaluate_sound_classes(run, tones)
+    with pytest.raises(DataError, match=r"there is no fold 7; there are \[1, 2, 3\]"):
+        read_sounds(tones, 7)
+    for side in ("train", "test"):
+        (tmp_path / side / "oblique").mkdir(parents=True)
+        (tmp_path / side / "vertical").mkdir()
+        for kind in ("oblique", "vertical"):
+            Image.new("RGB", (20, 20)).save(tmp_path / side / kind / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: the model knows no class 'oblique'"):
+        evaluate_image_classes(run, tmp_path, workers=1)
+    (run / "model" / "classes.json").rename(tmp_path / "classes.json")
+    with pytest.raises(CheckpointError, match=r"classes\.json: the names of the model's classes cannot be read"):
+        evaluate_image_classes(run, stripes)
+    (tmp_path / "classes.json").rename(run / "model" / "classes.json")
+
+
+def test_a_damaged_picture_ends_training_with_its_name(
+    model: Path, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for side in ("train", "test"):
+        for kind in ("vertical", "horizontal"):
+            (tmp_path / "data" / side / kind).mkdir(parents=True)
+            content = (stripes / side / kind / "0.png").read_bytes()
+            (tmp_path / "data" / side / kind / "0.png").write_bytes(content[:60] if kind == "vertical" else content)
+    words = ["--model", str(model), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert main(["train", "image_classes", *words, "--epochs", "1", "--batch-size", "2", "--workers", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "class 'vertical' cannot be read" in said and "0.png" in said and "Traceback" not in said
