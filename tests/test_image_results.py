@@ -42,7 +42,7 @@ def test_first_answers_and_the_first_five(tmp_path: Path):
 
 def test_the_table_of_classes_says_what_each_is_taken_for(tmp_path: Path):
     results = results_of(tmp_path, PAPERS_WAY)
-    rows = list(csv.DictReader(results.class_table(results.comparison()).splitlines()))
+    rows = list(csv.DictReader(results.comparison().class_table().splitlines()))
     assert rows[1]["class"] == f"{CLASSES[1]} tench"
     assert (rows[1]["items"], rows[1]["trained recall"], rows[1]["trained precision"]) == ("2", "0.5000", "1.0000")
     assert rows[1]["trained taken for"] == CLASSES[2]

@@ -1,5 +1,7 @@
 """The probe against scikit-learn's solvers of the same objectives, and against what must not leak or matter."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,8 @@ def test_the_choice_of_c_is_the_one_of_a_plain_search():
     rows = rng.normal(size=(120, 1, 200)).astype(np.float32)
     rows[:, 0, 0] += 1.5 * (2 * target.numpy() - 1)
     features, folds = torch.from_numpy(rows), np.arange(120) // 30
-    chosen = choose_strength(features, target, folds, [0, 1, 2, 3], 2, "logistic", [1e-4, 1e-3, 10.0])
+    problem = partial(Problem, classes=2, classifier="logistic")
+    chosen = choose_strength(features, target, folds, [0, 1, 2, 3], problem, [1e-4, 1e-3, 10.0])
     right = {}
     for strength in (1e-4, 1e-3, 10.0):
         answers = np.empty(120)

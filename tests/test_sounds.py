@@ -1,6 +1,7 @@
 """ESC-50's protocol on small folders in its layout, whose sounds are easy or damaged on purpose."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import Config, L3Net
-from comodal.tasks.sounds import check_clips, cross_validate, cut_windows, evaluate_esc50, read_meta
+from comodal.tasks.sound_features import cut_windows
+from comodal.tasks.sounds import check_clips, evaluate_esc50, read_esc50, read_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
 COLUMNS = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
@@ -107,12 +109,68 @@ def test_windows_are_equally_spaced_from_the_beginning_to_the_end():
     assert cut_windows(np.arange(10, dtype=np.float64), 3, 10)[:, 0].tolist() == [0, 0, 0]
 
 
-def test_no_fold_is_answered_by_a_probe_that_saw_it(tmp_path: Path):
-    """Each clip's features tell the clip and nothing else: only a probe that saw it could answer above chance."""
-    clips, _ = read_meta(write_esc(tmp_path, seconds=0.01), "esc50")
-    alone = torch.eye(len(clips))[:, None].repeat(1, 3, 1)
-    comparison = cross_validate(clips, {"trained": alone}, "svm", "")
-    assert comparison.numbers()["sound.trained"] <= 1 / 3 + 1e-9
+def test_the_card_says_what_was_measured(tmp_path: Path, model: Path):
+    folder, out = write_esc(tmp_path / "esc", seconds=0.5), tmp_path / "out"
+    numbers = evaluate_esc50(model, folder, subset="esc10", windows=2, out=out, workers=1)
+    card = json.loads((out / "card.json").read_text())
+    assert (card["task"], card["title"], card["split"]) == ("esc50", "ESC-10", "5 folds")
+    assert next(iter(card["scores"])) == "accuracy"
+    assert card["scores"]["accuracy"]["value"] == numbers["sound.trained"]
+    assert card["scores"]["deviation"]["value"] == numbers["sound.trained.deviation"]
+    assert card["scores"]["fold 5"]["value"] == numbers["sound.trained.fold5"]
+    assert all(score["paper"] is None for score in card["scores"].values())
+    assert card["counts"] == {"items": 20, "not in ESC-10": 10, "shorter than a window, padded with silence": 20}
+    digest = hashlib.sha256((folder / "meta" / "esc50.csv").read_bytes()).hexdigest()
+    assert card["files"]["meta"] == {"name": "esc50.csv", "sha256": digest}
+    with (out / "classes.csv").open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["low", "high"]
+
+
+def official_esc50() -> list[list]:
+    """The names and folds of a whole ESC-50: 8 of each of 50 classes in each of five folds."""
+    return [
+        [f"{fold}-{1000 + take}-A-{target}.wav", fold, target, f"class {target}"]
+        for fold in range(1, 6)
+        for target in range(50)
+        for take in range(8)
+    ]
+
+
+def test_only_the_whole_of_esc50_stands_beside_the_papers_number(tmp_path: Path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    rows = official_esc50()
+    for row in rows:
+        (tmp_path / "audio" / row[0]).touch()
+    write_meta(tmp_path, COLUMNS[:4], rows)
+    official = read_esc50(tmp_path, "esc50")
+    assert official.cell is not None
+    assert official.cell.scores == {"trained": 0.793, "untrained": 0.625}
+    assert [one.held_out for one in official.rounds][1] == (1, 3, 4, 5)
+    write_meta(tmp_path, COLUMNS[:4], rows[1:])
+    assert read_esc50(tmp_path, "esc50").cell is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {0: "2-999-A-0.wav"},
+            r"esc50.csv, line 2: 2-999-A-0.wav is of fold 2 by its name, of fold 1 by the t",
+        ),
+        ({0: "1-101-B-0.wav"}, "line 3: 1-101-B-0.wav stands in line 2 already"),
+        ({3: "noise"}, "is of class 0, 'low', but in rows before it 0 is 'noise'"),
+        ({3: ""}, "line 2: category is empty"),
+    ],
+)
+def test_the_table_of_another_version_is_named(tmp_path: Path, change: dict[int, str], told: str):
+    folder = write_esc(tmp_path, clips_each=2, seconds=0.01)
+    rows = read_rows(folder)
+    for column, value in change.items():
+        rows[0][column] = value
+    write_meta(folder, COLUMNS, rows)
+    with pytest.raises(DataError, match=told):
+        read_meta(folder, "esc50")
 
 
 def test_what_is_missing_is_named(tmp_path: Path, model: Path):
@@ -122,11 +180,13 @@ def test_what_is_missing_is_named(tmp_path: Path, model: Path):
     with pytest.raises(DataError, match=r"1 of 30 sounds are missing, the first is .*2-100-A-1\.wav"):
         evaluate_esc50(model, folder)
     gone.write_bytes(b"RIFF" + bytes(100))
-    with pytest.raises(DataError, match=r"category 'high', fold 2 cannot be read.*2-100-A-1\.wav"):
+    with pytest.raises(DataError, match=r"a sound of class 'high' cannot be read.*2-100-A-1\.wav"):
         evaluate_esc50(model, folder, windows=1, workers=1)
 
 
-@pytest.mark.parametrize(("fold", "told"), [("x", "line 3: fold 'x'"), ("0", "line 3: fold 0 must be at least 1")])
+@pytest.mark.parametrize(
+    ("fold", "told"), [("x", "line 3: fold 'x' is not a number"), ("0", "line 3: fold 0 must be at least 1")]
+)
 def test_a_wrong_fold_is_named_with_its_line(tmp_path: Path, fold: str, told: str):
     folder = write_esc(tmp_path)
     rows = read_rows(folder)

@@ -3,8 +3,6 @@
 The paper's numbers (L3-Net, section 4.3: ImageNet, top-1) stand on the card where pictures and protocol are its own.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from rich.console import Console
 
-from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, write_card
 from comodal.tasks.image_features import SystemName
 from comodal.tasks.image_probe import Found
 from comodal.tasks.imagenet_files import Pictures
-from comodal.tasks.metrics import bootstrap_interval, per_class
+from comodal.tasks.metrics import bootstrap_interval
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
@@ -94,27 +91,7 @@ class ImageResults:
                 console.print(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
         if out is not None:
             comparison.write(out, dict(numbers))
-            write_whole(out / "classes.csv", self.class_table(comparison).encode())
             write_card(self.card(numbers), out)
-
-    def class_table(self, comparison: Comparison) -> str:
-        """Each class: its pictures, and of every system recall, precision, and what it is mostly taken for."""
-        text = io.StringIO()
-        rows = csv.writer(text)
-        columns = [f"{name} {column}" for name in self.found for column in ("recall", "precision", "taken for")]
-        rows.writerow(["class", "items", *columns])
-        matrices = {name: comparison.confusion(name) for name in self.found}
-        shares = {name: per_class(matrix) for name, matrix in matrices.items()}
-        for place, category in enumerate(comparison.classes):
-            cells: list[object] = [category, int(next(iter(matrices.values()))[place].sum())]
-            for name, matrix in matrices.items():
-                wrong = matrix[place].copy()
-                wrong[place] = 0
-                other = comparison.classes[int(wrong.argmax())] if wrong.any() else ""
-                each = shares[name]
-                cells += [f"{each.recall[place]:.4f}", f"{each.precision[place]:.4f}", other]
-            rows.writerow(cells)
-        return text.getvalue()
 
     def card(self, numbers: Mapping[str, float]) -> Card:
         """The results card."""

@@ -89,13 +89,34 @@ class Comparison:
             table.add_row(name, str(columns[0].counts[place]), *recalls)
         console.print(table)
 
+    def class_table(self) -> str:
+        """Each class: its items, and of every system recall, precision, and what it is mostly taken for."""
+        text = io.StringIO()
+        rows = csv.writer(text)
+        columns = [f"{name} {column}" for name in self.answers for column in ("recall", "precision", "taken for")]
+        rows.writerow(["class", "items", *columns])
+        matrices = {name: self.confusion(name) for name in self.answers}
+        shares = {name: per_class(matrix) for name, matrix in matrices.items()}
+        counts = np.bincount(self.truth, minlength=len(self.classes))
+        for place, category in enumerate(self.classes):
+            cells: list[object] = [category, int(counts[place])]
+            for name, matrix in matrices.items():
+                wrong = matrix[place].copy()
+                wrong[place] = 0
+                other = self.classes[int(wrong.argmax())] if wrong.any() else ""
+                each = shares[name]
+                cells += [f"{each.recall[place]:.4f}", f"{each.precision[place]:.4f}", other]
+            rows.writerow(cells)
+        return text.getvalue()
+
     def confusion(self, system: str) -> Int[np.ndarray, "classes classes"]:
         """Counts: a row for each true class, a column for each answer."""
         return confusion_matrix(self.answers[system], self.truth, len(self.classes))
 
     def write(self, out: Path, numbers: dict[str, float]) -> None:
-        """Writes results.json (flat), answers.csv (each item, each system) and confusion.png under `out`."""
+        """Writes results.json (flat), answers.csv (of each item), classes.csv and confusion.png under `out`."""
         write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+        write_whole(out / "classes.csv", self.class_table().encode())
         text = io.StringIO()
         rows = csv.writer(text)
         rows.writerow(["item", "fold", "truth", *self.answers])

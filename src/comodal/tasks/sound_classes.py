@@ -19,11 +19,9 @@ from comodal.models.l3net import Config
 from comodal.tasks.class_results import Answers
 from comodal.tasks.classes import Precision, Setup, Start, answer, classes_of, network_of, new_run
 from comodal.tasks.sound_folders import SUFFIXES
-from comodal.tasks.sounds import read_meta
+from comodal.tasks.sounds import METAS, read_meta
 from comodal.tasks.tree import Labelled, read_tree
 from comodal.train.run import Run
-
-METAS = ("meta/esc50.csv", "meta.csv", "esc50.csv")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
-"""Linear classification of sounds from frozen features, on class folders of sounds: spoken digits, say.
+"""Classification of sounds from frozen features, on class folders of sounds: spoken digits, say.
 
 The protocol is that of ESC-50 in `tasks/sounds.py` (windows of a second, conv4_2 max-pooled, z-scored), with one split
 instead of five folds. Beside the trained network stand an untrained one and the statistics of a plain spectrogram.
 """
 
-import time
 from pathlib import Path
 
-from rich.console import Console
+import numpy as np
 
-from comodal.tasks.linear import Classifier
-from comodal.tasks.sounds import LabelledSound, extract
-from comodal.tasks.tree import compare, read_tree
+from comodal.tasks.rounds import AnyClassifier, Round
+from comodal.tasks.sound_features import Sound
+from comodal.tasks.sound_probe import How, SoundSet, measure
+from comodal.tasks.tree import hashed_part, read_tree
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".m4a"})
 
@@ -20,7 +20,7 @@ def evaluate_sounds(
     model: Path,
     data: Path,
     *,
-    classifier: Classifier = "logistic",
+    classifier: AnyClassifier = "logistic",
     windows: int = 1,
     out: Path | None = None,
     seed: int = 0,
@@ -32,10 +32,11 @@ def evaluate_sounds(
         model: run folder or model folder.
         data: train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND; or CLASS/SOUND alone, of which a fifth is
             the test by a hash of the file's name.
-        classifier: "logistic" or "svm" (linear, one against all).
+        classifier: "logistic", "svm" (linear, one against all), or "mlp" (two hidden layers).
         windows: how many equally spaced seconds of each sound are used; shorter sounds are padded with silence.
-        out: folder for results.json, answers.csv and confusion.png; nothing is written without it.
-        seed: of the untrained network's weights.
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
+            without it.
+        seed: of the untrained network's weights, and of the mlp.
         workers: threads that read sound files.
 
     Returns:
@@ -47,18 +48,21 @@ def evaluate_sounds(
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
     """
-    started = time.perf_counter()
-    console = Console()
-    if windows < 1:
-        raise ValueError(f"windows must be at least 1, not {windows}")
+    return measure(read_class_folders(data), model, How(classifier, windows, seed, workers), out)
+
+
+def read_class_folders(data: Path) -> SoundSet:
+    """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
     items = read_tree(data, SUFFIXES)
-    tests = sum(item.test for item in items)
-    console.print(f"{len(items)} sounds of {data}: {len(items) - tests} to fit, {tests} to test")
-    clips = [LabelledSound(item.path, 1, 0, item.category) for item in items]
-    features = extract(model, clips, windows, seed, workers)
-    comparison = compare("sound", items, features, classifier, f"{data.name}, {classifier}")
-    numbers = comparison.numbers() | {"sound.seconds": time.perf_counter() - started}
-    comparison.print_table(console)
-    if out is not None:
-        comparison.write(out, numbers)
-    return numbers
+    test = np.array([item.test for item in items])
+    return SoundSet(
+        task="sounds",
+        title=data.resolve().name,
+        split="test",
+        source=data,
+        sounds=[Sound(item.path, item.name, item.category) for item in items],
+        classes=tuple(sorted({item.category for item in items})),
+        parts=np.array([hashed_part(f"C {item.name}") for item in items]),
+        rounds=[Round(0, ~test, test, (0,))],
+        files={"sounds": data},
+    )

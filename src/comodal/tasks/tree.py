@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 
 from comodal.errors import DataError
-from comodal.tasks.linear import Classifier, fit_probe
+from comodal.tasks.linear import Classifier
 from comodal.tasks.results import Comparison
+from comodal.tasks.rounds import Round, answer_rounds
 
 TEST_FOLDERS = ("test", "val", "validation")
 PARTS = 5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
@@ -99,14 +98,8 @@ def compare(
     classes = tuple(sorted({item.category for item in items}))
     truth = np.array([classes.index(item.category) for item in items])
     test = np.array([item.test for item in items])
-    parts = np.array([hashed_part(f"C {item.name}") for item in items])[~test]
-    fitted, target = torch.from_numpy(~test), torch.from_numpy(truth)
-    answers, strengths = {}, {}
-    for system in track(list(features), "fitting probes"):
-        held_out = [0] if len(set(parts)) > 1 and (parts == 0).any() else []
-        probe = fit_probe(features[system][fitted], target[fitted], parts, held_out, len(classes), classifier)
-        answers[system] = probe.predict(features[system][~fitted])
-        strengths[system] = {0: probe.strength}
+    parts = np.array([hashed_part(f"C {item.name}") for item in items])
+    rounds = [Round(0, ~test, test, (0,))]
+    answered = answer_rounds(features, truth, parts, rounds, len(classes), classifier)
     names = tuple(item.name for item in items if item.test)
-    folds = np.zeros(len(names), dtype=np.int64)
-    return Comparison(task, title, names, classes, truth[test], folds, answers, strengths)
+    return Comparison(task, title, names, classes, truth[test], answered.rounds, answered.answers, answered.strengths)

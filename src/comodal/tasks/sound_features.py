@@ -1,0 +1,108 @@
+"""The features of labelled sounds as L3-Net's probe sees them (section 4.2), beside those of its two baselines.
+
+Equally spaced seconds of each sound; the last convolution's map, max-pooled (6144 numbers in the paper's network), of
+the trained network and of an untrained one of the same shape; the statistics of a plain log-mel spectrogram. One pass
+over the files: a sound is dropped as soon as it is embedded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.progress import track
+from torch import Tensor
+
+from comodal.errors import DataError, MediaError
+from comodal.media.audio import read_sound
+from comodal.models.checkpoint import untrained_like
+from comodal.models.inference import fast
+from comodal.models.l3net import load_l3net
+from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
+
+PLAIN = SpectrogramConfig(
+    window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
+)
+WINDOWS_PER_SECOND = 2  # the paper: ten of five seconds, sixty of thirty
+
+
+class Sound(NamedTuple):
+    """A sound file, how it is called in the results, and its class; None where nobody tells."""
+
+    path: Path
+    name: str
+    category: str | None
+
+
+class Features(NamedTuple):
+    """Of every system, for each sound and window; how long the sounds are, and how long a window is."""
+
+    systems: dict[str, Float[Tensor, "sounds _ _"]]
+    seconds: Float[np.ndarray, " sounds"]
+    window_seconds: float
+    windows: int
+
+
+def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -> Float[np.ndarray, "count length"]:
+    """Equally spaced windows, the first at the beginning, the last at the end."""
+    starts = np.linspace(0, len(sound) - length, count).round().astype(int)
+    return np.stack([sound[start : start + length] for start in starts])
+
+
+def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
+    """The samples of a sound; a file that cannot be read, or holds none, is an error of the data set."""
+    try:
+        samples = read_sound(sound.path, sample_rate)
+    except MediaError as error:
+        of = "a sound" if sound.category is None else f"a sound of class {sound.category!r}"
+        raise DataError(f"{of} cannot be read: {error}") from error
+    if not len(samples):
+        raise DataError(f"{sound.path}: not a single sample")
+    return samples
+
+
+def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrogram) -> Float[Tensor, "1 features"]:
+    """Of each band of a log-mel spectrogram of the whole clip: mean, deviation, and deviation of its change.
+
+    The strongest plain features of those that were tried. On ESC-10 with logistic regression: 0.84; without the change
+    0.80, with a floor of 1e-4 instead of 1e-2 0.78, over each second by itself 0.75.
+    """
+    bands = front_end(sound[None])[0, 0]
+    return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
+
+
+def extract(model: Path, sounds: Sequence[Sound], windows: int | None, seed: int, workers: int) -> Features:
+    """One pass over the files: the features of every system.
+
+    Args:
+        model: Run or model folder.
+        sounds: What to hear.
+        windows: Of each sound; None takes two for each second of the first sound.
+        seed: Of the untrained network's weights.
+        workers: Threads that read files.
+
+    Raises:
+        DataError: A sound cannot be read.
+    """
+    trained = load_l3net(model)
+    networks = {"trained": fast(trained), "untrained": fast(untrained_like(trained, seed))}
+    rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
+    plain = Spectrogram(replace(PLAIN, sample_rate=rate))
+    systems: dict[str, Tensor] = {}
+    seconds = np.zeros(len(sounds))
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few sounds ahead
+    heard = parallel(joblib.delayed(read_whole)(sound, rate) for sound in sounds)
+    for place, samples in enumerate(track(heard, "embedding sounds", total=len(sounds))):
+        seconds[place] = len(samples) / rate
+        windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[0]))
+        padded = np.pad(samples, (0, max(0, length - len(samples))))
+        batch = torch.from_numpy(cut_windows(padded, windows, length))
+        found = {name: network.embed_sound(batch) for name, network in networks.items()}
+        found["spectrogram"] = spectrogram_statistics(torch.from_numpy(padded), plain)
+        for name, rows in found.items():  # filled in place: a second copy would take as much memory again
+            systems.setdefault(name, rows.new_empty(len(sounds), *rows.shape))[place] = rows
+    return Features(systems, seconds, trained.config.sound_seconds, windows or 0)

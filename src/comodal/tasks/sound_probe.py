@@ -1,0 +1,207 @@
+"""A data set of labelled sounds under the protocol of L3-Net (section 4.2): what ESC-50, DCASE and UrbanSound8K share.
+
+A reader says which sounds there are and how they are split; here they are embedded, probed round by round, and told:
+accuracy of each fold, mean and deviation, a confusion matrix, each class by itself, the results card. Where nobody
+tells the classes of the test part, the answers are written and there is no score.
+"""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.tasks.card import Card, Score, reasons, write_card
+from comodal.tasks.results import Comparison
+from comodal.tasks.rounds import Answered, AnyClassifier, Round, answer_rounds
+from comodal.tasks.sound_features import Features, Sound, extract
+from comodal.tasks.sound_tables import check_files
+
+SUBMISSION = "submission.csv"
+PADDED = "shorter than a window, padded with silence"
+
+
+class How(NamedTuple):
+    """What the commands have in common."""
+
+    classifier: AnyClassifier
+    windows: int | None
+    seed: int
+    workers: int
+
+
+class Cell(NamedTuple):
+    """The papers' numbers, and which protocol and sounds they are for."""
+
+    scores: Mapping[str, float]
+    windows: int
+    least_seconds: float = 0.0
+
+    def scores_for(self, how: How, features: Features) -> Mapping[str, float]:
+        """The numbers, if the protocol and the lengths of the sounds are the papers'."""
+        same = how.classifier == "svm" and features.windows == self.windows
+        return self.scores if same and features.seconds.min() >= self.least_seconds else {}
+
+
+@dataclass(frozen=True)
+class SoundSet:
+    """Labelled sounds and how they are split.
+
+    Args:
+        task: As on the command line.
+        title: What people call it.
+        split: Which part is tested.
+        source: The file that tells the classes, for errors.
+        sounds: All of them.
+        classes: In the order of their numbers.
+        parts: Which part of the training sounds each is in, where the penalty is chosen.
+        rounds: What is fitted and tested.
+        files: What was read, by what it is.
+        left_out: How many sounds take no part, by reason.
+        cell: The papers' numbers, if these are their sounds and splits.
+    """
+
+    task: str
+    title: str
+    split: str
+    source: Path
+    sounds: Sequence[Sound]
+    classes: tuple[str, ...]
+    parts: Int[np.ndarray, " sounds"]
+    rounds: Sequence[Round]
+    files: Mapping[str, Path]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    cell: Cell | None = None
+
+    @property
+    def truth(self) -> Int[np.ndarray, " sounds"]:
+        """The number of each sound's class, -1 where nobody tells."""
+        number = {name: place for place, name in enumerate(self.classes)}
+        return np.array([-1 if s.category is None else number[s.category] for s in self.sounds], dtype=np.int64)
+
+    def check(self) -> bool:
+        """Every round fits two classes, and each that it tests; returns whether the tests' classes are known.
+
+        Raises:
+            DataError: It is not so, a file is missing, or only some of the tests have a class.
+        """
+        used = np.any([one.fitted | one.tested for one in self.rounds], axis=0)
+        check_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
+        truth = self.truth
+        for one in self.rounds:
+            self.check_round(one, truth)
+        tested = np.any([one.tested for one in self.rounds], axis=0)
+        unknown = [sound.name for sound, number, test in zip(self.sounds, truth, tested, strict=True)
+                   if test and number < 0]  # fmt: skip
+        if unknown and len(unknown) < tested.sum():
+            raise DataError(
+                f"{self.source}: {len(unknown)} of {tested.sum()} sounds to test have no class, the first is "
+                f"{unknown[0]}; all or none must have one"
+            )
+        return not unknown
+
+    def check_round(self, one: Round, truth: Int[np.ndarray, " sounds"]) -> None:
+        """Two classes to fit, something to test, and no class that is tested alone."""
+        where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
+        fitted, tested = set(truth[one.fitted].tolist()), set(truth[one.tested].tolist()) - {-1}
+        if len(fitted) < 2:
+            raise DataError(f"{self.source}: {where} has {len(fitted)} classes to fit; at least two are needed")
+        if not one.tested.any():
+            raise DataError(f"{self.source}: {where} has nothing to test")
+        if tested - fitted:
+            name = self.classes[min(tested - fitted)]
+            first = next(s.name for s, test in zip(self.sounds, one.tested, strict=True) if test and s.category == name)
+            raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
+
+
+def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str, float]:
+    """Embeds, probes, tells and writes; returns flat numbers.
+
+    Raises:
+        DataError: The set cannot be probed, or a sound cannot be read.
+    """
+    started, console = time.perf_counter(), Console()
+    if how.windows is not None and how.windows < 1:
+        raise ValueError(f"windows must be at least 1, not {how.windows}")
+    labelled = data.check()
+    fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
+    tests = sum(int(one.tested.sum()) for one in data.rounds)
+    parts = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
+    console.print(f"{data.title}: {len(data.sounds):,} sounds, {parts}{reasons(data.left_out)}")
+    features = extract(model, data.sounds, how.windows, how.seed, how.workers)
+    answered = answer_rounds(
+        features.systems, data.truth, data.parts, data.rounds, len(data.classes), how.classifier, how.seed
+    )
+    numbers = {"sound.items": float(tests)}
+    if labelled:
+        comparison = compare(data, answered, how)
+        numbers = comparison.numbers()
+        comparison.print_table(console)
+    else:
+        console.print("The sounds to test have no classes: there are answers, and no score.")
+    numbers |= {"sound.left_out": float(sum(data.left_out.values())), "sound.seconds": time.perf_counter() - started}
+    if out is not None:
+        if labelled:
+            comparison.write(out, numbers)
+        else:
+            write_submission(out, data, answered)
+        write_card(card_of(data, model, how, features, answered, numbers), out)
+    return numbers
+
+
+def compare(data: SoundSet, answered: Answered, how: How) -> Comparison:
+    """The answers beside the truth."""
+    names = tuple(data.sounds[item].name for item in answered.items)
+    truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
+    return Comparison("sound", title, names, data.classes, truth, answered.rounds, answered.answers, answered.strengths)
+
+
+def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
+    """The trained system's answers as DCASE wants them: the file's name, a tab, the name of the class."""
+    text = io.StringIO()
+    for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
+        text.write(f"{data.sounds[item].name}\t{data.classes[answer]}\n")
+    write_whole(out / SUBMISSION, text.getvalue().encode())
+
+
+def card_of(
+    data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float]
+) -> Card:
+    """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
+    papers = data.cell.scores_for(how, features) if data.cell is not None else {}
+    scores: dict[str, Score] = {}
+    for system in answered.answers:
+        key, label = f"sound.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
+        if key not in numbers:
+            continue
+        scores[label] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], papers.get(system))
+        if f"{key}.deviation" in numbers:
+            scores[label.replace("accuracy", "deviation")] = Score(numbers[f"{key}.deviation"])
+    if "sound.trained" in numbers:
+        folds = [one.number for one in data.rounds if f"sound.trained.fold{one.number}" in numbers]
+        scores |= {f"fold {fold}": Score(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
+        scores["largest class"] = Score(numbers["sound.chance"])
+    short = int((features.seconds < features.window_seconds).sum())
+    counts = {"items": len(answered.items), **data.left_out} | ({PADDED: short} if short else {})
+    penalties = {
+        f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
+        for system, chosen in answered.strengths.items()
+    }
+    return Card(
+        task=data.task,
+        title=data.title,
+        split=data.split,
+        scores=scores,
+        model=str(model),
+        counts=counts,
+        files=data.files,
+        seeds={"untrained weights, mlp": how.seed},
+        settings={"classifier": how.classifier, "windows": features.windows, **penalties},
+    )

@@ -1,0 +1,131 @@
+"""Tables of labelled sounds: ESC-50's and UrbanSound8K's commas, DCASE's tabs, with a line of names or without.
+
+Whatever a table lacks is said with its file and line.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.errors import DataError
+
+
+class Row(NamedTuple):
+    """A row by the names of its columns; where it stands, for errors."""
+
+    where: str
+    cells: dict[str, str]
+
+    def number(self, column: str, least: int) -> int:
+        """A whole number of at least `least`.
+
+        Raises:
+            DataError: It is none, or less.
+        """
+        text = self.cells[column]
+        try:
+            value = int(text)
+        except ValueError:
+            raise DataError(f"{self.where}: {column} {text!r} is not a number") from None
+        if value < least:
+            raise DataError(f"{self.where}: {column} {value} must be at least {least}")
+        return value
+
+
+class Table(NamedTuple):
+    """The names of the columns, and the rows."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+def read_table(path: Path, unnamed: Sequence[str] = ()) -> Table:
+    """A table of text, separated by tabs if its first line has one, by commas if not; empty lines are passed over.
+
+    Args:
+        path: The file.
+        unnamed: What the columns are called where the first line is not one of names; it is one if it begins with
+            `unnamed[0]`, and always where `unnamed` is empty. A row may end early.
+
+    Raises:
+        DataError: There is no such file, it is no text, or a row has another length than the line of names.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a table of text (byte {error.start} is not UTF-8)") from error
+    separator = "\t" if lines and "\t" in lines[0] else ","
+    try:
+        cells = [(line, row) for line, row in enumerate(csv.reader(lines, delimiter=separator), start=1) if any(row)]
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table ({error})") from error
+    if not cells:
+        raise DataError(f"{path}: it is empty")
+    first = [name.strip() for name in cells[0][1]]
+    named = not unnamed or first[0] == unnamed[0]
+    columns = first if named else list(unnamed)
+    rows = []
+    for line, row in cells[1:] if named else cells:
+        where = f"{path}, line {line}"
+        if len(row) > len(columns) or (named and len(row) < len(columns)):
+            raise DataError(f"{where}: {len(row)} columns, where {len(columns)} are expected ({', '.join(columns)})")
+        rows.append(Row(where, {name: value.strip() for name, value in zip(columns, row, strict=False)}))
+    return Table(tuple(columns), rows)
+
+
+def need(path: Path, table: Table, columns: Sequence[str]) -> None:
+    """These columns are there, and full.
+
+    Raises:
+        DataError: One is missing, or empty in a row.
+    """
+    for column in columns:
+        if column not in table.columns:
+            raise DataError(f"{path}: column {column!r} is missing; there are {', '.join(table.columns)}")
+    for row in table.rows:
+        empty = next((column for column in columns if not row.cells.get(column)), None)
+        if empty is not None:
+            raise DataError(f"{row.where}: {empty} is empty")
+
+
+def only_once(rows: Sequence[Row], column: str) -> None:
+    """No two rows are about one file.
+
+    Raises:
+        DataError: Two are.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        earlier = first.setdefault(row.cells[column], row)
+        if earlier is not row:
+            line = earlier.where.rsplit(" ", 1)[1]
+            raise DataError(f"{row.where}: {row.cells[column]} stands in line {line} already")
+
+
+def one_name_each(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
+    """Of each sound its file, the number and the name of its class: a number has one name, and a name one number.
+
+    Raises:
+        DataError: It is not so.
+    """
+    names: dict[int, str] = {}
+    numbers: dict[str, int] = {}
+    for file, number, name in sounds:
+        known = names.setdefault(number, name), numbers.setdefault(name, number)
+        if known != (name, number):
+            other = f"{number} is {known[0]!r}" if known[0] != name else f"{name!r} is {known[1]}"
+            raise DataError(f"{path}: {file} is of class {number}, {name!r}, but in rows before it {other}")
+
+
+def check_files(source: Path, paths: Sequence[Path]) -> None:
+    """Every sound is there.
+
+    Raises:
+        DataError: One is not; how many, and the first.
+    """
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise DataError(f"{source}: {len(absent)} of {len(paths)} sounds are missing, the first is {absent[0]}")
