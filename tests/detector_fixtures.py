@@ -1,10 +1,17 @@
 """Folders of what the original detectors gave: every one under $COMODAL_FIXTURES/detector, whatever its sizes."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from comodal.models.caffemodel import read_caffemodel
+from comodal.models.convert import read_json, read_tensors
+from comodal.models.convert_c4 import build_c4, build_c4_from_caffe, is_c4
+from comodal.models.detector_c4 import C4
+from comodal.models.detector_rules import LxmertRules, Rules
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "detector"
 
@@ -22,3 +29,48 @@ def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def ids(folders: list[Path]) -> dict[str, object]:
     """Parameters of a test, one for each folder."""
     return {"argvalues": folders, "ids": [folder.name for folder in folders]}
+
+
+CAFFE = folders_with("*.caffemodel")
+LXMERT = [folder for folder in folders_with("model.safetensors") if is_c4(read_tensors(folder))]
+
+
+@cache
+def c4_of(folder: Path) -> C4:
+    """The network of a folder."""
+    for path in folder.glob("*.caffemodel"):
+        scales = tuple(read_json(folder / "config.json")["anchor_scales"])
+        return build_c4_from_caffe(read_caffemodel(path), path, scales)[0]
+    return build_c4(read_tensors(folder), folder)[0]
+
+
+def caffe_rules(folder: Path, fewest: int = 36, most: int = 36) -> Rules:
+    """The settings of a folder of Caffe's."""
+    told = read_json(folder / "config.json")
+    return Rules(
+        size=told["scales"],
+        longest=told["max_size"],
+        smallest=told["rpn_min_size"],
+        before=told["pre_nms"],
+        proposals=told["post_nms"],
+        overlap=told["rpn_nms"],
+        class_overlap=told["nms"],
+        fewest=fewest,
+        most=most,
+        sure=told["conf_thresh"],
+    )
+
+
+def lxmert_rules(folder: Path) -> LxmertRules:
+    """The settings of a folder of Hugging Face's."""
+    told = read_json(folder / "config.json")
+    return LxmertRules(
+        size=told["input"]["min_size_test"],
+        longest=told["input"]["max_size_test"],
+        before=told["rpn"]["pre_nms_topk_test"],
+        proposals=told["rpn"]["post_nms_topk_test"],
+        overlap=told["rpn"]["nms_thresh"],
+        class_overlaps=tuple(told["roi_heads"]["nms_thresh_test"]),
+        fewest=told["min_detections"],
+        most=told["max_detections"],
+    )

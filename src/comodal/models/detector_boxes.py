@@ -98,7 +98,7 @@ def decoded(
     return torch.cat([centres - halves, centres + halves - end], -1).flatten(1)
 
 
-def clip(boxes: Float[Tensor, "boxes fours"], right: float, bottom: float) -> Float[Tensor, "boxes fours"]:
+def clip(boxes: Float[Tensor, "boxes fours"], right: int | float, bottom: int | float) -> Float[Tensor, "boxes fours"]:
     """Boxes cut off at 0 and at the two ends: size - 1 where both ends count, else size."""
     limits = boxes.new_tensor([right, bottom, right, bottom])
     return torch.minimum(boxes.unflatten(1, (-1, 4)).clamp(min=0), limits).flatten(1)
@@ -117,7 +117,7 @@ def nms_plus_one(
 def surest_boxes(
     boxes: Float[Tensor, "boxes 4"],
     scores: Float[Tensor, " boxes"],
-    smallest: float,
+    smallest: int | float,
     before: int,
     threshold: float,
     after: int,
