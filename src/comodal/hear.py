@@ -1,7 +1,7 @@
 """L3-Net and OpenL3 for HEAR, the Holistic Evaluation of Audio Representations (NeurIPS 2021 competition).
 
 HEAR's common API: https://hearbenchmark.com/hear-api.html. Give its tools the module `comodal.hear` and a model:
-`heareval-embeddings comodal.hear --model RUN`.
+`python -m heareval.embeddings.runner comodal.hear --model RUN`.
 """
 
 import copy
