@@ -31,6 +31,7 @@ from comodal.files import write_whole
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.serve.extractors import MOST, Extractor, Places, Source, extractor_like, load_extractor
+from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
 
 A_PROCESS = 32  # images that are worth the start of a process
@@ -58,6 +59,9 @@ def extract_regions(
     size: int | None = None,
     dtype: FeatureType = "float16",
     most: int = MOST,
+    fewest: int | None = None,
+    rules: RuleNames | None = None,
+    head: HeadTypes | None = None,
     like: Path | None = None,
     also_for: Path | None = None,
     workers: int = -1,
@@ -74,7 +78,8 @@ def extract_regions(
         images: The folder of images.
         out: The store to make.
         detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
-            of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a detector of our own.
+            of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a file of bottom-up attention's
+            Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/detectors.md).
         boxes: own (a detector's; the default where there are any), grid (the default elsewhere), selective (selective
             search; extra `selective`), or JSON Lines of `image` (a path below the folder) and `boxes` (left, top,
             right, bottom in pixels of the image as it is seen, upright).
@@ -84,6 +89,10 @@ def extract_regions(
         size: Short side of the images as the network sees them; by default its own.
         dtype: How features are kept.
         most: Own boxes and those of selective search: at most so many of an image.
+        fewest: Of the Visual Genome detector: at least so many, and between the two those that are sure (10 and 100 in
+            the published features of COCO); by default as many as at most.
+        rules: Of the same: caffe (the default: the regions ViLBERT has learnt from) or lxmert (Hugging Face's).
+        head: Of the same: float32 (the default) or bfloat16, faster, for its last stage.
         like: A run or model: make regions of the kind that it has learnt from. --detector then says where that network
             lies if it was moved; the other settings are the model's.
         also_for: A run or model that may read the store although it has learnt from another network's features.
@@ -101,6 +110,7 @@ def extract_regions(
     Examples:
         comodal extract photos/ regions/ --detector efficientnet_lite0
         comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --most 100
+        comodal extract photos/ regions/ --detector resnet101_faster_rcnn_final.caffemodel --fewest 10 --most 100
         comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2
         comodal extract photos/ regions/ --like runs/vilbert
     """
@@ -113,7 +123,7 @@ def extract_regions(
     elif detector is None:
         raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
     else:
-        extractor = load_extractor(Source(detector, places, grid, cells, size, most), device)
+        extractor = load_extractor(Source(detector, places, grid, cells, size, most, fewest, rules, head), device)
     if extractor.source.boxes == "given" and file is None:
         raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
     listed = read_boxes(file, images) if file else images_of(images)

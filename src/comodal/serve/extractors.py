@@ -18,9 +18,13 @@ from comodal.data.regions import Regions
 from comodal.data.same_regions import named
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import CONFIG, model_folder
-from comodal.models.convert import read_json, read_tensors
+from comodal.models.convert import FILES, read_json
+from comodal.models.convert_c4 import build_c4, is_c4
+from comodal.models.detector_c4 import C4
 from comodal.models.pooling import grid_boxes
 from comodal.serve.backbones import LITE0, Pooled, load_backbone
+from comodal.serve.detector_files import CAFFEMODEL, read_detector
+from comodal.serve.extractors_c4 import C4Regions, HeadTypes, RuleNames, load_c4, rules_of
 from comodal.serve.extractors_detr import load_detr
 from comodal.serve.extractors_selective import selective_search
 from comodal.serve.extractors_torchvision import CLASS_SCORES, load_faster_rcnn
@@ -29,6 +33,7 @@ from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 NUMBERS = ("grid", "cells", "size", "most")
+OPTIONAL = ("fewest", "rules", "head")  # stores of other detectors lack them
 MOST = 36  # the regions of an image in ViLBERT's own features
 
 
@@ -43,6 +48,9 @@ class Source:
         cells: Of a vision network: a box is cut into so many rows and columns.
         size: Short side of the pictures as the network sees them; None for the usual.
         most: Own boxes and those of selective search: at most so many, the surest.
+        fewest: Own boxes of the Visual Genome detector: at least so many; None for as many as at most.
+        rules: Of the same: whose regions; None for ViLBERT's.
+        head: Of the same: the precision of its last stage; None for float32.
     """
 
     detector: str
@@ -51,6 +59,9 @@ class Source:
     cells: int = 1
     size: int | None = None
     most: int = MOST
+    fewest: int | None = None
+    rules: RuleNames | None = None
+    head: HeadTypes | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ def load_extractor(source: Source, device: str = "cpu") -> Extractor:
         raise ValueError(f"{network.name} finds its own boxes and cannot tell the features of others")
     if source.cells != 1 and not isinstance(network, Pooled):
         raise ValueError(f"cells are for a vision network, not for {network.name}")
+    if not isinstance(network, C4Regions) and any((source.fewest, source.rules, source.head)):
+        raise ValueError(f"fewest, rules and head are for the Visual Genome detector, not for {network.name}")
     finders: dict[str, BoxesOf] = {
         "grid": partial(grid_in, grid=source.grid),
         "selective": partial(selective_search, most=source.most),
@@ -126,17 +139,28 @@ def load_network(source: Source, device: str) -> RegionExtractor:
         return Pooled(load_backbone(LITE0, source.size, device), source.cells)
     if not path.exists():
         raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
-    if path.is_dir():
+    if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
         if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
             return load_detr(path, source.size, source.most, device)
         model_folder(path)
         return Pooled(load_backbone(source.detector, source.size, device), source.cells)
-    state = read_tensors(path)
+    if path.suffix == CAFFEMODEL:
+        return c4_of(source, load_c4(path)[0], device)
+    state = read_detector(path)
+    if is_c4(state):
+        return c4_of(source, build_c4(state, path)[0], device)
     if CLASS_SCORES not in state:
         raise CheckpointError(
-            f"{path}: not the weights of torchvision's Faster R-CNN; it begins with {list(state)[:3]}"
+            f"{path}: not the weights of torchvision's Faster R-CNN or of the Visual Genome detector; "
+            f"it begins with {list(state)[:3]}"
         )
     return load_faster_rcnn(path, state, source.size, source.most, device)
+
+
+def c4_of(source: Source, model: C4, device: str) -> C4Regions:
+    """The Visual Genome detector as a source asks for it."""
+    rules = rules_of(source.rules, source.size, source.fewest, source.most)
+    return C4Regions(model, rules, source.head or "float32", device)
 
 
 def source_of(made: dict[str, Any]) -> Source:
@@ -146,9 +170,10 @@ def source_of(made: dict[str, Any]) -> Source:
         DataError: They were made elsewhere, from features that others had extracted.
     """
     try:
-        values = {name: made[name] for name in Source.__dataclass_fields__}
+        values = {name: made[name] for name in Source.__dataclass_fields__ if name not in OPTIONAL}
     except KeyError as error:
         raise DataError(f"regions of {named(made)}: its detector is not known here") from error
+    values |= {name: made.get(name) for name in OPTIONAL}
     if values["boxes"] not in get_args(Places) or not all(isinstance(values[name], int) for name in NUMBERS):
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
     return Source(**{**values, "detector": str(values["detector"])})
@@ -179,7 +204,7 @@ def extractor_like(
 
 def check_numbers(source: Source) -> None:
     """All are positive."""
-    for name in NUMBERS:
+    for name in (*NUMBERS, "fewest"):
         number = getattr(source, name)
         if number is not None and number < 1:
             raise ValueError(f"{name} must be positive, got {number}")

@@ -1,0 +1,132 @@
+"""The Visual Genome detector as a source of regions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from comodal.data.regions import RegionStore
+from comodal.models.detector_boxes import nms_plus_one
+from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, chosen
+from comodal.serve.extract import extract_regions
+from comodal.serve.extractors import Source, load_extractor, source_of
+from comodal.serve.extractors_c4 import C4Regions, rules_of
+from comodal.serve.region_extractor import RegionExtractor
+from detector_fixtures import CAFFE, c4_of, tensors
+
+FILE = str(next(CAFFE[0].glob("*.caffemodel")))
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return tensors(CAFFE[0], "expected")["image_rgb"].numpy()
+
+
+def test_it_is_a_source_of_regions(picture: np.ndarray):
+    extractor = load_extractor(Source(FILE, size=192, most=12))
+    assert isinstance(extractor.network, RegionExtractor)
+    found = extractor(picture)
+    theirs = caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.rules)
+    assert found.boxes.shape == (12, 4) and found.features.shape == (12, 256) and found.classes.shape == (12, 41)
+    assert np.allclose(found.classes.sum(1), 1, atol=1e-5)
+    assert (found.boxes[:, 2] <= 160).all() and (found.boxes[:, 3] <= 120).all()
+    assert (found.width, found.height) == (160, 120)
+    assert len(theirs.boxes) == 12
+    assert source_of(extractor.about) == extractor.source
+
+
+def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
+    theirs = tensors(CAFFE[0], "expected")
+    boxes = theirs["gt.boxes"].numpy()
+    found = load_extractor(Source(FILE, size=192))(picture, boxes)
+    assert np.array_equal(found.boxes, boxes)
+    assert np.allclose(found.features, theirs["gt.pool5"], atol=1e-3)
+    turned = load_extractor(Source(FILE, size=192))(picture, boxes[::-1].copy())
+    assert np.allclose(turned.features[::-1], found.features, atol=1e-4)
+
+
+def test_the_defaults_are_vilberts_and_a_users_wishes_go_in():
+    assert rules_of() == Rules(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
+    assert rules_of(None, None, 10, 100) == Rules(fewest=10, most=100)
+    assert rules_of("lxmert", 300, None, 50) == LxmertRules(size=300, longest=500, fewest=50, most=50)
+    with pytest.raises(ValueError, match="at least 40 regions and at most 36"):
+        rules_of(None, None, 40, 36)
+
+
+def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndarray):
+    prints = {
+        key: load_extractor(source).network.fingerprint
+        for key, source in {
+            "usual": Source(FILE, size=192),
+            "more": Source(FILE, size=192, most=20, fewest=2),
+            "lxmert": Source(FILE, size=192, rules="lxmert"),
+            "rough": Source(FILE, size=192, head="bfloat16"),
+            "large": Source(FILE, size=240),
+        }.items()
+    }
+    assert prints["usual"] == prints["more"]
+    assert len(set(prints.values())) == 4
+    exact, rough = (load_extractor(Source(FILE, size=192, head=head)) for head in ("float32", "bfloat16"))
+    boxes = np.array([[10, 10, 90, 90], [40, 20, 150, 110]], np.float32)
+    features = [torch.from_numpy(extractor(picture, boxes).features) for extractor in (exact, rough)]
+    assert F.cosine_similarity(*features).min() > 0.999
+
+
+def test_what_is_for_this_detector_alone_is_refused_elsewhere(tmp_path: Path):
+    torch.manual_seed(0)
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
+
+    model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="fewest, rules and head are for the Visual Genome detector"):
+        load_extractor(Source(str(tmp_path / "other.pth"), fewest=3))
+
+
+def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: Rules) -> torch.Tensor:
+    """The original's way (generate_tsv.py): class by class over all boxes."""
+    sureness = torch.zeros(len(boxes))
+    for column in classes.T[1:]:
+        kept = nms_plus_one(boxes, column, rules.class_overlap)
+        sureness[kept] = torch.maximum(sureness[kept], column[kept])
+    sure = (sureness >= rules.sure).nonzero().flatten()
+    if rules.fewest <= len(sure) <= rules.most:
+        return sure
+    return sureness.argsort(descending=True)[: rules.fewest if len(sure) < rules.fewest else rules.most]
+
+
+@pytest.mark.parametrize("fewest, most", [(36, 36), (10, 100), (1, 300), (100, 100), (300, 300)])
+@pytest.mark.parametrize("sharpness", [0.5, 3, 8])
+def test_lazy_selection_is_the_loop_over_all_classes(fewest: int, most: int, sharpness: float):
+    torch.manual_seed(int(sharpness * 10) + most)
+    corners = torch.rand(300, 2) * 300
+    boxes = torch.cat([corners, corners + 10 + torch.rand(300, 2) * 200], 1)
+    classes = (torch.randn(300, 201) * sharpness).softmax(1)
+    rules = Rules(fewest=fewest, most=most)
+    assert torch.equal(chosen(boxes, classes, rules), by_the_loop(boxes, classes, rules))
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (300, 7), (33, 500)])
+@pytest.mark.parametrize("rules", ["caffe", "lxmert"])
+def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
+    network = C4Regions(c4_of(CAFFE[0]), rules_of(rules, 96, 1, 10))
+    found = network(np.full((height, width, 3), 128, np.uint8))
+    assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
+    assert np.isfinite(found.features).all()
+
+
+def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{name}.png")
+    counts = extract_regions(
+        tmp_path / "photos", tmp_path / "store", FILE, size=192, most=20, fewest=4, backend="sequential"
+    )
+    store = RegionStore(tmp_path / "store")
+    assert counts["images.taken"] == 2 and store.classes == 41 and store.dim == 256
+    assert "bottom-up attention" in store.about["made_from"]["name"]
+    again = extract_regions(tmp_path / "photos", tmp_path / "store", FILE, size=192, most=20, fewest=4)
+    assert again == counts
