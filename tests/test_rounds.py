@@ -10,7 +10,16 @@ from sklearn.linear_model import LogisticRegression
 
 from comodal.tasks.linear import choose_strength, fit_probe
 from comodal.tasks.perceptron import PerceptronProblem
-from comodal.tasks.rounds import PARTS, AnyClassifier, Round, answer_rounds, cross_validation, deal, fit_round
+from comodal.tasks.rounds import (
+    PARTS,
+    AnyClassifier,
+    Round,
+    answer_rounds,
+    cross_validation,
+    deal,
+    fit_round,
+    one_split,
+)
 
 FOLDS = np.arange(60) % 4 + 1
 TRUTH = np.arange(60) // 4 % 3
@@ -31,13 +40,13 @@ def test_a_poisoned_test_fold_changes_nothing_that_is_fitted(classifier: AnyClas
     poisoned, lies = features.clone(), TRUTH.copy()
     poisoned[torch.from_numpy(one.tested)] = 1e4 * torch.randn(int(one.tested.sum()), 2, 8)
     lies[one.tested] = (lies[one.tested] + 1) % 3
-    honest = fit_round(features, TRUTH, FOLDS, one, 3, classifier)
-    other = fit_round(poisoned, lies, FOLDS, one, 3, classifier)
+    honest = fit_round(features, TRUTH, one, 3, classifier)
+    other = fit_round(poisoned, lies, one, 3, classifier)
     assert honest.strength == other.strength
     assert torch.equal(honest.scores(features), other.scores(features))
     seen = features.clone()
     seen[torch.from_numpy(one.fitted)] *= 2.0
-    assert not torch.equal(honest.scores(features), fit_round(seen, TRUTH, FOLDS, one, 3, classifier).scores(features))
+    assert not torch.equal(honest.scores(features), fit_round(seen, TRUTH, one, 3, classifier).scores(features))
 
 
 def test_the_penalty_is_that_of_the_fitted_folds_alone():
@@ -49,7 +58,7 @@ def test_the_penalty_is_that_of_the_fitted_folds_alone():
         alone = features[torch.from_numpy(one.fitted)].clone()
         inner = FOLDS[one.fitted]
         probe = fit_probe(alone, torch.from_numpy(TRUTH[one.fitted]), inner, np.unique(inner).tolist(), 3, "logistic")
-        found = fit_round(features, TRUTH, FOLDS, one, 3, "logistic")
+        found = fit_round(features, TRUTH, one, 3, "logistic")
         assert found.strength == probe.strength
         assert torch.equal(found.weight, probe.weight)
 
@@ -58,9 +67,7 @@ def test_no_fold_is_answered_by_a_probe_that_saw_it():
     """Each item's features tell the item and nothing else: only a probe that saw it could answer above chance."""
     truth = np.arange(30) % 3
     alone = torch.eye(30)[:, None].repeat(1, 3, 1)
-    found = answer_rounds(
-        {"trained": alone}, truth, np.arange(30) // 6, cross_validation(np.arange(30) // 6, 4), 3, "svm"
-    )
+    found = answer_rounds({"trained": alone}, truth, cross_validation(np.arange(30) // 6, 4), 3, "svm")
     assert np.mean(found.answers["trained"] == truth[found.items]) <= 1 / 3 + 1e-9
 
 
@@ -82,10 +89,21 @@ def test_a_group_is_in_one_part_and_classes_are_spread_evenly():
     assert np.array_equal(deal(groups[::-1], truth[::-1]), parts[::-1])
 
 
+def test_parts_of_what_is_fitted_do_not_depend_on_what_is_tested():
+    names, labels, fitted = [f"file {number}" for number in range(60)], [str(kind) for kind in TRUTH], FOLDS != 1
+    honest = one_split(0, fitted, ~fitted, names, labels, PARTS)
+    lies = [label if fit else "0" for label, fit in zip(labels, fitted, strict=True)]
+    renamed = [name if fit else names[1] for name, fit in zip(names, fitted, strict=True)]
+    other = one_split(0, fitted, ~fitted, renamed, lies, PARTS)
+    assert np.array_equal(honest.parts[fitted], other.parts[fitted])
+    assert np.bincount(honest.parts[fitted], minlength=PARTS).tolist() == [9] * PARTS
+    assert honest.held_out == (0, 1, 2, 3, 4)
+
+
 def test_what_is_in_no_round_is_neither_fitted_nor_answered():
     features, used = features_of(TRUTH), np.arange(60) < 48
-    one = Round(0, used & (FOLDS != 1), used & (FOLDS == 1), (2,))
-    found = answer_rounds({"trained": features}, np.where(used, TRUTH, -1), FOLDS, [one], 3, "logistic")
+    one = Round(0, used & (FOLDS != 1), used & (FOLDS == 1), FOLDS, (2,))
+    found = answer_rounds({"trained": features}, np.where(used, TRUTH, -1), [one], 3, "logistic")
     assert found.items.tolist() == np.flatnonzero(one.tested).tolist()
     assert set(found.rounds.tolist()) == {0}
 

@@ -29,12 +29,14 @@ class Round(NamedTuple):
         number: Of the fold that is tested, or 0 where there is one split.
         fitted: The items that are fitted.
         tested: The items that are answered.
-        held_out: Parts of the fitted items, each of which is held out in turn to choose the penalty.
+        parts: In which part each fitted item is; of the others nothing is read.
+        held_out: The parts that are held out in turn to choose the penalty.
     """
 
     number: int
     fitted: Bool[np.ndarray, " items"]
     tested: Bool[np.ndarray, " items"]
+    parts: Int[np.ndarray, " items"]
     held_out: tuple[int, ...]
 
 
@@ -53,8 +55,23 @@ def cross_validation(folds: Int[np.ndarray, " items"], held_out: int) -> list[Ro
     rounds = []
     for place, fold in enumerate(numbers):
         others = numbers[place + 1 :] + numbers[:place]
-        rounds.append(Round(fold, folds != fold, folds == fold, tuple(sorted(others[:held_out]))))
+        rounds.append(Round(fold, folds != fold, folds == fold, folds, tuple(sorted(others[:held_out]))))
     return rounds
+
+
+def one_split(
+    number: int,
+    fitted: Bool[np.ndarray, " items"],
+    tested: Bool[np.ndarray, " items"],
+    groups: Sequence[str],
+    truth: Sequence[str],
+    held_out: int,
+) -> Round:
+    """A split that is given; the fitted items alone are dealt into parts, so many of which are held out in turn."""
+    parts = np.full(len(fitted), -1)
+    chosen = np.flatnonzero(fitted).tolist()
+    parts[chosen] = deal([groups[item] for item in chosen], [truth[item] for item in chosen])
+    return Round(number, fitted, tested, parts, tuple(range(held_out)))
 
 
 def deal(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
@@ -70,7 +87,6 @@ def deal(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items
 def answer_rounds(
     features: Mapping[str, Float[Tensor, "items _ _"]],
     truth: Int[np.ndarray, " items"],
-    parts: Int[np.ndarray, " items"],
     rounds: Sequence[Round],
     classes: int,
     classifier: AnyClassifier,
@@ -81,7 +97,7 @@ def answer_rounds(
     answers: dict[str, list[np.ndarray]] = {system: [] for system in features}
     strengths: dict[str, dict[int, float]] = {system: {} for system in features}
     for system, one in track(jobs, "fitting probes"):
-        probe = fit_round(features[system], truth, parts, one, classes, classifier, seed)
+        probe = fit_round(features[system], truth, one, classes, classifier, seed)
         answers[system].append(probe.predict(features[system][torch.from_numpy(one.tested)]))
         strengths[system][one.number] = probe.strength
     return Answered(
@@ -95,7 +111,6 @@ def answer_rounds(
 def fit_round(
     features: Float[Tensor, "items windows features"],
     truth: Int[np.ndarray, " items"],
-    parts: Int[np.ndarray, " items"],
     one: Round,
     classes: int,
     classifier: AnyClassifier,
@@ -103,7 +118,7 @@ def fit_round(
 ) -> Probe | Perceptron:
     """The probe of one round, from its fitted items alone."""
     seen, target = features[torch.from_numpy(one.fitted)], torch.from_numpy(truth[one.fitted])
-    inner = parts[one.fitted]
+    inner = one.parts[one.fitted]
     held_out = useful(one.held_out, inner)
     if classifier == "mlp":  # a fit takes so long that one part has to do
         return fit_perceptron(seen, target, inner, held_out[:1], classes, seed)

@@ -6,12 +6,10 @@ instead of five folds. Beside the trained network stand an untrained one and the
 
 from pathlib import Path
 
-import numpy as np
-
-from comodal.tasks.rounds import AnyClassifier, Round
+from comodal.tasks.rounds import AnyClassifier
 from comodal.tasks.sound_features import Sound
 from comodal.tasks.sound_probe import How, SoundSet, measure
-from comodal.tasks.tree import hashed_part, read_tree
+from comodal.tasks.tree import read_tree, round_of
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".m4a"})
 
@@ -54,7 +52,6 @@ def evaluate_sounds(
 def read_class_folders(data: Path) -> SoundSet:
     """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
     items = read_tree(data, SUFFIXES)
-    test = np.array([item.test for item in items])
     return SoundSet(
         task="sounds",
         title=data.resolve().name,
@@ -62,7 +59,6 @@ def read_class_folders(data: Path) -> SoundSet:
         source=data,
         sounds=[Sound(item.path, item.name, item.category) for item in items],
         classes=tuple(sorted({item.category for item in items})),
-        parts=np.array([hashed_part(f"C {item.name}") for item in items]),
-        rounds=[Round(0, ~test, test, (0,))],
+        rounds=[round_of(items)],
         files={"sounds": data},
     )

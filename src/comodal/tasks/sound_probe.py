@@ -61,7 +61,6 @@ class SoundSet:
         source: The file that tells the classes, for errors.
         sounds: All of them.
         classes: In the order of their numbers.
-        parts: Which part of the training sounds each is in, where the penalty is chosen.
         rounds: What is fitted and tested.
         files: What was read, by what it is.
         left_out: How many sounds take no part, by reason.
@@ -74,7 +73,6 @@ class SoundSet:
     source: Path
     sounds: Sequence[Sound]
     classes: tuple[str, ...]
-    parts: Int[np.ndarray, " sounds"]
     rounds: Sequence[Round]
     files: Mapping[str, Path]
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -133,12 +131,10 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     labelled = data.check()
     fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
     tests = sum(int(one.tested.sum()) for one in data.rounds)
-    parts = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
-    console.print(f"{data.title}: {len(data.sounds):,} sounds, {parts}{reasons(data.left_out)}")
+    split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
+    console.print(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
     features = extract(model, data.sounds, how.windows, how.seed, how.workers)
-    answered = answer_rounds(
-        features.systems, data.truth, data.parts, data.rounds, len(data.classes), how.classifier, how.seed
-    )
+    answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
     if labelled:
         comparison = compare(data, answered, how)

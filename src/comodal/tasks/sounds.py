@@ -88,7 +88,6 @@ def read_esc50(data: Path, subset: Subset) -> SoundSet:
         source=meta,
         sounds=[Sound(clip.path, clip.path.name, clip.category) for clip in clips],
         classes=tuple(category for _, category in categories),
-        parts=folds,
         rounds=cross_validation(folds, held_out=len(folds)),
         files={"meta": meta, "sounds": clips[0].path.parent},
         left_out={NOT_MARKED: left_out} if left_out else {},

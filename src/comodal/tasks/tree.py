@@ -87,6 +87,13 @@ def hashed_part(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % PARTS
 
 
+def round_of(items: Sequence[Labelled]) -> Round:
+    """The split of the tree; one part in five of the training items, by a hash of the name, chooses the penalty."""
+    test = np.array([item.test for item in items])
+    parts = np.array([hashed_part(f"C {item.name}") for item in items])
+    return Round(0, ~test, test, parts, (0,))
+
+
 def compare(
     task: str,
     items: Sequence[Labelled],
@@ -98,8 +105,6 @@ def compare(
     classes = tuple(sorted({item.category for item in items}))
     truth = np.array([classes.index(item.category) for item in items])
     test = np.array([item.test for item in items])
-    parts = np.array([hashed_part(f"C {item.name}") for item in items])
-    rounds = [Round(0, ~test, test, (0,))]
-    answered = answer_rounds(features, truth, parts, rounds, len(classes), classifier)
+    answered = answer_rounds(features, truth, [round_of(items)], len(classes), classifier)
     names = tuple(item.name for item in items if item.test)
     return Comparison(task, title, names, classes, truth[test], answered.rounds, answered.answers, answered.strengths)
