@@ -128,8 +128,8 @@ def test_the_tower_of_its_modality_is_trained_and_nothing_else(model: Path, run:
 
 def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(model: Path, stripes: Path):
     pretrained = load_model(model).state_dict()
-    begun = image_classes.recipe(**image_settings(model, stripes))
-    scratch = image_classes.recipe(**image_settings(model, stripes, start="scratch"))
+    begun = image_classes.recipe(**image_settings(model, stripes, learning_rate=3e-4))
+    scratch = image_classes.recipe(**image_settings(model, stripes, learning_rate=3e-4, start="scratch"))
     name = "image_tower.layers.conv1_1.convolution.weight"
     assert torch.equal(begun.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
     assert not torch.equal(scratch.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])

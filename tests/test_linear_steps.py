@@ -65,6 +65,19 @@ def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch:
         assert target[block[:, 0].int().numpy()].tolist() == classes.tolist()
 
 
+def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(linear_steps, "BLOCK_BYTES", 2 * FEATURES * 100)
+    features, target = made_up(250)
+    features[:, 0, 3] = 7.0
+    chosen = np.arange(250) % 3 > 0
+    mean, scale = Rows([features, features * 2], target, chosen).standardisation
+    every = np.concatenate([features[chosen, 0], features[chosen, 0] * 2]).astype(np.float64)
+    scaler = StandardScaler().fit(every)
+    assert np.allclose(mean, scaler.mean_, rtol=1e-5, atol=1e-5)
+    assert np.allclose(scale, scaler.scale_, rtol=1e-5)
+    assert float(Rows([features], target, chosen).standardisation[1][3]) == 1.0
+
+
 def test_epochs_read_the_views_in_turn():
     features, target = made_up(64)
     rows = Rows([features, features + 100], target, everything(target))

@@ -7,6 +7,7 @@ order by chance, each at once, and mixed inside.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,21 +73,27 @@ class Rows:
             if len(rows):
                 yield torch.from_numpy(rows), torch.from_numpy(self.target[start : start + self.block][inside])
 
+    @cached_property
     def standardisation(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
-        """Mean and deviation over all views; a feature that never changes is left at scale 1."""
-        total = torch.zeros(2, self.features, dtype=torch.float64)
+        """Mean and deviation over all views, blocks joined as by Chan et al. (1979); a feature that never changes is
+        left at scale 1."""
+        count = 0
+        mean, squares = (torch.zeros(self.features, dtype=torch.float64) for _ in range(2))
         for view in range(len(self.views)):
             for rows, _ in self.blocks(view, None):
-                total += torch.stack([rows.double().sum(0), rows.double().square().sum(0)])
-        mean, square = total / (len(self) * len(self.views))
-        deviation = (square - mean.square()).clamp(min=0.0).sqrt()
+                variance, centre = (part.double() for part in torch.var_mean(rows, 0, correction=0))
+                both = count + len(rows)
+                squares += variance * len(rows) + (centre - mean).square() * (count * len(rows) / both)
+                mean += (centre - mean) * (len(rows) / both)
+                count = both
+        deviation = (squares / count).sqrt()
         scale = torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
         return mean.float(), scale.float()
 
 
 def fit_in_steps(rows: Rows, classes: int, classifier: Classifier, strength: float, steps: Steps) -> Probe:
     """Minimises the objective; nothing but the seed decides the order."""
-    mean, scale = rows.standardisation()
+    mean, scale = rows.standardisation
     weight = torch.zeros(classes, rows.features, device=steps.device, requires_grad=True)
     bias = torch.zeros(classes, 1, device=steps.device, requires_grad=True)
     decay = 1.0 / (strength * len(rows))
