@@ -31,11 +31,13 @@ def ids(folders: list[Path]) -> dict[str, object]:
     return {"argvalues": folders, "ids": [folder.name for folder in folders]}
 
 
+CONVENTIONS = folders_with("ops.safetensors")
 CAFFE = folders_with("*.caffemodel")
 LXMERT = [folder for folder in folders_with("model.safetensors") if is_c4(read_tensors(folder))]
 
 
 @cache
+@torch.inference_mode(False)
 def c4_of(folder: Path) -> C4:
     """The network of a folder."""
     for path in folder.glob("*.caffemodel"):

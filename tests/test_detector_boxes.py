@@ -11,7 +11,6 @@ from comodal.models.detector_boxes import (
     anchors_on,
     blue_green_red,
     cell_anchors,
-    clip,
     decode_caffe,
     decode_detectron2,
     decode_mask_rcnn,
@@ -19,11 +18,9 @@ from comodal.models.detector_boxes import (
     nms_plus_one,
     resized,
     short_side_scale,
-    surest_boxes,
 )
-from detector_fixtures import folders_with, ids, tensors
+from detector_fixtures import CONVENTIONS, ids, tensors
 
-CONVENTIONS = folders_with("ops.safetensors")
 PIXELS = {"rtol": 0, "atol": 1e-2}
 BYTES = 2e-3  # how far OpenCV's own instructions round from ours
 
@@ -91,19 +88,6 @@ def test_suppression_is_the_rule_written_out():
         if not kept or overlaps[i, kept].max() <= 0.3:
             kept.append(i)
     assert nms_plus_one(boxes, scores, 0.3).tolist() == kept
-
-
-@pytest.mark.parametrize("folder", **ids(CONVENTIONS))
-def test_the_proposal_layer(folder: Path):
-    theirs = tensors(folder, "ops")
-    (height, width, scale), cell = theirs["pl.im_info"][0].tolist(), theirs["pl.cell_anchors"]
-    scores = theirs["pl.scores"][0, len(cell) :].permute(1, 2, 0).flatten()
-    deltas = theirs["pl.deltas"][0].permute(1, 2, 0).reshape(-1, 4)
-    anchors = anchors_on(cell, *theirs["pl.scores"].shape[2:], 16)
-    boxes = clip(decode_caffe(anchors, deltas), width - 1, height - 1)
-    before, threshold, after = 60, 0.7, 20
-    kept = surest_boxes(boxes, scores, 16 * scale, before, threshold, after)
-    assert_close(boxes[kept], theirs["pl.rois"][:, 1:], **PIXELS)
 
 
 @pytest.mark.parametrize("folder", **ids(CONVENTIONS))

@@ -1,0 +1,281 @@
+"""The conventions that a reimplementation gets wrong: each mistake, made on purpose, is seen by a parity test."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms, roi_align
+
+import test_c4_parity
+import test_detector_boxes
+from comodal.models import convert_c4, detector_boxes, detector_c4, detector_rules
+from comodal.models.detector_boxes import LARGEST, ONES, cell_anchors, decoded
+from comodal.models.detector_c4 import Block
+from comodal.models.detector_rules import Rules, Seen
+from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of
+
+Patch = pytest.MonkeyPatch
+BLOCK, STAGE, POOL, FOLDED, CLIP = (
+    Block.__init__,
+    detector_c4.stage,
+    F.max_pool2d,
+    convert_c4.folded,
+    detector_boxes.clip,
+)
+
+
+def stride_in_the_middle_convolution(patch: Patch) -> None:
+    def block(self: Block, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
+        BLOCK(self, channels, width, stride, dilation, first)
+        self.conv1.stride, self.conv2.stride = (1, 1), (stride, stride)
+
+    patch.setattr(Block, "__init__", block)
+
+
+def stem_padded(patch: Patch) -> None:
+    patch.setattr(F, "max_pool2d", lambda x, size, step, **_ceil: POOL(x, size, step, padding=1))
+
+
+def stem_rounded_down(patch: Patch) -> None:
+    patch.setattr(F, "max_pool2d", lambda x, size, step, **_ceil: POOL(x, size, step))
+
+
+def first_block_of_res5_not_dilated(patch: Patch) -> None:
+    def stage(channels: int, width: int, blocks: int, stride: int, dilation: int) -> torch.nn.Sequential:
+        made = STAGE(channels, width, blocks, stride, dilation)
+        made[0].conv2.dilation = made[0].conv2.padding = (1, 1)
+        return made
+
+    patch.setattr(detector_c4, "stage", stage)
+
+
+def norms_add_nothing(patch: Patch) -> None:
+    patch.setattr(convert_c4, "EPSILON", 0)
+
+
+def roi_align_for_roi_pool(patch: Patch) -> None:
+    patch.setattr(detector_c4, "roi_pool", roi_align)
+
+
+def red_first(patch: Patch) -> None:
+    def red_green_blue(picture: Tensor) -> Tensor:
+        return detector_boxes.blue_green_red(picture.flip(2))
+
+    patch.setattr(detector_rules, "blue_green_red", red_green_blue)
+
+
+def changed(patch: Patch, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Other weights than those of the file."""
+
+    def folded(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+        found = FOLDED(tensors, path)
+        change(found)
+        return found
+
+    patch.setattr(convert_c4, "folded", folded)
+
+
+def rolled(*modules: str) -> Callable[[Patch], None]:
+    def roll(tensors: dict[str, Tensor]) -> None:
+        for name in tensors:
+            if name.partition(".")[0] in modules:
+                tensors[name] = tensors[name].roll(1, 0)
+
+    return lambda patch: changed(patch, roll)
+
+
+def nothing_scored_for_something(patch: Patch) -> None:
+    def turn(tensors: dict[str, Tensor]) -> None:
+        tensors["proposal_scores.weight"] *= -1
+
+    changed(patch, turn)
+
+
+def deltas_of_detectron2s_size(patch: Patch) -> None:
+    def enlarge(tensors: dict[str, Tensor]) -> None:
+        tensors["box_deltas.weight"] *= torch.tensor([10.0, 10, 5, 5]).repeat(len(tensors["box_deltas.bias"]) // 4)[
+            :, None
+        ]
+
+    changed(patch, enlarge)
+
+
+def other_anchors(change: Callable[[Tensor], Tensor]) -> Callable[[Patch], None]:
+    def patched(patch: Patch) -> None:
+        for module in (convert_c4, test_detector_boxes):
+            patch.setattr(module, "cell_anchors", lambda stride, scales: change(cell_anchors(stride, scales)))
+
+    return patched
+
+
+def sizes_outermost(anchors: Tensor) -> Tensor:
+    return anchors.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def sides_not_rounded(anchors: Tensor) -> Tensor:
+    middles = (anchors[:, :2] + anchors[:, 2:]) / 2
+    sides = torch.tensor([[2**0.5, 0.5**0.5], [1, 1], [0.5**0.5, 2**0.5]])[:, None] * sizes(anchors)
+    halves = (sides.flatten(0, 1) - 1) / 2
+    return torch.cat([middles - halves, middles + halves], 1)
+
+
+def sizes(anchors: Tensor) -> Tensor:
+    """Sides of the squares, of which the second third are."""
+    count = len(anchors) // 3
+    squares = anchors[count : 2 * count]
+    return (squares[:, 2:] - squares[:, :2] + 1)[None]
+
+
+def stride_of_the_picture(patch: Patch) -> None:
+    """600 pixels by 38 cells is 15, as torchvision's anchors reckon."""
+    patch.setattr(detector_rules, "STRIDE", 15)
+
+
+def decoded_by_detectron2(patch: Patch) -> None:
+    patch.setattr(detector_rules, "decode_caffe", detector_boxes.decode_detectron2)
+
+
+def decoded_without_its_own_end(patch: Patch) -> None:
+    patch.setattr(
+        test_detector_boxes,
+        "decode_mask_rcnn",
+        lambda boxes, deltas, weights=ONES: decoded(boxes, deltas, 1.0, 0.0, weights, LARGEST),
+    )
+
+
+def decoded_with_another_end(patch: Patch) -> None:
+    patch.setattr(
+        detector_rules, "decode_caffe", lambda boxes, deltas: decoded(boxes, deltas, 1.0, 1.0, ONES, float("inf"))
+    )
+
+
+def clipped_at_the_size(patch: Patch) -> None:
+    patch.setattr(detector_rules, "clip", lambda boxes, right, bottom: CLIP(boxes, right + 1, bottom + 1))
+
+
+def clipped_before_the_size(patch: Patch) -> None:
+    patch.setattr(detector_rules, "clip", lambda boxes, right, bottom: CLIP(boxes, right - 1, bottom - 1))
+
+
+def suppressed_without_the_ends(patch: Patch) -> None:
+    for module in (detector_boxes, test_detector_boxes, detector_rules):
+        patch.setattr(module, "nms_plus_one", nms)
+
+
+def small_ones_dropped_too_late(patch: Patch) -> None:
+    def surest_first(
+        boxes: Tensor, scores: Tensor, smallest: float, before: int, threshold: float, after: int
+    ) -> Tensor:
+        order = scores.argsort(descending=True, stable=True)[:before]
+        return order[detector_boxes.surest_boxes(boxes[order], scores[order], smallest, before, threshold, after)]
+
+    patch.setattr(detector_rules, "surest_boxes", surest_first)
+
+
+def smallest_side_not_scaled(patch: Patch) -> None:
+    propose = detector_rules.propose_caffe
+
+    def unscaled(model: detector_c4.C4, seen: Seen, rules: Rules) -> Tensor:
+        return propose(model, seen._replace(scale=torch.ones(4)), rules)
+
+    patch.setattr(test_c4_parity, "propose_caffe", unscaled)
+
+
+def levels_without_the_ends(patch: Patch) -> None:
+    def levels(boxes: Tensor) -> Tensor:
+        return detector_boxes.fpn_levels(boxes - torch.tensor([0, 0, 1.0, 1]))
+
+    patch.setattr(test_detector_boxes, "fpn_levels", levels)
+
+
+def scaled_to_the_size(patch: Patch) -> None:
+    """Places decided by the rounded size, not by the factor."""
+
+    def resized(picture: Tensor, scale: float) -> Tensor:
+        rows, columns = (round(side * scale) for side in picture.shape[1:])
+        return F.interpolate(picture[None], (rows, columns), mode="bilinear", align_corners=False)[0]
+
+    patch.setattr(test_detector_boxes, "resized", resized)
+
+
+def stages(_patch: Patch) -> None:
+    test_c4_parity.test_every_stage_of_caffes(CAFFE[0])
+
+
+def lxmerts_stages(_patch: Patch) -> None:
+    test_c4_parity.test_every_stage_of_lxmerts(LXMERT[0])
+
+
+def lxmerts_regions(_patch: Patch) -> None:
+    test_c4_parity.test_regions_of_lxmerts(LXMERT[0])
+
+
+def crafted(patch: Patch) -> None:
+    test_c4_parity.test_proposals_of_crafted_maps(CONVENTIONS[0], patch)
+
+
+def of_boxes(name: str) -> Callable[[Patch], None]:
+    return lambda _patch: getattr(test_detector_boxes, name)(CONVENTIONS[0])
+
+
+def suppression(_patch: Patch) -> None:
+    test_detector_boxes.test_suppression_counts_both_ends(CONVENTIONS[0], 0.3)
+
+
+ANCHORS, DECODING = of_boxes("test_anchors"), of_boxes("test_decoding")
+MISTAKES: list[tuple[str, Callable[[Patch], None], Callable[[Patch], None]]] = [
+    ("the stride in the middle convolution", stride_in_the_middle_convolution, stages),
+    ("a padded pooling of the stem", stem_padded, stages),
+    ("a pooling of the stem that rounds down", stem_rounded_down, stages),
+    ("no dilation in res5's first block", first_block_of_res5_not_dilated, stages),
+    ("norms that add nothing to the variance", norms_add_nothing, stages),
+    ("RoIAlign for RoIPool", roi_align_for_roi_pool, stages),
+    ("red first", red_first, stages),
+    ("background not first", rolled("class_scores"), stages),
+    ("attributes' none not first", rolled("attribute_scores"), stages),
+    ("classes' embeddings in another order", rolled("class_embedding"), stages),
+    ("scores of nothing", nothing_scored_for_something, stages),
+    ("deltas of another size", deltas_of_detectron2s_size, stages),
+    ("anchors' sizes outermost", other_anchors(sizes_outermost), stages),
+    ("anchors centred on 0", other_anchors(lambda anchors: anchors - 7.5), stages),
+    ("anchors not rounded", other_anchors(sides_not_rounded), stages),
+    ("anchors' sizes outermost", other_anchors(sizes_outermost), ANCHORS),
+    ("anchors centred on 0", other_anchors(lambda anchors: anchors - 7.5), ANCHORS),
+    ("anchors by the picture's stride", stride_of_the_picture, stages),
+    ("boxes without their end", decoded_by_detectron2, stages),
+    ("boxes without their end, crafted", decoded_by_detectron2, crafted),
+    ("an end taken off that Caffe leaves", decoded_with_another_end, stages),
+    ("an end left that maskrcnn-benchmark takes off", decoded_without_its_own_end, DECODING),
+    ("clipping at the size", clipped_at_the_size, stages),
+    ("suppression without the ends", suppressed_without_the_ends, suppression),
+    ("small boxes dropped after the surest are taken", small_ones_dropped_too_late, crafted),
+    ("a smallest side in the scaled picture", smallest_side_not_scaled, crafted),
+    ("levels without the ends", levels_without_the_ends, of_boxes("test_levels")),
+    ("a picture resized to the rounded size", scaled_to_the_size, of_boxes("test_resizing_is_opencvs")),
+]
+LXMERTS = [
+    ("the stride in the middle convolution", stride_in_the_middle_convolution, lxmerts_stages),
+    ("background not last", rolled("class_scores"), lxmerts_stages),
+    ("deltas of another size", deltas_of_detectron2s_size, lxmerts_regions),
+    ("clipping before the size", clipped_before_the_size, lxmerts_stages),
+]
+
+
+@pytest.mark.parametrize("mistake, check", [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES])
+def test_a_mistake_is_seen(mistake: Callable[[Patch], None], check: Callable[[Patch], None], monkeypatch: Patch):
+    monkeypatch.setattr(test_c4_parity, "c4_of", c4_of.__wrapped__)
+    check(monkeypatch)
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(monkeypatch)
+
+
+@pytest.mark.skipif(not LXMERT, reason="no folder of Hugging Face's detector under $COMODAL_FIXTURES")
+@pytest.mark.parametrize("mistake, check", [case[1:] for case in LXMERTS], ids=[case[0] for case in LXMERTS])
+def test_a_mistake_with_lxmerts_is_seen(
+    mistake: Callable[[Patch], None], check: Callable[[Patch], None], monkeypatch: Patch
+):
+    test_a_mistake_is_seen(mistake, check, monkeypatch)
