@@ -1,8 +1,8 @@
 """The main job on the built-in world: from videos to representations that beat their baselines, in minutes.
 
 `comodal demo DIR` makes a playground, shards and a small L3-Net; of pictures with captions, regions with the features
-of that L3-Net and a small ViLBERT; the scores of both beside untrained ones, and a page to look at. Every part goes on
-where it stopped when the command is given again.
+of that L3-Net and a small ViLBERT, which then learns two tasks; the scores of all beside controls, and a page to look
+at. Every part goes on where it stopped when the command is given again.
 """
 
 import json
@@ -23,6 +23,9 @@ from comodal.files import write_whole
 from comodal.playground.make import make_playground
 from comodal.recipes import l3net, vilbert
 from comodal.serve.extract import extract_regions
+from comodal.tasks import entailment, grounding
+from comodal.tasks.entailment import evaluate_entailment
+from comodal.tasks.grounding import evaluate_grounding
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.retrieval import evaluate_retrieval
 from comodal.tasks.sounds import evaluate_esc50
@@ -33,6 +36,8 @@ VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere
 IMAGE_SIZE = 64
 SHORT_SIDE = 73  # 8/7 of the picture's side: what training crops from
 TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
+TASK_SETS = {"coco": "images", "flickr30k": "flickr30k-images"}  # of the tasks with labels: RefCOCO+ and SNLI-VE
+REFERENCES = ("references", "instances", "regions")
 KEYS = {
     "vision": ("trained", "untrained", "pixels"),
     "sound": ("trained", "untrained", "spectrogram"),
@@ -69,6 +74,21 @@ class Parts:
     def caption_run(self) -> Path:
         return self.folder / "caption_run"
 
+    @property
+    def references(self) -> tuple[Path, Path, Path]:
+        """RefCOCO+'s two files, and the regions of its pictures."""
+        folder = self.playground / "coco" / "refcoco+"
+        return folder / "refs(unc).p", folder / "instances.json", self.task_regions("coco")
+
+    def statements(self, split: str) -> Path:
+        return self.playground / "flickr30k" / f"snli_ve_{split}.jsonl"
+
+    def task_regions(self, name: str) -> Path:
+        return self.folder / f"{name}_regions"
+
+    def task_run(self, name: str) -> Path:
+        return self.folder / f"{name}_run"
+
     def scores(self, name: str) -> Path:
         return self.folder / name
 
@@ -78,7 +98,8 @@ def demo(
     videos: int = 1400,
     steps: int = 2200,
     scenes: int = 1500,
-    caption_steps: int = 2000,
+    caption_steps: int = 1800,
+    task_epochs: float = 4.0,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -90,6 +111,7 @@ def demo(
         steps: How long L3-Net is trained.
         scenes: How many pictures with captions it has.
         caption_steps: How long ViLBERT is trained.
+        task_epochs: How often it then sees the examples of each of two tasks with labels.
         bert: A Hugging Face BERT that its text stream begins from; by default it begins from chance, since the few
             words of this world need no BERT, and six layers of MiniLM take five times as long.
         seed: Of the world, the pairs and the first weights.
@@ -99,11 +121,12 @@ def demo(
 
     Examples:
         comodal demo demo/
-        comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
+        comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20 --task-epochs 1
     """
     started, console, parts, threads = time.perf_counter(), Console(), Parts(folder), torch.get_num_threads()
     console.rule("playground: a made-up world of videos, and of pictures with captions")
-    make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, scenes=scenes, seed=seed)
+    sets = tuple(TASK_SETS)
+    make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, scenes=scenes, tasks=sets, seed=seed)
     console.rule("prepare: videos to shards")
     prepare_videos(parts.playground / "videos.jsonl", parts.shards, short_side=SHORT_SIDE, frames_per_second=5.0)
     console.rule("L3-Net: what is seen, what is heard")
@@ -114,6 +137,9 @@ def demo(
     torch.set_num_threads(threads)
     learn_captions(parts, caption_steps, bert, seed)
     numbers |= measure_captions(parts)
+    console.rule("tasks: what is meant, what follows")
+    learn_tasks(parts, task_epochs, seed)
+    numbers |= measure_tasks(parts)
     numbers["seconds"] = time.perf_counter() - started
     report(parts)
     write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
@@ -150,6 +176,7 @@ def learn_captions(parts: Parts, steps: int, bert: Path | None, seed: int) -> No
         "data": parts.regions,
         "captions": parts.scenes / "captions.jsonl",
         "bert": bert,
+        "words": None if bert else parts.playground / "vocab.txt",
         "variant": "small",
         "dropout": 0.0,
         "steps": steps,
@@ -177,12 +204,53 @@ def measure_captions(parts: Parts) -> dict[str, float]:
     return numbers
 
 
+def learn_tasks(parts: Parts, epochs: float, seed: int) -> None:
+    """Which thing an expression means (RefCOCO+), and whether a picture entails a sentence (SNLI-VE)."""
+    for name, images in TASK_SETS.items():
+        folder = parts.playground / name
+        extract_regions(folder / images, parts.task_regions(name), str(parts.run), folder / "boxes.jsonl", cells=2)
+    common: dict[str, Any] = {
+        "model": parts.caption_run,
+        "epochs": epochs,
+        "batch_size": 64,
+        "learning_rate": 5e-4,
+        "workers": 0,
+        "seed": seed,
+    }
+    said = {"data": parts.statements("train"), "validation": parts.statements("dev")}
+    tasks = (
+        ("grounding", grounding.recipe, dict(zip(REFERENCES, parts.references, strict=True))),
+        ("entailment", entailment.recipe, said | {"regions": parts.task_regions("flickr30k")}),
+    )
+    for name, recipe, files in tasks:
+        status = train(recipe, common | files, parts.task_run(name), resume=True, threads=torch.get_num_threads())
+        if status:
+            raise KeyboardInterrupt
+
+
+def measure_tasks(parts: Parts) -> dict[str, float]:
+    """Accuracy on pictures that were never seen, and of the same networks when one side is blank."""
+    run = parts.task_run("grounding")
+    found = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
+    blind = evaluate_grounding(run, *parts.references, blank="text")
+    run, statements, regions = parts.task_run("entailment"), parts.statements("test"), parts.task_regions("flickr30k")
+    found |= evaluate_entailment(run, statements, regions, out=parts.scores("entailment"))
+    blind |= evaluate_entailment(run, statements, regions, blank="picture")
+    numbers: dict[str, float] = {}
+    for name in ("grounding", "entailment"):
+        numbers[f"vilbert.{name}.trained"] = found[f"{name}.accuracy"]
+        numbers[f"vilbert.{name}.blind"] = blind[f"{name}.accuracy"]
+        numbers[f"vilbert.{name}.chance"] = found[f"{name}.chance"]
+    return numbers
+
+
 def report(parts: Parts) -> None:
     """One page about both systems."""
     scores = [parts.scores("sounds"), parts.scores("images")]
-    page = run_parts(parts.run, parts.shards, scores)
-    retrieval, captions, images = [parts.scores("retrieval")], parts.scenes / "captions.jsonl", parts.scenes / "images"
-    page += run_parts(parts.caption_run, parts.regions, retrieval, captions, images)
+    page = run_parts(parts.run, parts.shards, scores, truth=parts.playground / "worlds.jsonl")
+    scores = [parts.scores(name) for name in ("retrieval", "grounding", "entailment")]
+    captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
+    page += run_parts(parts.caption_run, parts.regions, scores, captions, images)
     write_page(parts.folder / "report.html", "comodal demo: what was learnt", page)
 
 
@@ -207,6 +275,10 @@ def print_table(console: Console, numbers: dict[str, float]) -> None:
     table = Table("", "R@1", "R@5", "R@10", title="pictures found by their captions, zero-shot")
     for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance", "chance")):
         table.add_row(name, *(f"{numbers[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
+    console.print(table)
+    table = Table("", "trained", "without text or picture", "chance", title="tasks with labels")
+    for name, asked in (("grounding", "which thing is meant?"), ("entailment", "does the picture entail it?")):
+        table.add_row(asked, *(f"{numbers[f'vilbert.{name}.{key}']:.3f}" for key in ("trained", "blind", "chance")))
     console.print(table)
     held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in TASKS.values())
     console.print(f"ViLBERT on held-out pairs: {held_out}")

@@ -77,7 +77,11 @@ def run_parts(
     measured = [folder for folder in results or [] if (folder / "results.json").is_file() or not has_card(folder)]
     cards = [card(folder) for folder in results or [] if folder not in measured]
     if isinstance(model, ViLBERT):
-        return [*caption_parts(run, model, data, captions, images, measured), *cards, settings(run)]
+        retrieved = [
+            folder for folder in measured if not has_card(folder) or read_card(folder / CARD)["task"] == "retrieval"
+        ]
+        cards = [card(folder) for folder in results or [] if folder not in retrieved]
+        return [*caption_parts(run, model, data, captions, images, retrieved), *cards, settings(run)]
     parts = [
         header(
             run,
