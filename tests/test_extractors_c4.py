@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from comodal.data.regions import RegionStore
+from comodal.errors import CheckpointError, DataError
 from comodal.models.detector_boxes import nms_plus_one
 from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, chosen
+from comodal.serve.convert_detector import convert_detector
 from comodal.serve.extract import extract_regions
 from comodal.serve.extractors import Source, load_extractor, source_of
 from comodal.serve.extractors_c4 import C4Regions, rules_of
@@ -35,6 +37,30 @@ def test_it_is_a_source_of_regions(picture: np.ndarray):
     assert (found.width, found.height) == (160, 120)
     assert len(theirs.boxes) == 12
     assert source_of(extractor.about) == extractor.source
+
+
+def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: Path):
+    counts = convert_detector(Path(FILE), tmp_path / "vg")
+    assert counts == {
+        "convert.filled": 2 * 53 + 6 + 8 + 2,
+        "convert.unused": 0,
+    }  # convolutions, proposals, dense layers
+    assert "122 filled, 0 new, 0 of the file not used" in (tmp_path / "vg" / "report.txt").read_text()
+    file, folder = (load_extractor(Source(str(source), size=192)) for source in (FILE, tmp_path / "vg"))
+    assert file.network.fingerprint == folder.network.fingerprint
+    assert np.array_equal(file(picture).features, folder(picture).features)
+    (tmp_path / "bad.caffemodel").write_bytes(Path(FILE).read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="ends in the middle"):
+        convert_detector(tmp_path / "bad.caffemodel", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_settings_changed_by_hand_are_refused():
+    made = load_extractor(Source(FILE, size=192)).about
+    assert source_of({name: value for name, value in made.items() if name not in ("rules", "head", "fewest")})
+    for name, value in (("rules", "coffee"), ("head", "float3"), ("fewest", "few")):
+        with pytest.raises(DataError, match="changed by hand"):
+            source_of(made | {name: value})
 
 
 def test_given_boxes_are_described_in_their_order(picture: np.ndarray):

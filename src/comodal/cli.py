@@ -68,6 +68,7 @@ COMMANDS = {
     "ground": ("comodal.serve.commands:ground", "a picture and a phrase -> the box that is meant"),
     "convert vilbert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
     "convert openl3": ("comodal.serve.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
+    "convert detector": ("comodal.serve.convert_detector:convert_detector", "a region detector's weights -> a model"),
     "export": ("comodal.serve.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, compared at once"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),

@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions import Regions
 from comodal.data.same_regions import named
 from comodal.errors import CheckpointError, DataError
-from comodal.models.checkpoint import CONFIG, model_folder
+from comodal.models.checkpoint import CONFIG, load_model, model_folder
 from comodal.models.convert import FILES, read_json
 from comodal.models.convert_c4 import build_c4, is_c4
 from comodal.models.detector_c4 import C4
@@ -33,6 +33,8 @@ from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 NUMBERS = ("grid", "cells", "size", "most")
+HEADS = (None, *get_args(HeadTypes))
+C4_CLASS = "detector_c4:C4"
 OPTIONAL = ("fewest", "rules", "head")  # stores of other detectors lack them
 MOST = 36  # the regions of an image in ViLBERT's own features
 
@@ -142,7 +144,10 @@ def load_network(source: Source, device: str) -> RegionExtractor:
     if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
         if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
             return load_detr(path, source.size, source.most, device)
-        model_folder(path)
+        if read_json(model_folder(path) / CONFIG).get("class") == C4_CLASS:
+            detector = load_model(path)
+            assert isinstance(detector, C4)
+            return c4_of(source, detector, device)
         return Pooled(load_backbone(source.detector, source.size, device), source.cells)
     if path.suffix == CAFFEMODEL:
         return c4_of(source, load_c4(path)[0], device)
@@ -174,7 +179,9 @@ def source_of(made: dict[str, Any]) -> Source:
     except KeyError as error:
         raise DataError(f"regions of {named(made)}: its detector is not known here") from error
     values |= {name: made.get(name) for name in OPTIONAL}
-    if values["boxes"] not in get_args(Places) or not all(isinstance(values[name], int) for name in NUMBERS):
+    known = values["boxes"] in get_args(Places) and all(isinstance(values[name], int) for name in NUMBERS)
+    known = known and isinstance(values["fewest"], int | None)
+    if not known or values["rules"] not in (None, *get_args(RuleNames)) or values["head"] not in HEADS:
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
     return Source(**{**values, "detector": str(values["detector"])})
 
