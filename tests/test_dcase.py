@@ -133,7 +133,7 @@ def test_a_test_list_is_scored_by_the_labels_of_meta(tau: Path):
     assert sorted(map(str, without.sounds)) == sorted(map(str, with_list.sounds))
 
 
-def test_an_evaluation_set_of_its_own_is_tested_by_all_of_the_first(tau: Path, model: Path, tmp_path: Path):
+def test_an_evaluation_set_of_its_own_is_tested_by_all_of_the_first(tau: Path, tmp_path: Path):
     other = tmp_path / "evaluation"
     for number in range(3):
         write_wav(other / "audio" / f"{number}.wav", 300.0 + number)
@@ -142,9 +142,7 @@ def test_an_evaluation_set_of_its_own_is_tested_by_all_of_the_first(tau: Path, m
     found = read_dcase(tau, other)
     assert (found.rounds[0].fitted.sum(), found.rounds[0].tested.sum(), found.split) == (150, 3, "evaluation")
     assert not found.check()
-    evaluate_dcase(model, tau, test=other, out=tmp_path / "out", windows=1, workers=1)
-    lines = (tmp_path / "out" / "submission.csv").read_text().splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
+    assert [sound.name for sound in found.sounds][-3:] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
     (other / "meta.txt").write_text("audio/0.wav\tbus\naudio/1.wav\ttram\naudio/2.wav\tbus\n")
     assert read_dcase(tau, other).check()
     edit(other / "meta.txt", "tram", "moon")
