@@ -227,3 +227,11 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path):
 def test_soft_scores_by_how_many_people_agree():
     scores = soft_scores(["a"] * 1 + ["b"] * 2 + ["c"] * 3 + ["d"] * 4, {"a": 0, "b": 1, "c": 2, "d": 3})
     assert np.allclose([scores[i] for i in range(4)], [0.3, 0.6, 0.9, 1.0])
+
+
+def test_annotations_that_do_not_say_the_most_common_answer_are_counted(tmp_path: Path):
+    questions, annotations = write_files(tmp_path / "files", [0])
+    content = json.loads(annotations.read_text())
+    del content["annotations"][0]["multiple_choice_answer"]
+    annotations.write_text(json.dumps(content))
+    assert read_questions(questions, annotations)[0].most_common == COLOURS[colour_of(0)]

@@ -139,8 +139,8 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
     if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(store_ids)):
         asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:SHOWN]]
         raise DataError(
-            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of {len(store_ids)} "
-            f"images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
+            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of "
+            f"{len(store_ids)} images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
             f"{'; '.join(store_ids[:SHOWN]) or 'nothing'}"
         )
     return found

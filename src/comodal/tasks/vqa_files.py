@@ -65,15 +65,15 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
 
 
 def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, str]:
-    """People's answers, the most common one, and the types of answer and question."""
+    """People's answers, the most common one (counted where the file does not say it), and the types of both."""
     answers, common = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
         people = tuple(str(one["answer"]) for one in answers or ())
     except (TypeError, KeyError):
         people = ()
-    if not people or not isinstance(common, str):
-        raise DataError(f"{path}: question {number} lacks 'answers' or 'multiple_choice_answer'")
-    return people, common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
+    if not people or not isinstance(common, str | None):
+        raise DataError(f"{path}: question {number} has no 'answers', or its 'multiple_choice_answer' is no text")
+    return people, common or Counter(people).most_common(1)[0][0], str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
 
 def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
