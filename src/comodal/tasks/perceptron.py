@@ -10,6 +10,7 @@ items (theirs draws windows, so that those of one file are on both sides), and t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class PerceptronProblem:
         layers = layers_of((self.rows.shape[1], *HIDDEN, self.classes), chance)
         weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
         biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
-        groups = [{"params": weights, "weight_decay": 1.0 / strength}, {"params": biases}]
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 1.0 / strength}, {"params": biases}]
         optimizer = torch.optim.Adam(groups, lr=RATE, fused=True)  # its decay is the gradient of w'w / 2C
         batch = min(BATCH, len(self.rows))
         steps = max(LEAST_STEPS, epochs * -(-len(self.rows) // batch))

@@ -73,7 +73,8 @@ def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[
         people = ()
     if not people or not isinstance(common, str | None):
         raise DataError(f"{path}: question {number} has no 'answers', or its 'multiple_choice_answer' is no text")
-    return people, common or Counter(people).most_common(1)[0][0], str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
+    most_common = common or Counter(people).most_common(1)[0][0]
+    return people, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
 
 def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
