@@ -20,6 +20,7 @@ from comodal.tasks import image_classes, sound_classes
 from comodal.tasks.classes import LabelledItems, parted
 from comodal.tasks.image_classes import PictureReader, evaluate_image_classes
 from comodal.tasks.image_views import Showing
+from comodal.tasks.images import evaluate_images
 from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes, read_sounds
 from comodal.tasks.tree import Labelled
 from comodal.train.log import read_log
@@ -135,6 +136,13 @@ def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(mo
     assert not torch.equal(scratch.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
     assert {round(group["share_of_rate"], 6) for group in begun.optimizer.param_groups} == {0.3, 1.0}
     assert {group["share_of_rate"] for group in scratch.optimizer.param_groups} == {1.0}
+
+
+def test_a_fine_tuned_network_can_be_probed_and_tuned_again(run: Path, stripes: Path):
+    assert evaluate_images(run, stripes, systems=["trained"], workers=1)["vision.trained"] >= 0.9
+    begun = image_classes.recipe(**image_settings(run, stripes)).objective.get_submodule("model.l3net").state_dict()
+    below = load_l3_classifier(run, "picture").l3net.state_dict()
+    assert all(torch.equal(begun[name], below[name]) for name in below)
 
 
 def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):

@@ -57,7 +57,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> Where:
-    return Where(layer, pooling, grid_of(load_l3net(model), layer, None))
+    return Where(layer, pooling, grid_of(load_l3net(model).config, layer, None))
 
 
 def pass_over(model: Path, items: list[Labelled], cache: Path, views: tuple[View, ...] = (MIDDLE,), **more: object):

@@ -82,6 +82,19 @@ def feature_count(model: L3Net, modality: Modality) -> int:
         return model.eval().embed_sound(torch.zeros(1, round(config.sound_seconds * config.sample_rate))).shape[1]
 
 
+def load_any_l3net(path: Path) -> L3Net:
+    """An L3-Net, or the one below the classes of a fine-tuned model, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    found = model.l3net if isinstance(model, L3Classifier) else model
+    if not isinstance(found, L3Net):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
+    return found
+
+
 def load_l3_classifier(path: Path, modality: Modality) -> L3Classifier:
     """Reads a classifier from a run's or a model's folder, in evaluation mode.
 

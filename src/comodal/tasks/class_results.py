@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
-from comodal.errors import DataError
 from comodal.models.checkpoint import read_about
 from comodal.tasks.card import Card, Score, write_card
 from comodal.tasks.metrics import bootstrap_interval
@@ -51,15 +50,8 @@ class Answers:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def comparison(self) -> Comparison:
-        """The answers beside the truth, as probes are compared.
-
-        Raises:
-            DataError: An item's class is none of the model's.
-        """
+        """The answers beside the truth, as probes are compared."""
         number = {name: place for place, name in enumerate(self.classes)}
-        unknown = next((item for item in self.items if item.category not in number), None)
-        if unknown is not None:
-            raise DataError(f"{unknown.path}: the model knows no class {unknown.category!r}")
         truth = np.array([number[item.category] for item in self.items])
         names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)
         answers, title = {"fine_tuned": self.scores.argmax(1)}, f"{self.title}, fine-tuned"

@@ -28,8 +28,8 @@ from comodal.data.batch import ClassBatch
 from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import model_folder, untrained_like
-from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on
-from comodal.models.l3net import L3Net, load_l3net
+from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
+from comodal.models.l3net import L3Net
 from comodal.tasks.tree import Labelled, fingerprint
 from comodal.train.optim import adamw, linear
 from comodal.train.run import Run
@@ -48,7 +48,7 @@ class Setup:
     """What both recipes take beside their data.
 
     Args:
-        model: Run or model folder of an L3-Net.
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
         start: From its weights, or the same network from chance: the control.
         epochs: How often every item is seen.
         batch_size: Items in a step, over all processes.
@@ -142,7 +142,7 @@ class Classification(nn.Module):
 
 def network_of(setup: Setup) -> L3Net:
     """The network that training begins from."""
-    model = load_l3net(setup.model)
+    model = load_any_l3net(setup.model)
     return untrained_like(model, setup.seed) if setup.start == "scratch" else model
 
 
@@ -209,6 +209,17 @@ def classes_of(model: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: not a list of names")
     return names
+
+
+def check_known(items: Sequence[Labelled], classes: Sequence[str]) -> None:
+    """Every item is of one of the model's classes.
+
+    Raises:
+        DataError: One is not.
+    """
+    unknown = next((item for item in items if item.category not in classes), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.path}: the model knows no class {unknown.category!r}")
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from comodal.media.image import centre_crop
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Precision, Setup, Start, answer, classes_of, network_of, new_run
+from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, classes_of, network_of, new_run
 from comodal.tasks.image_views import Crops, Showing, changed, read_picture, ten_crops
 from comodal.tasks.imagenet_files import read_pictures
 from comodal.tasks.tree import Labelled
@@ -65,7 +65,7 @@ def recipe(
     """Fine-tunes an L3-Net end to end to tell classes of pictures.
 
     Args:
-        model: Run or model folder of an L3-Net.
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
         data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
             CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
         start: From the pretrained weights, or the same network from chance: the control.
@@ -122,6 +122,7 @@ def evaluate_image_classes(
     console, network, classes = Console(), load_l3_classifier(model, "picture"), classes_of(model)
     pictures = read_pictures(data)
     items = [item for item in pictures.items if item.test]
+    check_known(items, classes)
     console.print(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
     shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
     answers = Answers(

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from comodal.data.workplace import only_one
 from comodal.models.checkpoint import checksum, untrained_like
 from comodal.models.inference import MICRO_BATCH, fast
-from comodal.models.l3net import L3Net, load_l3net, pooled
+from comodal.models.l3_classifier import load_any_l3net
+from comodal.models.l3net import Config, pooled
 from comodal.tasks.feature_cache import FeatureFile
 from comodal.tasks.image_views import Showing, View, read_picture, show
 from comodal.tasks.tree import Labelled
@@ -55,18 +56,18 @@ class System(NamedTuple):
     about: dict[str, Any]
 
 
-def grid_of(model: L3Net, layer: Layer, grid: int | None) -> int:
+def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
     """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
     map of a training crop."""
     block = int(layer[4])
-    return min(grid or GRIDS[block], model.config.image_size >> (block - 1))
+    return min(grid or GRIDS[block], config.image_size >> (block - 1))
 
 
 def make_system(name: SystemName, model: Path, where: Where, seed: int, device: torch.device) -> System:
     """One of the systems."""
     if name == "pixels":
         return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
-    trained = load_l3net(model)
+    trained = load_any_l3net(model)
     network = (trained if name == "trained" else untrained_like(trained, seed)).to(device)
     quick, at_once = fast(network), MICRO_BATCH if device.type == "cpu" else BATCH
 

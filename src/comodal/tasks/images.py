@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from comodal.data.clips import Augmentation
-from comodal.models.l3net import load_l3net
+from comodal.models.l3_classifier import load_any_l3net
 from comodal.tasks.card import reasons
 from comodal.tasks.image_features import Layer, Pooling, SystemName, Where, features_of, grid_of, make_system
 from comodal.tasks.image_probe import Fit, Solver, classify
@@ -60,7 +60,7 @@ def evaluate_images(
     The paper reports for ImageNet: trained 0.323, random weights 0.129.
 
     Args:
-        model: run folder or model folder.
+        model: run folder or model folder, of a fine-tuned network too.
         data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
             CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
         layer: whose map is read, before the pooling behind it.
@@ -99,8 +99,8 @@ def evaluate_images(
     if min(views, epochs, batch_size, grid or 1) < 1 or not systems or (strength is not None and strength <= 0):
         raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
     started, console = time.perf_counter(), Console()
-    config = load_l3net(model).config
-    where = Where(layer, pooling, grid_of(load_l3net(model), layer, grid))
+    config = load_any_l3net(model).config
+    where = Where(layer, pooling, grid_of(config, layer, grid))
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     pictures = read_pictures(data)
     train, test = sides(pictures)

@@ -17,7 +17,7 @@ from comodal.models.checkpoint import read_about
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.models.l3net import Config
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Precision, Setup, Start, answer, classes_of, network_of, new_run
+from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, classes_of, network_of, new_run
 from comodal.tasks.sound_folders import SUFFIXES
 from comodal.tasks.sounds import METAS, read_meta
 from comodal.tasks.tree import Labelled, read_tree
@@ -107,7 +107,7 @@ def recipe(
     """Fine-tunes an L3-Net end to end to tell classes of sounds.
 
     Args:
-        model: Run or model folder of an L3-Net.
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
         data: train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND; CLASS/SOUND alone, of which a fifth is
             the test by a hash of the file's name; or ESC-50's layout (meta/esc50.csv and audio/).
         fold: Of ESC-50's layout: the one that is tested and never trained on.
@@ -166,6 +166,7 @@ def evaluate_sound_classes(
     fold = fold_of(model)
     items = read_sounds(data, fold)
     tested = [item for item in items if item.test]
+    check_known(tested, classes)
     Console().print(f"{data}: {len(tested):,} sounds to test")
     folds = any((data / meta).is_file() for meta in METAS)
     shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
