@@ -21,7 +21,7 @@ from comodal.tasks.classes import LabelledItems, parted
 from comodal.tasks.image_classes import PictureReader, evaluate_image_classes
 from comodal.tasks.image_views import Showing
 from comodal.tasks.images import evaluate_images
-from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes, read_sounds
+from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes
 from comodal.tasks.tree import Labelled
 from comodal.train.log import read_log
 from comodal.train.run import train
@@ -180,7 +180,15 @@ def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
 
 
 def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path, tmp_path: Path):
-    settings = {"model": model, "data": tones, "fold": 3, "epochs": 8.0, "batch_size": 8, "workers": 0}
+    settings = {
+        "model": model,
+        "data": tones,
+        "layout": "esc50",
+        "fold": 3,
+        "epochs": 8.0,
+        "batch_size": 8,
+        "workers": 0,
+    }
     assert train(sound_classes.recipe, settings, tmp_path / "run", **OPTIONS) == 0
     numbers = evaluate_sound_classes(tmp_path / "run", tones, windows=2, workers=1, out=tmp_path / "out")
     assert numbers["sound.fine_tuned"] >= 0.9
@@ -191,9 +199,19 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
 
 
+def test_of_official_files_the_round_of_a_fold_decides_who_is_trained_on(model: Path, tones: Path):
+    sounds = sound_classes.read_sounds(tones, "esc50")
+    one = sound_classes.round_with(sounds, 2)
+    fitted, tested = (sound_classes.chosen(sounds, side, test=False) for side in (one.fitted, one.tested))
+    numbers = [{int(item.path.stem) // 2 % 3 + 1 for item in items} for items in (fitted, tested)]
+    assert numbers == [{1, 3}, {2}]
+    run = sound_classes.recipe(model, tones, "esc50", fold=2, workers=0)
+    assert run.batches.samples.items == fitted  # type: ignore[attr-defined]
+
+
 def test_a_second_of_a_sound(tones: Path, tmp_path: Path):
     reader = SoundReader(RATE, RATE, 0.1)
-    item = read_sounds(tones, 1)[0]
+    item = Labelled(tones / "audio" / "0.wav", "0.wav", "low", False)
     heard = [reader(item, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[0], heard[2])
     whole = reader.whole(item)
@@ -212,7 +230,7 @@ def test_other_models_classes_and_folders_are_told(model: Path, run: Path, strip
     with pytest.raises(CheckpointError, match="it tells classes of pictures, not of sounds"):
         evaluate_sound_classes(run, tones)
     with pytest.raises(DataError, match=r"there is no fold 7; there are \[1, 2, 3\]"):
-        read_sounds(tones, 7)
+        sound_classes.recipe(model, tones, "esc50", fold=7)
     for side in ("train", "test"):
         (tmp_path / side / "oblique").mkdir(parents=True)
         (tmp_path / side / "vertical").mkdir()

@@ -15,7 +15,7 @@ from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
 TOP = 5
-KEPT = ("start", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "fold")
+KEPT = ("start", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "layout", "fold")
 Setting = str | int | float | bool | None
 
 

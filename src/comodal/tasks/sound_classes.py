@@ -1,27 +1,36 @@
 """Sounds by class, with an L3-Net that is trained end to end for them (`tasks/sounds.py` has the frozen probe).
 
-Class folders of sounds, or ESC-50's layout, of which one fold is tested. Training hears any second of a sound, louder
-or softer as in pretraining; a test sound is heard in equally spaced seconds, whose answers are averaged.
+Class folders of sounds, or the official files of ESC-50, DCASE or UrbanSound8K, of which one fold is tested. Training
+hears any second of a sound, louder or softer as in pretraining; a test sound is heard in equally spaced seconds, whose
+answers are averaged.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from rich.console import Console
 
-from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.media.audio import read_sound
+from comodal.errors import CheckpointError, DataError
 from comodal.media.augment import random_gain
 from comodal.models.checkpoint import read_about
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.models.l3net import Config
+from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
 from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, classes_of, network_of, new_run
-from comodal.tasks.sound_folders import SUFFIXES
-from comodal.tasks.sounds import METAS, read_meta
-from comodal.tasks.tree import Labelled, read_tree
+from comodal.tasks.dcase import read_dcase
+from comodal.tasks.rounds import Round
+from comodal.tasks.sound_features import Sound, cut_windows, read_whole
+from comodal.tasks.sound_folders import read_class_folders
+from comodal.tasks.sound_probe import SoundSet
+from comodal.tasks.sounds import read_esc50
+from comodal.tasks.tree import Labelled
+from comodal.tasks.urban_sounds import read_urban_sounds
 from comodal.train.run import Run
+
+Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,7 @@ class SoundReader:
 
     def whole(self, item: Labelled) -> np.ndarray:
         """The whole sound, at least so long; a file that cannot be read is an error of the data set."""
-        try:
-            sound = read_sound(item.path, self.sample_rate)
-        except MediaError as error:
-            raise DataError(f"a sound of class {item.category!r} cannot be read: {error}") from error
+        sound = read_whole(Sound(item.path, item.name, item.category), self.sample_rate)
         return np.pad(sound, (0, max(0, self.samples - len(sound))))
 
     def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
@@ -56,9 +62,7 @@ class SoundShots:
     windows: int
 
     def __call__(self, item: Labelled, /) -> np.ndarray:
-        sound, length = self.reader.whole(item), self.reader.samples
-        starts = np.linspace(0, len(sound) - length, self.windows).round().astype(int)
-        return np.stack([sound[start : start + length] for start in starts])
+        return cut_windows(self.reader.whole(item), self.windows, self.reader.samples)
 
 
 def reader_for(config: Config, volume: float) -> SoundReader:
@@ -66,32 +70,58 @@ def reader_for(config: Config, volume: float) -> SoundReader:
     return SoundReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
 
 
-def read_sounds(data: Path, fold: int) -> list[Labelled]:
-    """The sounds of class folders, or of ESC-50's layout with one fold as the test.
+def read_sounds(data: Path, layout: Layout) -> SoundSet:
+    """The sounds of class folders, or of official files, and their rounds.
 
     Raises:
-        DataError: The folder has another layout, or there is no such fold.
+        DataError: The folder has another layout.
     """
-    if not any((data / meta).is_file() for meta in METAS):
-        return read_tree(data, SUFFIXES)
-    clips, _ = read_meta(data, "esc50")
-    if fold not in {clip.fold for clip in clips}:
-        raise DataError(f"{data}: there is no fold {fold}; there are {sorted({clip.fold for clip in clips})}")
-    return [Labelled(clip.path, clip.path.name, clip.category, clip.fold == fold) for clip in clips]
+    if layout == "folders":
+        sounds = read_class_folders(data)
+    elif layout == "dcase":
+        sounds = read_dcase(data)
+    elif layout == "us8k":
+        sounds = read_urban_sounds(data)
+    else:
+        sounds = read_esc50(data, layout)
+    sounds.check()
+    return sounds
 
 
-def fold_of(model: Path) -> int:
-    """The fold that a model was not trained on, by its own record."""
+def round_with(sounds: SoundSet, fold: int) -> Round:
+    """The round in which a fold is tested; the only one where there is one split.
+
+    Raises:
+        DataError: There is no such fold.
+    """
+    found = [one for one in sounds.rounds if one.number == fold or len(sounds.rounds) == 1]
+    if not found:
+        raise DataError(f"{sounds.source}: there is no fold {fold}; there are {[one.number for one in sounds.rounds]}")
+    return found[0]
+
+
+def chosen(sounds: SoundSet, which: np.ndarray, test: bool) -> list[Labelled]:
+    """Some of the sounds, whose classes must be known."""
+    some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
+    unknown = next((sound for sound in some if sound.category is None), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.path}: {sounds.source} does not tell its class")
+    return [Labelled(sound.path, sound.name, str(sound.category), test) for sound in some]
+
+
+def trained_on(model: Path) -> tuple[Layout, int]:
+    """The layout, and the fold that a model was not trained on, by its own record."""
     parameters = read_about(model).get("parameters")
-    fold = parameters.get("fold") if isinstance(parameters, dict) else None
-    if not isinstance(fold, int):
-        raise CheckpointError(f"{model}: its config.json does not say which fold it was not trained on")
-    return fold
+    layout, fold = (parameters.get(name) if isinstance(parameters, dict) else None for name in ("layout", "fold"))
+    if layout not in get_args(Layout) or not isinstance(fold, int):
+        raise CheckpointError(f"{model}: its config.json does not say on which layout and fold it was trained")
+    return layout, fold
 
 
 def recipe(
     model: Path,
     data: Path,
+    layout: Layout = "folders",
     fold: int = 1,
     start: Start = "pretrained",
     epochs: float = 40.0,
@@ -108,9 +138,11 @@ def recipe(
 
     Args:
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
-        data: train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND; CLASS/SOUND alone, of which a fifth is
-            the test by a hash of the file's name; or ESC-50's layout (meta/esc50.csv and audio/).
-        fold: Of ESC-50's layout: the one that is tested and never trained on.
+        data: The folder of the sounds.
+        layout: How they lie there: "folders" are train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND, or
+            CLASS/SOUND alone, of which a fifth is the test by a hash of the file's name; the others are the official
+            files of ESC-50, ESC-10, DCASE's acoustic scenes and UrbanSound8K.
+        fold: Where there are several: the one that is tested and never trained on.
         start: From the pretrained weights, or the same network from chance: the control.
         epochs: How often every sound is heard, each time another second of it.
         batch_size: Sounds in a step, over all processes.
@@ -124,11 +156,12 @@ def recipe(
 
     Examples:
         comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
-        comodal train sound_classes --model RUN --data ESC-50-master/ --fold 5 --out runs/esc50_fold5
+        comodal train sound_classes --model RUN --data ESC-50-master/ --layout esc50 --fold 5 --out runs/fold5
     """
     setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
-    network = network_of(setup)
-    return new_run(network, "sound", read_sounds(data, fold), reader_for(network.config, volume), setup)
+    network, sounds = network_of(setup), read_sounds(data, layout)
+    items = chosen(sounds, round_with(sounds, fold).fitted, test=False)
+    return new_run(network, "sound", items, reader_for(network.config, volume), setup)
 
 
 def evaluate_sound_classes(
@@ -143,8 +176,8 @@ def evaluate_sound_classes(
 
     Args:
         model: Run or model folder that `comodal train sound_classes` made.
-        data: The same folder as in training, or another with the same classes; of ESC-50's layout, the fold is tested
-            that was not trained on.
+        data: The same folder as in training, or another of the same layout and classes; of several folds, the one is
+            tested that was not trained on.
         windows: How many equally spaced seconds of each sound are heard.
         precision: bf16 is faster.
         out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
@@ -163,22 +196,24 @@ def evaluate_sound_classes(
     if windows < 1:
         raise ValueError(f"windows must be at least 1, not {windows}")
     network, classes = load_l3_classifier(model, "sound"), classes_of(model)
-    fold = fold_of(model)
-    items = read_sounds(data, fold)
-    tested = [item for item in items if item.test]
+    layout, fold = trained_on(model)
+    sounds = read_sounds(data, layout)
+    one = round_with(sounds, fold)
+    tested = chosen(sounds, one.tested, test=True)
     check_known(tested, classes)
-    Console().print(f"{data}: {len(tested):,} sounds to test")
-    folds = any((data / meta).is_file() for meta in METAS)
+    Console().print(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
     shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
     answers = Answers(
         "sound_classes",
         "sound",
-        data.resolve().name,
-        f"fold {fold}" if folds else "test",
+        sounds.title,
+        f"fold {one.number}" if one.number else sounds.split,
         model,
         tested,
         classes,
         answer(network, tested, shots, precision, workers),
         {"windows": windows, "precision": precision},
+        sounds.files,
+        sounds.left_out,
     )
     return answers.tell(out)
