@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_pool
+
+from comodal.models.detector_pool import maxima, pool_regions
 
 STRIDE = 16  # pixels to a cell of the map
 CELLS = 14  # rows and columns of a region
-AT_ONCE = 75  # regions through res5 at once: as fast as all, a quarter of the memory
+AT_ONCE = 20  # regions through res5 at once: as fast as all, little memory, and none is asked of the system again
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ class C4(nn.Module):
     ) -> Float[Tensor, "regions features"]:
         """Of boxes in pixels of what the network sees; computed as exactly as res5's weights are kept."""
         dtype = next(self.res5.parameters()).dtype
+        table = maxima(feature_map.to(dtype), CELLS)  # rounding keeps the order: the largest is the same rounded
         means = [boxes.new_empty(0, self.config.feature_dim)]
         for some in boxes.split(AT_ONCE):
-            cells = roi_pool(feature_map, [some], CELLS, 1 / STRIDE)
-            cells = cells.to(dtype=dtype, memory_format=torch.channels_last)
+            cells = pool_regions(table, some, CELLS, 1 / STRIDE)
             means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
         return torch.cat(means)
 

@@ -1,0 +1,114 @@
+"""The Visual Genome detector on a picture of 600 x 1000 pixels with 300 proposals, against its straightforward version.
+
+Both have the same random weights at full size (ResNet-101, 1,601 classes), which changes no time; what is compared is
+tests/plain_detector.py (float32, batch normalisation as layers of its own, all regions at once, 1,600 suppressions)
+with ours in float32 and with its last stage in bfloat16. Their boxes are compared, too.
+
+    python benchmarks/detector.py [--repeats 3] [--threads 2] [--out results.json]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.models.convert_c4 import CAFFE_SCALES
+from comodal.models.detector_boxes import blue_green_red, cell_anchors, resized
+from comodal.models.detector_c4 import C4, STRIDE, Config, laid_out
+from comodal.models.detector_rules import Found, Rules, caffe_regions, chosen
+from machine import report, save, seconds_in_turn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from plain_detector import PlainC4, PlainFound, plain_choice, same_c4
+
+HEIGHT, WIDTH, SCALE = 480, 800, 1.25
+TERA_OPERATIONS = 2 * (83 + 11 + 879) / 1000  # backbone, proposals, 300 regions through res5
+PLAIN, EXACT, ROUGH = "plain fp32", "ours fp32", "ours, last stage bf16"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with torch.inference_mode():
+        numbers = {"threads": float(options.threads), **whole(options.repeats), **selection(10)}
+    save(numbers, options.out)
+
+
+def picture() -> Tensor:
+    """Noise of all sizes, so that proposals differ."""
+    rng = np.random.default_rng(0)
+    layers = []
+    for cells in (3, 12, 48, 160):
+        noise = rng.integers(0, 256, (cells * 3, cells * 5, 3), dtype=np.uint8)
+        layers.append(np.asarray(Image.fromarray(noise).resize((WIDTH, HEIGHT)), np.float32))
+    return torch.from_numpy(np.mean(layers, 0).astype(np.uint8))
+
+
+def networks() -> tuple[PlainC4, C4, C4]:
+    """One network three times."""
+    torch.manual_seed(0)
+    plain = PlainC4(Config()).eval()
+    plain.rest.cell_anchors.copy_(cell_anchors(STRIDE, CAFFE_SCALES))
+    return plain, laid_out(same_c4(plain, Config())), laid_out(same_c4(plain, Config()), torch.bfloat16)
+
+
+def whole(repeats: int) -> dict[str, float]:
+    """From bytes to regions."""
+    plain, exact, rough = networks()
+    pixels, rules = picture(), Rules()
+    found: dict[str, PlainFound | Found] = {}
+
+    def keeping(name: str, work: Callable[[], PlainFound | Found]) -> Callable[[], None]:
+        return lambda: found.__setitem__(name, work())
+
+    works = {
+        PLAIN: keeping(PLAIN, lambda: plain(resized(blue_green_red(pixels), SCALE)[None], SCALE, rules)),
+        EXACT: keeping(EXACT, lambda: caffe_regions(exact, pixels, rules)),
+        ROUGH: keeping(ROUGH, lambda: caffe_regions(rough, pixels, rules)),
+    }
+    numbers = report("picture", seconds_in_turn(works, repeats), dict.fromkeys(works, TERA_OPERATIONS), PLAIN)
+    return numbers | compared(found)
+
+
+def compared(found: dict[str, PlainFound | Found]) -> dict[str, float]:
+    """How far regions are from the plain version's."""
+    plain, numbers = found.pop(PLAIN), {}
+    for name, ours in found.items():
+        same = sorted(set(ours.kept.tolist()) & set(plain.kept.tolist()))
+        mine, theirs = ([one.kept.tolist().index(i) for i in same] for one in (ours, plain))
+        pixels = float((ours.boxes[mine] - plain.boxes[theirs]).abs().max())
+        cosine = float(F.cosine_similarity(ours.features[mine], plain.features[theirs]).min())
+        said = f"{name}: {len(same)} of {len(plain.kept)} regions the same, boxes within {pixels:.1e} pixels"
+        Console().print(f"{said}, cosine of features at least {cosine:.6f}", highlight=False)
+        numbers |= {f"picture.{name}.same": len(same) / len(plain.kept), f"picture.{name}.pixels": pixels}
+        numbers[f"picture.{name}.cosine"] = cosine
+    return numbers
+
+
+def selection(repeats: int) -> dict[str, float]:
+    """Of 300 boxes and 1,601 classes the 36 surest."""
+    torch.manual_seed(1)
+    corners = torch.rand(300, 2) * 500
+    boxes = torch.cat([corners, corners + 20 + torch.rand(300, 2) * 300], 1)
+    classes, rules = (3 * torch.randn(300, 1601)).softmax(1), Rules()
+    assert torch.equal(chosen(boxes, classes, rules), plain_choice(boxes, classes, rules))
+    works = {
+        "class by class": lambda: plain_choice(boxes, classes, rules),
+        "lazy": lambda: chosen(boxes, classes, rules),
+    }
+    return report("selection", seconds_in_turn(works, repeats), dict.fromkeys(works, 0.0), "class by class")
+
+
+if __name__ == "__main__":
+    main()
