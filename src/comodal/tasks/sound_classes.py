@@ -112,8 +112,10 @@ def chosen(sounds: SoundSet, which: np.ndarray, test: bool) -> list[Labelled]:
 def trained_on(model: Path) -> tuple[Layout, int]:
     """The layout, and the fold that a model was not trained on, by its own record."""
     parameters = read_about(model).get("parameters")
-    layout, fold = (parameters.get(name) if isinstance(parameters, dict) else None for name in ("layout", "fold"))
-    if layout not in get_args(Layout) or not isinstance(fold, int):
+    told = parameters if isinstance(parameters, dict) else {}
+    layout = next((name for name in get_args(Layout) if name == told.get("layout")), None)
+    fold = told.get("fold")
+    if layout is None or not isinstance(fold, int):
         raise CheckpointError(f"{model}: its config.json does not say on which layout and fold it was trained")
     return layout, fold
 
