@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from comodal.data.regions import RegionStore
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.models.detector_boxes import nms_plus_one
 from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, chosen
 from comodal.serve.convert_detector import convert_detector
@@ -133,13 +133,24 @@ def test_lazy_selection_is_the_loop_over_all_classes(fewest: int, most: int, sha
     assert torch.equal(chosen(boxes, classes, rules), by_the_loop(boxes, classes, rules))
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (300, 7), (33, 500)])
+@pytest.mark.parametrize("height, width", [(16, 17), (17, 60), (300, 18), (33, 500)])
 @pytest.mark.parametrize("rules", ["caffe", "lxmert"])
 def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
     network = C4Regions(c4_of(CAFFE[0]), rules_of(rules, 96, 1, 10))
     found = network(np.full((height, width, 3), 128, np.uint8))
+    assert len(found.boxes)
     assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
     assert np.isfinite(found.features).all()
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (300, 7)])
+def test_a_picture_smaller_than_any_region_is_refused(height: int, width: int):
+    picture = np.zeros((height, width, 3), np.uint8)
+    network = C4Regions(c4_of(CAFFE[0]), rules_of(None, 96, 1, 10))
+    with pytest.raises(MediaError, match=f"no regions: {width} x {height} pixels"):
+        network(picture)
+    assert network(picture, np.array([[0, 0, width, height]], np.float32)).features.shape == (1, 256)
+    assert len(C4Regions(c4_of(CAFFE[0]), rules_of("lxmert", 96, 1, 10))(picture).boxes)
 
 
 def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Path):

@@ -83,7 +83,7 @@ def pool_regions(
     assert found is not None
     empty = (down.counts <= 0)[:, :, None] | (across.counts <= 0)[:, None, :]
     found[empty.flatten()] = 0
-    return found.view(len(boxes), bins, bins, -1).permute(0, 3, 1, 2)
+    return found.view(len(boxes), bins, bins, table.values.shape[1]).permute(0, 3, 1, 2)
 
 
 def bins_of(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from comodal.data.regions import Regions
+from comodal.errors import MediaError
 from comodal.models.caffemodel import read_caffemodel
 from comodal.models.convert import Filled
 from comodal.models.convert_c4 import build_c4, build_c4_from_caffe
@@ -24,6 +25,7 @@ from comodal.serve.region_extractor import fingerprint_of
 
 RuleNames = Literal["caffe", "lxmert"]
 HeadTypes = Literal["float32", "bfloat16"]
+NOTHING = "no regions"
 LONGER = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
 OF_BOXES = ("fewest", "most", "sure", "before", "proposals", "overlap", "class_overlap", "class_overlaps", "smallest")
 
@@ -52,7 +54,11 @@ class C4Regions:
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """Its own regions or given boxes, with features and class probabilities."""
+        """Its own regions or given boxes, with features and class probabilities.
+
+        Raises:
+            MediaError: The picture is smaller than the smallest region.
+        """
         height, width = picture.shape[:2]
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
@@ -60,6 +66,8 @@ class C4Regions:
             found = caffe_regions(self.model, pixels, self.rules, given)
         else:
             found = lxmert_regions(self.model, pixels, self.rules, given)
+        if not len(found.boxes) and boxes is None:
+            raise MediaError("the picture", NOTHING, f"{width} x {height} pixels; Caffe's regions have sides of 16")
         features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
         return Regions(features, places, classes, None, width, height)
 
