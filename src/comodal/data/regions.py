@@ -226,11 +226,12 @@ class RegionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with explained(self.folder):
-            if kind is None:
-                self._finish()
-            for file in self.files.values():
-                file.close()
-            self.journal.close()
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                for file in (*self.files.values(), self.journal):
+                    file.close()
 
     def add(
         self,
