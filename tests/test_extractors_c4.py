@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
@@ -79,6 +80,18 @@ def test_the_defaults_are_vilberts_and_a_users_wishes_go_in():
     assert rules_of("lxmert", 300, None, 50) == LxmertRules(size=300, longest=500, fewest=50, most=50)
     with pytest.raises(ValueError, match="at least 40 regions and at most 36"):
         rules_of(None, None, 40, 36)
+
+
+def test_lxmerts_regions_may_be_too_few_at_every_overlap(picture: np.ndarray):
+    """Where the original fails or gives the boxes of the picture before."""
+    network = C4Regions(
+        c4_of(CAFFE[0]), LxmertRules(size=192, class_overlaps=(0.1, 0.2), proposals=50, fewest=50, most=50)
+    )
+    found = network(picture)
+    overlaps = box_iou(torch.from_numpy(found.boxes), torch.from_numpy(found.boxes)).fill_diagonal_(0)
+    assert 0 < len(found.boxes) < 50 and overlaps.max() <= 0.2
+    with pytest.raises(ValueError, match="class_overlaps is empty"):
+        LxmertRules(class_overlaps=())
 
 
 def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndarray):

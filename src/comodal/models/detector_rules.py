@@ -86,6 +86,10 @@ class LxmertRules:
     fewest: int = 36
     most: int = 36
 
+    def __post_init__(self) -> None:
+        if not self.class_overlaps:
+            raise ValueError("class_overlaps is empty: one at least says what regions may overlap")
+
 
 class Found(NamedTuple):
     """The regions of a picture: boxes in its own pixels, and which proposals they are."""
@@ -203,7 +207,6 @@ def lxmert_regions(
         torch.arange(len(proposals), device=proposals.device), surest.indices + 1
     ]
     boxes = clip(decode_detectron2(proposals, deltas), seen.width, seen.height)
-    kept = nms(boxes, surest.values, 1.0)[: rules.most]
     for overlap in rules.class_overlaps:
         kept = nms(boxes, surest.values, overlap)[: rules.most]
         if len(kept) >= rules.fewest:
