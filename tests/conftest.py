@@ -1,13 +1,17 @@
-"""Every test run checks the shapes in the signatures (jaxtyping with beartype) and keeps torch to one thread."""
+"""Every test run checks the shapes in the signatures (jaxtyping with beartype), keeps torch to one thread, and lets a
+busy machine take its time over an example of hypothesis."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("comodal", "beartype.beartype")
 
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
