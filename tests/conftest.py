@@ -5,8 +5,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hypothesis import settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+from hypothesis import settings
+from jaxtyping import install_import_hook
 
 install_import_hook("comodal", "beartype.beartype")
 
