@@ -70,6 +70,9 @@ COMMANDS = {
     "convert openl3": ("comodal.serve.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
     "convert detector": ("comodal.serve.convert_detector:convert_detector", "a region detector's weights -> a model"),
     "export": ("comodal.serve.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, compared at once"),
+    "share": ("comodal.serve.sharing:save_pretrained", "a model as a folder to give away, with a model card"),
+    "push": ("comodal.serve.sharing:push_to_hub", "a model -> the Hugging Face hub"),
+    "pull": ("comodal.serve.sharing:from_pretrained", "the Hugging Face hub -> a model"),
     "embed audio": ("comodal.serve.embed:embed_audio", "sound files -> one vector per hop, .npz"),
     "embed image": ("comodal.serve.embed:embed_image", "pictures -> one vector each, .npz"),
     "embed video": ("comodal.serve.embed:embed_video", "videos -> vectors of sound and frames, .npz"),
@@ -82,7 +85,7 @@ GROUPS = {
 }
 POSITIONAL = {
     *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
-    *("image", "question", "text", "texts", "phrase"),
+    *("image", "question", "text", "texts", "phrase", "repository"),
 }
 USAGE_ERROR, INTERRUPTED = 2, 130
 

@@ -1,0 +1,181 @@
+"""Models that are given to others: a folder of what is needed and a model card, on disk or on the Hugging Face hub.
+
+What goes along is the model's own folder (weights, config, vocabulary, answers, what its regions are made of) and the
+results cards of its evaluations; checkpoints, logs and data stay. The model card is written from those cards.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comodal.errors import CheckpointError, DataError
+from comodal.files import write_whole
+from comodal.models.checkpoint import load_model, model_folder, read_config
+from comodal.tasks.card import CARD, as_markdown, read_card
+
+PAPERS = {
+    "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
+    "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
+}
+KEPT = ("*.json", "*.safetensors", "*.md", "*.txt")
+MISSING = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
+
+
+def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: str = "mit") -> dict[str, int]:
+    """Writes a model as a folder that can be given away, with a model card.
+
+    Args:
+        run: Run or model folder.
+        out: The folder to write; it must not be there, or be empty.
+        results: A folder below which evaluations of this model wrote their results cards.
+        licence: Of the weights, as the hub writes it.
+
+    Returns:
+        share.files and share.cards.
+
+    Raises:
+        CheckpointError: There is no model, or it is damaged.
+        DataError: OUT holds something, or a results card is damaged.
+
+    Examples:
+        comodal share runs/vqa shared/vqa --results results/vqa
+    """
+    load_model(run)  # what is damaged is told here, and not by whoever gets it
+    source = model_folder(run)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is there already: give a folder that is new or empty")
+    cards = {path: read_card(path) for path in sorted(results.rglob(CARD))} if results is not None else {}
+    if results is not None and not cards:
+        raise DataError(f"{results}: no results card ({CARD}) below it")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted({file for pattern in KEPT for file in source.glob(pattern)}):
+        shutil.copyfile(file, out / file.name)
+    for number, path in enumerate(cards):
+        write_whole(out / "results" / f"{number:02d}" / CARD, path.read_bytes())
+    config = read_config(source)
+    write_whole(out / "README.md", model_card(run.name, config, list(cards.values()), licence).encode())
+    files = sum(file.is_file() for file in out.rglob("*"))
+    print(f"{out}: {files} files, {len(cards)} results cards")
+    return {"share.files": files, "share.cards": len(cards)}
+
+
+def push_to_hub(
+    run: Path, repository: str, results: Path | None = None, licence: str = "mit", private: bool = False
+) -> dict[str, int]:
+    """Puts a model on the Hugging Face hub, as `comodal share` writes it.
+
+    Whoever pushes must be logged in there (`hf auth login`, or the variable HF_TOKEN).
+
+    Args:
+        run: Run or model folder.
+        repository: OWNER/NAME on the hub; made if it is not there.
+        results: A folder below which evaluations of this model wrote their results cards.
+        licence: Of the weights, as the hub writes it.
+        private: Whether a repository that is made is seen by its owner alone.
+
+    Returns:
+        share.files and share.cards.
+
+    Raises:
+        CheckpointError: There is no model, or it is damaged.
+        DataError: The hub refuses, or cannot be reached.
+
+    Examples:
+        comodal push runs/vqa me/vilbert-vqa --results results/vqa
+    """
+    import tempfile
+
+    hub = hub_library()
+    with tempfile.TemporaryDirectory() as folder:
+        found = save_pretrained(run, Path(folder) / "shared", results, licence)
+        try:
+            api = hub.HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=Path(folder) / "shared", commit_message="Share a model")
+        except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+            raise DataError(f"{repository}: not put on the hub: {first_line(error)}") from error
+    return found
+
+
+def from_pretrained(repository: str, out: Path) -> dict[str, int]:
+    """Gets a shared model from the Hugging Face hub; the folder is then a RUN for every command.
+
+    Args:
+        repository: OWNER/NAME on the hub.
+        out: The folder to write.
+
+    Returns:
+        pull.files.
+
+    Raises:
+        CheckpointError: What was got is no model of comodal.
+        DataError: There is no such repository, or the hub cannot be reached.
+
+    Examples:
+        comodal pull me/vilbert-vqa vqa/
+    """
+    hub = hub_library()
+    try:
+        hub.snapshot_download(repository, local_dir=out, allow_patterns=[*KEPT, f"results/*/{CARD}"])
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise DataError(f"{repository}: not got from the hub: {first_line(error)}") from error
+    load_model(out)
+    files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
+    print(f"{out}: {files} files")
+    return {"pull.files": files}
+
+
+def hub_library() -> Any:
+    """huggingface_hub, if it is installed."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise CheckpointError(MISSING) from error
+    return huggingface_hub
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def model_card(name: str, config: dict[str, object], cards: list[dict[str, Any]], licence: str) -> str:
+    """README.md of a shared model: the hub's front matter, how it is used, and what it was measured at."""
+    kind = str(config.get("class", "")).rpartition(":")[2]
+    is_l3net = kind.startswith("L3")
+    front: dict[str, Any] = {
+        "license": licence,
+        "library_name": "comodal",
+        "tags": ["self-supervised", *(("audio-visual", "l3-net") if is_l3net else ("vision-and-language", "vilbert"))],
+    }
+    if cards:
+        front["model-index"] = [{"name": name, "results": [result_of(card) for card in cards]}]
+    used = (
+        "comodal embed audio recordings/ --model MODEL --out vectors/"
+        if is_l3net
+        else 'comodal ask photo.jpg "what is on the table?" --model MODEL'
+    )
+    paper = PAPERS["L3Net" if is_l3net else "ViLBERT"]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {name}",
+        f"A `{kind}` trained with comodal, after {paper}.",
+        f"```\npip install 'comodal[hub]'\ncomodal pull OWNER/NAME MODEL\n{used}\n```",
+        *(as_markdown(card).replace("# ", "## ", 1) for card in cards),
+        "## Settings",
+        f"```json\n{json.dumps(config, indent=1)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def result_of(card: dict[str, Any]) -> dict[str, Any]:
+    """A results card as the hub's model index has it."""
+    metrics = [
+        {"type": name, "name": name, "value": round(score["value"], 4)} for name, score in card["scores"].items()
+    ]
+    data = {"name": card["title"], "type": card["task"], "split": card["split"]}
+    return {"task": {"type": card["task"]}, "dataset": data, "metrics": metrics}
