@@ -6,6 +6,7 @@ results cards of its evaluations; checkpoints, logs and data stay. The model car
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,6 @@ def push_to_hub(
     Examples:
         comodal push runs/vqa me/vilbert-vqa --results results/vqa
     """
-    import tempfile
-
     hub = hub_library()
     with tempfile.TemporaryDirectory() as folder:
         found = save_pretrained(run, Path(folder) / "shared", results, licence)
