@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from comodal.data.batch import TaskBatch
 from comodal.data.regions import RegionWriter
 from comodal.errors import CheckpointError, DataError
-from comodal.models.checkpoint import load_model
+from comodal.models.checkpoint import load_model, read_about
 from comodal.models.heads import Head
 from comodal.models.task_model import TaskModel
 from comodal.tasks.examples import Example, Examples, Fixed, single
@@ -26,6 +26,7 @@ from comodal.tasks.fine_tuning import (
     read_parts,
     soft_answers,
 )
+from comodal.train.log import read_log
 from comodal.train.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
@@ -166,6 +167,31 @@ def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tm
     assert share_right(setup, model, blank="picture") <= 0.3  # four colours, ten pictures each
     blind = run_of(replace(setup, blank="picture"), tmp_path / "blind")
     assert share_right(setup, blind, blank="picture") <= 0.3
+
+
+def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_stopped(setup: Setup, tmp_path: Path):
+    """Validation says the contrary of what is learnt: it gets worse, and an early model is the best."""
+    source = examples_of(setup)
+    contrary = Fixed([one._replace(target=(one.target + 1) % len(COLOURS)) for one in source.examples])
+
+    def recipe(steps: int) -> object:
+        run = new_run(read_parts(setup), setup, HEAD, one_class, source, contrary, "data", {})
+        return replace(run, steps=steps)
+
+    options = {"device": "cpu", "precision": "fp32", "validate_every": 5}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(recipe, {"steps": 60}, whole, **options) == 0
+    for steps in (35, 60):
+        assert train(recipe, {"steps": steps}, stopped, resume=True, **options) == 0
+    lines = [line for line in read_log(whole / "metrics.jsonl") if line["split"] == "validation"]
+    best = max(lines, key=lambda line: line["accuracy"])
+    assert best["accuracy"] > lines[-1]["accuracy"] and best["step"] < 60
+    assert read_about(whole)["chosen"] == {"step": best["step"], "accuracy": best["accuracy"]}
+    asked = read_asked(whole, setup.regions, "nothing", 5, "fp32")
+    right = [found.scores.argmax() == found.example.target for found in answer(asked, "colour", contrary.examples)]
+    assert float(np.mean(right)) == pytest.approx(best["accuracy"])
+    ours, theirs = load_model(stopped).state_dict(), load_model(whole).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsewhere(setup: Setup):

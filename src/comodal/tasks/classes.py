@@ -1,7 +1,8 @@
 """Fine-tuning an L3-Net end to end for labelled pictures or sounds, and asking it: what both have in common.
 
 The tower of one modality and a linear layer are trained by AdamW, with a linear rise over a tenth of the steps and a
-linear fall. The last weights are kept: nothing is chosen on the test part.
+linear fall. The model is the weights that did best on what was held out of the training part, or the last ones where
+nothing was: nothing is chosen on the test part.
 
 Measured with 20 labels of each of ten digits (MNIST; spoken digits) and a small network that had learnt which belong
 together, pictures and sounds: frozen 0.974 and 0.917, fine-tuned 0.981 and 0.948 (with a third of the rate 0.980 and
@@ -175,6 +176,7 @@ def new_run(model: L3Net, modality: Modality, items: Sequence[Labelled], read: R
         seed=setup.seed,
         fingerprint=fingerprint([*train, *held_out]),
         files={CLASSES: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
+        chosen_by="accuracy" if held_out else "",
     )
 
 

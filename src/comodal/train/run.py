@@ -1,9 +1,11 @@
 """A run: what a recipe returns, and the folder that training it fills.
 
-RUN/config.yaml (settings), metrics.jsonl and tensorboard/ (log), checkpoints/ (exact resume), model/ (what is served).
+RUN/config.yaml (settings), metrics.jsonl and tensorboard/ (log), checkpoints/ (exact resume), best/ (the weights that
+did best on held-out examples, where the recipe chooses by them), model/ (what is served).
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from comodal import distributed
 from comodal.data.loader import Loader
 from comodal.errors import RecipeError
 from comodal.files import write_whole
-from comodal.models.checkpoint import save_model
+from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
 from comodal.train.allocator import keep_freed_memory
 from comodal.train.checkpoints import Checkpoints, State
 from comodal.train.config import changes, name_of, plain, resolve, write_config
@@ -42,6 +44,7 @@ class Run:
     seed: int
     fingerprint: str  # of the data
     files: Mapping[str, bytes] = field(default_factory=dict)  # what serving needs beside the weights, as words
+    chosen_by: str = ""  # a metric of validation: where it was highest, that is the model; else the last weights are
 
 
 def train(
@@ -138,6 +141,37 @@ class Every:
     checkpoint_seconds: float
 
 
+class Best:
+    """The weights that did best on held-out examples, in a folder of their own; of equals the first.
+
+    Args:
+        folder: Where they lie.
+        metric: What is compared, the higher the better; nothing is kept where it is empty.
+
+    Attributes:
+        found: The step that they are of, and what they reached.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder, metric
+        self.found: dict[str, Any] = {}
+        if metric and (folder / CONFIG).is_file():
+            chosen = read_about(folder).get("chosen")
+            self.found = chosen if isinstance(chosen, dict) else {}
+
+    def offer(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
+        """Keeps the weights if they are better than those before."""
+        if self.metric and metrics[self.metric] > self.found.get(self.metric, -math.inf):
+            self.found = {"step": step, self.metric: metrics[self.metric]}
+            save_model(model, self.folder, {"chosen": self.found})
+
+    def told(self) -> str:
+        """For people."""
+        if not self.found:
+            return ""
+        return f", of step {self.found['step']:,}, {self.metric} {self.found[self.metric]:.3f} on held-out examples"
+
+
 class Sitting:
     """From where a run stands to its end, or to a signal."""
 
@@ -152,6 +186,7 @@ class Sitting:
         self.seconds = 0.0
         self.sums: dict[str, float] = {}
         self.saved_at = time.monotonic()
+        self.best = Best(out / "best", run.chosen_by)
 
     def work(self, changed: list[str], compile: bool) -> int:
         """Trains to the end; returns the exit status."""
@@ -178,16 +213,23 @@ class Sitting:
                 progress.say(f"{self.out}: stopped after step {self.step:,} and saved; go on with --resume")
                 return BY_SIGNAL + signal
             if speaks:
-                lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
-                save_model(
-                    run.objective.get_submodule("model"),
-                    self.out / "model",
-                    {**self.about, "steps": run.steps, "metrics": lines},
-                )
-                for name, data in run.files.items():
-                    write_whole(self.out / "model" / name, data)
-            progress.say(f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}")
+                self.finish()
+            progress.say(
+                f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}{self.best.told()}"
+            )
         return DONE
+
+    def finish(self) -> None:
+        """Writes the model and what serving needs beside it."""
+        lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
+        about = {**self.about, "steps": self.run.steps, "metrics": lines}
+        last = self.run.objective.get_submodule("model")
+        if self.best.found:
+            save_model(load_model(self.best.folder), self.out / "model", about | {"chosen": self.best.found})
+        else:
+            save_model(last, self.out / "model", about)
+        for name, data in self.run.files.items():
+            write_whole(self.out / "model" / name, data)
 
     def steps(self, objective: nn.Module, stop: Stop, progress: ProgressLine, log: Log | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""
@@ -236,6 +278,7 @@ class Sitting:
         metrics = validate(self.run.objective, self.run.validation.batches(), self.place)
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
+            self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)
 
     def save(self) -> None:
         """A checkpoint by the main process; the others hold the same, but for their chance."""
