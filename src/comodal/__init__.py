@@ -37,6 +37,7 @@ _DEFINED_IN = {
     "load_model": "comodal.models.checkpoint",
     "make_playground": "comodal.playground.make",
     "match_files": "comodal.serve.match",
+    "open_index": "comodal.serve.search",
     "prepare_pairs": "comodal.data.pair_folders",
     "prepare_regions": "comodal.serve.prepare_regions",
     "prepare_tokens": "comodal.serve.tokens",

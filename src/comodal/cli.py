@@ -66,6 +66,7 @@ COMMANDS = {
     "fill": ("comodal.serve.commands:fill", "a picture and a sentence with [MASK] -> words"),
     "align": ("comodal.serve.commands:align", "a picture and texts -> how likely each belongs to it"),
     "ground": ("comodal.serve.commands:ground", "a picture and a phrase -> the box that is meant"),
+    "search": ("comodal.serve.search:search", "a folder of pictures and a text -> the pictures that it is true of"),
     "convert vilbert": ("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
     "convert openl3": ("comodal.serve.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
     "convert detector": ("comodal.serve.convert_detector:convert_detector", "a region detector's weights -> a model"),

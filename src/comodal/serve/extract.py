@@ -259,13 +259,13 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
         raise DataError(f"{out} was made otherwise, from {made}: give another folder")
 
 
-def add(writer: RegionWriter, made: Made) -> Refused | None:
-    """Adds an image to the store, or says why not."""
+def add(writer: RegionWriter, made: Made, name: str | None = None) -> Refused | None:
+    """Adds an image to the store, under its path without the suffix or another name, or says why not."""
     if made.regions is None:
         return Refused(made.image, made.reason, made.detail)
     features, boxes, classes, _, width, height = made.regions
     try:
-        writer.add(id_of(made.image), features, boxes, width, height, classes)
+        writer.add(name or id_of(made.image), features, boxes, width, height, classes)
     except ValueError as error:
         return Refused(made.image, DOES_NOT_FIT, str(error))
     return None

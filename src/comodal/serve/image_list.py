@@ -59,10 +59,19 @@ def images_of(folder: Path) -> Listed:
     Raises:
         DataError: There is no such folder, or no image in it.
     """
+    return each_once(Given(name, None) for name in names_in(folder))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The paths of all images below a folder.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
     names = [name for name in walk(there(folder)) if name.lower().endswith(IMAGE_SUFFIXES)]
     if not names:
         raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return each_once(Given(name, None) for name in names)
+    return names
 
 
 def read_boxes(path: Path, folder: Path) -> Listed:

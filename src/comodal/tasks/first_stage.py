@@ -26,9 +26,13 @@ BLOCK = 256  # queries at once
 class Map(nn.Module):
     """Z-score of the training part, one linear layer, length 1."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, features: Float[Tensor, "items features"]) -> None:
         super().__init__()
-        self.mean, self.scale = features.mean(0), features.std(0).clamp(min=1e-6)
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("scale", features.std(0).clamp(min=1e-6))
         self.linear = nn.Linear(features.shape[1], DIM, bias=False)
 
     def forward(self, features: Float[Tensor, "items features"]) -> Float[Tensor, "items dim"]:
