@@ -66,7 +66,8 @@ def store(images: Path, network: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_store_does_not_depend_on_the_number_of_workers(images: Path, network: Path, store: Path, tmp_path: Path):
@@ -93,7 +94,8 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
     with joblib.parallel_config("threading"):
         pool = extract.Pool(extractor, images, "cpu", 2, "dask")
         extract.fill_store(tmp_path / "store", listed, pool, "float16")
-    assert {name: data for name, data in tree(store).items() if name != ".lock"} == tree(tmp_path / "store")
+    by_command = {name: data for name, data in tree(store).items() if name != ".lock" and "network/" not in name}
+    assert by_command == tree(tmp_path / "store")
 
 
 @pytest.mark.slow
@@ -297,7 +299,7 @@ def test_a_network_that_was_moved_can_be_named_and_another_is_seen(
     found = json.loads((run / "regions.json").read_text())
     found["made_from"]["detector"] = "/nowhere"
     (run / "regions.json").write_text(json.dumps(found))
-    with pytest.raises(CheckpointError, match="/nowhere: no such file or folder"):
+    with pytest.raises(CheckpointError, match="their network is not in /nowhere: put it there"):
         extract_regions(few, tmp_path / "same", like=run)
     extract_regions(few, tmp_path / "same", str(tmp_path / "moved"), like=run)
     check_same_regions(run, RegionStore(tmp_path / "same"))

@@ -31,6 +31,7 @@ _DEFINED_IN = {
     "evaluate_vqa": "comodal.tasks.vqa",
     "export": "comodal.serve.export",
     "extract_regions": "comodal.serve.extract",
+    "from_pretrained": "comodal.serve.sharing",
     "image_embedding": "comodal.serve.embed",
     "inspect": "comodal.analysis.describe",
     "load": "comodal.serve.answer",
@@ -42,7 +43,9 @@ _DEFINED_IN = {
     "prepare_regions": "comodal.serve.prepare_regions",
     "prepare_tokens": "comodal.serve.tokens",
     "prepare_videos": "comodal.data.ingest",
+    "push_to_hub": "comodal.serve.sharing",
     "save_model": "comodal.models.checkpoint",
+    "save_pretrained": "comodal.serve.sharing",
     "sound_embedding": "comodal.serve.embed",
     "train": "comodal.train.run",
 }

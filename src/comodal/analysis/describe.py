@@ -20,7 +20,7 @@ from comodal.data.sources import SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.media.image import read_image
 from comodal.media.video import probe
-from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config
+from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config, refuse_packed
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 Description = dict[str, Any]
@@ -47,6 +47,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
+    refuse_packed(path)
     description = describe_folder(path) if path.is_dir() else describe_file(path)
     print_description(path, description)
     if sheet is not None:

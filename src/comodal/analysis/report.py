@@ -13,7 +13,7 @@ from comodal.analysis.unit_report import unit_parts
 from comodal.analysis.units import read_moments
 from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
-from comodal.models.checkpoint import load_model
+from comodal.models.checkpoint import load_model, refuse_packed
 from comodal.models.l3net import L3Net
 from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import CARD, interval, number, read_card
@@ -71,6 +71,7 @@ def run_parts(
     moments: int = 400,
 ) -> list[str]:
     """The parts of a page about a run; the parameters are those of `write_report`."""
+    refuse_packed(run)
     if not (run / "metrics.jsonl").is_file():
         raise DataError(f"{run}: no run here (no metrics.jsonl)")
     model = load_model(run) if (run / "model").is_dir() else None

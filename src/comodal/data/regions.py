@@ -5,6 +5,7 @@ boxes.bin      rows x 4 fp32: left, top, right, bottom in pixels of the image
 classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (where there are any)
 tokens.bin     rows of uint16 or uint32 (where `comodal prepare tokens` has been)
 index.bin      of each image its id, its first row, its number of rows, its width and height
+network/       the network that made them, where that is a model folder (tasks/region_network.py)
 about.json     what all that is; written last, so that a store without it is not one yet
 
 Processes that open one store share its pages; nothing is read before it is asked for, and nothing is a pickle.

@@ -108,7 +108,14 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
+    refuse_packed(path)
     raise CheckpointError(f"{path}: no model here (neither config.json nor model/config.json)")
+
+
+def refuse_packed(path: Path) -> None:
+    """Says what to do with a run that somebody has packed to move it."""
+    if path.suffix == ".zip":
+        raise CheckpointError(f"{path} is packed: unpack it (`unzip {path}`), and give the folder that comes out")
 
 
 def read_config(folder: Path) -> dict[str, object]:

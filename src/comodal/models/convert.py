@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.models.checkpoint import refuse_packed
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
 WRAPPERS = ("module.", "model.")  # DistributedDataParallel, MMF
@@ -61,6 +62,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There is no such file, it is damaged, or it holds more than tensors.
     """
+    refuse_packed(path)
     file = weights_file(path)
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)

@@ -30,6 +30,7 @@ from comodal.models.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.vilbert import Config, ViLBERT, base, large, small
 from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.tasks.region_network import remembered
 from comodal.train.optim import adamw, linear
 from comodal.train.run import Run
 
@@ -152,7 +153,7 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=material.fingerprint(),
-        files={"tokenizer.json": material.words.as_json(), "regions.json": material.store.described()},
+        files={"tokenizer.json": material.words.as_json(), **remembered(material.store, start_from)},
     )
 
 

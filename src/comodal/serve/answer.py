@@ -1,7 +1,8 @@
 """One image and a text in; an answer, a word, a verdict or a box out.
 
 A run remembers what its regions were made of (regions.json), so that the regions of any picture can be made the same
-way: by the same detector, in the cells of a grid over the same vision network, or in the boxes that the user gives.
+way: by the same detector, in the cells of a grid over the same vision network (kept beside the model), or in the boxes
+that the user gives.
 """
 
 import json
@@ -23,7 +24,7 @@ from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Output, Prefix, ViLBERT
-from comodal.serve.extractors import extractor_like
+from comodal.serve.region_network import extractor_for
 from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.vqa import HEAD as ANSWERING
 from comodal.tasks.vqa import vocabulary_of
@@ -87,7 +88,7 @@ class Answerer:
             MediaError: The picture cannot be read.
         """
         try:
-            extractor = extractor_like(self.regions["made_from"])
+            extractor = extractor_for(self.folder, self.regions["made_from"])
         except DataError as error:
             raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
         picture = read_image(image)

@@ -17,7 +17,7 @@ from torch import Tensor
 from comodal.errors import CheckpointError
 from comodal.files import write_whole
 from comodal.media.text import Words
-from comodal.models.checkpoint import CONFIG, load_model, model_folder, save_model
+from comodal.models.checkpoint import CONFIG, load_model, model_folder, refuse_packed, save_model
 from comodal.models.convert import Filled, read_json, read_tensors
 from comodal.models.convert_vilbert import (
     TASK_KEY,
@@ -71,6 +71,7 @@ def convert(
     """
     if source.is_dir() and any((folder / CONFIG).is_file() for folder in (source, source / "model")):
         return turn_back(source, out)
+    refuse_packed(source)
     if original_config is None:
         raise CheckpointError(f"{source}: give --original-config, the JSON configuration that belongs to these weights")
     return take_over(source, out, original_config, words, answers)

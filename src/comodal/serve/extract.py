@@ -30,9 +30,10 @@ from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import write_whole
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
-from comodal.serve.extractors import MOST, Extractor, Places, Source, extractor_like, load_extractor
+from comodal.serve.extractors import MOST, Extractor, Places, Source, load_extractor
 from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
+from comodal.serve.region_network import extractor_for, keep_network
 
 A_PROCESS = 32  # images that are worth the start of a process
 AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
@@ -93,8 +94,8 @@ def extract_regions(
             the published features of COCO); by default as many as at most.
         rules: Of the same: caffe (the default: the regions ViLBERT has learnt from) or lxmert (Hugging Face's).
         head: Of the same: float32 (the default) or bfloat16, faster, for its last stage.
-        like: A run or model: make regions of the kind that it has learnt from. --detector then says where that network
-            lies if it was moved; the other settings are the model's.
+        like: A run or model: make regions of the kind that it has learnt from, by the network beside it or where that
+            lay then. --detector says where it lies if it was moved; the other settings are the model's.
         also_for: A run or model that may read the store although it has learnt from another network's features.
         workers: Processes; -1 is one per core.
         backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
@@ -129,6 +130,7 @@ def extract_regions(
     listed = read_boxes(file, images) if file else images_of(images)
     with explained(out), only_one(out), running_on(backend):
         fill_store(out, listed, Pool(extractor, images, device, workers, backend), dtype)
+        keep_network(extractor, out)
         if also_for is not None:
             accept(out, model_folder(also_for))
     return report(out)
@@ -143,7 +145,7 @@ def like_those_of(model: Path, detector: str | None, boxes: Places | None, devic
     learnt = learnt_from(model_folder(model))
     if learnt is None:
         raise DataError(f"{model} does not say of what regions it has learnt: choose a --detector")
-    return extractor_like(learnt, detector, boxes, device)
+    return extractor_for(model, learnt, detector, boxes, device)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Models that are given to others: a folder of what is needed and a model card, on disk or on the Hugging Face hub.
 
-What goes along is the model's own folder (weights, config, vocabulary, answers, what its regions are made of) and the
-results cards of its evaluations; checkpoints, logs and data stay. The model card is written from those cards.
+What goes along is the model's own folder (weights, config, vocabulary, answers, what its regions are made of and the
+network that made them) and the results cards of its evaluations; checkpoints, logs and data stay. The model card is
+written from those cards.
 """
 
 import json
@@ -15,13 +16,15 @@ import yaml
 from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import load_model, model_folder, read_config
+from comodal.serve.region_network import check_kept
 from comodal.tasks.card import CARD, as_markdown, read_card
+from comodal.tasks.region_network import BESIDE_MODEL, FILES
 
 PAPERS = {
     "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
     "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
 }
-KEPT = ("*.json", "*.safetensors", "*.md", "*.txt")
+KEPT = ("*.json", "*.safetensors", "*.md", "*.txt", *(f"{BESIDE_MODEL}/{name}" for name in FILES))
 MISSING = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
 
 
@@ -45,6 +48,7 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
         comodal share runs/vqa shared/vqa --results results/vqa
     """
     load_model(run)  # what is damaged is told here, and not by whoever gets it
+    check_kept(run)
     source = model_folder(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there already: give a folder that is new or empty")
@@ -53,7 +57,9 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
         raise DataError(f"{results}: no results card ({CARD}) below it")
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted({file for pattern in KEPT for file in source.glob(pattern)}):
-        shutil.copyfile(file, out / file.name)
+        copy = out / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
     for number, path in enumerate(cards):
         write_whole(out / "results" / f"{number:02d}" / CARD, path.read_bytes())
     config = read_config(source)
@@ -122,6 +128,7 @@ def from_pretrained(repository: str, out: Path) -> dict[str, int]:
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise DataError(f"{repository}: not got from the hub: {first_line(error)}") from error
     load_model(out)
+    check_kept(out)
     files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
     print(f"{out}: {files} files")
     return {"pull.files": files}

@@ -32,6 +32,7 @@ from comodal.models.task_model import Config, TaskModel, load_task_model
 from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import hash_of
 from comodal.tasks.examples import Blank, Example, Examples, Fixed, Source
+from comodal.tasks.region_network import remembered
 from comodal.train.optim import adamw, linear
 from comodal.train.run import Run
 
@@ -231,7 +232,7 @@ def new_run(
         steps=steps,
         seed=setup.seed,
         fingerprint=fingerprint,
-        files={"tokenizer.json": parts.words.as_json(), "regions.json": parts.store.described(), **files},
+        files={"tokenizer.json": parts.words.as_json(), **remembered(parts.store, setup.model), **files},
         chosen_by="accuracy" if validation is not None else "",
     )
 

@@ -43,7 +43,7 @@ class Run:
     steps: int
     seed: int
     fingerprint: str  # of the data
-    files: Mapping[str, bytes] = field(default_factory=dict)  # what serving needs beside the weights, as words
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)  # what serving needs beside the weights
     chosen_by: str = ""  # a metric of validation: where it was highest, that is the model; else the last weights are
 
 
@@ -229,7 +229,7 @@ class Sitting:
         else:
             save_model(last, self.out / "model", about)
         for name, data in self.run.files.items():
-            write_whole(self.out / "model" / name, data)
+            write_whole(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
     def steps(self, objective: nn.Module, stop: Stop, progress: ProgressLine, log: Log | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""

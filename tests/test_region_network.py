@@ -1,0 +1,235 @@
+"""A run is self-contained: moved, shared and got back, it answers as before, with all that it was made from deleted."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from comodal.cli import main
+from comodal.data.regions import RegionStore
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model, save_model
+from comodal.models.l3net import L3Net, small
+from comodal.serve import region_network
+from comodal.serve.answer import load
+from comodal.serve.extract import extract_regions
+from comodal.serve.sharing import save_pretrained
+from comodal.tasks.region_network import remembered
+from hub_server import comodal_at, served
+
+IMAGES = 12
+COLOURS = ("red", "green", "blue")
+KEPT = ("config.json", "model.safetensors")
+
+
+class Moved(NamedTuple):
+    """A pretrained run and one fine-tuned from it, and what each said where it was made."""
+
+    pretrained: Path
+    aligned: list[tuple[str, float]]
+    fine_tuned: Path
+    answered: list[tuple[str, float]]
+    images: Path
+
+
+def network(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {"recipe": "by hand"})
+    return folder
+
+
+def aligned(run: Path, images: Path) -> list[tuple[str, float]]:
+    answerer = load(run)
+    return [tuple(guess) for guess in answerer.align(answerer.see(images / "5.png"), ["a red dog", "a blue dog"])]
+
+
+def answered(run: Path, images: Path) -> list[tuple[str, float]]:
+    answerer = load(run)
+    return [tuple(guess) for guess in answerer.ask(answerer.see(images / "5.png"), "what colour is the dog?")]
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Moved:
+    """L3-Net, its regions, ViLBERT, a fine-tuned ViLBERT; then the first two are deleted, and the others moved."""
+    folder = tmp_path_factory.mktemp("made")
+    images, store, first, second = (folder / name for name in ("images", "store", "first", "second"))
+    images.mkdir()
+    for number in range(IMAGES):
+        pixels = np.random.default_rng(number).integers(0, 255, (40 + number, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    extract_regions(images, store, str(network(folder / "l3net", 0)), grid=2, workers=1)
+    common = ["--batch_size", "4", "--workers", "0", "--precision", "fp32"]
+    words = ["--data", store, "--captions", captions(folder), "--variant", "small", "--steps", "2"]
+    assert main([*map(str, ["train", "vilbert", *words, "--validation_pairs", "0", "--out", first]), *common]) == 0
+    words = ["--model", first, "--regions", store, *questions(folder), "--epochs", "1", "--least_questions", "1"]
+    assert main([*map(str, ["train", "vqa", *words, "--out", second]), *common]) == 0
+    said = aligned(first, images), answered(second, images)
+    shutil.rmtree(folder / "l3net")
+    shutil.rmtree(store)
+    (folder / "elsewhere").mkdir()
+    places = [run.rename(folder / "elsewhere" / run.name) for run in (first, second)]
+    return Moved(places[0], said[0], places[1], said[1], images)
+
+
+def captions(folder: Path) -> Path:
+    lines = [{"image": f"{number}.png", "caption": f"a {COLOURS[number % 3]} dog"} for number in range(IMAGES)]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "captions.jsonl"
+
+
+def questions(folder: Path) -> list[object]:
+    """Options that name the official files."""
+    asked, told = [], []
+    for number in range(IMAGES):
+        same, answer = {"image_id": number, "question_id": number}, COLOURS[number % 3]
+        asked.append({**same, "question": "what colour is the dog?"})
+        people = [{"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in range(10)]
+        kinds = {"question_type": "what", "answer_type": "other", "multiple_choice_answer": answer}
+        told.append({**same, **kinds, "answers": people})
+    (folder / "q.json").write_text(json.dumps({"data_subtype": "train2014", "questions": asked}))
+    (folder / "a.json").write_text(json.dumps({"data_subtype": "train2014", "annotations": told}))
+    return ["--questions", folder / "q.json", "--annotations", folder / "a.json"]
+
+
+def test_moved_and_with_all_that_made_it_deleted_a_run_answers_with_the_same_bits(
+    moved: Moved, capsys: pytest.CaptureFixture
+):
+    assert aligned(moved.pretrained, moved.images) == moved.aligned
+    assert answered(moved.fine_tuned, moved.images) == moved.answered
+    image = str(moved.images / "5.png")
+    capsys.readouterr()
+    assert main(["ask", image, "what colour is the dog?", "--model", str(moved.fine_tuned), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"text": text, "probability": probability} for text, probability in moved.answered
+    ]
+
+
+def test_shared_and_got_back_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
+    save_pretrained(moved.fine_tuned, tmp_path / "shared")
+    assert answered(tmp_path / "shared", moved.images) == moved.answered
+    with served() as (address, files):
+        pushed = comodal_at(address, tmp_path / "home", "push", moved.fine_tuned, "me/small")
+        assert pushed.returncode == 0, pushed.stderr
+        assert {f"regions_network/{name}" for name in KEPT} < files.keys()
+        pulled = comodal_at(address, tmp_path / "home", "pull", "me/small", tmp_path / "got")
+        assert pulled.returncode == 0, pulled.stderr
+    assert answered(tmp_path / "got", moved.images) == moved.answered
+
+
+def test_regions_are_made_and_fine_tuning_goes_on_where_only_the_run_is_left(moved: Moved, tmp_path: Path):
+    """A store that does not hold the network (as those of before) takes it from the model."""
+    extract_regions(moved.images, tmp_path / "store", like=moved.pretrained, workers=1)
+    made = load_model(tmp_path / "store" / "network").state_dict()
+    kept = load_model(moved.pretrained / "model" / "regions_network").state_dict()
+    assert all(torch.equal(made[name], kept[name]) for name in kept)
+    shutil.rmtree(tmp_path / "store" / "network")
+    words = ["--model", moved.pretrained, "--regions", tmp_path / "store", *questions(tmp_path), "--epochs", "1"]
+    words += ["--least_questions", "1", "--batch_size", "4", "--workers", "0", "--out", tmp_path / "run"]
+    assert main([*map(str, ["train", "vqa", *words])]) == 0
+    assert len(answered(tmp_path / "run", moved.images)) == len(COLOURS)
+    assert {path.name for path in (tmp_path / "run" / "model" / "regions_network").iterdir()} == set(KEPT)
+
+
+def test_another_network_than_the_models_does_not_go_along(moved: Moved, tmp_path: Path):
+    extract_regions(moved.images, tmp_path / "store", str(network(tmp_path / "other", 1)), grid=2, workers=1)
+    store = RegionStore(tmp_path / "store")
+    assert remembered(store, moved.pretrained)["regions_network/model.safetensors"] == (
+        tmp_path / "store" / "network" / "model.safetensors"
+    )
+    shutil.rmtree(tmp_path / "store" / "network")
+    assert [*remembered(store, moved.pretrained)] == ["regions.json"]
+
+
+def cut(run: Path) -> Path:
+    path = run / "model" / "regions_network" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    return path
+
+
+def flipped(run: Path) -> Path:
+    path = run / "model" / "regions_network" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def replaced(run: Path) -> Path:
+    shutil.rmtree(run / "model" / "regions_network")
+    shutil.copytree(network(run / "other", 1) / "model", run / "model" / "regions_network")
+    return run / "model" / "regions_network"
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, replaced])
+def test_a_copy_that_is_not_the_network_is_refused_with_its_path(damage, moved: Moved, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(moved.fine_tuned, run)
+    path = damage(run)
+    with pytest.raises(CheckpointError, match=str(path)):
+        answered(run, moved.images)
+    with pytest.raises(CheckpointError, match=str(path)):
+        extract_regions(moved.images, tmp_path / "store", like=run)
+    with pytest.raises(CheckpointError, match=str(path)):
+        save_pretrained(run, tmp_path / "shared")
+    assert not (tmp_path / "store").exists() and not (tmp_path / "shared").exists()
+
+
+def test_damage_in_a_store_is_told_before_training(moved: Moved, tmp_path: Path):
+    extract_regions(moved.images, tmp_path / "store", str(network(tmp_path / "l3net", 1)), grid=2, workers=1)
+    path = tmp_path / "store" / "network" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=str(path)):
+        remembered(RegionStore(tmp_path / "store"))
+
+
+def test_what_is_not_copied_is_named_and_can_be_put_beside_the_model(
+    moved: Moved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(region_network, "MOST_BYTES", 10)
+    extract_regions(moved.images, tmp_path / "store", str(network(tmp_path / "large", 0)), grid=2, workers=1)
+    assert not (tmp_path / "store" / "network").exists()
+    run = tmp_path / "run"
+    shutil.copytree(moved.fine_tuned, run)
+    shutil.rmtree(run / "model" / "regions_network")
+    image = str(moved.images / "5.png")
+    assert main(["ask", image, "what colour?", "--model", str(run)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has learnt from regions of L3-Net" in told and f"or into {run / 'model' / 'regions_network'}" in told
+    shutil.copytree(tmp_path / "large" / "model", run / "model" / "regions_network")
+    assert answered(run, moved.images) == moved.answered
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", "IMAGE", "what?", "--model", "RUN"],
+        ["extract", "IMAGES", "STORE", "--like", "RUN"],
+        ["extract", "IMAGES", "STORE", "--detector", "RUN"],
+        ["share", "RUN", "STORE"],
+        ["inspect", "RUN"],
+        ["report", "RUN", "page.html"],
+        ["export", "RUN", "--to", "onnx"],
+        ["embed", "image", "IMAGE", "--model", "RUN"],
+        ["match", "IMAGE", "SOUND", "--model", "RUN"],
+        ["convert", "vilbert", "RUN", "STORE"],
+    ],
+)
+def test_a_packed_run_is_told_to_be_unpacked(
+    words: list[str], moved: Moved, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    packed = shutil.make_archive(str(tmp_path / "run"), "zip", moved.fine_tuned)
+    places = {"IMAGE": moved.images / "5.png", "IMAGES": moved.images, "STORE": tmp_path / "out", "SOUND": packed}
+    assert main([str(places.get(word, packed if word == "RUN" else word)) for word in words]) == 1
+    assert f"{packed} is packed: unpack it" in capsys.readouterr().err.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unpacked_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
+    packed = shutil.make_archive(str(tmp_path / "run"), "zip", moved.fine_tuned)
+    shutil.unpack_archive(packed, tmp_path / "unpacked")
+    assert answered(tmp_path / "unpacked", moved.images) == moved.answered
