@@ -274,6 +274,7 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
     for bad, sentence in (
         (["--top", "6"], "top (6) must be from 1 to rerank (5)"),
         (["--rerank", "0"], "rerank (0) must be at least 1"),
+        (["--workers", "0"], "workers is a number of processes, or -1 for one per core; got 0"),
         (["--out", "page.png"], "a page is a .html"),
         (["--captions", str(world / "captions.jsonl")], "--captions and --regions go together"),
     ):

@@ -9,6 +9,7 @@ import json as json_text
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,25 +224,35 @@ def open_index(
     """
     if rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
+    if workers != -1 and workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     if (captions is None) != (regions is None):
         raise ValueError("--captions and --regions go together: captions, and the region store of their images")
     answerer = load(model)
     check_model(answerer)
-
-    def new_pool(places: str | None) -> Pool:
-        kind: Any = places if places in (None, *BOXES) else "given"
-        extractor = like_those_of(model, detector, kind, device)
-        if extractor.source.boxes == "given" and kind != "given":
-            raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
-        return Pool(extractor, folder, device, workers, "loky")
-
+    new_pool = partial(pool_of, folder, model, detector, workers, device)
     pictures = in_step(folder, index or folder / HERE, answerer.regions["made_from"], boxes, new_pool)
     check_same_regions(model_folder(model), pictures.store)
     place, stage = torch.device(device), None
+    answerer.model.to(place)
     if len(pictures) > rerank:
         known = None if captions is None or regions is None else Known(captions, regions)
         stage = first_stage_of(answerer, pictures, known, place)
     return Searcher(answerer, pictures, stage, rerank, precision, place)
+
+
+def pool_of(folder: Path, model: Path, detector: str | None, workers: int, device: str, boxes: str | None) -> Pool:
+    """What makes the regions of the pictures, of the kind that a model has learnt from.
+
+    Raises:
+        DataError: It has learnt from features that were made elsewhere, or boxes must be given and are not.
+        CheckpointError: There is no such network.
+    """
+    kind: Any = boxes if boxes in (None, *BOXES) else "given"
+    extractor = like_those_of(model, detector, kind, device)
+    if extractor.source.boxes == "given" and kind != "given":
+        raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
+    return Pool(extractor, folder, device, workers, "loky")
 
 
 def check_model(answerer: Answerer) -> None:
