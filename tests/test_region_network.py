@@ -111,6 +111,8 @@ def test_moved_and_with_all_that_made_it_deleted_a_run_answers_with_the_same_bit
 
 def test_shared_and_got_back_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
     save_pretrained(moved.fine_tuned, tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "goes along in `regions_network/`" in card and "comodal ask photo.jpg" in card
     assert answered(tmp_path / "shared", moved.images) == moved.answered
     with served() as (address, files):
         pushed = comodal_at(address, tmp_path / "home", "push", moved.fine_tuned, "me/small")
@@ -200,6 +202,8 @@ def test_what_is_not_copied_is_named_and_can_be_put_beside_the_model(
     assert main(["ask", image, "what colour?", "--model", str(run)]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "has learnt from regions of L3-Net" in told and f"or into {run / 'model' / 'regions_network'}" in told
+    save_pretrained(run, tmp_path / "shared")
+    assert "put `l3net` into `MODEL/regions_network/`" in (tmp_path / "shared" / "README.md").read_text()
     shutil.copytree(tmp_path / "large" / "model", run / "model" / "regions_network")
     assert answered(run, moved.images) == moved.answered
 

