@@ -160,6 +160,8 @@ def test_run_twice_it_does_nothing_and_otherwise_it_is_refused(
     shutil.copytree(store, out)
     monkeypatch.setattr(extract, "make", lambda *_: pytest.fail("it made regions again"))
     assert extract_regions(images, out, str(network), grid=2)["images.refused"] == 2
+    shutil.copytree(network, tmp_path / "moved")
+    assert extract_regions(images, out, str(tmp_path / "moved"), grid=2)["images.refused"] == 2
     with pytest.raises(DataError, match=r"was made otherwise \(grid was 2 and is 3\): give another folder"):
         extract_regions(images, out, str(network), grid=3)
     with pytest.raises(DataError, match=r"was made otherwise \(images was"):

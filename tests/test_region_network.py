@@ -17,9 +17,12 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net import L3Net, small
 from comodal.serve import region_network
 from comodal.serve.answer import load
+from comodal.serve.convert_detector import convert_detector
 from comodal.serve.extract import extract_regions
+from comodal.serve.extractors import extractor_like
 from comodal.serve.sharing import save_pretrained
 from comodal.tasks.region_network import remembered
+from detector_fixtures import CAFFE
 from hub_server import comodal_at, served
 
 IMAGES = 12
@@ -237,3 +240,18 @@ def test_unpacked_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
     packed = shutil.make_archive(str(tmp_path / "run"), "zip", moved.fine_tuned)
     shutil.unpack_archive(packed, tmp_path / "unpacked")
     assert answered(tmp_path / "unpacked", moved.images) == moved.answered
+
+
+def test_a_converted_detector_is_kept_and_a_published_file_is_not(moved: Moved, tmp_path: Path):
+    file = next(CAFFE[0].glob("*.caffemodel"))
+    convert_detector(file, tmp_path / "vg")
+    (tmp_path / "photos").mkdir()
+    shutil.copyfile(moved.images / "5.png", tmp_path / "photos" / "5.png")
+    for number, detector in enumerate((file, tmp_path / "vg")):
+        store = tmp_path / f"store{number}"
+        extract_regions(tmp_path / "photos", store, str(detector), size=96, most=4, workers=1)
+        kept = [path.name for path in sorted(store.glob("network/*"))]
+        assert kept == ([] if detector == file else sorted(KEPT))
+    made = RegionStore(tmp_path / "store1").about["made_from"]
+    there = extractor_like(made, str(tmp_path / "store1" / "network"))
+    assert there.network.fingerprint == RegionStore(tmp_path / "store0").about["made_from"]["fingerprint"]

@@ -253,7 +253,9 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
         path.unlink(missing_ok=True)
     made = RegionStore(out).about["made_from"]
     changed = [
-        f"{name} was {made.get(name)!r} and is {value!r}" for name, value in about.items() if made.get(name) != value
+        f"{name} was {made.get(name)!r} and is {value!r}"
+        for name, value in about.items()
+        if made.get(name) != value and name != "detector"  # where it lies does not matter: there is its fingerprint
     ]
     if changed and [*made] == [*about]:
         raise DataError(f"{out} was made otherwise ({'; '.join(changed)}): give another folder")
