@@ -280,7 +280,16 @@ def read_original_config(path: Path) -> OriginalConfig:
     Raises:
         CheckpointError: A key is missing, or the sizes do not fit together.
     """
-    values = DEFAULTS | read_json(path)
+    return config_of(read_json(path), path)
+
+
+def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:
+    """The same of what a file says.
+
+    Raises:
+        CheckpointError: A key is missing, or the sizes do not fit together.
+    """
+    values = DEFAULTS | dict(written)
     needed = {*WHOLE.values(), *STREAM.values(), *(f"v_{key}" for key in STREAM.values()), *SCHEDULE, TASK_KEY}
     if missing := sorted(needed - values.keys()):
         raise CheckpointError(f"{path}: not a configuration of ViLBERT, it lacks {missing}")

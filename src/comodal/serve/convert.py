@@ -1,4 +1,4 @@
-"""ViLBERT's published weights into our folders and back: both original repositories', 12-in-1's, MMF's.
+"""ViLBERT's published weights into our folders and back: both original repositories', 12-in-1's, MMF's, VOLTA's.
 
 Nothing of a file is run. Every tensor is accounted for in OUT/report.txt, and the conversion is proven at once: what
 was written is read again, turned back, and compared with the file tensor by tensor.
@@ -22,14 +22,15 @@ from comodal.models.convert import Filled, read_json, read_tensors
 from comodal.models.convert_vilbert import (
     TASK_KEY,
     as_later_code,
+    config_of,
     fill_from_original,
     heads_in,
     is_never_used,
-    read_original_config,
     said_once,
     to_original,
     to_original_config,
 )
+from comodal.models.convert_volta import as_vilbert, is_volta
 from comodal.models.task_model import Config as TaskConfig
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Config, ViLBERT
@@ -50,8 +51,8 @@ def convert(
     """Converts ViLBERT's published weights into a model folder, or a model folder into the original's files.
 
     Args:
-        source: pretrained_model.bin, multi_task_model.bin or a fine-tuned one of either original repository, of MMF, or
-            as safetensors; or a run or model folder of ours, which is turned back.
+        source: pretrained_model.bin, multi_task_model.bin or a fine-tuned one of either original repository, of MMF or
+            VOLTA, or as safetensors; or a run or model folder of ours, which is turned back.
         out: The folder to write: a model for all commands, or pytorch_model.safetensors and config.json as the original
             loads them.
         original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
@@ -80,9 +81,11 @@ def convert(
 def take_over(source: Path, out: Path, config: Path, words: Path | None, answers: Path | None) -> dict[str, float]:
     """A model folder from somebody's weights."""
     console = Console()
-    state, described = said_once(as_later_code(read_tensors(source))), read_original_config(config)
-    by_flag = TASK_KEY not in read_json(config)
-    sizes, heads = as_in(described.config, state, by_flag), heads_in(state)
+    state, values = as_later_code(read_tensors(source)), read_json(config)
+    if is_volta(values):
+        values, state = as_vilbert(values, state, config)
+    state, described = said_once(state), config_of(values, config)
+    sizes, heads = as_in(described.config, state, TASK_KEY not in values), heads_in(state)
     beside = {"tokenizer.json": Words.read(words).as_json()} if words else {}
     if answers is not None:
         told, outputs = read_answers(answers), {head.name: head.outputs for head in heads}

@@ -1,0 +1,219 @@
+"""Configurations and weights of e-bug/volta's ViLBERT, under the names of facebookresearch/vilbert-multi-task.
+
+VOLTA (Bugliarello et al., "Multimodal Pretraining Unmasked", TACL 2021) numbers sub-layers, attention or feed-forward,
+and its configuration lists which streams each has: words that look at words and regions that look at regions are layers
+of the streams, words that look at regions and regions that look at words a co-attention layer. In a sub-layer the
+regions' weights are those with `v_`.
+
+Departs from VOLTA where co-attention is narrower than the pooled streams (its controlled setup: 12 heads of 64 beside
+1,024 units), which the original's configuration cannot say: heads of zeros make up the difference. They add nothing to
+any output, and no gradient reaches them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.errors import CheckpointError
+
+ATTENTION = ("tt_attn_sublayers", "vv_attn_sublayers", "tv_attn_sublayers", "vt_attn_sublayers")
+FEED_FORWARD = ("t_ff_sublayers", "v_ff_sublayers")
+WIDTHS, HEADS = "sublayer2attn_hidden_size", "sublayer2num_attention_heads"  # where they are not the stream's
+OF_VILBERT: dict[str, object] = {  # VOLTA's other models differ in one of these
+    "image_embeddings": "vilbert",
+    "num_locs": 5,
+    "add_global_imgfeat": "first",
+    "fusion_act": "relu",
+    "image_head_ln": True,
+    "itm_dim": 2,
+    "layer_norm_eps": 1e-12,
+    "shared_sublayers": [],
+    "single_ln_sublayers": [],
+    "sublayer2intermediate_size": {},
+    "sublayer2v_attn_hidden_size": {},
+    "sublayer2v_num_attention_heads": {},
+    "sublayer2v_intermediate_size": {},
+}
+OPTIONAL = {"fusion_act", "image_head_ln", "itm_dim", "layer_norm_eps"}  # VOLTA's own defaults are those above
+ELSEWHERE = {  # how it begins and is trained, and sizes that the weights show
+    *("bert_layer2attn_sublayer", "bert_layer2ff_sublayer", "bert_model", "v_pooler_size", "clf_hidden_size"),
+    *("v_initializer_range", "visual_target_weights"),
+}
+TASKS = {  # VOLTA's numbers of tasks -> the original's heads
+    "vil_prediction": (1, 2),
+    "vil_prediction_gqa": (15,),
+    "vil_binary_prediction": (12, 16),
+    "vil_logit": (3, 5, 6, 7, 8, 20),
+    "vil_tri_prediction": (13, 14, 19),
+    "vision_logit": (4, 9, 10, 11, 17, 18),
+}
+HEAD = re.compile(r"clfs_dict\.TASK(\d+)\.(logit_fc\.\d\.\w+|weight|bias)")
+DECODER = re.compile(r"cls\.imagePredictions\.decoder_dict\.\d+\.(\w+)")
+
+
+class Places(NamedTuple):
+    """For each layer the number of its attention; its feed-forward network has the next one."""
+
+    text: tuple[int, ...]
+    vision: tuple[int, ...]
+    joint: tuple[int, ...]
+    schedule: tuple[tuple[int, int], ...]
+
+
+def is_volta(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of VOLTA's."""
+    return ATTENTION[0] in values
+
+
+def as_vilbert(
+    values: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A configuration and weights as vilbert-multi-task has them.
+
+    Args:
+        values: Of VOLTA's JSON file.
+        state: As `read_tensors` gives it.
+        path: Of the configuration, for messages.
+
+    Raises:
+        CheckpointError: It is another of VOLTA's models, or lacks something.
+    """
+    check_vilbert(values, path)
+    check_numbers(values, path)
+    places = places_of(values, path)
+    width, heads = co_attention_of(values, places, path)
+    joint, head = int(values["pooler_size"]), width // heads
+    if width % heads or width > joint or joint % head:
+        raise CheckpointError(
+            f"{path}: co-attention of {heads} heads and {width} units beside pooled streams of {joint}"
+        )
+    known = {*ATTENTION, *FEED_FORWARD, WIDTHS, HEADS, "pooler_size", *OF_VILBERT, *ELSEWHERE}
+    described = {name: value for name, value in values.items() if name not in known} | {
+        "num_hidden_layers": len(places.text),
+        "v_num_hidden_layers": len(places.vision),
+        "bi_hidden_size": joint,
+        "bi_num_attention_heads": joint // head,
+        "v_biattention_id": [vision for vision, _ in places.schedule],
+        "t_biattention_id": [text for _, text in places.schedule],
+        "v_target_size": 1601,  # where there is a decoder, its own number counts
+    }
+    names = dict(names_of(places)) | names_of_heads(state)
+    renamed = {}
+    for theirs, tensor in state.items():
+        module, _, leaf = theirs.rpartition(".")
+        name = names.get(theirs) or (f"{names[module]}.{leaf}" if module in names else theirs)
+        renamed[name] = widened(name, tensor, joint - width)
+    return described, renamed
+
+
+def check_numbers(values: Mapping[str, Any], path: Path) -> None:
+    """Sizes are numbers, places lists of numbers, and what differs from place to place objects of numbers."""
+    for name in ("hidden_size", "num_attention_heads", "pooler_size", *ATTENTION, *FEED_FORWARD, WIDTHS, HEADS):
+        found, least = values.get(name, {}), 0
+        if name in (WIDTHS, HEADS):
+            numbers, least = [*found.values()] if isinstance(found, dict) else [None], 1
+        elif name in (*ATTENTION, *FEED_FORWARD):
+            numbers = found if isinstance(found, list) else [None]
+        else:
+            numbers, least = [found], 1
+        if not all(type(number) is int and number >= least for number in numbers):
+            raise CheckpointError(f"{path}: {name} is {found!r}: VOLTA has whole numbers there")
+
+
+def check_vilbert(values: Mapping[str, Any], path: Path) -> None:
+    """Refuses VOLTA's other models (LXMERT, UNITER, VisualBERT, VL-BERT, multilingual ones)."""
+    needed = {*ATTENTION, *FEED_FORWARD, "pooler_size", "hidden_size", "num_attention_heads", *OF_VILBERT} - OPTIONAL
+    if missing := sorted(needed - values.keys()):
+        raise CheckpointError(f"{path}: not a whole configuration of VOLTA, it lacks {missing}")
+    for name, wanted in OF_VILBERT.items():
+        if values.get(name, wanted) != wanted:
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}, and {wanted!r} in VOLTA's ViLBERT")
+    if "roberta" in str(values.get("bert_model")):
+        raise CheckpointError(f"{path}: bert_model is {values['bert_model']!r}; VOLTA's ViLBERT begins with a BERT")
+
+
+def places_of(values: Mapping[str, Any], path: Path) -> Places:
+    """Which sub-layers are which layer."""
+    lists: dict[str, list[int]] = {name: values[name] for name in (*ATTENTION, *FEED_FORWARD)}
+    text: list[int] = []
+    vision: list[int] = []
+    joint: list[int] = []
+    schedule: list[tuple[int, int]] = []
+    feed_forward = {number - 1 for name in FEED_FORWARD for number in lists[name]}
+    for number in sorted(feed_forward.union(*(lists[name] for name in ATTENTION))):
+        words, regions, to_regions, to_words = (number in lists[name] for name in ATTENTION)
+        after = [number + 1 in lists[name] for name in FEED_FORWARD]
+        if to_regions and to_words and not words and not regions and after == [True, True]:
+            joint.append(number)
+            schedule.append((len(vision), len(text)))
+        elif not to_regions and not to_words and after == [words, regions] and any(after):
+            text += [number] if words else []
+            vision += [number] if regions else []
+        else:
+            raise CheckpointError(f"{path}: sub-layers {number} and {number + 1} are not a layer of ViLBERT")
+    return Places(tuple(text), tuple(vision), tuple(joint), tuple(schedule))
+
+
+def co_attention_of(values: Mapping[str, Any], places: Places, path: Path) -> tuple[int, int]:
+    """Units and heads of co-attention, the same in all of its layers."""
+    found = []
+    for name, stream in ((WIDTHS, "hidden_size"), (HEADS, "num_attention_heads")):
+        others = dict(values.get(name, {}))
+        sizes = {others.pop(str(number), values[stream]) for number in places.joint} or {values[stream]}
+        if others or len(sizes) > 1:
+            raise CheckpointError(
+                f"{path}: {name} is {values[name]}; only all layers of co-attention can have their own"
+            )
+        found.append(int(sizes.pop()))
+    return found[0], found[1]
+
+
+def names_of(places: Places) -> Iterator[tuple[str, str]]:
+    """VOLTA's modules -> the original's."""
+    for stack, prefix, numbers in (("layer", "", places.text), ("v_layer", "v_", places.vision)):
+        for index, number in enumerate(numbers):
+            first, second = f"bert.encoder.layer.{number}", f"bert.encoder.layer.{number + 1}"
+            ours = f"bert.encoder.{stack}.{index}"
+            for part in ("query", "key", "value"):
+                yield f"{first}.attention_self.{prefix}{part}", f"{ours}.attention.self.{part}"
+            for part in ("dense", "LayerNorm"):
+                yield f"{first}.attention_output.{prefix}{part}", f"{ours}.attention.output.{part}"
+                yield f"{second}.output.{prefix}{part}", f"{ours}.output.{part}"
+            yield f"{second}.intermediate.{prefix}dense", f"{ours}.intermediate.dense"
+    for index, number in enumerate(places.joint):
+        first, second = f"bert.encoder.layer.{number}", f"bert.encoder.layer.{number + 1}"
+        ours = f"bert.encoder.c_layer.{index}"
+        for prefix, stream, side in (("v_", "v", 1), ("", "t", 2)):
+            for part in ("query", "key", "value"):
+                yield f"{first}.attention_self.{prefix}{part}", f"{ours}.biattention.{part}{side}"
+            for part in ("dense", "LayerNorm"):
+                yield f"{first}.attention_output.{prefix}{part}", f"{ours}.biOutput.{part}{side}"
+                yield f"{second}.output.{prefix}{part}", f"{ours}.{stream}_output.{part}"
+            yield f"{second}.intermediate.{prefix}dense", f"{ours}.{stream}_intermediate.dense"
+
+
+def names_of_heads(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """VOLTA's parameters -> the original's, of heads of tasks and of the first decoder of regions."""
+    names: dict[str, str] = {}
+    for theirs in sorted(state):
+        ours = ""
+        if found := HEAD.fullmatch(theirs):
+            ours = next((f"{head}.{found[2]}" for head, numbers in TASKS.items() if int(found[1]) in numbers), "")
+        elif found := DECODER.fullmatch(theirs):
+            ours = f"cls.imagePredictions.decoder.{found[1]}"
+        if ours and ours not in names.values():
+            names[theirs] = ours
+    return names
+
+
+def widened(name: str, tensor: Tensor, more: int) -> Tensor:
+    """A weight of co-attention with heads of zeros at its end; any other as it is."""
+    if more and re.search(r"\.biattention\.\w+\.(weight|bias)", name):
+        return F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, more))
+    if more and re.search(r"\.biOutput\.dense\d\.weight", name):
+        return F.pad(tensor, (0, more))
+    return tensor
