@@ -96,10 +96,10 @@ class Parts:
 def demo(
     folder: Path,
     videos: int = 1400,
-    steps: int = 2200,
+    steps: int = 1800,
     scenes: int = 1500,
-    caption_steps: int = 1800,
-    task_epochs: float = 4.0,
+    caption_steps: int = 1500,
+    task_epochs: float = 3.0,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
