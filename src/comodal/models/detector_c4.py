@@ -129,7 +129,7 @@ class C4(nn.Module):
     def feature_map(self, pixels: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 channels rows columns"]:
         """The map of a picture as `blue_green_red` gives it."""
         x = F.relu_(self.stem(pixels))
-        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # sizes rounded up; `ceil_mode` cannot be exported for any size
         return self.res4(self.res3(self.res2(x)))
 
     def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> Proposed:

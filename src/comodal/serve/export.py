@@ -38,7 +38,8 @@ from comodal.serve.export_formats import (
     write_torch,
 )
 from comodal.serve.export_int8 import Loss, examples, measure, write_int8
-from comodal.serve.export_networks import Network, networks_of
+from comodal.serve.export_networks import networks_of
+from comodal.serve.exportable import Network
 
 TOLERANCE = 1e-3  # float32 leaves 1e-6 to 1e-5
 EMBEDDERS = ("image", "sound")
@@ -51,7 +52,8 @@ def export(
 
     L3-Net gives three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole. ViLBERT gives
     `vilbert`: both streams, both pooled, and alignment; with heads for tasks one network for each head. The batch is of
-    any size, and so are words and regions. `comodal embed --engine onnx` or `openvino` computes with the embedders.
+    any size, and so are words and regions. `comodal embed --engine onnx` or `openvino` computes with the embedders. The
+    Visual Genome detector gives what is computed of a picture and of the cells of its regions (docs/export.md).
 
     Args:
         run: Run folder or model folder.

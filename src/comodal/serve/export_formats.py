@@ -13,7 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from comodal.errors import CheckpointError
-from comodal.serve.export_networks import Network
+from comodal.serve.exportable import Network
 
 Format = Literal["onnx", "openvino", "torch"]
 Engine = Format  # what a file is written for is what runs it

@@ -4,8 +4,8 @@ Another kind of model is one more entry of NETWORKS.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -13,39 +13,17 @@ from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models import single_stream, vilbert
+from comodal.models.detector_c4 import C4
 from comodal.models.heads import Head
 from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net
 from comodal.models.single_stream import SingleStream
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
+from comodal.serve.export_detectors import c4_networks
 from comodal.serve.export_sound import PortableSpectrogram
+from comodal.serve.exportable import Network, Sizes, without
 
-Sizes = dict[str, int]
 PairConfig = vilbert.Config | single_stream.Config
-
-
-class Network(NamedTuple):
-    """One network of a model.
-
-    Args:
-        name: Of its file.
-        module: What is exported: tensors in, tensors out.
-        reference: What it must equal: the model's own function.
-        axes: For each input the names of its axes that may vary, "" for the others; "2*NAME" for an even one.
-        outputs: Names of what it gives.
-        sample: Inputs of some sizes, as they come in earnest.
-        trials: Sizes to try; it is traced with the first.
-        limits: The smallest and largest value of an axis, where there are such.
-    """
-
-    name: str
-    module: nn.Module
-    reference: Callable[..., Any]
-    axes: Mapping[str, tuple[str, ...]]
-    outputs: tuple[str, ...]
-    sample: Callable[[torch.Generator, Sizes], tuple[Tensor, ...]]
-    trials: tuple[Sizes, ...]
-    limits: Mapping[str, tuple[int, int | None]]
 
 
 def networks_of(model: nn.Module) -> list[Network]:
@@ -73,14 +51,6 @@ def cells(
         for from_, to in ((i * columns // across, -(-(i + 1) * columns // across)) for i in range(across))
     ]
     return torch.cat([part.amax((2, 3)) for part in parts], 1)
-
-
-def without(model: L3Net, *parts: str) -> L3Net:
-    """A copy that lacks what a network has no use for, since a program keeps all weights."""
-    less = copy.deepcopy(model)
-    for part in parts:
-        delattr(less, part)
-    return less
 
 
 class ImageEmbedder(nn.Module):
@@ -271,4 +241,5 @@ NETWORKS: dict[type[nn.Module], Callable[[Any], list[Network]]] = {
     ViLBERT: vilbert_networks,
     SingleStream: vilbert_networks,
     TaskModel: task_networks,
+    C4: c4_networks,
 }

@@ -1,0 +1,64 @@
+"""What can be exported of the region detectors: what is computed of a picture, and what of the cells of its regions.
+
+Between the two lie proposals, suppression and pooling. They are no network and have no weights, each runtime has its
+own of them, and features have been learnt from one way alone (models/detector_rules.py, detector_pool.py).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from comodal.models.detector_c4 import C4, CELLS
+from comodal.serve.exportable import Network, Sizes, without
+
+LIMITS: dict[str, tuple[int, int | None]] = {"height": (64, None), "width": (64, None)}
+PICTURES = tuple({"height": height, "width": width} for height, width in ((96, 128), (67, 150), (200, 133)))
+OF_A_PICTURE = ("stem", "res2", "res3", "res4", "proposal", "proposal_scores", "proposal_deltas")
+OF_A_REGION = ("res5", "class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
+REGIONS = tuple({"regions": count} for count in (3, 1, 7))
+BYTES = 128.0  # pixels are bytes less their mean
+
+
+class Picture(nn.Module):
+    """A picture as `blue_green_red` gives it to its map, and scores and deltas of all anchors."""
+
+    def __init__(self, model: C4) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
+        feature_map = self.model.feature_map(pixels)
+        return feature_map, *self.model.proposed(feature_map)
+
+
+class Regions(nn.Module):
+    """Cells of regions (the largest values in them) to features, classes, deltas and attributes."""
+
+    def __init__(self, model: C4) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, cells: Float[Tensor, "regions channels rows columns"]) -> tuple[Tensor, ...]:
+        features = self.model.res5(cells).mean((2, 3))
+        return features, *self.model.told(features)
+
+
+def c4_networks(model: C4) -> list[Network]:
+    """The two networks of the Visual Genome detector."""
+    channels = 16 * model.config.width
+
+    def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (BYTES * torch.randn(1, 3, sizes["height"], sizes["width"], generator=generator),)
+
+    def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (torch.rand(sizes["regions"], channels, CELLS, CELLS, generator=generator),)
+
+    picture, regions = Picture(without(model, *OF_A_REGION)), Regions(without(model, *OF_A_PICTURE))
+    told = ("features", "classes", "deltas", "attributes")
+    return [
+        Network(
+            "picture", picture, picture, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
+            pixels, PICTURES, LIMITS,
+        ),
+        Network("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+    ]  # fmt: skip

@@ -1,0 +1,47 @@
+"""Exported detectors, run by ONNX Runtime, against what the original code gave."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch.testing import assert_close
+
+from comodal.models.checkpoint import save_model
+from comodal.models.detector_boxes import blue_green_red, resized, short_side_scale
+from comodal.models.detector_c4 import CELLS, STRIDE
+from comodal.models.detector_pool import maxima, pool_regions
+from comodal.serve.export import export
+from detector_fixtures import CAFFE, c4_of, caffe_rules, ids, tensors
+
+NUMBERS = {"rtol": 0, "atol": 1e-3}
+
+
+def run(folder: Path, name: str, given: torch.Tensor) -> list[torch.Tensor]:
+    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    (axis,) = session.get_inputs()
+    return [torch.from_numpy(values) for values in session.run(None, {axis.name: given.numpy()})]
+
+
+@pytest.mark.parametrize("folder", **ids(CAFFE))
+def test_both_halves_of_caffes_detector(folder: Path, tmp_path: Path):
+    """Maps, scores and deltas of a picture, and all of the regions that Caffe's code proposed."""
+    theirs, rules = tensors(folder, "expected"), caffe_rules(folder)
+    save_model(c4_of(folder), tmp_path / "model", {})
+    assert max(export(tmp_path, "onnx", tmp_path / "onnx").values()) < 1e-5
+    picture = theirs["image_rgb"]
+    scale = short_side_scale(*picture.shape[:2], rules.size, rules.longest)
+    feature_map, scores, deltas = run(tmp_path / "onnx", "picture", resized(blue_green_red(picture), scale)[None])
+    rows, columns = feature_map.shape[2:]
+    assert_close(feature_map, theirs["res4"], **NUMBERS)
+    anchors = theirs["rpn_cls_prob"].shape[1] // 2
+    assert_close(
+        scores.sigmoid().view(rows, columns, -1).permute(2, 0, 1), theirs["rpn_cls_prob"][0, anchors:], **NUMBERS
+    )
+    assert_close(deltas.view(1, rows, columns, -1).permute(0, 3, 1, 2), theirs["rpn_bbox_pred"], **NUMBERS)
+    cells = pool_regions(maxima(feature_map, CELLS), theirs["rois"][:, 1:], CELLS, 1 / STRIDE).contiguous()
+    features, classes, boxes, attributes = run(tmp_path / "onnx", "regions", cells)
+    assert_close(features, theirs["pool5"], **NUMBERS)
+    assert_close(classes, theirs["cls_prob"], **NUMBERS)
+    assert_close(boxes, theirs["bbox_pred"], **NUMBERS)
+    assert_close(attributes.softmax(1), theirs["attr_prob"], **NUMBERS)
