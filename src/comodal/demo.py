@@ -99,7 +99,7 @@ def demo(
     steps: int = 1800,
     scenes: int = 1500,
     caption_steps: int = 1500,
-    task_epochs: float = 3.0,
+    task_epochs: float = 4.0,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
