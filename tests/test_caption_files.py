@@ -180,6 +180,7 @@ def test_what_is_not_taken_is_counted_by_reason(write):
         ("a.txt", "A dog on the grass.\nA cat.\n", "no file of captions that comodal knows.*this begins 'A dog"),
         ("a.txt", "", "no file of captions that comodal knows"),
         ("a.json", "[]", r"\(JSON array\) holds no caption of an image: it is empty"),
+        ("a.json", "[" * 100_000, "is not laid out as its beginning says: RecursionError"),
         ("a.json", '[{"caption": "b"}]', "holds no caption of an image: 1 x caption without image"),
     ],
 )  # fmt: skip

@@ -343,6 +343,16 @@ def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: Regi
     assert np.mean(found) == pytest.approx(numbers["retrieval.text_to_image.r1"])
 
 
+def test_captions_that_are_left_out_are_told(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):
+    """A recall over fewer captions than the file has is another number."""
+    captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
+    others = [{"image": "elsewhere.jpg", "caption": "A ball."}, {"image": "image0.jpg", "caption": " "}]
+    captions.write_text("\n".join([captions.read_text(), *map(json.dumps, others)]))
+    evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder)
+    said = capsys.readouterr().out
+    assert "7 captions; 1 not taken: caption is empty; 1 not taken: image is not in the store" in said
+
+
 def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):
     splits: list[str | None] = ["test" if image in (0, 4) else "train" for image in IMAGES]
     captions = a_caption_file(tmp_path / "captions.jsonl", splits)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from comodal.analysis.report import write_report
+from comodal.data.regions import RegionWriter
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model
@@ -124,7 +126,7 @@ def test_every_way_to_train_trains(tmp_path: Path, others: dict):
 
 
 def write_bert(folder: Path, vocabulary: tuple[str, ...], dim: int = 32) -> Path:
-    """The files of a small BERT: its configuration, its vocabulary, and its embeddings alone."""
+    """The files of a small BERT: configuration, vocabulary, embeddings, and a bias that ViLBERT has no place for."""
     folder.mkdir()
     config = {"model_type": "bert", "vocab_size": len(vocabulary), "hidden_size": dim, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu", "hidden_dropout_prob": 0.1}
@@ -132,6 +134,7 @@ def write_bert(folder: Path, vocabulary: tuple[str, ...], dim: int = 32) -> Path
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     weights = {"bert.embeddings.word_embeddings.weight": torch.randn(len(vocabulary), dim)}
+    weights["bert.pooler.dense.bias"] = torch.zeros(dim)
     save_file(weights, folder / "model.safetensors")
     return folder
 
@@ -145,6 +148,31 @@ def test_it_begins_with_a_bert_whose_weights_learn_more_slowly(world, tmp_path: 
     assert shares == {0.1, 1.0}
     slow = [p for group in run.optimizer.param_groups if group["share_of_rate"] == 0.1 for p in group["params"]]
     assert any(p is embeddings for p in slow) and len(slow) == 1
+    count, *named = run.files["bert.txt"].decode().splitlines()
+    parameters = {name for name, _ in run.objective.model.named_parameters()} - {"text_embeddings.words.weight"}
+    assert count == f"1 filled, {len(parameters)} new, 1 of the file not used"
+    assert set(named) == {
+        "filled: text_embeddings.words.weight",
+        "not used: bert.pooler.dense.bias",
+        *(f"new: {name}" for name in parameters),
+    }
+
+
+def test_what_the_model_will_not_see_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with RegionWriter(tmp_path / "regions", DIM) as writer:
+        for image, count in (("a", 2), ("b", 0), ("c", 1)):
+            boxes = np.tile(np.float32([0, 0, 9, 9]), (count, 1))
+            writer.add(image, np.ones((count, DIM), np.float32), boxes, 10, 10)
+    texts = {"a": ["A ball.", "A ball and a bell and a bird."], "b": "A drum.", "c": ["A frog.", " "], "d": "A clock."}
+    (tmp_path / "captions.json").write_text(json.dumps(texts))
+    values = settings((tmp_path / "regions", tmp_path / "captions.json"), max_words=6, validation_share=0.0)
+    recipe(**values)
+    said = capsys.readouterr().out
+    assert "captions of 3 images (1 without regions), 4 train" in said
+    assert "1 not taken: caption is empty; 1 not taken: image is not in the store" in said
+    assert "captions.json: 1 of 4 captions have more than 6 word pieces and lose their end" in said
+    with pytest.raises(RecipeError, match="--max_words 65: this model has positions for 64 word pieces"):
+        recipe(**values | {"max_words": 65})
 
 
 def test_a_run_can_begin_with_another(trained: Path, world):

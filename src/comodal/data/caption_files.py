@@ -96,6 +96,11 @@ class Matched(NamedTuple):
     pairs: list[tuple[Caption, int]]
     unmatched: list[Caption]
 
+    def not_taken(self, refused: Counter[str]) -> str:
+        """How many captions are left out, by reason, to be said behind something else; "" where all are taken."""
+        reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
+        return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
+
 
 def read_captions(path: Path) -> CaptionFile:
     """All captions of a file or a folder.
@@ -197,7 +202,7 @@ def _file(path: Path, text: str) -> CaptionFile:
             return _tsv(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is damaged JSON: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not laid out as its beginning says: {error!r}") from error
     raise DataError(f"{path} is no file of captions that comodal knows. It reads {LAYOUTS}; this begins {text[:60]!r}")
 

@@ -6,7 +6,6 @@ retrieval on Flickr30k (1,000 images).
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from comodal.train.run import Run
 
 Variant = Literal["base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"]
 VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{n}": large(n) for n in (2, 4, 6)}
+BERT_REPORT = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 Pairs = list[tuple[Caption, int]]
 
@@ -126,16 +126,21 @@ def recipe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(variant, material, targets, regions_as == "tokens", bert, dropout)
-    pretrained = fill(model, bert)
+    check_length(model, max_words)
+    pretrained, report = fill(model, bert)
     if start_from is not None:
         begin_with(model, start_from)
     hiding = Hiding(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
     mismatches = Mismatches(replaced="caption" if faithful else replaced, other_image=not faithful)
 
     def pairs(chosen: Pairs, chance: int) -> Captions:
-        return Captions(
+        made = Captions(
             chosen, material.store, material.words, chance, batch_size, max_words, max_regions, hiding, mismatches
         )
+        if made.truncated and distributed.is_main():
+            cut = f"{made.truncated:,} of {len(made):,} captions have more than {max_words} word pieces"
+            print(f"{captions}: {cut} and lose their end (--max_words)", flush=True)
+        return made
 
     pinned, validation = torch.cuda.is_available(), None
     if validation_pairs and material.validation:
@@ -153,7 +158,7 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=material.fingerprint(),
-        files={"tokenizer.json": material.words.as_json(), **remembered(material.store, start_from)},
+        files={"tokenizer.json": material.words.as_json(), **report, **remembered(material.store, start_from)},
     )
 
 
@@ -167,10 +172,11 @@ def gather(data: Path, captions: Path, words: Path | None, validation_share: flo
     found = matched(read, store.ids)
     parts = split_pairs(found.pairs, store.ids, validation_share, 0.0)
     if distributed.is_main():
-        refused = read.refused + Counter({"image is not in the store": len(found.unmatched)})
-        reasons = "".join(f"; {count:,} not taken: {reason}" for reason, count in refused.items())
         counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
-        print(f"{captions} ({read.layout}): captions of {len(store):,} images, {counts}{reasons}", flush=True)
+        empty = int((store.counts == 0).sum())
+        images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
+        reasons = found.not_taken(read.refused)
+        print(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}", flush=True)
     if not parts["train"]:
         raise DataError(f"{captions}: no caption of an image of {data} is for training")
     vocabulary = Words.read(words) if words else Words.of_texts(caption.caption for caption, _ in parts["train"])
@@ -224,14 +230,23 @@ def new_model(
     return ViLBERT(sized)
 
 
-def fill(model: nn.Module, bert: Path | None) -> list[nn.Parameter]:
-    """Fills the text stream from a BERT; returns the parameters that came from it."""
+def check_length(model: nn.Module, max_words: int) -> None:
+    """Raises a RecipeError if captions could have more word pieces than the model has positions."""
+    config = cast(Config | single_stream.Config, model.config)
+    longest = config.positions - config.first_position
+    if max_words > longest:
+        raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")
+
+
+def fill(model: nn.Module, bert: Path | None) -> tuple[list[nn.Parameter], dict[str, bytes]]:
+    """Fills the text stream from a BERT; returns the parameters that came from it, and a file that names every one."""
     if bert is None:
-        return []
+        return [], {}
     filled = fill_from_bert(model, bert)
     if distributed.is_main():
-        print(f"{bert}: {filled.lines()[0]}", flush=True)
-    return [model.get_parameter(name) for name in filled.filled]
+        print(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model", flush=True)
+    report = "".join(f"{line}\n" for line in filled.lines())
+    return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT: report.encode()}
 
 
 def begin_with(model: nn.Module, path: Path) -> None:

@@ -106,7 +106,10 @@ def gather(
     """
     store, words = RegionStore(regions), Words.read(model)
     check_fit(model, config, store, words)
-    found = matched(read_captions(captions), store.ids)
+    read = read_captions(captions)
+    found = matched(read, store.ids)
+    if left_out := found.not_taken(read.refused):
+        print(f"{captions} ({read.layout}): {len(found.pairs):,} captions{left_out}", flush=True)
     parts = split_pairs(found.pairs, store.ids, held_out_share(model), 0.0)
     chosen = found.pairs if split == "all" else parts[split]
     if not chosen:
