@@ -118,6 +118,8 @@ def test_what_was_not_finished_is_no_store_and_goes_on(tmp_path: Path):
         ({"features": np.full((2, 2), 70_000.0)}, "too large for float16"),
         ({"classes": np.ones((2, 9))}, "class probabilities"),
         ({"width": 0}, "0 x 5"),
+        ({"width": 10**12}, "'b' of 1000000000000 x 5 pixels"),
+        ({"image": "\ud800"}, r"image '\\ud800' of 5 x 5 pixels: no id"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, wrong: dict, match: str):

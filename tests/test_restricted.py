@@ -167,5 +167,9 @@ def test_npy_files_of_numbers_and_of_dictionaries(tmp_path: Path):
     (tmp_path / "half.npy").write_bytes((tmp_path / "record.npy").read_bytes()[:-20])
     with pytest.raises(DataError, match="not a whole"):
         load_npy(tmp_path / "half.npy")
+    header = b"(" * 117 + b"\n"
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match="not a whole"):
+        load_npy(tmp_path / "header.npy")
     with pytest.raises(DataError, match="No such file"):
         load_npy(tmp_path / "none.npy")

@@ -33,6 +33,7 @@ FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
     "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
 )  # fmt: skip
 ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
+MOST_PIXELS = 2**31 - 1  # of a side
 FeatureType = Literal["float16", "float32"]
 
 
@@ -267,6 +268,9 @@ class RegionWriter:
         rows = len(boxes)
         if image in self.known:
             raise ValueError(f"image {image} is in the store already")
+        half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
+        if half_a_sign or max(width, height) > MOST_PIXELS:
+            raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
         if features.shape != (rows, self.dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
             shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
             raise ValueError(f"image {image}: {shapes}; features have {self.dim} columns, boxes 4")

@@ -8,6 +8,7 @@ import io
 import pickle
 import pickletools
 import re
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,5 +221,5 @@ def load_npy(path: Path) -> Any:
         raise RefusedPickleError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    except (DataError, *DAMAGED) as error:
+    except (DataError, SyntaxError, tokenize.TokenError, *DAMAGED) as error:  # the first two of its header
         raise DataError(f"{path}: not a whole .npy file ({error})") from error
