@@ -94,6 +94,22 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path):
     assert "data:image/jpeg" not in tokens_page("t", use, (), examples, None)
 
 
+def test_pictures_of_one_name_in_two_folders_are_not_mixed_up(tmp_path: Path):
+    """Their ids have the folder; a store of other people's features may have the name alone, or a point inside it."""
+    for place, colour in (("x/1.png", 0), ("y/1.png", 2), ("2008.12.png", 1)):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        pixels = np.zeros((40, 40, 3), np.uint8)
+        pixels[..., colour] = 255
+        Image.fromarray(pixels).save(tmp_path / place)
+    use = TokenUse(1, 5)
+    use.add(0, np.zeros(5, np.int64), np.arange(5, dtype=np.float32))
+    names = ("x/1", "y/1", "y/1.png", "2008.12", "2008.12.png")
+    page = tokens_page("t", use, (), {0: [Region(name, 40, 40, (0.0, 0.0, 40.0, 40.0)) for name in names]}, tmp_path)
+    shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    colours = [int(decode_jpeg(base64.b64decode(jpeg)).reshape(-1, 3).mean(0).argmax()) for jpeg in shown]
+    assert colours == [0, 2, 2, 1, 1]
+
+
 def write_store(folder: Path, images: int = 30, each: int = 24, dim: int = 16, seed: int = 0) -> np.ndarray:
     """Regions of eight kinds, half of them in the first half of the images; returns each row's kind."""
     generator = np.random.default_rng(seed)

@@ -161,7 +161,8 @@ def region_cell(region: Region, files: dict[str, Path]) -> str:
     """A crop where the image is there and can be read, and where the region is."""
     box = ", ".join(f"{side:.0f}" for side in region.box)
     words = html.escape(f"{region.image}: {box}")
-    path = files.get(Path(region.image).stem)
+    names = (region.image, region.image.rpartition(".")[0], Path(region.image).name, Path(region.image).stem)
+    path = next((files[name] for name in names if name in files), None)
     jpeg = crop(path, region) if path else None
     if jpeg is None:
         return f"<figure><code>{words}</code></figure>"
@@ -188,5 +189,7 @@ def crop(path: Path, region: Region) -> bytes | None:
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """Pictures below a folder by their names without suffix."""
-    return {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES}
+    """Pictures below a folder by their names without suffix, with the folders inside it and without them."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES]
+    whole = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {path.stem: path for path in paths} | whole
