@@ -1,5 +1,6 @@
 """Attention between words and regions, drawn over the picture (ViLBERT, section 3.1: co-attention)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,31 +21,42 @@ from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.transformer import recorded_attention
-from comodal.models.vilbert import ViLBERT
+from comodal.models.vilbert import Output, Prefix, ViLBERT
 
 MAX_REGIONS = 36
-WORDS_SHOWN = 4
+WORDS_SHOWN = 4  # beside a picture; more go on below
+DARKEST = 0.15  # what is left of a picture where nobody looks
+
+
+class Layer(NamedTuple):
+    """What a co-attention layer attends to, mean of its heads; row 0 of the regions is the whole image."""
+
+    words: Float[np.ndarray, "words rows"]  # of each word to the regions
+    regions: Float[np.ndarray, "rows words"]  # of each region to the words
 
 
 class Example(NamedTuple):
-    """A picture with a caption, and how much each of its word pieces attends to each region."""
+    """A picture with a text, and how much its word pieces and its regions attend to each other."""
 
-    caption: str
+    text: str
+    told: str  # what the model says of the two
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float[np.ndarray, "regions 4"]
     pieces: list[str]
-    attention: Float[np.ndarray, "words regions"]
-    aligned: float  # probability that the two belong together
+    layers: list[Layer]
+    shown: list[int]  # the words that are drawn, in their order
+    pointed: tuple[float, ...] | None = None  # the box that is meant, where the model points at one
 
 
 def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: Path, count: int = 4) -> list[Example]:
-    """Held-out pictures, each with its first caption.
+    """Held-out pictures, each with its first caption and its most decided words.
 
     Raises:
         DataError: A file is missing, or captions, regions and images do not belong together.
     """
-    if model.config.region_tokens or not model.config.co_attention or not model.config.schedule:
-        raise DataError(f"{run}: attention is shown of models that see features of regions, with co-attention")
+    if model.config.region_tokens:
+        raise DataError(f"{run}: attention is shown of models that see features of regions, not visual tokens")
+    need_co_attention(model, run)
     store, words = RegionStore(regions), Words.read(model_folder(run))
     parts = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.1, 0.1)
     files = {name.rpartition(".")[0]: images / name for name in walk(images)}
@@ -56,75 +68,95 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
             raise DataError(f"{images} has no image of the name {store.ids[row]}, which is in {regions}")
         pieces, picture = words.encode(caption.caption), read_image(files[store.ids[row]])
         inside = store.regions(row)
-        attention, aligned = attend(model, pieces, inside)
+        output, layers = attend(model, pieces, seen_by(model, inside))
+        with torch.inference_mode():
+            aligned = float(model.alignment_head(output.text, output.vision).softmax(-1)[0, 0])
         names = [words.vocabulary[piece] for piece in pieces]
-        shown.append(Example(caption.caption, picture, inside.boxes[:MAX_REGIONS], names, attention, aligned))
+        boxes, told = inside.boxes[:MAX_REGIONS], f"P(aligned) {aligned:.2f}"
+        shown.append(Example(caption.caption, told, picture, boxes, names, layers, decided(names, layers[-1])))
     return shown
 
 
+def need_co_attention(model: ViLBERT, run: Path) -> None:
+    """Refuses a model whose words and regions do not meet in co-attention."""
+    if not model.config.co_attention or not model.config.schedule:
+        raise DataError(f"{run} has no co-attention: no attention between words and regions that could be shown")
+
+
 @torch.inference_mode()
-def attend(model: ViLBERT, pieces: list[int], inside: Regions) -> tuple[Float[np.ndarray, "words regions"], float]:
-    """Attention of words to regions in the last co-attention layer (mean of heads, whole image left out), and
-    P(aligned)."""
+def seen_by(model: ViLBERT, inside: Regions) -> Prefix:
+    """The regions of an image, as the vision stream reads them."""
     features, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
-    words = torch.tensor([pieces])
+    return model.vision_prefix(features, places, torch.ones(features.shape[:2], dtype=torch.bool))
+
+
+@torch.inference_mode()
+def attend(model: ViLBERT, pieces: Sequence[int], vision: Prefix) -> tuple[Output, list[Layer]]:
+    """A text beside an image: what comes out, and the attention in each co-attention layer."""
+    words = torch.tensor([list(pieces)])
+    text = model.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
     with recorded_attention(model) as maps:
-        output = model(
-            words,
-            torch.zeros_like(words),
-            torch.ones_like(words, dtype=torch.bool),
-            features,
-            places,
-            torch.ones(features.shape[:2], dtype=torch.bool),
-        )
-    name = max((name for name in maps if name.startswith("co_layers.") and ".text." in name), key=layer_of)
-    aligned = model.alignment_head(output.text, output.vision).softmax(-1)[0, 0]
-    return maps[name][0].mean(0)[:, 1:].numpy(), float(aligned)
+        output = model.join(text, vision)
+    means = {name: weights[0].mean(0).numpy() for name, weights in maps.items() if name.startswith("co_layers.")}
+    sides = ("text", "vision")
+    layers = [[means[f"co_layers.{i}.{side}.attention"] for side in sides] for i in range(len(model.co_layers))]
+    return output, [Layer(*pair) for pair in layers]
 
 
-def layer_of(name: str) -> int:
-    """The number in co_layers.NUMBER.text.attention."""
-    return int(name.split(".")[1])
-
-
-def draw_attention(shown: list[Example]) -> Figure:
-    """A row for each example: the picture with its boxes, and dimmed by the attention of its most decided words."""
-    figure = Figure(figsize=(2.2 * (WORDS_SHOWN + 1), 2.6 * len(shown)), layout="constrained")
+def draw_attention(shown: Sequence[Example], layer: int = -1) -> Figure:
+    """For each example the picture with its boxes, and lit by the attention of its words in one layer."""
+    lines = [-(-max(1, len(example.shown)) // WORDS_SHOWN) for example in shown]
+    figure = Figure(figsize=(2.2 * (WORDS_SHOWN + 1), 2.6 * sum(lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), WORDS_SHOWN + 1, squeeze=False)
-    for row, example in zip(grid, shown, strict=True):
-        for axes in row:
-            axes.set_axis_off()
-        row[0].imshow(example.picture)
-        for box in example.boxes:
-            outline(row[0], box)
-        row[0].set_title(f"{wrapped(example.caption)}\nP(aligned) {example.aligned:.2f}", fontsize=7, loc="left")
-        for axes, word in zip(row[1:], decided(example), strict=False):
-            axes.imshow(lit(example, word))
-            axes.set_title(f"{example.pieces[word]}: {example.attention[word].max():.2f}", fontsize=9)
+    grid = figure.subplots(sum(lines), WORDS_SHOWN + 1, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for example, end, count in zip(shown, np.cumsum(lines), lines, strict=True):
+        rows = grid[end - count : end]
+        draw_boxes(rows[0, 0], example)
+        told = f"{wrapped(example.text)}\n{example.told}".replace("$", "\\$")
+        rows[0, 0].set_title(told, fontsize=7, loc="left")
+        for axes, word in zip(rows[:, 1:].flat, example.shown, strict=False):
+            weights = example.layers[layer].words[word]
+            axes.imshow(lit(example, weights[1:]))
+            name = example.pieces[word].replace("$", "\\$")
+            axes.set_title(f"{name}: {weights[1:].max(initial=0.0):.2f}", fontsize=9)
+            axes.text(
+                0.5, -0.02, f"whole image {weights[0]:.2f}", fontsize=7, ha="center", va="top", transform=axes.transAxes
+            )
     return figure
 
 
-def decided(example: Example) -> list[int]:
+def draw_boxes(axes: Axes, example: Example) -> None:
+    """The picture with its regions; the box that is meant stands out."""
+    axes.imshow(example.picture)
+    for box in example.boxes:
+        outline(axes, box)
+    if example.pointed is not None:
+        outline(axes, np.array(example.pointed), "#35d0ba", 3.0)
+
+
+def decided(pieces: list[str], layer: Layer) -> list[int]:
     """The words (no special ones, no signs) that look at a region more than words do on average, in their order."""
-    real = [i for i, piece in enumerate(example.pieces) if piece.isalpha() and len(piece) > 2]
-    beyond = (example.attention - example.attention.mean(0)).max(1, initial=0.0)
+    attention = layer.words[:, 1:]
+    real = [i for i, piece in enumerate(pieces) if piece.isalpha() and len(piece) > 2]
+    beyond = (attention - attention.mean(0)).max(1, initial=0.0)
     return sorted(sorted(real, key=lambda i: -beyond[i])[:WORDS_SHOWN])
 
 
-def lit(example: Example, word: int) -> Float[np.ndarray, "height width 3"]:
-    """The picture, dark but where the word looks."""
-    light = np.full(example.picture.shape[:2], 0.15)
-    weights = example.attention[word] / max(float(example.attention[word].max(initial=0.0)), 1e-9)
+def lit(example: Example, attention: Float[np.ndarray, "regions"]) -> Float[np.ndarray, "height width 3"]:
+    """The picture, from 0 to 1, dark but where the attention is; the region with the most of it stays as it is."""
+    light = np.full(example.picture.shape[:2], DARKEST)
+    weights = attention / max(float(attention.max(initial=0.0)), 1e-9)
     for weight, (left, top, right, bottom) in zip(weights, example.boxes.round().astype(int).tolist(), strict=True):
         inside = light[top:bottom, left:right]
-        np.maximum(inside, 0.15 + 0.85 * weight, out=inside)
+        np.maximum(inside, DARKEST + (1 - DARKEST) * weight, out=inside)
     return example.picture / 255 * light[..., None]
 
 
-def outline(axes: Axes, box: Float[np.ndarray, "4"]) -> None:
+def outline(axes: Axes, box: Float[np.ndarray, "4"], colour: str = "#d9a441", width: float = 1.0) -> None:
     left, top, right, bottom = box.tolist()
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=1))
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width))
 
 
 def wrapped(text: str, width: int = 34) -> str:

@@ -10,9 +10,20 @@ from rich.console import Console
 
 from comodal.files import whole
 from comodal.serve.answer import Place, Seen, corners, load, show
+from comodal.serve.explain import Question, check_explanation, explain_to
+
+BELONGS = "belongs to the picture"
 
 
-def ask(image: Path, question: str, model: Path, boxes: Path | None = None, top: int = 5, json: bool = False) -> None:
+def ask(
+    image: Path,
+    question: str,
+    model: Path,
+    boxes: Path | None = None,
+    top: int = 5,
+    json: bool = False,
+    explain: Path | None = None,
+) -> None:
     """Answers a question about a picture, with how likely each answer is.
 
     Args:
@@ -22,15 +33,28 @@ def ask(image: Path, question: str, model: Path, boxes: Path | None = None, top:
         boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
         top: How many answers.
         json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
 
     Examples:
-        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa
+        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
     answerer = load(model)
-    show(answerer.ask(answerer.see(image, corners(boxes)), question, top), json)
+    check_explanation(answerer, explain)
+    seen = answerer.see(image, corners(boxes))
+    guesses = answerer.ask(seen, question, top)
+    explain_to(explain, answerer, seen, [Question(question, guesses)])
+    show(guesses, json)
 
 
-def fill(image: Path, text: str, model: Path, boxes: Path | None = None, top: int = 5, json: bool = False) -> None:
+def fill(
+    image: Path,
+    text: str,
+    model: Path,
+    boxes: Path | None = None,
+    top: int = 5,
+    json: bool = False,
+    explain: Path | None = None,
+) -> None:
     """Fills the [MASK]s of a sentence about a picture.
 
     Args:
@@ -40,16 +64,29 @@ def fill(image: Path, text: str, model: Path, boxes: Path | None = None, top: in
         boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
         top: How many words for each.
         json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
 
     Examples:
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
     answerer = load(model)
-    for guesses in answerer.fill(answerer.see(image, corners(boxes)), text, top):
+    check_explanation(answerer, explain)
+    seen = answerer.see(image, corners(boxes))
+    found = answerer.fill(seen, text, top)
+    best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
+    explain_to(explain, answerer, seen, [Question(text, best_first)])
+    for guesses in found:
         show(guesses, json)
 
 
-def align(image: Path, texts: list[str], model: Path, boxes: Path | None = None, json: bool = False) -> None:
+def align(
+    image: Path,
+    texts: list[str],
+    model: Path,
+    boxes: Path | None = None,
+    json: bool = False,
+    explain: Path | None = None,
+) -> None:
     """How likely each of some texts belongs to a picture, the likeliest first.
 
     Args:
@@ -58,13 +95,17 @@ def align(image: Path, texts: list[str], model: Path, boxes: Path | None = None,
         model: A pretrained run.
         boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
         json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
 
     Examples:
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
     answerer = load(model)
-    found = answerer.align(answerer.see(image, corners(boxes)), texts)
-    show(sorted(found, key=lambda guess: -guess.probability), json)
+    check_explanation(answerer, explain)
+    seen = answerer.see(image, corners(boxes))
+    found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
+    explain_to(explain, answerer, seen, [Question(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
+    show(found, json)
 
 
 def ground(
@@ -75,6 +116,7 @@ def ground(
     out: Path | None = None,
     top: int = 1,
     json: bool = False,
+    explain: Path | None = None,
 ) -> None:
     """Finds what a phrase means in a picture: left, top, right, bottom in pixels.
 
@@ -86,13 +128,16 @@ def ground(
         out: A PNG of the picture with the box drawn on it.
         top: How many boxes.
         json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
 
     Examples:
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
     answerer = load(model)
+    check_explanation(answerer, explain)
     seen = answerer.see(image, corners(boxes))
     places = answerer.ground(seen, phrase, top)
+    explain_to(explain, answerer, seen, [Question(phrase, places)])
     show_places(places, json)
     if out is not None:
         with whole(out) as path:

@@ -1,0 +1,73 @@
+"""`--explain FILE` of `ask`, `fill`, `align` and `ground`: the model's attention, drawn over the picture.
+
+The answers are those of the usual path; the attention is of the same text beside the same picture (ViLBERT, section
+3.1).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.analysis.attention_page import write_attention
+from comodal.analysis.co_attention import Example, attend, draw_attention, need_co_attention
+from comodal.files import whole
+from comodal.serve.answer import Answerer, Guess, Place, Seen
+
+FIGURES = {".png": "png", ".svg": "svg"}
+TOLD = 3  # answers beside a figure; a page has all
+
+
+class Question(NamedTuple):
+    """A text beside a picture, and what the model said."""
+
+    text: str
+    answers: Sequence[Guess] | Sequence[Place]
+
+
+def check_explanation(answerer: Answerer, out: Path | None) -> None:
+    """Refuses before anything is computed.
+
+    Raises:
+        ValueError: The file is of no kind that is drawn.
+        DataError: The model has no attention between words and regions.
+    """
+    if out is None:
+        return
+    if out.suffix not in {*FIGURES, ".html"}:
+        raise ValueError(f"--explain {out}: name a figure (.png or .svg) or a page (.html)")
+    need_co_attention(answerer.vilbert, answerer.folder)
+
+
+def explain_to(out: Path | None, answerer: Answerer, seen: Seen, questions: Sequence[Question]) -> None:
+    """Draws what the words of each question look at, where a file is wanted."""
+    if out is None:
+        return
+    shown = [example_of(answerer, seen, question) for question in questions]
+    if out.suffix == ".html":
+        rows = [[(named(answer), answer.probability) for answer in question.answers] for question in questions]
+        write_attention(out, shown, rows)
+        return
+    with whole(out) as path:
+        draw_attention(shown).savefig(path, format=FIGURES[out.suffix], dpi=110)
+
+
+def example_of(answerer: Answerer, seen: Seen, question: Question) -> Example:
+    """The attention of one text; the words to be filled in are shown first."""
+    pieces = answerer.words.encode(question.text)
+    _, layers = attend(answerer.vilbert, pieces, seen.prefix)
+    names = [answerer.words.vocabulary[piece] for piece in pieces]
+    inner = range(1, len(pieces) - 1)  # between [CLS] and [SEP]
+    shown = sorted(inner, key=lambda place: pieces[place] != answerer.words.mask)
+    told = "\n".join(f"{answer.probability:.2f} {named(answer)[:34]}" for answer in question.answers[:TOLD])
+    return Example(question.text, told, seen.picture, seen.boxes, names, layers, shown, pointed(question))
+
+
+def named(answer: Guess | Place) -> str:
+    """An answer in words."""
+    return answer.text if isinstance(answer, Guess) else "box " + ", ".join(f"{side:.0f}" for side in answer.box)
+
+
+def pointed(question: Question) -> tuple[float, ...] | None:
+    """The box that a phrase most likely means."""
+    boxes = [answer.box for answer in question.answers if isinstance(answer, Place)]
+    return boxes[0] if boxes else None
