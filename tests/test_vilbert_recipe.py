@@ -188,6 +188,8 @@ def test_what_does_not_fit_is_told(world, tmp_path: Path):
         recipe(**settings(world, region_targets=["tokens"]))
     with pytest.raises(DataError, match="has no visual tokens"):
         recipe(**settings(world, regions_as="tokens"))
+    with pytest.raises(ValueError, match="--faithful replaces captions"):
+        recipe(**settings(world, faithful=True, replaced="image"))
     with pytest.raises(ValueError, match="unknown region target 'colours'"):
         recipe(**settings(world, region_targets=["colours"]))
     with pytest.raises(DataError, match="captions ask for"):

@@ -130,6 +130,8 @@ def recipe(
     pretrained, report = fill(model, bert)
     if start_from is not None:
         begin_with(model, start_from)
+    if faithful and replaced == "image":
+        raise ValueError("--faithful replaces captions, as the original's code does: leave out --replaced image")
     hiding = Hiding(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
     mismatches = Mismatches(replaced="caption" if faithful else replaced, other_image=not faithful)
 
