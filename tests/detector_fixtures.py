@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 from comodal.models.caffemodel import read_caffemodel
 from comodal.models.convert import read_json, read_tensors
 from comodal.models.convert_c4 import build_c4, build_c4_from_caffe, is_c4
+from comodal.models.convert_fpn import build_fpn, is_fpn
 from comodal.models.detector_c4 import C4
+from comodal.models.detector_fpn import FPN
+from comodal.models.detector_fpn_regions import FpnRules
 from comodal.models.detector_rules import LxmertRules, Rules
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "detector"
@@ -33,6 +36,7 @@ def ids(folders: list[Path]) -> dict[str, object]:
 
 CONVENTIONS = folders_with("ops.safetensors")
 CAFFE = folders_with("*.caffemodel")
+PYRAMID = [folder for folder in folders_with("model.safetensors") if is_fpn(read_tensors(folder))]
 LXMERT = [folder for folder in folders_with("model.safetensors") if is_c4(read_tensors(folder))]
 
 
@@ -75,4 +79,25 @@ def lxmert_rules(folder: Path) -> LxmertRules:
         class_overlaps=tuple(told["roi_heads"]["nms_thresh_test"]),
         fewest=told["min_detections"],
         most=told["max_detections"],
+    )
+
+
+@cache
+@torch.inference_mode(False)
+def fpn_of(folder: Path) -> FPN:
+    """The network of a folder of vqa-maskrcnn-benchmark's."""
+    return build_fpn(read_tensors(folder), folder)[0]
+
+
+def fpn_rules(folder: Path) -> FpnRules:
+    """Its settings."""
+    told = read_json(folder / "config.json")
+    changed = dict(zip(told["overrides"][::2], told["overrides"][1::2], strict=True))
+    return FpnRules(
+        size=told["min_size"],
+        longest=told["max_size"],
+        before=changed["MODEL.RPN.PRE_NMS_TOP_N_TEST"],
+        of_a_map=changed["MODEL.RPN.POST_NMS_TOP_N_TEST"],
+        proposals=changed["MODEL.RPN.FPN_POST_NMS_TOP_N_TEST"],
+        most=told["num_features"],
     )
