@@ -18,9 +18,8 @@ from comodal.models.caffemodel import read_caffemodel
 from comodal.models.convert_c4 import build_c4, build_c4_from_caffe, from_caffe
 from comodal.models.detector_c4 import Config
 from comodal.models.detector_rules import caffe_regions
-from comodal.serve.detector_files import read_detector
+from comodal.serve.detector_files import load_detector, read_detector
 from comodal.serve.extractors import Source, load_extractor
-from comodal.serve.extractors_c4 import load_c4
 from detector_fixtures import CAFFE, FIXTURES, c4_of, caffe_rules, tensors
 
 KEYS = FIXTURES / "frcnn_vg_r101c4_keys.json"
@@ -123,7 +122,7 @@ def test_all_containers_hold_one_network(
     layout: str, name: str, write: Callable, tmp_path: Path, request: pytest.FixtureRequest
 ):
     """What Caffe's file gives, the fixtures of tests/test_c4_parity.py prove."""
-    model, report = load_c4(write(request.getfixturevalue(layout), tmp_path / name))
+    model, report = load_detector(write(request.getfixturevalue(layout), tmp_path / name))
     caffes = c4_of(CAFFE[0])
     assert model.config == caffes.config
     assert set(report.filled) == set(model.state_dict()) and report.new == () and report.unused == ()
@@ -229,11 +228,11 @@ def test_another_shape_is_told(hugging_face: State, tmp_path: Path):
     state["backbone.res3.1.conv2.weight"] = torch.zeros(16, 16, 1, 1)
     path = as_safetensors(state, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"res3\.1\.conv2.* has the shape \(16, 16, 1, 1\)"):
-        load_c4(path)
+        load_detector(path)
     state["backbone.res3.1.conv2.norm.weight"] = torch.zeros(3)
     path = as_safetensors(state, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"the norm of res3\.1\.conv2 has not the 16 channels"):
-        load_c4(path)
+        load_detector(path)
 
 
 @pytest.mark.parametrize("name", ["backbone.res4.5.conv3.weight", "roi_heads.box_predictor.attr_score.bias", ANCHORS])
@@ -242,12 +241,12 @@ def test_a_tensor_that_is_missing_is_named(name: str, hugging_face: State, tmp_p
         {key: value for key, value in hugging_face.items() if key != name}, tmp_path / "a.safetensors"
     )
     with pytest.raises(CheckpointError, match="a tensor is missing: "):
-        load_c4(path)
+        load_detector(path)
 
 
 def test_what_has_no_place_is_told(hugging_face: State, tmp_path: Path):
     path = as_safetensors(hugging_face | {"roi_heads.mask_head.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
-    assert load_c4(path)[1].unused == ("roi_heads.mask_head.weight",)
+    assert load_detector(path)[1].unused == ("roi_heads.mask_head.weight",)
 
 
 class Bomb:
@@ -259,12 +258,12 @@ def test_a_pickle_that_runs_is_refused(hugging_face: State, tmp_path: Path, caps
     path = tmp_path / "bomb.pkl"
     path.write_bytes(pickle.dumps({"model": {"backbone.stem.conv1.weight": Bomb()}}))
     with pytest.raises(CheckpointError, match=r"bomb\.pkl: .*refused: it asks for builtins\.print"):
-        load_c4(path)
+        load_detector(path)
     assert capsys.readouterr().out == ""
     cut = as_pickle(hugging_face, tmp_path / "cut.pkl")
     cut.write_bytes(cut.read_bytes()[:-50_000])
     with pytest.raises(CheckpointError, match=r"cut\.pkl: a damaged pickle"):
-        load_c4(cut)
+        load_detector(cut)
     (tmp_path / "words.pkl").write_bytes(pickle.dumps({"model": {"a": "b"}}))
     with pytest.raises(CheckpointError, match="not Detectron2's weights"):
         read_detector(tmp_path / "words.pkl")

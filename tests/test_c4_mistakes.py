@@ -36,11 +36,12 @@ def stride_in_the_middle_convolution(patch: Patch) -> None:
 
 
 def stem_padded(patch: Patch) -> None:
-    patch.setattr(F, "max_pool2d", lambda x, size, step, **_ceil: POOL(x, size, step, padding=1))
+    stem_rounded_down(patch)
+    patch.setattr(F, "max_pool2d", lambda x, size, step: POOL(x, size, step, padding=1))
 
 
 def stem_rounded_down(patch: Patch) -> None:
-    patch.setattr(F, "max_pool2d", lambda x, size, step, **_ceil: POOL(x, size, step))
+    patch.setattr(F, "pad", lambda x, _sides: x)
 
 
 def first_block_of_res5_not_dilated(patch: Patch) -> None:

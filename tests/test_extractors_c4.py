@@ -119,7 +119,7 @@ def test_what_is_for_this_detector_alone_is_refused_elsewhere(tmp_path: Path):
 
     model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="fewest, rules and head are for the Visual Genome detector"):
+    with pytest.raises(ValueError, match="fewest, rules and head are for bottom-up attention's detector"):
         load_extractor(Source(str(tmp_path / "other.pth"), fewest=3))
 
 

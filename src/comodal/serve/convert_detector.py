@@ -10,17 +10,17 @@ from rich.console import Console
 
 from comodal.files import write_whole
 from comodal.models.checkpoint import save_model
-from comodal.serve.extractors_c4 import load_c4
+from comodal.serve.detector_files import load_detector
 
 REPORT = "report.txt"
 
 
 def convert_detector(source: Path, out: Path) -> dict[str, float]:
-    """Writes the weights of bottom-up attention's Visual Genome detector as a model's folder.
+    """Writes the weights of a Visual Genome detector, bottom-up attention's or 12-in-1's, as a model's folder.
 
     Args:
-        source: Caffe's .caffemodel, Hugging Face's pytorch_model.bin, py-bottom-up-attention's .pkl, MILVLG's .pth, or
-            the same as .safetensors.
+        source: Caffe's .caffemodel, Hugging Face's pytorch_model.bin, py-bottom-up-attention's .pkl, MILVLG's .pth,
+            the .pth of 12-in-1's and MMF's ResNeXt, or the same as .safetensors.
         out: The folder to write; `comodal extract --detector OUT` reads it.
 
     Returns:
@@ -31,8 +31,9 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
 
     Examples:
         comodal convert detector resnet101_faster_rcnn_final.caffemodel vg/
+        comodal convert detector detectron_model.pth resnext/
     """
-    model, report = load_c4(source)
+    model, report = load_detector(source)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / REPORT, ("\n".join(report.lines()) + "\n").encode())
     save_model(model, out, {"recipe": "convert", "source": source.name})

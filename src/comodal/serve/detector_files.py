@@ -12,11 +12,28 @@ from torch import Tensor
 
 from comodal.data.restricted import load_pickle
 from comodal.errors import CheckpointError, DataError
-from comodal.models.convert import read_tensors, usual_name, weights_file
+from comodal.models.caffemodel import read_caffemodel
+from comodal.models.convert import Filled, read_tensors, usual_name, weights_file
+from comodal.models.convert_c4 import build_c4, build_c4_from_caffe
+from comodal.models.convert_fpn import build_fpn, is_fpn
+from comodal.models.detector_c4 import C4
+from comodal.models.detector_fpn import FPN
 
 CAFFEMODEL = ".caffemodel"
 PICKLE = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def load_detector(path: Path) -> tuple[C4 | FPN, Filled]:
+    """The Visual Genome detector of a file of any container, and what became of every tensor of it.
+
+    Raises:
+        CheckpointError: It is damaged, holds more than tensors, or is another network.
+    """
+    if path.suffix == CAFFEMODEL:
+        return build_c4_from_caffe(read_caffemodel(path), path)
+    state = read_detector(path)
+    return build_fpn(state, path) if is_fpn(state) else build_c4(state, path)
 
 
 def read_detector(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from torch import nn
 
 from comodal.data.regions import Regions
 from comodal.data.same_regions import named
@@ -20,12 +21,15 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import CONFIG, load_model, model_folder
 from comodal.models.convert import FILES, read_json
 from comodal.models.convert_c4 import build_c4, is_c4
+from comodal.models.convert_fpn import build_fpn, is_fpn
 from comodal.models.detector_c4 import C4
+from comodal.models.detector_fpn import FPN
 from comodal.models.pooling import grid_boxes
 from comodal.serve.backbones import LITE0, Pooled, load_backbone
-from comodal.serve.detector_files import CAFFEMODEL, read_detector
-from comodal.serve.extractors_c4 import C4Regions, HeadTypes, RuleNames, load_c4, rules_of
+from comodal.serve.detector_files import CAFFEMODEL, load_detector, read_detector
+from comodal.serve.extractors_c4 import C4Regions, HeadTypes, RuleNames, rules_of
 from comodal.serve.extractors_detr import load_detr
+from comodal.serve.extractors_fpn import FpnRegions, fpn_rules_of
 from comodal.serve.extractors_selective import selective_search
 from comodal.serve.extractors_torchvision import CLASS_SCORES, load_faster_rcnn
 from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
@@ -34,7 +38,7 @@ Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 NUMBERS = ("grid", "cells", "size", "most")
 HEADS = (None, *get_args(HeadTypes))
-C4_CLASS = "detector_c4:C4"
+OUR_DETECTORS = ("detector_c4:C4", "detector_fpn:FPN")
 OPTIONAL = ("fewest", "rules", "head")  # stores of other detectors lack them
 MOST = 36  # the regions of an image in ViLBERT's own features
 
@@ -50,7 +54,7 @@ class Source:
         cells: Of a vision network: a box is cut into so many rows and columns.
         size: Short side of the pictures as the network sees them; None for the usual.
         most: Own boxes and those of selective search: at most so many, the surest.
-        fewest: Own boxes of the Visual Genome detector: at least so many; None for as many as at most.
+        fewest: Own boxes of bottom-up attention's detector: at least so many; None for as many as at most.
         rules: Of the same: whose regions; None for ViLBERT's.
         head: Of the same: the precision of its last stage; None for float32.
     """
@@ -126,7 +130,7 @@ def load_extractor(source: Source, device: str = "cpu") -> Extractor:
     if source.cells != 1 and not isinstance(network, Pooled):
         raise ValueError(f"cells are for a vision network, not for {network.name}")
     if not isinstance(network, C4Regions) and any((source.fewest, source.rules, source.head)):
-        raise ValueError(f"fewest, rules and head are for the Visual Genome detector, not for {network.name}")
+        raise ValueError(f"fewest, rules and head are for bottom-up attention's detector, not for {network.name}")
     finders: dict[str, BoxesOf] = {
         "grid": partial(grid_in, grid=source.grid),
         "selective": partial(selective_search, most=source.most),
@@ -144,26 +148,29 @@ def load_network(source: Source, device: str) -> RegionExtractor:
     if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
         if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
             return load_detr(path, source.size, source.most, device)
-        if read_json(model_folder(path) / CONFIG).get("class") == C4_CLASS:
-            detector = load_model(path)
-            assert isinstance(detector, C4)
-            return c4_of(source, detector, device)
+        if read_json(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
+            return detector_of(source, load_model(path), device)
         return Pooled(load_backbone(source.detector, source.size, device), source.cells)
     if path.suffix == CAFFEMODEL:
-        return c4_of(source, load_c4(path)[0], device)
+        return detector_of(source, load_detector(path)[0], device)
     state = read_detector(path)
     if is_c4(state):
-        return c4_of(source, build_c4(state, path)[0], device)
+        return detector_of(source, build_c4(state, path)[0], device)
+    if is_fpn(state):
+        return detector_of(source, build_fpn(state, path)[0], device)
     if CLASS_SCORES not in state:
         raise CheckpointError(
-            f"{path}: not the weights of torchvision's Faster R-CNN or of the Visual Genome detector; "
+            f"{path}: not the weights of torchvision's Faster R-CNN or of a Visual Genome detector; "
             f"it begins with {list(state)[:3]}"
         )
     return load_faster_rcnn(path, state, source.size, source.most, device)
 
 
-def c4_of(source: Source, model: C4, device: str) -> C4Regions:
-    """The Visual Genome detector as a source asks for it."""
+def detector_of(source: Source, model: nn.Module, device: str) -> C4Regions | FpnRegions:
+    """A Visual Genome detector as a source asks for it."""
+    if isinstance(model, FPN):
+        return FpnRegions(model, fpn_rules_of(source.size, source.most), device)
+    assert isinstance(model, C4)
     rules = rules_of(source.rules, source.size, source.fewest, source.most)
     return C4Regions(model, rules, source.head or "float32", device)
 

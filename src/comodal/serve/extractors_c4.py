@@ -5,7 +5,6 @@ whoever wrote the file; LXMERT's rules are there for those who go on with LXMERT
 """
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,13 +13,9 @@ from jaxtyping import Float32, UInt8
 
 from comodal.data.regions import Regions
 from comodal.errors import MediaError
-from comodal.models.caffemodel import read_caffemodel
-from comodal.models.convert import Filled
-from comodal.models.convert_c4 import build_c4, build_c4_from_caffe
 from comodal.models.detector_c4 import C4, laid_out
 from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, lxmert_regions
 from comodal.serve.backbones import fingerprint
-from comodal.serve.detector_files import CAFFEMODEL, read_detector
 from comodal.serve.region_extractor import fingerprint_of
 
 RuleNames = Literal["caffe", "lxmert"]
@@ -92,14 +87,3 @@ def rules_of(
     build = LxmertRules if rules == "lxmert" else Rules
     size = size or build.size
     return build(size=size, longest=round(size * LONGER), fewest=fewest, most=most)
-
-
-def load_c4(path: Path) -> tuple[C4, Filled]:
-    """The network of a file of any of the five containers, and what became of every tensor of it.
-
-    Raises:
-        CheckpointError: It is damaged, holds more than tensors, or is another network.
-    """
-    if path.suffix == CAFFEMODEL:
-        return build_c4_from_caffe(read_caffemodel(path), path)
-    return build_c4(read_detector(path), path)
