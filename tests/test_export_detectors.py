@@ -5,14 +5,16 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.models.checkpoint import save_model
 from comodal.models.detector_boxes import blue_green_red, resized, short_side_scale
 from comodal.models.detector_c4 import CELLS, STRIDE
+from comodal.models.detector_fpn_regions import see
 from comodal.models.detector_pool import maxima, pool_regions
 from comodal.serve.export import export
-from detector_fixtures import CAFFE, c4_of, caffe_rules, ids, tensors
+from detector_fixtures import CAFFE, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, ids, tensors
 
 NUMBERS = {"rtol": 0, "atol": 1e-3}
 
@@ -45,3 +47,27 @@ def test_both_halves_of_caffes_detector(folder: Path, tmp_path: Path):
     assert_close(classes, theirs["cls_prob"], **NUMBERS)
     assert_close(boxes, theirs["bbox_pred"], **NUMBERS)
     assert_close(attributes.softmax(1), theirs["attr_prob"], **NUMBERS)
+
+
+@pytest.mark.parametrize("folder", **ids(PYRAMID))
+@torch.inference_mode()
+def test_both_halves_of_the_pyramids_detector(folder: Path, tmp_path: Path):
+    """Maps and proposals of a picture that is filled up, and all of the regions that the original's code proposed."""
+    theirs, rules, model = tensors(folder, "expected"), fpn_rules(folder), fpn_of(folder)
+    with torch.inference_mode(False):
+        save_model(model, tmp_path / "model", {})
+        assert max(export(tmp_path, "onnx", tmp_path / "onnx").values()) < 1e-5
+    picture = theirs["image_rgb"]
+    pixels = resized(blue_green_red(picture), short_side_scale(*picture.shape[:2], rules.size, rules.longest))
+    filled = F.pad(pixels, (0, -pixels.shape[2] % 32, 0, -pixels.shape[1] % 32))[None]
+    given = run(tmp_path / "onnx", "picture", filled)
+    maps, scores = given[:5], given[5:10]
+    assert_close(maps[3], theirs["p5"], **NUMBERS)
+    assert_close(maps[4], theirs["p6"], **NUMBERS)
+    rows, columns = maps[4].shape[2:]
+    assert_close(scores[4].view(1, rows, columns, -1).permute(0, 3, 1, 2), theirs["rpn_logits.4"], **NUMBERS)
+    cells = model.pooled(see(model, picture, rules).maps, theirs["proposals"])
+    features, _, scores, deltas = run(tmp_path / "onnx", "regions", cells)
+    assert_close(features, theirs["fc6"], **NUMBERS)
+    assert_close(scores, theirs["scores"], rtol=0, atol=1e-2)
+    assert_close(deltas, theirs["bbox_deltas"], rtol=0, atol=1e-2)

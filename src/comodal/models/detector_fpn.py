@@ -166,12 +166,16 @@ class FPN(nn.Module):
             cells[here] = roi_align(feature_map, [boxes[here]], CELLS, 1 / stride, SAMPLES, aligned=False)
         return cells
 
-    def told(self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]) -> Told:
-        """Features and what they say."""
-        first = [F.relu_(self.fc6(self.pooled(maps, some).flatten(1))) for some in boxes.split(AT_ONCE)]
-        fc6 = torch.cat(first)
-        fc7 = F.relu_(self.fc7(fc6))
+    def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> Told:
+        """Features of regions from their cells, and what they say."""
+        fc6 = F.relu(self.fc6(cells.flatten(1)))
+        fc7 = F.relu(self.fc7(fc6))
         return Told(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
+
+    def told(self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]) -> Told:
+        """Features of boxes and what they say."""
+        some = [self.named(self.pooled(maps, few)) for few in boxes.split(AT_ONCE)]
+        return Told(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
 
 @torch.no_grad()

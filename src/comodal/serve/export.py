@@ -53,7 +53,7 @@ def export(
     L3-Net gives three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole. ViLBERT gives
     `vilbert`: both streams, both pooled, and alignment; with heads for tasks one network for each head. The batch is of
     any size, and so are words and regions. `comodal embed --engine onnx` or `openvino` computes with the embedders. The
-    Visual Genome detector gives what is computed of a picture and of the cells of its regions (docs/export.md).
+    Visual Genome detectors give what is computed of a picture and of the cells of its regions (docs/export.md).
 
     Args:
         run: Run folder or model folder.

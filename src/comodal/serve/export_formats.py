@@ -45,10 +45,12 @@ def traced(network: Network) -> ExportedProgram:
     names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
     dims = {name: Dim(name) for name in names}
     dims |= {name: Dim(name, min=least, max=most) for name, (least, most) in network.limits.items()}
-    shapes = tuple(
-        {place: 2 * dims[axis[2:]] if axis.startswith("2*") else dims[axis] for place, axis in enumerate(axes) if axis}
-        for axes in network.axes.values()
-    )
+
+    def length(axis: str) -> Any:
+        times, _, name = axis.rpartition("*")
+        return int(times) * dims[name] if times else dims[name]
+
+    shapes = tuple({place: length(axis) for place, axis in enumerate(axes) if axis} for axes in network.axes.values())
     inputs = network.sample(torch.Generator().manual_seed(0), network.trials[0])
     with torch.no_grad():
         return torch.export.export(network.module.eval(), inputs, dynamic_shapes=shapes)

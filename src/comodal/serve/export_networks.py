@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models import single_stream, vilbert
 from comodal.models.detector_c4 import C4
+from comodal.models.detector_fpn import FPN
 from comodal.models.heads import Head
 from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net
 from comodal.models.single_stream import SingleStream
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
-from comodal.serve.export_detectors import c4_networks
+from comodal.serve.export_detectors import c4_networks, fpn_networks
 from comodal.serve.export_sound import PortableSpectrogram
 from comodal.serve.exportable import Network, Sizes, without
 
@@ -242,4 +243,5 @@ NETWORKS: dict[type[nn.Module], Callable[[Any], list[Network]]] = {
     SingleStream: vilbert_networks,
     TaskModel: task_networks,
     C4: c4_networks,
+    FPN: fpn_networks,
 }

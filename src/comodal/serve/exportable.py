@@ -18,7 +18,7 @@ class Network(NamedTuple):
         name: Of its file.
         module: What is exported: tensors in, tensors out.
         reference: What it must equal: the model's own function.
-        axes: For each input the names of its axes that may vary, "" for the others; "2*NAME" for an even one.
+        axes: For each input the names of its axes that may vary, "" for the others; "N*NAME" for multiples of N.
         outputs: Names of what it gives.
         sample: Inputs of some sizes, as they come in earnest.
         trials: Sizes to try; it is traced with the first.
