@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from comodal.analysis.report import write_report
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.tasks.vqa import evaluate_vqa, recipe, score
@@ -22,6 +23,7 @@ from comodal.tasks.vqa_files import (
 )
 from comodal.tasks.vqa_metric import accuracy, on_one_line, with_digits, without_punctuation, written
 from comodal.train.run import train
+from self_contained import check_page
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 from vilbert_fixtures import FIXTURES
 
@@ -124,6 +126,20 @@ def tuned(tmp_path: Path, store: RegionStore, **changed: object) -> Path:
     }  # fmt: skip
     assert train(recipe, settings | changed, tmp_path / "vqa", device="cpu", precision="fp32") == 0
     return tmp_path / "vqa"
+
+
+def test_the_report_of_a_run_tells_its_task_and_its_cards(store: RegionStore, tmp_path: Path):
+    model = tuned(tmp_path, store, epochs=1.0, start="scratch", blank="picture")
+    questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
+    evaluate_vqa(model, questions, store.folder, annotations, blank="picture", out=tmp_path / "card")
+    write_report(model, tmp_path / "report.html", results=[tmp_path / "card"])
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    assert "questions about pictures (VQA); begun from chance, with the network of run, without the picture." in page
+    assert "loss and accuracy by step" in page and "<h2>VQA v2, " in page
+    assert "From videos alone" not in page and "of sound" not in page
+    with pytest.raises(DataError, match="was fine-tuned for a task: `comodal ask --explain`"):
+        write_report(model, tmp_path / "other.html", data=store.folder)
 
 
 def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture):

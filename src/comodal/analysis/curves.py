@@ -9,20 +9,22 @@ COLOURS = {"train": "#9db4cc", "validation": "#c2410c"}
 SMOOTHED = "#3b6ea5"
 
 
-def draw_curves(lines: list[dict], chance: float = 0.5) -> Figure:
+def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
     """Loss and accuracy of a run's log (`metrics.jsonl`).
 
     Args:
         lines: one for each entry: step, split, loss, accuracy.
-        chance: accuracy of a guess, and the loss that goes with it, drawn dotted.
+        chance: accuracy of a guess, and the loss that goes with it, drawn dotted; None where it is not one number.
     """
     figure = Figure(figsize=(10.0, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    for axes, name, level in ((loss, "loss", -float(np.log(chance))), (accuracy, "accuracy", chance)):
+    levels = (None, None) if chance is None else (-float(np.log(chance)), chance)
+    for axes, name, level in zip((loss, accuracy), ("loss", "accuracy"), levels, strict=True):
         for split in COLOURS:
             draw_split(axes, lines, split, name)
-        axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance")
+        if level is not None:
+            axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance")
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)

@@ -9,12 +9,14 @@ from comodal.analysis.describe import read_json, read_lines
 from comodal.analysis.page import embedded, header, picture, section, settings, write_page
 from comodal.analysis.pointing import read_scenes
 from comodal.analysis.source_report import source_parts
+from comodal.analysis.task_report import task_parts
 from comodal.analysis.unit_report import unit_parts
 from comodal.analysis.units import read_moments
 from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model, refuse_packed
 from comodal.models.l3net import L3Net
+from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import CARD, interval, number, read_card
 
@@ -83,6 +85,12 @@ def run_parts(
         ]
         cards = [card(folder) for folder in results or [] if folder not in retrieved]
         return [*caption_parts(run, model, data, captions, images, retrieved), *cards, settings(run)]
+    if isinstance(model, TaskModel):
+        if data or captions or images:
+            raise DataError(
+                f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at"
+            )
+        return [*task_parts(run), *map(card, results or []), settings(run)]
     parts = [
         header(
             run,

@@ -1,0 +1,39 @@
+"""The parts of a report about a model that was fine-tuned for a task with words and pictures."""
+
+from pathlib import Path
+
+import yaml
+
+from comodal.analysis.curves import draw_curves
+from comodal.analysis.describe import read_lines
+from comodal.analysis.page import header, picture, section
+from comodal.models.checkpoint import read_config
+
+TITLES = {
+    "vqa": "questions about pictures (VQA)",
+    "vcr": "visual commonsense reasoning (VCR)",
+    "grounding": "referring expressions",
+    "retrieval": "caption-based image retrieval",
+    "nlvr2": "statements about two pictures (NLVR2)",
+    "entailment": "visual entailment (SNLI-VE)",
+}
+STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
+
+
+def task_parts(run: Path) -> list[str]:
+    """Header and curves; what a model answers is in its results cards, and what it looks at in `--explain`."""
+    told, about = yaml.safe_load((run / "config.yaml").read_text()), read_config(run / "model")["about"]
+    task = str(about.get("recipe")) if isinstance(about, dict) else ""
+    begun = STARTS.get(told.get("start"), "").format(Path(str(told.get("model"))).name)
+    blank = told.get("blank", "nothing")
+    without = "" if blank == "nothing" else f", without the {blank}"
+    sentence = f"Fine-tuned on labels: {TITLES.get(task, task)}; begun {begun}{without}."
+    lines = read_lines(run / "metrics.jsonl")
+    return [
+        header(run, sentence, "accuracy", "accuracy on validation examples"),
+        section(
+            "Learning",
+            "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",
+            picture(draw_curves(lines, chance=None), "loss and accuracy by step"),
+        ),
+    ]
