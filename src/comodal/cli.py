@@ -43,6 +43,7 @@ COMMANDS = {
     "evaluate sounds": ("comodal.tasks.sound_folders:evaluate_sounds", "a probe on class folders of sounds"),
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
     "evaluate vqa": ("comodal.tasks.vqa:evaluate_vqa", "VQA v2: answers, the official accuracy, a submission"),
+    "evaluate gqa": ("comodal.tasks.gqa:evaluate_gqa", "GQA: answers, accuracy by type of question, a submission"),
     "evaluate vcr": ("comodal.tasks.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"),
     "evaluate grounding": ("comodal.tasks.grounding:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg: what is meant"),
     "evaluate nlvr2": ("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two pictures"),

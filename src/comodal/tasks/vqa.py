@@ -7,7 +7,7 @@ are given. Answers come with the official accuracy, and with a file for the serv
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,19 +156,19 @@ class Scored:
 
 
 def asked_of(
-    questions: Sequence[Question], rows: ImageRows, words: Words, max_words: int
+    questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: Words, max_words: int
 ) -> tuple[list[Example], Counter[str]]:
-    """The questions whose image is in the store, and what was left out, by reason."""
+    """Key, image and text of questions: those whose image is in the store, and what was left out, by reason."""
     examples, left_out = [], Counter[str]()
     texts: dict[str, Text] = {}
-    for question in questions:
-        row = rows.find(question.image)
+    for key, image, text in questions:
+        row = rows.find(image)
         if row is None:
             left_out[NOT_THERE] += 1
             continue
-        if question.text not in texts:
-            texts[question.text] = single(words, question.text, max_words)
-        examples.append(Example(str(question.number), (texts[question.text],), (row,), None))
+        if text not in texts:
+            texts[text] = single(words, text, max_words)
+        examples.append(Example(key, (texts[text],), (row,), None))
     return examples, left_out
 
 
@@ -178,7 +178,7 @@ def scored(
     """The questions that can be learnt from, and what was left out, by reason."""
     numbers = {answer: number for number, answer in enumerate(vocabulary)}
     scores = {question.number: soft_scores(question.answers, numbers) for question in questions}
-    known = [question for question in questions if scores[question.number]]
+    known = [(str(one.number), one.image, one.text) for one in questions if scores[one.number]]
     examples, left_out = asked_of(known, rows, words, max_words)
     if len(known) < len(questions):
         left_out[NO_ANSWER] = len(questions) - len(known)
@@ -225,7 +225,8 @@ def evaluate_vqa(
     asked.model.config.head(HEAD)
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
     rows = ImageRows(asked.store)
-    examples, left_out = asked_of(told, rows, asked.words, max_words)
+    plain = ((str(question.number), question.image, question.text) for question in told)
+    examples, left_out = asked_of(plain, rows, asked.words, max_words)
     rows.check(questions, len(examples))
     given = {int(one.example.key): vocabulary[int(one.scores.argmax())] for one in answer(asked, HEAD, examples)}
     for question in told:

@@ -1,0 +1,200 @@
+"""Questions with one right answer: what tasks beside VQA share, learnt as VQA is (12-in-1: binary cross-entropy)."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.media.text import Words
+from comodal.models.heads import Head
+from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.examples import Blank
+from comodal.tasks.fine_tuning import (
+    Precision,
+    Setup,
+    answer,
+    fingerprint_of,
+    new_run,
+    read_asked,
+    read_parts,
+    soft_answers,
+)
+from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.vqa import ANSWERS, NOT_THERE, Scored, asked_of, vocabulary_of
+from comodal.tasks.vqa_files import read_answers
+from comodal.train.run import Run
+
+UNKNOWN = "answer is not in the vocabulary"
+
+
+class Asking(NamedTuple):
+    """A question about an image.
+
+    Args:
+        key: Its number or name.
+        image: What it is about.
+        text: The question.
+        answer: What is right; None where that is not known.
+        kinds: What it counts among, beside all questions.
+        counts: It is among those that the official score takes.
+    """
+
+    key: str
+    image: str
+    text: str
+    answer: str | None
+    kinds: tuple[str, ...]
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class QuestionTask:
+    """What makes one task of such questions.
+
+    Args:
+        name: On the command line.
+        title: What people call it.
+        head: Of the model.
+        read: The questions of an official file, and what was left out, counted by reason.
+        record: What the file of predictions says of a question (its key) and its answer.
+    """
+
+    name: str
+    title: str
+    head: str
+    read: Callable[[Path], tuple[list[Asking], Counter[str]]]
+    record: Callable[[str, str], dict[str, str | int]]
+
+
+def question_run(
+    task: QuestionTask,
+    setup: Setup,
+    questions: Path,
+    validation: Path | None,
+    answers: Path | None,
+    least_questions: int,
+    max_words: int,
+) -> Run:
+    """The run of a task of questions.
+
+    Raises:
+        DataError: A file cannot be read, or there is nothing to learn from.
+    """
+    parts, console = read_parts(setup), Console(stderr=True)
+    told = {path: task.read(path) for path in (questions, validation) if path}
+    given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
+    if not given:
+        raise DataError(f"{questions}: no question has an answer, so nothing can be learnt from it; is it a test file?")
+    common = [said for said, count in given.items() if count >= least_questions]
+    vocabulary = read_answers(answers) if answers else common
+    if not vocabulary:
+        raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
+    rows = ImageRows(parts.store)
+
+    def source(path: Path) -> Scored:
+        every, left_out = told[path]
+        found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
+        rows.check(path, len(found))
+        console.print(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}")
+        if not len(found):
+            raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
+        return found
+
+    return new_run(
+        parts,
+        setup,
+        Head(task.head, "answers", len(vocabulary)),
+        soft_answers,
+        source(questions),
+        source(validation) if validation else None,
+        fingerprint_of(setup, parts.store, [*told, *([answers] if answers else [])]),
+        {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+    )
+
+
+def learnable(
+    every: Sequence[Asking], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str],
+    left_out: Counter[str],
+) -> Scored:  # fmt: skip
+    """The questions whose answer a model can give and whose image is in the store; counts the others."""
+    numbers = {said: number for number, said in enumerate(vocabulary)}
+    known = {one.key: numbers[one.answer] for one in every if one.answer in numbers}
+    if len(known) < len(every):
+        left_out[UNKNOWN] += len(every) - len(known)
+    examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in known), rows, words, max_words)
+    left_out.update(missing)
+    return Scored(examples, [{known[example.key]: 1.0} for example in examples], len(vocabulary))
+
+
+def evaluate_questions(
+    task: QuestionTask,
+    model: Path,
+    questions: Path,
+    regions: Path,
+    blank: Blank,
+    max_words: int,
+    max_regions: int,
+    precision: Precision,
+    out: Path | None,
+) -> dict[str, float]:
+    """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong."""
+    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision)
+    asked.model.config.head(task.head)
+    vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
+    rows = ImageRows(asked.store)
+    examples, missing = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
+    rows.check(questions, len(examples))
+    found = {one.example.key: vocabulary[int(one.scores.argmax())] for one in answer(asked, task.head, examples)}
+    given = {one.key: found.get(one.key, "") for one in every}  # a server wants an answer to every question
+    if out is not None:
+        listed = [task.record(key, said) for key, said in given.items()]
+        write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
+    counted = [one for one in every if one.counts and one.answer is not None]
+    console.print(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out + missing)}")
+    if not counted:
+        console.print("There are no answers: submission.json is for the server, and there is no score.")
+        return {f"{task.name}.items": float(len(every))}
+    numbers, counts = score(task, counted, given), {"items": len(counted), **left_out}
+    if len(counted) < len(every):
+        counts["not in the official score"] = len(every) - len(counted)
+    if missing:
+        counts[f"{NOT_THERE} (scored as wrong)"] = missing.total()
+    where = str(asked.store.about["made_from"])
+    tell(numbers, card_of(task, numbers, model, questions, where, blank, counts), out)
+    return numbers
+
+
+def score(task: QuestionTask, counted: Sequence[Asking], given: Mapping[str, str]) -> dict[str, float]:
+    """The share of right answers with its interval, of the most common answer, and for each kind of question."""
+    right = np.array([given[one.key] == one.answer for one in counted])
+    low, high = bootstrap_interval(right, np.random.default_rng(0))
+    common = Counter(one.answer for one in counted).most_common(1)[0][1]
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for one, correct in zip(counted, right.tolist(), strict=True):
+        for kind in one.kinds:
+            groups[kind].append(correct)
+    numbers = {"accuracy": float(right.mean()), "accuracy.low": low, "accuracy.high": high}
+    numbers |= {"majority": common / len(counted)}
+    numbers |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
+    return {f"{task.name}.{name}": value for name, value in numbers.items()}
+
+
+def card_of(
+    task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str, blank: Blank,
+    counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card."""
+    plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
+    low, high = plain.pop("accuracy.low"), plain.pop("accuracy.high")
+    scores = {name: Score(value) for name, value in plain.items()}
+    scores["accuracy"] = Score(plain["accuracy"], low, high)
+    files, settings = {"questions": questions}, {"blank": blank}
+    return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, settings)
