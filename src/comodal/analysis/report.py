@@ -86,7 +86,7 @@ def run_parts(
         cards = [card(folder) for folder in results or [] if folder not in retrieved]
         return [*caption_parts(run, model, data, captions, images, retrieved), *cards, settings(run)]
     if isinstance(model, TaskModel):
-        if data or captions or images:
+        if data or captions or images or truth:
             raise DataError(
                 f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at"
             )

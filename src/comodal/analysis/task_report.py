@@ -28,9 +28,12 @@ def task_parts(run: Path) -> list[str]:
     blank = told.get("blank", "nothing")
     without = "" if blank == "nothing" else f", without the {blank}"
     sentence = f"Fine-tuned on labels: {TITLES.get(task, task)}; begun {begun}{without}."
+    chosen = about.get("chosen") if isinstance(about, dict) else None
+    if isinstance(chosen, dict):  # the weights that did best, not the last ones, whose accuracy stands below
+        sentence += f" The model is that of step {chosen['step']:,}: accuracy {chosen['accuracy']:.3f} on validation."
     lines = read_lines(run / "metrics.jsonl")
     return [
-        header(run, sentence, "accuracy", "accuracy on validation examples"),
+        header(run, sentence, "accuracy", "accuracy on validation examples at the end"),
         section(
             "Learning",
             "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",

@@ -1,0 +1,32 @@
+"""A report of a fine-tuned model tells the accuracy of the weights that are the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from comodal.analysis.report import write_report
+from comodal.errors import DataError
+from comodal.models.checkpoint import save_model
+from comodal.models.heads import Head
+from comodal.models.task_model import Config, TaskModel
+from self_contained import check_page
+from small_tasks import config
+
+
+def test_the_weights_that_did_best_are_told_and_what_a_task_cannot_show_is_refused(tmp_path: Path):
+    run = tmp_path / "run"
+    about = {"recipe": "grounding", "chosen": {"step": 1000, "accuracy": 0.9}}
+    save_model(TaskModel(Config(config(20), (Head("regions", "regions", 1),))), run / "model", about)
+    lines = [{"step": s, "split": "validation", "loss": 1.0, "accuracy": a} for s, a in ((1000, 0.9), (2000, 0.5))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "config.yaml").write_text("model: runs/first\nstart: pretrained\nblank: nothing\n")
+    write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    assert "referring expressions; begun from the weights of first." in page
+    assert "The model is that of step 1,000: accuracy 0.900 on validation." in page
+    assert "<b>0.500</b><span>accuracy on validation examples at the end</span>" in page
+    with pytest.raises(DataError, match="was fine-tuned for a task"):
+        write_report(run, tmp_path / "other.html", truth=tmp_path / "worlds.jsonl")
+    assert not (tmp_path / "other.html").exists()
