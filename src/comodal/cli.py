@@ -44,6 +44,10 @@ COMMANDS = {
     "evaluate retrieval": ("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
     "evaluate vqa": ("comodal.tasks.vqa:evaluate_vqa", "VQA v2: answers, the official accuracy, a submission"),
     "evaluate gqa": ("comodal.tasks.gqa:evaluate_gqa", "GQA: answers, accuracy by type of question, a submission"),
+    "evaluate visual_genome": (
+        "comodal.tasks.visual_genome:evaluate_visual_genome",
+        "Visual Genome's questions: answers in VQA's way of writing",
+    ),
     "evaluate vcr": ("comodal.tasks.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"),
     "evaluate grounding": ("comodal.tasks.grounding:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg: what is meant"),
     "evaluate nlvr2": ("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two pictures"),
