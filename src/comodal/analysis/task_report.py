@@ -11,6 +11,7 @@ from comodal.models.checkpoint import read_config
 
 TITLES = {
     "vqa": "questions about pictures (VQA)",
+    "gqa": "questions about scenes (GQA)",
     "vcr": "visual commonsense reasoning (VCR)",
     "grounding": "referring expressions",
     "retrieval": "caption-based image retrieval",
