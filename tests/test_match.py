@@ -138,7 +138,7 @@ def check_page_text(path: Path) -> str:
 def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]):
     soundfile.write(tmp_path / "short.wav", tone(0.4, RATE, 0.0), RATE)
     Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
-    Image.new("RGB", (800, 4)).save(tmp_path / "thin.png")
+    Image.new("RGB", (80, 4)).save(tmp_path / "thin.png")
     (tmp_path / "notes.txt").write_text("hello")
     write_video(tmp_path / "mute.mp4")
     told = {
@@ -147,7 +147,7 @@ def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, cap
         ("short.wav", "p.png"): "short.wav: a sound; a picture or a video comes first, then the sound",
         ("p.png", "short.wav"): "short.wav: too short: a verdict needs 1 s of sound",
         ("p.png", "mute.mp4"): "mute.mp4: no sound: no audio stream in the file",
-        ("thin.png", str(video)): "thin.png: too large: 800 x 4 pixels are narrower than 1 : 16",
+        ("thin.png", str(video)): "thin.png: too large: 80 x 4 pixels are narrower than 1 : 16",
         ("notes.txt",): "notes.txt: ",
         ("nowhere.mp4",): "nowhere.mp4: missing",
         ("p.png", "nowhere.wav"): "nowhere.wav: missing",

@@ -9,6 +9,7 @@ import ast
 import errno
 import importlib
 import inspect
+import io
 import keyword
 import os
 import re
@@ -99,8 +100,12 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 failed with a sentence, 2 wrong usage, 130 interrupted)."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        refuse_broken(words)
         return dispatch(words)
     except (ComodalError, ValueError) as error:
         return failed(error, str(error))
@@ -113,6 +118,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("comodal: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def refuse_broken(words: list[str]) -> None:
+    """Refuses names of files that are no text, since nothing that is written could hold them.
+
+    Raises:
+        ValueError: A word is not UTF-8.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{word!a} is not UTF-8; if it is a file, rename it") from None
 
 
 def failed(error: BaseException, sentence: str) -> int:

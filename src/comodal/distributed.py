@@ -29,6 +29,18 @@ def start(device: str) -> torch.device:
     return chosen
 
 
+def find_device(name: str) -> torch.device:
+    """The device of a name, such as cpu or cuda.
+
+    Raises:
+        ValueError: There is none of that name here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by kind
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
+
+
 def stop() -> None:
     """Leaves the group that `start` joined."""
     if dist.is_initialized():

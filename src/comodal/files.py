@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written under a temporary name, synced, renamed."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,13 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `path` when the block ends well, and is removed when it does not."""
+    """A temporary path that takes the name `path` when the block ends well, and is removed when it does not.
+
+    Raises:
+        OSError: Something of that name is no file: a folder, or a device, which a superuser could replace.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "there is something of that name which is no file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:

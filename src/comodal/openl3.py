@@ -4,10 +4,11 @@ Functions, parameters, defaults and results are those of OpenL3 0.4.2 (openl3/co
 `with openl3.settings(as_openl3="0.4.2")` asks for them. docs/openl3.md says what differs and why.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from jaxtyping import Shaped
 
 from comodal.errors import ComodalError
+from comodal.media.audio import LOUDEST
 from comodal.media.image import read_image
-from comodal.media.kaiser import resample_kaiser
+from comodal.media.kaiser import MAX_RATE, resample_kaiser
 from comodal.media.video import every_frame
 from comodal.models.spectrogram import Spectrogram
 from comodal.models.spectrogram import openl3 as openl3_spectrogram
@@ -72,6 +74,7 @@ def get_audio_embedding(
     """
     model = pick_sound_model(model, input_repr, content_type, embedding_size, frontend)
     one_of("verbosity level", verbose, (0, 1))
+    check_batch(batch_size)
     sounds = as_list(audio, "audio")
     rates = list(sr) if isinstance(sr, list) else [sr] * len(sounds)
     if len(rates) != len(sounds):
@@ -114,13 +117,14 @@ def get_image_embedding(
     also timestamps. Bytes, and floats in [0, 1] or [-1, 1], mean the same picture whatever its size."""
     model = pick_image_model(model, input_repr, content_type, embedding_size)
     one_of("verbosity level", verbose, (0, 1))
+    check_batch(batch_size)
     pictures = as_list(image, "image")
     rates = list(frame_rate) if isinstance(frame_rate, list) else [frame_rate] * len(pictures)
     if len(rates) != len(pictures):
         raise OpenL3Error(f"{len(pictures)} images and {len(rates)} frame rates")
     vectors, times = [], []
     for picture, rate in zip(pictures, rates, strict=True):
-        if rate is not None and (not isinstance(rate, Real) or rate <= 0):
+        if rate is not None and (not isinstance(rate, Real) or not 0 < float(rate) < math.inf):
             raise OpenL3Error(f"Invalid frame rate {rate}")
         parts = [model.embedder.pixels(pixels) for pixels in pixels_of(checked_picture(picture), batch_size, model)]
         vectors.append(np.concatenate(parts))
@@ -147,6 +151,8 @@ def process_audio_file(
 ) -> None:
     """NAME[_suffix].npz with `embedding` and `timestamps` of each sound file, of any length in bounded memory."""
     embedder = pick_sound_model(model, input_repr, content_type, embedding_size, frontend).embedder
+    check_windows(hop_size, center)
+    check_batch(batch_size)
 
     def work(path: Path, result: Path) -> int:
         rows = sound_rows(blocks_of(path, embedder), embedder, float(hop_size), bool(center), batch_size)
@@ -169,12 +175,13 @@ def process_image_file(
 ) -> None:
     """NAME[_suffix].npz with `embedding` of each picture file, read and written one by one (`batch_size` is unused)."""
     embedder = pick_image_model(model, input_repr, content_type, embedding_size).embedder
+    check_batch(batch_size)
 
     def work(path: Path, result: Path) -> int:
         picture = read_image(path)
         checked_picture(picture)
         seconds = None if embedder.choice.as_openl3 else np.zeros(1)
-        vectors = image_vectors([picture], embedder, max(1, batch_size))
+        vectors = image_vectors([picture], embedder, 1)
         return write_rows(result, (Rows(rows, seconds) for rows in vectors), about_file(embedder))
 
     process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
@@ -201,6 +208,9 @@ def process_video_file(
     """NAME_audio[_suffix].npz and NAME_image[_suffix].npz of each video: every frame, on the video's own clock."""
     hears = pick_sound_model(audio_model, input_repr, content_type, audio_embedding_size, audio_frontend).embedder
     sees = pick_image_model(image_model, input_repr or "mel256", content_type, image_embedding_size).embedder
+    check_windows(audio_hop_size, audio_center)
+    check_batch(audio_batch_size)
+    check_batch(image_batch_size)
 
     def sound(path: Path, result: Path) -> int:
         rows = sound_rows(blocks_of(path, hears), hears, float(audio_hop_size), bool(audio_center), audio_batch_size)
@@ -235,9 +245,9 @@ def process(
     Raises:
         OpenL3Error: A file is missing, or could not be read; all the others are written by then.
     """
-    if not isinstance(filepath, str | list):
-        raise OpenL3Error(f"filepath should be type str or list[str], but got {filepath!r}")
     paths = [filepath] if isinstance(filepath, str) else filepath
+    if not isinstance(paths, list) or not all(isinstance(path, str | Path) for path in paths):
+        raise OpenL3Error(f"filepath should be type str or list[str], but got {filepath!r}")
     problems = []
     for number, path in enumerate(paths, 1):
         if verbose:
@@ -295,11 +305,11 @@ def checked_sound(audio: object, sr: object, hop_size: object, center: object) -
     """Mono sound at 48 kHz."""
     if not isinstance(audio, np.ndarray) or audio.ndim not in (1, 2) or audio.size == 0:
         raise OpenL3Error(f"audio must be an array of 1 or 2 dimensions that is not empty, got {describe(audio)}")
-    if not isinstance(sr, Real) or not float(sr) > 0:
+    if audio.dtype.kind not in "biuf" or not (np.abs(audio) <= LOUDEST).all():
+        raise OpenL3Error(f"audio must be real numbers, none infinite or nan or beyond {LOUDEST:g}, got {audio.dtype}")
+    if not isinstance(sr, Real) or not 1 <= float(sr) <= MAX_RATE:
         raise OpenL3Error(f"Invalid sample rate {sr}")
-    if not isinstance(hop_size, Real) or not int(float(hop_size) * TARGET_SR) > 0:
-        raise OpenL3Error(f"Invalid hop size {hop_size}")
-    one_of("center value", center, (True, False))
+    check_windows(hop_size, center)
     if not audio.any():
         warnings.warn("Provided audio is all zeros", OpenL3Warning, stacklevel=3)
     mono = audio.mean(axis=1) if audio.ndim == 2 else audio.astype(np.float64)
@@ -311,10 +321,25 @@ def checked_sound(audio: object, sr: object, hop_size: object, center: object) -
     return mono
 
 
+def check_windows(hop_size: object, center: object) -> None:
+    """How windows are cut: at least one sample apart."""
+    if not isinstance(hop_size, Real) or not 1 <= float(hop_size) * TARGET_SR < math.inf:
+        raise OpenL3Error(f"Invalid hop size {hop_size}")
+    one_of("center value", center, (True, False))
+
+
+def check_batch(batch_size: object) -> None:
+    """How many windows or pictures are held at a time: a whole number of them."""
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise OpenL3Error(f"Invalid batch size {batch_size}")
+
+
 def checked_picture(picture: object) -> Array:
     """Pictures (images, rows, columns, 3)."""
     if not isinstance(picture, np.ndarray) or picture.ndim not in (3, 4) or picture.size == 0:
         raise OpenL3Error(f"image must be an array of 3 or 4 dimensions that is not empty, got {describe(picture)}")
+    if picture.dtype.kind not in "biuf":
+        raise OpenL3Error(f"image must be real numbers, got {picture.dtype}")
     if picture.shape[-1] != 3:
         raise OpenL3Error(f"Need 3 channel images corresponding to RGB, got {picture.shape[-1]} channels")
     if min(picture.shape[-3:-1]) < SIDE:

@@ -15,7 +15,7 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refusal import Refusal, describe_impostor, read_head
+from comodal.media.refusal import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal, describe_impostor, read_head
 
 try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
     from comodal.media import container
@@ -24,6 +24,7 @@ except ImportError:
 
 READ_SAMPLES = 1 << 16
 PCM_SCALE = 32768.0  # 16 bits; what is read from 16 bits is written back unchanged
+LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
 Mono = Float32[np.ndarray, " samples"]
 
 
@@ -138,9 +139,14 @@ def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
         yield from _native_of_container(path)
         return
     with file:
+        if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
+            raise MediaError(path, Refusal.UNREADABLE, f"sound of {file.samplerate} samples a second")
         try:
             for block in file.blocks(READ_SAMPLES, dtype="float32", always_2d=True):
-                yield file.samplerate, np.nan_to_num(block.mean(axis=1))
+                mono = block.mean(axis=1)
+                if not (np.abs(mono) <= LOUDEST).all():
+                    raise MediaError(path, Refusal.UNREADABLE, "samples that are nan, infinite or beyond all measure")
+                yield file.samplerate, mono
         except soundfile.LibsndfileError as error:
             raise MediaError(path, Refusal.UNREADABLE, error.error_string) from None
 

@@ -17,13 +17,11 @@ from av.stream import Disposition, Stream
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refusal import Refusal, describe_impostor, read_head
+from comodal.media.refusal import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal, describe_impostor, read_head
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
 
 MAX_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
-MAX_SAMPLE_RATE = 768_000
-MIN_SAMPLE_RATE = 1_000
 MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400

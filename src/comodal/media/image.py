@@ -17,6 +17,7 @@ from comodal.errors import MediaError
 from comodal.media.refusal import Refusal, describe_impostor, read_head
 
 MAX_PIXELS = 100_000_000  # of a declared size; Pillow warns at 89 million, a decompressed picture takes 3 bytes each
+MAX_ASPECT = 100  # of a picture's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
 Luma: TypeAlias = UInt8[np.ndarray, "rows columns"]
 Chroma: TypeAlias = UInt8[np.ndarray, "half_rows half_columns"]
 
@@ -26,7 +27,8 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     it is transparent. Of an animation, the first picture.
 
     Raises:
-        MediaError: missing, unreadable, or declared larger than 100 million pixels.
+        MediaError: missing, unreadable, declared larger than 100 million pixels, narrower than 1 : 100, or of floats
+            that are not from 0 to 255.
     """
     impostor = describe_impostor(read_head(path))
     if impostor:
@@ -37,6 +39,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
             with Image.open(path) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}"
+                    raise MediaError(path, Refusal.TOO_LARGE, detail)
+                if max(picture.size) > MAX_ASPECT * min(picture.size):
+                    detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_ASPECT}"
                     raise MediaError(path, Refusal.TOO_LARGE, detail)
                 return np.asarray(_in_colour(ImageOps.exif_transpose(picture)))
     except Image.DecompressionBombError as error:
@@ -49,7 +54,16 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _in_colour(picture: Image.Image) -> Image.Image:
-    """RGB on black; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion clips everything to white."""
+    """RGB on black; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion clips everything to white.
+
+    Floats have no range of their own: from 0 to 255 they are taken as they are, from 0 to 1 (or nan) refused, where
+    Pillow's conversion makes everything black.
+    """
+    if picture.mode == "F":
+        floats = np.asarray(picture)
+        least, most = float(floats.min()), float(floats.max())
+        if not (least >= 0 and 1 < most <= 255):
+            raise ValueError(f"pixels are floats from {least} to {most}; save them as 8 or 16 bits")
     if picture.mode.startswith("I"):
         upper = np.asarray(picture, dtype=np.int64) // 256
         picture = Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8))

@@ -1,5 +1,6 @@
 """Why a file is refused, in a few words that a report counts, and what files are that hold no media at all."""
 
+import os
 import stat
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from comodal.errors import MediaError
 
 HEAD_BYTES = 512
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
 
 
 class Refusal(StrEnum):
@@ -27,8 +29,13 @@ def read_head(path: Path) -> bytes:
     """The first bytes of a regular file that can be read.
 
     Raises:
-        MediaError: missing, or unreadable (a folder, a pipe, no permission).
+        MediaError: missing, or unreadable (a folder, a pipe, no permission, a name that is no text).
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(path).decode(errors="replace")
+        raise MediaError(name, Refusal.UNREADABLE, "its name is not UTF-8; rename it") from None
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise MediaError(path, Refusal.UNREADABLE, "not a regular file")

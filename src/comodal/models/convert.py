@@ -93,7 +93,7 @@ def weights_file(path: Path) -> Path:
 
 def first_line(error: Exception) -> str:
     """What went wrong, without advice on how to load it all the same."""
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0].split(" In PyTorch 2.6")[0]
 
 
 def usual_name(name: str) -> str:

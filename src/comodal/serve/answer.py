@@ -6,6 +6,7 @@ that the user gives.
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from comodal.data.captions import with_whole_image
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
@@ -85,14 +86,17 @@ class Answerer:
 
         Raises:
             DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
-            MediaError: The picture cannot be read.
+            MediaError: The picture cannot be read, or is too thin.
         """
         try:
             extractor = extractor_for(self.folder, self.regions["made_from"])
         except DataError as error:
             raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
         picture = read_image(image)
-        found = extractor(picture, boxes)
+        try:
+            found = extractor(picture, boxes)
+        except MediaError as error:
+            raise MediaError(image, error.reason, error.detail) from None
         read, places = (torch.from_numpy(part)[None] for part in with_whole_image(found, MAX_REGIONS))
         attended = torch.ones(read.shape[:2], dtype=torch.bool)
         return Seen(picture, found.boxes[:MAX_REGIONS], self.vilbert.vision_prefix(read, places, attended))
@@ -122,7 +126,11 @@ class Answerer:
         """The likeliest answers, each right or wrong by itself."""
         answers = vocabulary_of(self.folder)
         scores = self.scores(ANSWERING, "vqa", self.words.encode(question), seen).sigmoid()
-        best = scores.topk(min(most, len(answers)))
+        if len(scores) != len(answers):
+            raise CheckpointError(
+                f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
+            )
+        best = highest(scores, most)
         return [Guess(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def fill(self, seen: Seen, text: str, most: int = 5) -> list[list[Guess]]:
@@ -130,11 +138,12 @@ class Answerer:
         pieces = self.words.encode(text)
         hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
         if not hidden:
-            raise ValueError(f"{text!r} has no [MASK] to fill")
+            what = f"has no [MASK] to fill in the first {len(pieces) - 2} pieces of words, which are read"
+            raise ValueError(f"{textwrap.shorten(repr(text), 80)} {what}")
         output = self.meet(pieces, seen)
         with torch.inference_mode():
             shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].softmax(1)
-        best = shares.topk(min(most, self.words.size))
+        best = highest(shares, most)
         return [
             [Guess(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -155,7 +164,7 @@ class Answerer:
         scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
         height, width = seen.picture.shape[:2]
         boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
-        best = scores.topk(min(most, len(scores)))
+        best = highest(scores, most)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
 
@@ -172,9 +181,22 @@ def load(run: Path) -> Answerer:
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     try:
         regions = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(regions, dict) or not isinstance(regions.get("made_from"), dict):
+            raise ValueError("no made_from")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: it says of what regions the model has learnt, and cannot be read") from error
     return Answerer(run, model, Words.read(run), regions)
+
+
+def highest(scores: Tensor, most: int) -> Any:
+    """The highest of the last dimension and their places, as `topk`; fewer where there are no more.
+
+    Raises:
+        ValueError: Not one is wanted.
+    """
+    if most < 1:
+        raise ValueError(f"top ({most}) must be at least 1")
+    return scores.topk(min(most, scores.shape[-1]))
 
 
 def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:

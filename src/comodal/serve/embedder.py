@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
+from comodal.distributed import find_device
 from comodal.errors import CheckpointError
 from comodal.media.audio import resample
 from comodal.media.kaiser import resample_kaiser
@@ -82,7 +83,7 @@ class Embedder:
         self.precision = choice.precision or ("float32" if choice.as_openl3 else "bfloat16")
         if exports is not None:
             self.precision = exports.precision
-        self.device = torch.device(choice.device)
+        self.device = find_device(choice.device)
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
         self.sound_type = torch.float32

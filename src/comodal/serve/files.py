@@ -56,10 +56,11 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
         for path in inside if given.is_dir() else [given]:
             folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
             job = Job(path, tuple(folder / f"{path.stem}{ending}.npz" for ending in endings))
-            other = taken.setdefault(job.results[0], path)
-            if other != path:
-                raise DataError(f"{other} and {path} would both be written to {job.results[0]}")
-            jobs.append(job)
+            if taken.get(job.results[0], path) != path:
+                raise DataError(f"{taken[job.results[0]]} and {path} would both be written to {job.results[0]}")
+            if job.results[0] not in taken:  # a file may be given twice, by itself and with its folder
+                jobs.append(job)
+            taken[job.results[0]] = path
     if not jobs:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
     return jobs
@@ -87,7 +88,10 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
+        ValueError: workers is negative.
     """
+    if workers < 0:
+        raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not all(result.is_file() for result in job.results)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
     calls: Iterable[Outcome] = (attempt(job, work) for job in todo)
