@@ -184,6 +184,7 @@ def laid_out(model: FPN) -> FPN:
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenBatchNorm2d):
             convolution, norm = module[0], module[-1]
+            assert isinstance(convolution, nn.Conv2d)
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )

@@ -81,11 +81,12 @@ class FpnFound(NamedTuple):
 
 def see(model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FpnRules) -> Maps:
     """The mean is taken off, OpenCV scales, and zeros fill up to multiples of 32 on the right and at the bottom."""
-    scale = short_side_scale(*picture.shape[:2], rules.size, rules.longest)
+    height, width, _ = picture.shape
+    scale = short_side_scale(height, width, rules.size, rules.longest)
     pixels = resized(blue_green_red(picture), scale)
-    height, width = pixels.shape[1:]
-    filled = F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))[None]
-    return Maps(model.maps(filled), *filled.shape[2:], scale)
+    _, rows, columns = pixels.shape
+    filled = F.pad(pixels, (0, -columns % DIVISOR, 0, -rows % DIVISOR))[None]
+    return Maps(model.maps(filled), filled.shape[2], filled.shape[3], scale)
 
 
 def propose(model: FPN, seen: Maps, rules: FpnRules) -> Proposals:
@@ -94,7 +95,7 @@ def propose(model: FPN, seen: Maps, rules: FpnRules) -> Proposals:
     for feature_map, cell, stride in zip(seen.maps, model.cell_anchors, STRIDES, strict=True):
         logits, deltas = model.proposed(feature_map)
         scores = logits.sigmoid()
-        anchors = anchors_on(cell, *feature_map.shape[2:], stride)
+        anchors = anchors_on(cell, feature_map.shape[2], feature_map.shape[3], stride)
         found = clip(decode_mask_rcnn(anchors, deltas), seen.width - 1, seen.height - 1)
         kept = surest_boxes(found, scores, 0, rules.before, rules.overlap, rules.of_a_map)
         boxes.append(found[kept])
