@@ -1,17 +1,21 @@
-"""The Visual Genome detector on a picture of 600 x 1000 pixels with 300 proposals, against its straightforward version.
+"""The Visual Genome detectors on a picture, against their straightforward versions.
 
-Both have the same random weights at full size (ResNet-101, 1,601 classes), which changes no time; what is compared is
-tests/plain_detector.py (float32, batch normalisation as layers of its own, all regions at once, 1,600 suppressions)
-with ours in float32 and with its last stage in bfloat16. Their boxes are compared, too.
+Both versions have the same random weights at full size, which changes no time, and their boxes are compared, too.
+c4: ResNet-101-C4, 600 x 1000 pixels, 300 proposals; tests/plain_detector.py (float32, batch normalisation as layers of
+its own, all regions at once, 1,600 suppressions) with ours in float32 and with its last stage in bfloat16.
+fpn: ResNeXt-152-FPN, 800 x 1333 pixels, 1,000 proposals, in float32; batch normalisation as layers of its own with
+ours, where it is part of the convolutions, in the layout that is fastest.
 
-    python benchmarks/detector.py [--repeats 3] [--threads 2] [--out results.json]
+    python benchmarks/detector.py [--network c4] [--repeats 3] [--threads 2] [--out results.json]
 """
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +24,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from comodal.models import detector_fpn
 from comodal.models.convert_c4 import CAFFE_SCALES
 from comodal.models.detector_boxes import blue_green_red, cell_anchors, resized
 from comodal.models.detector_c4 import C4, STRIDE, Config, laid_out
+from comodal.models.detector_fpn_regions import FpnFound, FpnRules, fpn_regions
 from comodal.models.detector_rules import Found, Rules, caffe_regions, chosen
 from machine import report, save, seconds_in_turn
 
@@ -36,13 +42,15 @@ PLAIN, EXACT, ROUGH = "plain fp32", "ours fp32", "ours, last stage bf16"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=("c4", "fpn"), default="c4")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with torch.inference_mode():
-        numbers = {"threads": float(options.threads), **whole(options.repeats), **selection(10)}
+        network = whole if options.network == "c4" else pyramid
+        numbers = {"threads": float(options.threads), **network(options.repeats), **selection(10)}
     save(numbers, options.out)
 
 
@@ -91,9 +99,28 @@ def whole(repeats: int) -> dict[str, float]:
     return numbers | compared(found)
 
 
-def compared(found: dict[str, PlainFound | Found]) -> dict[str, float]:
+def pyramid(repeats: int) -> dict[str, float]:
+    """The same of the network with a feature pyramid."""
+    torch.manual_seed(0)
+    plain = detector_fpn.FPN(detector_fpn.Config()).eval()
+    with torch.no_grad():
+        for block in plain.modules():
+            if isinstance(block, detector_fpn.Block):
+                block.conv3.get_buffer("1.weight").fill_(0.2)  # 50 blocks on top of each other would overflow
+        sizes = [cell_anchors(stride, (8.0,)) for stride in detector_fpn.STRIDES]
+        plain.cell_anchors.copy_(torch.stack(sizes))
+    ours, pixels, rules = detector_fpn.laid_out(copy.deepcopy(plain)), picture(), FpnRules()
+    found: dict[str, FpnFound] = {}
+    works: dict[str, Callable[[], object]] = {
+        PLAIN: lambda: found.update({PLAIN: fpn_regions(plain, pixels, rules)}),
+        EXACT: lambda: found.update({EXACT: fpn_regions(ours, pixels, rules)}),
+    }
+    return report("picture", seconds_in_turn(works, repeats), dict.fromkeys(works, 0.0), PLAIN) | compared(found)
+
+
+def compared(found: dict[str, Any]) -> dict[str, float]:
     """How far regions are from the plain version's."""
-    plain, numbers = found.pop(PLAIN), {}
+    plain, numbers = found.pop(PLAIN), dict[str, float]()
     for name, ours in found.items():
         same = sorted(set(ours.kept.tolist()) & set(plain.kept.tolist()))
         mine, theirs = ([one.kept.tolist().index(i) for i in same] for one in (ours, plain))

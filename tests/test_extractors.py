@@ -71,12 +71,31 @@ def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarr
 def test_given_boxes_over_a_network_are_torchvisions_roi_align(network: Path, picture: np.ndarray):
     boxes = np.array([[10, 10, 45, 40], [0, 0, 90, 60]], np.float32)
     found = load_extractor(Source(str(network), cells=2))(picture, boxes)
-    feature_map = load_backbone(str(network))(picture)
+    feature_map = load_backbone(str(network))(picture)[-1]
     rows, columns = feature_map.shape[1:]
     scaled = torch.from_numpy(boxes) / torch.tensor([90.0, 60] * 2) * torch.tensor([columns, rows] * 2)
     wanted = roi_align(feature_map[None], [scaled], 2, aligned=True).permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(torch.from_numpy(found.features), wanted)
     assert np.array_equal(found.boxes, boxes)
+
+
+def test_all_maps_of_a_network_are_its_blocks_one_behind_the_other(network: Path, picture: np.ndarray):
+    """Against the same network taken layer by layer, averaged over the whole picture."""
+    upright = np.asarray(Image.fromarray(picture).resize((64, 64)))
+    extractor = load_extractor(Source(str(network), grid=1, maps="all"))
+    tower = load_l3net(network).image_tower.eval()
+    x, wanted = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None] * (2 / 255) - 1, []
+    with torch.inference_mode():
+        for block in range(1, 5):
+            x = tower.layers[f"conv{block}_2"](tower.layers[f"conv{block}_1"](x))
+            wanted.append(x.mean((2, 3))[0])
+            x = F.max_pool2d(x, 2)
+    found = extractor(upright)
+    assert extractor.network.feature_dim == found.features.shape[1] == sum(map(len, wanted))
+    torch.testing.assert_close(torch.from_numpy(found.features[0]), torch.cat(wanted))
+    last = load_extractor(Source(str(network), grid=1))
+    assert last.about["fingerprint"] != extractor.about["fingerprint"]
+    assert np.array_equal(last(upright).features[0], found.features[0, -len(wanted[-1]) :])
 
 
 def whole_run(model: torch.nn.Module, picture: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -352,7 +371,7 @@ def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path)
         (Source(str(network), "own"), "finds no boxes of its own"),
         (Source(str(network), grid=0), "grid must be positive, got 0"),
         (Source(str(network), size=-1), "size must be positive, got -1"),
-        (Source(str(faster_rcnn), cells=2), "cells are for a vision network"),
+        (Source(str(faster_rcnn), cells=2), "cells and maps are for a vision network"),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_extractor(source)

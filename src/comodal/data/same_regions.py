@@ -87,7 +87,7 @@ def named(made: dict[str, Any]) -> str:
     """What regions were made of, in a few words."""
     if "fingerprint" not in made:
         return " ".join(str(made[name]) for name in ("layout", "source") if name in made) or "an unknown kind"
-    shown = {name: made[name] for name in ("size", "cells") if name in made}
+    shown = {name: made[name] for name in ("size", "cells", "maps") if made.get(name)}
     settings = ", ".join(f"{name} {value}" for name, value in shown.items())
     return f"{made.get('name', 'a network')} ({settings}; {made['fingerprint']})"
 

@@ -1,14 +1,18 @@
-"""Vision networks that give a feature map of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
+"""Vision networks that give feature maps of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
 
 Pictures are scaled so that their short side is what the network was made for, and both sides a multiple of its stride.
-What is pooled of the map in boxes are features of regions; grid features serve vision and language models nearly as
-well as a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020).
+What is pooled of the last map in boxes are features of regions; grid features serve vision and language models nearly
+as well as a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020). Earlier
+maps know colours, materials and small things that the last one has learnt to overlook (hypercolumns: Hariharan et al.,
+CVPR 2015).
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,13 +23,14 @@ from torch import Tensor, nn
 from comodal.data.regions import Regions
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import checksum
-from comodal.models.l3net import load_l3net
+from comodal.models.l3net import L3Net, load_l3net
 from comodal.models.pooling import pool_boxes
 from comodal.serve.region_extractor import fingerprint_of
 
 LITE0 = "efficientnet_lite0"
 L3_STRIDE, LITE0_STRIDE = 8, 32
 LITE0_SIZE = 256
+Maps = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,22 @@ class Backbone:
     Args:
         name: What it is, for people.
         fingerprint: Of its weights: features of another fingerprint are other features.
-        feature_map: Bytes (1, 3, height, width) to a map (1, channels, rows, columns).
+        feature_maps: Bytes (1, 3, height, width) to maps (1, channels, rows, columns), the last one last.
         size: Short side of the pictures that it is given.
-        stride: Pixels to a cell of its map.
+        stride: Pixels to a cell of its last map.
         device: Where its weights are.
     """
 
     name: str
     fingerprint: str
-    feature_map: Callable[[Tensor], Tensor]
+    feature_maps: Callable[[Tensor], list[Tensor]]
     size: int
     stride: int
     device: str = "cpu"
 
     @torch.inference_mode()
-    def __call__(self, picture: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "channels rows columns"]:
-        """The map of one picture."""
+    def __call__(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[Float[Tensor, "_channels _rows _columns"]]:
+        """The maps of one picture."""
         height, width = picture.shape[:2]
         scale = self.size / min(height, width)
         rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
@@ -58,23 +63,30 @@ class Backbone:
         if wanted != (width, height):
             picture = np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
         pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(self.device)
-        return self.feature_map(pixels)[0].float().cpu()
+        return [feature_map[0].float().cpu() for feature_map in self.feature_maps(pixels)]
 
 
 class Pooled:
-    """A source of regions without a detector: given boxes, with features pooled from a network's map.
+    """A source of regions without a detector: given boxes, with features pooled from a network's maps.
 
     Args:
         backbone: The network.
         cells: A box is cut into so many rows and columns, whose features stand one behind the other.
+        maps: The last one, or those of all stages: of each box first what the earliest says, last the last.
     """
 
-    def __init__(self, backbone: Backbone, cells: int = 1) -> None:
-        self.backbone, self.cells = backbone, cells
+    def __init__(self, backbone: Backbone, cells: int = 1, maps: Maps = "last") -> None:
+        self.backbone, self.cells, self.first_map = backbone, cells, 0 if maps == "all" else -1
         self.name, self.size = backbone.name, backbone.size
         self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
-        self.feature_dim = backbone(np.zeros((backbone.size, backbone.size, 3), np.uint8)).shape[0] * cells**2
-        self.fingerprint = fingerprint_of(backbone.fingerprint, {"size": backbone.size, "cells": cells})
+        blank = np.zeros((backbone.size, backbone.size, 3), np.uint8)
+        self.feature_dim = sum(len(feature_map) for feature_map in self.maps(blank)) * cells**2
+        settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
+        self.fingerprint = fingerprint_of(backbone.fingerprint, settings)
+
+    def maps(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[Float[Tensor, "_channels _rows _columns"]]:
+        """Those that are pooled."""
+        return self.backbone(picture)[self.first_map :]
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
@@ -84,7 +96,8 @@ class Pooled:
             raise ValueError(f"{self.name} finds no boxes: give some")
         height, width = picture.shape[:2]
         shares = torch.from_numpy(boxes / np.array([width, height, width, height], np.float32))
-        return Regions(pool_boxes(self.backbone(picture), shares, self.cells).numpy(), boxes, None, None, width, height)
+        features = torch.cat([pool_boxes(feature_map, shares, self.cells) for feature_map in self.maps(picture)], 1)
+        return Regions(features.numpy(), boxes, None, None, width, height)
 
 
 def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
@@ -103,13 +116,13 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
     if network == LITE0:
         model = efficientnet_lite0()
         mark, model = fingerprint(model), model.to(device)
-        return Backbone(LITE0, mark, lite0_map(model), size or LITE0_SIZE, LITE0_STRIDE, device)
+        return Backbone(LITE0, mark, lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
     path = Path(network)
     if not path.exists():
         raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
     l3net = load_l3net(path)
     mark, l3net, size = fingerprint(l3net), l3net.to(device), size or 2 * l3net.config.image_size
-    return Backbone("L3-Net", mark, l3net.image_map, size, L3_STRIDE, device)
+    return Backbone("L3-Net", mark, partial(l3net_maps, l3net), size, L3_STRIDE, device)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -130,8 +143,28 @@ def efficientnet_lite0() -> nn.Module:
     return model.eval()
 
 
-def lite0_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The last map, 1,280 channels; bytes become (x - 127) / 128, as in its training."""
-    extract = model.extract_features
+def lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """The map that each halving begins with (16, 24, 40 and 112 channels), and the last one (1,280); bytes become
+    (x - 127) / 128, as in its training."""
+    extract, seen = model.extract_features, list[Tensor]()
     assert callable(extract)
-    return lambda picture: extract((picture.float() - 127) / 128)
+
+    def look(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        if made.shape[2] < given[0].shape[2]:
+            seen.append(given[0])
+
+    for block in model.get_submodule("_blocks").children():
+        block.register_forward_hook(look)
+
+    def maps(picture: Tensor) -> list[Tensor]:
+        seen.clear()
+        last = extract((picture.float() - 127) / 128)
+        return [*seen, last]
+
+    return maps
+
+
+def l3net_maps(model: L3Net, picture: UInt8[Tensor, "1 3 height width"]) -> list[Tensor]:
+    """Those of its four blocks; the last is the one that its embeddings pool."""
+    maps = model.image_tower.stages(model.normalised(picture))
+    return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(picture)]

@@ -30,6 +30,7 @@ from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import write_whole
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
+from comodal.serve.backbones import Maps
 from comodal.serve.extractors import MOST, Extractor, Places, Source, load_extractor
 from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
@@ -63,6 +64,7 @@ def extract_regions(
     fewest: int | None = None,
     rules: RuleNames | None = None,
     head: HeadTypes | None = None,
+    maps: Maps | None = None,
     like: Path | None = None,
     also_for: Path | None = None,
     workers: int = -1,
@@ -94,6 +96,8 @@ def extract_regions(
             the published features of COCO); by default as many as at most.
         rules: Of the same: caffe (the default: the regions ViLBERT has learnt from) or lxmert (Hugging Face's).
         head: Of the same: float32 (the default) or bfloat16, faster, for its last stage.
+        maps: Of a vision network: last (the default), or all: those of earlier stages as well, which know colours and
+            small things better.
         like: A run or model: make regions of the kind that it has learnt from, by the network beside it or where that
             lay then. --detector says where it lies if it was moved; the other settings are the model's.
         also_for: A run or model that may read the store although it has learnt from another network's features.
@@ -112,7 +116,7 @@ def extract_regions(
         comodal extract photos/ regions/ --detector efficientnet_lite0
         comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --most 100
         comodal extract photos/ regions/ --detector resnet101_faster_rcnn_final.caffemodel --fewest 10 --most 100
-        comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2
+        comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2 --maps all
         comodal extract photos/ regions/ --like runs/vilbert
     """
     if workers != -1 and workers < 1:
@@ -124,7 +128,8 @@ def extract_regions(
     elif detector is None:
         raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
     else:
-        extractor = load_extractor(Source(detector, places, grid, cells, size, most, fewest, rules, head), device)
+        source = Source(detector, places, grid, cells, size, most, fewest, rules, head, maps)
+        extractor = load_extractor(source, device)
     if extractor.source.boxes == "given" and file is None:
         raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
     listed = read_boxes(file, images) if file else images_of(images)

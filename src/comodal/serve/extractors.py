@@ -25,7 +25,7 @@ from comodal.models.convert_fpn import build_fpn, is_fpn
 from comodal.models.detector_c4 import C4
 from comodal.models.detector_fpn import FPN
 from comodal.models.pooling import grid_boxes
-from comodal.serve.backbones import LITE0, Pooled, load_backbone
+from comodal.serve.backbones import LITE0, Maps, Pooled, load_backbone
 from comodal.serve.detector_files import CAFFEMODEL, load_detector, read_detector
 from comodal.serve.extractors_c4 import C4Regions, HeadTypes, RuleNames, rules_of
 from comodal.serve.extractors_detr import load_detr
@@ -37,9 +37,9 @@ from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 NUMBERS = ("grid", "cells", "size", "most")
-HEADS = (None, *get_args(HeadTypes))
+CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
 OUR_DETECTORS = ("detector_c4:C4", "detector_fpn:FPN")
-OPTIONAL = ("fewest", "rules", "head")  # stores of other detectors lack them
+OPTIONAL = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
 MOST = 36  # the regions of an image in ViLBERT's own features
 
 
@@ -57,6 +57,7 @@ class Source:
         fewest: Own boxes of bottom-up attention's detector: at least so many; None for as many as at most.
         rules: Of the same: whose regions; None for ViLBERT's.
         head: Of the same: the precision of its last stage; None for float32.
+        maps: Of a vision network: those that are pooled; None for the last one.
     """
 
     detector: str
@@ -68,6 +69,7 @@ class Source:
     fewest: int | None = None
     rules: RuleNames | None = None
     head: HeadTypes | None = None
+    maps: Maps | None = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def load_extractor(source: Source, device: str = "cpu") -> Extractor:
         raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
     if boxes != "own" and not network.takes_boxes:
         raise ValueError(f"{network.name} finds its own boxes and cannot tell the features of others")
-    if source.cells != 1 and not isinstance(network, Pooled):
-        raise ValueError(f"cells are for a vision network, not for {network.name}")
+    if (source.cells != 1 or source.maps) and not isinstance(network, Pooled):
+        raise ValueError(f"cells and maps are for a vision network, not for {network.name}")
     if not isinstance(network, C4Regions) and any((source.fewest, source.rules, source.head)):
         raise ValueError(f"fewest, rules and head are for bottom-up attention's detector, not for {network.name}")
     finders: dict[str, BoxesOf] = {
@@ -142,7 +144,7 @@ def load_network(source: Source, device: str) -> RegionExtractor:
     """What gives the features, recognised from what lies there."""
     path = Path(source.detector)
     if source.detector == LITE0:
-        return Pooled(load_backbone(LITE0, source.size, device), source.cells)
+        return Pooled(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
     if not path.exists():
         raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
     if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
@@ -150,7 +152,7 @@ def load_network(source: Source, device: str) -> RegionExtractor:
             return load_detr(path, source.size, source.most, device)
         if read_json(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
             return detector_of(source, load_model(path), device)
-        return Pooled(load_backbone(source.detector, source.size, device), source.cells)
+        return Pooled(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
     if path.suffix == CAFFEMODEL:
         return detector_of(source, load_detector(path)[0], device)
     state = read_detector(path)
@@ -188,7 +190,7 @@ def source_of(made: dict[str, Any]) -> Source:
     values |= {name: made.get(name) for name in OPTIONAL}
     known = values["boxes"] in get_args(Places) and all(isinstance(values[name], int) for name in NUMBERS)
     known = known and isinstance(values["fewest"], int | None)
-    if not known or values["rules"] not in (None, *get_args(RuleNames)) or values["head"] not in HEADS:
+    if not known or any(values[name] not in (None, *choices) for name, choices in CHOICES.items()):
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
     return Source(**{**values, "detector": str(values["detector"])})
 
