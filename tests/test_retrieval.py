@@ -348,9 +348,22 @@ def test_captions_that_are_left_out_are_told(tmp_path: Path, store: RegionStore,
     captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
     others = [{"image": "elsewhere.jpg", "caption": "A ball."}, {"image": "image0.jpg", "caption": " "}]
     captions.write_text("\n".join([captions.read_text(), *map(json.dumps, others)]))
-    evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder)
+    evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=tmp_path / "out")
     said = capsys.readouterr().out
     assert "7 captions; 1 not taken: caption is empty; 1 not taken: image is not in the store" in said
+    counts = json.loads((tmp_path / "out" / "card.json").read_text())["counts"]
+    assert counts["caption is empty (all splits)"] == 1 == counts["image is not in the store (all splits)"]
+
+
+def test_the_controls_tell_nothing_apart(tmp_path: Path, store: RegionStore):
+    """Without pictures one is like another, and without texts: what is right ranks behind all that is wrong."""
+    captions, run = a_caption_file(tmp_path / "captions.jsonl", TESTED), a_run(tmp_path / "run")
+    blind = evaluate_retrieval(run, captions, store.folder, blank="picture", out=tmp_path / "out")
+    assert blind["retrieval.text_to_image.median"] == 4 and blind["retrieval.text_to_image.r1"] == 0
+    deaf = evaluate_retrieval(run, captions, store.folder, blank="text")
+    assert deaf["retrieval.image_to_text.r1"] == 0 and deaf["retrieval.images"] == 4
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["settings"]["blank"] == "picture" and card["seeds"] == {"untrained": 0}
 
 
 def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):

@@ -17,10 +17,12 @@ from rich.table import Table
 
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.models.checkpoint import read_about
 
 CARD, PAGE = "card.json", "card.md"
 LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
 CHUNK = 1 << 20
+TRAINING = ("start", "blank", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "layout", "fold")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Card:
     regions: str | None = None
     seeds: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+def training_of(model: Path) -> dict[str, str | int | float | bool | None]:
+    """How a model was trained, by its own record: settings of the card, its seed among them."""
+    parameters = read_about(model).get("parameters")
+    told = parameters if isinstance(parameters, dict) else {}
+    return {f"training {name}": told[name] for name in TRAINING if name in told}
 
 
 def write_card(card: Card, out: Path) -> None:
@@ -121,12 +130,11 @@ def hash_of(path: Path) -> str:
 
 def as_markdown(described: Mapping[str, Any]) -> str:
     """A card for people."""
-    lines = [
-        f"# {described['title']}, {described['split']}",
-        "",
-        "| score | value | 95 % | paper |",
-        "|---|---|---|---|",
-    ]
+    lines = [f"# {described['title']}, {described['split']}", ""]
+    if described["scores"]:
+        lines += ["| score | value | 95 % | paper |", "|---|---|---|---|"]
+    else:
+        lines.append("No score: the right answers are not known.")
     for name, score in described["scores"].items():
         lines.append(f"| {name} | {number(score['value'])} | {interval(score)} | {number(score['paper'])} |")
     lines += ["", f"Model: `{described['model']}`"]

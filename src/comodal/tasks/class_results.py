@@ -8,14 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
-from comodal.models.checkpoint import read_about
-from comodal.tasks.card import Card, Score, write_card
+from comodal.tasks.card import Card, Score, training_of, write_card
 from comodal.tasks.metrics import bootstrap_interval
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
 TOP = 5
-KEPT = ("start", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "layout", "fold")
 Setting = str | int | float | bool | None
 
 
@@ -81,9 +79,6 @@ class Answers:
             for key, label in keys.items()
             if key in numbers
         }
-        parameters = read_about(self.model).get("parameters")
-        trained = parameters if isinstance(parameters, dict) else {}
-        settings = {f"training {name}": trained[name] for name in KEPT if name in trained}
         return Card(
             task=self.task,
             title=f"{self.title}, fine-tuned",
@@ -92,5 +87,5 @@ class Answers:
             model=str(self.model),
             counts={"items": len(self.items), **self.left_out},
             files=self.files,
-            settings={**self.settings, **settings, "items": fingerprint(self.items)},
+            settings={**self.settings, **training_of(self.model), "items": fingerprint(self.items)},
         )

@@ -1,9 +1,10 @@
 """Captions and images among which retrieval searches: what a model reads of each, and which belong together.
 
 Captions of the same words are one text, which is scored once. Row 0 of the regions is the whole image, as in training
-(`data/captions.py`); nothing is hidden.
+(`data/captions.py`); nothing is hidden, but for the control, which is blind or deaf as in `tasks/examples.py`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,9 +23,11 @@ from comodal.errors import DataError
 from comodal.media.text import MAX_WORDS, Words
 from comodal.models import single_stream, vilbert
 from comodal.models.checkpoint import model_folder, read_about
+from comodal.tasks.examples import Blank
 
 Config = vilbert.Config | single_stream.Config
 Split = Literal["test", "validation", "train", "all"]
+NOT_THERE = "image is not in the store"
 Pairs = list[tuple[Caption, int]]
 HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
 
@@ -46,6 +49,7 @@ class Gallery:
         max_words: Word pieces of a caption with [CLS] and [SEP]; longer ones lose their end.
         max_regions: Regions of an image; further ones are left out.
         as_tokens: Regions are visual tokens.
+        blank: What the model does not see; texts and images are still as many.
 
     Attributes:
         text_of, image_of: The text and the image of each caption.
@@ -62,19 +66,22 @@ class Gallery:
         max_words: int = MAX_WORDS,
         max_regions: int = MAX_REGIONS,
         as_tokens: bool = False,
+        blank: Blank = "nothing",
     ) -> None:
-        self.store, self.max_regions, self.as_tokens = store, max_regions, as_tokens
+        self.store, self.max_regions, self.as_tokens, self.blank = store, max_regions, as_tokens, blank
         encoded = words.encode_all((caption.caption for caption, _ in pairs), max_words)
         self.truncated = encoded.truncated
         pieces = np.split(encoded.words.astype(np.int64), np.cumsum(encoded.lengths)[:-1])
         numbers: dict[bytes, int] = {}
         self.text_of = np.array([numbers.setdefault(text.tobytes(), len(numbers)) for text in pieces], np.int64)
         self.pieces = [np.frombuffer(text, np.int64) for text in numbers]
+        if blank == "text":
+            self.pieces = [np.array([words.start, words.end], np.int64)] * len(numbers)
         self.lengths = np.array([len(text) for text in self.pieces], np.int64)
         self.captions_of = np.bincount(self.text_of, minlength=len(self.pieces))
         rows = np.array([row for _, row in pairs], np.int64)
         self.rows, self.image_of = np.unique(rows, return_inverse=True)
-        self.counts = np.minimum(store.counts[self.rows], max_regions)
+        self.counts = np.minimum(store.counts[self.rows], 0 if blank == "picture" else max_regions)
         self.names = [(caption.key, store.ids[row]) for caption, row in pairs]
         in_order = np.argsort(self.image_of, kind="stable")
         ends = np.cumsum(np.bincount(self.image_of))[:-1]
@@ -97,9 +104,10 @@ class Gallery:
 
 
 def gather(
-    model: Path, config: Config, captions: Path, regions: Path, split: Split, max_regions: int
-) -> tuple[Gallery, Pairs, Words]:
-    """The gallery of a split, the captions of the training split, and the run's vocabulary.
+    model: Path, config: Config, captions: Path, regions: Path, split: Split, max_regions: int, blank: Blank
+) -> tuple[Gallery, Pairs, Words, Counter[str]]:
+    """The gallery of a split, the captions of the training split, the run's vocabulary, and how many captions of all
+    splits were not taken, by reason.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
@@ -108,20 +116,23 @@ def gather(
     check_fit(model, config, store, words)
     read = read_captions(captions)
     found = matched(read, store.ids)
-    if left_out := found.not_taken(read.refused):
-        print(f"{captions} ({read.layout}): {len(found.pairs):,} captions{left_out}", flush=True)
+    if not_taken := found.not_taken(read.refused):
+        print(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}", flush=True)
+    left_out = read.refused + Counter({NOT_THERE: len(found.unmatched)})
     parts = split_pairs(found.pairs, store.ids, held_out_share(model), 0.0)
     chosen = found.pairs if split == "all" else parts[split]
     if not chosen:
         there = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items() if pairs)
         raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
-    return gallery_of(chosen, store, words, config, max_regions), parts["train"], words
+    return gallery_of(chosen, store, words, config, max_regions, blank), parts["train"], words, left_out
 
 
-def gallery_of(pairs: Pairs, store: RegionStore, words: Words, config: Config, max_regions: int) -> Gallery:
+def gallery_of(
+    pairs: Pairs, store: RegionStore, words: Words, config: Config, max_regions: int, blank: Blank = "nothing"
+) -> Gallery:
     """A gallery as a model of this configuration reads it."""
     max_words = min(MAX_WORDS, config.positions - config.first_position)
-    return Gallery(pairs, store, words, max_words, max_regions, config.region_tokens > 0)
+    return Gallery(pairs, store, words, max_words, max_regions, config.region_tokens > 0, blank)
 
 
 def held_out_share(model: Path) -> float:

@@ -11,6 +11,7 @@ its captions is right, in whoever's words.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -105,11 +106,12 @@ def recipe(
 
 
 class Material(NamedTuple):
-    """What is searched, and what the first stage is fitted on."""
+    """What is searched, what the first stage is fitted on, and how many captions were not taken, by reason."""
 
     gallery: Gallery
     train: Pairs
     words: Words
+    left_out: Counter[str]
 
 
 class Settings(NamedTuple):
@@ -138,6 +140,7 @@ def evaluate_retrieval(
     regions: Path,
     split: Split = "test",
     zero_shot: bool = False,
+    blank: Blank = "nothing",
     rerank: int | None = None,
     precision: Precision = "fp32",
     batch_size: int = BATCH,
@@ -155,6 +158,7 @@ def evaluate_retrieval(
         split: Which images are searched; where the captions name no split, "validation" is what the run held out.
         zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
             other way.
+        blank: Leave out the text or the picture: the control of a model that was trained so.
         rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
         precision: bf16 is faster, and changes ranks of pairs that hardly differ.
         batch_size: Pairs at once; more take more memory.
@@ -178,7 +182,7 @@ def evaluate_retrieval(
         raise ValueError(f"rerank ({rerank}) must be at least 1")
     started, console = time.perf_counter(), Console()
     trained = load_scoring(model, zero_shot)
-    material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions))
+    material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions, blank))
     gallery = material.gallery
     console.print(describe(gallery, split))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,7 +200,7 @@ def evaluate_retrieval(
         console.print(cost_of(numbers, rerank))
     if out is not None:
         write(out, numbers, systems, gallery)
-        write_card(card_of(numbers, gallery, split, way, model, captions, seed), out)
+        write_card(card_of(numbers, gallery, split, way, model, captions, seed, material.left_out), out)
     return numbers
 
 
@@ -261,7 +265,12 @@ def search(scorer: Scorer, material: Material, settings: Settings) -> Result:
     if not chosen:
         raise DataError("the first stage of --rerank is fitted on captions of the training split, and there are none")
     known = gallery_of(
-        [material.train[i] for i in chosen], gallery.store, material.words, scorer.model.config, settings.max_regions
+        [material.train[i] for i in chosen],
+        gallery.store,
+        material.words,
+        scorer.model.config,
+        settings.max_regions,
+        gallery.blank,
     )
     two_stages = Search(scorer, fit(new_scorer(scorer.model, known, settings), settings.seed))
     to_texts, to_images = answers_to_texts(gallery), answers_to_images(gallery)

@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
 
 from comodal.files import write_whole
-from comodal.tasks.card import Card, Score
+from comodal.tasks.card import Card, Score, training_of
 from comodal.tasks.gallery import Gallery
 from comodal.tasks.ranks import CUTS, DIRECTIONS, Ranks, chance, figures
 
@@ -88,8 +89,9 @@ def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], galle
 
 
 def card_of(
-    numbers: dict[str, float], gallery: Gallery, split: str, way: str, model: Path, captions: Path, seed: int
-) -> Card:
+    numbers: dict[str, float], gallery: Gallery, split: str, way: str, model: Path, captions: Path, seed: int,
+    left_out: Mapping[str, int],
+) -> Card:  # fmt: skip
     """The results card; the paper's numbers stand on it where the gallery is the paper's."""
     name, official, *counts = OFFICIAL
     same = name in captions.name.lower() and split == official
@@ -102,6 +104,7 @@ def card_of(
             low, high = numbers.get(f"{key}.low"), numbers.get(f"{key}.high")
             scores[f"{direction} R@{cut}"] = Score(numbers[key], low, high, paper)
         scores[f"{direction} median rank"] = Score(numbers[f"{TASK}.{direction}.median"])
+    numbered = {"items": len(gallery.text_of), "images": len(gallery.counts), "truncated": gallery.truncated}
     kept = numbers.get(f"{TASK}.rerank.kept")
     return Card(
         task=TASK,
@@ -109,9 +112,9 @@ def card_of(
         split=split,
         scores=scores,
         model=str(model),
-        counts={"items": len(gallery.text_of), "images": len(gallery.counts), "truncated": gallery.truncated},
+        counts=numbered | {f"{reason} (all splits)": count for reason, count in left_out.items()},
         files={"captions": captions},
         regions=str(gallery.store.about["made_from"]),
         seeds={"untrained": seed},
-        settings={"rerank": None if kept is None else int(kept)},
+        settings={"rerank": None if kept is None else int(kept), "blank": gallery.blank, **training_of(model)},
     )
