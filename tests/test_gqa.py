@@ -84,7 +84,8 @@ def test_the_test_gives_a_submission_that_answers_everything(
     assert evaluate_gqa(model, data, store.folder, out=tmp_path / "out") == {"gqa.items": 2.0}
     first, second = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert first["questionId"] == "07" and second == {"questionId": "08", "prediction": ""}
-    assert not (tmp_path / "out" / "card.json").exists()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["scores"] == {} and card["counts"] == {"items": 2, "image is not in the store (scored as wrong)": 1}
     assert "1 left out: image is not in the store" in capsys.readouterr().out.replace("\n", " ")
 
 

@@ -115,6 +115,8 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     first = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").images[0]
     assert first.image == "COCO_train2014_000000000000.jpg"
     assert first.boxes.tolist() == [list(box) for box in BOXES]
+    listed = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images")
+    assert listed.boxes_from == f"{instances.name}, all its objects"
     detections = [
         {"det_id": 1, "h5_id": 0, "box": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "score": 0.9},
         {"det_id": 2, "h5_id": 1, "box": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "score": 0.1},
@@ -125,6 +127,17 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     found = prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl", instances)
     assert found == {"boxes.images": 1, "boxes": 1}
     assert json.loads((tmp_path / "boxes.jsonl").read_text())["boxes"] == [[1.0, 2.0, 4.0, 6.0]]
+    assert (
+        read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").boxes_from == "dets.json, detections of 0.65 or more"
+    )
+    for entry, sentence in (
+        ({"box": [1, 2, 3, 4], "image_id": [1]}, "entry 0: no 'box', or of an image"),
+        ({"box": [1, 2, 3, 4], "image_id": 1, "score": "high"}, "entry 0: score 'high' is no number"),
+        ({"box": [1, 2], "image_id": 1}, r"box \[1, 2\] is not left, top, width, height"),
+    ):
+        (tmp_path / "dets.json").write_text(json.dumps([entry]))
+        with pytest.raises(DataError, match=rf"dets\.json.*{sentence}"):
+            prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl", instances)
 
 
 class Harmful:
@@ -135,7 +148,7 @@ class Harmful:
 def test_references_that_are_none_are_told_and_nothing_of_them_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     references, instances = write_references(tmp_path / "files", 2)
-    good = references.read_bytes()
+    good, whole = references.read_bytes(), instances.read_text()
     for content, sentence in (
         (pickle.dumps([{"ref_id": Harmful()}]), "mkdir"),
         (good[:-40], "damaged"),
@@ -152,6 +165,15 @@ def test_references_that_are_none_are_told_and_nothing_of_them_is_run(tmp_path: 
         read_expressions(references, instances)
     instances.write_text('{"annotations": [{"id": 0, "bbox": [0, 0, 1, 1]}]}')
     with pytest.raises(DataError, match="no object 1 of reference 1"):
+        read_expressions(references, instances)
+    twice = pickle.loads(good)
+    twice[3]["sentences"][0]["sent_id"] = 1
+    references.write_bytes(pickle.dumps(twice))
+    instances.write_text(whole)
+    with pytest.raises(DataError, match=r"refs\(unc\)\.p, reference 3: sent_id 1 is in 1 already"):
+        read_expressions(references, instances)
+    instances.write_text('{"annotations": [{"id": "0", "bbox": [0, 0, 1, 1]}]}')
+    with pytest.raises(DataError, match=r"instances\.json: annotations\[0\] has id '0', which is no number"):
         read_expressions(references, instances)
 
 

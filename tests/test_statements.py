@@ -9,6 +9,7 @@ import pytest
 
 from comodal.cli import main
 from comodal.data.regions import RegionStore, RegionWriter
+from comodal.errors import DataError
 from comodal.tasks import entailment, nlvr2
 from comodal.tasks.image_rows import ImageRows
 from comodal.train.run import train
@@ -135,9 +136,13 @@ def test_without_labels_there_are_predictions_and_no_score(
     found = entailment.evaluate_entailment(tmp_path / "tuned", test, store.folder, out=tmp_path / "out")
     assert found == {"entailment.items": 6.0}
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 6
-    assert not (tmp_path / "out" / "card.json").exists()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["scores"] == {} and card["counts"] == {"items": 6, "image is not in the store": 1}
     said = capsys.readouterr().out
     assert "1 left out: image is not in the store" in said and "there is no score" in said
+    half = write(tmp_path / "half.jsonl", [*entailments(2), without[0] | {"pairID": "y"}])
+    with pytest.raises(DataError, match=r"half\.jsonl: 1 of 5 statements have no label, the first is y"):
+        entailment.evaluate_entailment(tmp_path / "tuned", half, store.folder)
 
 
 @pytest.mark.parametrize(

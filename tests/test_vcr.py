@@ -13,7 +13,7 @@ from comodal.errors import DataError
 from comodal.media.text import Words
 from comodal.tasks.examples import joined
 from comodal.tasks.grounding_files import prepare_boxes
-from comodal.tasks.vcr import evaluate_vcr, recipe
+from comodal.tasks.vcr import evaluate_vcr, recipe, without_labels
 from comodal.tasks.vcr_files import COLUMNS, PEOPLE, names_of, read_riddles, told
 from comodal.train.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
@@ -98,6 +98,8 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     assert blind["vcr.q_to_a"] <= 0.45  # one of four
     test = write(tmp_path / "test.jsonl", [riddle(image, "test", with_labels=False) for image in (5, 2)])
     assert evaluate_vcr(tmp_path / "tuned", test, store.folder, out=tmp_path / "sub") == {"vcr.items": 2.0}
+    card = json.loads((tmp_path / "sub" / "card.json").read_text())
+    assert card["scores"] == {} and card["counts"] == {"items": 2}
     rows = list(csv.DictReader((tmp_path / "sub" / "submission.csv").read_text().splitlines()))
     assert [row["annot_id"] for row in rows] == ["test-5", "test-2"]  # every question under its own id
     assert list(rows[0]) == COLUMNS and len(COLUMNS) == 21
@@ -117,7 +119,18 @@ def test_the_metadata_becomes_boxes(tmp_path: Path):
     (tmp_path / "vcr1images" / "lsmdc_1" / "a@0.json").write_text(json.dumps(metadata))
     assert prepare_boxes(tmp_path / "vcr1images", tmp_path / "boxes.jsonl")["boxes.images"] == 1
     line = json.loads((tmp_path / "boxes.jsonl").read_text())
-    assert line == {"image": "lsmdc_1/a@0.jpg", "boxes": [[1.0, 2.0, 30.5, 40.0]]}  # the one of no width is left out
+    assert line["image"] == "lsmdc_1/a@0.jpg" and line["from"] == "vcr1images/, its metadata"
+    assert line["boxes"] == [[1.0, 2.0, 30.5, 40.0]]  # the one of no width is left out
+
+
+def test_labels_that_are_missing_are_told_by_the_first_question(store: RegionStore, tmp_path: Path):
+    run = write_pretrained(tmp_path / "run", [*SENTENCES, "? ."])
+    some = write(tmp_path / "some.jsonl", [riddle(image, "val", with_labels=image != 2) for image in (1, 2, 3)])
+    with pytest.raises(DataError, match=r"some\.jsonl: 1 of 3 questions lack a label, the first is val-2"):
+        without_labels(some, read_riddles(some, 0))
+    none = write(tmp_path / "test.jsonl", [riddle(1, "test", with_labels=False)])
+    with pytest.raises(DataError, match=r"test\.jsonl: no question has labels"):
+        recipe(run, none, store.folder, workers=0)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +139,8 @@ def test_the_metadata_becomes_boxes(tmp_path: Path):
         ({"answer_choices": [["a"]] * 3}, "'answer_choices' has not 4 choices"),
         ({"question": ["who", [2]]}, r"\[2\] is neither a word nor a list of the 2 objects' numbers"),
         ({"answer_label": 4}, "'answer_label' is 4, not 0 to 3"),
+        ({"answer_label": True}, "'answer_label' is True, not 0 to 3"),
+        ({"annot_id": "val-1"}, "val-1 is in line 1 already"),
         ({"annot_id": None}, "is it a file of VCR"),
         ({"rationale_choices": [["a"], "b", ["c"], ["d"]]}, "'b' is not a list of words"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from comodal.analysis.report import write_report
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.tasks.vqa import evaluate_vqa, recipe, score
+from comodal.tasks.vqa import evaluate_vqa, out_of_reach, recipe, score
 from comodal.tasks.vqa_files import (
     Question,
     build_answers,
@@ -169,7 +169,10 @@ def test_without_annotations_there_is_a_submission_that_answers_everything(store
     submission = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert [entry["question_id"] for entry in submission] == [3000, 4000, 777000]
     assert submission[2]["answer"] == "" and submission[0]["answer"] in COLOURS
-    assert not (tmp_path / "out" / "card.json").exists()
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["scores"] == {} and card["counts"] == {"items": 3, "image is not in the store (scored as wrong)": 1}
+    assert card["settings"]["training start"] == "pretrained" and card["settings"]["training seed"] == 0
+    assert "No score" in (tmp_path / "out" / "card.md").read_text()
     (model / "model" / "answers.json").unlink()
     with pytest.raises(CheckpointError, match="it says what the answers of the model mean"):
         evaluate_vqa(model, questions, store.folder)
@@ -184,6 +187,24 @@ def test_a_vocabulary_is_read_in_every_form_that_people_have(tmp_path: Path):
     for name, content in (("trainval_label2ans.pkl", answers), ("trainval_ans2label.pkl", numbers)):
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
         assert read_answers(tmp_path / name) == answers
+    (tmp_path / "answers.txt").write_text("yes\nno\n\n2\n")
+    assert read_answers(tmp_path / "answers.txt") == answers
+
+
+def test_questions_that_the_vocabulary_cannot_answer_are_counted():
+    people = [("Red.", "red"), ("blue",) * 10, ("two dogs", "dogs")]  # compared in the official way of writing
+    assert out_of_reach(people, ["red", "green"]) == {
+        "no answer of people is in the vocabulary (scored all the same)": 2
+    }
+    assert out_of_reach(people, ["red", "blue", "dogs"]) == {}
+
+
+def test_what_nothing_can_be_learnt_from_is_told_by_its_file(store: RegionStore, tmp_path: Path):
+    (tmp_path / "answers.txt").write_text("mauve\n")
+    with pytest.raises(DataError, match=r"train2014_questions\.json: none of its answers is in the vocabulary of 1"):
+        tuned(tmp_path, store, answers=tmp_path / "answers.txt")
+    with pytest.raises(ValueError, match="are given together"):
+        tuned(tmp_path, store, validation_questions=write_files(tmp_path / "val", [1])[0])
 
 
 class Harmful:
@@ -199,6 +220,7 @@ def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Pa
     assert not (tmp_path / "harmed").exists()
     for content, sentence in (
         ('{"yes": 1, "no": 2}', "not numbered from 0"),
+        ('{"yes": 0, "no": "1"}', "not numbered from 0"),
         ('["yes", "no", "yes"]', "'yes' is there twice"),
         ('"yes"', "neither a list of answers"),
         ("[1", "not JSON"),

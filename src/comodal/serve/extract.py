@@ -40,6 +40,7 @@ A_PROCESS = 32  # images that are worth the start of a process
 AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
 DOES_NOT_FIT = "numbers that do not fit"
 REPORT = "report.jsonl"
+NAMES_ALONE = ("detector", "boxes_from")  # what they name is the same where the fingerprints are
 
 
 class Made(NamedTuple):
@@ -245,6 +246,8 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
         DataError: OUT was made otherwise.
     """
     network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint()}
+    if listed.boxes_from is not None:
+        about["boxes_from"] = listed.boxes_from
     if not (out / "about.json").exists():
         with RegionWriter(out, network.feature_dim, network.num_classes, dtype, about) as writer:
             refused = list(listed.refused)
@@ -260,7 +263,7 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
     changed = [
         f"{name} was {made.get(name)!r} and is {value!r}"
         for name, value in about.items()
-        if made.get(name) != value and name != "detector"  # where it lies does not matter: there is its fingerprint
+        if made.get(name) != value and name not in NAMES_ALONE
     ]
     if changed and [*made] == [*about]:
         raise DataError(f"{out} was made otherwise ({'; '.join(changed)}): give another folder")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +35,11 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Listed:
-    """Images in their order, and those that need no opening to be refused."""
+    """Images in their order, those that need no opening to be refused, and where given boxes are from."""
 
     images: tuple[Given, ...]
     refused: tuple[Refused, ...]
+    boxes_from: str | None = None
 
     def fingerprint(self) -> str:
         """Of the names and the given boxes, so that another list is not taken for the one that was begun."""
@@ -85,7 +86,7 @@ def read_boxes(path: Path, folder: Path) -> Listed:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not a text'}") from error
-    given = []
+    given, origin = [], path.name
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
@@ -93,11 +94,12 @@ def read_boxes(path: Path, folder: Path) -> Listed:
             if not ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all():
                 raise ValueError("a box is left, top, right, bottom, and none is empty")
             given.append(Given(str(entry["image"]), boxes))
+            origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
     if not given:
         raise DataError(f"{path} has no lines; each is like {LINE}")
-    return each_once(given)
+    return replace(each_once(given), boxes_from=origin)
 
 
 def there(folder: Path) -> Path:

@@ -63,6 +63,7 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there already: give a folder that is new or empty")
     cards = {path: read_card(path) for path in sorted(results.rglob(CARD))} if results is not None else {}
+    cards = {path: card for path, card in cards.items() if card["scores"]}  # those of submissions have none
     if results is not None and not cards:
         raise DataError(f"{results}: no results card ({CARD}) below it")
     out.mkdir(parents=True, exist_ok=True)

@@ -263,14 +263,17 @@ class Asked(NamedTuple):
     precision: Precision
 
 
-def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, precision: Precision) -> Asked:
-    """A fine-tuned model, its vocabulary and a region store that fits it.
+def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, precision: Precision, head: str) -> Asked:
+    """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
 
     Raises:
-        CheckpointError: There is no fine-tuned model in the folder.
+        CheckpointError: There is no fine-tuned model in the folder, or one without that head.
         DataError: The store or the vocabulary cannot be read or does not fit.
     """
     found, store = load_task_model(model), RegionStore(regions)
+    there = [one.name for one in found.config.heads]
+    if head not in there:
+        raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
     check_regions(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
     return Asked(found, store, Words.read(model), blank, max_regions, precision)
 

@@ -24,7 +24,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -186,8 +186,7 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision)
-    asked.model.config.head(HEAD.name)
+    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
     every = read_expressions(references, instances)
     found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
     if not found.examples:
@@ -251,4 +250,6 @@ def card_of(
         "a box by chance": Score(numbers["grounding.chance"]),
     }
     title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
-    return Card("grounding", title, split, scores, str(model), counts, files, source, {}, {"blank": blank})
+    return Card(
+        "grounding", title, split, scores, str(model), counts, files, source, {}, {"blank": blank, **training_of(model)}
+    )

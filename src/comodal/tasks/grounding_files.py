@@ -4,7 +4,8 @@ refs({unc,umd,google}).p   references to objects with their sentences and split:
 instances.json             images and the boxes (left, top, width, height) of all their objects, as COCO has them
 
 Boxes to choose from stand in the region store: a detector's, MAttNet's detections, or all objects of instances.json.
-`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes.
+`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes, and into each line
+where they are from: the store keeps that, and the results card tells it.
 """
 
 import json
@@ -44,7 +45,7 @@ def read_expressions(references: Path, instances: Path) -> list[Expression]:
     found, objects = read_plain_pickle(references), boxes_of(instances)
     if not isinstance(found, list) or not found:
         raise DataError(f"{references}: not a list of references, as refs(unc).p is")
-    expressions = []
+    expressions, known = [], dict[int, int]()
     for place, entry in enumerate(found):
         for name, kind in REFERENCE.items():
             if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
@@ -56,6 +57,10 @@ def read_expressions(references: Path, instances: Path) -> list[Expression]:
             text = said.get("raw") or said.get("sent") if isinstance(said, dict) else None
             if not isinstance(text, str) or not isinstance(said.get("sent_id"), int):
                 raise DataError(f"{references}, reference {entry['ref_id']}: a sentence without 'raw' or 'sent_id'")
+            if said["sent_id"] in known:
+                other = known[said["sent_id"]]
+                raise DataError(f"{references}, reference {place}: sent_id {said['sent_id']} is in {other} already")
+            known[said["sent_id"]] = place
             of = (said["sent_id"], entry["ref_id"], entry["image_id"], entry["split"])
             expressions.append(Expression(*of, text, box))
     return expressions
@@ -63,7 +68,7 @@ def read_expressions(references: Path, instances: Path) -> list[Expression]:
 
 def boxes_of(instances: Path) -> dict[int, tuple[float, float, float, float]]:
     """Left, top, right, bottom of every object by its number."""
-    return {int(entry["id"]): corners(instances, entry) for entry in listed(instances, "annotations", ("id", "bbox"))}
+    return {entry["id"]: corners(instances, entry) for entry in listed(instances, "annotations", ("id", "bbox"))}
 
 
 def corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
@@ -84,6 +89,9 @@ def listed(path: Path, key: str, names: tuple[str, ...]) -> list[dict[str, Any]]
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(name not in entry for name in names):
             raise DataError(f"{path}: {key}[{place}] lacks one of {', '.join(names)}")
+        odd = [name for name in ("id", "image_id") if name in names and not isinstance(entry[name], int)]
+        if odd:
+            raise DataError(f"{path}: {key}[{place}] has {odd[0]} {entry[odd[0]]!r}, which is no number")
     return entries
 
 
@@ -121,15 +129,19 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
     boxes: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names.values()}
     for place, entry in enumerate(entries):
         key = "box" if detections else "bbox"
-        if not isinstance(entry, dict) or key not in entry or entry.get("image_id") not in names:
+        of = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(of, int) or key not in entry or of not in names:
             raise DataError(
                 f"{source}, entry {place}: no {key!r}, or of an image that {instances or source} does not have"
             )
         left, top, right, bottom = corners(source, entry, key)
-        enough = float(entry.get("score", 1.0)) >= MATTNET_SCORE or not detections
-        if enough and right > left and bottom > top:
-            boxes[names[entry["image_id"]]].append((left, top, right, bottom))
-    lines = [json.dumps({"image": name, "boxes": found}) for name, found in boxes.items() if found]
+        sure = entry.get("score", 1.0)
+        if not isinstance(sure, int | float):
+            raise DataError(f"{source}, entry {place}: score {sure!r} is no number")
+        if (not detections or sure >= MATTNET_SCORE) and right > left and bottom > top:
+            boxes[names[of]].append((left, top, right, bottom))
+    origin = {"from": f"{source.name}, {f'detections of {MATTNET_SCORE} or more' if detections else 'all its objects'}"}
+    lines = [json.dumps({"image": name, "boxes": found} | origin) for name, found in boxes.items() if found]
     write_whole(out, ("\n".join(lines) + "\n").encode())
     return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
 

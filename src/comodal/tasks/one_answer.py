@@ -14,7 +14,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -28,7 +28,7 @@ from comodal.tasks.fine_tuning import (
 )
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import bootstrap_interval
-from comodal.tasks.vqa import ANSWERS, NOT_THERE, Scored, asked_of, vocabulary_of
+from comodal.tasks.vqa import ANSWERS, Scored, as_wrong, asked_of, vocabulary_of
 from comodal.tasks.vqa_files import read_answers
 from comodal.train.run import Run
 
@@ -146,8 +146,7 @@ def evaluate_questions(
     out: Path | None,
 ) -> dict[str, float]:
     """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong."""
-    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision)
-    asked.model.config.head(task.head)
+    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision, task.head)
     vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
     rows = ImageRows(asked.store)
     examples, missing = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
@@ -159,14 +158,17 @@ def evaluate_questions(
         write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
     counted = [one for one in every if one.counts and one.answer is not None]
     console.print(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out + missing)}")
-    if not counted:
+    known = set(vocabulary)
+    counts = {"items": len(counted) or len(every), **left_out, **as_wrong(missing)}
+    if counted:
+        numbers, unknown = score(task, counted, given), sum(one.answer not in known for one in counted)
+        if len(counted) < len(every):
+            counts["not in the official score"] = len(every) - len(counted)
+        if unknown:
+            counts[f"{UNKNOWN} (scored as wrong)"] = unknown
+    else:
         console.print("There are no answers: submission.json is for the server, and there is no score.")
-        return {f"{task.name}.items": float(len(every))}
-    numbers, counts = score(task, counted, given), {"items": len(counted), **left_out}
-    if len(counted) < len(every):
-        counts["not in the official score"] = len(every) - len(counted)
-    if missing:
-        counts[f"{NOT_THERE} (scored as wrong)"] = missing.total()
+        numbers = {f"{task.name}.items": float(len(every))}
     where = str(asked.store.about["made_from"])
     tell(numbers, card_of(task, numbers, model, questions, where, blank, counts), out)
     return numbers
@@ -193,8 +195,10 @@ def card_of(
 ) -> Card:  # fmt: skip
     """The results card."""
     plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
-    low, high = plain.pop("accuracy.low"), plain.pop("accuracy.high")
-    scores = {name: Score(value) for name, value in plain.items()}
-    scores["accuracy"] = Score(plain["accuracy"], low, high)
-    files, settings = {"questions": questions}, {"blank": blank}
+    scores = {}
+    if "accuracy" in plain:
+        low, high = plain.pop("accuracy.low"), plain.pop("accuracy.high")
+        scores = {name: Score(value) for name, value in plain.items()}
+        scores["accuracy"] = Score(plain["accuracy"], low, high)
+    files, settings = {"questions": questions}, {"blank": blank, **training_of(model)}
     return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, settings)

@@ -17,7 +17,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -134,6 +134,12 @@ def examples_of(
     rows.check(path, len(examples))
     if not examples:
         raise DataError(f"{path}: it has no statement")
+    unknown = [example.key for example in examples if example.target is None]
+    if 0 < len(unknown) < len(examples):
+        raise DataError(
+            f"{path}: {len(unknown):,} of {len(examples):,} statements have no label, the first is {unknown[0]}; all "
+            "or none must have one"
+        )
     return Gathered(examples, left_out)
 
 
@@ -168,20 +174,19 @@ def evaluate_statements(
     out: Path | None,
 ) -> dict[str, float]:
     """Accuracy where labels are known, and a file of predictions."""
-    asked = read_asked(model, regions, blank, max_regions, precision)
-    asked.model.config.head(task.head.name)
+    asked = read_asked(model, regions, blank, max_regions, precision, task.head.name)
     examples, left_out = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
     answered = list(answer(asked, task.head.name, examples))
     predicted = np.array([int(one.scores.argmax()) for one in answered])
     if out is not None:
         write_predictions(out / "predictions.csv", task, [one.example.key for one in answered], predicted)
-    console, known = Console(), [one.example.target is not None for one in answered]
+    console, unknown = Console(), [one.example.key for one in answered if one.example.target is None]
     console.print(f"{task.title}, {data.name}: {len(examples):,} statements{reasons(left_out)}")
-    if not all(known):
+    if unknown:
         console.print(f"{data} has no labels: there is no score, and predictions.csv is the answer")
-        return {f"{task.name}.items": float(len(examples))}
-    truth = np.array([one.example.target for one in answered])
-    numbers = numbers_of(task, predicted, truth)
+        numbers = {f"{task.name}.items": float(len(examples))}
+    else:
+        numbers = numbers_of(task, predicted, np.array([one.example.target for one in answered]))
     counts = {"items": len(examples), **left_out}
     tell(numbers, card_of(task, numbers, model, data, str(asked.store.about["made_from"]), blank, counts), out)
     return numbers
@@ -207,9 +212,11 @@ def card_of(
     """The results card; a paper's number stands on it where file and count are the official ones."""
     key = f"{task.name}.accuracy"
     official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
-    scores = {"accuracy": Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], next(official, None))}
-    scores |= {"largest class": Score(numbers[f"{task.name}.chance"])}
-    scores |= {f"recall of {name}": Score(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
+    scores = {}
+    if key in numbers:
+        scores["accuracy"] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], next(official, None))
+        scores["largest class"] = Score(numbers[f"{task.name}.chance"])
+        scores |= {f"recall of {name}": Score(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
     return Card(
         task=task.name,
         title=task.title,
@@ -219,7 +226,7 @@ def card_of(
         counts=counts,
         files={"statements": data},
         regions=regions,
-        settings={"blank": blank},
+        settings={"blank": blank, **training_of(model)},
     )
 
 

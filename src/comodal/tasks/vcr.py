@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
+from comodal.errors import DataError
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Fixed, joined
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -91,6 +92,8 @@ def recipe(
         rows.check(path, len(riddles))
         examples = labelled(riddles, rows, parts.words, lengths, learn)
         console.print(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}")
+        if not examples:
+            raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
         return Fixed(examples)
 
     files = [data, *([validation] if validation else [])]
@@ -177,13 +180,12 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision)
-    asked.model.config.head(HEAD.name)
+    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
     rows, console = ImageRows(asked.store), Console()
     riddles, left_out = known(read_riddles(data, seed), rows)
     rows.check(data, len(riddles))
     console.print(f"{data.name}: {len(riddles):,} questions{reasons(left_out)}")
-    is_test = any(riddle.answer is None or riddle.rationale is None for riddle in riddles)
+    is_test = without_labels(data, riddles)
     examples = []
     for riddle in riddles:
         examples.append(of_answers(riddle, rows, asked.words, answer_words))
@@ -194,11 +196,27 @@ def evaluate_vcr(
         if out is not None:
             write_submission(out / "submission.csv", [riddle.key for riddle in riddles], stacked(riddles, scores))
         console.print("The right ones are not known: submission.csv is for the server, and there is no score.")
-        return {"vcr.items": float(len(riddles))}
-    numbers = score(riddles, scores)
+        numbers = {"vcr.items": float(len(riddles))}
+    else:
+        numbers = score(riddles, scores)
     counts = {"items": len(riddles), **left_out}
     tell(numbers, card_of(numbers, model, data, str(asked.store.about["made_from"]), blank, counts, seed), out)
     return numbers
+
+
+def without_labels(data: Path, riddles: Sequence[Riddle]) -> bool:
+    """Whether these are for the server.
+
+    Raises:
+        DataError: Some have labels and others none.
+    """
+    unknown = [riddle.key for riddle in riddles if riddle.answer is None or riddle.rationale is None]
+    if 0 < len(unknown) < len(riddles):
+        raise DataError(
+            f"{data}: {len(unknown):,} of {len(riddles):,} questions lack a label, the first is {unknown[0]}; all or "
+            "none must have both"
+        )
+    return bool(unknown)
 
 
 def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -236,6 +254,7 @@ def card_of(
             PAPER[name] if official else None,
         )
         for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR"))
+        if f"vcr.{name}" in numbers
     }
-    files, settings = {"questions": data}, {"blank": blank}
+    files, settings = {"questions": data}, {"blank": blank, **training_of(model)}
     return Card("vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, settings)

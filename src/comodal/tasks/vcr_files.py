@@ -58,12 +58,14 @@ def read_riddles(path: Path, seed: int) -> list[Riddle]:
     Raises:
         DataError: The file cannot be read, or a line is not VCR's.
     """
-    found = []
+    found, lines = [], dict[str, int]()
     for number, entry in read_lines(path):
         where = f"{path}, line {number}"
         key, image, objects = (entry.get(name) for name in ("annot_id", "img_fn", "objects"))
         if not (isinstance(key, str) and isinstance(image, str) and isinstance(objects, list)):
             raise DataError(f"{where}: no 'annot_id', 'img_fn' or 'objects'; is it a file of VCR?")
+        if lines.setdefault(key, number) != number:
+            raise DataError(f"{where}: {key} is in line {lines[key]} already")
         names = names_of(objects, key, seed)
         texts = {name: choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
         labels = [label(where, entry, name) for name in ("answer_label", "rationale_label")]
@@ -107,7 +109,7 @@ def choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str
 def label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
     """Which of the four is right, if that is said."""
     value = entry.get(name)
-    if value is not None and value not in range(CHOICES):
+    if value is not None and (isinstance(value, bool) or value not in range(CHOICES)):
         raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {CHOICES - 1}")
     return value
 
@@ -146,9 +148,10 @@ def write_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.nd
 
 
 def as_boxes(folder: Path, out: Path) -> dict[str, int]:
-    """Writes the boxes of vcr1images/ as JSON Lines of image and boxes."""
+    """Writes the boxes of vcr1images/ as JSON Lines of image, boxes and where they are from."""
     found = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
              for image, boxes in boxes_of_tree(folder)]  # fmt: skip
-    lines = [json.dumps({"image": image, "boxes": boxes}) for image, boxes in found if boxes]
+    source = {"from": f"{folder.name}/, its metadata"}
+    lines = [json.dumps({"image": image, "boxes": boxes} | source) for image, boxes in found if boxes]
     write_whole(out, ("\n".join(lines) + "\n").encode())
     return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in found)}

@@ -18,7 +18,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Text, single
 from comodal.tasks.fine_tuning import (
     Precision,
@@ -41,7 +41,7 @@ from comodal.tasks.vqa_files import (
     soft_scores,
     write_results,
 )
-from comodal.tasks.vqa_metric import accuracy
+from comodal.tasks.vqa_metric import accuracy, written
 from comodal.train.run import Run
 
 HEAD, ANSWERS = "vqa", "answers.json"
@@ -98,6 +98,8 @@ def recipe(
     setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     if len(questions) != len(annotations):
         raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
+    if (validation_questions is None) != (validation_annotations is None):
+        raise ValueError("validation_questions and validation_annotations are given together, or neither")
     parts, console = read_parts(setup), Console(stderr=True)
     asked = [read_questions(*files) for files in zip(questions, annotations, strict=True)]
     held_out = read_questions(validation_questions, validation_annotations) if validation_questions else []
@@ -109,10 +111,12 @@ def recipe(
         )
     rows = ImageRows(parts.store)
 
-    def source(some: Sequence[Question]) -> Scored:
+    def source(some: Sequence[Question], file: Path) -> Scored:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
-        rows.check(questions[0], len(found))
+        rows.check(file, len(found))
         console.print(f"{len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}")
+        if not len(found):
+            raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
     files = [*questions, *annotations, *(path for path in (validation_questions, answers) if path)]
@@ -121,8 +125,8 @@ def recipe(
         setup,
         Head(HEAD, "answers", len(vocabulary)),
         soft_answers,
-        source(every),
-        source(held_out) if held_out else None,
+        source(every, questions[0]),
+        source(held_out, validation_questions) if validation_questions else None,
         fingerprint_of(setup, parts.store, files),
         {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
@@ -221,8 +225,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision)
-    asked.model.config.head(HEAD)
+    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision, HEAD)
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
     rows = ImageRows(asked.store)
     plain = ((str(question.number), question.image, question.text) for question in told)
@@ -234,13 +237,27 @@ def evaluate_vqa(
     if out is not None:
         write_results(out / "submission.json", given)
     console.print(f"{questions.name}: {len(told):,} questions{reasons(left_out)}")
+    files, counts = {"questions": questions}, {"items": len(told), **as_wrong(left_out)}
     if annotations is None:
         console.print("There are no annotations: submission.json is for the server, and there is no score.")
-        return {"vqa.items": float(len(told))}
-    numbers = score(told, given)
-    files, counts = {"questions": questions, "annotations": annotations}, {"items": len(told), **left_out}
+        numbers = {"vqa.items": float(len(told))}
+    else:
+        numbers, files["annotations"] = score(told, given), annotations
+        counts |= out_of_reach([one.answers for one in told], vocabulary)
     tell(numbers, card_of(numbers, model, files, str(asked.store.about["made_from"]), blank, counts), out)
     return numbers
+
+
+def as_wrong(left_out: Mapping[str, int]) -> dict[str, int]:
+    """What was not answered, as the card has it: such questions count."""
+    return {f"{reason} (scored as wrong)": count for reason, count in left_out.items()}
+
+
+def out_of_reach(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
+    """How many questions have no answer that the model could give; they count all the same."""
+    known = {written(answer) for answer in vocabulary}
+    count = sum(known.isdisjoint(map(written, answers)) for answers in said)
+    return {f"{NO_ANSWER} (scored all the same)": count} if count else {}
 
 
 def vocabulary_of(model: Path) -> list[str]:
@@ -276,9 +293,12 @@ def card_of(
     """The results card; the paper's number stands on it where file and count are the official ones."""
     name = files["questions"].name
     paper = next((v for (part, items), v in PAPER.items() if part in name and items == counts["items"]), None)
-    low, high = numbers["vqa.accuracy.low"], numbers["vqa.accuracy.high"]
-    scores = {"accuracy": Score(numbers["vqa.accuracy"], low, high, paper), "majority": Score(numbers["vqa.majority"])}
+    scores = {}
+    if "vqa.accuracy" in numbers:
+        low, high = numbers["vqa.accuracy.low"], numbers["vqa.accuracy.high"]
+        scores["accuracy"] = Score(numbers["vqa.accuracy"], low, high, paper)
+        scores["majority"] = Score(numbers["vqa.majority"])
     kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
     scores |= {kind: Score(value) for kind, value in kinds.items()}
-    settings = {"blank": blank}
+    settings = {"blank": blank, **training_of(model)}
     return Card("vqa", "VQA v2", files["questions"].stem, scores, str(model), counts, files, regions, {}, settings)

@@ -98,12 +98,21 @@ def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: s
 def read_json(path: Path | None) -> Any:
     """What is in a JSON file."""
     assert path is not None
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        return json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); is the file whole?") from error
+
+
+def read_text(path: Path) -> str:
+    """What is in a text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: it is not text") from error
 
 
 def build_answers(questions: Iterable[Question], least: int = LEAST_QUESTIONS) -> list[str]:
@@ -115,14 +124,19 @@ def build_answers(questions: Iterable[Question], least: int = LEAST_QUESTIONS) -
 
 
 def read_answers(path: Path) -> list[str]:
-    """A vocabulary that somebody made: a list of answers or {answer: number}, as JSON or as the original's pickle.
+    """A vocabulary that somebody made: a list of answers or {answer: number}, as JSON or as the original's pickle, or a
+    text (.txt) with an answer a line.
 
     Raises:
         DataError: It cannot be read, is something else, or its numbers are not 0, 1, 2, ...
     """
-    content = read_plain_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
+    if path.suffix == ".txt":
+        content: Any = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    else:
+        content = read_plain_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
     if isinstance(content, dict):
-        if sorted(content.values()) != list(range(len(content))):
+        numbered = all(isinstance(number, int) for number in content.values())
+        if not numbered or sorted(content.values()) != list(range(len(content))):
             raise DataError(f"{path}: the {len(content)} answers are not numbered from 0")
         content = sorted(content, key=lambda answer: content[answer])
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
