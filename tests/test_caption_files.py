@@ -130,6 +130,24 @@ def test_the_originals_json_of_ids_and_captions_is_read_and_a_double_id_loses_no
     ]  # fmt: skip
 
 
+def test_flickr30k_entities_sentences_lose_their_marks(write, tmp_path):
+    """In the form of the data set's own files; a mark may name several kinds."""
+    marked = "[/EN#1/people A girl] in [/EN#2/clothing black] , seen from [/EN#0/notvisual behind] .\n\n"
+    write("Sentences/100.txt", marked + "[/EN#1/people/other She] sits .\n")
+    write("Sentences/200.txt", "[/EN#7/scene A street]")
+    write("Sentences/300.txt", "Nothing is marked here .")
+    write("train.txt", "200\n")
+    write("test.txt", "100\n")
+    for folder, unmarked in ((tmp_path / "Sentences", 1), (tmp_path, 1)):
+        read = read_captions(folder)
+        assert read.layout == "Flickr30k Entities" and read.refused == {"file without marked phrases": unmarked}
+        assert [(one.image[0], one.caption, one.split) for one in sorted(read, key=lambda one: one.key)] == [
+            ("100", "A girl in black , seen from behind .", "test"),
+            ("100", "She sits .", "test"),
+            ("200", "A street", "train"),
+        ]
+
+
 def test_a_folder_of_text_files_beside_images_is_read(write, tmp_path):
     for name in ("train/a.jpg", "val/b.PNG", "val/silent.jpg", "train/a.mp3"):
         write(name, "")

@@ -11,6 +11,8 @@ The layout is recognised from the content:
   `img_path` with `sentences` and `id`.
 - The original's caption_train.json: `{image id: caption}`, or a list of captions.
 - A folder with `name.txt` beside `name.jpg`, a caption a line; its first folders may be the splits.
+- Flickr30k Entities' folder of sentences (Plummer et al., ICCV 2015): `ID.txt`, a caption a line in which phrases are
+  marked as `[/EN#ENTITY/KIND words]`; train.txt, val.txt and test.txt in it or beside it list the ids of the splits.
 
 An image has many names: its number, its file's name with and without folder and suffix. A caption carries all of them,
 in the same order in the whole file, and `matched` takes the kind of name that most captions share with the store; to
@@ -21,7 +23,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -32,13 +34,14 @@ from comodal.errors import DataError
 
 LAYOUTS = (
     "Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines or a JSON array of image and caption, a JSON of "
-    "{image id: caption}, or a folder with name.txt beside name.jpg"
+    "{image id: caption}, a folder with name.txt beside name.jpg, or Flickr30k Entities' folder of sentences"
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = SPLIT_NAMES | {"restval": "train", "dev": "validation"}
 LAST_NUMBER = re.compile(r"(\d+)$")
 IMAGE = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
 CAPTION_NUMBER = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
+PHRASE = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
 LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
 SHOWN = 3
 
@@ -292,14 +295,32 @@ def _folder(folder: Path) -> CaptionFile:
     read = CaptionFile("folder")
     names = [PurePosixPath(name) for name in walk(folder)]
     images = {name.with_suffix(""): name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
-    texts = {name.with_suffix(""): name for name in names if name.suffix.lower() == ".txt"}
-    for stem, text in texts.items():
-        image = images.get(stem)
-        split = SPLITS.get(text.parts[0].lower()) if len(text.parts) > 1 else None
-        lines = [line for line in _text_of(folder / text).split("\n") if line.strip()]
-        read.take(names_of(image.as_posix()) if image else ("",), lines or "", split, stem.as_posix())
-    if images.keys() - texts.keys():
-        read.refused["image without caption"] = len(images.keys() - texts.keys())
+    texts = {name: _text_of(folder / name) for name in names if name.suffix.lower() == ".txt"}
+    if any(PHRASE.search(text) for text in texts.values()):
+        return _entities(folder, texts)
+    for name, text in texts.items():
+        image = images.get(name.with_suffix(""))
+        split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
+        lines = [line for line in text.split("\n") if line.strip()]
+        named = names_of(image.as_posix()) if image else ("",)
+        read.take(named, lines or "", split, name.with_suffix("").as_posix())
+    without = images.keys() - {name.with_suffix("") for name in texts}
+    if without:
+        read.refused["image without caption"] = len(without)
+    return read
+
+
+def _entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
+    """The sentences without their marks; a file whose name is a split's lists the images of that split."""
+    read = CaptionFile("Flickr30k Entities")
+    lists = [path for place in (folder, folder.parent) for path in place.glob("*.txt") if path.stem in SPLITS]
+    split_of = {image: SPLITS[path.stem] for path in lists for image in _text_of(path).split()}
+    for name, text in texts.items():
+        if PHRASE.search(text):
+            lines = [PHRASE.sub(r"\1", line) for line in text.split("\n") if line.strip()]
+            read.take(names_of(name.stem, name.stem), lines, split_of.get(name.stem), name.stem)
+        elif name.stem not in SPLITS:
+            read.refused["file without marked phrases"] += 1
     return read
 
 
