@@ -51,6 +51,10 @@ COMMANDS = {
     ),
     "evaluate vcr": ("comodal.tasks.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"),
     "evaluate grounding": ("comodal.tasks.grounding:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg: what is meant"),
+    "evaluate phrases": (
+        "comodal.tasks.phrases:evaluate_phrases",
+        "Flickr30k Entities: what phrases of captions mean",
+    ),
     "evaluate nlvr2": ("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two pictures"),
     "evaluate entailment": (
         "comodal.tasks.entailment:evaluate_entailment",

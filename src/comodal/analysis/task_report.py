@@ -14,6 +14,7 @@ TITLES = {
     "gqa": "questions about scenes (GQA)",
     "vcr": "visual commonsense reasoning (VCR)",
     "grounding": "referring expressions",
+    "phrases": "phrases of captions (Flickr30k Entities)",
     "retrieval": "caption-based image retrieval",
     "nlvr2": "statements about two pictures (NLVR2)",
     "entailment": "visual entailment (SNLI-VE)",

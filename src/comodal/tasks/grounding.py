@@ -13,10 +13,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from rich.console import Console
 
 from comodal.data.regions import RegionStore
@@ -27,6 +27,7 @@ from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
+    Asked,
     Precision,
     Setup,
     Start,
@@ -108,7 +109,7 @@ def recipe(
 
 
 class Gathered(NamedTuple):
-    """Examples, what was left out by reason, and how well each region of each fits."""
+    """Examples, what was left out by reason, and how well each region fits those whose box is known."""
 
     examples: list[Example]
     left_out: Counter[str]
@@ -139,11 +140,13 @@ def examples_of(
         if row is None:
             gathered.left_out[NOT_THERE] += 1
             continue
-        inside, key = store.regions(row), str(expression.sentence)
-        whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
-        overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
-        gathered.overlaps[key] = overlaps
-        target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
+        key, target = str(expression.sentence), None
+        if expression.box is not None:
+            inside = store.regions(row)
+            whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
+            overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
+            gathered.overlaps[key] = overlaps
+            target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
         gathered.examples.append(Example(key, (single(words, expression.text, max_words),), (row,), target))
     rows.check(references, len(gathered.examples) or len(chosen) == 0)
     return gathered
@@ -191,13 +194,7 @@ def evaluate_grounding(
     found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
     if not found.examples:
         raise DataError(f"{references}: there is no expression in the split {split!r}")
-    rows = {expression.sentence: expression for expression in every}
-    predictions = []
-    for one in answer(asked, HEAD.name, found.examples):
-        overlaps = found.overlaps[one.example.key]
-        best = int(one.scores[: len(overlaps)].argmax())
-        told = predicted(asked.store, one.example.rows[0], best, float(overlaps[best]))
-        predictions.append(told | named(rows[int(one.example.key)]))
+    predictions = predicted(asked, found, every)
     numbers = score(np.array([entry["iou"] for entry in predictions]), found)
     source = str(asked.store.about["made_from"])
     Console().print(
@@ -210,12 +207,18 @@ def evaluate_grounding(
     return numbers
 
 
-def predicted(store: RegionStore, row: int, best: int, iou: float) -> dict[str, object]:
-    """The box of an answer, left, top, width and height as COCO has them; row 0 is the whole image."""
-    inside = store.regions(row)
-    corners = inside.boxes[best - 1].tolist() if best else [0.0, 0.0, float(inside.width), float(inside.height)]
-    left, top, right, bottom = corners
-    return {"box": [left, top, right - left, bottom - top], "iou": iou}
+def predicted(asked: Asked, found: Gathered, every: Sequence[Expression]) -> list[dict[str, Any]]:
+    """The box that each expression means, with its overlap where the right one is known."""
+    expressions, predictions = {str(expression.sentence): expression for expression in every}, []
+    for one in answer(asked, HEAD.name, found.examples):
+        inside, overlaps = asked.store.regions(one.example.rows[0]), found.overlaps.get(one.example.key)
+        best = int(one.scores[: len(inside.boxes[: asked.max_regions]) + 1].argmax())
+        whole = [0.0, 0.0, float(inside.width), float(inside.height)]
+        left, top, right, bottom = inside.boxes[best - 1].tolist() if best else whole
+        entry = {"box": [left, top, right - left, bottom - top]}  # as COCO has them; row 0 is the whole image
+        known = {} if overlaps is None else {"iou": float(overlaps[best])}
+        predictions.append(entry | known | named(expressions[one.example.key]))
+    return predictions
 
 
 def named(expression: Expression) -> dict[str, object]:
@@ -225,14 +228,20 @@ def named(expression: Expression) -> dict[str, object]:
 
 def score(ious: np.ndarray, found: Gathered) -> dict[str, float]:
     """The share of the expressions whose answer is right, beside what the boxes allow."""
-    low, high = bootstrap_interval(ious > RIGHT, np.random.default_rng(0))
-    right = [overlaps > RIGHT for overlaps in found.overlaps.values()]
+    return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()])
+
+
+def shares(
+    task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]]
+) -> dict[str, float]:
+    """The share of right answers with its interval, of items that any box is right for, and of right boxes."""
+    low, high = bootstrap_interval(right, np.random.default_rng(0))
     return {
-        "grounding.accuracy": float((ious > RIGHT).mean()),
-        "grounding.accuracy.low": low,
-        "grounding.accuracy.high": high,
-        "grounding.oracle": float(np.mean([any_right.any() for any_right in right])),
-        "grounding.chance": float(np.mean([any_right.mean() for any_right in right])),
+        f"{task}.accuracy": float(right.mean()),
+        f"{task}.accuracy.low": low,
+        f"{task}.accuracy.high": high,
+        f"{task}.oracle": float(np.mean([each.any() for each in boxes_right])),
+        f"{task}.chance": float(np.mean([each.mean() for each in boxes_right])),
     }
 
 

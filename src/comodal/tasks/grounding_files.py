@@ -26,14 +26,14 @@ MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
 
 
 class Expression(NamedTuple):
-    """A sentence about an object."""
+    """A sentence about an object, or a phrase; its box is None where that is not known."""
 
-    sentence: int
-    reference: int
-    image: int
+    sentence: int | str
+    reference: int | str
+    image: int | str
     split: str
     text: str
-    box: tuple[float, float, float, float]  # left, top, right, bottom
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom
 
 
 def read_expressions(references: Path, instances: Path) -> list[Expression]:

@@ -1,0 +1,187 @@
+"""Flickr30k Entities: which region does a phrase of a caption mean? (Plummer et al., ICCV 2015; IJCV 2017.)
+
+The phrase alone is asked for, as an expression of RefCOCO+ is, by the same head. An answer is right where its overlap
+with the entity's box is at least a half; both count whole pixels, as in the authors' evaluation (getIOU.m and
+flickrPhraseLocalizationEval.m of BryanPlummer/pl-clc). A phrase of several types counts in each of them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from comodal.files import write_whole
+from comodal.tasks.card import Card, Score, reasons, tell, training_of
+from comodal.tasks.examples import Fixed
+from comodal.tasks.fine_tuning import (
+    Precision,
+    Setup,
+    Start,
+    fingerprint_of,
+    fitting_regions,
+    new_run,
+    read_asked,
+    read_parts,
+)
+from comodal.tasks.grounding import (
+    HEAD,
+    MAX_REGIONS,
+    MAX_WORDS,
+    RIGHT,
+    Gathered,
+    Without,
+    examples_of,
+    predicted,
+    shares,
+)
+from comodal.tasks.phrase_files import Phrases, read_phrases
+from comodal.train.run import Run
+
+
+def recipe(
+    model: Path,
+    images: Path,
+    sentences: Path,
+    annotations: Path,
+    regions: Path,
+    validation: Path | None = None,
+    start: Start = "pretrained",
+    blank: Without = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    workers: int = 2,
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to find the region that a phrase of a caption means; settings are RefCOCO+'s.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT, or of one that was fine-tuned for grounding.
+        images: The official train.txt: the images to learn from.
+        sentences: The official folder Sentences/.
+        annotations: The official folder Annotations/.
+        regions: The region store of the images; its boxes are what is chosen from.
+        validation: The official val.txt.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text: the control that shows how far places and looks alone lead.
+        epochs: How often every phrase is seen.
+        batch_size: Phrases in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a phrase.
+        max_regions: Regions of an image.
+        workers: Processes that read data.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+
+    def source(path: Path) -> Fixed:
+        found = read_phrases(path, sentences, annotations)
+        gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
+        left_out = reasons(found.left_out + gathered.left_out)
+        Console(stderr=True).print(f"{path.name}: {len(gathered.examples):,} phrases{left_out}")
+        return Fixed(gathered.examples)
+
+    return new_run(
+        parts,
+        setup,
+        HEAD,
+        fitting_regions,
+        source(images),
+        source(validation) if validation else None,
+        fingerprint_of(setup, parts.store, [images, sentences, annotations, *([validation] if validation else [])]),
+        {},
+    )
+
+
+def evaluate_phrases(
+    model: Path,
+    images: Path,
+    sentences: Path,
+    regions: Path,
+    annotations: Path | None = None,
+    blank: Without = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    precision: Precision = "fp32",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Finds the region that each phrase of the captions means, and counts how often it is the right one.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train phrases` or `train grounding`.
+        images: The official val.txt or test.txt: the images to look at.
+        sentences: The official folder Sentences/.
+        regions: The region store of the images; its boxes are what is chosen from.
+        annotations: The official folder Annotations/; without it there are predictions and no score.
+        blank: Leave out the text.
+        max_words: Word pieces of a phrase.
+        max_regions: Regions of an image.
+        precision: bf16 is faster.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+
+    Returns:
+        phrases.accuracy with its interval, phrases.oracle (any of the boxes is right), phrases.chance (one of them by
+        chance) and phrases.type.TYPE; without annotations phrases.items alone.
+
+    Raises:
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
+        comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
+    """
+    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
+    found = read_phrases(images, sentences, annotations)
+    gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
+    predictions = predicted(asked, gathered, found.expressions)
+    left_out, source = found.left_out + gathered.left_out, str(asked.store.about["made_from"])
+    console = Console()
+    console.print(f"{images.name}: {len(predictions):,} phrases{reasons(left_out)}; boxes: {source}")
+    if annotations is None:
+        console.print("without --annotations there is no score, and predictions.json is the answer")
+        numbers = {"phrases.items": float(len(predictions))}
+    else:
+        numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered)
+    if out is not None:
+        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+    files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
+    tell(numbers, card_of(numbers, model, files, source, blank, {"items": len(predictions), **left_out}), out)
+    return numbers
+
+
+def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered) -> dict[str, float]:
+    """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
+    boxes_right = [gathered.overlaps[key] >= RIGHT for key in ious]
+    numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right)
+    for kind in sorted({kind for key in ious for kind in found.kinds[key]}):
+        right = [iou >= RIGHT for key, iou in ious.items() if kind in found.kinds[key]]
+        numbers[f"phrases.type.{kind}"] = float(np.mean(right))
+    return numbers
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, blank: str,
+    counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card; without boxes it has no score."""
+    scores = {}
+    if "phrases.accuracy" in numbers:
+        low, high = numbers["phrases.accuracy.low"], numbers["phrases.accuracy.high"]
+        scores["accuracy"] = Score(numbers["phrases.accuracy"], low, high)
+        scores["any box is right"] = Score(numbers["phrases.oracle"])
+        scores["a box by chance"] = Score(numbers["phrases.chance"])
+        scores |= {
+            name.removeprefix("phrases.type."): Score(value) for name, value in numbers.items() if ".type." in name
+        }
+    settings = {"blank": blank, **training_of(model)}
+    split = files["images"].stem
+    return Card("phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, settings)
