@@ -167,6 +167,8 @@ def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path):
             read_phrases(path, sentences, None)
     with pytest.raises(DataError, match=r"7\.xml: No such file"):
         read_phrases(images[-1], sentences, annotations)
+    with pytest.raises(DataError, match="nowhere: no folder of annotations; evaluated without it, phrases are found"):
+        read_phrases(images[-1], sentences, tmp_path / "nowhere")
 
 
 BOXES = [(10 * place + 1, 1, 10 * place + 10, 51) for place in range(4)]  # counted from 1

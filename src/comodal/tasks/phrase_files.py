@@ -62,6 +62,8 @@ def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Phr
     Raises:
         DataError: A file is missing, or is not Flickr30k Entities'.
     """
+    if annotations is not None and not annotations.is_dir():
+        raise DataError(f"{annotations}: no folder of annotations; evaluated without it, phrases are found, not scored")
     found = Phrases([], {}, Counter())
     for image in read_images(images):
         marked = None if annotations is None else read_boxes(annotations / f"{image}.xml")
