@@ -7,11 +7,13 @@ import yaml
 from comodal.analysis.curves import draw_curves
 from comodal.analysis.describe import read_lines
 from comodal.analysis.page import header, picture, section
+from comodal.analysis.task_examples import example_parts
 from comodal.models.checkpoint import read_config
 
 TITLES = {
     "vqa": "questions about pictures (VQA)",
     "gqa": "questions about scenes (GQA)",
+    "visual_genome": "questions about pictures (Visual Genome)",
     "vcr": "visual commonsense reasoning (VCR)",
     "grounding": "referring expressions",
     "phrases": "phrases of captions (Flickr30k Entities)",
@@ -22,8 +24,8 @@ TITLES = {
 STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
 
 
-def task_parts(run: Path) -> list[str]:
-    """Header and curves; what a model answers is in its results cards, and what it looks at in `--explain`."""
+def task_parts(run: Path, images: Path | None = None) -> list[str]:
+    """Header and curves, and with the folder of its images examples of what it answers."""
     told, about = yaml.safe_load((run / "config.yaml").read_text()), read_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
     begun = STARTS.get(told.get("start"), "").format(Path(str(told.get("model"))).name)
@@ -41,4 +43,5 @@ def task_parts(run: Path) -> list[str]:
             "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",
             picture(draw_curves(lines, chance=None), "loss and accuracy by step"),
         ),
+        *(example_parts(run, task, images) if images is not None else []),
     ]
