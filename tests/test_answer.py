@@ -56,8 +56,9 @@ def run_of(world: Path, folder: Path, *heads: Head) -> Path:
 VQA, POINTING = Head("vqa", "answers", 3, 8), Head("regions", "regions", 1)
 
 
-def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tmp_path: Path):
-    run = run_of(world, tmp_path / "run", VQA, POINTING)
+@pytest.mark.parametrize("head", [VQA, Head("gqa", "answers", 3, 8)], ids=lambda head: head.name)
+def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tmp_path: Path, head: Head):
+    run = run_of(world, tmp_path / "run", head, POINTING)
     answerer, store = load(run), RegionStore(world / "store")
     seen = answerer.see(world / "images" / "b.png")
     np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
@@ -65,7 +66,7 @@ def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tm
     assert isinstance(answerer.model, TaskModel)
     asked = Asked(answerer.model, store, answerer.words, "nothing", 100, "fp32")
     example = Example("1", (single(answerer.words, text, 36),), (store.find("b"),), None)
-    (theirs,) = answer(asked, "vqa", [example])
+    (theirs,) = answer(asked, head.name, [example])
     ours = {guess.text: guess.probability for guess in answerer.ask(seen, text)}
     expected = 1 / (1 + np.exp(-theirs.scores))
     np.testing.assert_allclose([ours[name] for name in ANSWERS], expected, rtol=2e-3)  # the store is fp16

@@ -26,6 +26,7 @@ from comodal.models.checkpoint import load_model, model_folder
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Output, Prefix, ViLBERT
 from comodal.serve.region_network import extractor_for
+from comodal.tasks.gqa import TASK as SCENES
 from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.vqa import HEAD as ANSWERING
 from comodal.tasks.vqa import vocabulary_of
@@ -124,8 +125,9 @@ class Answerer:
 
     def ask(self, seen: Seen, question: str, most: int = 5) -> list[Guess]:
         """The likeliest answers, each right or wrong by itself."""
-        answers = vocabulary_of(self.folder)
-        scores = self.scores(ANSWERING, "vqa", self.words.encode(question), seen).sigmoid()
+        answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
+        head = ANSWERING if ANSWERING in heads or SCENES.head not in heads else SCENES.head
+        scores = self.scores(head, "vqa", self.words.encode(question), seen).sigmoid()
         if len(scores) != len(answers):
             raise CheckpointError(
                 f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
