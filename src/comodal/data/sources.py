@@ -209,7 +209,7 @@ def _json_lines(source: Path, text: str, root: Path) -> Iterator[Source]:
             continue
         try:
             yield _json_line(json.loads(line), root)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
 
 

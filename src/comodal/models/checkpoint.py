@@ -122,7 +122,7 @@ def read_config(folder: Path) -> dict[str, object]:
     """The content of config.json."""
     try:
         described = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     if not isinstance(described, dict):
         raise CheckpointError(f"{folder / CONFIG}: not a JSON object")

@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(described, dict):
         raise CheckpointError(f"{path}: not a JSON object")

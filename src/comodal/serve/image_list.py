@@ -95,7 +95,7 @@ def read_boxes(path: Path, folder: Path) -> Listed:
                 raise ValueError("a box is left, top, right, bottom, and none is empty")
             given.append(Given(str(entry["image"]), boxes))
             origin = str(entry.get("from", origin))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
     if not given:
         raise DataError(f"{path} has no lines; each is like {LINE}")

@@ -7,7 +7,7 @@ below a folder into one table. A card holds no date, so that the same evaluation
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,15 +175,34 @@ def read_card(path: Path) -> dict[str, Any]:
     """A card as it was written.
 
     Raises:
-        DataError: The file is damaged or no card.
+        DataError: The file is damaged, no card, or of another version.
     """
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a results card ({error})") from error
     if not isinstance(described, dict) or described.get("kind") != "card":
         raise DataError(f"{path}: not a results card")
+    told = dict.fromkeys(("task", "title", "split", "model"), str)
+    listed = dict.fromkeys(("scores", "counts", "files", "seeds", "settings", "versions"), dict)
+    for name, kind in (told | listed | {"regions": str | None}).items():
+        if name not in described or not isinstance(described[name], kind):
+            raise DataError(f"{path}: a results card of another version: {name!r} is {described.get(name)!r:.40}")
+    for name, score in described["scores"].items():
+        if not is_score(score):
+            raise DataError(f"{path}: a results card of another version: the score {name!r} is {score!r:.80}")
     return described
+
+
+def is_score(score: Any) -> bool:
+    """Whether a value of a card is what a `Score` was written as."""
+    names = [part.name for part in fields(Score)]
+    return (
+        isinstance(score, dict)
+        and all(name in score and isinstance(score[name], int | float | None) for name in names)
+        and score["value"] is not None
+        and (score["low"] is None) == (score["high"] is None)
+    )
 
 
 def results(folder: Path, out: Path | None = None) -> dict[str, float]:

@@ -75,7 +75,7 @@ def corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[f
     """COCO's left, top, width, height as left, top, right, bottom."""
     try:
         left, top, width, height = map(float, entry[name])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {name} {entry[name]!r} is not left, top, width, height") from error
     return left, top, left + width, top + height
 

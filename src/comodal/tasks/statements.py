@@ -81,7 +81,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error}); is the file whole?") from error
             if not isinstance(entry, dict):
                 raise DataError(f"{path}, line {number}: {line[:40]!r} is not an object of JSON")

@@ -23,6 +23,7 @@ from comodal.tasks.statements import read_lines
 from comodal.tasks.vqa_files import read_json
 
 CHOICES = 4
+FURTHEST = 1 << 20  # pixels; also what is not a number is not less
 PEOPLE = (
     "Alex", "Avery", "Blake", "Cameron", "Casey", "Charlie", "Dakota", "Drew", "Emerson", "Finley", "Harper", "Hayden",
     "Jamie", "Jordan", "Kendall", "Logan", "Morgan", "Parker", "Peyton", "Quinn", "Reese", "Riley", "Robin", "Rowan",
@@ -64,6 +65,9 @@ def read_riddles(path: Path, seed: int) -> list[Riddle]:
         key, image, objects = (entry.get(name) for name in ("annot_id", "img_fn", "objects"))
         if not (isinstance(key, str) and isinstance(image, str) and isinstance(objects, list)):
             raise DataError(f"{where}: no 'annot_id', 'img_fn' or 'objects'; is it a file of VCR?")
+        for kind in objects:
+            if not isinstance(kind, str):
+                raise DataError(f"{where}: {kind!r:.40} among the 'objects' is not the name of one")
         if lines.setdefault(key, number) != number:
             raise DataError(f"{where}: {key} is in line {lines[key]} already")
         names = names_of(objects, key, seed)
@@ -109,7 +113,7 @@ def choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str
 def label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
     """Which of the four is right, if that is said."""
     value = entry.get(name)
-    if value is not None and (isinstance(value, bool) or value not in range(CHOICES)):
+    if value is not None and (type(value) is not int or value not in range(CHOICES)):
         raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {CHOICES - 1}")
     return value
 
@@ -120,13 +124,18 @@ def boxes_of_tree(folder: Path) -> list[tuple[str, list[list[float]]]]:
     for path in sorted(folder.rglob("*.json")):
         content = read_json(path)
         boxes = content.get("boxes") if isinstance(content, dict) else None
-        if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) >= 4 for box in boxes):
+        if not isinstance(boxes, list) or not all(isinstance(box, list) and is_box(box[:4]) for box in boxes):
             raise DataError(f"{path}: no 'boxes' of left, top, right, bottom; is it VCR's metadata?")
         image = path.with_suffix(".jpg").relative_to(folder).as_posix()
         found.append((image, [[float(side) for side in box[:4]] for box in boxes]))
     if not found:
         raise DataError(f"{folder}: it holds no metadata (.json beside the pictures)")
     return found
+
+
+def is_box(sides: Sequence[Any]) -> bool:
+    """Four numbers of pixels."""
+    return len(sides) == 4 and all(isinstance(side, int | float) and abs(side) < FURTHEST for side in sides)
 
 
 def write_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:

@@ -101,7 +101,7 @@ def read_json(path: Path | None) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); is the file whole?") from error
 
 

@@ -1,0 +1,104 @@
+"""Label files and results cards that are damaged or of another version end in one sentence that names the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import read_config
+from comodal.serve.image_list import read_boxes
+from comodal.tasks.card import Card, Score, read_card, results, write_card
+from comodal.tasks.grounding_files import prepare_boxes
+from comodal.tasks.statements import read_lines
+from comodal.tasks.vcr_files import boxes_of_tree, read_riddles
+from comodal.tasks.vqa_files import read_json
+
+DEEP = "[" * 100_000  # more than a reader's stack
+RIDDLE = {
+    "annot_id": "val-0",
+    "img_fn": "a.jpg",
+    "objects": ["person", "dog"],
+    "question": ["what", "is", [1]],
+    "answer_choices": [["yes"]] * 4,
+    "rationale_choices": [["so"]] * 4,
+    "answer_label": 1,
+    "rationale_label": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "read", [read_json, read_card, lambda path: read_boxes(path, path.parent), lambda path: list(read_lines(path))]
+)
+def test_lists_within_lists_without_end_are_told(tmp_path: Path, read):
+    (tmp_path / "deep.json").write_text(DEEP)
+    with pytest.raises(DataError, match=r"deep\.json.*recursion"):
+        read(tmp_path / "deep.json")
+
+
+def test_a_model_of_lists_without_end_is_told(tmp_path: Path):
+    (tmp_path / "config.json").write_text(DEEP)
+    with pytest.raises(CheckpointError, match=r"config\.json: .*recursion"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"answer_label": 1.0}, "line 1: 'answer_label' is 1.0, not 0 to 3"),
+        ({"answer_label": True}, "line 1: 'answer_label' is True, not 0 to 3"),
+        ({"answer_label": 4}, "line 1: 'answer_label' is 4, not 0 to 3"),
+        ({"objects": ["dog", None]}, "line 1: None among the 'objects'"),
+        ({"objects": ["dog", 7]}, "line 1: 7 among the 'objects'"),
+        ({"objects": ["dog", []]}, r"line 1: \[\] among the 'objects'"),
+    ],
+)
+def test_riddles_of_another_version_are_told_by_their_line(tmp_path: Path, changed: dict, sentence: str):
+    path = tmp_path / "val.jsonl"
+    path.write_text(json.dumps(RIDDLE))
+    assert read_riddles(path, 0)[0].question == "what is dog"
+    path.write_text(json.dumps(RIDDLE | changed))
+    with pytest.raises(DataError, match=rf"val\.jsonl, {sentence}"):
+        read_riddles(path, 0)
+
+
+@pytest.mark.parametrize("side", ["null", '"a"', "[]", "NaN", "1e999", "1" + "0" * 400])
+def test_boxes_that_are_no_numbers_are_told(tmp_path: Path, side: str):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a.json").write_text(f'{{"boxes": [[{side}, 0, 1, 1]]}}')
+    with pytest.raises(DataError, match=r"a\.json: no 'boxes' of left"):
+        boxes_of_tree(tmp_path / "tree")
+
+
+def test_a_box_beyond_all_numbers_is_told(tmp_path: Path):
+    images, box = [{"id": 1, "file_name": "a.jpg"}], [10**400, 0, 1, 1]
+    content = {"images": images, "annotations": [{"id": 1, "image_id": 1, "bbox": box}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"instances\.json: bbox .* is not left"):
+        prepare_boxes(tmp_path / "instances.json", tmp_path / "boxes.jsonl")
+    assert not (tmp_path / "boxes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        *((name, None, f"'{name}' is None") for name in ("task", "title", "split", "model", "scores", "counts")),
+        *((name, [], rf"'{name}' is \[\]") for name in ("files", "seeds", "settings", "versions", "regions")),
+        ("scores", {"accuracy": 0.5}, "the score 'accuracy' is 0.5"),
+        ("scores", {"accuracy": {"value": 0.5}}, "the score 'accuracy' is {'value': 0.5}"),
+        ("scores", {"a": {"value": None, "low": None, "high": None, "paper": None}}, "the score 'a' is {'value': None"),
+        ("scores", {"a": {"value": 0.5, "low": 0.4, "high": None, "paper": None}}, "the score 'a' is {'value': 0.5"),
+        ("scores", {"a": {"value": "q", "low": None, "high": None, "paper": None}}, "the score 'a' is {'value': 'q'"),
+    ],
+)
+def test_cards_of_another_version_are_told_by_their_file(tmp_path: Path, name: str, value: object, sentence: str):
+    write_card(Card("vqa", "VQA v2", "val", {"accuracy": Score(0.5, 0.4, 0.6)}, "run"), tmp_path)
+    assert results(tmp_path) == {"..accuracy": 0.5}
+    content = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(content | {name: value}))
+    with pytest.raises(DataError, match=rf"card\.json: a results card of another version: {sentence}"):
+        results(tmp_path)
+    del content[name]
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"card\.json: a results card of another version: '{name}' is None"):
+        results(tmp_path)
