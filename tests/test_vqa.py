@@ -255,6 +255,11 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path):
         read_questions(annotations, None)
     with pytest.raises(DataError, match="No such file"):
         read_questions(tmp_path / "nowhere.json", None)
+    twice = json.loads(annotations.read_text())
+    twice["annotations"].append(twice["annotations"][1])
+    others.write_text(json.dumps(twice))
+    with pytest.raises(DataError, match=r"annotations\.json: question_id 2000 is there twice"):
+        read_questions(questions, others)
     twice = json.loads(questions.read_text())
     twice["questions"].append(twice["questions"][0])
     questions.write_text(json.dumps(twice))

@@ -42,7 +42,10 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
     asked = entries(questions, "questions")
     known: dict[int, dict[str, Any]] = {}
     for place, entry in enumerate(entries(annotations, "annotations") if annotations else []):
-        known[whole_number(annotations, place, entry, "question_id")] = entry
+        number = whole_number(annotations, place, entry, "question_id")
+        if number in known:
+            raise DataError(f"{annotations}: question_id {number} is there twice")
+        known[number] = entry
     found: list[Question] = []
     seen: set[int] = set()
     for place, entry in enumerate(asked):
