@@ -22,6 +22,7 @@ from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.transformer import recorded_attention
 from comodal.models.vilbert import Output, Prefix, ViLBERT
+from comodal.tasks.image_rows import SUFFIXES
 
 MAX_REGIONS = 36
 WORDS_SHOWN = 4  # beside a picture; more go on below
@@ -59,8 +60,7 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
     need_co_attention(model, run)
     store, words = RegionStore(regions), Words.read(model_folder(run))
     parts = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.1, 0.1)
-    files = {name.rpartition(".")[0]: images / name for name in walk(images)}
-    files |= {Path(stem).name: path for stem, path in files.items()}
+    files = files_of(images)
     held_out = {row: caption for caption, row in reversed(parts["test"] or parts["validation"] or parts["train"])}
     shown = []
     for row, caption in list(held_out.items())[::-1][:count]:
@@ -77,6 +77,13 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
     return shown
 
 
+def files_of(images: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without suffix, with the folders below it and without."""
+    pictures = [name for name in walk(images) if Path(name).suffix.lower() in SUFFIXES]
+    files = {name.rpartition(".")[0]: images / name for name in pictures}
+    return files | {Path(stem).name: path for stem, path in files.items()}
+
+
 def need_co_attention(model: ViLBERT, run: Path) -> None:
     """Refuses a model whose words and regions do not meet in co-attention."""
     if not model.config.co_attention or not model.config.schedule:
@@ -91,10 +98,14 @@ def seen_by(model: ViLBERT, inside: Regions) -> Prefix:
 
 
 @torch.inference_mode()
-def attend(model: ViLBERT, pieces: Sequence[int], vision: Prefix) -> tuple[Output, list[Layer]]:
-    """A text beside an image: what comes out, and the attention in each co-attention layer."""
+def attend(
+    model: ViLBERT, pieces: Sequence[int], vision: Prefix, segments: Sequence[int] | None = None
+) -> tuple[Output, list[Layer]]:
+    """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
+    co-attention layer."""
     words = torch.tensor([list(pieces)])
-    text = model.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
+    parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)])
+    text = model.text_prefix(words, parts, torch.ones_like(words, dtype=torch.bool))
     with recorded_attention(model) as maps:
         output = model.join(text, vision)
     means = {name: weights[0].mean(0).numpy() for name, weights in maps.items() if name.startswith("co_layers.")}

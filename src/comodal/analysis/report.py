@@ -43,7 +43,7 @@ def write_report(
             or a region store.
         results: folders that `evaluate ... --out` wrote, with results cards or without.
         captions: of a ViLBERT's region store, for its attention between words and regions.
-        images: the folder of their images.
+        images: the folder of their images; of a task's run, of its region store's: examples are then shown.
         pairs: how many held-out pairs are judged.
         seed: of the pairs, and of the untrained network that stands beside.
         truth: where what sounds is, `worlds.jsonl` of a playground: the map of the sound's place is then scored.
@@ -56,6 +56,7 @@ def write_report(
         comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
         comodal report RUN report.html --data shards/ --truth playground/worlds.jsonl
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
+        comodal report runs/vqa report.html --images images/
     """
     parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments)
     write_page(out, f"{run.name}: what was learnt", parts)
@@ -86,11 +87,12 @@ def run_parts(
         cards = [card(folder) for folder in results or [] if folder not in retrieved]
         return [*caption_parts(run, model, data, captions, images, retrieved), *cards, settings(run)]
     if isinstance(model, TaskModel):
-        if data or captions or images or truth:
+        if data or captions or truth:
             raise DataError(
-                f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at"
+                f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at, and "
+                "--images FOLDER shows examples that it was validated on"
             )
-        return [*task_parts(run), *map(card, results or []), settings(run)]
+        return [*task_parts(run, images), *map(card, results or []), settings(run)]
     parts = [
         header(
             run,

@@ -1,0 +1,223 @@
+"""Examples of a fine-tuned run on its page: what it answers, what is right, and where its words look.
+
+The examples are those that the run was validated on: its recipe reads them again, with the run's own settings. The
+answers are those of `comodal evaluate`; the attention is the co-attention of the same texts beside the same regions
+(ViLBERT, section 3.1).
+"""
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+
+from comodal.analysis import co_attention
+from comodal.analysis.attention_page import draw_regions, smaller, words_of
+from comodal.analysis.co_attention import attend, decided, files_of, need_co_attention, outline
+from comodal.analysis.page import picture, section
+from comodal.analysis.verdicts import BAD, GOOD
+from comodal.errors import DataError
+from comodal.media.image import read_image
+from comodal.models.checkpoint import model_folder
+from comodal.models.heads import Head
+from comodal.tasks.entailment import recipe as entailment
+from comodal.tasks.examples import Example, Examples
+from comodal.tasks.fine_tuning import Answered, Asked, answer, read_asked
+from comodal.tasks.gqa import recipe as gqa
+from comodal.tasks.grounding import recipe as grounding
+from comodal.tasks.nlvr2 import recipe as nlvr2
+from comodal.tasks.phrases import recipe as phrases
+from comodal.tasks.retrieval import recipe as retrieval
+from comodal.tasks.vcr import recipe as vcr
+from comodal.tasks.visual_genome import recipe as visual_genome
+from comodal.tasks.vqa import recipe as vqa
+from comodal.tasks.vqa import vocabulary_of
+
+RECIPES: dict[str, Callable[..., Any]] = {
+    "vqa": vqa, "gqa": gqa, "visual_genome": visual_genome, "vcr": vcr, "grounding": grounding, "phrases": phrases,
+    "retrieval": retrieval, "nlvr2": nlvr2, "entailment": entailment,
+}  # fmt: skip
+ASKED = 200  # examples, among which right and wrong ones are chosen
+SHOWN = 3  # of either
+TOLD = 5  # answers of an example
+RIGHT = 0.5  # of an answer's soft score, or of a region's overlap
+
+
+class Verdict(NamedTuple):
+    """What a model says of an example.
+
+    Args:
+        names: What it could say: answers, classes, texts or regions.
+        shares: How likely each is.
+        truth: How right each is, from 0 to 1.
+    """
+
+    names: Sequence[str]
+    shares: Float[np.ndarray, "outputs"]
+    truth: Float[np.ndarray, "outputs"]
+
+    @property
+    def best(self) -> int:
+        """The one that it says."""
+        return int(self.shares.argmax())
+
+    @property
+    def right(self) -> bool:
+        """Whether that counts as right."""
+        return bool(self.truth[self.best] > RIGHT)
+
+
+def example_parts(run: Path, task: str, images: Path) -> list[str]:
+    """Right and wrong examples of a run, each a part of its page.
+
+    Raises:
+        DataError: The run does not tell its task, its files are not there, or an image has no picture.
+    """
+    if task not in RECIPES:
+        raise DataError(f"{run} does not say for which task it was fine-tuned, so no examples of it can be shown")
+    told = yaml.safe_load((run / "config.yaml").read_text())
+    again = RECIPES[task](**arguments(RECIPES[task], told | {"model": str(run), "start": "pretrained", "workers": 0}))
+    loader = again.validation or again.batches
+    seen = loader.samples
+    assert isinstance(seen, Examples)
+    head = again.objective.model.config.heads[0]
+    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), "fp32", head.name)
+    need_co_attention(asked.model.vilbert, run)
+    places = np.linspace(0, len(seen) - 1, min(ASKED, len(seen))).round().astype(int).tolist()
+    answered = list(answer(asked, head.name, [seen.source.example(0, place) for place in places]))
+    asked.model.cpu()
+    judged = [(one, verdict_of(run, head, one, seen)) for one in answered]
+    files = files_of(images)
+    held_out = "validation" if again.validation else "training (the run has no validation)"
+    parts = []
+    for wanted in (True, False):
+        some = [(one, verdict) for one, verdict in judged if verdict.right == wanted]
+        for one, verdict in some[:SHOWN]:
+            parts.append(part_of(one.example, verdict, asked, seen, head, files, images))
+    return [summary([verdict for _, verdict in judged], held_out), *parts]
+
+
+def arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as its recipe takes them: paths are text in config.yaml."""
+    hints, found = get_type_hints(recipe), {}
+    for name in signature(recipe).parameters:
+        if name in told:
+            value = told[name]
+            if value is not None and "Path" in str(hints[name]):
+                value = [Path(one) for one in value] if isinstance(value, list) else Path(value)
+            found[name] = value
+    return found
+
+
+def verdict_of(run: Path, head: Head, one: Answered, seen: Examples) -> Verdict:
+    """Scores as probabilities: each by itself for answers and regions, one of all for classes and texts."""
+    scores, target, example = one.scores.astype(np.float64), one.example.target, one.example
+    if head.kind in ("answers", "regions"):
+        assert isinstance(target, np.ndarray)
+        count = len(target)  # of regions, padding has a score too
+        names = vocabulary_of(run) if head.kind == "answers" else [region_name(place) for place in range(count)]
+        return Verdict(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
+    assert isinstance(target, int)
+    shares = np.exp(scores - scores.max())
+    names = (
+        json.loads((model_folder(run) / "task.json").read_text())["classes"]
+        if (model_folder(run) / "task.json").is_file()
+        else [f"{sentence(seen, example, place)} ({seen.store.ids[row]})" for place, row in enumerate(example.rows)]
+    )
+    return Verdict(names, shares / shares.sum(), np.eye(len(names))[target])
+
+
+def region_name(place: int) -> str:
+    return f"region {place}" if place else "the whole image"
+
+
+def sentence(seen: Examples, example: Example, place: int) -> str:
+    """A text of an example, put together from its word pieces."""
+    pieces = [seen.words.vocabulary[piece] for piece in example.texts[place].words[1:-1]]
+    return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
+
+
+def summary(verdicts: Sequence[Verdict], of: str) -> str:
+    """How many are right among those that were asked."""
+    right = sum(verdict.right for verdict in verdicts)
+    text = (
+        f"Of {len(verdicts)} examples of its {of}, asked for this page, {right} are answered rightly. Below are some "
+        "right ones, then some wrong ones. The regions are outlined; below each picture are the words that stand out "
+        "by where they look: the brighter a region, the more the word attends to it in the last co-attention layer "
+        "(mean of its heads). Attention says where the model looks, not why it answers as it does."
+    )
+    return section("What it answers, and where it looks", text, "")
+
+
+def part_of(
+    example: Example, verdict: Verdict, asked: Asked, seen: Examples, head: Head, files: dict[str, Path], images: Path
+) -> str:
+    """One example: the answers in a table, and each text beside its picture."""
+    colour, mark = (GOOD, "right") if verdict.right else (BAD, "wrong")
+    choices = head.kind == "linear" and len(example.texts) > 1
+    drawn = [verdict.best] if choices else range(len(example.texts))
+    title = sentence(seen, example, verdict.best if choices else 0)
+    body = f'<p style="color:{colour}"><b>{mark}</b></p>{table(verdict)}'
+    for place in drawn:
+        shown = attended(asked, seen, example, place, files, images)
+        right: np.ndarray | None = None
+        if head.kind == "regions":
+            shown, right = pointed(shown, verdict)
+        figure = draw_regions(shown)
+        if right is not None:
+            outline(figure.axes[0], right, GOOD, 2.0)
+        body += picture(figure, f"the regions of {seen.store.ids[example.rows[place]]}")
+        body += words_of(smaller(shown), shown.layers[-1])
+    about = "The box that it chose is drawn broad, the region that fits best green." if head.kind == "regions" else ""
+    return section(title, about, body)
+
+
+def pointed(shown: co_attention.Example, verdict: Verdict) -> tuple[co_attention.Example, np.ndarray | None]:
+    """The box that was chosen, and the one that fits best, if any does; row 0 is the whole image."""
+    height, width = shown.picture.shape[:2]
+    boxes = np.concatenate([[[0.0, 0.0, width, height]], shown.boxes])
+    fits = int(verdict.truth.argmax())
+    chosen = tuple(float(side) for side in boxes[verdict.best])
+    return shown._replace(pointed=chosen), boxes[fits] if verdict.truth[fits] > 0 else None
+
+
+def table(verdict: Verdict) -> str:
+    """The likeliest answers, and the right one wherever it stands."""
+    order = verdict.shares.argsort()[::-1].tolist()
+    best_truth = int(verdict.truth.argmax())
+    listed = order[:TOLD] + ([best_truth] if best_truth not in order[:TOLD] and verdict.truth[best_truth] > 0 else [])
+    rows = "".join(
+        f"<tr><td>{html.escape(verdict.names[place])}</td>"
+        f'<td class="number">{verdict.shares[place]:.3f}</td><td>{rightness(verdict, place)}</td></tr>'
+        for place in listed
+    )
+    return f"<table><tr><th>answer</th><th>probability</th><th>truth</th></tr>{rows}</table>"
+
+
+def rightness(verdict: Verdict, place: int) -> str:
+    """How right one answer is, in words."""
+    share = float(verdict.truth[place])
+    return "" if share == 0 else "right" if share == 1 else f"right to {share:.2f}"
+
+
+@torch.inference_mode()
+def attended(
+    asked: Asked, seen: Examples, example: Example, place: int, files: dict[str, Path], images: Path
+) -> co_attention.Example:
+    """One text of an example beside its picture, as the model reads both."""
+    row, text = example.rows[place], seen.seen(example.texts[place])
+    features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
+    vision = asked.model.vilbert.vision_prefix(features, places, torch.ones(places.shape[:2], dtype=torch.bool))
+    _, layers = attend(asked.model.vilbert, text.words, vision, text.segments)
+    names, image = [seen.words.vocabulary[piece] for piece in text.words], seen.store.ids[row]
+    if image not in files:
+        raise DataError(f"{images} has no image of the name {image}, which is in {seen.store.folder}")
+    boxes = seen.store.regions(row).boxes[: places.shape[1] - 1]
+    said, shown = sentence(seen, example, place), decided(names, layers[-1])
+    return co_attention.Example(said, "", read_image(files[image]), boxes, names, layers, shown)

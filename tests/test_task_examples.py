@@ -1,0 +1,105 @@
+"""The examples on a task's page are those of its validation: answers and boxes are those that the evaluation gives."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comodal.analysis.co_attention import files_of
+from comodal.analysis.report import write_report
+from comodal.analysis.task_examples import Verdict, attended, pointed, rightness, table
+from comodal.data.regions import RegionStore
+from comodal.errors import DataError
+from comodal.tasks.examples import Example, Examples, Fixed, joined, single
+from comodal.tasks.fine_tuning import read_asked, scores_of
+from comodal.tasks.vqa import evaluate_vqa
+from self_contained import check_page
+from small_tasks import SIDE
+from test_vqa import store, tuned, write_files
+
+__all__ = ["store"]
+
+
+def photographs(folder: Path, store: RegionStore) -> Path:
+    folder.mkdir()
+    for image in store.ids:
+        Image.new("RGB", (SIDE, SIDE), (200, 200, 200)).save(folder / f"{image}.png")
+    return folder
+
+
+def test_marks_agree_with_the_score_and_answers_with_the_submission(store: RegionStore, tmp_path: Path):
+    questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
+    held_out = {"validation_questions": questions, "validation_annotations": annotations}
+    run = tuned(tmp_path, store, epochs=3.0, **held_out)
+    numbers = evaluate_vqa(run, questions, store.folder, annotations, out=tmp_path / "card")
+    write_report(run, tmp_path / "page.html", images=photographs(tmp_path / "images", store))
+    page = (tmp_path / "page.html").read_text()
+    check_page(page)
+    found = re.search(r"Of 4 examples of its validation, asked for this page, (\d) are answered rightly", page)
+    assert found is not None
+    # nine of ten people agree: an answer is right for all or for one, whose official accuracy is 0.3
+    right = int(found.group(1))
+    assert right == round(numbers["vqa.accuracy"] * 4) or numbers["vqa.accuracy"] * 4 == pytest.approx(right, abs=1.2)
+    assert page.count("<b>right</b>") == min(right, 3) and page.count("<b>wrong</b>") == min(4 - right, 3)
+    told = {entry["answer"] for entry in json.loads((tmp_path / "card" / "submission.json").read_text())}
+    first = set(re.findall(r"<th>truth</th></tr><tr><td>([^<]+)</td>", page))
+    assert first <= told and first
+    with pytest.raises(DataError, match="has no image of the name"):
+        write_report(run, tmp_path / "none.html", images=tmp_path / "val")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_training_examples_are_called_so_and_missing_files_are_told(store: RegionStore, tmp_path: Path):
+    run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
+    write_report(run, tmp_path / "page.html", images=images)
+    assert "of its training (the run has no validation)" in (tmp_path / "page.html").read_text()
+    for file in (tmp_path / "files").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"questions\.json"):
+        write_report(run, tmp_path / "other.html", images=images)
+
+
+def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_path: Path):
+    run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
+    asked = read_asked(run, store.folder, "nothing", 100, "fp32", "vqa")
+    example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
+    shown = attended(asked, seen, example, 0, files_of(images), images)
+    assert shown.text == "what colour is it"
+    np.testing.assert_allclose(shown.layers[-1].words.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(shown.layers[-1].regions.sum(1), 1, atol=1e-5)
+    assert np.array_equal(shown.boxes, store.regions(3).boxes)
+    assert shown.layers[-1].words.shape[1] == 1 + len(shown.boxes)
+    blind = Examples(Fixed([example]), store, asked.words, 100, False, "picture", 1, None)
+    alone = attended(asked, blind, example, 0, files_of(images), images)
+    assert alone.layers[-1].words.shape[1] == 1 and len(alone.boxes) == 0
+    two = example._replace(texts=(joined(asked.words, ["what colour"], "it is", 20),))
+    other = two._replace(texts=(two.texts[0]._replace(segments=[0] * len(two.texts[0].words)),))
+    parts = [attended(asked, seen, one, 0, files_of(images), images).layers[-1].words for one in (two, other)]
+    assert not np.allclose(*parts)  # the second text is told from the first
+    assert scores_of(asked.model, "vqa", seen.of([example])).shape[0] == 1
+
+
+def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Path):
+    run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
+    asked = read_asked(run, store.folder, "nothing", 100, "fp32", "vqa")
+    example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
+    shown = attended(asked, seen, example, 0, files_of(images), images)
+    verdict = Verdict(["whole", "left", "right"], np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.8, 0.0]))
+    drawn, fits = pointed(shown, verdict)
+    assert drawn.pointed == (50, 0, 100, 100) and fits is not None and fits.tolist() == [0, 0, 40, 100]
+    assert not verdict.right
+    whole = Verdict(verdict.names, np.array([0.9, 0.2, 0.1]), np.zeros(3))
+    drawn, fits = pointed(shown, whole)
+    assert drawn.pointed == (0, 0, 100, 100) and fits is None
+
+
+def test_the_right_answer_is_told_even_where_it_is_the_least_likely():
+    verdict = Verdict(list("abcdefg"), np.linspace(0.9, 0.1, 7), np.array([0.3, 0, 0, 0, 0, 0, 1.0]))
+    cells = re.findall(r"<tr><td>(\w)</td>", table(verdict))
+    assert cells == list("abcdeg")
+    assert [rightness(verdict, place) for place in (0, 1, 6)] == ["right to 0.30", "", "right"]
