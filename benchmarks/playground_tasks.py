@@ -57,7 +57,7 @@ def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
             {"questions": [questions["train2014"]], "annotations": [answers["train2014"]], "regions": seen},
             partial(vqa.evaluate_vqa, questions=questions["val2014"], annotations=answers["val2014"], regions=seen),
             "vqa.accuracy",
-            epochs=8,
+            epochs=16,
         ),
         "grounding": Task(
             grounding.recipe,
@@ -95,9 +95,9 @@ def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
             retrieval.recipe,
             {"captions": captions, "regions": told},
             partial(retrieval.evaluate_retrieval, captions=captions, regions=told, split="validation"),
-            "retrieval.text_to_image.r1",
-            epochs=2,  # each caption stands in four pairs
-            batch_size=16,
+            "retrieval.text_to_image.r10",
+            epochs=4,  # each caption stands in four pairs
+            learning_rate=2e-4,
         ),
     }
 

