@@ -369,8 +369,8 @@ def test_what_a_store_says_is_enough_to_make_regions_like_its_own(network: Path)
 def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path):
     for source, sentence in (
         (Source(str(network), "own"), "finds no boxes of its own"),
-        (Source(str(network), grid=0), "grid must be positive, got 0"),
-        (Source(str(network), size=-1), "size must be positive, got -1"),
+        (Source(str(network), grid=0), "grid is a number from 1 to 100, got 0"),
+        (Source(str(network), size=-1), "size is a number from 1 to 4,096, got -1"),
         (Source(str(faster_rcnn), cells=2), "cells and maps are for a vision network"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -121,3 +121,53 @@ def test_only_files_are_replaced_by_results(tmp_path: Path, what: str):
     write_whole(tmp_path / "new.txt", b"new")
     write_whole(tmp_path / "new.txt", b"newer")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"newer"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--grid", 100_000, "grid is a number from 1 to 100, got 100000"),
+        ("--size", 10**9, "size is a number from 1 to 4,096, got 1000000000"),
+        ("--cells", 0, "cells is a number from 1 to 32, got 0"),
+        ("--device", "toaster", "device toaster: "),
+    ],
+)
+def test_regions_that_no_machine_could_make_are_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flag: str, value: object, said: str
+):
+    words = ["extract", world / "images", tmp_path / "store", "--detector", world / "network", "--workers", 1]
+    assert told(capsys, *words, flag, value).startswith(said)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_smallest_pictures_that_a_network_can_see_have_all_maps(world: Path, tmp_path: Path):
+    made = {"detector": str(world / "network"), "grid": 1, "size": 1, "workers": 1, "maps": "all"}
+    assert extract_regions(world / "images", tmp_path / "store", **made)["regions"] == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", "[" * 100_000])
+def test_a_damaged_report_of_regions_is_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str):
+    store = shutil.copytree(world / "store", tmp_path / "store")
+    (store / "report.jsonl").write_text(content)
+    words = ["extract", world / "images", store, "--detector", world / "network", "--grid", 2, "--workers", 1]
+    assert told(capsys, *words).startswith(f"{store / 'report.jsonl'} is damaged")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("vocab_size", -1), ("vocab_size", 10**12), ("v_feature_size", -1), ("num_attention_heads", 0)]
+)
+def test_a_network_of_impossible_sizes_is_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, key: str, value: int
+):
+    assert main(["convert", "vilbert", str(world / "run"), str(tmp_path / "back")]) == 0
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads((tmp_path / "back" / "config.json").read_text()) | {key: value}))
+    words = ["convert", "vilbert", tmp_path / "back" / "pytorch_model.safetensors", tmp_path / "new"]
+    assert told(capsys, *words, "--original-config", config).startswith(f"{config}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_times_that_are_no_numbers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "a.npz"
+    np.savez(path, embedding=np.ones((2, 512), np.float32), timestamps=np.array(["a", "b"]))
+    assert told(capsys, "doctor", path) == f"{path}: 2 vectors and timestamps of the shape (2,), <U1"

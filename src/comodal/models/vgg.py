@@ -86,12 +86,11 @@ class Tower(nn.Module):
 
     def stages(self, x: Float[Tensor, "batch channels rows columns"]) -> list[Float[Tensor, "batch _filters _y _x"]]:
         """The maps of conv1_2, conv2_2, conv3_2 and conv4_2, each half the size of the one before."""
-        x, found = self.input_norm(x), []
+        x, found = self.input_norm(x), list[Tensor]()
         for name in LAYERS:
-            x = self.layers[name](x)
+            x = self.layers[name](F.max_pool2d(x, 2) if found and name.endswith("_1") else x)
             if name.endswith("_2"):
                 found.append(x)
-                x = F.max_pool2d(x, 2)
         return found
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:

@@ -94,9 +94,12 @@ def take_over(source: Path, out: Path, config: Path, words: Path | None, answers
                 f"{answers} has {len(told):,} answers, the answer head of {source} {outputs.get(HEAD)}"
             )
         beside[ANSWERS] = (json.dumps(told, ensure_ascii=False, indent=0) + "\n").encode()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
+    except (RuntimeError, ValueError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{config}: no network has these sizes: {str(error).splitlines()[0]}") from error
     filled = filled_by(model, state, source)
     save_model(model, out, {"recipe": "convert", "source": source.name})
     for name, data in beside.items():

@@ -104,8 +104,8 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     if vectors is None or vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
         raise DataError(f"{path}: no 'embedding' of rows of floats, only {', '.join(arrays) or 'nothing'}")
     times = arrays.get("timestamps")
-    if times is not None and times.shape != vectors.shape[:1]:
-        raise DataError(f"{path}: {len(vectors)} vectors and timestamps of the shape {times.shape}")
+    if times is not None and (times.shape != vectors.shape[:1] or times.dtype.kind not in "fiu"):
+        raise DataError(f"{path}: {len(vectors)} vectors and timestamps of the shape {times.shape}, {times.dtype}")
     return arrays
 
 

@@ -293,7 +293,10 @@ def with_bar(made: Iterator[Made], total: int, todo: int) -> Iterator[Made]:
 def report(out: Path) -> dict[str, int]:
     """Counts what is in the store and what was refused, by reason."""
     store = RegionStore(out)
-    reasons = Counter(json.loads(line)["reason"] for line in (out / REPORT).read_bytes().splitlines())
+    try:
+        reasons = Counter(json.loads(line)["reason"] for line in (out / REPORT).read_bytes().splitlines())
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{out / REPORT} is damaged ({error!r}): remove {out} and make it again") from error
     counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
     Console().print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), markup=False)
     if reasons:

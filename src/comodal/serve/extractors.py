@@ -17,6 +17,7 @@ from torch import nn
 
 from comodal.data.regions import Regions
 from comodal.data.same_regions import named
+from comodal.distributed import find_device
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import CONFIG, load_model, model_folder
 from comodal.models.convert import FILES, read_json
@@ -36,7 +37,7 @@ from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
 
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
-NUMBERS = ("grid", "cells", "size", "most")
+NUMBERS = {"grid": 100, "cells": 32, "size": 4096, "most": 10_000, "fewest": 10_000}  # each with what it is at most
 CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
 OUR_DETECTORS = ("detector_c4:C4", "detector_fpn:FPN")
 OPTIONAL = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
@@ -123,7 +124,7 @@ def load_extractor(source: Source, device: str = "cpu") -> Extractor:
         ValueError: The source does not fit together.
     """
     check_numbers(source)
-    network = load_network(source, device)
+    network = load_network(source, str(find_device(device)))
     boxes: Places = source.boxes or ("own" if network.finds_boxes else "grid")
     if boxes == "own" and not network.finds_boxes:
         raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
@@ -188,8 +189,8 @@ def source_of(made: dict[str, Any]) -> Source:
     except KeyError as error:
         raise DataError(f"regions of {named(made)}: its detector is not known here") from error
     values |= {name: made.get(name) for name in OPTIONAL}
-    known = values["boxes"] in get_args(Places) and all(isinstance(values[name], int) for name in NUMBERS)
-    known = known and isinstance(values["fewest"], int | None)
+    known = values["boxes"] in get_args(Places) and isinstance(values["fewest"], int | None)
+    known = known and all(isinstance(values[name], int) for name in NUMBERS if name != "fewest")
     if not known or any(values[name] not in (None, *choices) for name, choices in CHOICES.items()):
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
     return Source(**{**values, "detector": str(values["detector"])})
@@ -219,11 +220,11 @@ def extractor_like(
 
 
 def check_numbers(source: Source) -> None:
-    """All are positive."""
-    for name in (*NUMBERS, "fewest"):
+    """All are positive, and none is larger than what memory could hold."""
+    for name, most in NUMBERS.items():
         number = getattr(source, name)
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be positive, got {number}")
+        if number is not None and not 1 <= number <= most:
+            raise ValueError(f"{name} is a number from 1 to {most:,}, got {number}")
 
 
 def grid_in(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:
