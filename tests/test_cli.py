@@ -46,6 +46,8 @@ def test_options_may_be_written_as_people_write_them():
     ]  # fmt: skip
     assert spelled(["--short-side", "64", "--resume"], hints) == ["--short_side", "64", "--resume=true"]
     assert spelled(["--resume", "false", "a-b"], hints) == ["--resume", "false", "a-b"]
+    like_flags = ["b.resume", "c.classes", "a,b"]  # the third letter on is the name of a flag or list
+    assert spelled(like_flags, hints) == like_flags
     assert spelled(["--classes", "singing,tap dancing"], hints) == ["--classes", "[singing,tap dancing]"]
 
 

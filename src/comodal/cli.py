@@ -274,11 +274,11 @@ def spelled(words: list[str], hints: dict[str, object]) -> list[str]:
         if word.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
             name += "_" * keyword.iskeyword(name[2:])
-        hint = hints.get(name[2:])
+        hint = hints.get(name[2:]) if word.startswith("--") else None
         if hint is bool and not equals and following.lower() not in {"true", "false"}:
             equals, value = "=", "true"
         before = result[-1] if result else ""
-        if "Sequence[" in str(hints.get(before[2:])) and not word.startswith(("-", "[")):
+        if before.startswith("--") and "Sequence[" in str(hints.get(before[2:])) and not word.startswith(("-", "[")):
             name, equals, value = f"[{word}]", "", ""
         result.append(name + equals + value)
     return result
