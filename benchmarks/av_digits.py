@@ -28,7 +28,7 @@ from comodal.errors import DataError
 from comodal.recipes.l3net import recipe
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.sound_folders import evaluate_sounds
-from comodal.train.run import train
+from comodal.training.run import train
 
 SHORT_SIDE = 37  # 8/7 of 32: training crops from it
 HELD_OUT_RECORDINGS = 5  # FSDD's README: the official test set is recordings 0 to 4

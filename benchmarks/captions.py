@@ -31,7 +31,7 @@ from comodal.recipes.vilbert import recipe
 from comodal.serve.backbones import LITE0
 from comodal.serve.extract import extract_regions
 from comodal.tasks.retrieval import evaluate_retrieval
-from comodal.train.run import train
+from comodal.training.run import train
 
 HELD_OUT, EVERY = 112, 5
 GRID = 5

@@ -24,7 +24,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.vilbert import ViLBERT, small
 from comodal.serve.extract import extract_regions
 from comodal.tasks.vqa import evaluate_vqa, recipe
-from comodal.train.run import train
+from comodal.training.run import train
 
 ANNOTATORS = 10
 

@@ -21,8 +21,8 @@ import torch
 from comodal.recipes.vilbert import recipe
 from comodal.serve.tokens import prepare_tokens
 from comodal.tasks.retrieval import evaluate_retrieval
-from comodal.train.log import read_log
-from comodal.train.run import train
+from comodal.training.log import read_log
+from comodal.training.run import train
 
 INPUTS: dict[str, dict[str, Any]] = {
     "features": {"variant": "small", "regions_as": "features"},

@@ -24,7 +24,7 @@ from comodal.playground.make import make_playground
 from comodal.recipes import vilbert
 from comodal.serve.extract import extract_regions
 from comodal.tasks import entailment, grounding, nlvr2, retrieval, vcr, vqa
-from comodal.train.run import train
+from comodal.training.run import train
 
 SETS = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
 CONTROLS = {"pretrained": {}, "scratch": {"start": "scratch"}, "blind": {"blank": "picture"}}

@@ -29,7 +29,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.vilbert import ViLBERT, small
 from comodal.serve.extract import extract_regions
 from comodal.tasks import entailment, gqa, nlvr2, retrieval, visual_genome, vqa
-from comodal.train.run import train
+from comodal.training.run import train
 
 BLANKS = ("nothing", "picture")
 TAKEN = ("items", "images")  # counts of a card that are not of what was left out

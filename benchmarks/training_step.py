@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from comodal.models.l3net import PAPER, L3Net
-from comodal.train.allocator import keep_freed_memory
-from comodal.train.optim import adam
+from comodal.training.allocator import keep_freed_memory
+from comodal.training.optim import adam
 from machine import matrix_product, report, save, seconds_in_turn
 
 TERA_OPERATIONS = 3 * 2 * 20.47e9 / 1e12  # a pair's forward pass, and twice as much backward

@@ -24,8 +24,8 @@ from rich.table import Table
 from comodal.data.batch import CaptionBatch
 from comodal.models.vilbert import Config, ViLBERT
 from comodal.objectives.pretraining import Pretraining
-from comodal.train.allocator import keep_freed_memory
-from comodal.train.optim import adamw
+from comodal.training.allocator import keep_freed_memory
+from comodal.training.optim import adamw
 from machine import save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import resource, sys
 import torch
-from comodal.train.allocator import keep_freed_memory
+from comodal.training.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

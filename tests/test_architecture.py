@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +19,12 @@ MAY_IMPORT = {
     "data": {"media"},
     "models": set(),
     "objectives": {"data.batch", "models"},
-    "train": {"data.batch", "data.loader", "models.checkpoint"},
-    "tasks": {"media", "data", "models", "train"},
+    "training": {"data.batch", "data.loader", "models.checkpoint"},
+    "tasks": {"media", "data", "models", "training"},
     "analysis": {"media", "data", "models", "tasks"},
     "serve": {"media", "data", "models", "tasks", "analysis"},
     "playground": {"media"},
-    "recipes": {"media", "data", "models", "objectives", "train", "tasks", "analysis", "serve", "playground"},
+    "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "serve", "playground"},
 }
 AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", "errors", "files", "distributed"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -110,6 +112,15 @@ def test_public_names_are_there():
         importlib.import_module("comodal").no_such_name  # noqa: B018
 
 
+def test_public_names_are_not_hidden_by_modules():
+    """Importing a sub-package sets an attribute of its name on `comodal`, which would win over a function."""
+    for module in pkgutil.walk_packages(comodal.__path__, "comodal."):
+        if module.name.rpartition(".")[2] != "__main__":
+            importlib.import_module(module.name)
+    for name in comodal.__all__:
+        assert not inspect.ismodule(getattr(comodal, name)), name
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["prepare", "--help"], ["prepare", "videos", "--help"], ["--version"]]
 )
@@ -126,7 +137,7 @@ def test_help_does_not_wait_for_torch(arguments: list[str]):
 def test_training_modules_do_not_need_ffmpeg():
     code = (
         "import sys\nsys.modules['av'] = None\n"
-        "import comodal.data.clips, comodal.data.loader, comodal.recipes.l3net, comodal.train.run"
+        "import comodal.data.clips, comodal.data.loader, comodal.recipes.l3net, comodal.training.run"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comodal.errors import CheckpointError
-from comodal.train.checkpoints import Checkpoints, State
+from comodal.training.checkpoints import Checkpoints, State
 
 
 def state(step: int) -> State:

@@ -26,8 +26,8 @@ from comodal.tasks.fine_tuning import (
     read_parts,
     soft_answers,
 )
-from comodal.train.log import read_log
-from comodal.train.run import train
+from comodal.training.log import read_log
+from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
 HEAD = Head("colour", "answers", len(COLOURS), 16)

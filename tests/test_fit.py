@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from comodal.train.fit import NotFiniteError, Place, fit, validate
+from comodal.training.fit import NotFiniteError, Place, fit, validate
 
 CPU = Place(torch.device("cpu"))
 

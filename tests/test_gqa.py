@@ -11,7 +11,7 @@ from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.tasks.gqa import TASK, evaluate_gqa, question_of, read_questions, recipe
 from comodal.tasks.one_answer import score
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
 LOOK = "is it coloured"  # always yes: the words alone say it

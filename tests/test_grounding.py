@@ -15,7 +15,7 @@ from comodal.media.text import Words
 from comodal.serve.extract import read_boxes
 from comodal.tasks.grounding import evaluate_grounding, examples_of, recipe
 from comodal.tasks.grounding_files import overlap, prepare_boxes, read_expressions
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 from vilbert_fixtures import FIXTURES
 

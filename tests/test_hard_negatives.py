@@ -18,7 +18,7 @@ from comodal.models.heads import Head
 from comodal.models.task_model import Config, TaskModel
 from comodal.tasks.hard_negatives import Choices, mean_features, nearest
 from comodal.tasks.retrieval import evaluate_retrieval, recipe
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 
 SENTENCES = [f"a {colour} thing" for colour in COLOURS]

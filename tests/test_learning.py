@@ -15,10 +15,10 @@ from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards
 from comodal.objectives.avc import Correspondence
 from comodal.recipes.l3net import recipe
-from comodal.train.fit import Place, fit, validate
-from comodal.train.log import read_log
-from comodal.train.optim import adam
-from comodal.train.run import train
+from comodal.training.fit import Place, fit, validate
+from comodal.training.log import read_log
+from comodal.training.optim import adam
+from comodal.training.run import train
 from small_world import write_world
 
 CPU = Place(torch.device("cpu"))

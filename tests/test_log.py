@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from comodal.train.log import Log, ProgressLine, read_log
+from comodal.training.log import Log, ProgressLine, read_log
 
 
 def write(folder: Path, after: int, steps: range) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from comodal.train.fit import Place, fit
-from comodal.train.optim import adam, adamw, linear, parameter_groups, schedule
+from comodal.training.fit import Place, fit
+from comodal.training.optim import adam, adamw, linear, parameter_groups, schedule
 
 
 def test_kernels_decay_and_biases_and_norms_do_not():

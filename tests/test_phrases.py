@@ -22,7 +22,7 @@ from comodal.tasks.phrase_files import (
     read_sentences,
 )
 from comodal.tasks.phrases import evaluate_phrases, recipe, score
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 
 # a caption as the data set's README describes it: several types, the entity 0, punctuation and brackets apart

@@ -15,8 +15,8 @@ import torch
 from comodal.errors import CheckpointError, RecipeError
 from comodal.models.checkpoint import load_model
 from comodal.recipes.l3net import recipe
-from comodal.train.log import read_log
-from comodal.train.run import train
+from comodal.training.log import read_log
+from comodal.training.run import train
 from small_world import write_world
 
 SETTINGS = {"variant": "small", "width": 4, "image_size": 16, "batch_size": 8, "validation_pairs": 16}
@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(shards: Path, tmp_path: Path, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("comodal.train.checkpoints.torch.save", full)
+    monkeypatch.setattr("comodal.training.checkpoints.torch.save", full)
     with pytest.raises(CheckpointError, match="No space left"):
         train(recipe, settings(shards, 6), out, resume=True, **OPTIONS)
     assert {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before

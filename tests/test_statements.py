@@ -12,7 +12,7 @@ from comodal.data.regions import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.tasks import entailment, nlvr2
 from comodal.tasks.image_rows import ImageRows
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, DIM, colour_of, write_colours, write_pretrained
 
 SENTENCES = [f"it is {colour}" for colour in COLOURS]

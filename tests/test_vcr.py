@@ -15,7 +15,7 @@ from comodal.tasks.examples import joined
 from comodal.tasks.grounding_files import prepare_boxes
 from comodal.tasks.vcr import evaluate_vcr, recipe, without_labels
 from comodal.tasks.vcr_files import COLUMNS, PEOPLE, names_of, read_riddles, told
-from comodal.train.run import train
+from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 from vilbert_fixtures import FIXTURES
 

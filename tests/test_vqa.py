@@ -22,7 +22,7 @@ from comodal.tasks.vqa_files import (
     write_results,
 )
 from comodal.tasks.vqa_metric import accuracy, on_one_line, with_digits, without_punctuation, written
-from comodal.train.run import train
+from comodal.training.run import train
 from self_contained import check_page
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 from vilbert_fixtures import FIXTURES

@@ -50,7 +50,7 @@ _DEFINED_IN = {
     "save_model": "comodal.models.checkpoint",
     "save_pretrained": "comodal.serve.sharing",
     "sound_embedding": "comodal.serve.embed",
-    "train": "comodal.train.run",
+    "train": "comodal.training.run",
 }
 __all__ = ["__version__", *_DEFINED_IN]
 __version__ = version("comodal")

@@ -212,7 +212,7 @@ def run_train(words: list[str]) -> int:
     if words[0] not in recipes():
         print(f"comodal: error: there is no recipe {words[0]!r}; there is: {', '.join(recipes())}", file=sys.stderr)
         return USAGE_ERROR
-    recipe, train = load(f"comodal.{recipes()[words[0]]}.{words[0]}:recipe"), load("comodal.train.run:train")
+    recipe, train = load(f"comodal.{recipes()[words[0]]}.{words[0]}:recipe"), load("comodal.training.run:train")
     parser = new_parser(f"train {words[0]}", recipe)
     parser.add_function_arguments(recipe, as_group=False)
     parser.add_function_arguments(train, as_group=False, skip={"recipe", "parameters"})

@@ -17,8 +17,8 @@ from comodal.data.shards import Shards
 from comodal.errors import DataError
 from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
 from comodal.objectives.avc import Correspondence
-from comodal.train.optim import adam, schedule
-from comodal.train.run import Run
+from comodal.training.optim import adam, schedule
+from comodal.training.run import Run
 
 Variant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
 VARIANTS: dict[str, Config] = {

@@ -30,8 +30,8 @@ from comodal.models.vilbert import Config, ViLBERT, base, large, small
 from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import Pretraining, target_columns
 from comodal.tasks.region_network import remembered
-from comodal.train.optim import adamw, linear
-from comodal.train.run import Run
+from comodal.training.optim import adamw, linear
+from comodal.training.run import Run
 
 Variant = Literal["base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"]
 VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{n}": large(n) for n in (2, 4, 6)}

@@ -32,8 +32,8 @@ from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.models.l3net import L3Net
 from comodal.tasks.tree import Labelled, fingerprint
-from comodal.train.optim import adamw, linear
-from comodal.train.run import Run
+from comodal.training.optim import adamw, linear
+from comodal.training.run import Run
 
 CLASSES = "classes.json"
 WARM_UP = 0.1

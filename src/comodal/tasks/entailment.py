@@ -10,7 +10,7 @@ from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Precision, Setup, Start
 from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, read_lines, statement_run, taken
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 CLASSES = ("contradiction", "neutral", "entailment")
 NOBODY_AGREES = "-"  # the gold label where no three of five annotators agreed

@@ -33,8 +33,8 @@ from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import hash_of
 from comodal.tasks.examples import Blank, Example, Examples, Fixed, Source
 from comodal.tasks.region_network import remembered
-from comodal.train.optim import adamw, linear
-from comodal.train.run import Run
+from comodal.training.optim import adamw, linear
+from comodal.training.run import Run
 
 HEAD_RATE = 1e-4
 WEIGHT_DECAY = 0.01

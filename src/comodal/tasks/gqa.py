@@ -14,7 +14,7 @@ from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Precision, Setup, Start
 from comodal.tasks.one_answer import Asking, QuestionTask, evaluate_questions, question_run
 from comodal.tasks.vqa_files import read_json
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 MAX_WORDS = 26
 OPEN = "query"  # the structural type of open questions; all others are binary

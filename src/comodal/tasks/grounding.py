@@ -41,7 +41,7 @@ from comodal.tasks.fine_tuning import (
 from comodal.tasks.grounding_files import Expression, overlap, read_expressions
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import bootstrap_interval
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 HEAD = Head("regions", "regions", 1)
 MAX_WORDS = 20

@@ -19,7 +19,7 @@ from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, 
 from comodal.tasks.image_views import Crops, Showing, changed, read_picture, ten_crops
 from comodal.tasks.imagenet_files import read_pictures
 from comodal.tasks.tree import Labelled
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 
 @dataclass(frozen=True)

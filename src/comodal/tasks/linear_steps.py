@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from comodal.tasks.linear import STRENGTHS, Classifier, Probe, losses
-from comodal.train.optim import schedule
+from comodal.training.optim import schedule
 
 StepSolver = Literal["sgd", "adam"]
 MOMENTUM = 0.9

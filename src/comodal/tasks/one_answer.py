@@ -30,7 +30,7 @@ from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import bootstrap_interval
 from comodal.tasks.vqa import ANSWERS, Scored, as_wrong, asked_of, vocabulary_of
 from comodal.tasks.vqa_files import read_answers
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 UNKNOWN = "answer is not in the vocabulary"
 

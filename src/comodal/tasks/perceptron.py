@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.tasks.linear import choose_strength, standardisation
-from comodal.train.optim import schedule
+from comodal.training.optim import schedule
 
 HIDDEN = (512, 128)
 STRENGTHS = (5e2, 5e3, 5e4)

@@ -37,7 +37,7 @@ from comodal.tasks.grounding import (
     shares,
 )
 from comodal.tasks.phrase_files import Phrases, read_phrases
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 
 def recipe(

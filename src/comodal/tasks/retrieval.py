@@ -49,7 +49,7 @@ from comodal.tasks.ranks import (
     ranks_of_matrix,
 )
 from comodal.tasks.retrieval_results import TASK, card_of, cost_of, numbers_of, table_of, write
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
 LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking

@@ -28,7 +28,7 @@ from comodal.tasks.sound_probe import SoundSet
 from comodal.tasks.sounds import read_esc50
 from comodal.tasks.tree import Labelled
 from comodal.tasks.urban_sounds import read_urban_sounds
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 

@@ -31,7 +31,7 @@ from comodal.tasks.fine_tuning import (
 )
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import bootstrap_interval, confusion_matrix, per_class
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 NOT_THERE = "image is not in the store"
 

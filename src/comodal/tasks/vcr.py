@@ -33,7 +33,7 @@ from comodal.tasks.fine_tuning import (
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import bootstrap_interval
 from comodal.tasks.vcr_files import CHOICES, Riddle, read_riddles, write_submission
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 HEAD = Head("score", "linear", 1)
 ANSWER_WORDS, RATIONALE_WORDS = 60, 80

@@ -15,7 +15,7 @@ from comodal.tasks.one_answer import Asking, QuestionTask, evaluate_questions, q
 from comodal.tasks.vqa import HEAD
 from comodal.tasks.vqa_files import LEAST_QUESTIONS, read_json
 from comodal.tasks.vqa_metric import written
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 MAX_WORDS = 26
 BEGINNINGS = ("what", "where", "when", "who", "why", "how")  # of the six kinds that people were asked for

@@ -42,7 +42,7 @@ from comodal.tasks.vqa_files import (
     write_results,
 )
 from comodal.tasks.vqa_metric import accuracy, written
-from comodal.train.run import Run
+from comodal.training.run import Run
 
 HEAD, ANSWERS = "vqa", "answers.json"
 MAX_WORDS = 23  # the later original's; the first has 16, and cuts [SEP] off

@@ -21,12 +21,12 @@ from comodal.data.loader import Loader
 from comodal.errors import RecipeError
 from comodal.files import write_whole
 from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
-from comodal.train.allocator import keep_freed_memory
-from comodal.train.checkpoints import Checkpoints, State
-from comodal.train.config import changes, name_of, plain, resolve, write_config
-from comodal.train.fit import NotFiniteError, Place, Precision, fit, validate
-from comodal.train.log import Log, ProgressLine, read_log
-from comodal.train.stop import Stop
+from comodal.training.allocator import keep_freed_memory
+from comodal.training.checkpoints import Checkpoints, State
+from comodal.training.config import changes, name_of, plain, resolve, write_config
+from comodal.training.fit import NotFiniteError, Place, Precision, fit, validate
+from comodal.training.log import Log, ProgressLine, read_log
+from comodal.training.stop import Stop
 
 DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
 
