@@ -13,7 +13,7 @@ import pytest
 import comodal
 
 PACKAGE = Path(comodal.__file__).parent
-EVERYWHERE = {"errors", "files", "distributed"}
+EVERYWHERE = {"errors", "files", "console", "distributed"}
 MAY_IMPORT = {
     "media": set(),
     "data": {"media"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "playground": {"media"},
     "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "serve", "playground"},
 }
-AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", "errors", "files", "distributed"}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", "errors", "files", "console", "distributed"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -103,6 +103,22 @@ def test_containers_are_opened_in_one_place(path: Path):
     text = path.read_text()
     if module_name(path).split(".")[0] not in {"media", "playground"}:
         assert "import av" not in text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_all_that_is_printed_goes_through_one_file(path: Path):
+    """Which lets no markup and no control character through; the command line prints its own texts."""
+    if module_name(path) in {"console", "cli"}:
+        return
+    tree = ast.parse(path.read_text())
+    calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert "print" not in calls
+    assert "rich" not in {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert "rich" not in {
+        (node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
 
 
 def test_public_names_are_there():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from comodal.console import say
 from comodal.errors import ComodalError
 
 COMMANDS = {
@@ -141,7 +142,7 @@ def failed(error: BaseException, sentence: str) -> int:
     """Prints one sentence; COMODAL_DEBUG=1 shows the stack trace as well."""
     if os.environ.get("COMODAL_DEBUG"):
         raise error
-    print(f"comodal: error: {sentence}", file=sys.stderr)
+    say(f"comodal: error: {sentence}", stderr=True)
     return 1
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from comodal.analysis.page import write_page
 from comodal.analysis.report import run_parts
+from comodal.console import Table, say, say_heading
 from comodal.data.ingest import prepare_videos
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -123,28 +122,28 @@ def demo(
         comodal demo demo/
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20 --task-epochs 1
     """
-    started, console, parts, threads = time.perf_counter(), Console(), Parts(folder), torch.get_num_threads()
-    console.rule("playground: a made-up world of videos, and of pictures with captions")
+    started, parts, threads = time.perf_counter(), Parts(folder), torch.get_num_threads()
+    say_heading("playground: a made-up world of videos, and of pictures with captions")
     sets = tuple(TASK_SETS)
     make_playground(parts.playground, videos=videos, seconds=VIDEO_SECONDS, scenes=scenes, tasks=sets, seed=seed)
-    console.rule("prepare: videos to shards")
+    say_heading("prepare: videos to shards")
     prepare_videos(parts.playground / "videos.jsonl", parts.shards, short_side=SHORT_SIDE, frames_per_second=5.0)
-    console.rule("L3-Net: what is seen, what is heard")
+    say_heading("L3-Net: what is seen, what is heard")
     learn(parts, steps, seed)
-    console.rule("evaluate: what was learnt, beside its baselines")
+    say_heading("evaluate: what was learnt, beside its baselines")
     numbers = measure(parts)
-    console.rule("ViLBERT: what is seen, what is said")
+    say_heading("ViLBERT: what is seen, what is said")
     torch.set_num_threads(threads)
     learn_captions(parts, caption_steps, bert, seed)
     numbers |= measure_captions(parts)
-    console.rule("tasks: what is meant, what follows")
+    say_heading("tasks: what is meant, what follows")
     learn_tasks(parts, task_epochs, seed)
     numbers |= measure_tasks(parts)
     numbers["seconds"] = time.perf_counter() - started
     report(parts)
     write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-    print_table(console, numbers)
-    console.print(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
+    print_table(numbers)
+    say(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
     return numbers
 
 
@@ -265,21 +264,21 @@ def measure(parts: Parts) -> dict[str, float]:
     return numbers | {f"l3net.{task}.{name}": found[f"{task}.{name}"] for task, names in KEYS.items() for name in names}
 
 
-def print_table(console: Console, numbers: dict[str, float]) -> None:
+def print_table(numbers: dict[str, float]) -> None:
     """Trained beside its baselines."""
     table = Table("", "trained", "untrained", "pixels or spectrogram", title="what was learnt from videos alone")
     for task, names in KEYS.items():
         table.add_row(f"{task} probe", *(f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names))
     table.add_row("do these belong together?", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "")
-    console.print(table)
+    table.show()
     table = Table("", "R@1", "R@5", "R@10", title="pictures found by their captions, zero-shot")
     for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance", "chance")):
         table.add_row(name, *(f"{numbers[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
-    console.print(table)
+    table.show()
     table = Table("", "trained", "without text or picture", "chance", title="tasks with labels")
     for name, asked in (("grounding", "which thing is meant?"), ("entailment", "does the picture entail it?")):
         table.add_row(asked, *(f"{numbers[f'vilbert.{name}.{key}']:.3f}" for key in ("trained", "blind", "chance")))
-    console.print(table)
+    table.show()
     held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in TASKS.values())
-    console.print(f"ViLBERT on held-out pairs: {held_out}")
-    console.print(f"{numbers['seconds']:.0f} seconds")
+    say(f"ViLBERT on held-out pairs: {held_out}")
+    say(f"{numbers['seconds']:.0f} seconds")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
+from comodal.console import say
 from comodal.errors import ComodalError
 from comodal.media.audio import LOUDEST
 from comodal.media.image import read_image
@@ -251,11 +252,11 @@ def process(
     problems = []
     for number, path in enumerate(paths, 1):
         if verbose:
-            print(f"openl3: Processing {path} ({number}/{len(paths)})")
+            say(f"openl3: Processing {path} ({number}/{len(paths)})")
         for suffix, work in works:
             result = Path(get_output_path(str(path), f"{suffix}.npz", output_dir))
             if result.is_file() and not overwrite:
-                print(f"openl3: {result} exists and overwriting not enabled, skipping.")
+                say(f"openl3: {result} exists and overwriting not enabled, skipping.")
                 continue
             try:
                 work(Path(path), result)
@@ -263,7 +264,7 @@ def process(
                 problems.append(str(error))
             else:
                 if verbose:
-                    print(f"openl3: Saved {result}")
+                    say(f"openl3: Saved {result}")
     if problems:
         raise OpenL3Error(f"{problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from comodal.analysis.contact import contact_sheet
+from comodal.console import Table, say
 from comodal.data.regions import RegionStore
 from comodal.data.report import describe_shards
 from comodal.data.sources import SPLITS
@@ -201,12 +200,12 @@ def count_files(path: Path) -> dict[str, int]:
 
 def print_description(path: Path, description: Description) -> None:
     """Names and values, one a line, inner ones with a dot."""
-    console, table = Console(), Table(show_header=False)
-    console.print(f"{path}: {description['kind']}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("", "", header=False)
+    say(f"{path}: {description['kind']}")
     for name, value in flattened(description, ""):
         if name != "kind":
-            table.add_row(name, value.replace("[", "\\["))
-    console.print(table)
+            table.add_row(name, value)
+    table.show()
 
 
 def flattened(value: object, name: str) -> list[tuple[str, str]]:

@@ -9,10 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
+from comodal.console import Bar, Table, new_bar
 from comodal.data.legacy import Layout, read_records, recognise
 from comodal.data.legacy_records import Record, Skipped
 from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
@@ -58,11 +55,10 @@ def convert_regions(
         if store.about["made_from"] != about:
             raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
         counts = Counter(json.loads(line)["reason"] for line in (out / "report.jsonl").read_bytes().splitlines())
-    table = Table(f"{source.name} ({layout})", "records")
-    table.columns[1].justify = "right"
+    table = Table(f"{source.name} ({layout})", "records", right=[1])
     for name, count in {"taken": len(store), **counts}.items():
         table.add_row(name, f"{count:,}")
-    Console().print(table)
+    table.show()
     return {"taken": len(store), **counts}
 
 
@@ -143,7 +139,7 @@ class Notes:
 class Meter:
     """What a reader tells of its place, for the bar."""
 
-    def __init__(self, progress: Progress, before: int) -> None:
+    def __init__(self, progress: Bar, before: int) -> None:
         self.progress, self.records, self.before, self.start = progress, before, before, time.monotonic()
         self.task = progress.add_task("", total=1.0)
 
@@ -156,8 +152,7 @@ class Meter:
 @contextmanager
 def bar(before: int) -> Iterator[Meter]:
     """How far, how fast, how long yet."""
-    columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with new_bar(percent=True) as progress:
         meter = Meter(progress, before)
         yield meter
         meter(1.0)

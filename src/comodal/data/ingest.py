@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 
+from comodal.console import say
 from comodal.data.kinetics_sounds import KINETICS_SOUNDS
 from comodal.data.make_shards import Backend, Plan, Sample, make_shards, plan_shards, refusal
 from comodal.data.sources import SPLITS, ListFormat, Source, folder_of_files, plain, read_sources
@@ -121,9 +122,9 @@ def of_classes(sources: list[Source], classes: list[str]) -> list[Source]:
     there = {plain(label) for source in sources for label in source.labels}
     missing = [paper for paper, name in wanted.items() if name not in there]
     kept = [source for source in sources if {plain(label) for label in source.labels} & set(wanted.values())]
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
+    say(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
     if missing:
-        print(f"classes that the source does not have: {', '.join(missing)}")
+        say(f"classes that the source does not have: {', '.join(missing)}")
     if not kept:
         raise DataError(f"no file has one of the classes {', '.join(classes)}")
     return kept

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVa
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
+from comodal.console import say
 from comodal.data.progress import Progress
 from comodal.data.report import print_report
 from comodal.data.shards import ShardWriter
@@ -128,7 +129,7 @@ def make_shards(
             report = merge_report(plan, out)
             write_whole(about, as_json(fresh | {"finished": True} | report))
         else:
-            print(f"{out} is finished already; nothing to do")
+            say(f"{out} is finished already; nothing to do")
         summary = json.loads(about.read_text())
     print_report(summary)
     return summary

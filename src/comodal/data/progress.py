@@ -1,15 +1,12 @@
 """A bar on a terminal, a line now and then elsewhere: how many, how fast, how long yet."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from comodal.console import is_terminal, new_bar, say
 
 LOOK_SECONDS = 0.5
 LINE_SECONDS = 15.0
@@ -30,9 +27,7 @@ class Progress:
         self.seen = 0
         self.start = self.last_line = time.monotonic()
         self.stop = threading.Event()
-        self.console = Console(stderr=True)
-        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-        self.bar = Bar(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
+        self.bar = new_bar(disable=not is_terminal())
         self.task = self.bar.add_task("", total=total, completed=done)
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -74,9 +69,9 @@ class Progress:
         return f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
 
     def _line(self, items: int, seconds: float) -> None:
-        if self.console.is_terminal:
+        if is_terminal():
             return
         left = (self.total - self.before - items) * (time.monotonic() - self.start) / max(items, 1)
         done = f"{self.before + items:,} of {self.total:,}"
         line = f"{done}, {self._rate(items, seconds)}, {timedelta(seconds=round(left))} left"
-        print(line, file=sys.stderr, flush=True)
+        say(line, stderr=True)

@@ -5,9 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from comodal.console import Table
 from comodal.data.shards import Shards
 from comodal.data.sources import SPLITS
 from comodal.errors import DataError
@@ -15,19 +13,15 @@ from comodal.errors import DataError
 
 def print_report(about: dict[str, Any]) -> None:
     """The table at the end of `comodal prepare`."""
-    table = Table("split", "taken", "hours")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("split", "taken", "hours", right=[1, 2])
     for split in SPLITS:
         table.add_row(split, f"{about['taken'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
-    console = Console()
-    console.print(table)
+    table.show()
     if about["refused"]:
-        reasons = Table("refused because", "files")
-        reasons.columns[1].justify = "right"
+        reasons = Table("refused because", "files", right=[1])
         for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
             reasons.add_row(reason, f"{count:,}")
-        console.print(reasons)
+        reasons.show()
 
 
 def describe_shards(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,11 @@ not part of it: the same network over other boxes is what VCR and RefCOCO+ ask a
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from comodal import distributed
+from comodal.console import say
 from comodal.data.regions import RegionStore, read_about, write_about
 from comodal.errors import CheckpointError, DataError
 
@@ -56,7 +56,7 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
         return
     known, found = learnt.get("fingerprint"), made.get("fingerprint")
     if known is None or found is None:
-        say(
+        warn(
             f"{model} has learnt from regions of {named(learnt)}, {store.folder} has those of {named(made)}: "
             "whether they are of the same kind cannot be told"
         )
@@ -67,7 +67,7 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
             f"extracts them with --also-for {model}"
         )
     elif known == found and any(learnt.get(name) != made.get(name) for name in PLACES):
-        say(f"{store.folder} has other boxes than {model} was trained on: {places(made)}, not {places(learnt)}")
+        warn(f"{store.folder} has other boxes than {model} was trained on: {places(made)}, not {places(learnt)}")
 
 
 def accept(store: Path, model: Path) -> None:
@@ -98,7 +98,7 @@ def places(made: dict[str, Any]) -> str:
     return f"{made.get('boxes')} {made.get(number) if number else ''}".strip()
 
 
-def say(sentence: str) -> None:
-    """A line for people, beside the results."""
+def warn(sentence: str) -> None:
+    """A line for people, once for all processes."""
     if distributed.is_main():
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence, stderr=True)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from comodal.console import new_bar
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.playground.options import Options
@@ -144,9 +144,8 @@ def _claim(folder: Path, options: Options) -> None:
 
 def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
     """Do all jobs in a number of processes, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns) as progress,
+        new_bar() as progress,
         Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
     ):
         task = progress.add_task(name, total=len(jobs))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from comodal import distributed
+from comodal.console import say
 from comodal.data.batch import TokenInput
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.caption_pairs import Mismatches
@@ -141,7 +142,7 @@ def recipe(
         )
         if made.truncated and distributed.is_main():
             cut = f"{made.truncated:,} of {len(made):,} captions have more than {max_words} word pieces"
-            print(f"{captions}: {cut} and lose their end (--max_words)", flush=True)
+            say(f"{captions}: {cut} and lose their end (--max_words)")
         return made
 
     pinned, validation = torch.cuda.is_available(), None
@@ -178,7 +179,7 @@ def gather(data: Path, captions: Path, words: Path | None, validation_share: flo
         empty = int((store.counts == 0).sum())
         images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
         reasons = found.not_taken(read.refused)
-        print(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}", flush=True)
+        say(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
         raise DataError(f"{captions}: no caption of an image of {data} is for training")
     vocabulary = Words.read(words) if words else Words.of_texts(caption.caption for caption, _ in parts["train"])
@@ -246,7 +247,7 @@ def fill(model: nn.Module, bert: Path | None) -> tuple[list[nn.Parameter], dict[
         return [], {}
     filled = fill_from_bert(model, bert)
     if distributed.is_main():
-        print(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model", flush=True)
+        say(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model")
     report = "".join(f"{line}\n" for line in filled.lines())
     return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT: report.encode()}
 

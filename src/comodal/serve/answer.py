@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from rich.console import Console
 from torch import Tensor
 
+from comodal.console import say, say_json
 from comodal.data.captions import with_whole_image
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.media.image import read_image
@@ -217,7 +217,7 @@ def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
 def show(guesses: Sequence[Guess], as_json: bool) -> None:
     """Prints guesses for people, or as JSON."""
     if as_json:
-        print(json.dumps([guess._asdict() for guess in guesses], ensure_ascii=False))
+        say_json([guess._asdict() for guess in guesses])
         return
     for guess in guesses:
-        Console().print(f"{guess.probability:6.3f}  {guess.text}", markup=False)
+        say(f"{guess.probability:6.3f}  {guess.text}")

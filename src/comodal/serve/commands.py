@@ -1,13 +1,12 @@
 """`comodal ask`, `fill`, `align` and `ground`: one image, one line."""
 
-from json import dumps
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from rich.console import Console
 
+from comodal.console import say, say_json
 from comodal.files import whole
 from comodal.serve.answer import Place, Seen, corners, load, show
 from comodal.serve.explain import Question, check_explanation, explain_to
@@ -147,11 +146,11 @@ def ground(
 def show_places(places: list[Place], as_json: bool) -> None:
     """Prints boxes for people, or as JSON."""
     if as_json:
-        print(dumps([place._asdict() for place in places]))
+        say_json([place._asdict() for place in places])
         return
     for place in places:
         sides = " ".join(f"{side:.1f}" for side in place.box)
-        Console().print(f"{place.probability:6.3f}  {sides}", markup=False)
+        say(f"{place.probability:6.3f}  {sides}")
 
 
 def draw(seen: Seen, places: list[Place], phrase: str) -> Figure:

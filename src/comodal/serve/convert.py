@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comodal.console import say
 from comodal.errors import CheckpointError
 from comodal.files import write_whole
 from comodal.media.text import Words
@@ -80,7 +80,6 @@ def convert(
 
 def take_over(source: Path, out: Path, config: Path, words: Path | None, answers: Path | None) -> dict[str, float]:
     """A model folder from somebody's weights."""
-    console = Console()
     state, values = as_later_code(read_tensors(source)), read_json(config)
     if is_volta(values):
         values, state = as_vilbert(values, state, config)
@@ -107,12 +106,12 @@ def take_over(source: Path, out: Path, config: Path, words: Path | None, answers
     ignored = [f"ignored in {config.name}: {key}" for key in described.ignored]
     write_whole(out / REPORT, ("\n".join([*filled.lines(), *ignored]) + "\n").encode())
     difference, compared = proven(out, state)
-    console.print(f"{source}: {filled.lines()[0]}; every name is in {out / REPORT}")
+    say(f"{source}: {filled.lines()[0]}; every name is in {out / REPORT}")
     if described.ignored:
-        console.print(f"keys of {config.name} that nothing reads: {', '.join(described.ignored)}")
-    console.print(f"turned back and compared: {compared:,} tensors, largest difference {difference:.1g}")
+        say(f"keys of {config.name} that nothing reads: {', '.join(described.ignored)}")
+    say(f"turned back and compared: {compared:,} tensors, largest difference {difference:.1g}")
     if words is None:
-        console.print(f"{out} has no vocabulary yet: give --words to ask and train it")
+        say(f"{out} has no vocabulary yet: give --words to ask and train it")
     return {
         "convert.filled": float(len(filled.filled)),
         "convert.new": float(len(filled.new)),
@@ -176,5 +175,5 @@ def turn_back(source: Path, out: Path) -> dict[str, float]:
     for name in ("tokenizer.json", ANSWERS):
         if (model_folder(source) / name).is_file():
             write_whole(out / name, (model_folder(source) / name).read_bytes())
-    Console().print(f"{out}: {len(state):,} tensors under the original's names, and its configuration")
+    say(f"{out}: {len(state):,} tensors under the original's names, and its configuration")
     return {"convert.filled": float(len(state))}

@@ -6,8 +6,7 @@ in report.txt what became of every tensor.
 
 from pathlib import Path
 
-from rich.console import Console
-
+from comodal.console import say
 from comodal.files import write_whole
 from comodal.models.checkpoint import save_model
 from comodal.serve.detector_files import load_detector
@@ -37,6 +36,5 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / REPORT, ("\n".join(report.lines()) + "\n").encode())
     save_model(model, out, {"recipe": "convert", "source": source.name})
-    console = Console()
-    console.print(f"{out}: {report.lines()[0]}; {REPORT} names them", highlight=False, soft_wrap=True)
+    say(f"{out}: {report.lines()[0]}; {REPORT} names them")
     return {"convert.filled": float(len(report.filled)), "convert.unused": float(len(report.unused))}

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from rich.console import Console
-from rich.table import Table
 
+from comodal.console import Table, say
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import read_image
 from comodal.models.spectrogram import FrontEnd
@@ -297,19 +296,19 @@ def ranked(candidates: list[Candidate]) -> dict[str, Any]:
 
 def show(path: Path, found: dict[str, Any], candidates: list[Candidate]) -> None:
     """What was found, and the candidates from near to far."""
-    console, table = Console(), Table(show_header=False)
+    table = Table("", "", header=False)
     for name, value in found.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value).replace("[", "\\["))
-    console.print(f"{path}:", markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    say(f"{path}:")
+    table.show()
     if found["repeated_vectors"]:
         what = "vectors equal the one before them: probably silence, which OpenL3 takes for the loudest noise"
-        console.print(f"{found['repeated_vectors']} {what}", soft_wrap=True)
+        say(f"{found['repeated_vectors']} {what}")
     if candidates:
         listed = Table("weights", "how", "distance", "cosine")
         for candidate in candidates:
-            how = candidate.how.replace("[", "\\[")
+            how = candidate.how
             listed.add_row(candidate.weights, how, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
-        console.print(listed)
+        listed.show()
     else:
-        console.print("The sound or picture (--sound, --image) and the weights (--model) tell more.")
+        say("The sound or picture (--sound, --image) and the weights (--model) tell more.")

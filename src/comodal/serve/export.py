@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from comodal.console import Table, say
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import checksum, load_model, model_folder
 from comodal.models.l3net import L3Net
@@ -186,14 +185,13 @@ def replace_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
 
 def report(table: Table, networks: dict[str, Any], folder: Path) -> None:
     """What was written, how far it is from the model, and what 8 bits lose."""
-    console = Console()
-    console.print(table)
+    table.show()
     for name in EMBEDDERS:
         described = networks.get(name, {})
         if "cosine" in described:
-            console.print(
+            say(
                 f"{name} in 8 bits, on {described['examples']:.0f} examples that gave no range: cosine with float32 "
                 f"{described['cosine']:.4f} on average, {described['least']:.4f} at least; the nearest other example "
                 f"stays the same for {described['neighbours']:.0%}"
             )
-    console.print(f"written to {folder}")
+    say(f"written to {folder}")

@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 
 import joblib
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from comodal.console import Table, say, track
 from comodal.data.make_shards import Backend, running_on
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
@@ -285,9 +283,7 @@ def add(writer: RegionWriter, made: Made, name: str | None = None) -> Refused | 
 
 def with_bar(made: Iterator[Made], total: int, todo: int) -> Iterator[Made]:
     """How far, and how long yet."""
-    columns = (TextColumn("regions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(made, total=total, completed=total - todo)
+    yield from track(made, "regions", total=total, completed=total - todo)
 
 
 def report(out: Path) -> dict[str, int]:
@@ -298,11 +294,10 @@ def report(out: Path) -> dict[str, int]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{out / REPORT} is damaged ({error!r}): remove {out} and make it again") from error
     counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
-    Console().print(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()), markup=False)
+    say(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if reasons:
-        table = Table("refused because", "images")
-        table.columns[1].justify = "right"
+        table = Table("refused because", "images", right=[1])
         for reason, count in reasons.most_common():
             table.add_row(reason, f"{count:,}")
-        Console().print(table)
+        table.show()
     return counts

@@ -16,10 +16,8 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from comodal.console import Table, say, track
 from comodal.errors import DataError, MediaError
 from comodal.files import whole
 
@@ -113,13 +111,12 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
 
 def report(refused: list[Outcome], written: int, skipped: int) -> None:
     """One line of counts, and a table of the files that could not be read."""
-    console = Console()
-    console.print(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
+    say(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
     if refused:
         table = Table("file", "reason")
         for outcome in refused:
-            table.add_row(str(outcome.job.source).replace("[", "\\["), outcome.problem.replace("[", "\\["))
-        console.print(table)
+            table.add_row(str(outcome.job.source), outcome.problem)
+        table.show()
 
 
 class Rows(NamedTuple):

@@ -6,7 +6,6 @@ one frame and one second, and of each moment its verdict, its map and a JPEG.
 """
 
 import io
-import json as json_text
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from rich.console import Console
-from rich.table import Table
 
 from comodal.analysis.match_page import Moment, draw_moments, write_moments
 from comodal.analysis.sound_source import strongest_place, verdicts_by_place
+from comodal.console import Table, say, say_json
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.media.audio import stream_sound
@@ -87,7 +85,7 @@ def match(
         raise DataError(f"{len(files)} files; match takes a picture or a video, and a sound")
     found = match_files(load_l3net(model), files[0], files[1] if len(files) > 1 else None, hop_seconds)
     if json:
-        print(json_text.dumps(found.as_json()))
+        say_json(found.as_json())
     else:
         print_match(found)
     if out is not None and out.suffix.lower() == ".html":
@@ -226,6 +224,5 @@ def print_match(found: Match) -> None:
             ("silent", "") if moment.together is None else (f"{moment.together:.3f}", f"{moment.x:.2f}, {moment.y:.2f}")
         )
         table.add_row(f"{moment.seconds:.2f}", *cells)
-    console = Console()
-    console.print(f"{title(found)}: P(together) {found.together:.3f}", markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    say(f"{title(found)}: P(together) {found.together:.3f}")
+    table.show()

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from comodal.console import say
 from comodal.errors import CheckpointError
 from comodal.files import write_whole
 from comodal.models.checkpoint import CONFIG, save_model
@@ -192,10 +192,9 @@ def convert_openl3(
     write_whole(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
     save_model(found.model, out, {"openl3": found.about})
     lacking = sorted({"image", "sound"} - set(found.towers))
-    console = Console()
-    console.print(f"{out}: {found.filled.lines()[0]}; report.txt names them", highlight=False, soft_wrap=True)
+    say(f"{out}: {found.filled.lines()[0]}; report.txt names them")
     if lacking:
-        console.print(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
+        say(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
     counts = {"filled": found.filled.filled, "new": found.filled.new, "unused": found.filled.unused}
     return {f"convert.{name}": float(len(names)) for name, names in counts.items()}
 

@@ -5,7 +5,6 @@ product, and the model scores the best of them, together with the text; without 
 """
 
 import html
-import json as json_text
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from rich.console import Console
 
 from comodal.analysis.page import photograph, section, write_page
+from comodal.console import say, say_json
 from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import read_image, resize_short_side
@@ -27,7 +26,7 @@ from comodal.models.task_model import TaskModel
 from comodal.serve.answer import Answerer, load
 from comodal.serve.extract import Pool, like_those_of
 from comodal.serve.search_index import BOXES, HERE, Pictures, in_step
-from comodal.serve.search_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, say, words_of
+from comodal.serve.search_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, words_of
 from comodal.tasks.pair_scores import BATCH, Precision, Scorer
 from comodal.tasks.retrieval import HEAD, way_of
 
@@ -194,7 +193,8 @@ def search(
         raise ValueError(f"--out {out}: a page is a .html")
     opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, precision, workers, device)
     found = opened.search(text, top)
-    say(told(opened, found))
+    for line in told(opened, found):
+        say(line, stderr=True)
     show(found, json)
     if out is not None:
         write_hits(out, found)
@@ -282,11 +282,13 @@ def check_text(answerer: Answerer, text: str) -> None:
         raise ValueError("the text is empty: say what the pictures show")
     if all(piece == answerer.words.unknown for piece in pieces):
         say(
-            f"warning: {answerer.folder} knows none of the words of {text!r}, so the order of the pictures says nothing"
+            f"warning: {answerer.folder} knows none of the words of {text!r}, so the order of the pictures says "
+            "nothing",
+            stderr=True,
         )
 
 
-def told(opened: Searcher, found: Found) -> str:
+def told(opened: Searcher, found: Found) -> list[str]:
     """How the pictures were searched, in a line or two."""
     stage, count = opened.stage, found.pictures
     lines = []
@@ -310,18 +312,18 @@ def told(opened: Searcher, found: Found) -> str:
     lines.append(f"{found.scored:,} of {count:,} pictures scored, {found.seconds:.2f} s in all")
     if opened.pictures.refused:
         lines.append(f"{opened.pictures.refused:,} more cannot be read: {opened.pictures.index / 'refused.jsonl'}")
-    return "\n".join(lines)
+    return lines
 
 
 def show(found: Found, as_json: bool) -> None:
     """Prints what was found for people, or as JSON."""
     if as_json:
         best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
-        print(json_text.dumps(vars(found) | {"best": best}, ensure_ascii=False))
+        say_json(vars(found) | {"best": best})
         return
-    Console().print(f"{found.score_is:>10}  picture", markup=False, highlight=False)
+    say(f"{found.score_is:>10}  picture")
     for hit in found.best:
-        Console().print(f"{hit.score:10.3f}  {hit.image}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{hit.score:10.3f}  {hit.image}")
 
 
 def write_hits(out: Path, found: Found) -> None:

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from rich.console import Console
 
+from comodal.console import say
 from comodal.data.make_shards import running_on
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import named
@@ -281,4 +281,4 @@ def report(index: Path, store: RegionStore) -> None:
     """Counts what the index holds and what was refused, by reason."""
     reasons = Counter(line["reason"] for line in read_refused(index).values())
     counts = "".join(f", {count:,} refused ({reason})" for reason, count in reasons.most_common())
-    Console(stderr=True).print(f"{index}: {len(store):,} pictures{counts}", markup=False)
+    say(f"{index}: {len(store):,} pictures{counts}", stderr=True)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comodal.console import say
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
@@ -145,7 +145,7 @@ def fitted_on_training(answerer: Answerer, device: torch.device) -> FirstStage |
     try:
         return fitted_on(answerer, known, device)
     except DataError as error:
-        say(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}")
+        say(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}", stderr=True)
         return None
 
 
@@ -162,7 +162,10 @@ def fitted_on(answerer: Answerer, known: Known, device: torch.device) -> FirstSt
     train, held_out = some(parts["train"], MOST_CAPTIONS, rng), parts["validation"] + parts["test"]
     if not train:
         raise DataError(f"{known.captions} has no captions of a training split, on which the first stage is fitted")
-    say(f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model")
+    say(
+        f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model",
+        stderr=True,
+    )
     maps = fit(Scorer(answerer.vilbert, gallery_like(answerer, train, store), device=device), SEED)
     ranks, images = np.zeros(0, np.int64), 0
     if held_out:
@@ -260,8 +263,3 @@ def map_of(state: dict[str, Tensor]) -> Map:
     found = Map(torch.zeros((2, len(state["mean"]))))
     found.load_state_dict(state)
     return found.eval()
-
-
-def say(sentence: str) -> None:
-    """A line for people, beside the results."""
-    Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from comodal.console import say
 from comodal.data.same_regions import learnt_from, named
 from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
@@ -77,7 +78,7 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
     card = model_card(run.name, config, list(cards.values()), licence, regions_told(source))
     write_whole(out / "README.md", card.encode())
     files = sum(file.is_file() for file in out.rglob("*"))
-    print(f"{out}: {files} files, {len(cards)} results cards")
+    say(f"{out}: {files} files, {len(cards)} results cards")
     return {"share.files": files, "share.cards": len(cards)}
 
 
@@ -142,7 +143,7 @@ def from_pretrained(repository: str, out: Path) -> dict[str, int]:
     load_model(out)
     check_kept(out)
     files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
-    print(f"{out}: {files} files")
+    say(f"{out}: {files} files")
     return {"pull.files": files}
 
 

@@ -12,12 +12,10 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from comodal.analysis.tokens import Region, TokenUse, tokens_page
+from comodal.console import Table, is_terminal, track
 from comodal.data.regions import CLASSES, TOKENS, RegionStore, add_tokens, locations, token_dtype, withdraw_tokens
 from comodal.errors import DataError
 from comodal.files import whole, write_whole
@@ -187,8 +185,7 @@ def assign(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO
 
 def every_block(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
     """Features of all regions."""
-    console = Console(stderr=True)
-    images = track(range(len(store)), "tokens", console=console, transient=True, disable=not console.is_terminal)
+    images = track(range(len(store)), "tokens", disable=not is_terminal())
     return read_blocks(store, ((image, slice(None)) for image in images))
 
 
@@ -210,10 +207,9 @@ def region_at(store: RegionStore, row: int) -> Region:
 
 def print_table(use: TokenUse, inertia: Sequence[float]) -> None:
     """The figures at the end of the command."""
-    table = Table("visual tokens", "")
-    table.columns[1].justify = "right"
+    table = Table("visual tokens", "", right=[1])
     for name, value in use.summary().items():
         table.add_row(name, f"{value:,.1f}" if name == "perplexity" else f"{value:,.0f}")
     for level, value in enumerate(inertia, 1):
         table.add_row(f"inertia, level {level}", f"{value:.4f}")
-    Console().print(table)
+    table.show()

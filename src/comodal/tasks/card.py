@@ -12,9 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from comodal.console import Table, say
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import read_about
@@ -91,9 +89,8 @@ def write_card(card: Card, out: Path) -> None:
 
 def tell(numbers: Mapping[str, float], card: Card, out: Path | None) -> None:
     """Prints the numbers of an evaluation; with `out`, writes them as results.json, and the card."""
-    console = Console()
     for name, value in numbers.items():
-        console.print(f"{name:<36} {value:.4f}")
+        say(f"{name:<36} {value:.4f}")
     if out is not None:
         write_whole(out / "results.json", (json.dumps(dict(numbers), indent=2) + "\n").encode())
         write_card(card, out)
@@ -236,7 +233,7 @@ def results(folder: Path, out: Path | None = None) -> dict[str, float]:
     table = Table(*headings)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    table.show()
     if out is not None:
         lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
 
 from comodal.tasks.card import Card, Score, training_of, write_card
 from comodal.tasks.metrics import bootstrap_interval
@@ -65,7 +64,7 @@ class Answers:
             low, high = bootstrap_interval(right, np.random.default_rng(0))
             key = f"{self.modality}.fine_tuned.top{TOP}"
             numbers |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
-        comparison.print_table(Console())
+        comparison.print_table()
         if out is not None:
             comparison.write(out, numbers)
             write_card(self.card(numbers), out)

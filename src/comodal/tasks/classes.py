@@ -20,11 +20,10 @@ import joblib
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from comodal.console import track
 from comodal.data.batch import ClassBatch
 from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError
@@ -240,7 +239,7 @@ def answer(
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     shown = parallel(joblib.delayed(shots)(item) for item in items)
     rows = []
-    for start in track(range(0, len(items), INNER_BATCH), "answering", console=Console(stderr=True)):
+    for start in track(range(0, len(items), INNER_BATCH), "answering"):
         some = [next(shown) for _ in items[start : start + INNER_BATCH]]
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             scores = model(as_tensor(np.concatenate(some)).to(device))

@@ -15,11 +15,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from comodal.console import track
 from comodal.data.batch import TaskBatch, TokenInput
 from comodal.data.loader import Loader
 from comodal.data.regions import RegionStore
@@ -289,7 +288,7 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = asked.model.to(device).eval()
     starts = range(0, len(order), INNER_BATCH)
-    for start in track(starts, "answering", console=Console(stderr=True)):
+    for start in track(starts, "answering"):
         chosen = order[start : start + INNER_BATCH]
         batch = batches.batch([(0, index) for index in chosen]).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bf16"):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from comodal.console import say
 from comodal.data.batch import TokenInput
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.captions import MAX_REGIONS, with_whole_image
@@ -117,7 +118,7 @@ def gather(
     read = read_captions(captions)
     found = matched(read, store.ids)
     if not_taken := found.not_taken(read.refused):
-        print(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}", flush=True)
+        say(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
     left_out = read.refused + Counter({NOT_THERE: len(found.unmatched)})
     parts = split_pairs(found.pairs, store.ids, held_out_share(model), 0.0)
     chosen = found.pairs if split == "all" else parts[split]

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
-from rich.console import Console
 
+from comodal.console import say
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -197,9 +197,7 @@ def evaluate_grounding(
     predictions = predicted(asked, found, every)
     numbers = score(np.array([entry["iou"] for entry in predictions]), found)
     source = str(asked.store.about["made_from"])
-    Console().print(
-        f"{references.name}, {split}: {len(predictions):,} expressions{reasons(found.left_out)}; boxes: {source}"
-    )
+    say(f"{references.name}, {split}: {len(predictions):,} expressions{reasons(found.left_out)}; boxes: {source}")
     if out is not None:
         write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files, counts = {"references": references, "instances": instances}, {"items": len(predictions), **found.left_out}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.data.clips import Augmentation
 from comodal.media.image import centre_crop
 from comodal.models.l3_classifier import load_l3_classifier
@@ -119,11 +119,11 @@ def evaluate_image_classes(
     Examples:
         comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
     """
-    console, network, classes = Console(), load_l3_classifier(model, "picture"), classes_of(model)
+    network, classes = load_l3_classifier(model, "picture"), classes_of(model)
     pictures = read_pictures(data)
     items = [item for item in pictures.items if item.test]
     check_known(items, classes)
-    console.print(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
+    say(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
     shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
     answers = Answers(
         "image_classes",

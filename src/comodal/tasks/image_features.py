@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from comodal.console import track
 from comodal.data.workplace import only_one
 from comodal.models.checkpoint import checksum, untrained_like
 from comodal.models.inference import MICRO_BATCH, fast
@@ -147,7 +146,7 @@ def fill(
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     looks = parallel(joblib.delayed(look)(item) for item in items[begin:])
     starts = range(begin, len(items), BATCH)
-    for start in track(starts, "embedding pictures", console=Console(stderr=True)):
+    for start in track(starts, "embedding pictures"):
         stop = min(start + BATCH, len(items))
         held = [next(looks) for _ in range(start, stop)]
         for place, view in enumerate(views):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
-from rich.console import Console
 
+from comodal.console import say
 from comodal.tasks.card import Card, Score, write_card
 from comodal.tasks.image_features import SystemName
 from comodal.tasks.image_probe import Found
@@ -82,13 +82,13 @@ class ImageResults:
                 flat |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
         return flat
 
-    def tell(self, console: Console, numbers: Mapping[str, float], out: Path | None) -> None:
+    def tell(self, numbers: Mapping[str, float], out: Path | None) -> None:
         """Prints the table; with `out`, writes results.json, answers.csv, classes.csv, confusion.png and the card."""
         comparison = self.comparison()
-        comparison.print_table(console)
+        comparison.print_table()
         for name in self.found:
             if f"vision.{name}.top5" in numbers:
-                console.print(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
+                say(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
         if out is not None:
             comparison.write(out, dict(numbers))
             write_card(self.card(numbers), out)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 
+from comodal.console import say
 from comodal.data.clips import Augmentation
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.tasks.card import reasons
@@ -98,13 +98,13 @@ def evaluate_images(
     """
     if min(views, epochs, batch_size, grid or 1) < 1 or not systems or (strength is not None and strength <= 0):
         raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
-    started, console = time.perf_counter(), Console()
+    started = time.perf_counter()
     config = load_any_l3net(model).config
     where = Where(layer, pooling, grid_of(config, layer, grid))
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     pictures = read_pictures(data)
     train, test = sides(pictures)
-    console.print(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
+    say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
     showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
     compared = [make_system(name, model, where, seed, place) for name in dict.fromkeys(systems)]
     seen = [View("middle"), *(View("random", number) for number in range(1, views))]
@@ -118,7 +118,7 @@ def evaluate_images(
     settings |= {"epochs": epochs, "batch_size": batch_size}
     results = ImageResults(data, str(model), pictures, test, found, settings, seed)
     numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
-    results.tell(console, numbers, out)
+    results.tell(numbers, out)
     return numbers
 
 

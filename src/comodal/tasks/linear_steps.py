@@ -13,10 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float16, Int
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from comodal.console import track
 from comodal.tasks.linear import STRENGTHS, Classifier, Probe, losses
 from comodal.training.optim import schedule
 
@@ -120,7 +119,7 @@ def fit_in_steps(rows: Rows, classes: int, classifier: Classifier, strength: flo
 
 def batches(rows: Rows, steps: Steps) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
     """The batches of all epochs; epoch e reads view e."""
-    for epoch in track(range(steps.epochs), "fitting by steps", console=Console(stderr=True)):
+    for epoch in track(range(steps.epochs), "fitting by steps"):
         rng = np.random.default_rng((steps.seed, epoch))
         for block, target in rows.blocks(epoch % len(rows.views), rng):
             yield from zip(block.split(steps.batch_size), target.split(steps.batch_size), strict=True)

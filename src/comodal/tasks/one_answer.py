@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.media.text import Words
@@ -88,7 +88,7 @@ def question_run(
     Raises:
         DataError: A file cannot be read, or there is nothing to learn from.
     """
-    parts, console = read_parts(setup), Console(stderr=True)
+    parts = read_parts(setup)
     told = {path: task.read(path) for path in (questions, validation) if path}
     given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
     if not given:
@@ -103,7 +103,7 @@ def question_run(
         every, left_out = told[path]
         found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
         rows.check(path, len(found))
-        console.print(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}")
+        say(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
         if not len(found):
             raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
@@ -146,7 +146,7 @@ def evaluate_questions(
     out: Path | None,
 ) -> dict[str, float]:
     """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong."""
-    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision, task.head)
+    asked = read_asked(model, regions, blank, max_regions, precision, task.head)
     vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
     rows = ImageRows(asked.store)
     examples, missing = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
@@ -157,7 +157,7 @@ def evaluate_questions(
         listed = [task.record(key, said) for key, said in given.items()]
         write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
     counted = [one for one in every if one.counts and one.answer is not None]
-    console.print(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out + missing)}")
+    say(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out + missing)}")
     known = set(vocabulary)
     counts = {"items": len(counted) or len(every), **left_out, **as_wrong(missing)}
     if counted:
@@ -167,7 +167,7 @@ def evaluate_questions(
         if unknown:
             counts[f"{UNKNOWN} (scored as wrong)"] = unknown
     else:
-        console.print("There are no answers: submission.json is for the server, and there is no score.")
+        say("There are no answers: submission.json is for the server, and there is no score.")
         numbers = {f"{task.name}.items": float(len(every))}
     where = str(asked.store.about["made_from"])
     tell(numbers, card_of(task, numbers, model, questions, where, blank, counts), out)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Fixed
@@ -86,7 +86,7 @@ def recipe(
         found = read_phrases(path, sentences, annotations)
         gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
         left_out = reasons(found.left_out + gathered.left_out)
-        Console(stderr=True).print(f"{path.name}: {len(gathered.examples):,} phrases{left_out}")
+        say(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
         return Fixed(gathered.examples)
 
     return new_run(
@@ -144,10 +144,9 @@ def evaluate_phrases(
     gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
     predictions = predicted(asked, gathered, found.expressions)
     left_out, source = found.left_out + gathered.left_out, str(asked.store.about["made_from"])
-    console = Console()
-    console.print(f"{images.name}: {len(predictions):,} phrases{reasons(left_out)}; boxes: {source}")
+    say(f"{images.name}: {len(predictions):,} phrases{reasons(left_out)}; boxes: {source}")
     if annotations is None:
-        console.print("without --annotations there is no score, and predictions.json is the answer")
+        say("without --annotations there is no score, and predictions.json is the answer")
         numbers = {"phrases.items": float(len(predictions))}
     else:
         numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered)

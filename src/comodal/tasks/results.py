@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
+from comodal.console import Table
 from comodal.files import write_whole
 from comodal.tasks.metrics import accuracy, bootstrap_interval, confusion_matrix, per_class
 
@@ -54,7 +53,7 @@ class Comparison:
         flat[f"{self.task}.classes"] = float(len(self.classes))
         return flat
 
-    def print_table(self, console: Console) -> None:
+    def print_table(self) -> None:
         """Accuracy of each system, its folds, and the recall of each class unless they are too many to read."""
         numbers = self.numbers()
         folds = [int(fold) for fold in np.unique(self.folds)]
@@ -71,23 +70,23 @@ class Comparison:
                 shares = " ".join(f"{numbers[f'{key}.fold{fold}']:.2f}" for fold in folds)
                 cells += [f"{numbers[f'{key}.deviation']:.3f}", shares]
             table.add_row(*cells)
-        console.print(table)
+        table.show()
         if len(self.classes) <= MOST_NAMED:
-            self.print_classes(console)
+            self.print_classes()
 
-    def print_classes(self, console: Console) -> None:
+    def print_classes(self) -> None:
         """Recall of each class under each system."""
         table = Table(title="recall of each class")
         table.add_column("class")
-        table.add_column("items", justify="right")
+        table.add_column("items", right=True)
         columns = []
         for system in self.answers:
-            table.add_column(system, justify="right")
+            table.add_column(system, right=True)
             columns.append(per_class(self.confusion(system)))
         for place, name in enumerate(self.classes):
             recalls = [f"{column.recall[place]:.3f}" for column in columns]
             table.add_row(name, str(columns[0].counts[place]), *recalls)
-        console.print(table)
+        table.show()
 
     def class_table(self) -> str:
         """Each class: its items, and of every system recall, precision, and what it is mostly taken for."""

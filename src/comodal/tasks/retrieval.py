@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from comodal.console import say, track
 from comodal.data.caption_files import matched, read_captions, split_pairs
 from comodal.errors import CheckpointError, DataError
 from comodal.media.text import MAX_WORDS, Words
@@ -180,11 +179,11 @@ def evaluate_retrieval(
     """
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
-    started, console = time.perf_counter(), Console()
+    started = time.perf_counter()
     trained = load_scoring(model, zero_shot)
     material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions, blank))
     gallery = material.gallery
-    console.print(describe(gallery, split))
+    say(describe(gallery, split))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = Settings(precision, batch_size, max_regions, rerank, seed, device, zero_shot)
     results = {"trained": ask(trained, material, settings, "trained")}
@@ -195,9 +194,9 @@ def evaluate_retrieval(
     numbers = numbers_of(systems, gallery) | {f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()}
     numbers[f"{TASK}.seconds"] = time.perf_counter() - started
     way = "zero-shot" if zero_shot or not isinstance(trained, TaskModel) else "fine-tuned"
-    console.print(table_of(list(systems), numbers, way))
+    table_of(list(systems), numbers, way).show()
     if rerank is not None:
-        console.print(cost_of(numbers, rerank))
+        say(cost_of(numbers, rerank))
     if out is not None:
         write(out, numbers, systems, gallery)
         write_card(card_of(numbers, gallery, split, way, model, captions, seed, material.left_out), out)

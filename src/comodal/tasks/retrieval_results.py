@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.table import Table
-
+from comodal.console import Table
 from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, training_of
 from comodal.tasks.gallery import Gallery
@@ -44,7 +43,7 @@ def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
     for name in ("system", "direction"):
         table.add_column(name)
     for name in ("R@1", "95 %", "R@5", "R@10", "median"):
-        table.add_column(name, justify="right")
+        table.add_column(name, right=True)
     for direction in DIRECTIONS:
         for system in [*systems, "chance"]:
             key = f"{TASK}.{direction}" if system == "trained" else f"{TASK}.{system}.{direction}"

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor
 
+from comodal.console import track
 from comodal.tasks.linear import Classifier, Probe, fit_probe
 from comodal.tasks.perceptron import Perceptron, fit_perceptron
 

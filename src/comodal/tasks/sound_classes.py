@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.errors import CheckpointError, DataError
 from comodal.media.augment import random_gain
 from comodal.models.checkpoint import read_about
@@ -203,7 +203,7 @@ def evaluate_sound_classes(
     one = round_with(sounds, fold)
     tested = chosen(sounds, one.tested, test=True)
     check_known(tested, classes)
-    Console().print(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
+    say(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
     shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
     answers = Answers(
         "sound_classes",

@@ -14,9 +14,9 @@ import joblib
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 
+from comodal.console import track
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import read_sound
 from comodal.models.checkpoint import untrained_like

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
 
+from comodal.console import say
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, reasons, write_card
@@ -125,23 +125,23 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     Raises:
         DataError: The set cannot be probed, or a sound cannot be read.
     """
-    started, console = time.perf_counter(), Console()
+    started = time.perf_counter()
     if how.windows is not None and how.windows < 1:
         raise ValueError(f"windows must be at least 1, not {how.windows}")
     labelled = data.check()
     fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
     tests = sum(int(one.tested.sum()) for one in data.rounds)
     split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
-    console.print(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
+    say(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
     features = extract(model, data.sounds, how.windows, how.seed, how.workers)
     answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
     if labelled:
         comparison = compare(data, answered, how)
         numbers = comparison.numbers()
-        comparison.print_table(console)
+        comparison.print_table()
     else:
-        console.print("The sounds to test have no classes: there are answers, and no score.")
+        say("The sounds to test have no classes: there are answers, and no score.")
     numbers |= {"sound.left_out": float(sum(data.left_out.values())), "sound.seconds": time.perf_counter() - started}
     if out is not None:
         if labelled:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -180,10 +180,10 @@ def evaluate_statements(
     predicted = np.array([int(one.scores.argmax()) for one in answered])
     if out is not None:
         write_predictions(out / "predictions.csv", task, [one.example.key for one in answered], predicted)
-    console, unknown = Console(), [one.example.key for one in answered if one.example.target is None]
-    console.print(f"{task.title}, {data.name}: {len(examples):,} statements{reasons(left_out)}")
+    unknown = [one.example.key for one in answered if one.example.target is None]
+    say(f"{task.title}, {data.name}: {len(examples):,} statements{reasons(left_out)}")
     if unknown:
-        console.print(f"{data} has no labels: there is no score, and predictions.csv is the answer")
+        say(f"{data} has no labels: there is no score, and predictions.csv is the answer")
         numbers = {f"{task.name}.items": float(len(examples))}
     else:
         numbers = numbers_of(task, predicted, np.array([one.example.target for one in answered]))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.errors import DataError
 from comodal.media.text import Words
 from comodal.models.heads import Head
@@ -85,13 +85,13 @@ def recipe(
     """
     setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     parts, lengths = read_parts(setup), (answer_words, rationale_words)
-    rows, console = ImageRows(parts.store), Console(stderr=True)
+    rows = ImageRows(parts.store)
 
     def source(path: Path) -> Fixed:
         riddles, left_out = known(read_riddles(path, seed), rows)
         rows.check(path, len(riddles))
         examples = labelled(riddles, rows, parts.words, lengths, learn)
-        console.print(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}")
+        say(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}", stderr=True)
         if not examples:
             raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
         return Fixed(examples)
@@ -181,10 +181,10 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
     asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
-    rows, console = ImageRows(asked.store), Console()
+    rows = ImageRows(asked.store)
     riddles, left_out = known(read_riddles(data, seed), rows)
     rows.check(data, len(riddles))
-    console.print(f"{data.name}: {len(riddles):,} questions{reasons(left_out)}")
+    say(f"{data.name}: {len(riddles):,} questions{reasons(left_out)}")
     is_test = without_labels(data, riddles)
     examples = []
     for riddle in riddles:
@@ -195,7 +195,7 @@ def evaluate_vcr(
     if is_test:
         if out is not None:
             write_submission(out / "submission.csv", [riddle.key for riddle in riddles], stacked(riddles, scores))
-        console.print("The right ones are not known: submission.csv is for the server, and there is no score.")
+        say("The right ones are not known: submission.csv is for the server, and there is no score.")
         numbers = {"vcr.items": float(len(riddles))}
     else:
         numbers = score(riddles, scores)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from comodal.console import say
 from comodal.errors import CheckpointError, DataError
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
@@ -100,7 +100,7 @@ def recipe(
         raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
     if (validation_questions is None) != (validation_annotations is None):
         raise ValueError("validation_questions and validation_annotations are given together, or neither")
-    parts, console = read_parts(setup), Console(stderr=True)
+    parts = read_parts(setup)
     asked = [read_questions(*files) for files in zip(questions, annotations, strict=True)]
     held_out = read_questions(validation_questions, validation_annotations) if validation_questions else []
     every = [question for some in asked for question in some]
@@ -114,7 +114,7 @@ def recipe(
     def source(some: Sequence[Question], file: Path) -> Scored:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
         rows.check(file, len(found))
-        console.print(f"{len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}")
+        say(f"{len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
         if not len(found):
             raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
@@ -225,7 +225,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    console, asked = Console(), read_asked(model, regions, blank, max_regions, precision, HEAD)
+    asked = read_asked(model, regions, blank, max_regions, precision, HEAD)
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
     rows = ImageRows(asked.store)
     plain = ((str(question.number), question.image, question.text) for question in told)
@@ -236,10 +236,10 @@ def evaluate_vqa(
         given.setdefault(question.number, "")  # the server wants an answer to every question
     if out is not None:
         write_results(out / "submission.json", given)
-    console.print(f"{questions.name}: {len(told):,} questions{reasons(left_out)}")
+    say(f"{questions.name}: {len(told):,} questions{reasons(left_out)}")
     files, counts = {"questions": questions}, {"items": len(told), **as_wrong(left_out)}
     if annotations is None:
-        console.print("There are no annotations: submission.json is for the server, and there is no score.")
+        say("There are no annotations: submission.json is for the server, and there is no score.")
         numbers = {"vqa.items": float(len(told))}
     else:
         numbers, files["annotations"] = score(told, given), annotations

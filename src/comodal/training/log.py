@@ -2,15 +2,14 @@
 
 import json
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from comodal.console import is_terminal, new_bar, say
 
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -60,31 +59,24 @@ class ProgressLine:
     def __init__(self, steps: int, done: int, speaks: bool) -> None:
         self.steps = steps
         self.speaks = speaks
-        self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self.bar = Progress(*columns, console=self.console, disable=not (speaks and self.console.is_terminal))
-        self.task = self.bar.add_task("training", total=steps, completed=done, left="")
+        self.bar = new_bar(left=False, disable=not (speaks and is_terminal()))
+        self.task = self.bar.add_task("training", total=steps, completed=done)
         self.last_line = time.monotonic()
 
     def show(self, step: int, metrics: dict[str, float], steps_per_second: float) -> None:
         """The metrics of the last line of the log, and the time left."""
         left = f"{timedelta(seconds=round((self.steps - step) / steps_per_second))} left"
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if shown(name))
-        self.bar.update(self.task, completed=step, description=text, left=left)
+        self.bar.update(self.task, completed=step, description=f"{text}, {left}")
         due = time.monotonic() - self.last_line > LINE_SECONDS or step == self.steps
-        if self.speaks and due and not self.console.is_terminal:
+        if self.speaks and due and not is_terminal():
             self.last_line = time.monotonic()
-            print(f"step {step:,} of {self.steps:,}: {text}, {left}", file=sys.stderr, flush=True)
+            say(f"step {step:,} of {self.steps:,}: {text}, {left}", stderr=True)
 
     def say(self, sentence: str) -> None:
         """A sentence above the bar."""
         if self.speaks:
-            self.console.print(sentence, highlight=False, soft_wrap=True)
+            say(sentence, stderr=True)
 
     def __enter__(self) -> "ProgressLine":
         self.bar.start()

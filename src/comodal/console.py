@@ -1,0 +1,115 @@
+"""Everything that is printed for people: sentences, tables and progress bars, safe for a terminal.
+
+Names of files, classes and columns come from other people. None is read as markup, and control characters, which could
+move the cursor or rewrite lines, are printed as `\\u001b`. No other file imports rich or calls `print`, except the
+command line.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import rich.progress
+import rich.table
+from rich.console import Console
+from rich.text import Text
+
+Bar = rich.progress.Progress
+T = TypeVar("T")
+# C0, DEL and C1 controls, line separators, the signs that turn the direction of writing, and halves of UTF-16 pairs
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    """A text in one line without control characters: each is shown by its number, as JSON writes it."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+
+
+def say(sentence: object, stderr: bool = False) -> None:
+    """Print one line, never wrapped and never highlighted."""
+    console = Console(stderr=stderr)
+    console.print(Text(printable(sentence)), highlight=False, soft_wrap=True)
+
+
+def say_heading(sentence: object) -> None:
+    """Print a line across the terminal, with a title in it."""
+    Console().rule(Text(printable(sentence)))
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    print(printable(json.dumps(value, ensure_ascii=False)), flush=True)
+
+
+class Table:
+    """A table whose cells, headings and title are shown as they are.
+
+    Args:
+        headings: Of the columns.
+        title: Above the table.
+        caption: Below the table.
+        right: Which columns are aligned to the right, by their positions.
+        header: Whether the headings are shown.
+    """
+
+    def __init__(
+        self, *headings: str, title: str = "", caption: str = "", right: Iterable[int] = (), header: bool = True
+    ) -> None:
+        self.table = rich.table.Table(
+            show_header=header,
+            title=Text(printable(title), style="table.title") if title else None,
+            caption=Text(printable(caption), style="table.caption") if caption else None,
+        )
+        numbers = set(right)
+        for number, heading in enumerate(headings):
+            self.add_column(heading, right=number in numbers)
+
+    def add_column(self, heading: str, right: bool = False) -> None:
+        self.table.add_column(Text(printable(heading)), justify="right" if right else "left")
+
+    def add_row(self, *cells: object) -> None:
+        self.table.add_row(*(Text(printable(cell)) for cell in cells))
+
+    def show(self) -> None:
+        Console().print(self.table)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches what is said on the standard error."""
+    return Console(stderr=True).is_terminal
+
+
+def new_bar(percent: bool = False, left: bool = True, disable: bool = False) -> Bar:
+    """A progress bar on the standard error: what is done, how far it is, and how long it takes yet.
+
+    Args:
+        percent: Show a percentage, not a count.
+        left: Show how much time is left.
+        disable: Show nothing.
+    """
+    columns: list[rich.progress.ProgressColumn] = [
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn() if percent else rich.progress.MofNCompleteColumn(),
+    ]
+    if left:
+        columns.append(rich.progress.TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Bar(*columns, console=console, disable=disable)
+
+
+def track(
+    items: Iterable[T], description: str, total: int | None = None, completed: int = 0, disable: bool = False
+) -> Iterator[T]:
+    """The items, with a progress bar.
+
+    Args:
+        items: What is gone through.
+        description: In front of the bar.
+        total: Of the items; by default their length.
+        completed: How many were done before.
+        disable: Show nothing.
+    """
+    with new_bar(disable=disable) as bar:
+        yield from bar.track(items, total=total, completed=completed, description=printable(description))

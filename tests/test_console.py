@@ -1,0 +1,49 @@
+"""What is printed shows names as they are: no markup is read, and no control character reaches a terminal."""
+
+import json
+
+import pytest
+
+from comodal.console import Table, printable, say, say_json, track
+
+HOSTILE = ["[/b]dog", "run[v2]", "[red]x[/red]", ":smile:", "[link=file:///etc/passwd]a[/link]"]
+ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "a\rb", "a\nb", "\u202egnp.exe", "caf\udce9", "a\u2028b", "\x7f"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markup_is_shown_as_it_is(name, capsys):
+    say(f"{name} is written")
+    table = Table(name, title=name, caption=name)
+    table.add_row(name)
+    table.show()
+    list(track([1, 2], name))
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"{name} is written"
+    assert out.count(name) == 5
+    assert name in err
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_control_characters_never_reach_a_terminal(name, capsys):
+    say(name)
+    say(name, stderr=True)
+    say_json({name: name})
+    table = Table(name, title=name, caption=name)
+    table.add_row(name)
+    table.show()
+    list(track([1, 2], name))
+    for text in capsys.readouterr():
+        assert not [sign for sign in text if sign != "\n" and (ord(sign) < 32 or 127 <= ord(sign) < 160)]
+        assert not set(text) & set("\u202e\u2028\udce9")
+    assert printable(name).isprintable()
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *ESCAPES])
+def test_json_says_what_it_was_told(name, capsys):
+    say_json({name: [name]})
+    assert json.loads(capsys.readouterr().out) == {name: [name]}
+
+
+def test_a_long_sentence_is_one_line(capsys):
+    say("word " * 100)
+    assert capsys.readouterr().out == "word " * 100 + "\n"
