@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from comodal.errors import CheckpointError
 from comodal.models import checkpoint
-from comodal.models.checkpoint import from_json, load_model, read_about, save_model, untrained_like
+from comodal.models.checkpoint import checksum, from_json, load_model, read_about, save_model, untrained_like
 from comodal.models.l3net import L3EMBEDDING, Config, L3Net, openl3, small
 
 CONFIGS = [small(2, 28), *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING, openl3("mel256", "librosa")))]
@@ -50,6 +51,20 @@ def test_loading_leaves_the_stream_of_chance_alone(folder: Path):
     torch.manual_seed(5)
     untrained_like(load_model(folder), seed=1)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(folder: Path, value: float):
+    model, before = load_model(folder), (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.fc2.bias[1] = value
+    with pytest.raises(CheckpointError, match=r"fc2\.bias"):
+        save_model(model, folder, {})
+    assert (folder / "model.safetensors").read_bytes() == before
+    weights = model.state_dict()
+    save_file(weights, folder / "model.safetensors", metadata={"crc32": str(checksum(weights))})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: fc2\.bias"):
+        load_model(folder)
 
 
 def test_an_untrained_model_depends_on_its_seed_alone(folder: Path):

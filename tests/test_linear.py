@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from comodal.errors import DataError
 from comodal.tasks.linear import Problem, choose_strength, fit_probe
+from comodal.tasks.linear_steps import best_classes
 
 ITEMS, FEATURES, CLASSES = 300, 24, 4
 
@@ -51,6 +53,16 @@ def test_the_svm_is_as_near_its_minimum_as_liblinear(strength: float):
     ours = objective(probe.weight.numpy(), probe.bias[:, 0].numpy(), rows, target.numpy(), strength)
     assert ours <= 1.0005 * objective(model.coef_, model.intercept_, rows, target.numpy(), strength)
     assert (probe.predict(features) == model.predict(rows)).mean() >= 0.99
+
+
+def test_features_that_are_no_numbers_answer_nothing():
+    features, target = made_up()
+    probe = Problem(features, target, CLASSES, "logistic").fit(0.01, 50)
+    features[7, 0, 3] = float("nan")
+    with pytest.raises(DataError, match="scores are NaN"):
+        probe.predict(features)
+    with pytest.raises(DataError, match="scores are NaN"):
+        best_classes(probe, features, 2)
 
 
 def test_a_score_is_the_mean_over_the_windows():

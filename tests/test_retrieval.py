@@ -120,6 +120,15 @@ def test_a_network_that_gives_everything_one_score_finds_nothing(gallery: Galler
     assert ranks.image_to_text.tolist() == [4, 5, 5, 6, 6]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_rank_nothing(gallery: Gallery, value: float):
+    """NaN compares false with everything: no wrong answer would stand before the right one, and R@1 would be 1."""
+    scores = np.zeros((6, 5), np.float32)
+    scores[3, 0] = value
+    with pytest.raises(DataError, match="NaN or infinite"):
+        ranks_of_matrix(scores, gallery)
+
+
 def test_ranks_worked_out_by_hand(gallery: Gallery):
     assert gallery.texts_of[0].tolist() == [0, 3]  # texts in the order in which they first occur
     scores = np.array(  # texts x images

@@ -35,6 +35,9 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
         model: A model of comodal.models; its only argument is its `config`, a dataclass.
         folder: Made if it is not there; an older model in it is replaced.
         about: Whatever JSON can hold: recipe, parameters, fingerprint of the data, metrics.
+
+    Raises:
+        CheckpointError: A weight is NaN or infinite; nothing is written.
     """
     module = type(model).__module__
     if not module.startswith("comodal.models.") or not dataclasses.is_dataclass(model.config):
@@ -47,6 +50,7 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
     }
     text = json.dumps(described, indent=2) + "\n"
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    check_finite(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.{os.getpid()}"
     save_file(weights, temporary, metadata={"crc32": str(checksum(weights))})
@@ -180,7 +184,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from error
     if stated != str(checksum(weights)):
         raise CheckpointError(f"{path}: the weights are damaged (checksum)")
+    check_finite(weights, path)
     return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    """No weight is NaN or infinite.
+
+    Raises:
+        CheckpointError: One is; it is named.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; the training has diverged")
 
 
 def checksum(weights: Mapping[str, Tensor]) -> int:

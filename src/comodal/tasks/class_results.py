@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.tasks.card import Card, Score, training_of, write_card
-from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.metrics import bootstrap_interval, check_finite
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
@@ -48,6 +48,7 @@ class Answers:
 
     def comparison(self) -> Comparison:
         """The answers beside the truth, as probes are compared."""
+        check_finite(self.scores, "probabilities of the classes")
         number = {name: place for place, name in enumerate(self.classes)}
         truth = np.array([number[item.category] for item in self.items])
         names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)

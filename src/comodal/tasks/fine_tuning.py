@@ -31,6 +31,7 @@ from comodal.models.task_model import Config, TaskModel, load_task_model
 from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import hash_of
 from comodal.tasks.examples import Blank, Example, Examples, Fixed, Source
+from comodal.tasks.metrics import check_finite
 from comodal.tasks.region_network import remembered
 from comodal.training.optim import adamw, linear
 from comodal.training.run import Run
@@ -293,6 +294,7 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
         batch = batches.batch([(0, index) for index in chosen]).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bf16"):
             scores = scores_of(model, head, batch).float().cpu().numpy()
+        check_finite(scores, f"the head {head!r}")
         for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
             yield Answered(examples[index], rows.ravel())
 

@@ -20,6 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from comodal.tasks.metrics import check_finite
+
 Classifier = Literal["svm", "logistic"]
 
 SEARCH_ITERATIONS, ITERATIONS = 60, 300
@@ -38,6 +40,16 @@ class Fitting(Protocol):
     """A training part that can be fitted with any C, for so many iterations."""
 
     def fit(self, strength: float, iterations: int, /) -> Scoring: ...
+
+
+def best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
+    """The class of the highest score of each item.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    check_finite(scores.numpy(), "scores of the probe")
+    return scores.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Probe:
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class of the highest score of each item."""
-        return self.scores(features).argmax(-1).numpy()
+        return best_class(self.scores(features)).numpy()
 
 
 class Problem:
@@ -163,7 +175,7 @@ def choose_strength(
     for strength in sorted(strengths):
         right = 0
         for part, held in problems:
-            answers = part.fit(strength, iterations).scores(features[held]).argmax(-1)
+            answers = best_class(part.fit(strength, iterations).scores(features[held]))
             right += int((answers == target[held]).sum())
         if right <= most:
             break

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from comodal.console import track
 from comodal.tasks.linear import STRENGTHS, Classifier, Probe, losses
+from comodal.tasks.metrics import check_finite
 from comodal.training.optim import schedule
 
 StepSolver = Literal["sgd", "adam"]
@@ -173,8 +174,14 @@ def choose_strength_in_steps(
 
 
 def best_classes(probe: Probe, features: Float[Tensor, "items shots features"], count: int) -> Int[Tensor, "items _"]:
-    """The classes of the highest scores, the best first."""
-    return probe.scores(features).topk(count, dim=1).indices
+    """The classes of the highest scores, the best first.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    scores = probe.scores(features)
+    check_finite(scores.numpy(), "scores of the probe")
+    return scores.topk(count, dim=1).indices
 
 
 def in_blocks(

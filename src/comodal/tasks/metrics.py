@@ -1,9 +1,16 @@
 """What a classifier got right: accuracy, confusion, each class by itself, and how sure one may be of the figure."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
+
+from comodal.errors import DataError
+
+DRAWS_AT_ONCE = 1 << 22
 
 
 class PerClass(NamedTuple):
@@ -37,15 +44,87 @@ def per_class(confusion: Int[np.ndarray, "classes classes"]) -> PerClass:
     return PerClass(counts, right / np.maximum(counts, 1), right / np.maximum(answered, 1))
 
 
-def bootstrap_interval(
-    correct: Bool[np.ndarray, " items"], rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of the accuracy, items drawn again with replacement (Efron 1979).
+def check_finite(scores: np.ndarray, of: object) -> None:
+    """Every score is a finite number. NaN compares false with everything, so that it would win or lose at random.
 
-    The mean of a resample of n yes/no answers is a binomial count over n, which is drawn directly.
+    Raises:
+        DataError: One is not; `of` says what was scored.
     """
-    items = len(correct)
-    means = rng.binomial(items, correct.mean(), size=resamples) / items
+    if not np.isfinite(scores).all():
+        count = int((~np.isfinite(scores)).sum())
+        raise DataError(
+            f"{of}: {count:,} of {scores.size:,} scores are NaN or infinite, so there is no result; check the model's "
+            "weights and the input, or compute with --precision fp32"
+        )
+
+
+def bootstrap_interval(
+    correct: Bool[np.ndarray, " items"] | Float[np.ndarray, " items"],
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    groups: Sequence[str] | Int[np.ndarray, " items"] | None = None,
+) -> tuple[float, float]:
+    """Interval of a mean of values from 0 to 1.
+
+    Yes/no answers of independent items have Wilson's interval (Wilson 1927), which does not collapse at 0 and 1.
+    Items of one group (questions about one image, slices of one recording) are alike, so groups are resampled with
+    replacement. Yes/no answers then have Wilson's interval at the effective number of items, p (1 - p) over the
+    resampled variance (Kish's design effect); graded values have the percentile interval (Efron 1979). Where the
+    resamples are all equal, each group counts once.
+
+    Args:
+        correct: Of each item.
+        rng: Draws the resamples.
+        resamples: How many.
+        confidence: Of the interval.
+        groups: What each item shares with others; None where items are independent.
+    """
+    if not len(correct):
+        raise ValueError("interval of no items")
+    check_finite(correct, "accuracy")
+    values, items, mean = correct.astype(np.float64), len(correct), float(correct.mean())
+    inverse = np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1]
+    size, yes_or_no = int(inverse.max()) + 1, bool(np.isin(values, (0.0, 1.0)).all())
+    if yes_or_no and size == items:
+        return wilson_interval(mean, items, confidence)
+    means = resampled_means(values, inverse, rng, resamples)
+    variance = float(means.var())
+    if variance < 1e-15:
+        return wilson_interval(mean, size, confidence)
+    if yes_or_no:
+        return wilson_interval(mean, min(items, mean * (1.0 - mean) / variance), confidence)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion of so many independent items."""
+    z = float(norm.ppf((1.0 + confidence) / 2.0))
+    middle = (share + z * z / (2.0 * items)) / (1.0 + z * z / items)
+    half = z * math.sqrt(share * (1.0 - share) / items + z * z / (4.0 * items * items)) / (1.0 + z * z / items)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def resampled_means(
+    values: Float[np.ndarray, " items"], groups: Int[np.ndarray, " items"], rng: np.random.Generator, resamples: int
+) -> Float[np.ndarray, " resamples"]:
+    """The mean over all items of the groups of each resample; groups are drawn with replacement."""
+    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    block = max(1, DRAWS_AT_ONCE // len(sums))
+    means = []
+    for start in range(0, resamples, block):
+        drawn = rng.integers(len(sums), size=(min(block, resamples - start), len(sums)))
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    return np.concatenate(means)
+
+
+def describe_interval(groups: Sequence[str] | Int[np.ndarray, " items"], of: str, graded: bool = False) -> str:
+    """How `bootstrap_interval` came about, for a card: `of` names the groups, as "images"."""
+    count = len(np.unique(groups))
+    if graded:
+        return f"bootstrap, {count:,} {of} resampled"
+    if count == len(groups):
+        return f"Wilson, {count:,} independent items"
+    return f"Wilson, {len(groups):,} items in {count:,} {of}, which are resampled for the design effect"

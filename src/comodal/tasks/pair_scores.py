@@ -17,6 +17,7 @@ from torch import Tensor
 from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Prefix, ViLBERT
 from comodal.tasks.gallery import Gallery
+from comodal.tasks.metrics import check_finite
 
 Precision = Literal["fp32", "bf16"]
 BATCH = 64  # pairs; more of them only take more memory
@@ -102,6 +103,7 @@ class Scorer:
                 words = torch.stack([kept_texts[number] for number in texts[places].tolist()])
                 regions = torch.stack([kept_images[number] for number in images[places].tolist()])
                 scores[places] = self._joined(words, regions).cpu().numpy()
+        check_finite(scores, "scores of texts and images")
         return scores
 
     def matrix(self, show: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:

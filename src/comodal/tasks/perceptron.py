@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.tasks.linear import choose_strength, standardisation
+from comodal.tasks.linear import best_class, choose_strength, standardisation
 from comodal.training.optim import schedule
 
 HIDDEN = (512, 128)
@@ -45,7 +45,7 @@ class Perceptron:
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class of the highest score of each item."""
-        return self.scores(features).argmax(-1).numpy()
+        return best_class(self.scores(features)).numpy()
 
 
 class PerceptronProblem:

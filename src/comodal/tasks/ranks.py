@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Num
 
 from comodal.tasks.gallery import Gallery
-from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.metrics import bootstrap_interval, check_finite
 
 CUTS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -58,7 +58,12 @@ def rank_of_best(
     right: Int64[np.ndarray, "_"],
     weights: Int64[np.ndarray, "candidates"],
 ) -> int:
-    """How many wrong answers stand before the best right one; those of the same score do."""
+    """How many wrong answers stand before the best right one; those of the same score do.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    check_finite(scores, "retrieval")
     before = scores >= scores[right].max()
     before[right] = False
     return int(weights[before].sum())

@@ -23,6 +23,7 @@ from comodal.models.checkpoint import untrained_like
 from comodal.models.inference import fast
 from comodal.models.l3net import load_l3net
 from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
+from comodal.tasks.metrics import check_finite
 
 PLAIN = SpectrogramConfig(
     window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
@@ -103,6 +104,8 @@ def extract(model: Path, sounds: Sequence[Sound], windows: int | None, seed: int
         batch = torch.from_numpy(cut_windows(padded, windows, length))
         found = {name: network.embed_sound(batch) for name, network in networks.items()}
         found["spectrogram"] = spectrogram_statistics(torch.from_numpy(padded), plain)
+        for name, rows in found.items():
+            check_finite(rows.numpy(), f"{sounds[place].path}, features of the {name} system")
         for name, rows in found.items():  # filled in place: a second copy would take as much memory again
             systems.setdefault(name, rows.new_empty(len(sounds), *rows.shape))[place] = rows
     return Features(systems, seconds, trained.config.sound_seconds, windows or 0)

@@ -31,7 +31,7 @@ from comodal.tasks.fine_tuning import (
     read_parts,
 )
 from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.metrics import bootstrap_interval, check_finite
 from comodal.tasks.vcr_files import CHOICES, Riddle, read_riddles, write_submission
 from comodal.training.run import Run
 
@@ -231,6 +231,7 @@ def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict
 
 def score(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The share of right answers, of right rationales after the right answer, and of both."""
+    check_finite(np.concatenate(list(scores.values())), "scores of the choices")
     answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
     rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
     numbers: dict[str, float] = {}

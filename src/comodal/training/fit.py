@@ -94,7 +94,11 @@ def synchronised(objective: nn.Module, now: bool) -> AbstractContextManager:
 
 @torch.no_grad()
 def validate(objective: nn.Module, batches: Iterable[Batch], place: Place) -> dict[str, float]:
-    """The mean of each metric over the samples of the batches of all processes."""
+    """The mean of each metric over the samples of the batches of all processes.
+
+    Raises:
+        FloatingPointError: The loss is not finite, so that no other metric means anything.
+    """
     objective.eval()
     totals: dict[str, float] = {}
     for batch in batches:
@@ -104,4 +108,6 @@ def validate(objective: nn.Module, batches: Iterable[Batch], place: Place) -> di
             totals[name] = totals.get(name, 0.0) + value.item() * len(batch.keys)
     totals = distributed.all_reduce_sum(totals, place.device)
     samples = totals.pop("samples")
+    if not math.isfinite(totals["loss"]):
+        raise FloatingPointError(f"the validation loss is {totals['loss']}; a lower --learning-rate may help")
     return {name: total / samples for name, total in totals.items()}
