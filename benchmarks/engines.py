@@ -31,11 +31,11 @@ from embedding import TERA_OPERATIONS
 from machine import report, save, seconds_in_turn
 
 WAYS = {
-    "PyTorch fp32, fused": Choice(precision="float32"),
+    "PyTorch fp32, fused": Choice(precision="fp32"),
     "PyTorch bf16, fused": Choice(),
     "ONNX Runtime fp32": Choice(engine="onnx"),
     "ONNX Runtime int8": Choice(engine="onnx", precision="int8"),
-    "OpenVINO fp32": Choice(engine="openvino", precision="float32"),
+    "OpenVINO fp32": Choice(engine="openvino", precision="fp32"),
     "OpenVINO bf16": Choice(engine="openvino"),
     "OpenVINO int8": Choice(engine="openvino", precision="int8"),
 }

@@ -22,11 +22,12 @@ from rich.table import Table
 
 from comodal.data.caption_files import Caption
 from comodal.data.regions import RegionStore, RegionWriter
+from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve
 from comodal.media.text import SPECIAL, Words
 from comodal.models.vilbert import Config, ViLBERT
 from comodal.tasks.first_stage import Maps, Search, fit
 from comodal.tasks.gallery import Gallery
-from comodal.tasks.pair_scores import Precision, Scorer
+from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.ranks import answers_to_texts
 from machine import save, seconds_in_turn
 
@@ -34,6 +35,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from plain_retrieval import plain_logits
 
 SHORTEST, LONGEST, REGIONS, SIDE = 9, 20, 36, 500
+PRECISIONS: tuple[ResolvedPrecision, ...] = ("fp32", "bf16") if has_native_bf16() else ("fp32",)
 PADDED_WORDS = 30  # the original's
 ORDERS = {"one caption, many images": (0, 1), "one image, many captions": (1, 0)}  # steps of texts and of images
 
@@ -65,15 +67,17 @@ def ways(
         logits = plain_logits(model, words, [gallery.image(number) for number in images.tolist()], PADDED_WORDS)
         return (logits[:, 0] - logits[:, 1]).numpy()
 
-    def cached(precision: Precision) -> Callable[[], np.ndarray]:
-        return lambda: Scorer(model, gallery, precision).pairs(texts, images)
+    def cached(precision: ResolvedPrecision) -> Callable[[], np.ndarray]:
+        return lambda: Scorer(model, gallery, Compute(torch.device("cpu"), precision)).pairs(texts, images)
 
-    return {"plain fp32": plain, "cached fp32": cached("fp32"), "cached bf16": cached("bf16")}
+    return {"plain fp32": plain} | {f"cached {precision}": cached(precision) for precision in PRECISIONS}
 
 
-def two_stages(model: ViLBERT, gallery: Gallery, maps: Maps, queries: int, keep: int, precision: Precision) -> None:
+def two_stages(
+    model: ViLBERT, gallery: Gallery, maps: Maps, queries: int, keep: int, precision: ResolvedPrecision
+) -> None:
     """Images for some captions among all of the gallery."""
-    search = Search(Scorer(model, gallery, precision), maps)
+    search = Search(Scorer(model, gallery, Compute(torch.device("cpu"), precision)), maps)
     search.of_texts(np.arange(queries), answers_to_texts(gallery), keep)
 
 
@@ -126,14 +130,14 @@ def main() -> None:
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
         gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
-        maps = fit(Scorer(model, random_gallery(Path(folder) / "train", 64, seed=1), "bf16"), seed=0)
+        maps = fit(Scorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve()), seed=0)
         steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
             works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
             found = compared({name: work() for name, work in works.items()})
             counts = dict.fromkeys(works, options.pairs)
             if title == next(iter(ORDERS)):
-                for precision in ("fp32", "bf16"):
+                for precision in PRECISIONS:
                     name = f"two stages {precision}"
                     works[name] = lambda p=precision: two_stages(model, gallery, maps, options.queries, options.keep, p)
                     counts[name] = options.queries * len(gallery.counts)

@@ -13,7 +13,7 @@ import pytest
 import comodal
 
 PACKAGE = Path(comodal.__file__).parent
-EVERYWHERE = {"errors", "files", "console", "distributed"}
+EVERYWHERE = {"errors", "files", "console", "distributed", "hardware", "environment"}
 MAY_IMPORT = {
     "media": set(),
     "data": {"media"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "playground": {"media"},
     "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "serve", "playground"},
 }
-AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", "errors", "files", "console", "distributed"}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", *EVERYWHERE}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -56,16 +56,16 @@ def test_openl3s_range_of_pictures_is_told(tmp_path: Path, weights: Path, monkey
 def test_our_own_file_says_how_it_was_made_and_is_believed(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """In bfloat16, centred, from a sound at 16 kHz."""
+    """In fp32, centered, from a sound at 16 kHz."""
     sound = make_inputs.audio_api()[0]
     soundfile.write(tmp_path / "s.wav", sound, 16_000, subtype="PCM_16")
     model = weights / "openl3_audio_mel128_music.h5.gz"
-    embed_audio([tmp_path / "s.wav"], model, hop_seconds=1.0, workers=1)
+    embed_audio([tmp_path / "s.wav"], model, hop_seconds=1.0, workers=1, precision="fp32")
     found = doctor(tmp_path / "s.npz", tmp_path / "s.wav", model=model, rows=1)
-    assert "mel128 music in bfloat16, kapre 0.1.4" in found["made_by"]
+    assert "mel128 music in fp32, kapre 0.1.4" in found["made_by"]
     assert (found["features"], found["hop_seconds"], found["even"]) == (6144, 1.0, True)
     assert "kapre 0.1.4, as the weights were trained, centred" in found["best"]
-    assert 1e-5 < found["best.distance"] < 2e-2
+    assert found["best.distance"] < 2e-2
     assert "faithful to the weights" in found["verdict"]
     assert "openl3_audio_mel128_music.h5.gz" in capsys.readouterr().out
 

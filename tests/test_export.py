@@ -123,7 +123,7 @@ def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
         expected = load_model(run).embed_sound(sound)[0]
     openvino = import_openvino(path)
     everywhere = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-    ours = open_openvino(path, "bfloat16")({"sound": sound.numpy()})[0][0]
+    ours = open_openvino(path, "bf16")({"sound": sound.numpy()})[0][0]
     cosine = F.cosine_similarity(torch.from_numpy(ours), expected, 0)
     assert cosine > 0.999
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -135,7 +135,7 @@ def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
     ("options", "apart"),
     [
         ({"engine": "onnx"}, 1e-4),
-        ({"engine": "openvino", "precision": "float32"}, 1e-4),
+        ({"engine": "openvino", "precision": "fp32"}, 1e-4),
         ({"engine": "openvino"}, 0.05),
         ({"engine": "onnx", "precision": "int8"}, 0.3),
         ({"engine": "openvino", "precision": "int8"}, 0.3),
@@ -144,7 +144,7 @@ def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
     ids=str,
 )
 def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, options: dict, apart: float):
-    plain = {"precision": "float32", "size": options.get("size")}
+    plain = {"precision": "fp32", "size": options.get("size")}
     embed_audio([files / "s1.wav"], run, tmp_path / "torch", 0.5, workers=1, **plain)
     embed_image([files / "p1.png"], run, tmp_path / "torch", workers=1, **plain)
     embed_audio([files / "s1.wav"], run, tmp_path / "other", 0.5, workers=1, **options)
@@ -158,7 +158,7 @@ def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, o
 def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_path: Path):
     noise = 0.1 * np.random.default_rng(0).standard_normal(96_000, dtype=np.float32)
     clip = write_video(tmp_path / "clip.mp4", sound=noise)
-    embed_video([clip], run, tmp_path / "torch", 2.0, 0.5, workers=1, precision="float32")
+    embed_video([clip], run, tmp_path / "torch", 2.0, 0.5, workers=1, precision="fp32")
     embed_video([clip], run, tmp_path / "onnx", 2.0, 0.5, workers=1, engine="onnx")
     for name in ("clip_image.npz", "clip_audio.npz"):
         ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "onnx"))
@@ -170,7 +170,7 @@ def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path,
     config = dataclasses.replace(openl3("linear"), width=1)
     save_model(L3Net(config), tmp_path, {"openl3": about})
     export(tmp_path, "onnx", only=["image"])
-    embed_image([files / "p1.png"], tmp_path, tmp_path / "torch", workers=1, precision="float32")
+    embed_image([files / "p1.png"], tmp_path, tmp_path / "torch", workers=1, precision="fp32")
     embed_image([files / "p1.png"], tmp_path, tmp_path / "onnx", workers=1, engine="onnx")
     ours, theirs = (np.load(tmp_path / folder / "p1.npz")["embedding"] for folder in ("torch", "onnx"))
     assert np.allclose(ours, theirs, atol=1e-5 * np.abs(ours).max())
@@ -304,7 +304,7 @@ def test_an_export_of_other_weights_or_a_damaged_one_is_refused(run: Path, files
         embed_audio(sound, tmp_path / "copy", tmp_path, engine="onnx")
     (folder / "openvino" / "sound.bin").unlink()
     with pytest.raises(CheckpointError, match=r"sound\.bin: damaged \(checksum\)"):
-        embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino", precision="float32")
+        embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino", precision="fp32")
     (folder / "openvino" / "export.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"export\.json: damaged"):
         embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino")
@@ -322,7 +322,7 @@ def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path,
         (["export", str(tmp_path), "--to", "onnx"], "no model here"),
         (["export", str(run), "--to", "torch", "--int8", str(files)], "--int8 is for the embedders of an L3-Net"),
         (
-            ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bfloat16"],
+            ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bf16"],
             "no bfloat",
         ),
         (["embed", "audio", str(files), "--model", str(run), "--precision", "int8"], "int8 is for exported embedders"),

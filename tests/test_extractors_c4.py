@@ -101,13 +101,13 @@ def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndar
             "usual": Source(FILE, size=192),
             "more": Source(FILE, size=192, most=20, fewest=2),
             "lxmert": Source(FILE, size=192, rules="lxmert"),
-            "rough": Source(FILE, size=192, head="bfloat16"),
+            "rough": Source(FILE, size=192, head="bf16"),
             "large": Source(FILE, size=240),
         }.items()
     }
     assert prints["usual"] == prints["more"]
     assert len(set(prints.values())) == 4
-    exact, rough = (load_extractor(Source(FILE, size=192, head=head)) for head in ("float32", "bfloat16"))
+    exact, rough = (load_extractor(Source(FILE, size=192, head=head)) for head in ("fp32", "bf16"))
     boxes = np.array([[10, 10, 90, 90], [40, 20, 150, 110]], np.float32)
     features = [torch.from_numpy(extractor(picture, boxes).features) for extractor in (exact, rough)]
     assert F.cosine_similarity(*features).min() > 0.999

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from comodal.training.fit import NotFiniteError, Place, fit, validate
+from comodal.hardware import Compute
+from comodal.training.fit import NotFiniteError, fit, validate
 
-CPU = Place(torch.device("cpu"))
+CPU = Compute(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def test_bf16_is_autocast():
 
     objective = Product()
     for precision in ("fp32", "bf16"):
-        place = Place(torch.device("cpu"), precision)
+        compute = Compute(torch.device("cpu"), precision)
         optimizer = torch.optim.SGD(objective.parameters())
-        list(fit(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(1), place))
+        list(fit(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(1), compute))
     assert objective.types == [torch.float32, torch.bfloat16]
     assert objective.layer.weight.dtype == torch.float32

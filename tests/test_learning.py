@@ -13,15 +13,16 @@ from comodal.data.clips import Augmentation, Clips
 from comodal.data.loader import Loader
 from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards
+from comodal.hardware import Compute
 from comodal.objectives.avc import Correspondence
 from comodal.recipes.l3net import recipe
-from comodal.training.fit import Place, fit, validate
+from comodal.training.fit import fit, validate
 from comodal.training.log import read_log
 from comodal.training.optim import adam
 from comodal.training.run import train
 from small_world import write_world
 
-CPU = Place(torch.device("cpu"))
+CPU = Compute(torch.device("cpu"))
 RATE, STEPS, BATCH = 8_000, 100, 32
 VALIDATION = 512
 

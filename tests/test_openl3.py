@@ -71,7 +71,7 @@ class Narrow:
         self.folder = folder
 
     def model(self, modality: str, **choice: object) -> EmbeddingModel:
-        embedder = load_embedder(self.folder, Choice(**{"precision": "float32", **choice}))
+        embedder = load_embedder(self.folder, Choice(**{"precision": "fp32", **choice}))
         return EmbeddingModel(embedder, modality, "kapre" if modality == "sound" else "")
 
 
@@ -214,7 +214,7 @@ def test_an_import_is_all_that_changes(narrow: Narrow, tmp_path: Path):
     openl3.process_audio_file(str(tmp_path / "s.wav"), model=narrow.model("sound"), verbose=False, hop_size=0.4)
     sound, rate = soundfile.read(tmp_path / "s.wav")
     vectors, times = openl3.get_audio_embedding(sound, rate, model=narrow.model("sound"), hop_size=0.4)
-    embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "out", 0.4, precision="float32", workers=1)
+    embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "out", 0.4, precision="fp32", workers=1)
     with np.load(tmp_path / "s.npz") as found, np.load(tmp_path / "out" / "s.npz") as same:
         assert np.array_equal(found["embedding"], vectors)
         assert np.array_equal(found["timestamps"], times)

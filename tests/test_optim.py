@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from comodal.training.fit import Place, fit
+from comodal.hardware import Compute
+from comodal.training.fit import fit
 from comodal.training.optim import adam, adamw, linear, parameter_groups, schedule
 
 
@@ -88,7 +89,7 @@ def test_pretrained_weights_move_a_tenth_as_far_wrapped_or_not():
         before = {name: value.clone() for name, value in objective.state_dict().items()}
         wrapped = wrap(objective)
         optimizer = adamw(wrapped, 1e-2, 0.0, pretrained=list(objective.known.parameters()), pretrained_share=0.1)
-        list(fit(wrapped, iter([Numbers()]), optimizer, linear(1e-2, 1, 0), range(1), Place(torch.device("cpu"))))
+        list(fit(wrapped, iter([Numbers()]), optimizer, linear(1e-2, 1, 0), range(1), Compute(torch.device("cpu"))))
         moved = {name: (value - before[name]).abs().max().item() for name, value in objective.state_dict().items()}
         assert [moved["fresh.weight"], moved["fresh.bias"]] == pytest.approx([1e-2, 1e-2], rel=1e-4)
         assert [moved["known.weight"], moved["known.bias"]] == pytest.approx([1e-3, 1e-3], rel=1e-4)

@@ -114,6 +114,19 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_place(shards: Path, un
     assert not list(out.rglob("*.part"))
 
 
+def test_a_resumed_run_keeps_its_precision(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on another machine, where auto would choose another one."""
+    out = tmp_path / "run"
+    monkeypatch.setattr("comodal.hardware.cpu_has_native_bf16", lambda: True)
+    train(recipe, settings(shards, 1), out, **OPTIONS)
+    assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bf16"
+    monkeypatch.setattr("comodal.hardware.cpu_has_native_bf16", lambda: False)
+    with pytest.warns(UserWarning, match="bf16 is not native"):
+        train(recipe, settings(shards, 2), out, resume=True, **OPTIONS)
+    assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bf16"
+    assert json.loads((out / "environment.json").read_text())["packages"]["torch"]
+
+
 def test_a_run_is_not_overwritten_and_not_mixed_with_another(shards: Path, uninterrupted: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match="--resume"):
         train(recipe, settings(shards, 24), uninterrupted, **OPTIONS)

@@ -16,6 +16,7 @@ from comodal.data.caption_files import Caption
 from comodal.data.captions import Captions, Hiding
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models import single_stream
 from comodal.models.checkpoint import save_model
@@ -252,7 +253,10 @@ def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
 
 def test_bf16_orders_pairs_nearly_as_fp32(gallery: Gallery):
     model = lively(ViLBERT(CONFIG))
-    exact, half = (Scorer(model, gallery, precision).matrix().ravel() for precision in ("fp32", "bf16"))
+    exact, half = (
+        Scorer(model, gallery, Compute(torch.device("cpu"), precision)).matrix().ravel()
+        for precision in ("fp32", "bf16")
+    )
     assert np.abs(half - exact).max() < 0.2 * exact.std()
     assert np.corrcoef(exact.argsort().argsort(), half.argsort().argsort())[0, 1] > 0.98
     assert len(set(half.tolist())) == len(set(exact.tolist()))  # the head is fp32, so that nothing becomes equal

@@ -11,8 +11,8 @@ from PIL import Image
 
 from comodal.cli import main
 from comodal.data.regions import RegionStore
-from comodal.distributed import find_device
 from comodal.files import whole, write_whole
+from comodal.hardware import find_device
 from comodal.media.text import Words
 from comodal.models.checkpoint import save_model
 from comodal.models.heads import Head

@@ -5,7 +5,14 @@ line's help does not wait for torch.
 """
 
 import importlib
+import os
+import sys
 from importlib.metadata import version
+
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    # GNU OpenMP reads it when torch is loaded. Threads that spin at barriers lose most of their speed beside another
+    # busy process; with few spins they keep it, and lose nothing on a quiet machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _DEFINED_IN = {
     "CheckpointError": "comodal.errors",

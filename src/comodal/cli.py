@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "prepare tokens": ("comodal.serve.tokens:prepare_tokens", "region store -> a visual token for each region"),
     "extract": ("comodal.serve.extract:extract_regions", "a folder of images -> a region store"),
+    "env": ("comodal.environment:env", "what was detected of this machine, and what will be used"),
     "inspect": ("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
     "doctor": ("comodal.serve.doctor:doctor", "which front end and network made an embedding, and how faithfully"),
     "train": ("", "train a recipe: comodal train RECIPE --data SHARDS --out RUN"),

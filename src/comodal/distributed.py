@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from comodal.hardware import find_device
+
 TIMEOUT = timedelta(minutes=30)  # a validation or a checkpoint on one process must not time out the others
 
 
@@ -16,29 +18,15 @@ def start(device: str) -> torch.device:
     """Joins the processes that torchrun started, if it did, and returns this process's device.
 
     Args:
-        device: "cpu", "cuda", or "auto": a GPU if there is one.
+        device: "cpu", "cuda", "mps", or "auto": a GPU if there is one.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    chosen = find_device(device)
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index)
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else chosen
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     return chosen
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a name, such as cpu or cuda.
-
-    Raises:
-        ValueError: There is none of that name here.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by kind
-        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
 
 
 def stop() -> None:

@@ -46,7 +46,7 @@ class Model(nn.Module):
         """Vectors on the model's device, and which windows are silent."""
         device = self.network.fc1.weight.device
         if device not in self.embedders:
-            choice = Choice(precision="float32", device=str(device))
+            choice = Choice(precision="fp32", device=str(device))
             self.embedders[device] = Embedder(self.network, choice, self.about)
         embedder = self.embedders[device]
         parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS)]
@@ -65,7 +65,7 @@ def load_model(model_file_path: str = "") -> Model:
     """
     if not model_file_path:
         raise CheckpointError("HEAR: give the run folder, model folder or OpenL3 file (--model)")
-    embedder = load_embedder(Path(model_file_path), Choice(precision="float32"))
+    embedder = load_embedder(Path(model_file_path), Choice(precision="fp32"))
     embedder.prepare("sound")
     if embedder.config.sample_rate not in SAMPLE_RATES:
         rates = ", ".join(str(rate) for rate in SAMPLE_RATES)

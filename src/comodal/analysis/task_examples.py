@@ -23,6 +23,7 @@ from comodal.analysis.co_attention import attend, decided, files_of, need_co_att
 from comodal.analysis.page import picture, section
 from comodal.analysis.verdicts import BAD, GOOD
 from comodal.errors import DataError
+from comodal.hardware import resolve
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
@@ -87,7 +88,7 @@ def example_parts(run: Path, task: str, images: Path) -> list[str]:
     seen = loader.samples
     assert isinstance(seen, Examples)
     head = again.objective.model.config.heads[0]
-    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), "fp32", head.name)
+    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), resolve(), head.name)
     need_co_attention(asked.model.vilbert, run)
     places = np.linspace(0, len(seen) - 1, min(ASKED, len(seen))).round().astype(int).tolist()
     answered = list(answer(asked, head.name, [seen.source.example(0, place) for place in places]))

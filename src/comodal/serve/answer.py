@@ -20,6 +20,7 @@ from torch import Tensor
 from comodal.console import say, say_json
 from comodal.data.captions import with_whole_image
 from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.hardware import Compute, DeviceName, Precision, resolve
 from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
@@ -65,12 +66,14 @@ class Answerer:
         model: A ViLBERT, with or without heads.
         words: Its vocabulary.
         regions: What its regions are made of.
+        compute: Where the model is, and in which precision it computes.
     """
 
     folder: Path
     model: ViLBERT | TaskModel
     words: Words
     regions: dict[str, Any]
+    compute: Compute
 
     @property
     def vilbert(self) -> ViLBERT:
@@ -90,7 +93,7 @@ class Answerer:
             MediaError: The picture cannot be read, or is too thin.
         """
         try:
-            extractor = extractor_for(self.folder, self.regions["made_from"])
+            extractor = extractor_for(self.folder, self.regions["made_from"], device=str(self.compute.device))
         except DataError as error:
             raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
         picture = read_image(image)
@@ -98,18 +101,24 @@ class Answerer:
             found = extractor(picture, boxes)
         except MediaError as error:
             raise MediaError(image, error.reason, error.detail) from None
-        read, places = (torch.from_numpy(part)[None] for part in with_whole_image(found, MAX_REGIONS))
-        attended = torch.ones(read.shape[:2], dtype=torch.bool)
-        return Seen(picture, found.boxes[:MAX_REGIONS], self.vilbert.vision_prefix(read, places, attended))
+        read, places = (
+            torch.from_numpy(part)[None].to(self.compute.device) for part in with_whole_image(found, MAX_REGIONS)
+        )
+        attended = torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
+        with self.compute.autocast():
+            prefix = self.vilbert.vision_prefix(read, places, attended)
+        return Seen(picture, found.boxes[:MAX_REGIONS], prefix)
 
     @torch.inference_mode()
     def meet(self, pieces: Sequence[int], seen: Seen) -> Output:
         """Both streams after they met."""
         if self.vilbert.config.task_tokens:
             raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
-        words = torch.tensor([list(pieces)])
-        text = self.vilbert.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
-        return self.vilbert.join(text, seen.prefix)
+        words = torch.tensor([list(pieces)], device=self.compute.device)
+        with self.compute.autocast():
+            text = self.vilbert.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
+            output = self.vilbert.join(text, seen.prefix)
+        return Output(*(tensor.float() for tensor in output))
 
     def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: Seen) -> Tensor:
         """What a head says.
@@ -121,7 +130,7 @@ class Answerer:
             raise CheckpointError(f"{self.folder} is not fine-tuned for {wanted}: `comodal train {wanted}` does that")
         output = self.meet(pieces, seen)
         with torch.inference_mode():
-            return self.model.heads(head, *output, seen.prefix.attended)[0]
+            return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
 
     def ask(self, seen: Seen, question: str, most: int = 5) -> list[Guess]:
         """The likeliest answers, each right or wrong by itself."""
@@ -144,7 +153,7 @@ class Answerer:
             raise ValueError(f"{textwrap.shorten(repr(text), 80)} {what}")
         output = self.meet(pieces, seen)
         with torch.inference_mode():
-            shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].softmax(1)
+            shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
         best = highest(shares, most)
         return [
             [Guess(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
@@ -158,7 +167,7 @@ class Answerer:
             output = self.meet(self.words.encode(text), seen)
             with torch.inference_mode():
                 logits = self.vilbert.alignment_head(output.text, output.vision)
-            found.append(Guess(text, float(logits.softmax(1)[0, 0])))
+            found.append(Guess(text, float(logits.float().softmax(1)[0, 0])))
         return found
 
     def ground(self, seen: Seen, phrase: str, most: int = 1) -> list[Place]:
@@ -171,8 +180,13 @@ class Answerer:
         return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
 
 
-def load(run: Path) -> Answerer:
+def load(run: Path, device: DeviceName = "auto", precision: Precision = "auto") -> Answerer:
     """A run or model folder of a ViLBERT, to ask about pictures.
+
+    Args:
+        run: The folder.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Raises:
         CheckpointError: There is no ViLBERT, or it does not remember its regions.
@@ -187,7 +201,8 @@ def load(run: Path) -> Answerer:
             raise ValueError("no made_from")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: it says of what regions the model has learnt, and cannot be read") from error
-    return Answerer(run, model, Words.read(run), regions)
+    compute = resolve(device, precision)
+    return Answerer(run, model.to(compute.device), Words.read(run), regions, compute)
 
 
 def highest(scores: Tensor, most: int) -> Any:

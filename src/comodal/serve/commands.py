@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from comodal.console import say, say_json
 from comodal.files import whole
+from comodal.hardware import DeviceName, Precision
 from comodal.serve.answer import Place, Seen, corners, load, show
 from comodal.serve.explain import Question, check_explanation, explain_to
 
@@ -22,6 +23,8 @@ def ask(
     top: int = 5,
     json: bool = False,
     explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Answers a question about a picture, with how likely each answer is.
 
@@ -33,11 +36,13 @@ def ask(
         top: How many answers.
         json: Print JSON.
         explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Examples:
         comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
-    answerer = load(model)
+    answerer = load(model, device, precision)
     check_explanation(answerer, explain)
     seen = answerer.see(image, corners(boxes))
     guesses = answerer.ask(seen, question, top)
@@ -53,6 +58,8 @@ def fill(
     top: int = 5,
     json: bool = False,
     explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Fills the [MASK]s of a sentence about a picture.
 
@@ -64,11 +71,13 @@ def fill(
         top: How many words for each.
         json: Print JSON.
         explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Examples:
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
-    answerer = load(model)
+    answerer = load(model, device, precision)
     check_explanation(answerer, explain)
     seen = answerer.see(image, corners(boxes))
     found = answerer.fill(seen, text, top)
@@ -85,6 +94,8 @@ def align(
     boxes: Path | None = None,
     json: bool = False,
     explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """How likely each of some texts belongs to a picture, the likeliest first.
 
@@ -95,11 +106,13 @@ def align(
         boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
         json: Print JSON.
         explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Examples:
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
-    answerer = load(model)
+    answerer = load(model, device, precision)
     check_explanation(answerer, explain)
     seen = answerer.see(image, corners(boxes))
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
@@ -116,6 +129,8 @@ def ground(
     top: int = 1,
     json: bool = False,
     explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Finds what a phrase means in a picture: left, top, right, bottom in pixels.
 
@@ -128,11 +143,13 @@ def ground(
         top: How many boxes.
         json: Print JSON.
         explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Examples:
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
-    answerer = load(model)
+    answerer = load(model, device, precision)
     check_explanation(answerer, explain)
     seen = answerer.see(image, corners(boxes))
     places = answerer.ground(seen, phrase, top)

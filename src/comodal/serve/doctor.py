@@ -170,11 +170,11 @@ def embedders(paths: list[Path], features: int, modality: str, front_ends: bool)
     for path in paths:
         for front_end in FRONT_ENDS if front_ends else FRONT_ENDS[:1]:
             try:
-                embedder = load_embedder(path, Choice(precision="float32", size=features))
+                embedder = load_embedder(path, Choice(precision="fp32", size=features))
                 if front_ends and embedder.about:
                     if embedder.about["representation"] == "linear" and front_end != "kapre014":
                         continue  # the same in all three
-                    embedder = load_embedder(path, Choice(None, front_end, "float32", features))
+                    embedder = load_embedder(path, Choice(None, front_end, "fp32", features))
                 elif front_end != "kapre014":
                     continue
                 embedder.grid("sound" if modality == "sound" else "image")
@@ -279,7 +279,7 @@ def ranked(candidates: list[Candidate]) -> dict[str, Any]:
     if best.distance < SAME:
         verdict = "made so"
     elif best.distance < SAME_IN_BF16:
-        verdict = "made so, up to the rounding of bfloat16 or another resampler"
+        verdict = "made so, up to the rounding of bf16 or another resampler"
     else:
         verdict = "made in none of these ways; the nearest is shown"
     if best.distance < SAME_IN_BF16:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from comodal.errors import MediaError
+from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.media.audio import native_blocks, stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.kaiser import KaiserStream
@@ -26,7 +27,7 @@ from comodal.models.convert_openl3 import Modality
 from comodal.models.l3net import L3Net
 from comodal.models.spectrogram import FrontEnd
 from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
-from comodal.serve.export_formats import Engine, Precision
+from comodal.serve.export_formats import Engine
 from comodal.serve.files import Job, Rows, plan, run_files, write_rows
 from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.serve.windows import EmptySoundError, iterate_windows
@@ -49,8 +50,8 @@ def embed_audio(
     size: int | None = None,
     as_openl3: OpenL3Version | None = None,
     front_end: FrontEnd | None = None,
-    precision: Precision | None = None,
-    device: str = "cpu",
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
     engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
@@ -67,8 +68,9 @@ def embed_audio(
         size: features of a vector; without it all (6144), OpenL3's smaller ones have 512.
         as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
         front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
-        precision: of the network; without it bfloat16, with as_openl3 float32.
-        device: where PyTorch computes, such as cuda; take workers 1 then.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
@@ -98,8 +100,8 @@ def embed_image(
     overwrite: bool = False,
     size: int | None = None,
     as_openl3: OpenL3Version | None = None,
-    precision: Precision | None = None,
-    device: str = "cpu",
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
     engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
@@ -112,8 +114,9 @@ def embed_image(
         overwrite: make results again that exist.
         size: features of a vector; without it all (8192), OpenL3's smaller ones have 512.
         as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
-        precision: of the network; without it bfloat16, with as_openl3 float32.
-        device: where PyTorch computes, such as cuda; take workers 1 then.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
@@ -143,8 +146,8 @@ def embed_video(
     overwrite: bool = False,
     as_openl3: OpenL3Version | None = None,
     front_end: FrontEnd | None = None,
-    precision: Precision | None = None,
-    device: str = "cpu",
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
     engine: Engine = "torch",
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
@@ -161,8 +164,9 @@ def embed_video(
         overwrite: make results again that exist.
         as_openl3: reproduce this version of OpenL3 itself, which embeds every frame, squashed to 256 x 256.
         front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
-        precision: of the network; without it bfloat16, with as_openl3 float32.
-        device: where PyTorch computes, such as cuda; take workers 1 then.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:

@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
-from comodal.distributed import find_device
 from comodal.errors import CheckpointError
+from comodal.hardware import DTYPES, EmbedPrecision, inference_batch, resolve
 from comodal.media.audio import resample
 from comodal.media.kaiser import resample_kaiser
 from comodal.models.checkpoint import model_folder, read_about
 from comodal.models.convert_openl3 import Modality
-from comodal.models.inference import MICRO_BATCH, FusedTower
+from comodal.models.inference import FusedTower
 from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net, pooled
 from comodal.models.spectrogram import FrontEnd, Representation, Spectrogram
 from comodal.models.spectrogram import openl3 as openl3_spectrogram
 from comodal.serve.export_engine import Exports
-from comodal.serve.export_formats import Engine, Precision
+from comodal.serve.export_formats import Engine
 from comodal.serve.openl3_files import is_openl3, load_openl3
 
 OpenL3Version = Literal["0.4.2"]
@@ -40,18 +40,18 @@ class Choice:
     Args:
         as_openl3: Reproduce what this version of OpenL3 itself gives, its mistakes included.
         front_end: How OpenL3's spectrogram is made; None: as the weights were trained, with `as_openl3` kapre03.
-        precision: None: bfloat16, with `as_openl3` float32.
+        precision: auto takes what the hardware computes fastest (bf16 or fp32), with `as_openl3` fp32.
         size: Features of a vector; None: all, one vector's worth of each cell of the grid.
-        device: Where PyTorch computes.
+        device: Where PyTorch computes: auto (CUDA, else MPS, else the CPU) or the name of a device.
         representation: linear, mel128 or mel256, for a file of weights that does not say it.
         engine: What computes: PyTorch, or an embedder that `comodal export` has written.
     """
 
     as_openl3: OpenL3Version | None = None
     front_end: FrontEnd | None = None
-    precision: Precision | None = None
+    precision: EmbedPrecision = "auto"
     size: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
     representation: Representation | None = None
     engine: Engine = "torch"
 
@@ -80,10 +80,13 @@ class Embedder:
                 self.config,
                 spectrogram=openl3_spectrogram(about["representation"], front),  # type: ignore[arg-type]
             )
-        self.precision = choice.precision or ("float32" if choice.as_openl3 else "bfloat16")
+        precision: EmbedPrecision = "fp32" if choice.as_openl3 and choice.precision == "auto" else choice.precision
         if exports is not None:
-            self.precision = exports.precision
-        self.device = find_device(choice.device)
+            self.device, self.precision = torch.device("cpu"), exports.precision
+        else:
+            assert precision != "int8"
+            compute = resolve(choice.device, precision)
+            self.device, self.precision = compute.device, compute.precision
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
         self.sound_type = torch.float32
@@ -122,7 +125,7 @@ class Embedder:
             files = ", ".join(self.about["files"])  # type: ignore[arg-type]
             raise CheckpointError(f"{files}: holds the network of the {held}, not of the {modality}")
         tower = self.model.image_tower if modality == "image" else self.model.sound_tower
-        return FusedTower(tower, getattr(torch, self.precision), self.config.embedding == "convolution")
+        return FusedTower(tower, DTYPES[self.precision], self.config.embedding == "convolution")
 
     def grid(self, modality: Modality) -> tuple[int, int]:
         """Cells that a map is pooled to, for the size that was chosen."""
@@ -142,7 +145,7 @@ class Embedder:
         if self.exports is not None:
             vectors = self._exported(windows.astype(np.float32, copy=False), "sound")
         else:
-            parts = torch.from_numpy(windows).to(self.device, self.sound_type).split(MICRO_BATCH)
+            parts = self._parts(torch.from_numpy(windows).to(self.device, self.sound_type))
             vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
         silent = np.asarray(~windows.any(axis=1))
         if self.hides_silence:
@@ -154,7 +157,7 @@ class Embedder:
         self, decibels: Float32[np.ndarray, "windows 1 bands frames"]
     ) -> Float32[np.ndarray, "windows features"]:
         """Vectors of spectrograms that someone else made."""
-        return self._vectors(list(torch.from_numpy(decibels).to(self.device).split(MICRO_BATCH)), "sound")
+        return self._vectors(self._parts(torch.from_numpy(decibels).to(self.device)), "sound")
 
     @torch.inference_mode()
     def images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
@@ -162,7 +165,7 @@ class Embedder:
         if self.exports is not None:
             return self._exported(squares.transpose(0, 3, 1, 2), "image")
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        return self._vectors([self.model.normalised(part) for part in bytes_.split(MICRO_BATCH)], "image")
+        return self._vectors([self.model.normalised(part) for part in self._parts(bytes_)], "image")
 
     @torch.inference_mode()
     def pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
@@ -170,7 +173,11 @@ class Embedder:
         if self.exports is not None:  # which take the bytes that these values were made of
             return self.images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-        return self._vectors(list(values.split(MICRO_BATCH)), "image")
+        return self._vectors(self._parts(values), "image")
+
+    def _parts(self, batch: Tensor) -> list[Tensor]:
+        """As many rows at a time as are the fastest on this device."""
+        return list(batch.split(inference_batch(self.device)))
 
     def _vectors(self, parts: list[Tensor], modality: Modality) -> Float32[np.ndarray, "rows features"]:
         tower = self.image_tower if modality == "image" else self.sound_tower
@@ -200,7 +207,9 @@ def load_embedder(path: Path, choice: Choice) -> Embedder:
     Raises:
         CheckpointError: There is none, it is damaged, or it is another kind of model.
     """
-    if choice.engine != "torch" and (is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device != "cpu"):
+    if choice.engine != "torch" and (
+        is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
+    ):
         raise ValueError(
             f"--engine {choice.engine} computes on the CPU what `comodal export` has written of a model's folder; "
             "as_openl3, front_end and device are for PyTorch"

@@ -152,7 +152,7 @@ def opened(path: Path, to: Format) -> Run:
     """A file as a function, in float32."""
     ways: dict[str, Callable[[], Run]] = {
         "onnx": lambda: open_onnx(path),
-        "openvino": lambda: open_openvino(path, "float32"),
+        "openvino": lambda: open_openvino(path, "fp32"),
         "torch": lambda: open_torch(path),
     }
     return ways[to]()

@@ -8,14 +8,13 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from comodal.errors import CheckpointError
+from comodal.hardware import CPU_MICRO_BATCH, EmbedPrecision, has_native_bf16
 from comodal.models.checkpoint import checksum, model_folder
-from comodal.models.inference import MICRO_BATCH
 from comodal.models.l3net import L3Net
 from comodal.serve.export_formats import (
     ENDINGS,
     RUNNING,
     Engine,
-    Precision,
     Run,
     open_onnx,
     open_openvino,
@@ -32,14 +31,16 @@ class Exports:
         run: The model's or run's folder.
         model: What is in it.
         engine: onnx or openvino.
-        precision: None: bfloat16 with OpenVINO, float32 with ONNX Runtime.
+        precision: auto takes bf16 with OpenVINO where the CPU computes it natively, else fp32.
     """
 
-    def __init__(self, run: Path, model: L3Net, engine: Engine, precision: Precision | None) -> None:
-        if engine == "onnx" and precision == "bfloat16":
-            raise ValueError("ONNX Runtime has no bfloat16 on a CPU; take float32 or int8, or --engine openvino")
+    def __init__(self, run: Path, model: L3Net, engine: Engine, precision: EmbedPrecision) -> None:
+        if engine == "onnx" and precision == "bf16":
+            raise ValueError("ONNX Runtime has no bf16 on a CPU; use --precision fp32 or int8, or --engine openvino")
         self.run, self.model, self.engine = run, model, engine
-        self.precision: Precision = precision or ("bfloat16" if engine == "openvino" else "float32")
+        if precision == "auto":
+            precision = "bf16" if engine == "openvino" and has_native_bf16() else "fp32"
+        self.precision: EmbedPrecision = precision
         self.opened: dict[str, Run] = {}
 
     def open(self, name: str) -> Run:
@@ -55,11 +56,11 @@ class Exports:
     def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
         """Vectors of a batch of its inputs."""
         run = self.open(name)
-        parts = (batch[start : start + MICRO_BATCH] for start in range(0, len(batch), MICRO_BATCH))
+        parts = (batch[start : start + CPU_MICRO_BATCH] for start in range(0, len(batch), CPU_MICRO_BATCH))
         return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
 
 
-def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: Precision) -> Run:
+def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
     """An exported embedder of a model, whose files are whole and of these very weights.
 
     Raises:
@@ -85,4 +86,4 @@ def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision:
             raise CheckpointError(f"{part}: damaged (checksum); {again}")
     if engine == "onnx":
         return open_onnx(file)
-    return open_openvino(file, "bfloat16" if precision == "bfloat16" else "float32")
+    return open_openvino(file, "bf16" if precision == "bf16" else "fp32")

@@ -13,11 +13,11 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from comodal.errors import CheckpointError
+from comodal.hardware import EmbedPrecision
 from comodal.serve.exportable import Network
 
 Format = Literal["onnx", "openvino", "torch"]
 Engine = Format  # what a file is written for is what runs it
-Precision = Literal["bfloat16", "float32", "int8"]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -130,7 +130,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def open_openvino(path: Path, precision: Precision) -> Run:
+def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
     """An OpenVINO model on the CPU; in bfloat16 (of one input) only from the first convolution on.
 
     A spectrogram in bfloat16 is noise, and OpenVINO takes bfloat16 for everything wherever the CPU has it.
@@ -142,7 +142,7 @@ def open_openvino(path: Path, precision: Precision) -> Run:
     core = openvino.Core()
     try:
         model = core.read_model(str(path))
-        parts = cut(model, openvino) if precision == "bfloat16" else [(model, "f32")]
+        parts = cut(model, openvino) if precision == "bf16" else [(model, "f32")]
         compiled = [
             core.compile_model(part, "CPU", {
                 "INFERENCE_PRECISION_HINT": hint,

@@ -26,6 +26,7 @@ from comodal.data.same_regions import accept, learnt_from
 from comodal.data.workplace import explained, only_one
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import write_whole
+from comodal.hardware import DeviceName, find_device
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.serve.backbones import Maps
@@ -68,7 +69,7 @@ def extract_regions(
     also_for: Path | None = None,
     workers: int = -1,
     backend: Backend = "loky",
-    device: str = "cpu",
+    device: DeviceName = "auto",
 ) -> dict[str, int]:
     """Make a region store of a folder of images.
 
@@ -94,7 +95,8 @@ def extract_regions(
         fewest: Of the Visual Genome detector: at least so many, and between the two those that are sure (10 and 100 in
             the published features of COCO); by default as many as at most.
         rules: Of the same: caffe (the default: the regions ViLBERT has learnt from) or lxmert (Hugging Face's).
-        head: Of the same: float32 (the default) or bfloat16, faster, for its last stage.
+        head: Of the same: precision of its last stage, fp32 (the default, as regions must not depend on the machine) or
+            bf16, faster where the hardware computes it natively.
         maps: Of a vision network: last (the default), or all: those of earlier stages as well, which know colours and
             small things better.
         like: A run or model: make regions of the kind that it has learnt from, by the network beside it or where that
@@ -102,7 +104,7 @@ def extract_regions(
         also_for: A run or model that may read the store although it has learnt from another network's features.
         workers: Processes; -1 is one per core.
         backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
-        device: Where PyTorch computes; cuda with --workers 1.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process computes alone.
 
     Returns:
         images.taken, images.refused and regions.
@@ -159,7 +161,7 @@ class Pool:
     Args:
         extractor: What makes them, as this process has loaded it.
         images: The folder of the images.
-        device: Where the workers' networks compute.
+        device: Where the workers' networks compute; on a GPU this process does it alone.
         workers: Processes; -1 is one per core.
         backend: Where they run.
     """
@@ -171,7 +173,7 @@ class Pool:
     backend: Backend
 
     def __call__(self, todo: Sequence[Given]) -> Iterator[Made]:
-        processes = self.workers
+        processes = self.workers if find_device(self.device).type == "cpu" else 1
         if self.backend == "loky":
             processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // A_PROCESS))
         if self.backend == "sequential" or processes in (0, 1):

@@ -17,8 +17,8 @@ from torch import nn
 
 from comodal.data.regions import Regions
 from comodal.data.same_regions import named
-from comodal.distributed import find_device
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import find_device
 from comodal.models.checkpoint import CONFIG, load_model, model_folder
 from comodal.models.convert import FILES, read_json
 from comodal.models.convert_c4 import build_c4, is_c4
@@ -57,7 +57,7 @@ class Source:
         most: Own boxes and those of selective search: at most so many, the surest.
         fewest: Own boxes of bottom-up attention's detector: at least so many; None for as many as at most.
         rules: Of the same: whose regions; None for ViLBERT's.
-        head: Of the same: the precision of its last stage; None for float32.
+        head: Of the same: the precision of its last stage; None for fp32.
         maps: Of a vision network: those that are pooled; None for the last one.
     """
 
@@ -111,12 +111,12 @@ class Extractor:
         return self.network(picture, boxes)
 
 
-def load_extractor(source: Source, device: str = "cpu") -> Extractor:
+def load_extractor(source: Source, device: str = "auto") -> Extractor:
     """Reads the network of a source.
 
     Args:
         source: What is wanted.
-        device: Where PyTorch computes, such as cuda.
+        device: Where PyTorch computes: auto or the name of a device.
 
     Raises:
         CheckpointError: There is no such network, or it is damaged.
@@ -175,7 +175,7 @@ def detector_of(source: Source, model: nn.Module, device: str) -> C4Regions | Fp
         return FpnRegions(model, fpn_rules_of(source.size, source.most), device)
     assert isinstance(model, C4)
     rules = rules_of(source.rules, source.size, source.fewest, source.most)
-    return C4Regions(model, rules, source.head or "float32", device)
+    return C4Regions(model, rules, source.head or "fp32", device)
 
 
 def source_of(made: dict[str, Any]) -> Source:
@@ -197,7 +197,7 @@ def source_of(made: dict[str, Any]) -> Source:
 
 
 def extractor_like(
-    made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "cpu"
+    made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> Extractor:
     """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
 
@@ -205,7 +205,7 @@ def extractor_like(
         made: What the store, or a model that has learnt from it, says of its regions.
         detector: Where the network lies; by default where it was then.
         boxes: Where boxes come from; by default from where they came then.
-        device: Where PyTorch computes.
+        device: Where PyTorch computes: auto or the name of a device.
 
     Raises:
         CheckpointError: There is no such network, or another one.

@@ -13,13 +13,14 @@ from jaxtyping import Float32, UInt8
 
 from comodal.data.regions import Regions
 from comodal.errors import MediaError
+from comodal.hardware import DTYPES
 from comodal.models.detector_c4 import C4, laid_out
 from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, lxmert_regions
 from comodal.serve.backbones import fingerprint
 from comodal.serve.region_extractor import fingerprint_of
 
 RuleNames = Literal["caffe", "lxmert"]
-HeadTypes = Literal["float32", "bfloat16"]
+HeadTypes = Literal["fp32", "bf16"]
 NOTHING = "no regions"
 LONGER = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
 OF_BOXES = ("fewest", "most", "sure", "before", "proposals", "overlap", "class_overlap", "class_overlaps", "smallest")
@@ -31,11 +32,11 @@ class C4Regions:
     Args:
         model: In evaluation mode.
         rules: How they are found.
-        head: Precision of nine tenths of the work; in bfloat16 features have a cosine of 0.9999 with the exact ones.
+        head: Precision of nine tenths of the work; in bf16 features have a cosine of 0.9999 with the exact ones.
         device: Where PyTorch computes.
     """
 
-    def __init__(self, model: C4, rules: Rules | LxmertRules, head: HeadTypes = "float32", device: str = "cpu") -> None:
+    def __init__(self, model: C4, rules: Rules | LxmertRules, head: HeadTypes = "fp32", device: str = "cpu") -> None:
         way = "ViLBERT's" if isinstance(rules, Rules) else "LXMERT's"
         self.name = f"bottom-up attention (Visual Genome, ResNet C4), {way} rules"
         self.finds_boxes, self.takes_boxes = True, True
@@ -44,7 +45,7 @@ class C4Regions:
         settings = {name: value for name, value in asdict(rules).items() if name not in OF_BOXES}
         settings |= {"rules": way, "head": head}
         self.fingerprint = fingerprint_of(fingerprint(model), settings)
-        self.model = laid_out(model.to(device), getattr(torch, head))
+        self.model = laid_out(model.to(device), DTYPES[head])
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None

@@ -22,6 +22,7 @@ from comodal.analysis.sound_source import strongest_place, verdicts_by_place
 from comodal.console import Table, say, say_json
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.audio import stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.refusal import Refusal
@@ -55,7 +56,13 @@ class Match:
 
 
 def match(
-    files: list[Path], model: Path, hop_seconds: float = 1.0, json: bool = False, out: Path | None = None
+    files: list[Path],
+    model: Path,
+    hop_seconds: float = 1.0,
+    json: bool = False,
+    out: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> Match:
     """Says whether a picture or a video and a sound belong together: the probability, over time, and where.
 
@@ -66,6 +73,8 @@ def match(
         hop_seconds: Time from one verdict to the next; each hears one second (or what the model hears).
         json: Print JSON in place of the table.
         out: A picture (.png) or a page (.html) to draw: the verdict over time, and frames lit where the sound is.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         The verdicts; `.together` is their mean, silent moments left out.
@@ -83,7 +92,9 @@ def match(
         raise ValueError(f"--out {out}: a drawing is a .png or a .html")
     if len(files) > 2:
         raise DataError(f"{len(files)} files; match takes a picture or a video, and a sound")
-    found = match_files(load_l3net(model), files[0], files[1] if len(files) > 1 else None, hop_seconds)
+    network, compute = load_l3net(model), resolve(device, precision)
+    with compute.autocast():
+        found = match_files(network.to(compute.device), files[0], files[1] if len(files) > 1 else None, hop_seconds)
     if json:
         say_json(found.as_json())
     else:
@@ -197,12 +208,15 @@ def judge(
     small = resize_short_side(picture, round(model.config.image_size * 8 / 7))
     if np.abs(sound).max() < SILENT_PEAK:
         return Moment(seconds, None, None, None, None, encode_jpeg(small))
-    image = torch.from_numpy(small.copy()).permute(2, 0, 1)[None]
-    source = verdicts_by_place(model, image, torch.from_numpy(np.ascontiguousarray(sound))[None])
+    device = next(model.parameters()).device
+    image = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].to(device)
+    heard = torch.from_numpy(np.ascontiguousarray(sound))[None].to(device)
+    source = verdicts_by_place(model, image, heard)
+    places = source.places[0].float().cpu()
     height, width, _ = small.shape
-    x, y = strongest_place(source.places[0], (height, width))
+    x, y = strongest_place(places, (height, width))
     found = (float(source.together[0]), round(x / width, 4), round(y / height, 4))
-    return Moment(seconds, *found, source.places[0].numpy(), encode_jpeg(small))
+    return Moment(seconds, *found, places.numpy(), encode_jpeg(small))
 
 
 def title(found: Match) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from comodal.errors import CheckpointError, ComodalError
+from comodal.hardware import Precision
 from comodal.models.convert_openl3 import Modality
 from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
-from comodal.serve.export_formats import Precision
 from comodal.serve.openl3_files import find_openl3
 
 VALID_FRONTENDS = ("librosa", "kapre")
@@ -40,8 +40,8 @@ class Settings:
     """See `settings`."""
 
     as_openl3: OpenL3Version | None = None
-    precision: Precision = "float32"
-    device: str = "cpu"
+    precision: Precision = "fp32"
+    device: str = "auto"
 
 
 CURRENT: ContextVar[Settings] = ContextVar("comodal_openl3_settings")
@@ -50,14 +50,14 @@ DEFAULT = Settings()
 
 @contextmanager
 def settings(
-    as_openl3: OpenL3Version | None = None, precision: Precision = "float32", device: str = "cpu"
+    as_openl3: OpenL3Version | None = None, precision: Precision = "fp32", device: str = "auto"
 ) -> Iterator[None]:
     """While it lasts, networks are loaded so.
 
     Args:
         as_openl3: "0.4.2": what that version itself gives, its front end and its range of pictures included.
-        precision: bfloat16 is several times as fast on many CPUs; vectors then have a cosine of 0.9999 with the others.
-        device: where PyTorch computes, such as cuda.
+        precision: fp32, bf16 (vectors have a cosine of 0.9999 with those in fp32), or auto: bf16 where it is native.
+        device: auto (CUDA, else MPS, else the CPU) or the name of a device.
     """
     token = CURRENT.set(Settings(as_openl3, precision, device))
     try:

@@ -37,7 +37,7 @@ def keep_network(extractor: Extractor, store: Path) -> None:
 
 
 def extractor_for(
-    model: Path, made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "cpu"
+    model: Path, made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> Extractor:
     """What makes regions of the kind that a model has learnt from.
 
@@ -46,7 +46,7 @@ def extractor_for(
         made: What it says of its regions.
         detector: Where the network lies; by default beside the model, or else where it lay then.
         boxes: Where boxes come from; by default from where they came then.
-        device: Where PyTorch computes.
+        device: Where PyTorch computes: auto or the name of a device.
 
     Raises:
         CheckpointError: There is no such network, or it is damaged, or another one.

@@ -20,6 +20,7 @@ from comodal.analysis.page import photograph, section, write_page
 from comodal.console import say, say_json
 from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute, DeviceName, Precision
 from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import model_folder
 from comodal.models.task_model import TaskModel
@@ -27,7 +28,7 @@ from comodal.serve.answer import Answerer, load
 from comodal.serve.extract import Pool, like_those_of
 from comodal.serve.search_index import BOXES, HERE, Pictures, in_step
 from comodal.serve.search_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, words_of
-from comodal.tasks.pair_scores import BATCH, Precision, Scorer
+from comodal.tasks.pair_scores import BATCH, Scorer
 from comodal.tasks.retrieval import HEAD, way_of
 
 THUMBNAIL = 224  # short side of a picture on a page, in pixels
@@ -74,16 +75,14 @@ class Searcher:
         pictures: What is searched.
         stage: What ranks them first; without it the model scores all.
         rerank: How many of the first stage's best the model scores.
-        precision: Of the model's layers.
-        device: Where to compute.
+        compute: Where the model is, and the precision of its layers.
     """
 
     answerer: Answerer
     pictures: Pictures
     stage: FirstStage | None
     rerank: int
-    precision: Precision
-    device: torch.device
+    compute: Compute
 
     def search(self, text: str, top: int = 10) -> Found:
         """The pictures that fit a text best.
@@ -99,7 +98,7 @@ class Searcher:
             )
         began, places, milliseconds = time.perf_counter(), np.arange(len(self.pictures)), None
         if self.stage is not None:
-            places = self.stage.nearest(self.answerer, text, self.pictures, self.rerank, self.device)
+            places = self.stage.nearest(self.answerer, text, self.pictures, self.rerank, self.compute)
             milliseconds = 1000 * (time.perf_counter() - began)
         places = np.sort(places)  # equal scores stand in the order of the names
         scores = self.scores(text, places)
@@ -130,7 +129,7 @@ class Searcher:
             rows = self.pictures.rows[places[start : start + AT_ONCE]]
             gallery = gallery_like(self.answerer, [(words_of(text), row) for row in rows.tolist()], self.pictures.store)
             way = way_of(self.answerer.model, zero_shot=False)
-            scorer = Scorer(self.answerer.vilbert, gallery, self.precision, BATCH, self.device, way)
+            scorer = Scorer(self.answerer.vilbert, gallery, self.compute, BATCH, way)
             images = np.searchsorted(gallery.rows, rows)
             found[start : start + AT_ONCE] = scorer.pairs(np.zeros_like(images), images)
         return found
@@ -147,9 +146,9 @@ def search(
     regions: Path | None = None,
     boxes: str | None = None,
     detector: str | None = None,
-    precision: Precision = "fp32",
     workers: int = -1,
-    device: str = "cpu",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     json: bool = False,
     out: Path | None = None,
 ) -> Found:
@@ -170,10 +169,10 @@ def search(
         boxes: Where the model has learnt from given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
             or own, grid or selective. The index remembers it.
         detector: Where the network that makes the model's regions lies, if it was moved.
-        precision: bf16 is faster on processors that compute in it, and changes the order of pictures that hardly
-            differ.
         workers: Processes that make regions; -1 is one per core.
-        device: Where PyTorch computes; cuda with --workers 1.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process makes the regions alone.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes the order
+            of pictures that hardly differ.
         json: Print JSON.
         out: A page (.html) of the pictures.
 
@@ -191,7 +190,7 @@ def search(
     """
     if out is not None and out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}: a page is a .html")
-    opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, precision, workers, device)
+    opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, workers, device, precision)
     found = opened.search(text, top)
     for line in told(opened, found):
         say(line, stderr=True)
@@ -210,9 +209,9 @@ def open_index(
     regions: Path | None = None,
     boxes: str | None = None,
     detector: str | None = None,
-    precision: Precision = "fp32",
     workers: int = -1,
-    device: str = "cpu",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> Searcher:
     """The pictures of a folder, to search them again and again; their index is made or completed first.
 
@@ -228,20 +227,21 @@ def open_index(
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     if (captions is None) != (regions is None):
         raise ValueError("--captions and --regions go together: captions, and the region store of their images")
-    answerer = load(model)
+    answerer = load(model, device, precision)
     check_model(answerer)
     new_pool = partial(pool_of, folder, model, detector, workers, device)
     pictures = in_step(folder, index or folder / HERE, answerer.regions["made_from"], boxes, new_pool)
     check_same_regions(model_folder(model), pictures.store)
-    place, stage = torch.device(device), None
-    answerer.model.to(place)
+    stage = None
     if len(pictures) > rerank:
         known = None if captions is None or regions is None else Known(captions, regions)
-        stage = first_stage_of(answerer, pictures, known, place)
-    return Searcher(answerer, pictures, stage, rerank, precision, place)
+        stage = first_stage_of(answerer, pictures, known, answerer.compute)
+    return Searcher(answerer, pictures, stage, rerank, answerer.compute)
 
 
-def pool_of(folder: Path, model: Path, detector: str | None, workers: int, device: str, boxes: str | None) -> Pool:
+def pool_of(
+    folder: Path, model: Path, detector: str | None, workers: int, device: DeviceName, boxes: str | None
+) -> Pool:
     """What makes the regions of the pictures, of the kind that a model has learnt from.
 
     Raises:

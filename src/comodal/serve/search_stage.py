@@ -23,6 +23,7 @@ from comodal.data.caption_files import Caption, matched, read_captions, split_pa
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import whole
+from comodal.hardware import Compute
 from comodal.models.checkpoint import WEIGHTS, checksum, model_folder, read_about, read_config
 from comodal.serve.answer import MAX_REGIONS, Answerer
 from comodal.serve.search_index import Pictures, writable
@@ -93,25 +94,23 @@ class FirstStage:
 
     @torch.inference_mode()
     def nearest(
-        self, answerer: Answerer, text: str, pictures: Pictures, keep: int, device: torch.device
+        self, answerer: Answerer, text: str, pictures: Pictures, keep: int, compute: Compute
     ) -> Int64[np.ndarray, "kept"]:
         """The places of the pictures that lie nearest to a text, the nearest first."""
         gallery = gallery_like(answerer, [(words_of(text), int(pictures.rows[0]))], pictures.store)
-        summary = Scorer(answerer.vilbert, gallery, device=device).summaries("texts", np.arange(1))
+        summary = Scorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
         near = (self.vectors @ self.maps.text(summary)[0]).numpy()[pictures.rows]
         return np.argsort(-near, kind="stable")[:keep]
 
 
-def first_stage_of(
-    answerer: Answerer, pictures: Pictures, given: Known | None, device: torch.device
-) -> FirstStage | None:
+def first_stage_of(answerer: Answerer, pictures: Pictures, given: Known | None, compute: Compute) -> FirstStage | None:
     """The first stage of an index, which is fitted or completed first; None where there are no captions to fit it on.
 
     Args:
         answerer: The model.
         pictures: What is searched.
         given: What to fit the maps on; by default what the index was fitted on, or what the run was trained on.
-        device: Where to compute.
+        compute: Where and in which precision.
 
     Raises:
         DataError: The captions or regions that are given cannot be read or do not fit, or the file is damaged.
@@ -121,18 +120,18 @@ def first_stage_of(
     if given is not None and stage is not None and [*map(str, given)] != [stage.learnt.captions, stage.learnt.regions]:
         stage = None
     if stage is None:
-        stage = fitted_on(answerer, given, device) if given else fitted_on_training(answerer, device)
+        stage = fitted_on(answerer, given, compute) if given else fitted_on_training(answerer, compute)
     if stage is None:
         return None
     hashes = hashes_of(pictures.store)
     if not torch.equal(stage.hashes, hashes):
-        stage = completed(stage, answerer, pictures.store, hashes, device)
+        stage = completed(stage, answerer, pictures.store, hashes, compute)
         with writable(pictures.index):
             write_stage(path, stage)
     return stage
 
 
-def fitted_on_training(answerer: Answerer, device: torch.device) -> FirstStage | None:
+def fitted_on_training(answerer: Answerer, compute: Compute) -> FirstStage | None:
     """The maps by the captions and regions that the run was trained on, where they still are and are as they were."""
     parameters = read_about(answerer.folder).get("parameters")
     values = parameters if isinstance(parameters, dict) else {}
@@ -143,13 +142,13 @@ def fitted_on_training(answerer: Answerer, device: torch.device) -> FirstStage |
     if not (known.captions.exists() and known.regions.exists()):
         return None
     try:
-        return fitted_on(answerer, known, device)
+        return fitted_on(answerer, known, compute)
     except DataError as error:
         say(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}", stderr=True)
         return None
 
 
-def fitted_on(answerer: Answerer, known: Known, device: torch.device) -> FirstStage:
+def fitted_on(answerer: Answerer, known: Known, compute: Compute) -> FirstStage:
     """The maps by captions of the training split, measured on the others; no picture lies in their space yet.
 
     Raises:
@@ -166,11 +165,11 @@ def fitted_on(answerer: Answerer, known: Known, device: torch.device) -> FirstSt
         f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model",
         stderr=True,
     )
-    maps = fit(Scorer(answerer.vilbert, gallery_like(answerer, train, store), device=device), SEED)
+    maps = fit(Scorer(answerer.vilbert, gallery_like(answerer, train, store), compute=compute), SEED)
     ranks, images = np.zeros(0, np.int64), 0
     if held_out:
         gallery = gallery_like(answerer, some(held_out, MOST_HELD_OUT, rng), store)
-        found = Search(Scorer(answerer.vilbert, gallery, device=device), maps)
+        found = Search(Scorer(answerer.vilbert, gallery, compute=compute), maps)
         ranks, images = ranks_of(found.texts @ found.images.T, answers_to_texts(gallery)), len(gallery.counts)
     learnt = Learnt(str(known.captions), str(known.regions), len(train), images)
     dim = maps.image.linear.out_features
@@ -178,7 +177,7 @@ def fitted_on(answerer: Answerer, known: Known, device: torch.device) -> FirstSt
 
 
 def completed(
-    stage: FirstStage, answerer: Answerer, store: RegionStore, hashes: Int64[Tensor, "rows"], device: torch.device
+    stage: FirstStage, answerer: Answerer, store: RegionStore, hashes: Int64[Tensor, "rows"], compute: Compute
 ) -> FirstStage:
     """The stage with a vector for each row of a store: those that it has, and others made of the store's regions."""
     _, rows, old = np.intersect1d(hashes.numpy(), stage.hashes.numpy(), return_indices=True)
@@ -188,7 +187,7 @@ def completed(
     with torch.inference_mode():
         for part in np.split(missing, range(AT_ONCE, len(missing), AT_ONCE)):
             gallery = gallery_like(answerer, [(words_of(""), row) for row in part.tolist()], store)
-            scorer = Scorer(answerer.vilbert, gallery, device=device)
+            scorer = Scorer(answerer.vilbert, gallery, compute=compute)
             vectors[part] = stage.maps.image(scorer.summaries("images", np.arange(len(part))))
     return FirstStage(stage.learnt, stage.maps, stage.ranks, hashes, vectors)
 

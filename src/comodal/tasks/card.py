@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.console import Table, say
+from comodal.environment import summary
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import read_about
@@ -106,6 +107,7 @@ def describe(card: Card) -> dict[str, Any]:
     described = asdict(card) | {"kind": "card"}
     described["files"] = {label: {"name": path.name, "sha256": hash_of(path)} for label, path in card.files.items()}
     described["versions"] = {library: version(library) for library in LIBRARIES}
+    described["hardware"] = summary()
     return described
 
 

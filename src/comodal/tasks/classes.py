@@ -27,6 +27,7 @@ from comodal.console import track
 from comodal.data.batch import ClassBatch
 from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
 from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.models.l3net import L3Net
@@ -40,7 +41,6 @@ WEIGHT_DECAY = 0.01
 ORDER, CHANGE = 2, 3  # keep the chance of the order and of what is shown apart
 INNER_BATCH = 32  # items at once when they are answered
 Start = Literal["pretrained", "scratch"]
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -231,17 +231,17 @@ class Shots(Protocol):
 
 
 def answer(
-    model: L3Classifier, items: Sequence[Labelled], shots: Shots, precision: Precision, workers: int
+    model: L3Classifier, items: Sequence[Labelled], shots: Shots, compute: Compute, workers: int
 ) -> Float[np.ndarray, "items classes"]:
     """The probabilities of the classes of every item: the mean over its shots."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute.device
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     shown = parallel(joblib.delayed(shots)(item) for item in items)
     rows = []
     for start in track(range(0, len(items), INNER_BATCH), "answering"):
         some = [next(shown) for _ in items[start : start + INNER_BATCH]]
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode(), compute.autocast():
             scores = model(as_tensor(np.concatenate(some)).to(device))
         rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
     return np.concatenate(rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.dcase_lists import has_lists, read_lists
 from comodal.tasks.rounds import PARTS, AnyClassifier, one_split
 from comodal.tasks.sound_features import Sound
@@ -37,6 +38,8 @@ def evaluate_dcase(
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Classifies acoustic scenes from frozen features, beside an untrained network and a plain spectrogram.
 
@@ -56,6 +59,8 @@ def evaluate_dcase(
             where nobody tells the scenes; nothing is written without it.
         seed: of the untrained network's weights, and of the mlp.
         workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its interval, and its folds if there
@@ -68,7 +73,9 @@ def evaluate_dcase(
         comodal evaluate dcase --model RUN --data dcase2013/ --out results/dcase2013
         comodal evaluate dcase --model RUN --data TAU-development/ --test TAU-evaluation/ --out submission/
     """
-    return measure(read_dcase(data, test), model, How(classifier, windows, seed, workers), out)
+    return measure(
+        read_dcase(data, test), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
 
 
 def read_dcase(data: Path, test: Path | None = None) -> SoundSet:

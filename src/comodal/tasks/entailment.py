@@ -6,9 +6,10 @@ The official files are JSON Lines of Flickr30k's pictures: `Flickr30K_ID`, `sent
 from collections import Counter
 from pathlib import Path
 
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
-from comodal.tasks.fine_tuning import Precision, Setup, Start
+from comodal.tasks.fine_tuning import Setup, Start
 from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, read_lines, statement_run, taken
 from comodal.training.run import Run
 
@@ -90,7 +91,8 @@ def evaluate_entailment(
     blank: Blank = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = 36,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Says of each sentence whether its picture entails it, and counts how often that is right.
@@ -102,7 +104,8 @@ def evaluate_entailment(
         blank: Leave out the text or the picture.
         max_words: Word pieces of a sentence.
         max_regions: Regions of a picture.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
@@ -115,4 +118,6 @@ def evaluate_entailment(
     Examples:
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
     """
-    return evaluate_statements(TASK, model, data, regions, blank, max_words, max_regions, precision, out)
+    return evaluate_statements(
+        TASK, model, data, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

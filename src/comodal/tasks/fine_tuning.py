@@ -24,6 +24,7 @@ from comodal.data.loader import Loader
 from comodal.data.regions import RegionStore
 from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder, untrained_like
 from comodal.models.heads import Head
@@ -41,7 +42,6 @@ WEIGHT_DECAY = 0.01
 WARM_UP = 0.1
 INNER_BATCH = 64  # examples at once when they are answered
 Start = Literal["pretrained", "scratch"]
-Precision = Literal["fp32", "bf16"]
 
 
 class Judged(NamedTuple):
@@ -260,10 +260,10 @@ class Asked(NamedTuple):
     words: Words
     blank: Blank
     max_regions: int
-    precision: Precision
+    compute: Compute
 
 
-def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, precision: Precision, head: str) -> Asked:
+def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, compute: Compute, head: str) -> Asked:
     """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
 
     Raises:
@@ -275,7 +275,7 @@ def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, preci
     if head not in there:
         raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
     check_regions(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
-    return Asked(found, store, Words.read(model), blank, max_regions, precision)
+    return Asked(found, store, Words.read(model), blank, max_regions, compute)
 
 
 def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Answered]:
@@ -286,13 +286,13 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
     batches = Examples(
         unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, INNER_BATCH, seed=None
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = asked.compute.device
     model = asked.model.to(device).eval()
     starts = range(0, len(order), INNER_BATCH)
     for start in track(starts, "answering"):
         chosen = order[start : start + INNER_BATCH]
         batch = batches.batch([(0, index) for index in chosen]).to(device)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bf16"):
+        with torch.inference_mode(), asked.compute.autocast():
             scores = scores_of(model, head, batch).float().cpu().numpy()
         check_finite(scores, f"the head {head!r}")
         for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):

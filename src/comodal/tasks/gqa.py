@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.examples import Blank
-from comodal.tasks.fine_tuning import Precision, Setup, Start
+from comodal.tasks.fine_tuning import Setup, Start
 from comodal.tasks.one_answer import Asking, QuestionTask, evaluate_questions, question_run
 from comodal.tasks.vqa_files import read_json
 from comodal.training.run import Run
@@ -114,7 +115,8 @@ def evaluate_gqa(
     blank: Blank = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = 100,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Answers GQA's questions, and counts how often that is right as the official script does.
@@ -126,7 +128,8 @@ def evaluate_gqa(
         blank: Leave out the text or the picture.
         max_words: Word pieces of a question.
         max_regions: Regions of a picture.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
@@ -140,4 +143,6 @@ def evaluate_gqa(
     Examples:
         comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/
     """
-    return evaluate_questions(TASK, model, questions, regions, blank, max_words, max_regions, precision, out)
+    return evaluate_questions(
+        TASK, model, questions, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

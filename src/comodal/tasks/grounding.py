@@ -22,13 +22,13 @@ from comodal.console import say
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Asked,
-    Precision,
     Setup,
     Start,
     answer,
@@ -161,7 +161,8 @@ def evaluate_grounding(
     blank: Without = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = MAX_REGIONS,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Finds the region that each expression means, and counts how often it is the right one.
@@ -175,7 +176,8 @@ def evaluate_grounding(
         blank: Leave out the text.
         max_words: Word pieces of an expression.
         max_regions: Regions of an image.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
@@ -189,7 +191,7 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
     every = read_expressions(references, instances)
     found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
     if not found.examples:

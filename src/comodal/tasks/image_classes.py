@@ -11,11 +11,12 @@ import numpy as np
 
 from comodal.console import say
 from comodal.data.clips import Augmentation
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.image import centre_crop
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, classes_of, network_of, new_run
+from comodal.tasks.classes import Setup, Start, answer, check_known, classes_of, network_of, new_run
 from comodal.tasks.image_views import Crops, Showing, changed, read_picture, ten_crops
 from comodal.tasks.imagenet_files import read_pictures
 from comodal.tasks.tree import Labelled
@@ -95,7 +96,8 @@ def evaluate_image_classes(
     model: Path,
     data: Path,
     crops: Crops = "middle",
-    precision: Precision = "bf16",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
     workers: int = 2,
 ) -> dict[str, float]:
@@ -105,7 +107,8 @@ def evaluate_image_classes(
         model: Run or model folder that `comodal train image_classes` made.
         data: The same folder as in training, or another with the same classes.
         crops: The middle of a picture, or the mean answer to ten crops.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
         workers: Threads that read pictures.
 
@@ -120,6 +123,7 @@ def evaluate_image_classes(
         comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
     """
     network, classes = load_l3_classifier(model, "picture"), classes_of(model)
+    compute = resolve(device, precision)
     pictures = read_pictures(data)
     items = [item for item in pictures.items if item.test]
     check_known(items, classes)
@@ -133,8 +137,8 @@ def evaluate_image_classes(
         model,
         items,
         classes,
-        answer(network, items, shots, precision, workers),
-        {"crops": crops, "precision": precision},
+        answer(network, items, shots, compute, workers),
+        {"crops": crops, "precision": compute.precision},
         pictures.files,
         pictures.left_out,
     )

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from comodal.console import track
 from comodal.data.workplace import only_one
+from comodal.hardware import Compute
 from comodal.models.checkpoint import checksum, untrained_like
-from comodal.models.inference import MICRO_BATCH, fast
+from comodal.models.inference import fast
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.models.l3net import Config, pooled
 from comodal.tasks.feature_cache import FeatureFile
@@ -62,17 +63,17 @@ def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
     return min(grid or GRIDS[block], config.image_size >> (block - 1))
 
 
-def make_system(name: SystemName, model: Path, where: Where, seed: int, device: torch.device) -> System:
+def make_system(name: SystemName, model: Path, where: Where, seed: int, compute: Compute) -> System:
     """One of the systems."""
     if name == "pixels":
         return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
     trained = load_any_l3net(model)
-    network = (trained if name == "trained" else untrained_like(trained, seed)).to(device)
-    quick, at_once = fast(network), MICRO_BATCH if device.type == "cpu" else BATCH
+    network = (trained if name == "trained" else untrained_like(trained, seed)).to(compute.device)
+    quick = fast(network, compute.dtype)
 
     def embed(squares: Squares) -> Float[Tensor, "shots features"]:
         pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        maps = (quick.image_map(part.to(device), where.layer) for part in pictures.split(at_once))
+        maps = (quick.image_map(part.to(compute.device), where.layer) for part in pictures.split(compute.batch_size))
         return torch.cat([pooled_map(part, where).float().cpu() for part in maps])
 
     filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)

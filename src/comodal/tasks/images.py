@@ -13,12 +13,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from comodal.console import say
 from comodal.data.clips import Augmentation
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.tasks.card import reasons
 from comodal.tasks.image_features import Layer, Pooling, SystemName, Where, features_of, grid_of, make_system
@@ -50,7 +48,8 @@ def evaluate_images(
     batch_size: int = 256,
     systems: Sequence[SystemName] = SYSTEMS,
     cache: Path | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
@@ -79,7 +78,8 @@ def evaluate_images(
         systems: what is compared.
         cache: folder that keeps the features: the next command finds them there, a stopped one goes on. About 16 KB
             for each picture, view and system. Without it they are computed anew.
-        device: where to compute; auto takes a GPU if there is one.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
             without it.
         seed: of the untrained network's weights, the random views and the order of mini-batches.
@@ -101,14 +101,14 @@ def evaluate_images(
     started = time.perf_counter()
     config = load_any_l3net(model).config
     where = Where(layer, pooling, grid_of(config, layer, grid))
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    compute = resolve(device, precision)
     pictures = read_pictures(data)
     train, test = sides(pictures)
     say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
     showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
-    compared = [make_system(name, model, where, seed, place) for name in dict.fromkeys(systems)]
+    compared = [make_system(name, model, where, seed, compute) for name in dict.fromkeys(systems)]
     seen = [View("middle"), *(View("random", number) for number in range(1, views))]
-    fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, place, seed))
+    fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, compute.device, seed))
     with ExitStack() as stack:
         kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
         fitted = features_of(train, seen, compared, showing, kept / "train", workers)

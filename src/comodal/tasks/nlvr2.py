@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
-from comodal.tasks.fine_tuning import Precision, Setup, Start
+from comodal.tasks.fine_tuning import Setup, Start
 from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, read_lines, statement_run, taken
 from comodal.training.run import Run
 
@@ -93,7 +94,8 @@ def evaluate_nlvr2(
     blank: Blank = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = 36,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Says of each sentence whether it is true of its two pictures, and counts how often that is right.
@@ -105,7 +107,8 @@ def evaluate_nlvr2(
         blank: Leave out the text or the picture.
         max_words: Word pieces of a sentence.
         max_regions: Regions of a picture.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
@@ -118,4 +121,6 @@ def evaluate_nlvr2(
     Examples:
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2
     """
-    return evaluate_statements(TASK, model, data, regions, blank, max_words, max_regions, precision, out)
+    return evaluate_statements(
+        TASK, model, data, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

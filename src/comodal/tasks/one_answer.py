@@ -12,12 +12,12 @@ import numpy as np
 from comodal.console import say
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import (
-    Precision,
     Setup,
     answer,
     fingerprint_of,
@@ -142,11 +142,11 @@ def evaluate_questions(
     blank: Blank,
     max_words: int,
     max_regions: int,
-    precision: Precision,
+    compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
     """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong."""
-    asked = read_asked(model, regions, blank, max_regions, precision, task.head)
+    asked = read_asked(model, regions, blank, max_regions, compute, task.head)
     vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
     rows = ImageRows(asked.store)
     examples, missing = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)

@@ -6,7 +6,6 @@ and the last layers only at the first tokens. The scores are those of the whole 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Literal
 
 import numpy as np
@@ -14,12 +13,13 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from comodal.hardware import Compute
 from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Prefix, ViLBERT
 from comodal.tasks.gallery import Gallery
 from comodal.tasks.metrics import check_finite
 
-Precision = Literal["fp32", "bf16"]
+CPU = Compute(torch.device("cpu"))
 BATCH = 64  # pairs; more of them only take more memory
 KEPT_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
 BLOCK = 1024  # texts or images whose prefixes are summed up at once
@@ -68,9 +68,8 @@ class Scorer:
     Args:
         model: In evaluation mode.
         gallery: Texts and images.
-        precision: bf16 computes the layers in bfloat16 (autocast); the alignment head is fp32 in any case.
+        compute: Where to compute; the model is moved there. bf16 is autocast; the alignment head is fp32 in any case.
         batch_size: Pairs at once.
-        device: Where to compute; the model is moved there.
         score: Of both pooled streams in fp32; by default the log of the odds that alignment's head gives.
     """
 
@@ -78,15 +77,14 @@ class Scorer:
         self,
         model: ViLBERT | SingleStream,
         gallery: Gallery,
-        precision: Precision = "fp32",
+        compute: Compute = CPU,
         batch_size: int = BATCH,
-        device: torch.device = torch.device("cpu"),  # noqa: B008
         score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
-        self.model, self.gallery, self.batch_size, self.device = model.to(device), gallery, batch_size, device
-        self.precision, self.score = precision, score or self.odds
+        self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
+        self.compute, self.device, self.score = compute, compute.device, score or self.odds
         self.texts = Prefixes(gallery.lengths, self._texts, batch_size)
         self.images = Prefixes(gallery.counts, self._images, batch_size)
 
@@ -96,7 +94,7 @@ class Scorer:
     ) -> Float32[np.ndarray, "pairs"]:
         """The score of each pair."""
         scores = np.empty(len(texts), np.float32)
-        with self._autocast():
+        with self.compute.autocast():
             kept_texts, kept_images = self.texts.of(texts), self.images.of(images)
             sizes = self.gallery.lengths[texts] * (1 + self.gallery.counts.max()) + self.gallery.counts[images]
             for places in groups(sizes, self.batch_size):
@@ -122,7 +120,7 @@ class Scorer:
     ) -> Float[Tensor, "some _"]:
         """One vector of each text or image that depends on it alone: mean and maximum of its prefix."""
         rows = []
-        with self._autocast():
+        with self.compute.autocast():
             for part in np.array_split(numbers, max(1, len(numbers) // BLOCK)):
                 found = (self.texts if side == "texts" else self.images).of(part)
                 prefixes = [found[number].float() for number in part.tolist()]
@@ -152,9 +150,6 @@ class Scorer:
         regions = torch.stack([image.regions for image in seen]).to(self.device)
         places = torch.stack([image.locations for image in seen]).to(self.device)
         return self.model.vision_prefix(regions, places, whole(regions)).tokens
-
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def whole(x: Tensor) -> Tensor:

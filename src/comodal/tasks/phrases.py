@@ -13,10 +13,10 @@ import numpy as np
 
 from comodal.console import say
 from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Fixed
 from comodal.tasks.fine_tuning import (
-    Precision,
     Setup,
     Start,
     fingerprint_of,
@@ -110,7 +110,8 @@ def evaluate_phrases(
     blank: Without = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = MAX_REGIONS,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Finds the region that each phrase of the captions means, and counts how often it is the right one.
@@ -124,7 +125,8 @@ def evaluate_phrases(
         blank: Leave out the text.
         max_words: Word pieces of a phrase.
         max_regions: Regions of an image.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
@@ -139,7 +141,7 @@ def evaluate_phrases(
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
         comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
     found = read_phrases(images, sentences, annotations)
     gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
     predictions = predicted(asked, gathered, found.expressions)

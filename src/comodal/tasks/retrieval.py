@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from comodal.console import say, track
 from comodal.data.caption_files import matched, read_captions, split_pairs
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute, DeviceName, Precision, resolve
 from comodal.media.text import MAX_WORDS, Words
 from comodal.models.checkpoint import load_model, untrained_like
 from comodal.models.heads import Head, fused
@@ -35,7 +35,7 @@ from comodal.tasks.fine_tuning import Setup, Start, fingerprint_of, new_run, one
 from comodal.tasks.first_stage import MOST_CAPTIONS, Search, fit
 from comodal.tasks.gallery import HELD_OUT, Gallery, Pairs, Split, gallery_of, gather
 from comodal.tasks.hard_negatives import Choices
-from comodal.tasks.pair_scores import BATCH, Precision, Scorer
+from comodal.tasks.pair_scores import BATCH, Scorer
 from comodal.tasks.ranks import (
     CUTS,
     DIRECTIONS,
@@ -116,12 +116,11 @@ class Material(NamedTuple):
 class Settings(NamedTuple):
     """How a network is asked."""
 
-    precision: Precision
+    compute: Compute
     batch_size: int
     max_regions: int
     rerank: int | None
     seed: int
-    device: torch.device
     zero_shot: bool
 
 
@@ -141,7 +140,8 @@ def evaluate_retrieval(
     zero_shot: bool = False,
     blank: Blank = "nothing",
     rerank: int | None = None,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     batch_size: int = BATCH,
     max_regions: int = 36,
     out: Path | None = None,
@@ -159,7 +159,9 @@ def evaluate_retrieval(
             other way.
         blank: Leave out the text or the picture: the control of a model that was trained so.
         rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
-        precision: bf16 is faster, and changes ranks of pairs that hardly differ.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
+            ranks of pairs that hardly differ.
         batch_size: Pairs at once; more take more memory.
         max_regions: Regions of an image.
         out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
@@ -184,8 +186,7 @@ def evaluate_retrieval(
     material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions, blank))
     gallery = material.gallery
     say(describe(gallery, split))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(precision, batch_size, max_regions, rerank, seed, device, zero_shot)
+    settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot)
     results = {"trained": ask(trained, material, settings, "trained")}
     results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
@@ -252,8 +253,8 @@ def ask(model: Whole, material: Material, settings: Settings, name: str) -> Resu
 
 def new_scorer(model: Whole, gallery: Gallery, settings: Settings) -> Scorer:
     """A scorer with these settings."""
-    model, way = model.to(settings.device), way_of(model, settings.zero_shot)
-    return Scorer(below(model), gallery, settings.precision, settings.batch_size, settings.device, way)
+    model, way = model.to(settings.compute.device), way_of(model, settings.zero_shot)
+    return Scorer(below(model), gallery, settings.compute, settings.batch_size, way)
 
 
 def search(scorer: Scorer, material: Material, settings: Settings) -> Result:

@@ -13,13 +13,14 @@ import numpy as np
 
 from comodal.console import say
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.augment import random_gain
 from comodal.models.checkpoint import read_about
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.models.l3net import Config
 from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Precision, Setup, Start, answer, check_known, classes_of, network_of, new_run
+from comodal.tasks.classes import Setup, Start, answer, check_known, classes_of, network_of, new_run
 from comodal.tasks.dcase import read_dcase
 from comodal.tasks.rounds import Round
 from comodal.tasks.sound_features import Sound, cut_windows, read_whole
@@ -170,7 +171,8 @@ def evaluate_sound_classes(
     model: Path,
     data: Path,
     windows: int = 10,
-    precision: Precision = "bf16",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
     workers: int = 2,
 ) -> dict[str, float]:
@@ -181,7 +183,8 @@ def evaluate_sound_classes(
         data: The same folder as in training, or another of the same layout and classes; of several folds, the one is
             tested that was not trained on.
         windows: How many equally spaced seconds of each sound are heard.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
         workers: Threads that read sounds.
 
@@ -198,6 +201,7 @@ def evaluate_sound_classes(
     if windows < 1:
         raise ValueError(f"windows must be at least 1, not {windows}")
     network, classes = load_l3_classifier(model, "sound"), classes_of(model)
+    compute = resolve(device, precision)
     layout, fold = trained_on(model)
     sounds = read_sounds(data, layout)
     one = round_with(sounds, fold)
@@ -213,8 +217,8 @@ def evaluate_sound_classes(
         model,
         tested,
         classes,
-        answer(network, tested, shots, precision, workers),
-        {"windows": windows, "precision": precision},
+        answer(network, tested, shots, compute, workers),
+        {"windows": windows, "precision": compute.precision},
         sounds.files,
         sounds.left_out,
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from comodal.console import track
 from comodal.errors import DataError, MediaError
+from comodal.hardware import Compute
 from comodal.media.audio import read_sound
 from comodal.models.checkpoint import untrained_like
 from comodal.models.inference import fast
@@ -76,7 +77,9 @@ def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrog
     return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
 
 
-def extract(model: Path, sounds: Sequence[Sound], windows: int | None, seed: int, workers: int) -> Features:
+def extract(
+    model: Path, sounds: Sequence[Sound], windows: int | None, seed: int, workers: int, compute: Compute
+) -> Features:
     """One pass over the files: the features of every system.
 
     Args:
@@ -85,12 +88,14 @@ def extract(model: Path, sounds: Sequence[Sound], windows: int | None, seed: int
         windows: Of each sound; None takes two for each second of the first sound.
         seed: Of the untrained network's weights.
         workers: Threads that read files.
+        compute: Where and in which precision.
 
     Raises:
         DataError: A sound cannot be read.
     """
     trained = load_l3net(model)
-    networks = {"trained": fast(trained), "untrained": fast(untrained_like(trained, seed))}
+    compared = {"trained": trained, "untrained": untrained_like(trained, seed)}
+    networks = {name: fast(network.to(compute.device), compute.dtype) for name, network in compared.items()}
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
     plain = Spectrogram(replace(PLAIN, sample_rate=rate))
     systems: dict[str, Tensor] = {}
@@ -102,7 +107,7 @@ def extract(model: Path, sounds: Sequence[Sound], windows: int | None, seed: int
         windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[0]))
         padded = np.pad(samples, (0, max(0, length - len(samples))))
         batch = torch.from_numpy(cut_windows(padded, windows, length))
-        found = {name: network.embed_sound(batch) for name, network in networks.items()}
+        found = {name: network.embed_sound(batch.to(compute.device)).cpu() for name, network in networks.items()}
         found["spectrogram"] = spectrogram_statistics(torch.from_numpy(padded), plain)
         for name, rows in found.items():
             check_finite(rows.numpy(), f"{sounds[place].path}, features of the {name} system")

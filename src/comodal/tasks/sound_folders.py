@@ -6,6 +6,7 @@ instead of five folds. Beside the trained network stand an untrained one and the
 
 from pathlib import Path
 
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.rounds import AnyClassifier
 from comodal.tasks.sound_features import Sound
 from comodal.tasks.sound_probe import How, SoundSet, measure
@@ -23,6 +24,8 @@ def evaluate_sounds(
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Classifies sounds in class folders from frozen features, beside an untrained network and a plain spectrogram.
 
@@ -36,6 +39,8 @@ def evaluate_sounds(
             without it.
         seed: of the untrained network's weights, and of the mlp.
         workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its interval.
@@ -46,7 +51,9 @@ def evaluate_sounds(
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
     """
-    return measure(read_class_folders(data), model, How(classifier, windows, seed, workers), out)
+    return measure(
+        read_class_folders(data), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
 
 
 def read_class_folders(data: Path) -> SoundSet:

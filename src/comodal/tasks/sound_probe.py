@@ -18,6 +18,7 @@ from jaxtyping import Int
 from comodal.console import say
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.hardware import Compute
 from comodal.tasks.card import Card, Score, reasons, write_card
 from comodal.tasks.results import Comparison
 from comodal.tasks.rounds import Answered, AnyClassifier, Round, answer_rounds
@@ -35,6 +36,7 @@ class How(NamedTuple):
     windows: int | None
     seed: int
     workers: int
+    compute: Compute
 
 
 class Cell(NamedTuple):
@@ -133,7 +135,7 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     tests = sum(int(one.tested.sum()) for one in data.rounds)
     split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
     say(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
-    features = extract(model, data.sounds, how.windows, how.seed, how.workers)
+    features = extract(model, data.sounds, how.windows, how.seed, how.workers, how.compute)
     answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
     if labelled:

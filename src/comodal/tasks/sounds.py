@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.rounds import AnyClassifier, cross_validation
 from comodal.tasks.sound_features import Sound
 from comodal.tasks.sound_probe import Cell, How, SoundSet, measure
@@ -44,6 +45,8 @@ def evaluate_esc50(
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Classifies environmental sounds from frozen features, beside an untrained network and a plain spectrogram.
 
@@ -59,6 +62,8 @@ def evaluate_esc50(
             without it.
         seed: of the untrained network's weights, and of the mlp.
         workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its folds and interval.
@@ -69,7 +74,9 @@ def evaluate_esc50(
     Examples:
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10
     """
-    return measure(read_esc50(data, subset), model, How(classifier, windows, seed, workers), out)
+    return measure(
+        read_esc50(data, subset), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
 
 
 def read_esc50(data: Path, subset: Subset) -> SoundSet:

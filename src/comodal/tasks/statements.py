@@ -15,12 +15,12 @@ from comodal.console import say
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Fixed, single
 from comodal.tasks.fine_tuning import (
-    Precision,
     Setup,
     answer,
     fingerprint_of,
@@ -170,11 +170,11 @@ def evaluate_statements(
     blank: Blank,
     max_words: int,
     max_regions: int,
-    precision: Precision,
+    compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
     """Accuracy where labels are known, and a file of predictions."""
-    asked = read_asked(model, regions, blank, max_regions, precision, task.head.name)
+    asked = read_asked(model, regions, blank, max_regions, compute, task.head.name)
     examples, left_out = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
     answered = list(answer(asked, task.head.name, examples))
     predicted = np.array([int(one.scores.argmax()) for one in answered])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.rounds import AnyClassifier, cross_validation
 from comodal.tasks.sound_features import Sound
 from comodal.tasks.sound_probe import How, SoundSet, measure
@@ -29,6 +30,8 @@ def evaluate_us8k(
     out: Path | None = None,
     seed: int = 0,
     workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Classifies sounds of UrbanSound8K from frozen features, beside an untrained network and a plain spectrogram.
 
@@ -41,6 +44,8 @@ def evaluate_us8k(
             without it.
         seed: of the untrained network's weights, and of the mlp.
         workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its ten folds and interval.
@@ -51,7 +56,9 @@ def evaluate_us8k(
     Examples:
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k
     """
-    return measure(read_urban_sounds(data), model, How(classifier, windows, seed, workers), out)
+    return measure(
+        read_urban_sounds(data), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
 
 
 def read_urban_sounds(data: Path) -> SoundSet:

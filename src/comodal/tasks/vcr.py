@@ -15,12 +15,12 @@ import numpy as np
 
 from comodal.console import say
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Fixed, joined
 from comodal.tasks.fine_tuning import (
-    Precision,
     Setup,
     Start,
     answer,
@@ -151,7 +151,8 @@ def evaluate_vcr(
     answer_words: int = ANSWER_WORDS,
     rationale_words: int = RATIONALE_WORDS,
     max_regions: int = 100,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -165,7 +166,8 @@ def evaluate_vcr(
         answer_words: Word pieces of a question with an answer.
         rationale_words: Word pieces with a rationale.
         max_regions: Regions of a picture.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.csv and the results card; nothing is written without it.
         seed: Of people's names.
 
@@ -180,7 +182,7 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision, HEAD.name)
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
     rows = ImageRows(asked.store)
     riddles, left_out = known(read_riddles(data, seed), rows)
     rows.check(data, len(riddles))

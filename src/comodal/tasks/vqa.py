@@ -15,13 +15,13 @@ import numpy as np
 
 from comodal.console import say
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Text, single
 from comodal.tasks.fine_tuning import (
-    Precision,
     Setup,
     Start,
     answer,
@@ -197,7 +197,8 @@ def evaluate_vqa(
     blank: Blank = "nothing",
     max_words: int = MAX_WORDS,
     max_regions: int = 100,
-    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Answers questions about pictures, and scores the answers as the official code does.
@@ -210,7 +211,8 @@ def evaluate_vqa(
         blank: Leave out the text or the picture.
         max_words: Word pieces of a question.
         max_regions: Regions of an image.
-        precision: bf16 is faster.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
@@ -225,7 +227,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    asked = read_asked(model, regions, blank, max_regions, precision, HEAD)
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD)
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
     rows = ImageRows(asked.store)
     plain = ((str(question.number), question.image, question.text) for question in told)

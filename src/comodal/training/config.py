@@ -46,6 +46,20 @@ def write_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> Non
     temporary.replace(path)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings that a run was started with; empty where there are none yet.
+
+    Raises:
+        RecipeError: The file is damaged.
+    """
+    if not path.exists():
+        return {}
+    found = yaml.safe_load(path.read_text())
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} is damaged: it holds no settings")
+    return found
+
+
 def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """What differs from the settings that a run was started with, as sentences.
 
@@ -57,11 +71,9 @@ def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any
     Raises:
         RecipeError: A parameter that decides about the data or the steps has changed.
     """
-    if not path.exists():
+    before = read_config(path)
+    if not before:
         return []
-    before = yaml.safe_load(path.read_text())
-    if not isinstance(before, dict):
-        raise RecipeError(f"{path} is damaged: it holds no settings")
     now = plain(parameters) | plain(options)
     differs = [name for name, value in now.items() if before.get(name) != value]
     sentences = {name: f"{name} {now[name]} instead of {before.get(name)}" for name in differs}

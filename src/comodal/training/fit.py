@@ -6,9 +6,7 @@ An objective is a module that turns a batch into a dict with "loss"; the other e
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from comodal import distributed
 from comodal.data.batch import Batch
-
-Precision = Literal["bf16", "fp32"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how to compute."""
-
-    device: torch.device
-    precision: Precision = "fp32"
-
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+from comodal.hardware import Compute
 
 
 class NotFiniteError(FloatingPointError):
@@ -46,7 +32,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[int], float],
     steps: range,
-    place: Place,
+    compute: Compute,
     parts: int = 1,
     clip_norm: float = float("inf"),
 ) -> Iterator[dict[str, float]]:
@@ -58,7 +44,7 @@ def fit(
         optimizer: Over the parameters of the objective.
         learning_rate: Of each step; a group of parameters takes its `share_of_rate` of it, if it has one.
         steps: The numbers of the steps to do.
-        place: Where and how to compute.
+        compute: Where and how to compute.
         parts: Batches in a step.
         clip_norm: Gradients with a larger norm are scaled down to it.
 
@@ -72,8 +58,8 @@ def fit(
         losses: list[dict[str, Tensor]] = []
         keys: tuple[str, ...] = ()
         for part, batch in enumerate(islice(batches, parts), start=1):
-            with synchronised(objective, part == parts), place.autocast():
-                metrics = objective(batch.to(place.device))
+            with synchronised(objective, part == parts), compute.autocast():
+                metrics = objective(batch.to(compute.device))
             (metrics["loss"] / parts).backward()
             losses.append({name: value.detach().float() for name, value in metrics.items()})
             keys += batch.keys
@@ -102,11 +88,11 @@ def validate(objective: nn.Module, batches: Iterable[Batch], place: Place) -> di
     objective.eval()
     totals: dict[str, float] = {}
     for batch in batches:
-        with place.autocast():
-            metrics = objective(batch.to(place.device)) | {"samples": torch.tensor(1.0)}
+        with compute.autocast():
+            metrics = objective(batch.to(compute.device)) | {"samples": torch.tensor(1.0)}
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value.item() * len(batch.keys)
-    totals = distributed.all_reduce_sum(totals, place.device)
+    totals = distributed.all_reduce_sum(totals, compute.device)
     samples = totals.pop("samples")
     if not math.isfinite(totals["loss"]):
         raise FloatingPointError(f"the validation loss is {totals['loss']}; a lower --learning-rate may help")

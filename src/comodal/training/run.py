@@ -1,7 +1,8 @@
 """A run: what a recipe returns, and the folder that training it fills.
 
-RUN/config.yaml (settings), metrics.jsonl and tensorboard/ (log), checkpoints/ (exact resume), best/ (the weights that
-did best on held-out examples, where the recipe chooses by them), model/ (what is served).
+RUN/config.yaml (settings), environment.json (hardware and versions), metrics.jsonl and tensorboard/ (log), checkpoints/
+(exact resume), best/ (the weights that did best on held-out examples, where the recipe chooses by them), model/ (what
+is served).
 """
 
 import json
@@ -10,24 +11,27 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from comodal import distributed
+from comodal import distributed, hardware
 from comodal.data.loader import Loader
+from comodal.environment import environment
 from comodal.errors import RecipeError
 from comodal.files import write_whole
+from comodal.hardware import Compute, DeviceName, Precision
 from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.checkpoints import Checkpoints, State
-from comodal.training.config import changes, name_of, plain, resolve, write_config
-from comodal.training.fit import NotFiniteError, Place, Precision, fit, validate
+from comodal.training.config import changes, name_of, plain, read_config, resolve, write_config
+from comodal.training.fit import NotFiniteError, fit, validate
 from comodal.training.log import Log, ProgressLine, read_log
 from comodal.training.stop import Stop
 
+ENVIRONMENT = "environment.json"  # hardware and versions of the last start
 DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
 
 
@@ -52,8 +56,8 @@ def train(
     parameters: Mapping[str, Any],
     out: Path,
     resume: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Precision = "bf16",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
     accumulate: int = 1,
     compile: bool = False,
     log_every: int = 10,
@@ -71,14 +75,15 @@ def train(
         parameters: Its arguments.
         out: The run's folder.
         resume: Go on where the run in this folder stopped; begin if there is none.
-        device: Where to compute; auto takes a GPU if there is one.
-        precision: bf16 computes convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; a resumed run keeps its own), fp32 or
+            bf16: convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
         accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
         compile: Use torch.compile. Pays on a GPU; on a CPU it is slower.
         log_every: Steps between two lines of the log; they hold the mean over the steps between.
         validate_every: Steps between two validations; there is one at the end in any case.
         checkpoint_minutes: Minutes between two checkpoints; there is one at the end in any case.
-        threads: Threads of computation of this process; by default torch decides.
+        threads: Threads of computation of this process; by default the cores that no other process uses.
 
     Raises:
         RecipeError: The folder holds a run and `resume` is not set, or settings have changed that must not.
@@ -90,21 +95,23 @@ def train(
         raise ValueError(
             "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
         )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    options: dict[str, Any] = {"device": device, "precision": precision, "accumulate": accumulate, "compile": compile}
-    options |= {"log_every": log_every, "validate_every": validate_every, "checkpoint_minutes": checkpoint_minutes}
-    values = resolve(recipe, parameters)
-    place = Place(distributed.start(device), precision)
-    if place.device.type == "cpu":
+    values, started = resolve(recipe, parameters), read_config(out / "config.yaml")
+    if precision == "auto" and resume:
+        precision = started.get("precision", "auto")
+    compute = hardware.resolve(str(distributed.start(device)), precision)
+    if compute.device.type == "cpu":
+        torch.set_num_threads(hardware.resolve_threads(threads))
         keep_freed_memory()
+    options: dict[str, Any] = {"device": device, "precision": compute.precision}
+    options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
+    options |= {"validate_every": validate_every, "checkpoint_minutes": checkpoint_minutes}
     try:
         changed = open_folder(out, resume, values, options)
         with torch.random.fork_rng():
             run = recipe(**values)
             about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
             every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
-            sitting = Sitting(run, out, place, every, about)
+            sitting = Sitting(run, out, compute, every, about)
             write_settings(out, recipe, values | options)
             return sitting.work(changed, compile)
     finally:
@@ -128,6 +135,7 @@ def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> No
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         write_config(out / "config.yaml", recipe, values)
+        write_whole(out / ENVIRONMENT, (json.dumps(environment(), indent=2) + "\n").encode())
     distributed.barrier()
 
 
@@ -175,10 +183,10 @@ class Best:
 class Sitting:
     """From where a run stands to its end, or to a signal."""
 
-    def __init__(self, run: Run, out: Path, place: Place, every: Every, about: dict[str, Any]) -> None:
+    def __init__(self, run: Run, out: Path, compute: Compute, every: Every, about: dict[str, Any]) -> None:
         self.run = run
         self.out = out
-        self.place = place
+        self.compute = compute
         self.every = every
         self.about = about
         self.checkpoints = Checkpoints(out / "checkpoints")
@@ -192,7 +200,7 @@ class Sitting:
         """Trains to the end; returns the exit status."""
         run = self.run
         torch.manual_seed(run.seed + distributed.rank())
-        run.objective.to(self.place.device).to(memory_format=torch.channels_last)
+        run.objective.to(self.compute.device).to(memory_format=torch.channels_last)
         self.restore()
         if compile:
             run.objective.compile()
@@ -237,7 +245,7 @@ class Sitting:
         batches = run.batches.batches(self.step * run.batches.batch_size, parts)
         left = range(self.step, run.steps)
         began = time.monotonic()
-        for values in fit(objective, batches, run.optimizer, run.learning_rate, left, self.place, parts):
+        for values in fit(objective, batches, run.optimizer, run.learning_rate, left, self.compute, parts):
             self.step += 1
             last = self.step == run.steps
             self.count(values, time.monotonic() - began)
@@ -245,7 +253,7 @@ class Sitting:
                 self.report(progress, log)
             if run.validation and (last or self.step % self.every.validate_steps == 0):
                 self.validate(log)
-            signal = stop.agreed(self.place.device)
+            signal = stop.agreed(self.compute.device)
             if last or signal or time.monotonic() - self.saved_at > self.every.checkpoint_seconds:
                 self.save()
             if signal and not last:
@@ -262,7 +270,7 @@ class Sitting:
     def report(self, progress: ProgressLine, log: Log | None) -> None:
         """One line of the log, and the progress."""
         steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
-        means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.place.device)
+        means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.compute.device)
         self.sums = {}
         metrics = means | {
             "learning_rate": self.run.learning_rate(self.step - 1),
@@ -275,7 +283,7 @@ class Sitting:
 
     def validate(self, log: Log | None) -> None:
         assert self.run.validation is not None
-        metrics = validate(self.run.objective, self.run.validation.batches(), self.place)
+        metrics = validate(self.run.objective, self.run.validation.batches(), self.compute)
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
             self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)
@@ -286,8 +294,8 @@ class Sitting:
         if not distributed.is_main():
             return
         chance = {"cpu": torch.get_rng_state()}
-        if self.place.device.type == "cuda":
-            chance["cuda"] = torch.cuda.get_rng_state(self.place.device)
+        if self.compute.device.type == "cuda":
+            chance["cuda"] = torch.cuda.get_rng_state(self.compute.device)
         self.checkpoints.save(
             State(
                 step=self.step,
@@ -315,8 +323,8 @@ class Sitting:
         self.run.optimizer.load_state_dict(state.optimizer)
         if distributed.is_main():
             torch.set_rng_state(state.chance["cpu"])
-            if self.place.device.type == "cuda" and "cuda" in state.chance:
-                torch.cuda.set_rng_state(state.chance["cuda"], self.place.device)
+            if self.compute.device.type == "cuda" and "cuda" in state.chance:
+                torch.cuda.set_rng_state(state.chance["cuda"], self.compute.device)
 
     def explain(self, error: NotFiniteError) -> FloatingPointError:
         """Writes down which samples the step had."""

