@@ -79,7 +79,7 @@ def synchronised(objective: nn.Module, now: bool) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def validate(objective: nn.Module, batches: Iterable[Batch], place: Place) -> dict[str, float]:
+def validate(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
     """The mean of each metric over the samples of the batches of all processes.
 
     Raises:
