@@ -1,82 +1,307 @@
 """The command line from outside: what a user types, what comes back, and never a stack trace for a mistake."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+import yaml
 
-from comodal.cli import COMMANDS, main, recipes, spelled
+from comodal.cli import main
+from comodal.cli.parser import Parser, UsageError, options_of
+from comodal.cli.program import GIVEN_BY_RECIPE, INPUTS, page_of_command, page_of_recipe
+from comodal.cli.signatures import SignatureError, read_function
+from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
+from comodal.cli.types import kind_of
+
+PAGES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
+TARGETS = [*(entry.target for entry in (*COMMANDS.values(), *RECIPES.values())), TRAINER]
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "comodal", *words], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("words", [name.split() for name, (target, _) in COMMANDS.items() if target], ids=" ".join)
-def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture):
+def parser_of(function: Any, **settings: bool) -> Parser:
+    return Parser(options_of(inspect.signature(function).parameters.values(), {}, **settings), lambda: "")
+
+
+def parse(function: Any, *words: str) -> dict[str, Any]:
+    return parser_of(function).parse(words).values
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as left:
-        main([*words, "--help"])
+        main([*name.split(), "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert "examples:" in text, "a command shows how it is typed"
-    assert f"comodal {' '.join(words)}" in text.split("examples:")[1]
-
-
-def test_a_recipe_explains_its_parameters_and_the_trainers(capsys: pytest.CaptureFixture):
+    assert text.startswith(f"usage: comodal {name} ")
+    assert f"comodal {name} " in text.split("examples:")[1], "a command shows how it is typed"
+    assert "Optional[" not in text and "<class" not in text
     with pytest.raises(SystemExit):
-        main(["train", "l3net", "--help"])
-    text = capsys.readouterr().out
-    assert "--learning_rate" in text
-    assert "--resume" in text
-    assert "torchrun" in text
+        main(["help", *name.split()])
+    assert capsys.readouterr().out == text
 
 
-def test_recipes_are_the_files_of_the_folder(capsys: pytest.CaptureFixture):
-    assert main(["recipes"]) == 0
+@pytest.mark.parametrize("name", PAGES)
+def test_a_command_without_its_arguments_shows_a_usage_and_one_example(name: str, capsys: pytest.CaptureFixture):
+    page = page_of_recipe(name.split()[1]) if name.startswith("train ") else page_of_command(name)
+    required = [option.shown for option in page.options if option.is_required]
+    if not required:
+        return  # it would run
+    assert main(name.split()) == 2
+    said = capsys.readouterr().err
+    first, usage, example, _ = said.splitlines()
+    assert first.startswith(f"comodal {name}: error: ") and all(shown in first for shown in required)
+    assert usage.startswith(f"usage: comodal {name} ") and all(shown in usage for shown in required)
+    assert example.startswith("example: ") and f"comodal {name} " in example
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_signature_is_read_from_the_source_as_python_makes_it(target: str):
+    module, name = target.split(":")
+    skip = GIVEN_BY_RECIPE if target == TRAINER else frozenset()
+    real = inspect.signature(getattr(importlib.import_module(module), name))
+    read = read_function(target, skip).parameters
+    assert list(read) == [parameter for parameter in real.parameters.values() if parameter.name not in skip]
+
+
+def test_help_and_wrong_usage_do_not_import_torch():
+    code = f"""
+import contextlib, io, sys
+from comodal.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    for words in {[*PAGES, *GROUPS, "list", "list recipes", ""]!r}:
+        with contextlib.suppress(SystemExit):
+            main([*words.split(), "--help"])
+    for words in ("ask", "train l3net", "train l4net", "aks", "ask /no/such.jpg what --model /no/such"):
+        assert main(words.split()) in (1, 2)
+loaded = [name for name in ("torch", "numpy", "av") if name in sys.modules]
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_explains_its_parameters_and_the_trainers():
+    text = page_of_recipe("l3net").full()
+    assert "--learning-rate FLOAT" in text and "--resume" in text and "torchrun" in text
+    assert text.index("required:") < text.index("common options:") < text.index("more options:")
+    assert text.index("--variant") < text.index("more options:") < text.index("--volume")
+
+
+def test_list_shows_all_commands_and_recipes(capsys: pytest.CaptureFixture):
+    assert main(["list"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in recipes())
-    assert {"l3net", "vilbert"} <= set(recipes())
+    assert all(f"comodal {name} " in said for name in COMMANDS)
+    assert main(["list", "recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+    assert main(["list", "recpies"]) == 2
+    assert "Did you mean recipes?" in capsys.readouterr().err
 
 
-def test_options_may_be_written_as_people_write_them():
-    hints = {"resume": bool, "classes": "Sequence[str]", "short_side": int}
-    assert spelled(["--from", "grid", "--zero-shot"], {"from_": str, "zero_shot": bool}) == [
-        "--from_", "grid", "--zero_shot=true",
-    ]  # fmt: skip
-    assert spelled(["--short-side", "64", "--resume"], hints) == ["--short_side", "64", "--resume=true"]
-    assert spelled(["--resume", "false", "a-b"], hints) == ["--resume", "false", "a-b"]
-    like_flags = ["b.resume", "c.classes", "a,b"]  # the third letter on is the name of a flag or list
-    assert spelled(like_flags, hints) == like_flags
-    assert spelled(["--classes", "singing,tap dancing"], hints) == ["--classes", "[singing,tap dancing]"]
+def test_every_recipe_of_the_package_is_in_the_table():
+    package = Path(importlib.import_module("comodal").__file__).parent
+    files = [path for folder in ("recipes", "tasks") for path in (package / folder).glob("*.py")]
+    assert {path.stem for path in files if "\ndef recipe(" in path.read_text()} == set(RECIPES)
+
+
+def test_version(capsys: pytest.CaptureFixture):
+    assert main(["-V"]) == main(["--version"]) == 0
+    assert set(capsys.readouterr().out.splitlines()) == {f"comodal {importlib.import_module('comodal').__version__}"}
+
+
+def sample(
+    folder: Path,
+    files: list[Path],
+    short_side: int = 256,
+    from_: Literal["auto", "grid"] = "auto",
+    resume: bool = False,
+    mirror_some: bool = True,
+    classes: list[str] | None = None,
+    boxes: str | Path | None = None,
+    threads: int | Literal["auto"] = "auto",
+    rate: float = 1e-4,
+) -> None: ...
+
+
+def test_values_of_all_types():
+    words = ["a", "b", "c", "--short-side", "64", "--from", "grid", "--resume", "--no-mirror-some", "--boxes", "grid"]
+    words += ["--classes", "singing", "tap dancing", "--threads", "4", "--rate", "-0.5"]
+    assert parse(sample, *words) == {
+        "folder": Path("a"),
+        "files": [Path("b"), Path("c")],
+        "short_side": 64,
+        "from_": "grid",
+        "resume": True,
+        "mirror_some": False,
+        "boxes": "grid",
+        "classes": ["singing", "tap dancing"],
+        "threads": 4,
+        "rate": -0.5,
+    }
+
+
+@pytest.mark.parametrize("words", [["--short_side", "64"], ["--short-side=64"], ["--short_side=64"]])
+def test_flags_are_written_with_dashes_or_underscores(words: list[str]):
+    assert parse(sample, *words) == {"short_side": 64}
+    assert parse(sample, "--mirror_some") == {"mirror_some": True}
+    assert parse(sample, "--no_mirror_some") == parse(sample, "--no-mirror_some") == {"mirror_some": False}
+
+
+def test_arguments_may_stand_before_and_behind_flags():
+    assert parse(sample, "a", "--resume", "b", "--short-side", "8", "c") == {
+        "folder": Path("a"),
+        "files": [Path("b"), Path("c")],
+        "resume": True,
+        "short_side": 8,
+    }
+    assert parse(sample, "--", "a", "--resume")["files"] == [Path("--resume")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--short-side", "many"], "--short-side: 'many' is not an integer"),
+        (["--short_side", "1.5"], "--short-side: '1.5' is not an integer"),
+        (["--short-side"], "--short-side: expected one argument"),
+        (["--rate", "fast"], "--rate: 'fast' is not a number"),
+        (["--from", "gird"], "--from: 'gird' is not one of auto, grid. Did you mean grid?"),
+        (["--shrot-side", "8"], "there is no option --shrot-side. Did you mean --short-side?"),
+        (["--shrot_side=8"], "there is no option --shrot_side. Did you mean --short-side?"),
+        (["--short", "8"], "there is no option --short. Did you mean --short-side?"),
+        (["a", "latin\udcff.wav"], "FILES: 'latin\\udcff.wav' is not UTF-8; if it is a file, rename it"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_sentence(words: list[str], sentence: str):
+    with pytest.raises(UsageError) as raised:
+        parse(sample, *words)
+    assert str(raised.value) == sentence
+
+
+def test_an_argument_too_many():
+    def one(image: Path, top: int = 5) -> None: ...
+
+    with pytest.raises(UsageError, match="'b' is one argument too many"):
+        parse(one, "a", "b")
+
+
+def test_settings_of_a_file_and_of_flags(tmp_path: Path):
+    path = tmp_path / "settings.yaml"
+    settings = {"folder": "a", "files": ["b"], "short-side": 8, "from": "grid", "resume": True, "rate": 1}
+    path.write_text(yaml.safe_dump(settings | {"classes": None}) + "threads: auto\n")
+    parser = parser_of(sample)
+    values = parser.parse(["--config", str(path), "--short-side", "16", "--no-resume"]).values
+    assert values == {
+        "folder": Path("a"),
+        "files": [Path("b")],
+        "short_side": 16,
+        "from_": "grid",
+        "resume": False,
+        "rate": 1.0,
+        "classes": None,
+        "threads": "auto",
+    }
+    assert parser.missing(values) == []
+    assert parser.missing(parser.parse([]).values) == ["FOLDER", "FILES"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("short_sied: 8", "there is no option short_sied. Did you mean short_side?"),
+        ("short_side: many", "short_side: 'many' is not an integer"),
+        ("short_side: null", "short_side: None is not one INT"),
+        ("resume: 1", "resume: 1 is not true or false"),
+        ("files: b", "files: 'b' is not a list"),
+        ("7", "does not hold names and values"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_wrong_settings_file(tmp_path: Path, text: str, sentence: str):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as raised:
+        parse(sample, "--config", str(path))
+    assert str(path) in str(raised.value) and sentence in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_settings_file_that_is_not_there():
+    with pytest.raises(UsageError, match=r"/no/such\.yaml cannot be read"):
+        parse(sample, "--config", "/no/such.yaml")
+
+
+@pytest.mark.parametrize("annotation", [dict[str, int], list[list[int]], bytes, list[int] | int, inspect.Parameter])
+def test_types_without_words_are_refused(annotation: Any):
+    with pytest.raises(TypeError):
+        kind_of(annotation)
+
+
+def test_a_default_that_is_computed_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "computed_default.py").write_text("def command(count: int = len('abc')) -> None: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SignatureError, match="cannot be read without importing it"):
+        read_function("computed_default:command")
+
+
+def test_inputs_are_parameters_of_some_command():
+    pages = [page_of_command(name) for name in COMMANDS] + [page_of_recipe(name) for name in RECIPES]
+    options = [option for page in pages for option in page.options]
+    assert {option.name for option in options} >= INPUTS
+    of_paths = {one.name for one in options if one.kind.placeholder == "PATH"}
+    assert of_paths >= INPUTS and "out" not in INPUTS
 
 
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
-        (["prepare", "vidoes"], 2, "no command 'prepare vidoes'"),
-        (["train", "l4net"], 2, "there is no recipe 'l4net'"),
+        (["prepare", "vidoes"], 2, "there is no command 'prepare vidoes'. Did you mean prepare videos?"),
+        (["evalute", "esc50"], 2, "Did you mean evaluate esc50?"),
+        (["serch"], 2, "there is no command 'serch'. Did you mean search?"),
+        (["--hlep"], 2, "there is no option --hlep. Did you mean --help?"),
+        (["train", "l4net"], 2, "there is no recipe 'l4net'. Did you mean l3net?"),
         (["prepare", "videos", "/no/such/folder", "out"], 1, "/no/such/folder"),
         (["train", "l3net", "--data", "/no/such/shards", "--out", "{tmp}/run"], 1, "/no/such/shards"),
         (["evaluate", "esc50", "--model", "/no/such/run", "--data", "/no/such/data"], 1, "/no/such/"),
         (["inspect", "/no/such/file"], 1, "/no/such/file"),
         (["embed", "audio", "/no/such.wav", "--model", "/no/such/run"], 1, "/no/such"),
-        (["train", "l3net", "--data", "x", "--out", "y", "--steps", "many"], 2, "steps"),
+        (["train", "l3net", "--data", "x", "--out", "y", "--steps", "many"], 2, "--steps: 'many' is not an integer"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence(words: list[str], status: int, sentence: str, tmp_path: Path):
-    done = run(*(word.format(tmp=tmp_path) for word in words))
-    assert done.returncode == status, done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_mistake_ends_in_one_sentence(
+    words: list[str], status: int, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert main([word.format(tmp=tmp_path) for word in words]) == status
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
 
 
-def test_a_recipes_settings_can_be_printed_and_given_as_a_file(tmp_path: Path):
-    printed = run("train", "l3net", "--data", "d", "--out", str(tmp_path / "run"), "--width", "8", "--print_config")
-    assert printed.returncode == 0
-    assert "width: 8" in printed.stdout
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture):
+    assert main([group, "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in RECIPES) if group == "train" else f"comodal {group} " in listed
+    assert main([group]) == 2
+    assert capsys.readouterr().err == listed
+
+
+def test_from_the_shell_a_mistake_has_no_stack_trace(tmp_path: Path):
+    done = run("inspect", str(tmp_path / "nowhere"))
+    assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert run("inspect").returncode == 2
+
+
+def test_a_recipes_settings_can_be_printed_and_given_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["train", "l3net", "--out", str(tmp_path / "run"), "--width", "8"]
+    assert main([*words, "--data", "d", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    values = yaml.safe_load(printed)
+    assert values["width"] == 8 and values["seed"] == 0 and values["data"] == "d"
     settings = tmp_path / "settings.yaml"
-    settings.write_text(printed.stdout.replace("data: d", "data: /no/such/shards"))
-    done = run("train", "l3net", "--config", str(settings))
-    assert done.returncode == 1
-    assert "/no/such/shards" in done.stderr
+    settings.write_text(printed.replace("data: d", "data: /no/such/shards"))
+    assert main(["train", "l3net", "--config", str(settings)]) == 1
+    assert "/no/such/shards" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_what_cannot_be_explained_is_told(world: Path, run: Path, tmp_path: Path
 def test_the_flag_is_told(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    assert "--explain EXPLAIN" in capsys.readouterr().out
+    assert "--explain PATH" in capsys.readouterr().out
 
 
 def test_the_report_shows_held_out_pictures_in_the_same_way(tmp_path: Path):

@@ -83,7 +83,7 @@ def test_names_may_be_anything_that_is_text(model: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert "1 of 7 files could not be embedded" in said and "unreadable: its name is not UTF-8; rename it" in said
     assert {path.stem for path in tmp_path.glob("*.npz")} == {Path(name).stem for name in NAMES}
-    assert main(["embed", "audio", str(tmp_path / os.fsdecode(b"latin\xff.wav")), "--model", str(model)]) == 1
+    assert main(["embed", "audio", str(tmp_path / os.fsdecode(b"latin\xff.wav")), "--model", str(model)]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
 
 

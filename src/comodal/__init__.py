@@ -7,7 +7,6 @@ line's help does not wait for torch.
 import importlib
 import os
 import sys
-from importlib.metadata import version
 
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     # GNU OpenMP reads it when torch is loaded. Threads that spin at barriers lose most of their speed beside another
@@ -60,10 +59,11 @@ _DEFINED_IN = {
     "train": "comodal.training.run",
 }
 __all__ = ["__version__", *_DEFINED_IN]
-__version__ = version("comodal")
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":  # reading it takes longer than all else that the help of a command does
+        return importlib.import_module("importlib.metadata").version("comodal")
     if name not in _DEFINED_IN:
         raise AttributeError(f"comodal has no public name {name!r}")
     return getattr(importlib.import_module(_DEFINED_IN[name]), name)

@@ -94,7 +94,7 @@ def prepare_videos(
 
     Examples:
         comodal prepare videos clips/ shards/
-        comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes '[kinetics-sounds]'
+        comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
     """
     _check(validation, test, limit, videos_per_shard)
     source, out = Path(source), Path(out)

@@ -83,7 +83,7 @@ def make_playground(
     Examples:
         comodal playground world/
         comodal playground big/ --videos 5000 --seconds 10 --seed 1
-        comodal playground world/ --tasks coco,vcr
+        comodal playground world/ --tasks coco vcr
     """
     if side % 2:
         raise ValueError(f"H.264 needs an even side, got {side}")

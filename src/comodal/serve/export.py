@@ -72,7 +72,7 @@ def export(
     Examples:
         comodal export RUN --to onnx
         comodal export RUN --to openvino --int8 recordings/
-        comodal export 12-in-1/ --to onnx --only '[vqa, score]'
+        comodal export 12-in-1/ --to onnx --only vqa score
     """
     model = load_model(run)
     require((*WRITING[to], *RUNNING[to]), to)

@@ -1,0 +1,5 @@
+"""The command line: `comodal COMMAND ...`."""
+
+from comodal.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,32 @@
+"""The parts of a docstring in Google's style: the text, the arguments, the examples."""
+
+import re
+import textwrap
+from dataclasses import dataclass
+
+SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?):$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A docstring in parts.
+
+    Attributes:
+        about: What stands before the first section.
+        arguments: One text for each argument, on one line.
+        examples: The lines of the examples, without indentation.
+    """
+
+    about: str
+    arguments: dict[str, str]
+    examples: tuple[str, ...]
+
+
+def split_docstring(doc: str) -> Docstring:
+    """Splits a docstring whose indentation has been removed."""
+    about, *parts = SECTION.split(doc)
+    sections = {title: textwrap.dedent(body).strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    entries = re.split(r"^(\w+):\s", sections.get("Args", ""), flags=re.MULTILINE)[1:]
+    arguments = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    examples = sections.get("Examples") or sections.get("Example") or ""
+    return Docstring(about.strip(), arguments, tuple(line for line in examples.splitlines() if line.strip()))

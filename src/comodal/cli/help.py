@@ -1,0 +1,142 @@
+"""The help page of a command, its short usage, and the list of commands."""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from comodal.cli.docstrings import Docstring
+from comodal.cli.parser import Option
+from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, Entry
+
+COMMON = (
+    *("data", "model", "out", "variant", "steps", "epochs", "batch_size", "learning_rate", "resume"),
+    *("device", "precision", "engine", "workers", "seed", "json", "overwrite"),
+)
+NAME_WIDTH, LONGEST_LINE = 28, 120
+ALWAYS = (
+    ("--config FILE", "Take options from a YAML file, such as the config.yaml of a run. Flags win over the file."),
+    ("--print-config", "Print all options as YAML, and do nothing else."),
+    ("-h, --help", "Print this page."),
+)
+
+
+class Page:
+    """What the help of one command says.
+
+    Args:
+        name: Of the command, such as "embed audio".
+        options: What it takes.
+        docstring: Of its function.
+    """
+
+    def __init__(self, name: str, options: Sequence[Option], docstring: Docstring) -> None:
+        self.name = name
+        self.options = options
+        self.docstring = docstring
+
+    def usage(self) -> str:
+        """One line with what is required."""
+        words = [one.shown + "..." * one.kind.is_list for one in self.options if one.is_positional]
+        words += [
+            f"{one.flags[0]} {one.kind.placeholder}"
+            for one in self.options
+            if one.is_required and not one.is_positional
+        ]
+        return " ".join(["usage: comodal", self.name, *words, "[options]"])
+
+    def short(self) -> str:
+        """The usage and one example."""
+        example = [line for line in self.docstring.examples if f"comodal {self.name} " in line][:1]
+        lines = [
+            self.usage(),
+            *(f"example: {line}" for line in example),
+            f"`comodal {self.name} --help` lists all options.",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def full(self) -> str:
+        """The whole page: required arguments first, then common options, then the others, then examples."""
+        required = [one for one in self.options if one.is_required]
+        rest = [one for one in self.options if not one.is_required]
+        common = sorted((one for one in rest if one.name in COMMON), key=lambda one: COMMON.index(one.name))
+        others = [one for one in rest if one.name not in COMMON]
+        parts = [self.usage(), self.docstring.about]
+        for title, options in (("required", required), ("common options", common), ("more options", others)):
+            rows = [(invocation(one), explanation(one)) for one in options]
+            rows += ALWAYS if title == "more options" else ()
+            if rows:
+                parts.append(f"{title}:\n" + columns(rows, NAME_WIDTH))
+        if self.docstring.examples:
+            parts.append("\n".join(["examples:", *(f"  {line}" for line in self.docstring.examples)]))
+        return "\n\n".join(parts) + "\n"
+
+
+def invocation(option: Option) -> str:
+    """How an option is written."""
+    if option.is_positional:
+        return option.shown + "..." * option.kind.is_list
+    if option.kind.is_switch:
+        return option.shown if option.default is False else f"{option.shown}, --no-{option.shown[2:]}"
+    return f"{option.shown} {option.kind.placeholder}" + " ..." * option.kind.is_list
+
+
+def explanation(option: Option) -> str:
+    """What an option means, its choices where they are many, and its default."""
+    text = option.help
+    if option.kind.choices and option.kind.placeholder == "NAME":
+        text += f" One of {', '.join(option.kind.choices)}."
+    default = as_word(option.default)
+    return text if option.is_required or not default else f"{text} (default: {default})"
+
+
+def as_word(value: Any) -> str:
+    """A default as it would be written; nothing where there is none to show."""
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return "on"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def columns(rows: Iterable[tuple[str, str]], width: int) -> str:
+    """Names, and beside each its wrapped text."""
+    line = min(shutil.get_terminal_size((100, 24)).columns, LONGEST_LINE)
+    texts = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, max(line - width - 2, 20)) or [""]
+        if len(name) > width - 4:
+            texts.append(f"  {name}")
+        else:
+            texts.append(f"  {name:<{width - 2}}{wrapped.pop(0)}".rstrip())
+        texts += [" " * width + part for part in wrapped]
+    return "\n".join(texts)
+
+
+def list_entries(entries: dict[str, Entry], prefix: str = "") -> str:
+    """Names with their sentences."""
+    rows = [(f"{prefix}{name}", entry.about) for name, entry in entries.items()]
+    return columns(rows, max(len(name) for name, _ in rows) + 6)
+
+
+def list_commands(group: str = "") -> str:
+    """The commands, or those of a group."""
+    if group == "train":
+        return list_entries(RECIPES)
+    chosen = {name: entry for name, entry in COMMANDS.items() if not group or name.split()[0] == group}
+    if not group:
+        chosen["train"] = Entry("", GROUPS["train"])
+        chosen["list"] = Entry("", "commands and recipes: comodal list [commands|recipes]")
+        chosen["help"] = Entry("", "the help page of a command: comodal help COMMAND")
+    return list_entries(chosen, "comodal ")
+
+
+def overview(group: str = "") -> str:
+    """The help of the whole command line, or of one group of commands."""
+    word = "RECIPE" if group == "train" else "COMMAND"
+    usage = " ".join(filter(None, ["usage: comodal", group, word, "..."]))
+    about = GROUPS.get(group, "self-supervised learning from video with audio, and from images with text")
+    end = f"`{' '.join(filter(None, ['comodal', group, word, '--help']))}` lists options and examples."
+    return "\n\n".join([usage, about, list_commands(group), end]) + "\n"

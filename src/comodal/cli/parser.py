@@ -1,0 +1,217 @@
+"""Options of a command from the parameters of its function: parsing by argparse, and settings from a YAML file.
+
+A flag is a parameter's name with dashes; the name with underscores is accepted as well. `--flag` and `--no-flag` set a
+boolean, and a list takes one or more words.
+"""
+
+import argparse
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from comodal.cli.types import Kind, did_you_mean, kind_of
+
+POSITIONAL = {
+    *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
+    *("image", "question", "text", "texts", "phrase", "repository"),
+}
+
+
+class UsageError(Exception):
+    """Words that are not a correct command.
+
+    Args:
+        sentence: What is wrong.
+        is_incomplete: Whether required arguments are missing.
+    """
+
+    def __init__(self, sentence: str, is_incomplete: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_incomplete = is_incomplete
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter as the command line shows it."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    is_positional: bool
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @cached_property
+    def flags(self) -> list[str]:
+        """With dashes, as help and messages have it, then with underscores. `from_` is the flag --from."""
+        name = self.name.rstrip("_")
+        return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+
+    @property
+    def shown(self) -> str:
+        return self.name.upper() if self.is_positional else self.flags[0]
+
+
+def options_of(
+    parameters: Iterable[inspect.Parameter], helps: Mapping[str, str], flags_only: bool = False
+) -> tuple[Option, ...]:
+    """The options of a function's parameters: its required inputs are positional, all others flags."""
+    return tuple(
+        Option(
+            one.name,
+            kind_of(one.annotation),
+            one.default,
+            helps.get(one.name, ""),
+            one.default is one.empty and one.name in POSITIONAL and not flags_only,
+        )
+        for one in parameters
+    )
+
+
+class Parsed(NamedTuple):
+    """The values that were given, and whether they are to be printed only."""
+
+    values: dict[str, Any]
+    is_print: bool
+
+
+class Switch(argparse.Action):
+    """Sets a boolean: `--flag` is true, `--no-flag` is false."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        del parser, values
+        setattr(namespace, self.dest, not (flag or "").startswith("--no-") and not (flag or "").startswith("--no_"))
+
+
+class ConvertedValue(argparse.Action):
+    """Stores a value, or a list of values, of an option's kind."""
+
+    def __init__(self, *, option: Option, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.option = option
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        del flag
+        kind = self.option.kind
+        try:
+            value = [kind.convert(word) for word in values] if kind.is_list else kind.convert(values)
+        except ValueError as error:
+            parser.error(f"{self.option.shown}: {error}")
+        setattr(namespace, self.dest, value)
+
+
+class Words(argparse.ArgumentParser):
+    """argparse that raises UsageError where it would leave the program."""
+
+    def __init__(self, format_help: Callable[[], str] = str, **settings: Any) -> None:
+        super().__init__(
+            usage="", allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False, **settings
+        )
+        self.format_page = format_help
+
+    def format_help(self) -> str:
+        return self.format_page()
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def read(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The values of the words, and the words that are left over."""
+        try:
+            namespace, rest = self.parse_known_args(words)
+        except argparse.ArgumentError as error:
+            raise UsageError(f"{(error.argument_name or '').split('/')[0]}: {error.message}") from None
+        return vars(namespace), rest
+
+
+class Parser:
+    """Parses the words of one command: its flags, wherever they stand, and then what is left as its arguments.
+
+    Args:
+        options: What there is.
+        format_help: Writes the help page.
+    """
+
+    def __init__(self, options: Sequence[Option], format_help: Callable[[], str]) -> None:
+        self.options = options
+        self.flags = Words(format_help)
+        self.arguments = Words(add_help=False)
+        self.flags.add_argument("--config", type=Path)
+        self.flags.add_argument("--print-config", "--print_config", action="store_true")
+        for option in options:
+            self.add(option)
+
+    def add(self, option: Option) -> None:
+        """Adds a flag or a positional argument. Which are missing is found out later, as a file may give some."""
+        settings: dict[str, Any] = {"action": ConvertedValue, "option": option}
+        if option.is_positional:
+            self.arguments.add_argument(option.name, nargs="*" if option.kind.is_list else "?", **settings)
+        elif option.kind.is_switch:
+            off = [f"--no-{option.flags[0][2:]}", f"--no-{option.name}", f"--no_{option.name}"]
+            self.flags.add_argument(*option.flags, *dict.fromkeys(off), dest=option.name, action=Switch, nargs=0)
+        else:
+            nargs = "+" if option.kind.is_list else None
+            self.flags.add_argument(*option.flags, dest=option.name, nargs=nargs, **settings)
+
+    def parse(self, words: Sequence[str]) -> Parsed:
+        """What the words and the file of `--config` say; the words come first. Defaults are left out.
+
+        Raises:
+            UsageError: An option is unknown, or a value is of another type.
+        """
+        end = words.index("--") if "--" in words else len(words)  # what follows it is not a flag
+        given, rest = self.flags.read(words[:end])
+        unknown = next((word.partition("=")[0] for word in rest if word.startswith("--")), "")
+        if unknown:
+            known = [one.flags[0] for one in self.options if not one.is_positional]
+            hint = did_you_mean(unknown.replace("_", "-"), [*known, "--help", "--config", "--print-config"])
+            raise UsageError(f"there is no option {unknown}{hint}")
+        rest += words[end + 1 :]
+        arguments, extra = self.arguments.read(["--", *rest] if rest else [])
+        if extra:
+            raise UsageError(f"{extra[-1]!r} is one argument too many")
+        is_print = given.pop("print_config", False)
+        settings = read_settings(given.pop("config", None), self.options)
+        return Parsed(settings | given | arguments, is_print)
+
+    def missing(self, values: Mapping[str, Any]) -> list[str]:
+        """The required arguments that no value was given for."""
+        return [option.shown for option in self.options if option.is_required and option.name not in values]
+
+
+def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any]:
+    """The values of a YAML file, such as a run's config.yaml.
+
+    Raises:
+        UsageError: It cannot be read, names an unknown option, or has a value of another type.
+    """
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"--config: {path} does not hold names and values")
+    known, values = {option.name.rstrip("_"): option for option in options}, {}
+    for name, value in settings.items():
+        option = known.get(str(name).replace("-", "_"))
+        if option is None:
+            raise UsageError(f"--config: {path}: there is no option {name}{did_you_mean(str(name), known)}")
+        try:
+            values[option.name] = option.kind.read(value)
+        except ValueError as error:
+            raise UsageError(f"--config: {path}: {name}: {error}") from None
+    return values

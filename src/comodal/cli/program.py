@@ -1,0 +1,201 @@
+"""Runs a command: its help and its mistakes without importing what computes, then its Python function.
+
+A command is a thin call of a function with the same parameters. Exit statuses: 0 done, 1 failed with one sentence, 2
+wrong usage, 130 interrupted.
+"""
+
+import errno
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comodal.cli.docstrings import split_docstring
+from comodal.cli.help import Page, list_commands, list_entries, overview
+from comodal.cli.parser import Option, Parser, UsageError, options_of
+from comodal.cli.signatures import read_function
+from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
+from comodal.cli.types import did_you_mean
+from comodal.errors import ComodalError, DataError
+from comodal.training.config import plain
+
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+GIVEN_BY_RECIPE = frozenset({"recipe", "parameters"})
+# Parameters of type Path that name what must be there; others may be written, or are read only sometimes.
+INPUTS = {
+    *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
+    *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except (ComodalError, ValueError, FloatingPointError) as error:
+        return report_failure(error, str(error))
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        where = f"{error.filename}: " if error.filename else ""
+        return report_failure(error, f"{where}{reasons.get(error.errno or 0, error.strerror or str(error))}")
+    except KeyboardInterrupt:
+        print("comodal: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def report_failure(error: BaseException, sentence: str) -> int:
+    """Prints one sentence; COMODAL_DEBUG=1 shows the stack trace instead."""
+    if os.environ.get("COMODAL_DEBUG"):
+        raise error
+    say_error(f"comodal: error: {sentence}")
+    return FAILED
+
+
+def say_error(sentence: str) -> None:
+    """Prints a sentence that may hold other people's words; what prints is imported only now, as it takes 0.1 s."""
+    importlib.import_module("comodal.console").say(sentence, stderr=True)
+
+
+def report_usage(name: str, sentence: str, more: str = "") -> int:
+    """Prints what is wrong with the words of a command, in one line."""
+    say_error(f"comodal{' ' * bool(name)}{name}: error: {sentence}")
+    print(more, file=sys.stderr, end="")
+    return USAGE_ERROR
+
+
+def dispatch(words: list[str]) -> int:
+    """Runs what the first words name."""
+    match words:
+        case [] | ["-h" | "--help" | "help"] | ["help", "-h" | "--help"]:
+            print(overview(), end="")
+            return 0
+        case ["-V" | "--version"]:
+            print(f"comodal {importlib.import_module('comodal').__version__}")
+            return 0
+        case ["help", *rest]:
+            return dispatch([*rest, "--help"])
+        case ["list", *rest]:
+            return run_list(rest)
+        case [group, "-h" | "--help"] if group in GROUPS:
+            print(overview(group), end="")
+            return 0
+        case [group] if group in GROUPS:
+            print(overview(group), end="", file=sys.stderr)
+            return USAGE_ERROR
+        case ["train", recipe, *rest]:
+            return run_train(recipe, rest)
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return run_command(name, words[length:])
+    if words[0].startswith("-"):
+        return report_usage("", f"there is no option {words[0]}{did_you_mean(words[0], ['--help', '--version'])}")
+    name = " ".join(words[: 1 + (words[0] in GROUPS)])
+    known = [*COMMANDS, *GROUPS, "list", "help"]
+    return report_usage(
+        "", f"there is no command {name!r}{did_you_mean(' '.join(words[:2]), known) or did_you_mean(name, known)}"
+    )
+
+
+def run_list(words: list[str]) -> int:
+    """`comodal list`: commands, recipes, or the commands of a group."""
+    if words in ([], ["-h"], ["--help"]):
+        print(f"commands:\n{list_commands()}\n\nrecipes, for `comodal train`:\n{list_entries(RECIPES)}")
+    elif words == ["commands"]:
+        print(list_commands())
+    elif words == ["recipes"]:
+        print(list_entries(RECIPES))
+    elif words[0] in GROUPS and len(words) == 1:
+        print(list_commands(words[0]))
+    else:
+        kinds = ["commands", "recipes", *GROUPS]
+        return report_usage("list", f"{words[-1]!r} is not one of {', '.join(kinds)}{did_you_mean(words[-1], kinds)}")
+    return 0
+
+
+def load(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def page_of_command(name: str) -> Page:
+    """The help page of a command."""
+    function = read_function(COMMANDS[name].target)
+    docstring = split_docstring(function.doc)
+    is_evaluation = name.startswith("evaluate ")
+    return Page(name, options_of(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
+
+
+def page_of_recipe(name: str) -> Page:
+    """The help page of `comodal train NAME`: the recipe's parameters and the trainer's."""
+    recipe, trainer = read_function(RECIPES[name].target), read_function(TRAINER, GIVEN_BY_RECIPE)
+    docstring = split_docstring(recipe.doc)
+    helps = split_docstring(trainer.doc).arguments | docstring.arguments
+    parameters = (*recipe.parameters, *trainer.parameters)
+    return Page(f"train {name}", options_of(parameters, helps, flags_only=True), docstring)
+
+
+def run_command(name: str, words: list[str]) -> int:
+    """Parses a command's words, and calls its function."""
+    return run_page(page_of_command(name), words, lambda values: load(COMMANDS[name].target)(**values))
+
+
+def run_train(name: str, words: list[str]) -> int:
+    """Parses the words of `comodal train RECIPE`, and trains."""
+    if name not in RECIPES:
+        hint = did_you_mean(name, RECIPES) or "; `comodal list recipes` lists them"
+        return report_usage("train", f"there is no recipe {name!r}{hint}")
+    own = {parameter.name for parameter in read_function(RECIPES[name].target).parameters}
+
+    def start(values: dict[str, Any]) -> int:
+        parameters = {key: values.pop(key) for key in own & set(values)}
+        return int(load(TRAINER)(load(RECIPES[name].target), parameters, **values))
+
+    return run_page(page_of_recipe(name), words, start)
+
+
+def run_page(page: Page, words: list[str], call: Callable[[dict[str, Any]], Any]) -> int:
+    """Parses words by a command's options; calls its function where they are complete and correct."""
+    parser = Parser(page.options, page.full)
+    try:
+        values, is_print = parser.parse(words)
+    except UsageError as error:
+        return report_usage(page.name, str(error))
+    if is_print:
+        print(yaml.safe_dump(plain(with_defaults(page.options, values)), sort_keys=False), end="")
+        return 0
+    missing = parser.missing(values)
+    if missing:
+        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.short())
+    check_inputs(values)
+    result = call(values)
+    return result if page.name.startswith("train ") else 0
+
+
+def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
+    """Every option's value, except of required ones that were not given."""
+    return {one.name: values.get(one.name, one.default) for one in options if one.name in values or not one.is_required}
+
+
+def check_inputs(values: dict[str, Any]) -> None:
+    """Refuses files that are not there before anything is imported.
+
+    Raises:
+        DataError: An input does not exist.
+    """
+    for name in INPUTS & set(values):
+        value = values[name]
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and not path.exists():
+                raise DataError(f"{path} does not exist")

@@ -1,0 +1,144 @@
+"""The types of parameters: how a word of the command line, or a value of a YAML file, becomes a value of the type."""
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+WORD_LENGTH = 48  # of the choices that stand in a line of help; more of them stand in the text
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of parameter.
+
+    Attributes:
+        convert: Makes a value of one word; raises ValueError with a sentence.
+        placeholder: What stands for the value in help.
+        choices: The words that are possible, if they are few.
+        is_list: Whether the parameter takes one or more words.
+        is_switch: Whether it is on or off, and takes no word.
+        is_optional: Whether None is a value.
+    """
+
+    convert: Callable[[str], Any]
+    placeholder: str
+    choices: tuple[str, ...] = ()
+    is_list: bool = False
+    is_switch: bool = False
+    is_optional: bool = False
+
+    def read(self, value: object) -> Any:
+        """The value of a YAML file.
+
+        Raises:
+            ValueError: It is of another type.
+        """
+        if value is None and self.is_optional:
+            return None
+        if self.is_switch:
+            if not isinstance(value, bool):
+                raise ValueError(f"{value!r} is not true or false")
+            return value
+        if self.is_list:
+            if not isinstance(value, list):
+                raise ValueError(f"{value!r} is not a list")
+            return [self.read_one(one) for one in value]
+        return self.read_one(value)
+
+    def read_one(self, value: object) -> Any:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is not one {self.placeholder}")
+        return self.convert(str(value))
+
+
+def read_text(word: str) -> str:
+    """A word as it is.
+
+    Raises:
+        ValueError: It is the name of a file in another encoding than UTF-8, which no result could hold.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{word!a} is not UTF-8; if it is a file, rename it") from None
+    return word
+
+
+def read_path(word: str) -> Path:
+    return Path(read_text(word))
+
+
+def read_number(word: str, kind: type[int] | type[float]) -> int | float:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not {'an integer' if kind is int else 'a number'}") from None
+
+
+PLAIN = {
+    bool: Kind(bool, "", is_switch=True),
+    int: Kind(lambda word: read_number(word, int), "INT"),
+    float: Kind(lambda word: read_number(word, float), "FLOAT"),
+    str: Kind(read_text, "TEXT"),
+    Path: Kind(read_path, "PATH"),
+}
+
+
+def kind_of(annotation: Any) -> Kind:
+    """The kind of an annotation.
+
+    Raises:
+        TypeError: The command line has no way to write such a value.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in PLAIN:
+        return PLAIN[annotation]
+    if origin is Literal:
+        return choice_of(arguments)
+    if origin in (Union, types.UnionType):
+        kinds = [kind_of(one) for one in arguments if one is not types.NoneType]
+        chosen = kinds[0] if len(kinds) == 1 else any_of(kinds)
+        return replace(chosen, is_optional=types.NoneType in arguments)
+    if origin in (list, Sequence) or (origin is tuple and arguments[1:] == (...,)):
+        one = kind_of(arguments[0])
+        if not (one.is_list or one.is_switch):
+            return replace(one, is_list=True, is_optional=False)
+    raise TypeError(f"a command cannot have a parameter of the type {annotation}")
+
+
+def choice_of(values: Sequence[Any]) -> Kind:
+    """One of a few values."""
+    words = {str(value): value for value in values}
+
+    def convert(word: str) -> Any:
+        if word not in words:
+            raise ValueError(f"{word!r} is not one of {', '.join(words)}{did_you_mean(word, words)}")
+        return words[word]
+
+    joined = "{" + ",".join(words) + "}"
+    return Kind(convert, joined if len(joined) <= WORD_LENGTH else "NAME", tuple(words))
+
+
+def any_of(kinds: Sequence[Kind]) -> Kind:
+    """The first of several kinds that can read the word."""
+    if any(kind.is_list or kind.is_switch for kind in kinds):
+        raise TypeError("a command cannot have a parameter that is either one value or a list")
+
+    def convert(word: str) -> Any:
+        for kind in kinds[:-1]:
+            try:
+                return kind.convert(word)
+            except ValueError:
+                continue
+        return kinds[-1].convert(word)
+
+    return Kind(convert, "|".join(dict.fromkeys(kind.placeholder for kind in kinds)))
+
+
+def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """The end of a sentence that names the closest known word, or nothing."""
+    close = get_close_matches(word, list(known), 1)
+    return f". Did you mean {close[0]}?" if close else ""
