@@ -207,24 +207,37 @@ class OriginalAdamW:
             parameter -= learning_rate * decay * parameter
 
 
-@pytest.mark.parametrize("folder", **ids(folders_with("trajectory.json")))
-def test_optimizer_steps(folder: Path):
-    model = model_of(folder)
-    optimizer = OriginalAdamW(model)
-    trajectory = read_json(folder / "trajectory.json")["trajectory"]
-    for step, inputs in zip(trajectory, batches_of(folder), strict=True):
-        losses = losses_of(folder, model, inputs)
-        named = {"masked_lm": "word_loss", "masked_img": "region_loss", "nsp": "alignment_loss"}
-        for theirs, ours in named.items():
-            assert losses[ours].item() == pytest.approx(step[theirs], rel=1e-5)
+def steps_of(folder: Path, dtype: torch.dtype) -> tuple[ViLBERT, list[dict[str, float]]]:
+    """The model after the trajectory's steps, and the losses on the way."""
+    model = model_of(folder).to(dtype)
+    optimizer, found = OriginalAdamW(model), []
+    for step, inputs in zip(read_json(folder / "trajectory.json")["trajectory"], batches_of(folder), strict=True):
+        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        losses = losses_of(folder, model, given)
         model.zero_grad()
         losses["loss"].backward()
         optimizer.step(step["lr"])
+        found.append({name: loss.item() for name, loss in losses.items()})
+    return model, found
+
+
+@pytest.mark.parametrize("folder", **ids(folders_with("trajectory.json")))
+def test_optimizer_steps(folder: Path):
+    """Adam magnifies rounding where gradients are near zero. How much, fp64 tells: the original's own distance from it
+    is what ours may have in addition."""
+    model, losses = steps_of(folder, torch.float32)
+    exact, _ = steps_of(folder, torch.float64)
+    named = {"masked_lm": "word_loss", "masked_img": "region_loss", "nsp": "alignment_loss"}
+    for ours, theirs in zip(losses, read_json(folder / "trajectory.json")["trajectory"], strict=True):
+        for name, our_name in named.items():
+            assert ours[our_name] == pytest.approx(theirs[name], rel=1e-5)
     # A key's bias moves all scores of a query alike: its gradient is rounding, of which Adam makes steps.
     final = tensors(folder, "state_final")
     expected = {name: value for name, value in final.items() if not is_never_used(name) and not is_key_bias(name)}
-    ours = to_original(model)
-    assert_all_close({name: ours[name] for name in expected}, expected, GRADIENTS)
+    ours, right = to_original(model), to_original(exact)
+    for name, value in expected.items():
+        limit = GRADIENTS * max(1.0, value.abs().max().item()) + 2 * (value - right[name]).abs().max().item()
+        assert (ours[name] - value).abs().max().item() <= limit, name
 
 
 def is_key_bias(name: str) -> bool:
