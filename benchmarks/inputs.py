@@ -21,7 +21,7 @@ import torch
 from comodal.recipes.vilbert import recipe
 from comodal.serve.tokens import prepare_tokens
 from comodal.tasks.retrieval import evaluate_retrieval
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 
 INPUTS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import pytest
 import comodal
 
 PACKAGE = Path(comodal.__file__).parent
-EVERYWHERE = {"errors", "files", "console", "distributed", "hardware", "environment"}
+EVERYWHERE = {"errors", "files", "text_files", "console", "distributed", "hardware", "environment"}
 MAY_IMPORT = {
     "media": set(),
     "data": {"media"},

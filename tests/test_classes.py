@@ -23,7 +23,7 @@ from comodal.tasks.image_views import Showing
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes
 from comodal.tasks.tree import Labelled
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 
 OPTIONS = {"device": "cpu", "precision": "fp32", "log_every": 1}

@@ -16,7 +16,7 @@ from comodal.tasks.image_classes import evaluate_image_classes
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.sound_classes import evaluate_sound_classes
 from comodal.tasks.sound_folders import evaluate_sounds
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 
 RATE, KINDS, SIDE = 48_000, 4, 32

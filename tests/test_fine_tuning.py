@@ -26,7 +26,7 @@ from comodal.tasks.fine_tuning import (
     read_parts,
     soft_answers,
 )
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 

@@ -16,8 +16,8 @@ from comodal.data.shards import Shards
 from comodal.hardware import Compute
 from comodal.objectives.avc import Correspondence
 from comodal.recipes.l3net import recipe
+from comodal.text_files import read_log
 from comodal.training.fit import fit, validate
-from comodal.training.log import read_log
 from comodal.training.optim import adam
 from comodal.training.run import train
 from small_world import write_world

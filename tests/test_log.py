@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from comodal.training.log import Log, ProgressLine, read_log
+from comodal.text_files import read_log
+from comodal.training.log import Log, ProgressLine
 
 
 def write(folder: Path, after: int, steps: range) -> None:

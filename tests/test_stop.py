@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.stop import Stop
 from small_world import write_world
 

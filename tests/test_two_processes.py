@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from small_world import write_world
 
 WORDS = ["--variant", "small", "--width", "4", "--image_size", "16", "--batch_size", "8", "--validation_pairs", "16"]

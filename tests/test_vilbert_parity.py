@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.convert import fill, read_json, read_tensors
+from comodal.models.convert import fill, read_tensors
 from comodal.models.convert_vilbert import is_never_used, original_names, to_original
 from comodal.models.transformer import recorded_attention
 from comodal.models.vilbert import Config, Prefix, ViLBERT
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import Negatives, masked_classes, masked_contrast
 from comodal.objectives.pretraining import Pretraining
+from comodal.text_files import read_json
 from vilbert_fixtures import (
     FOLDERS,
     TARGETS,

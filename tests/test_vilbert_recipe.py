@@ -20,7 +20,7 @@ from comodal.models.checkpoint import load_model
 from comodal.models.vilbert import ViLBERT
 from comodal.recipes.vilbert import recipe
 from comodal.serve.tokens import prepare_tokens
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 from comodal.training.stop import Stop
 from small_captions import DIM, KINDS, write_captions

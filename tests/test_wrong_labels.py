@@ -10,9 +10,8 @@ from comodal.models.checkpoint import read_config
 from comodal.serve.image_list import read_boxes
 from comodal.tasks.card import Card, Score, read_card, results, write_card
 from comodal.tasks.grounding_files import prepare_boxes
-from comodal.tasks.statements import read_lines
 from comodal.tasks.vcr_files import boxes_of_tree, read_riddles
-from comodal.tasks.vqa_files import read_json
+from comodal.text_files import read_json, read_json_lines
 
 DEEP = "[" * 100_000  # more than a reader's stack
 RIDDLE = {
@@ -28,17 +27,17 @@ RIDDLE = {
 
 
 @pytest.mark.parametrize(
-    "read", [read_json, read_card, lambda path: read_boxes(path, path.parent), lambda path: list(read_lines(path))]
+    "read", [read_json, read_card, lambda path: read_boxes(path, path.parent), lambda path: list(read_json_lines(path))]
 )
 def test_lists_within_lists_without_end_are_told(tmp_path: Path, read):
     (tmp_path / "deep.json").write_text(DEEP)
-    with pytest.raises(DataError, match=r"deep\.json.*recursion"):
+    with pytest.raises(DataError, match=r"deep\.json.*deeper than"):
         read(tmp_path / "deep.json")
 
 
 def test_a_model_of_lists_without_end_is_told(tmp_path: Path):
     (tmp_path / "config.json").write_text(DEEP)
-    with pytest.raises(CheckpointError, match=r"config\.json: .*recursion"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*deeper than"):
         read_config(tmp_path)
 
 

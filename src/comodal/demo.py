@@ -28,7 +28,7 @@ from comodal.tasks.grounding import evaluate_grounding
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.retrieval import evaluate_retrieval
 from comodal.tasks.sounds import evaluate_esc50
-from comodal.training.log import read_log
+from comodal.text_files import read_log
 from comodal.training.run import train
 
 VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere

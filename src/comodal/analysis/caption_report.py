@@ -5,9 +5,9 @@ from pathlib import Path
 
 from comodal.analysis.co_attention import draw_attention, examples
 from comodal.analysis.curves import draw_tasks
-from comodal.analysis.describe import read_json, read_lines
 from comodal.analysis.page import header, picture, section
 from comodal.models.vilbert import ViLBERT
+from comodal.text_files import read_json_object, read_log
 
 TASKS = {"word": "hidden words", "region": "hidden regions", "alignment": "alignment"}
 
@@ -26,7 +26,7 @@ def caption_parts(
         section(
             "Learning",
             "Accuracy of the three tasks, on training and on held-out pairs.",
-            picture(draw_tasks(read_lines(run / "metrics.jsonl"), TASKS), "accuracy of each task by step"),
+            picture(draw_tasks(read_log(run / "metrics.jsonl"), TASKS), "accuracy of each task by step"),
         ),
     ]
     parts += [retrieval(folder) for folder in results]
@@ -42,7 +42,7 @@ def caption_parts(
 
 def retrieval(folder: Path) -> str:
     """The table of a retrieval evaluation."""
-    found = read_json(folder / "results.json")
+    found = read_json_object(folder / "results.json")
     rows = []
     for direction in ("text_to_image", "image_to_text"):
         for system, prefix in (("trained", "retrieval"), *((s, f"retrieval.{s}") for s in ("untrained", "chance"))):

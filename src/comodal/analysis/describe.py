@@ -1,6 +1,5 @@
 """What a path is: shards, a run, a model, a checkpoint, embeddings, a playground, scores, or a media file."""
 
-import json
 import math
 import zipfile
 from collections.abc import Callable
@@ -9,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import yaml
 
 from comodal.analysis.contact import contact_sheet
 from comodal.console import Table, say
 from comodal.data.regions import RegionStore
 from comodal.data.report import describe_shards
 from comodal.data.sources import SPLITS
-from comodal.errors import DataError, MediaError
+from comodal.errors import DataError, MediaError, RecipeError
 from comodal.media.image import read_image
 from comodal.media.video import probe
 from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config, refuse_packed
+from comodal.text_files import read_json_object, read_log, read_yaml
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 Description = dict[str, Any]
@@ -57,7 +56,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
 
 def describe_folder(path: Path) -> Description:
     """A folder of ours, by the files that only it has."""
-    about = read_json(path / "about.json") if (path / "about.json").is_file() else {}
+    about = read_json_object(path / "about.json") if (path / "about.json").is_file() else {}
     if about.get("kind") == "playground":
         return {**about, "files": count_files(path)}
     if about.get("kind") == "regions":
@@ -67,7 +66,7 @@ def describe_folder(path: Path) -> Description:
     if (path / CONFIG).is_file():
         return {"kind": "model", **describe_model(path)}
     if (path / "results.json").is_file():
-        return {"kind": "scores", **read_json(path / "results.json")}
+        return {"kind": "scores", **read_json_object(path / "results.json")}
     if about or any(path.glob("*.index")) or any(path.glob("*/*.index")):
         return {**describe_shards(path), "kind": "shards"}
     found = count_files(path)
@@ -111,10 +110,10 @@ def describe_medium(path: Path) -> Description:
 
 def describe_run(path: Path) -> Description:
     """Settings, how far it is, the last metrics of each split, and the model if there is one."""
-    settings = yaml.safe_load((path / "config.yaml").read_text()) if (path / "config.yaml").is_file() else {}
+    settings = read_yaml(path / "config.yaml", RecipeError) if (path / "config.yaml").is_file() else {}
     last: dict[str, dict] = {}
     best = 0.0
-    for line in read_lines(path / "metrics.jsonl"):
+    for line in read_log(path / "metrics.jsonl"):
         last[line["split"]] = line
         best = max(best, line.get("accuracy", 0.0)) if line["split"] == "validation" else best
     checkpoints = sorted(file.name for file in (path / "checkpoints").glob("[0-9]*"))
@@ -170,23 +169,6 @@ def describe_checkpoint(path: Path) -> Description:
     """A file for going on with a run; what can be said of it stands in the run's folder."""
     run = describe_run(path.parent.parent)
     return {**run, "kind": "checkpoint", "bytes": path.stat().st_size, "run": str(path.parent.parent)}
-
-
-def read_json(path: Path) -> Description:
-    """A file with one JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not whole JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return found
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The whole lines of a run's log; the last may be cut short where it was killed."""
-    whole = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in whole]
 
 
 def count_files(path: Path) -> dict[str, int]:

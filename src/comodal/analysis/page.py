@@ -3,18 +3,18 @@
 import base64
 import html
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import yaml
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from comodal.analysis.describe import describe_run, flattened
+from comodal.errors import RecipeError
 from comodal.files import write_whole
 from comodal.media.image import encode_jpeg
+from comodal.text_files import read_yaml
 
 STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5f6c7b; --line: #e3e8ee; --accent: #3b6ea5; }
@@ -121,8 +121,7 @@ def header(run: Path, sentence: str, metric: str, meaning: str) -> str:
 def settings(run: Path) -> str:
     """The resolved settings, folded away."""
     path = run / "config.yaml"
-    values = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    values = json.loads(json.dumps(values, default=str))
+    values = read_yaml(path, RecipeError) if path.is_file() else {}
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in flattened(values, "")
     )

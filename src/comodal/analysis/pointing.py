@@ -9,7 +9,6 @@ a margin of pixels): a hit is a highest point that lies in the box of an object 
   point at, and half of what points blindly at an object is wrong.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from comodal.errors import DataError
 from comodal.media.image import centre_crop
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net import L3Net
+from comodal.text_files import read_json_lines
 
 Box = tuple[float, float, float, float]
 Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
@@ -66,20 +66,11 @@ def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[Sce
 def read_worlds(truth: Path) -> dict[str, dict]:
     """The lines by their keys."""
     worlds = {}
-    try:
-        with truth.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                world = json.loads(line)
-                absent = {"key", "height", "box_seconds", "objects"} - set(world)
-                if absent:
-                    raise DataError(
-                        f"{truth}, line {number}: no {sorted(absent)[0]!r}; worlds.jsonl of a playground has"
-                    )
-                worlds[world["key"]] = world
-    except OSError as error:
-        raise DataError(f"{truth}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{truth}: not lines of JSON objects: {error}") from error
+    for number, world in read_json_lines(truth):
+        absent = {"key", "height", "box_seconds", "objects"} - set(world)
+        if absent:
+            raise DataError(f"{truth}, line {number}: no {sorted(absent)[0]!r}; worlds.jsonl of a playground has")
+        worlds[world["key"]] = world
     return worlds
 
 

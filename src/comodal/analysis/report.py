@@ -5,7 +5,6 @@ from pathlib import Path
 
 from comodal.analysis.caption_report import caption_parts
 from comodal.analysis.curves import draw_curves
-from comodal.analysis.describe import read_json, read_lines
 from comodal.analysis.page import embedded, header, picture, section, settings, write_page
 from comodal.analysis.pointing import read_scenes
 from comodal.analysis.source_report import source_parts
@@ -19,6 +18,7 @@ from comodal.models.l3net import L3Net
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
 from comodal.tasks.card import CARD, interval, number, read_card
+from comodal.text_files import read_json_object, read_log
 
 
 def write_report(
@@ -141,7 +141,7 @@ def validation_split(data: Path) -> Path:
 
 def curves(run: Path) -> str:
     """Loss and accuracy by step."""
-    figure = draw_curves(read_lines(run / "metrics.jsonl"))
+    figure = draw_curves(read_log(run / "metrics.jsonl"))
     text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
     return section("Learning", text, picture(figure, "loss and accuracy by step"))
 
@@ -150,7 +150,7 @@ def scores(results: list[Path]) -> str:
     """Each evaluation's systems, the trained one beside its baselines."""
     rows = []
     for folder in results:
-        found = read_json(folder / "results.json")
+        found = read_json_object(folder / "results.json")
         for name in [key.removesuffix(".low") for key in found if key.endswith(".low")]:
             system = name.split(".")[-1]
             interval = f"{found[f'{name}.low']:.3f} to {found[f'{name}.high']:.3f}"

@@ -6,7 +6,6 @@ answers are those of `comodal evaluate`; the attention is the co-attention of th
 """
 
 import html
-import json
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 
 from comodal.analysis import co_attention
@@ -22,7 +20,7 @@ from comodal.analysis.attention_page import draw_regions, smaller, words_of
 from comodal.analysis.co_attention import attend, decided, files_of, need_co_attention, outline
 from comodal.analysis.page import picture, section
 from comodal.analysis.verdicts import BAD, GOOD
-from comodal.errors import DataError
+from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.hardware import resolve
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
@@ -39,6 +37,7 @@ from comodal.tasks.vcr import recipe as vcr
 from comodal.tasks.visual_genome import recipe as visual_genome
 from comodal.tasks.vqa import recipe as vqa
 from comodal.tasks.vqa import vocabulary_of
+from comodal.text_files import read_json, read_yaml
 
 RECIPES: dict[str, Callable[..., Any]] = {
     "vqa": vqa, "gqa": gqa, "visual_genome": visual_genome, "vcr": vcr, "grounding": grounding, "phrases": phrases,
@@ -82,7 +81,7 @@ def example_parts(run: Path, task: str, images: Path) -> list[str]:
     """
     if task not in RECIPES:
         raise DataError(f"{run} does not say for which task it was fine-tuned, so no examples of it can be shown")
-    told = yaml.safe_load((run / "config.yaml").read_text())
+    told = read_yaml(run / "config.yaml", RecipeError)
     again = RECIPES[task](**arguments(RECIPES[task], told | {"model": str(run), "start": "pretrained", "workers": 0}))
     loader = again.validation or again.batches
     seen = loader.samples
@@ -127,7 +126,7 @@ def verdict_of(run: Path, head: Head, one: Answered, seen: Examples) -> Verdict:
     assert isinstance(target, int)
     shares = np.exp(scores - scores.max())
     names = (
-        json.loads((model_folder(run) / "task.json").read_text())["classes"]
+        read_json(model_folder(run) / "task.json", CheckpointError)["classes"]
         if (model_folder(run) / "task.json").is_file()
         else [f"{sentence(seen, example, place)} ({seen.store.ids[row]})" for place, row in enumerate(example.rows)]
     )

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import yaml
-
 from comodal.analysis.curves import draw_curves
-from comodal.analysis.describe import read_lines
 from comodal.analysis.page import header, picture, section
 from comodal.analysis.task_examples import example_parts
+from comodal.errors import RecipeError
 from comodal.models.checkpoint import read_config
+from comodal.text_files import read_log, read_yaml
 
 TITLES = {
     "vqa": "questions about pictures (VQA)",
@@ -26,16 +25,16 @@ STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with 
 
 def task_parts(run: Path, images: Path | None = None) -> list[str]:
     """Header and curves, and with the folder of its images examples of what it answers."""
-    told, about = yaml.safe_load((run / "config.yaml").read_text()), read_config(run / "model")["about"]
+    told, about = read_yaml(run / "config.yaml", RecipeError), read_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
-    begun = STARTS.get(told.get("start"), "").format(Path(str(told.get("model"))).name)
+    begun = STARTS.get(str(told.get("start")), "").format(Path(str(told.get("model"))).name)
     blank = told.get("blank", "nothing")
     without = "" if blank == "nothing" else f", without the {blank}"
     sentence = f"Fine-tuned on labels: {TITLES.get(task, task)}; begun {begun}{without}."
     chosen = about.get("chosen") if isinstance(about, dict) else None
     if isinstance(chosen, dict):  # the weights that did best, not the last ones, whose accuracy stands below
         sentence += f" The model is that of step {chosen['step']:,}: accuracy {chosen['accuracy']:.3f} on validation."
-    lines = read_lines(run / "metrics.jsonl")
+    lines = read_log(run / "metrics.jsonl")
     return [
         header(run, sentence, "accuracy", "accuracy on validation examples at the end"),
         section(

@@ -19,7 +19,6 @@ in the same order in the whole file, and `matched` takes the kind of name that m
 take the first that fits, caption by caption, would join an image's running number to another image's id.
 """
 
-import json
 import re
 import zlib
 from collections import Counter
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 from comodal.data.sources import SPLIT_NAMES, walk
 from comodal.data.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
+from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
 
 LAYOUTS = (
     "Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines or a JSON array of image and caption, a JSON of "
@@ -113,7 +113,7 @@ def read_captions(path: Path) -> CaptionFile:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder of captions")
-    read = _folder(path) if path.is_dir() else _file(path, _text_of(path))
+    read = _folder(path) if path.is_dir() else _file(path, read_text(path))
     if not read.captions:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in read.refused.most_common()) or "it is empty"
         raise DataError(f"{path} ({read.layout}) holds no caption of an image: {reasons}. comodal reads {LAYOUTS}")
@@ -198,24 +198,21 @@ def _file(path: Path, text: str) -> CaptionFile:
     start = text.lstrip()[:1]
     try:
         if start == "[":
-            return _entries(json.loads(text, object_pairs_hook=_all_values), "JSON array")
+            return _entries(parse_json(text, path, hook=_all_values), "JSON array")
         if start == "{":
             return _object(path, text)
         if "\t" in next((line for line in text.split("\n", 50) if line.strip()), ""):
             return _tsv(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is damaged JSON: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not laid out as its beginning says: {error!r}") from error
     raise DataError(f"{path} is no file of captions that comodal knows. It reads {LAYOUTS}; this begins {text[:60]!r}")
 
 
 def _object(path: Path, text: str) -> CaptionFile:
     """A JSON object is the whole file, or the first of JSON Lines."""
-    decoder = json.JSONDecoder(object_pairs_hook=_all_values)
-    first, end = decoder.raw_decode(text.lstrip())
-    if text.lstrip()[end:].strip():
-        return _entries(_lines(path, text, decoder), "JSON Lines")
+    if is_json_lines(text):
+        return _entries((entry for _, entry in parse_json_lines(text, path, hook=_all_values)), "JSON Lines")
+    first = parse_json(text, path, hook=_all_values)
     if isinstance(first.get("images"), list):
         return _coco(first) if "annotations" in first else _karpathy(first)
     if {"image", "img_path"} & first.keys():
@@ -226,15 +223,6 @@ def _object(path: Path, text: str) -> CaptionFile:
             raise DataError(f"{path} is no file of captions that comodal knows. It reads {LAYOUTS}")
         read.take(names_of(image, image), captions, None, str(number))
     return read
-
-
-def _lines(path: Path, text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield decoder.decode(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is damaged JSON: {error}") from error
 
 
 def _entries(entries: Iterable[Any], layout: str) -> CaptionFile:
@@ -295,7 +283,7 @@ def _folder(folder: Path) -> CaptionFile:
     read = CaptionFile("folder")
     names = [PurePosixPath(name) for name in walk(folder)]
     images = {name.with_suffix(""): name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
-    texts = {name: _text_of(folder / name) for name in names if name.suffix.lower() == ".txt"}
+    texts = {name: read_text(folder / name) for name in names if name.suffix.lower() == ".txt"}
     if any(PHRASE.search(text) for text in texts.values()):
         return _entities(folder, texts)
     for name, text in texts.items():
@@ -314,7 +302,7 @@ def _entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
     """The sentences without their marks; a file whose name is a split's lists the images of that split."""
     read = CaptionFile("Flickr30k Entities")
     lists = [path for place in (folder, folder.parent) for path in place.glob("*.txt") if path.stem in SPLITS]
-    split_of = {image: SPLITS[path.stem] for path in lists for image in _text_of(path).split()}
+    split_of = {image: SPLITS[path.stem] for path in lists for image in read_text(path).split()}
     for name, text in texts.items():
         if PHRASE.search(text):
             lines = [PHRASE.sub(r"\1", line) for line in text.split("\n") if line.strip()]
@@ -341,12 +329,3 @@ def _all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         every.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     return {name: values if len(values) > 1 else once[name] for name, values in every.items()}
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is damaged, or no file of captions: it is not text") from error

@@ -16,6 +16,7 @@ from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.text_files import read_json_lines
 
 LOOK = 25  # records that tell how many features a region has
 NOTES = ".report.part"  # what was skipped so far
@@ -54,7 +55,7 @@ def convert_regions(
         store = RegionStore(out)
         if store.about["made_from"] != about:
             raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
-        counts = Counter(json.loads(line)["reason"] for line in (out / "report.jsonl").read_bytes().splitlines())
+        counts = Counter(line["reason"] for _, line in read_json_lines(out / "report.jsonl"))
     table = Table(f"{source.name} ({layout})", "records", right=[1])
     for name, count in {"taken": len(store), **counts}.items():
         table.add_row(name, f"{count:,}")

@@ -12,7 +12,6 @@ A folder of several LMDB or TSV files is read as one, in the order of their name
 region: the original's readers add it, and so do ours (data/captions.py).
 """
 
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from comodal.data.legacy_records import Record, Skipped, record_of, taken
 from comodal.data.restricted import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
+from comodal.text_files import read_json
 
 Layout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
 COLUMNS = {
@@ -270,7 +270,7 @@ def ids_beside(source: Path, count: int) -> list[str]:
     if path is None:
         raise DataError(f"{source} does not say whose its rows are: put {names[0]} beside it ({{image id: row}})")
     try:
-        found = json.loads(path.read_bytes()) if path.suffix == ".json" else load_pickle(path.read_bytes())
+        found = read_json(path) if path.suffix == ".json" else load_pickle(path.read_bytes())
         ids = {int(row): str(image) for image, row in found.items()}
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error

@@ -29,6 +29,7 @@ from comodal.data.sources import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
+from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
 CRASHES = 3  # how often in a row workers may die without a file to blame
@@ -130,7 +131,7 @@ def make_shards(
             write_whole(about, as_json(fresh | {"finished": True} | report))
         else:
             say(f"{out} is finished already; nothing to do")
-        summary = json.loads(about.read_text())
+        summary = read_json_object(about)
     print_report(summary)
     return summary
 
@@ -214,7 +215,7 @@ def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> froze
     for shard in todo:
         progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
         if progress.is_file() and not is_finished(shard, out):
-            suspects = shard.items[len(progress.read_text().splitlines()) :][:1]
+            suspects = shard.items[len(read_lines(progress)) :][:1]
             blamed |= {item.key for item in suspects if kills(read, item)}
     return frozenset(blamed)
 
@@ -232,15 +233,15 @@ def kills(read: Callable[[I], Sample], item: I) -> bool:
 
 def known_crashes(out: Path) -> frozenset[str]:
     path = out / "crashed.json"
-    return frozenset(json.loads(path.read_text())) if path.is_file() else frozenset()
+    return frozenset(read_json(path)) if path.is_file() else frozenset()
 
 
 def started(out: Path) -> tuple[int, float]:
     """How many items, and how many seconds of media, the shards that are being made have come to."""
     seconds = []
     for path in out.glob("*/.*.progress"):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            seconds += [float(line) for line in path.read_text().splitlines()]
+        with contextlib.suppress(DataError, ValueError):
+            seconds += [float(line) for line in read_lines(path)]
     return len(seconds), sum(seconds, 0.0)
 
 
@@ -254,7 +255,7 @@ def is_finished(shard: Shard, out: Path) -> bool:
     if not report_of(tar).is_file():
         return False
     whole = tar.is_file() and tar.with_suffix(".index").is_file()
-    return whole or not any('"taken"' in line for line in report_of(tar).read_text().splitlines())
+    return whole or not any('"taken"' in line for line in read_lines(report_of(tar)))
 
 
 def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
@@ -279,8 +280,7 @@ def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
 
 def report_lines(plan: Plan, out: Path) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
-        for line in report_of(shard.path(out)).read_text().splitlines():
-            yield json.loads(line)
+        yield from (line for _, line in read_json_lines(report_of(shard.path(out))))
     yield from plan.refused
 
 

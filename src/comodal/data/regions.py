@@ -28,6 +28,7 @@ from torch import Tensor
 from comodal.data.workplace import explained
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.text_files import read_json_object
 
 FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
     "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
@@ -361,17 +362,13 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
 def read_about(folder: Path) -> dict[str, Any]:
     """What a store says of itself."""
     path = folder / "about.json"
-    try:
-        about = json.loads(path.read_text())
-    except OSError as error:
+    if not path.is_file():
         begun = (folder / JOURNAL).exists()
         what = "is not finished: run the same command again" if begun else "is not a region store: it has no about.json"
-        raise DataError(f"{folder} {what}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    kind = about.get("kind") if isinstance(about, dict) else "something else"
-    if kind != "regions":
-        raise DataError(f"{folder} holds {kind}, not regions")
+        raise DataError(f"{folder} {what}")
+    about = read_json_object(path)
+    if about.get("kind") != "regions":
+        raise DataError(f"{folder} holds {about.get('kind', 'something else')}, not regions")
     return about
 
 

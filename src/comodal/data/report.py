@@ -1,6 +1,5 @@
 """What a folder of shards holds, and what was refused: as a table, and as numbers."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from comodal.console import Table
 from comodal.data.shards import Shards
 from comodal.data.sources import SPLITS
 from comodal.errors import DataError
+from comodal.text_files import read_json_lines, read_json_object
 
 
 def print_report(about: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     out = folder if (folder / "about.json").is_file() else folder.parent
     splits = [split for split in SPLITS if (folder / split).is_dir()] or [folder.name]
     about = out / "about.json"
-    description: dict[str, Any] = json.loads(about.read_text()) if about.is_file() else {}
+    description: dict[str, Any] = read_json_object(about) if about.is_file() else {}
     if description and not description["finished"]:
         return description | {"splits": {}}
     root = folder if splits != [folder.name] else folder.parent
@@ -48,8 +48,7 @@ def _taken(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Lines of the report by split."""
     report = out / "report.jsonl"
     lines: dict[str, list[dict[str, Any]]] = {}
-    for text in report.read_text().splitlines() if report.is_file() else []:
-        line = json.loads(text)
+    for _, line in read_json_lines(report) if report.is_file() else ():
         if line["status"] == "taken":
             lines.setdefault(line["split"], []).append(line)
     return lines

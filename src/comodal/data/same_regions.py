@@ -5,7 +5,6 @@ the same of itself. The fingerprint is of the weights and of what changes the fe
 not part of it: the same network over other boxes is what VCR and RefCOCO+ ask about.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from comodal import distributed
 from comodal.console import say
 from comodal.data.regions import RegionStore, read_about, write_about
 from comodal.errors import CheckpointError, DataError
+from comodal.text_files import read_json_object
 
 REGIONS = "regions.json"
 PLACES = ("boxes", "grid", "most")
@@ -30,11 +30,7 @@ def learnt_from(model: Path) -> dict[str, Any] | None:
     path = model / REGIONS
     if not path.is_file():
         return None
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        made = described["made_from"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{path}: it should say of what regions the model has learnt ({error!r})") from error
+    made = read_json_object(path, CheckpointError).get("made_from")
     if not isinstance(made, dict):
         raise CheckpointError(f"{path}: made_from is {made!r}, not an object")
     return made

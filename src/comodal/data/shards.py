@@ -19,6 +19,7 @@ import numpy as np
 from comodal.data.index import BLOCK, MEMBER, Index, damaged, pack_index, read_index
 from comodal.errors import DataError
 from comodal.files import temporary_name, write_whole
+from comodal.text_files import read_json_object
 
 HANDLES = 128  # open files per process; the usual limit is 1024
 LARGEST_MEMBER = 2**32 - 1  # the index keeps sizes in 32 bits
@@ -212,7 +213,7 @@ class Shards:
 
 def _finished(folder: Path) -> None:
     about = folder.parent / "about.json"
-    if about.is_file() and not json.loads(about.read_text()).get("finished", True):
+    if about.is_file() and not read_json_object(about).get("finished", True):
         raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to go on")
 
 

@@ -13,8 +13,6 @@ A file is looked for anywhere below the folder. A name with times is the clip it
 clip or the whole source video, which its length tells.
 """
 
-import csv
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from comodal.errors import DataError
+from comodal.text_files import parse_csv, parse_json_lines, read_text, split_lines
 
 ListFormat = Literal["auto", "folder", "kinetics", "audioset", "flickr-soundnet", "jsonl"]
 SPLITS = ("train", "validation", "test")
@@ -74,7 +73,7 @@ def read_sources(
     root = folder_of_files(source, files)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder to hold the files of {source.name}")
-    text = _text_of(source)
+    text = read_text(source)
     kind = recognise(source, text) if list_format == "auto" else list_format
     if kind == "jsonl":
         return list(_json_lines(source, text, root))
@@ -82,7 +81,7 @@ def read_sources(
     if kind not in readers:
         raise DataError(f"{source} is a file, not a folder")
     try:
-        return list(readers[kind](text, Files(root)))
+        return list(readers[kind](source, text, Files(root)))
     except (ValueError, KeyError, IndexError) as error:
         raise DataError(f"{source} is not a list in the format {kind}: {error!r}") from error
 
@@ -94,7 +93,7 @@ def folder_of_files(source: Path, files: Path | None) -> Path:
 
 def recognise(source: Path, text: str) -> ListFormat:
     """The format of a list, from its first lines."""
-    lines = [line for line in text[:10_000].splitlines() if line.strip()][:3]
+    lines = [line for line in split_lines(text[:10_000]) if line.strip()][:3]
     first = lines[0] if lines else ""
     if first.startswith("{"):
         return "jsonl"
@@ -102,7 +101,7 @@ def recognise(source: Path, text: str) -> ListFormat:
         return "flickr-soundnet"
     if first.startswith("#") and any("YTID" in line for line in lines):
         return "audioset"
-    if {"youtube_id", "time_start", "time_end"} <= set(next(csv.reader([first]), [])):
+    if {"youtube_id", "time_start", "time_end"} <= set(first.replace('"', "").split(",")):
         return "kinetics"
     raise DataError(
         f"{source} is no list that comodal knows: Kinetics CSV, AudioSet CSV, Flickr-SoundNet URLs or JSON Lines. "
@@ -177,17 +176,19 @@ def _clip(
     return Source(names[0], names[0], video, labels, split, start, end - start, missing=True)
 
 
-def _kinetics(text: str, files: Files) -> Iterator[Source]:
-    for row in csv.DictReader(text.splitlines()):
+def _kinetics(source: Path, text: str, files: Files) -> Iterator[Source]:
+    rows = parse_csv(text, source)
+    _, columns = next(rows)
+    for row in (dict(zip(columns, cells, strict=False)) for _, cells in rows):
         video, start, end = row["youtube_id"], float(row["time_start"]), float(row["time_end"])
         names = [f"{video}_{int(start):06d}_{int(end):06d}"]
         labels = (row["label"],) if row.get("label") else ()
         yield _clip(files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower()))
 
 
-def _audioset(text: str, files: Files) -> Iterator[Source]:
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    for video, start, end, labels in csv.reader(lines, skipinitialspace=True):
+def _audioset(source: Path, text: str, files: Files) -> Iterator[Source]:
+    lines = "\n".join(line for line in split_lines(text) if not line.startswith("#"))
+    for _, (video, start, end, labels) in parse_csv(lines, source, skip_space=True):
         first, last = int(float(start)), int(float(end))
         times = [f"{first:06d}_{last:06d}", f"{first * 1000}_{last * 1000}", f"{first}_{last}"]
         times += [f"{first:06d}", f"{first}"]
@@ -195,8 +196,8 @@ def _audioset(text: str, files: Files) -> Iterator[Source]:
         yield _clip(files, video, float(start), float(end), names, tuple(labels.split(",")), None)
 
 
-def _flickr(text: str, files: Files) -> Iterator[Source]:
-    for line in text.splitlines():
+def _flickr(_: Path, text: str, files: Files) -> Iterator[Source]:
+    for line in split_lines(text):
         if line.strip():
             photo = line.strip().split("/")[5]  # http: / / host / videos / owner / photo id
             found = files.find(photo)
@@ -204,12 +205,10 @@ def _flickr(text: str, files: Files) -> Iterator[Source]:
 
 
 def _json_lines(source: Path, text: str, root: Path) -> Iterator[Source]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, entry in parse_json_lines(text, source):
         try:
-            yield _json_line(json.loads(line), root)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            yield _json_line(entry, root)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
 
 
@@ -227,12 +226,3 @@ def _json_line(entry: dict[str, Any], root: Path) -> Source:
         start_seconds=float(entry.get("start", 0.0)),
         missing=not (root / name).is_file(),
     )
-
-
-def _text_of(source: Path) -> str:
-    try:
-        return source.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{source}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source} is not a list: it is not text") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.errors import DataError
+from comodal.text_files import read_json_object
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def check_same(out: Path, fresh: dict[str, Any]) -> bool:
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise DataError(f"{out} is not empty and was not made by `comodal prepare`: give another folder")
         return False
-    old = json.loads(about.read_text())
+    old = read_json_object(about)
     changed = [
         f"{name} was {old['options'].get(name)!r} and is {value!r}"
         for name, value in fresh["options"].items()

@@ -5,7 +5,6 @@ the `tokenizers` library, with BERT's rules: control characters dropped, Chinese
 folded unless the vocabulary says that it is cased, punctuation apart, then the longest pieces from the left.
 """
 
-import json
 import re
 from array import array
 from collections import Counter
@@ -24,10 +23,13 @@ from tokenizers.processors import BertProcessing
 
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.text_files import read_json_object, read_lines
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNUSED = re.compile(r"\[unused\d+\]")  # places that BERT's vocabularies keep free
 FILES = ("tokenizer.json", "vocab.txt")  # the first says more: how capitals and accents are treated
+BLANK = " \t"  # other white space, as U+2028, can be a piece
+MAX_BYTES = 64 << 20  # of a vocabulary; those of 250,000 pieces have 17 MB
 MAX_WORDS = 36  # the original's --max_seq_length for captions (train_concap.py)
 
 
@@ -93,13 +95,11 @@ class Words:
             DataError: There is none, or it is damaged or not a BERT's.
         """
         file = _file_of(path)
+        is_json = file.suffix == ".json"
+        content = read_json_object(file, max_bytes=MAX_BYTES) if is_json else {}
+        lines = [] if is_json else read_lines(file, max_bytes=MAX_BYTES)
         try:
-            text = file.read_text(encoding="utf-8")  # any kind of line end becomes a plain one
-            return _from_json(text) if file.suffix == ".json" else _from_lines(text, file.parent)
-        except OSError as error:
-            raise DataError(f"{file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is damaged, or no vocabulary: it is not text") from error
+            return _from_json(content) if is_json else _from_lines(lines, file.parent)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -192,16 +192,15 @@ def _file_of(path: Path) -> Path:
     raise DataError(f"{path} holds no vocabulary: neither {' nor '.join(FILES)}")
 
 
-def _from_lines(text: str, folder: Path) -> Words:
+def _from_lines(lines: list[str], folder: Path) -> Words:
     """A vocab.txt: one piece a line. Whether it is cased stands in the tokenizer_config.json beside it, if at all."""
-    lines = text.split("\n")
-    while lines and not lines[-1].strip():
+    while lines and not lines[-1].strip(BLANK):
         lines.pop()
-    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
+    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip(BLANK)), None)
     if blank:
         raise DataError(f"line {blank} of {len(lines)} is empty, so the file is damaged or no vocabulary")
     beside = folder / "tokenizer_config.json"
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    config = read_json_object(beside) if beside.is_file() else {}
     return Words(
         lines,
         config.get("do_lower_case", True),
@@ -210,9 +209,8 @@ def _from_lines(text: str, folder: Path) -> Words:
     )
 
 
-def _from_json(text: str) -> Words:
+def _from_json(content: dict[str, Any]) -> Words:
     """A tokenizer.json: its vocabulary and how it treats letters; limits of length are not taken over."""
-    content: dict[str, Any] = json.loads(text)
     model, normalizer = content["model"], content["normalizer"] or {}
     kinds = (model.get("type"), normalizer.get("type"))
     if kinds != ("WordPiece", "BertNormalizer"):

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.text_files import read_json_object
 
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
 
@@ -124,13 +125,7 @@ def refuse_packed(path: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, object]:
     """The content of config.json."""
-    try:
-        described = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    if not isinstance(described, dict):
-        raise CheckpointError(f"{folder / CONFIG}: not a JSON object")
-    return described
+    return read_json_object(folder / CONFIG, CheckpointError)
 
 
 def resolve(name: object, folder: Path) -> tuple[type[nn.Module], type]:

@@ -1,6 +1,5 @@
 """Weights of other people's files into our models, with an account of every name. Nothing is unpickled but tensors."""
 
-import json
 import pickle
 import struct
 from collections.abc import Iterable, Mapping
@@ -104,21 +103,6 @@ def usual_name(name: str) -> str:
         if name.endswith(old):
             return name.removesuffix(old) + usual
     return name
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in a file.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(described, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return described
 
 
 @torch.no_grad()

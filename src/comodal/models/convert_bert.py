@@ -7,10 +7,11 @@ from torch import nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
-from comodal.models.convert import Filled, fill, read_json, read_tensors
+from comodal.models.convert import Filled, fill, read_tensors
 from comodal.models.convert_vilbert import STREAM as ORIGINAL_STREAM
 from comodal.models.convert_vilbert import original_names, said_once
 from comodal.models.vilbert import Config, Stream
+from comodal.text_files import read_json_object
 
 OURS = ("text_embeddings.", "text_layers.", "word_scores.")
 ROBERTA = {
@@ -40,7 +41,7 @@ def config_for_bert(bert: Path, like: Config) -> Config:
         CheckpointError: There is no config.json, or it is not a BERT's, or it has fewer layers than co-attention needs.
     """
     path = (bert if bert.is_dir() else bert.parent) / "config.json"
-    values = DEFAULTS | read_json(path)
+    values = DEFAULTS | read_json_object(path, CheckpointError)
     if missing := [key for key in (*STREAM.values(), "vocab_size", "max_position_embeddings") if key not in values]:
         raise CheckpointError(f"{path}: not the configuration of a BERT, it lacks {missing}")
     kind, positions = values["model_type"], values["position_embedding_type"]

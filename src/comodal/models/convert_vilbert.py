@@ -15,9 +15,10 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
-from comodal.models.convert import Filled, fill, read_json, without
+from comodal.models.convert import Filled, fill, without
 from comodal.models.heads import Head, TaskHeads, twelve_in_one
 from comodal.models.vilbert import Config, ViLBERT
+from comodal.text_files import read_json_object
 
 LAYER = {
     "attention.query": "attention.self.query",
@@ -280,7 +281,7 @@ def read_original_config(path: Path) -> OriginalConfig:
     Raises:
         CheckpointError: A key is missing, or the sizes do not fit together.
     """
-    return config_of(read_json(path), path)
+    return config_of(read_json_object(path, CheckpointError), path)
 
 
 def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:

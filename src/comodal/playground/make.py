@@ -33,6 +33,7 @@ from comodal.playground.truth import truth
 from comodal.playground.vocabulary import write_vocabulary
 from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_video
+from comodal.text_files import read_json_object
 
 VIDEO_SAMPLE_RATE = 48_000
 SOUND_SAMPLE_RATE = 44_100  # of ESC-50
@@ -131,7 +132,7 @@ def _claim(folder: Path, options: Options) -> None:
     about = folder / "about.json"
     wanted = {"kind": "playground", **asdict(options)}
     if about.exists():
-        found = json.loads(about.read_text(encoding="utf-8"))
+        found = read_json_object(about)
         differing = sorted(name for name in wanted if found.get(name) != wanted[name])
         if differing:
             told = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in differing)

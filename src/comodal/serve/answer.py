@@ -5,7 +5,6 @@ way: by the same detector, in the cells of a grid over the same vision network (
 that the user gives.
 """
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from comodal.tasks.gqa import TASK as SCENES
 from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.vqa import HEAD as ANSWERING
 from comodal.tasks.vqa import vocabulary_of
+from comodal.text_files import read_json, read_json_object
 
 MAX_REGIONS = 100
 
@@ -195,12 +195,11 @@ def load(run: Path, device: DeviceName = "auto", precision: Precision = "auto") 
     model, path = load_model(run), model_folder(run) / "regions.json"
     if not isinstance(model, ViLBERT | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
-    try:
-        regions = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(regions, dict) or not isinstance(regions.get("made_from"), dict):
-            raise ValueError("no made_from")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: it says of what regions the model has learnt, and cannot be read") from error
+    regions = read_json_object(path, CheckpointError) if path.is_file() else {}
+    if not isinstance(regions.get("made_from"), dict):
+        raise CheckpointError(
+            f"{path}: it says of what regions the model has learnt, and is missing or has no made_from"
+        )
     compute = resolve(device, precision)
     return Answerer(run, model.to(compute.device), Words.read(run), regions, compute)
 
@@ -221,8 +220,8 @@ def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
     if boxes is None:
         return None
     try:
-        found = np.array(json.loads(boxes.read_text()), np.float32).reshape(-1, 4)
-    except (OSError, ValueError, TypeError) as error:
+        found = np.array(read_json(boxes), np.float32).reshape(-1, 4)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
     if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
         raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")

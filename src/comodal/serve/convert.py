@@ -18,7 +18,7 @@ from comodal.errors import CheckpointError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.checkpoint import CONFIG, load_model, model_folder, refuse_packed, save_model
-from comodal.models.convert import Filled, read_json, read_tensors
+from comodal.models.convert import Filled, read_tensors
 from comodal.models.convert_vilbert import (
     TASK_KEY,
     as_later_code,
@@ -36,6 +36,7 @@ from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Config, ViLBERT
 from comodal.tasks.vqa import ANSWERS, HEAD
 from comodal.tasks.vqa_files import read_answers
+from comodal.text_files import read_json_object
 
 REPORT = "report.txt"
 TASK_EMBEDDINGS, REGION_DECODER = "bert.embeddings.task_embeddings.weight", "cls.imagePredictions.decoder.weight"
@@ -80,7 +81,7 @@ def convert(
 
 def take_over(source: Path, out: Path, config: Path, words: Path | None, answers: Path | None) -> dict[str, float]:
     """A model folder from somebody's weights."""
-    state, values = as_later_code(read_tensors(source)), read_json(config)
+    state, values = as_later_code(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta(values):
         values, state = as_vilbert(values, state, config)
     state, described = said_once(state), config_of(values, config)

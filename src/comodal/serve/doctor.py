@@ -4,7 +4,6 @@ OpenL3's weights were trained with kapre 0.1.4 and have been run with two other 
 says which. With the sound or picture and the weights at hand, all candidates are computed again and ranked.
 """
 
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from comodal.serve.embed import blocks_of, image_vectors
 from comodal.serve.embedder import Choice, Embedder, load_embedder
 from comodal.serve.openl3_files import weights_folders
 from comodal.serve.openl3_pixels import as_float, every_nth, middle, squares_as_openl3
+from comodal.text_files import parse_json
 
 HEARD_SECONDS = 60.0  # of the sound that is computed again
 SAME, SAME_IN_BF16 = 1e-4, 2e-2  # relative distance
@@ -142,11 +142,11 @@ def facts(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
 def told_by_itself(about: Shaped[np.ndarray, "..."]) -> str:
     """What a file of comodal says of itself, in words."""
     try:
-        said = json.loads(str(about))
+        said = parse_json(str(about), "about")
         front_end = TOLD.get(said["front_end"], said["front_end"])
         network = f"{said['representation']} {said['content']}".strip()
         return f"comodal {said['comodal']}, {network} in {said['precision']}, {front_end}"
-    except (ValueError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         return "comodal, but what it says of itself cannot be read"
 
 

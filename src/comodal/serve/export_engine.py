@@ -1,6 +1,5 @@
 """Exported embedders of a model, where `comodal export` puts them: whole, and of the model's very weights."""
 
-import json
 import zlib
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from comodal.serve.export_formats import (
     open_openvino,
     require,
 )
+from comodal.text_files import read_json_object
 
 MANIFEST, FOLDER = "export.json", "export"
 
@@ -69,12 +69,12 @@ def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision:
     require(RUNNING[engine], engine)
     folder = model_folder(run) / FOLDER / engine
     again = f"run `comodal export {run} --to {engine}`"
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder}: no export here; {again}")
     try:
-        about = json.loads((folder / MANIFEST).read_text())
+        about = read_json_object(folder / MANIFEST, CheckpointError)
         weights, files = about["weights"], dict(about["files"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no export here; {again}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: damaged; {again}") from error
     if weights != checksum(model.state_dict()):
         raise CheckpointError(f"{folder}: exported from other weights than this model's; {again}")

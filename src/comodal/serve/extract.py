@@ -34,6 +34,7 @@ from comodal.serve.extractors import MOST, Extractor, Places, Source, load_extra
 from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
 from comodal.serve.region_network import extractor_for, keep_network
+from comodal.text_files import read_json_lines
 
 A_PROCESS = 32  # images that are worth the start of a process
 AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
@@ -292,8 +293,8 @@ def report(out: Path) -> dict[str, int]:
     """Counts what is in the store and what was refused, by reason."""
     store = RegionStore(out)
     try:
-        reasons = Counter(json.loads(line)["reason"] for line in (out / REPORT).read_bytes().splitlines())
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reasons = Counter(line["reason"] for _, line in read_json_lines(out / REPORT))
+    except (DataError, TypeError, KeyError) as error:
         raise DataError(f"{out / REPORT} is damaged ({error!r}): remove {out} and make it again") from error
     counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
     say(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))

@@ -20,7 +20,7 @@ from comodal.data.same_regions import named
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import find_device
 from comodal.models.checkpoint import CONFIG, load_model, model_folder
-from comodal.models.convert import FILES, read_json
+from comodal.models.convert import FILES
 from comodal.models.convert_c4 import build_c4, is_c4
 from comodal.models.convert_fpn import build_fpn, is_fpn
 from comodal.models.detector_c4 import C4
@@ -34,6 +34,7 @@ from comodal.serve.extractors_fpn import FpnRegions, fpn_rules_of
 from comodal.serve.extractors_selective import selective_search
 from comodal.serve.extractors_torchvision import CLASS_SCORES, load_faster_rcnn
 from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
+from comodal.text_files import read_json_object
 
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
@@ -149,9 +150,9 @@ def load_network(source: Source, device: str) -> RegionExtractor:
     if not path.exists():
         raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
     if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
-        if (path / CONFIG).is_file() and "model_type" in read_json(path / CONFIG):
+        if (path / CONFIG).is_file() and "model_type" in read_json_object(path / CONFIG):
             return load_detr(path, source.size, source.most, device)
-        if read_json(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
+        if read_json_object(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
             return detector_of(source, load_model(path), device)
         return Pooled(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
     if path.suffix == CAFFEMODEL:

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from comodal.data.caption_files import IMAGE_SUFFIXES
 from comodal.data.sources import walk
 from comodal.errors import DataError
+from comodal.text_files import read_json_lines
 
 TWICE = "id twice"
 LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
@@ -82,20 +83,15 @@ def read_boxes(path: Path, folder: Path) -> Listed:
         DataError: There is no such folder, the file cannot be read, or a line is not as it should be.
     """
     there(folder)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or 'not a text'}") from error
     given, origin = [], path.name
-    for number, line in enumerate(lines, 1):
+    for number, entry in read_json_lines(path):
         try:
-            entry = json.loads(line)
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
             if not ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all():
                 raise ValueError("a box is left, top, right, bottom, and none is empty")
             given.append(Given(str(entry["image"]), boxes))
             origin = str(entry.get("from", origin))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
     if not given:
         raise DataError(f"{path} has no lines; each is like {LINE}")

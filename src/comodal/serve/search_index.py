@@ -34,6 +34,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.serve.extract import Pool, add, with_bar
 from comodal.serve.image_list import Given, Listed, names_in, read_boxes
+from comodal.text_files import read_json_lines, read_json_object
 
 HERE = ".comodal-index"  # in the folder of the pictures
 KIND = "search index"
@@ -198,17 +199,15 @@ def read_about(index: Path) -> About | None:
         DataError: It is damaged, or something else.
     """
     path = index / ABOUT
+    if not path.exists():
+        return None
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json_object(path)
         if about["kind"] != KIND:
             raise DataError(f"{index} holds {about['kind']}, not a {KIND}: give another --index")
         if not re.fullmatch(rf"{STORES}\d+", about["store"]):
             raise ValueError(about["store"])
         return About(about["store"], str(about["folder"]), about["boxes"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
@@ -228,12 +227,11 @@ def open_store(index: Path, about: About) -> RegionStore:
 def read_refused(index: Path) -> dict[str, dict[str, str]]:
     """The lines of the report by the ids of the pictures."""
     path = index / REFUSED
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {str(line["id"]): line for line in lines}
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        return {str(line["id"]): line for _, line in read_json_lines(path)}
+    except (DataError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
 

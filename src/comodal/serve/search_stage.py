@@ -31,6 +31,7 @@ from comodal.tasks.first_stage import MOST_CAPTIONS, Map, Maps, Search, fit
 from comodal.tasks.gallery import Gallery, Pairs, check_fit, gallery_of, held_out_share
 from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.ranks import answers_to_texts, ranks_of
+from comodal.text_files import parse_json
 
 FORMAT = 1
 MOST_HELD_OUT = 2_000  # captions, drawn by chance
@@ -248,12 +249,12 @@ def read_stage(path: Path) -> FirstStage | None:
             about = file.metadata() or {}
         if about.get("crc32") != str(checksum(tensors)):
             raise ValueError("checksum")
-        learnt = Learnt(**json.loads(about["learnt"]))
+        learnt = Learnt(**parse_json(about["learnt"], path))
         maps = Maps(
             *(map_of({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")}) for side in SIDES)
         )
         return FirstStage(learnt, maps, tensors[RANKS], tensors[HASHES], tensors[VECTORS])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
 
 

@@ -17,6 +17,7 @@ from comodal.environment import summary
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import read_about
+from comodal.text_files import read_json
 
 CARD, PAGE = "card.json", "card.md"
 LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
@@ -176,10 +177,7 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is damaged, no card, or of another version.
     """
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a results card ({error})") from error
+    described = read_json(path)
     if not isinstance(described, dict) or described.get("kind") != "card":
         raise DataError(f"{path}: not a results card")
     told = dict.fromkeys(("task", "title", "split", "model"), str)

@@ -32,6 +32,7 @@ from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.models.l3net import L3Net
 from comodal.tasks.tree import Labelled, fingerprint
+from comodal.text_files import read_json
 from comodal.training.optim import adamw, linear
 from comodal.training.run import Run
 
@@ -203,10 +204,7 @@ def parted(items: Sequence[Labelled], share: float) -> tuple[list[Labelled], lis
 def classes_of(model: Path) -> list[str]:
     """The names of a model's classes, from the file beside it."""
     path = model_folder(model) / CLASSES
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the names of the model's classes cannot be read: {error}") from error
+    names = read_json(path, CheckpointError)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: not a list of names")
     return names

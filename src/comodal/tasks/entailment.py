@@ -10,7 +10,8 @@ from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start
-from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, read_lines, statement_run, taken
+from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, statement_run, taken
+from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
 CLASSES = ("contradiction", "neutral", "entailment")
@@ -25,7 +26,7 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
         DataError: The file cannot be read, or a line is not SNLI-VE's.
     """
     statements, left_out = [], Counter[str]()
-    for number, entry in read_lines(path):
+    for number, entry in read_json_lines(path):
         image, key, sentence = taken(path, number, entry, "Flickr30K_ID", "pairID", "sentence2")
         label = entry.get("gold_label")
         if label == NOBODY_AGREES:

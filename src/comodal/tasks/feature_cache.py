@@ -21,6 +21,7 @@ from torch import Tensor
 from comodal.data.workplace import as_json, explained
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.text_files import read_json_object
 
 ABOUT, DONE, FEATURES = "about.json", "done.json", "features.bin"
 SAVE_SECONDS = 30.0
@@ -61,10 +62,10 @@ class FeatureFile:
     def read_done(self) -> int:
         """How many pictures were saved and are still the same; the file of features must have room for them."""
         try:
-            noted = json.loads((self.folder / DONE).read_text())
+            noted = read_json_object(self.folder / DONE)
             done, digest = int(noted["pictures"]), noted["stamps"]
             there = (self.folder / FEATURES).stat().st_size
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (DataError, OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.folder}: a damaged feature cache ({error}); delete this folder") from error
         if not 0 <= done <= self.shape[0] or there < done * self.bytes_each:
             raise DataError(

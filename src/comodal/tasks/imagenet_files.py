@@ -6,7 +6,6 @@ pictures lie in one folder, or in one for each class. The devkit numbers its cla
 fox), not in that of their names: what the numbers mean is read from its meta.mat or map_clsloc.txt, never guessed.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from scipy.io.matlab import MatReadError
 
 from comodal.errors import DataError
 from comodal.tasks.tree import Labelled, check_items, class_folders, read_tree
+from comodal.text_files import parse_csv, read_lines, read_text
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 WNID = re.compile(r"n\d{8}")
@@ -133,14 +133,13 @@ def around(data: Path) -> Sequence[Path]:
 def read_solution(path: Path) -> dict[str, str]:
     """Kaggle's file: the picture, then its class and boxes, separated by spaces."""
     categories = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        if next(rows, None) != ["ImageId", "PredictionString"]:
-            raise DataError(f"{path}: its first line must be ImageId,PredictionString")
-        for line, row in enumerate(rows, start=2):
-            if len(row) != 2 or not WNID.match(row[1]):
-                raise DataError(f"{path}, line {line}: {','.join(row)[:60]!r} is not a picture and its class")
-            categories[row[0]] = row[1].split()[0]
+    rows = parse_csv(read_text(path), path)
+    if next(rows, (0, []))[1] != ["ImageId", "PredictionString"]:
+        raise DataError(f"{path}: its first line must be ImageId,PredictionString")
+    for line, row in rows:
+        if len(row) != 2 or not WNID.match(row[1]):
+            raise DataError(f"{path}, line {line}: {','.join(row)[:60]!r} is not a picture and its class")
+        categories[row[0]] = row[1].split()[0]
     return categories
 
 
@@ -148,7 +147,7 @@ def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
     """The devkit's file: a class number for each picture, in the order of the pictures' numbers."""
     classes, source = class_numbers(path)
     categories = {}
-    for line, text in enumerate(path.read_text().split(), start=1):
+    for line, text in enumerate(read_text(path).split(), start=1):
         if not text.isdigit() or int(text) not in classes:
             raise DataError(f"{path}, line {line}: {text!r} is not the number of a class of {source}")
         categories[f"ILSVRC2012_val_{line:08d}"] = classes[int(text)]
@@ -162,7 +161,7 @@ def class_numbers(truth: Path) -> tuple[dict[int, str], Path]:
         return {number: wnid for number, wnid, _ in read_meta(meta)}, meta
     if not listed.is_file():
         raise DataError(f"{truth}: neither meta.mat nor map_clsloc.txt is beside it, so its class numbers mean nothing")
-    rows = [line.split() for line in listed.read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in read_lines(listed) if line.strip()]
     for line, row in enumerate(rows, start=1):
         if len(row) < 2 or not WNID.fullmatch(row[0]) or not row[1].isdigit():
             raise DataError(f"{listed}, line {line}: {' '.join(row)!r} is not a class and its number")
@@ -184,7 +183,7 @@ def class_names(data: Path) -> dict[str, str]:
     for place in around(data):
         for name in NAMES:
             if (place / name).is_file():
-                lines = (place / name).read_text(encoding="utf-8").splitlines()
+                lines = read_lines(place / name)
                 return {wnid: words.split(",")[0] for wnid, _, words in (line.partition(" ") for line in lines)}
         for devkit in DEVKITS:
             if (place / devkit / "meta.mat").is_file():

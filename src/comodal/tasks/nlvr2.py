@@ -13,7 +13,8 @@ from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start
-from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, read_lines, statement_run, taken
+from comodal.tasks.statements import Statement, StatementTask, evaluate_statements, statement_run, taken
+from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
 CLASSES = ("False", "True")
@@ -27,7 +28,7 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
         DataError: The file cannot be read, or a line is not NLVR2's.
     """
     statements = []
-    for number, entry in read_lines(path):
+    for number, entry in read_json_lines(path):
         identifier, sentence = taken(path, number, entry, "identifier", "sentence")
         pair, dash, last = identifier.rpartition("-")
         if not dash or not last.isdigit() or pair.count("-") != 2:

@@ -17,6 +17,7 @@ from xml.parsers import expat
 
 from comodal.errors import DataError
 from comodal.tasks.grounding_files import Expression
+from comodal.text_files import read_lines
 
 PHRASE = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
 MARK = "[/EN#"
@@ -101,7 +102,7 @@ def read_images(path: Path) -> list[str]:
     Raises:
         DataError: The list cannot be read, is empty, or names an image twice, or by something that is no name.
     """
-    images = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    images = [line.strip() for line in read_lines(path) if line.strip()]
     if not images:
         raise DataError(f"{path}: a list of images has one in each line; this one has none")
     for number, count in Counter(images).items():
@@ -117,7 +118,7 @@ def read_sentences(path: Path) -> list[list[Phrase]]:
         DataError: The file cannot be read, or a phrase is not marked as it should be.
     """
     captions = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         phrases = [
@@ -128,19 +129,6 @@ def read_sentences(path: Path) -> list[list[Phrase]]:
             raise DataError(f"{path}, line {number}: a phrase is not marked like [/EN#12/people a man]: {line:.80}")
         captions.append(phrases)
     return captions
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DataError(f"{path}: {reason}") from error
 
 
 def read_boxes(path: Path) -> Marked:

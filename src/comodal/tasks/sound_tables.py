@@ -3,12 +3,12 @@
 Whatever a table lacks is said with its file and line.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from comodal.errors import DataError
+from comodal.text_files import parse_csv, read_text
 
 
 class Row(NamedTuple):
@@ -51,17 +51,8 @@ def read_table(path: Path, unnamed: Sequence[str] = ()) -> Table:
     Raises:
         DataError: There is no such file, it is no text, or a row has another length than the line of names.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a table of text (byte {error.start} is not UTF-8)") from error
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    try:
-        cells = [(line, row) for line, row in enumerate(csv.reader(lines, delimiter=separator), start=1) if any(row)]
-    except csv.Error as error:
-        raise DataError(f"{path}: not a table ({error})") from error
+    text = read_text(path)
+    cells = list(parse_csv(text, path, "\t" if "\t" in text.partition("\n")[0] else ","))
     if not cells:
         raise DataError(f"{path}: it is empty")
     first = [name.strip() for name in cells[0][1]]

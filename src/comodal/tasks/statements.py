@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,28 +64,6 @@ class StatementTask:
     head: Head
     read: Callable[[Path], tuple[list[Statement], Counter[str]]]
     papers: dict[tuple[str, int], float]
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON Lines with their numbers, from 1.
-
-    Raises:
-        DataError: The file cannot be read, or a line is no object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DataError(f"{path}: {reason}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error}); is the file whole?") from error
-            if not isinstance(entry, dict):
-                raise DataError(f"{path}, line {number}: {line[:40]!r} is not an object of JSON")
-            yield number, entry
 
 
 def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:

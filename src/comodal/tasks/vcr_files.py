@@ -19,8 +19,7 @@ import numpy as np
 
 from comodal.errors import DataError
 from comodal.files import write_whole
-from comodal.tasks.statements import read_lines
-from comodal.tasks.vqa_files import read_json
+from comodal.text_files import read_json, read_json_lines
 
 CHOICES = 4
 FURTHEST = 1 << 20  # pixels; also what is not a number is not less
@@ -60,7 +59,7 @@ def read_riddles(path: Path, seed: int) -> list[Riddle]:
         DataError: The file cannot be read, or a line is not VCR's.
     """
     found, lines = [], dict[str, int]()
-    for number, entry in read_lines(path):
+    for number, entry in read_json_lines(path):
         where = f"{path}, line {number}"
         key, image, objects = (entry.get(name) for name in ("annot_id", "img_fn", "objects"))
         if not (isinstance(key, str) and isinstance(image, str) and isinstance(objects, list)):

@@ -16,6 +16,7 @@ from comodal.data.restricted import load_pickle
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.tasks.vqa_metric import written
+from comodal.text_files import read_json, read_lines
 
 LEAST_QUESTIONS = 9
 SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
@@ -82,6 +83,7 @@ def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[
 
 def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
     """The list under a key of an official file."""
+    assert path is not None
     content = read_json(path)
     found = content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -96,26 +98,6 @@ def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: s
     if not isinstance(value, int):
         raise DataError(f"{path}, entry {place}: {key!r} is {value!r}, not a number")
     return value
-
-
-def read_json(path: Path | None) -> Any:
-    """What is in a JSON file."""
-    assert path is not None
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error}); is the file whole?") from error
-
-
-def read_text(path: Path) -> str:
-    """What is in a text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: it is not text") from error
 
 
 def build_answers(questions: Iterable[Question], least: int = LEAST_QUESTIONS) -> list[str]:
@@ -134,7 +116,7 @@ def read_answers(path: Path) -> list[str]:
         DataError: It cannot be read, is something else, or its numbers are not 0, 1, 2, ...
     """
     if path.suffix == ".txt":
-        content: Any = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        content: Any = [line.strip() for line in read_lines(path) if line.strip()]
     else:
         content = read_plain_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
     if isinstance(content, dict):

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from comodal.errors import RecipeError
+from comodal.text_files import read_yaml
 
 MAY_CHANGE = {"data", "workers", "steps"}  # parameters that leave the order of the data and each step as they were
 
@@ -52,12 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: The file is damaged.
     """
-    if not path.exists():
-        return {}
-    found = yaml.safe_load(path.read_text())
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} is damaged: it holds no settings")
-    return found
+    return read_yaml(path, RecipeError) if path.exists() else {}
 
 
 def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from torch.utils.tensorboard import SummaryWriter
 
 from comodal.console import is_terminal, new_bar, say
+from comodal.text_files import read_log
 
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -43,14 +44,6 @@ class Log:
     def close(self) -> None:
         self.file.close()
         self.events.close()
-
-
-def read_log(path: Path) -> list[dict]:
-    """The whole lines of a log; the last may be cut short where a run was killed."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last line break is not a whole line
-    return [json.loads(line) for line in lines]
 
 
 class ProgressLine:

@@ -24,11 +24,12 @@ from comodal.errors import RecipeError
 from comodal.files import write_whole
 from comodal.hardware import Compute, DeviceName, Precision
 from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
+from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.checkpoints import Checkpoints, State
 from comodal.training.config import changes, name_of, plain, read_config, resolve, write_config
 from comodal.training.fit import NotFiniteError, fit, validate
-from comodal.training.log import Log, ProgressLine, read_log
+from comodal.training.log import Log, ProgressLine
 from comodal.training.stop import Stop
 
 ENVIRONMENT = "environment.json"  # hardware and versions of the last start

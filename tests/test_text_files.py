@@ -1,0 +1,181 @@
+"""Text, JSON, JSON Lines, CSV and YAML: what is a line, what is refused, and that nothing else reads them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import comodal
+from comodal.data.caption_files import read_captions
+from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.media.text import Words
+from comodal.models.checkpoint import read_config
+from comodal.tasks.entailment import read_statements
+from comodal.tasks.vqa_files import read_answers
+from comodal.text_files import (
+    MAX_DEPTH,
+    parse_csv,
+    read_json,
+    read_json_lines,
+    read_json_object,
+    read_lines,
+    read_log,
+    read_text,
+    read_yaml,
+    split_lines,
+)
+
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where str.splitlines ends a line, and no file format does
+BOM = b"\xef\xbb\xbf"
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path):
+    path = written(tmp_path / "a.txt", BOM + f"one{SEPARATORS}more\r\ntwo\rthree\n\nfour".encode())
+    assert read_lines(path) == [f"one{SEPARATORS}more", "two", "three", "", "four"]
+    assert read_lines(written(path, "last\n")) == ["last"]
+    assert read_lines(written(path, "")) == []
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1)))
+def test_what_is_joined_with_line_feeds_comes_back(lines: list[str]):
+    assert split_lines("\n".join(lines)) == lines
+
+
+def test_a_vocabulary_may_have_separators_as_pieces(tmp_path: Path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2027", "\u2028", "\u2030", "dog", "##s"]
+    words = Words.read(written(tmp_path / "vocab.txt", "\n".join(pieces) + "\n"))
+    assert words.encode("a dogs") == [2, 5, 9, 10, 3]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS[:3])
+def test_a_sentence_may_have_separators(tmp_path: Path, separator: str):
+    entries = [
+        {"Flickr30K_ID": "1", "pairID": "1.jpg#0r1n", "sentence2": "A dog runs.", "gold_label": "neutral"},
+        {
+            "Flickr30K_ID": "1",
+            "pairID": "1.jpg#0r1e",
+            "sentence2": f"A dog{separator}runs.",
+            "gold_label": "entailment",
+        },
+    ]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    statements, left_out = read_statements(written(tmp_path / "snli_ve.jsonl", lines))
+    assert [(one.text, one.label) for one in statements] == [
+        ("A dog runs.", "neutral"),
+        (f"A dog{separator}runs.", "entailment"),
+    ]
+    assert not left_out
+    captions = "".join(
+        json.dumps({"image": "1.jpg", "caption": e["sentence2"]}, ensure_ascii=False) + "\n" for e in entries
+    )
+    read = read_captions(written(tmp_path / "captions.jsonl", captions))
+    assert [one.caption for one in read] == ["A dog runs.", "A dog runs."]  # white space becomes a blank
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path):
+    assert read_answers(written(tmp_path / "answers.txt", BOM + b"yes\nno\n")) == ["yes", "no"]
+    assert read_json(written(tmp_path / "a.json", BOM + b'{"a": 1}')) == {"a": 1}
+    assert list(read_json_lines(written(tmp_path / "a.jsonl", BOM + b'{"a": 1}\n\n{"a": 2}'))) == [
+        (1, {"a": 1}),
+        (3, {"a": 2}),
+    ]
+    assert read_yaml(written(tmp_path / "a.yaml", BOM + b"a: 1\n")) == {"a": 1}
+
+
+def test_cells_of_a_table_may_hold_line_ends_and_separators(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    assert list(parse_csv('image,caption\n1.jpg,"a ""dog""\nruns, fast"\n,\n2.jpg,b\u2028c\n', path)) == [
+        (1, ["image", "caption"]),
+        (3, ["1.jpg", 'a "dog"\nruns, fast']),
+        (5, ["2.jpg", "b\u2028c"]),
+    ]
+    with pytest.raises(DataError, match=r"a\.csv: not a table"):
+        list(parse_csv('image,caption\n1.jpg,"never closed\n', path))
+
+
+def test_a_log_loses_the_line_that_a_kill_has_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_log(path) == []
+    assert read_log(written(path, '{"step": 1}\n{"step": 2}\n{"st')) == [{"step": 1}, {"step": 2}]
+
+
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+def test_json_is_bounded_in_depth_and_size(tmp_path: Path):
+    path = tmp_path / "a.json"
+    read_json(written(path, nested(MAX_DEPTH)))
+    for levels in (MAX_DEPTH + 1, 900, 200_000):
+        with pytest.raises(DataError, match=r"a\.json: JSON nested deeper than"):
+            read_json(written(path, nested(levels)))
+        with pytest.raises(DataError, match=r"a\.json, line 2: JSON nested deeper than"):
+            list(read_json_lines(written(path, '{}\n{"a": ' + nested(levels) + "}\n")))
+    with pytest.raises(DataError, match=r"a\.json has 1,048,579 bytes"):
+        read_json_object(written(path, '"' + "x" * (1 << 20) + '"\n'))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "1", "null", '"text"', "{", '{"a": ' + "9" * 5000 + "}", b"\xff\xfe{\x00}\x00"]
+)
+def test_what_is_no_description_is_one_sentence(tmp_path: Path, content: str | bytes):
+    written(tmp_path / "config.json", content)
+    with pytest.raises(CheckpointError, match=r"config\.json[^\n]*\Z"):
+        read_config(tmp_path)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (BOMB, r"an alias \(\*a\)"),
+        ("a: &a [*a]", "an alias"),
+        ("a: " + nested(200_000), "deeper than"),
+        ("a: " + "{b: " * 100 + "}" * 100, "deeper than"),
+        ("[]", "this is a list"),
+        ("", "this is nothing"),
+        ("a: [", "not YAML"),
+        ("a: !!python/object/apply:os.system [exit]", "not YAML"),
+        ("a: 2001-99-99", "not YAML"),
+        ("# " + "x" * (1 << 20), "bytes"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_yaml_is_bounded(tmp_path: Path, content: str, said: str):
+    with pytest.raises(RecipeError, match=rf"config\.yaml[^\n]*{said}[^\n]*\Z"):
+        read_yaml(written(tmp_path / "config.yaml", content), RecipeError)
+
+
+def test_what_is_no_file_is_said_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe\.json is not a regular file"):
+        read_json(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match="is a folder"):
+        read_text(tmp_path)
+    with pytest.raises(DataError, match=r"nothing\.txt: No such file"):
+        read_text(tmp_path / "nothing.txt")
+    with pytest.raises(DataError, match="null"):
+        read_text(tmp_path / "a\0b")
+
+
+def test_nothing_else_reads_text_files():
+    """Another reader would end lines elsewhere, keep a byte order mark, or follow a file to any depth."""
+    package = Path(comodal.__file__).parent
+    own_bytes = {"data/regions.py", "data/shards.py", "playground/refcoco.py"}  # a journal, a member, a copy
+    names = ("json.load", "read_text(encoding", ".read_text()", "yaml.safe_load", "yaml.load", "csv.reader", "csv.Dict")
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        if name not in own_bytes | {"text_files.py", "cli.py", "hardware.py", "environment.py"}:  # the last read /proc
+            assert not [found for found in names if found in path.read_text()], name
