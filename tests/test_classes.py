@@ -239,7 +239,7 @@ def test_other_models_classes_and_folders_are_told(model: Path, run: Path, strip
     with pytest.raises(DataError, match=r"a\.png: the model knows no class 'oblique'"):
         evaluate_image_classes(run, tmp_path, workers=1)
     (run / "model" / "classes.json").rename(tmp_path / "classes.json")
-    with pytest.raises(CheckpointError, match=r"classes\.json: the names of the model's classes cannot be read"):
+    with pytest.raises(CheckpointError, match=r"classes\.json: No such file"):
         evaluate_image_classes(run, stripes)
     (tmp_path / "classes.json").rename(run / "model" / "classes.json")
 

@@ -290,7 +290,7 @@ def test_missing_lists_and_sounds_are_named(tau: Path):
 
 def test_a_damaged_table_is_told(tau: Path):
     (tau / "meta.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(DataError, match=r"meta.csv: not a table of text \(byte 0 is not UTF-8\)"):
+    with pytest.raises(DataError, match=r"meta.csv is not text: byte 0"):
         read_dcase(tau)
     (tau / "meta.csv").write_text("")
     with pytest.raises(DataError, match=r"meta.csv: it is empty"):

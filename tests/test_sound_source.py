@@ -206,7 +206,7 @@ def test_a_truth_that_is_none_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="No such file"):
         read_scenes(world, truth, model, 2)
     truth.write_text("hello\n")
-    with pytest.raises(DataError, match="not lines of JSON objects"):
+    with pytest.raises(DataError, match=r"worlds\.jsonl, line 1: not JSON"):
         read_scenes(world, truth, model, 2)
     truth.write_text('{"key": "clip0", "height": 64}\n')
     with pytest.raises(DataError, match="line 1: no 'box_seconds'"):
