@@ -197,9 +197,7 @@ def load(run: Path, device: DeviceName = "auto", precision: Precision = "auto") 
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
     if not isinstance(regions.get("made_from"), dict):
-        raise CheckpointError(
-            f"{path}: it says of what regions the model has learnt, and is missing or has no made_from"
-        )
+        raise CheckpointError(f"{path} says of what regions the model has learnt; it is missing, or has no made_from")
     compute = resolve(device, precision)
     return Answerer(run, model.to(compute.device), Words.read(run), regions, compute)
 
