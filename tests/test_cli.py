@@ -218,8 +218,8 @@ def test_settings_of_a_file_and_of_flags(tmp_path: Path):
         ("short_side: null", "short_side: None is not one INT"),
         ("resume: 1", "resume: 1 is not true or false"),
         ("files: b", "files: 'b' is not a list"),
-        ("7", "does not hold names and values"),
-        ("{", "cannot be read"),
+        ("7", "settings are names with values"),
+        ("{", "not YAML"),
     ],
 )
 def test_a_wrong_settings_file(tmp_path: Path, text: str, sentence: str):
@@ -231,7 +231,7 @@ def test_a_wrong_settings_file(tmp_path: Path, text: str, sentence: str):
 
 
 def test_a_settings_file_that_is_not_there():
-    with pytest.raises(UsageError, match=r"/no/such\.yaml cannot be read"):
+    with pytest.raises(UsageError, match=r"/no/such\.yaml : No such file"):
         parse(sample, "--config", "/no/such.yaml")
 
 

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from comodal.cli.types import Kind, did_you_mean, kind_of
+from comodal.errors import DataError
+from comodal.text_files import read_yaml
 
 POSITIONAL = {
     *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
@@ -200,11 +200,9 @@ def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any
     if path is None:
         return {}
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"--config: {path} does not hold names and values")
+        settings = read_yaml(path)
+    except DataError as error:
+        raise UsageError(f"--config: {error}") from None
     known, values = {option.name.rstrip("_"): option for option in options}, {}
     for name, value in settings.items():
         option = known.get(str(name).replace("-", "_"))
