@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from comodal.console import Table, printable, say, say_json, track
+from comodal.console import Table, printable, say, say_json
+from comodal.progress import track
 
 HOSTILE = ["[/b]dog", "run[v2]", "[red]x[/red]", ":smile:", "[link=file:///etc/passwd]a[/link]"]
 ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "a\rb", "a\nb", "\u202egnp.exe", "caf\udce9", "a\u2028b", "\x7f"]
@@ -47,3 +48,12 @@ def test_json_says_what_it_was_told(name, capsys):
 def test_a_long_sentence_is_one_line(capsys):
     say("word " * 100)
     assert capsys.readouterr().out == "word " * 100 + "\n"
+
+
+def test_a_table_in_a_pipe_is_not_cut(capsys):
+    cells = [f"{'long' * 20}{number}" for number in range(12)]
+    table = Table(*cells)
+    table.add_row(*cells)
+    table.show()
+    rows = [line for line in capsys.readouterr().out.splitlines() if "long" in line]
+    assert [[word for word in row.split() if "long" in word] for row in rows] == [cells, cells]

@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from comodal.text_files import read_log
-from comodal.training.log import Log, ProgressLine
+from comodal.training.log import Log, as_note
 
 
 def write(folder: Path, after: int, steps: range) -> None:
@@ -36,17 +36,6 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path):
     assert [event.value for event in events] == pytest.approx([1 / step for step in range(1, 8)])
 
 
-def test_without_a_terminal_the_end_is_a_plain_line(capsys):
-    with ProgressLine(10, 0, speaks=True) as progress:
-        progress.show(5, {"loss": 0.5}, 2.0)  # too soon after the start for a line
-        progress.show(10, {"loss": 0.25, "accuracy": 0.9, "pairs_per_second": 128.0, "seconds": 5.0}, 2.0)
-        progress.say("done")
-    said = capsys.readouterr().err
-    assert said == "step 10 of 10: loss 0.25, accuracy 0.9, pairs per second 128, 0:00:00 left\ndone\n"
-
-
-def test_only_the_main_process_speaks(capsys):
-    with ProgressLine(10, 0, speaks=False) as progress:
-        progress.show(10, {"loss": 0.25}, 2.0)
-        progress.say("done")
-    assert capsys.readouterr().err == ""
+def test_the_note_holds_what_people_watch():
+    metrics = {"loss": 0.25, "gradient_norm": 3.0, "accuracy": 0.9, "pairs_per_second": 128.0, "seconds": 5.0}
+    assert as_note(metrics) == "loss 0.25, accuracy 0.9, pairs per second 128"

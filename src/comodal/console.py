@@ -1,4 +1,4 @@
-"""Everything that is printed for people: sentences, tables and progress bars, safe for a terminal.
+"""Everything that is printed for people: sentences and tables, safe for a terminal.
 
 Names of files, classes and columns come from other people. None is read as markup, and control characters, which could
 move the cursor or rewrite lines, are printed as `\\u001b`. No other file imports rich or calls `print`, except the
@@ -7,8 +7,8 @@ command line.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import rich.progress
 import rich.table
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 Bar = rich.progress.Progress
-T = TypeVar("T")
+PIPE_WIDTH = 10_000
 # C0, DEL and C1 controls, line separators, the signs that turn the direction of writing, and halves of UTF-16 pairs
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -72,7 +72,10 @@ class Table:
         self.table.add_row(*(Text(printable(cell)) for cell in cells))
 
     def show(self) -> None:
-        Console().print(self.table)
+        console = Console()
+        if not console.is_terminal:  # nothing is cut in a pipe or a file
+            console = Console(width=PIPE_WIDTH)
+        console.print(self.table)
 
 
 def is_terminal() -> bool:
@@ -80,36 +83,18 @@ def is_terminal() -> bool:
     return Console(stderr=True).is_terminal
 
 
-def new_bar(percent: bool = False, left: bool = True, disable: bool = False) -> Bar:
+def new_bar(is_percent: bool = False, is_shown: bool = True) -> Bar:
     """A progress bar on the standard error: what is done, how far it is, and how long it takes yet.
 
     Args:
-        percent: Show a percentage, not a count.
-        left: Show how much time is left.
-        disable: Show nothing.
+        is_percent: Show a percentage, not a count.
+        is_shown: Show nothing if false.
     """
-    columns: list[rich.progress.ProgressColumn] = [
+    return Bar(
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn() if percent else rich.progress.MofNCompleteColumn(),
-    ]
-    if left:
-        columns.append(rich.progress.TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Bar(*columns, console=console, disable=disable)
-
-
-def track(
-    items: Iterable[T], description: str, total: int | None = None, completed: int = 0, disable: bool = False
-) -> Iterator[T]:
-    """The items, with a progress bar.
-
-    Args:
-        items: What is gone through.
-        description: In front of the bar.
-        total: Of the items; by default their length.
-        completed: How many were done before.
-        disable: Show nothing.
-    """
-    with new_bar(disable=disable) as bar:
-        yield from bar.track(items, total=total, completed=completed, description=printable(description))
+        rich.progress.TaskProgressColumn() if is_percent else rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not is_shown,
+    )

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from comodal.console import Bar, Table, new_bar
+from comodal.console import Table
 from comodal.data.legacy import Layout, read_records, recognise
 from comodal.data.legacy_records import Record, Skipped
 from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.progress import Progress
 from comodal.text_files import read_json_lines
 
 LOOK = 25  # records that tell how many features a region has
@@ -140,20 +141,18 @@ class Notes:
 class Meter:
     """What a reader tells of its place, for the bar."""
 
-    def __init__(self, progress: Bar, before: int) -> None:
+    def __init__(self, progress: Progress, before: int) -> None:
         self.progress, self.records, self.before, self.start = progress, before, before, time.monotonic()
-        self.task = progress.add_task("", total=1.0)
 
     def __call__(self, share: float) -> None:
         rate = (self.records - self.before) / max(time.monotonic() - self.start, 1e-9)
-        text = f"{self.records:,} records, {rate:,.0f} a second"
-        self.progress.update(self.task, completed=share, description=text)
+        self.progress.show(share, f"{self.records:,} records, {rate:,.0f} a second")
 
 
 @contextmanager
 def bar(before: int) -> Iterator[Meter]:
     """How far, how fast, how long yet."""
-    with new_bar(percent=True) as progress:
+    with Progress("reading", 1.0) as progress:
         meter = Meter(progress, before)
         yield meter
         meter(1.0)

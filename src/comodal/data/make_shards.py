@@ -22,13 +22,13 @@ import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.console import say
-from comodal.data.progress import Progress
 from comodal.data.report import print_report
 from comodal.data.shards import ShardWriter
 from comodal.data.sources import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
+from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
@@ -142,8 +142,9 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
         (out / split).mkdir(parents=True, exist_ok=True)
     workers = joblib.cpu_count() if workers == -1 else workers
     total = sum(len(shard.items) for shard in plan.shards)
+    counter = ClipCounter(out, total - sum(len(shard.items) for shard in todo))
     failures = 0
-    with Progress(total, total - sum(len(shard.items) for shard in todo), lambda: started(out)) as progress:
+    with Progress("clips", total, counter.before, counter.poll):
         while todo:
             crashed = known_crashes(out)
             streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
@@ -152,7 +153,7 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
             pool = joblib.Parallel(n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as=returned)
             try:
                 for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
-                    progress.add(*made)
+                    counter.add(*made)
             except BrokenProcessPool as error:
                 blamed = blame(todo, read, out)
                 write_whole(out / "crashed.json", as_json(sorted(crashed | blamed)))
@@ -234,6 +235,33 @@ def kills(read: Callable[[I], Sample], item: I) -> bool:
 def known_crashes(out: Path) -> frozenset[str]:
     path = out / "crashed.json"
     return frozenset(read_json(path)) if path.is_file() else frozenset()
+
+
+class ClipCounter:
+    """Counts what finished shards report and what unfinished ones have come to.
+
+    Args:
+        out: The folder of the shards.
+        before: Items that were done before.
+    """
+
+    def __init__(self, out: Path, before: int) -> None:
+        self.out, self.before = out, before
+        self.items, self.seconds, self.seen = 0, 0.0, 0
+        self.start = time.monotonic()
+
+    def add(self, items: int, seconds: float) -> None:
+        """A shard is finished."""
+        self.items += items
+        self.seconds += seconds
+
+    def poll(self) -> tuple[int, str]:
+        """Items in all, and how fast they come."""
+        items, seconds = started(self.out)
+        items, seconds = self.items + items, self.seconds + seconds
+        self.seen = max(self.seen, items)
+        elapsed = max(time.monotonic() - self.start, 1e-9)
+        return self.before + self.seen, f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
 
 
 def started(out: Path) -> tuple[int, float]:

@@ -21,7 +21,6 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from comodal.console import new_bar
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.playground.options import Options
@@ -33,6 +32,7 @@ from comodal.playground.truth import truth
 from comodal.playground.vocabulary import write_vocabulary
 from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_video
+from comodal.progress import Progress
 from comodal.text_files import read_json_object
 
 VIDEO_SAMPLE_RATE = 48_000
@@ -146,12 +146,11 @@ def _claim(folder: Path, options: Options) -> None:
 def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
     """Do all jobs in a number of processes, with a progress bar."""
     with (
-        new_bar() as progress,
+        Progress(name, len(jobs)) as progress,
         Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
     ):
-        task = progress.add_task(name, total=len(jobs))
         for _ in parallel(delayed(job)() for job in jobs):
-            progress.advance(task)
+            progress.advance()
 
 
 def _make_video(folder: Path, options: Options, index: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import joblib
 import torch
 
-from comodal.console import Table, say, track
+from comodal.console import Table, say
 from comodal.data.make_shards import Backend, running_on
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
@@ -29,6 +29,7 @@ from comodal.files import write_whole
 from comodal.hardware import DeviceName, find_device
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
+from comodal.progress import track
 from comodal.serve.backbones import Maps
 from comodal.serve.extractors import MOST, Extractor, Places, Source, load_extractor
 from comodal.serve.extractors_c4 import HeadTypes, RuleNames

@@ -17,9 +17,10 @@ import joblib
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from comodal.console import Table, say, track
+from comodal.console import Table, say
 from comodal.errors import DataError, MediaError
 from comodal.files import whole
+from comodal.progress import track
 
 COPY_BYTES = 1 << 20
 
@@ -96,7 +97,7 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
     if processes > 1:
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
         calls = parallel(joblib.delayed(attempt)(job, work) for job in todo)
-    done = list(track(calls, "embedding", total=len(todo), disable=not todo))
+    done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
     refused = sorted((outcome for outcome in done if outcome.problem), key=lambda outcome: outcome.job.source)
     report(refused, len(done) - len(refused), len(jobs) - len(todo))
     if refused:

@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from comodal.analysis.tokens import Region, TokenUse, tokens_page
-from comodal.console import Table, is_terminal, track
+from comodal.console import Table
 from comodal.data.regions import CLASSES, TOKENS, RegionStore, add_tokens, locations, token_dtype, withdraw_tokens
 from comodal.errors import DataError
 from comodal.files import whole, write_whole
 from comodal.models.checkpoint import read_about, save_model
 from comodal.models.clustering import fit_codebook, tree_shape
 from comodal.models.codebook import Codebook, codebook_folder, load_codebook
+from comodal.progress import track
 
 BLOCK = 8192  # regions in memory at a time
 EXAMPLES = 8  # regions shown of each token
@@ -185,7 +186,7 @@ def assign(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO
 
 def every_block(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
     """Features of all regions."""
-    images = track(range(len(store)), "tokens", disable=not is_terminal())
+    images = track(range(len(store)), "tokens")
     return read_blocks(store, ((image, slice(None)) for image in images))
 
 

@@ -23,7 +23,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.console import track
 from comodal.data.batch import ClassBatch
 from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError
@@ -31,6 +30,7 @@ from comodal.hardware import Compute
 from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.models.l3net import L3Net
+from comodal.progress import track
 from comodal.tasks.tree import Labelled, fingerprint
 from comodal.text_files import read_json
 from comodal.training.optim import adamw, linear

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.console import track
 from comodal.data.batch import TaskBatch, TokenInput
 from comodal.data.loader import Loader
 from comodal.data.regions import RegionStore
@@ -30,6 +29,7 @@ from comodal.models.checkpoint import load_model, model_folder, untrained_like
 from comodal.models.heads import Head
 from comodal.models.task_model import Config, TaskModel, load_task_model
 from comodal.models.vilbert import ViLBERT
+from comodal.progress import track
 from comodal.tasks.card import hash_of
 from comodal.tasks.examples import Blank, Example, Examples, Fixed, Source
 from comodal.tasks.metrics import check_finite

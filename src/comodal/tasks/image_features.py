@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.console import track
 from comodal.data.workplace import only_one
 from comodal.hardware import Compute
 from comodal.models.checkpoint import checksum, untrained_like
 from comodal.models.inference import fast
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.models.l3net import Config, pooled
+from comodal.progress import track
 from comodal.tasks.feature_cache import FeatureFile
 from comodal.tasks.image_views import Showing, View, read_picture, show
 from comodal.tasks.tree import Labelled

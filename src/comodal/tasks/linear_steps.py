@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor
 
-from comodal.console import track
+from comodal.progress import track
 from comodal.tasks.linear import STRENGTHS, Classifier, Probe, losses
 from comodal.tasks.metrics import check_finite
 from comodal.training.optim import schedule

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from comodal.console import say, track
+from comodal.console import say
 from comodal.data.caption_files import matched, read_captions, split_pairs
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
@@ -29,6 +29,7 @@ from comodal.models.heads import Head, fused
 from comodal.models.single_stream import SingleStream
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
+from comodal.progress import track
 from comodal.tasks.card import write_card
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start, fingerprint_of, new_run, one_of_the_texts, read_parts

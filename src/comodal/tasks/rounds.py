@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from comodal.console import track
+from comodal.progress import track
 from comodal.tasks.linear import Classifier, Probe, fit_probe
 from comodal.tasks.perceptron import Perceptron, fit_perceptron
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from comodal.console import track
 from comodal.errors import DataError, MediaError
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
@@ -24,6 +23,7 @@ from comodal.models.checkpoint import untrained_like
 from comodal.models.inference import fast
 from comodal.models.l3net import load_l3net
 from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
+from comodal.progress import track
 from comodal.tasks.metrics import check_finite
 
 PLAIN = SpectrogramConfig(

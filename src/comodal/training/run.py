@@ -24,12 +24,13 @@ from comodal.errors import RecipeError
 from comodal.files import write_whole
 from comodal.hardware import Compute, DeviceName, Precision
 from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
+from comodal.progress import Progress
 from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.checkpoints import Checkpoints, State
 from comodal.training.config import changes, name_of, plain, read_config, resolve, write_config
 from comodal.training.fit import NotFiniteError, fit, validate
-from comodal.training.log import Log, ProgressLine
+from comodal.training.log import Log, as_note
 from comodal.training.stop import Stop
 
 ENVIRONMENT = "environment.json"  # hardware and versions of the last start
@@ -207,7 +208,9 @@ class Sitting:
             run.objective.compile()
         parallel = DistributedDataParallel(run.objective) if distributed.world_size() > 1 else run.objective
         speaks = distributed.is_main()
-        with Stop() as stop, ProgressLine(run.steps, self.step, speaks) as progress:
+        with Stop() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
+            for line in self.about_run():
+                progress.say(line)
             if self.step:
                 progress.say(f"{self.out}: goes on after step {self.step:,}{''.join(f', with {c}' for c in changed)}")
             log = Log(self.out, self.step) if speaks else None
@@ -228,6 +231,20 @@ class Sitting:
             )
         return DONE
 
+    def about_run(self) -> list[str]:
+        """What is trained, where and on what, for people who want to know before they wait."""
+        run, model = self.run, self.run.objective.get_submodule("model")
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        where = f"{self.compute.device}, {self.compute.precision}, {torch.get_num_threads()} threads"
+        processes = distributed.world_size()
+        epochs = run.steps * run.batches.batch_size / len(run.batches.samples)
+        return [
+            f"{self.out}: {type(model).__name__}, {weights / 1e6:.1f} million parameters, on {where}"
+            + (f", {processes} processes" if processes > 1 else ""),
+            f"{self.out}: {len(run.batches.samples):,} samples, batch size {run.batches.batch_size:,}, "
+            f"{run.steps:,} steps ({epochs:.1f} epochs); the expected time follows after the first step",
+        ]
+
     def finish(self) -> None:
         """Writes the model and what serving needs beside it."""
         lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
@@ -240,7 +257,7 @@ class Sitting:
         for name, data in self.run.files.items():
             write_whole(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
-    def steps(self, objective: nn.Module, stop: Stop, progress: ProgressLine, log: Log | None) -> int:
+    def steps(self, objective: nn.Module, stop: Stop, progress: Progress, log: Log | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""
         run, parts = self.run, self.every.parts
         batches = run.batches.batches(self.step * run.batches.batch_size, parts)
@@ -248,6 +265,7 @@ class Sitting:
         began = time.monotonic()
         for values in fit(objective, batches, run.optimizer, run.learning_rate, left, self.compute, parts):
             self.step += 1
+            progress.show(self.step)
             last = self.step == run.steps
             self.count(values, time.monotonic() - began)
             if last or self.step % self.every.log_steps == 0:
@@ -268,7 +286,7 @@ class Sitting:
         for name, value in {**values, "seconds": seconds, "steps": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def report(self, progress: ProgressLine, log: Log | None) -> None:
+    def report(self, progress: Progress, log: Log | None) -> None:
         """One line of the log, and the progress."""
         steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
         means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.compute.device)
@@ -278,7 +296,7 @@ class Sitting:
             "pairs_per_second": steps * self.run.batches.batch_size / seconds,
             "seconds": self.seconds,
         }
-        progress.show(self.step, metrics, steps / seconds)
+        progress.show(self.step, as_note(metrics))
         if log:
             log.write("train", self.step, metrics)
 

@@ -1,0 +1,134 @@
+"""How far a long piece of work has come: a bar on a terminal, elsewhere a line every 15 seconds and one at the end."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import timedelta
+from types import TracebackType
+from typing import TypeVar
+
+from comodal.console import is_terminal, new_bar, printable, say
+
+T = TypeVar("T")
+LOOK_SECONDS = 0.5
+LINE_SECONDS = 15.0
+
+
+class Progress:
+    """What is done of a number of items, how long it takes yet, and a note.
+
+    A thread shows it, so that a line appears in time although a single item takes minutes.
+
+    Args:
+        what: What is counted or done, such as "step" or "embedding".
+        total: Items in all; a float stands for a fraction, which is shown in percent.
+        done: Items that were done before.
+        poll: Called for items that are done and a note, instead of waiting to be told.
+        is_shown: Show nothing if false, as in all processes but one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | float,
+        done: int | float = 0,
+        poll: Callable[[], tuple[int | float, str]] | None = None,
+        is_shown: bool = True,
+    ) -> None:
+        self.what = what
+        self.total = total
+        self.before = self.completed = done
+        self.poll = poll
+        self.note = ""
+        self.start = time.monotonic()
+        self.next_line = self.start + LINE_SECONDS
+        self.has_begun = False  # the first line comes with the first item, as it says how long all will take
+        self.has_lines = is_shown and not is_terminal()
+        self.is_shown = is_shown
+        self.bar = new_bar(is_percent=isinstance(total, float), is_shown=is_shown and not self.has_lines)
+        self.task = self.bar.add_task(printable(what), total=total)
+        self.bar.update(self.task, completed=done)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def advance(self, items: int | float = 1) -> None:
+        """More items are done."""
+        self.completed += items
+
+    def show(self, completed: int | float, note: str | None = None) -> None:
+        """So many items are done in all; the note stands until there is another."""
+        self.completed = completed
+        if note is not None:
+            self.note = note
+
+    def say(self, sentence: str) -> None:
+        """A sentence above the bar."""
+        if self.is_shown:
+            say(sentence, stderr=True)
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopped.set()
+        self.thread.join()
+        self._look()
+        self.bar.stop()
+        if self.has_lines and kind is None and self.completed > self.before:
+            say(self.line(), stderr=True)
+
+    def line(self) -> str:
+        """For people: how many of how many, the note, and the time."""
+        if isinstance(self.total, float):
+            count = f"{self.what} {self.completed / self.total:.0%}"
+        else:
+            count = f"{self.what} {self.completed:,} of {self.total:,}"
+        return ", ".join(filter(None, [count, self.note, self._time()]))
+
+    def _time(self) -> str:
+        elapsed = time.monotonic() - self.start
+        if self.completed >= self.total:
+            return f"in {timedelta(seconds=round(elapsed))}"
+        if self.completed <= self.before:
+            return f"after {timedelta(seconds=round(elapsed))}"
+        left = (self.total - self.completed) * elapsed / (self.completed - self.before)
+        return f"{timedelta(seconds=round(left))} left"
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(LOOK_SECONDS):
+            self._look()
+            is_first = not self.has_begun and self.completed > self.before
+            if self.has_lines and (is_first or time.monotonic() >= self.next_line):
+                self.has_begun = self.completed > self.before
+                self.next_line = time.monotonic() + LINE_SECONDS
+                say(self.line(), stderr=True)
+
+    def _look(self) -> None:
+        if self.poll is not None:
+            self.show(*self.poll())
+        description = ", ".join(filter(None, [self.what, self.note]))
+        self.bar.update(self.task, completed=self.completed, description=printable(description))
+
+
+def track(
+    items: Iterable[T], what: str, total: int | None = None, completed: int = 0, is_shown: bool = True
+) -> Iterator[T]:
+    """The items, with their progress.
+
+    Args:
+        items: What is gone through.
+        what: What is done with them.
+        total: Of the items; by default their length.
+        completed: How many were done before.
+        is_shown: Show nothing if false.
+    """
+    if total is None:
+        total = len(items) if isinstance(items, Sized) else 0
+    with Progress(what, total, completed, is_shown=is_shown) as progress:
+        for item in items:
+            yield item
+            progress.advance()
