@@ -32,6 +32,7 @@ INPUTS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
     *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
 }
+OUTPUTS = ("out", "sheet", "explain")  # named at the end, where they are there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,7 +148,12 @@ def page_of_recipe(name: str) -> Page:
 
 def run_command(name: str, words: list[str]) -> int:
     """Parses a command's words, and calls its function."""
-    return run_page(page_of_command(name), words, lambda values: load(COMMANDS[name].target)(**values))
+
+    def call(values: dict[str, Any]) -> int:
+        load(COMMANDS[name].target)(**values)
+        return 0
+
+    return run_page(page_of_command(name), words, call)
 
 
 def run_train(name: str, words: list[str]) -> int:
@@ -164,7 +170,7 @@ def run_train(name: str, words: list[str]) -> int:
     return run_page(page_of_recipe(name), words, start)
 
 
-def run_page(page: Page, words: list[str], call: Callable[[dict[str, Any]], Any]) -> int:
+def run_page(page: Page, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
     """Parses words by a command's options; calls its function where they are complete and correct."""
     parser = Parser(page.options, page.full)
     try:
@@ -179,8 +185,11 @@ def run_page(page: Page, words: list[str], call: Callable[[dict[str, Any]], Any]
         names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
         return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.short())
     check_inputs(values)
-    result = call(values)
-    return result if page.name.startswith("train ") else 0
+    status = call(values)
+    for path in [values[name] for name in OUTPUTS if status == 0 and name in values]:
+        if isinstance(path, Path) and path.exists():
+            say_error(f"wrote {path}")
+    return status
 
 
 def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:

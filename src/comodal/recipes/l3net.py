@@ -6,7 +6,7 @@ Expect there: 78 % of held-out pairs right on Flickr-SoundNet, 74 % on Kinetics-
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -29,6 +29,19 @@ VARIANTS: dict[str, Config] = {
     "openl3_mel128": openl3("mel128"),
     "openl3_mel256": openl3("mel256"),
 }
+
+
+class Defaults(NamedTuple):
+    """What is trained how long, for parameters that are None."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+
+
+PAPER_DEFAULTS = Defaults(500_000, 64, 1e-4, 500)
+SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 
 
@@ -37,9 +50,9 @@ def recipe(
     variant: Variant = "paper",
     width: int | None = None,
     image_size: int | None = None,
-    steps: int = 500_000,
-    batch_size: int = 64,
-    learning_rate: float = 1e-4,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     weight_decay: float = 2e-5,
     warm_up_steps: int = 0,
     final_fraction: float = 1.0,
@@ -60,11 +73,11 @@ def recipe(
         width: Filters of the first block of layers; by default the variant's, 16 in small and 64 in all others.
         image_size: Side of the pictures, which are cut from frames resized to 8/7 of it; by default the variant's, 64
             in small and 224 in all others.
-        steps: Updates of the weights.
-        batch_size: Pairs in a step, over all processes; half of them go together.
-        learning_rate: Of Adam.
+        steps: Updates of the weights; by default 3,000 for small and 500,000 for all other variants.
+        batch_size: Pairs in a step, over all processes, half of them matched; by default 64.
+        learning_rate: Of Adam; by default 1e-3 for small and 1e-4 for all other variants.
         weight_decay: Of kernels alone. Keras' l2 of 1e-5, the paper's, is a decay of 2e-5.
-        warm_up_steps: Steps in which the learning rate rises from nothing.
+        warm_up_steps: Steps in which the learning rate rises from 0.
         final_fraction: The learning rate falls along a cosine to this fraction of itself; 1 keeps it constant.
         mirror: Mirror every other picture. Not for digits and letters.
         brightness: Make pictures up to so much brighter or darker; 1 is white.
@@ -78,7 +91,10 @@ def recipe(
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
         torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
     """
-    network = VARIANTS[variant]
+    network, usual = VARIANTS[variant], SMALL_DEFAULTS if variant == "small" else PAPER_DEFAULTS
+    steps = usual.steps if steps is None else steps
+    batch_size = usual.batch_size if batch_size is None else batch_size
+    learning_rate = usual.learning_rate if learning_rate is None else learning_rate
     config = replace(network, width=width or network.width, image_size=image_size or network.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -99,6 +115,8 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=train.shards.fingerprint,
+        resolved={"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
+        validate_every=usual.validate_every,
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -37,6 +37,19 @@ from comodal.training.run import Run
 Variant = Literal["base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"]
 VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{n}": large(n) for n in (2, 4, 6)}
 BERT_REPORT = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
+
+
+class Defaults(NamedTuple):
+    """What is trained how long, for parameters that are None."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+
+
+PAPER_DEFAULTS = Defaults(60_000, 512, 1e-4, 500)
+SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 Pairs = list[tuple[Caption, int]]
 
@@ -74,9 +87,9 @@ def recipe(
     dropout: float | None = None,
     max_words: int = 36,
     max_regions: int = 36,
-    steps: int = 60_000,
-    batch_size: int = 512,
-    learning_rate: float = 1e-4,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     pretrained_rate: float = 0.1,
     weight_decay: float = 0.01,
     warm_up: float = 0.1,
@@ -107,9 +120,11 @@ def recipe(
             faster with 0, and on a CPU each step is quicker.
         max_words: Word pieces of a caption.
         max_regions: Regions of an image.
-        steps: Updates of the weights.
-        batch_size: Captions in a step, over all processes; half of them stand beside their image.
-        learning_rate: Of AdamW, at its highest.
+        steps: Updates of the weights; by default 3,000 for small and single_stream, 60,000 for all other variants.
+        batch_size: Captions in a step, over all processes, half of them with their own image; by default 64 for small
+            and single_stream, 512 for all other variants.
+        learning_rate: Of AdamW, at its highest; by default 1e-3 for small and single_stream, 1e-4 for all other
+            variants.
         pretrained_rate: Weights that came from BERT learn at this share of the rate.
         weight_decay: Of matrices alone.
         warm_up: Share of the steps in which the rate rises from nothing; then it falls to nothing.
@@ -122,6 +137,10 @@ def recipe(
         comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
         torchrun --nproc_per_node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
     """
+    usual = SMALL_DEFAULTS if variant in ("small", "single_stream") else PAPER_DEFAULTS
+    steps = usual.steps if steps is None else steps
+    batch_size = usual.batch_size if batch_size is None else batch_size
+    learning_rate = usual.learning_rate if learning_rate is None else learning_rate
     material = gather(data, captions, words or bert, validation_share)
     targets = targets_of(region_targets, material.store)
     with torch.random.fork_rng(devices=[]):
@@ -161,6 +180,8 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=material.fingerprint(),
+        resolved={"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
+        validate_every=usual.validate_every,
         files={"tokenizer.json": material.words.as_json(), **report, **remembered(material.store, start_from)},
     )
 

@@ -50,6 +50,8 @@ class Run:
     seed: int
     fingerprint: str  # of the data
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # what serving needs beside the weights
+    resolved: Mapping[str, Any] = field(default_factory=dict)  # parameters that were None, by the model's variant
+    validate_every: int = 500  # where the trainer is not told
     chosen_by: str = ""  # a metric of validation: where it was highest, that is the model; else the last weights are
 
 
@@ -63,7 +65,7 @@ def train(
     accumulate: int = 1,
     compile: bool = False,
     log_every: int = 10,
-    validate_every: int = 500,
+    validate_every: int | None = None,
     checkpoint_minutes: float = 10.0,
     threads: int | None = None,
 ) -> int:
@@ -83,7 +85,8 @@ def train(
         accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
         compile: Use torch.compile. Pays on a GPU; on a CPU it is slower.
         log_every: Steps between two lines of the log; they hold the mean over the steps between.
-        validate_every: Steps between two validations; there is one at the end in any case.
+        validate_every: Steps between two validations, besides one at the end; by default the variant's, 500 or, for
+            small ones, 250.
         checkpoint_minutes: Minutes between two checkpoints; there is one at the end in any case.
         threads: Threads of computation of this process; by default the cores that no other process uses.
 
@@ -93,7 +96,8 @@ def train(
         DataError: A sample cannot be read.
         FloatingPointError: The loss is not finite; not_finite.json in the run's folder holds the samples' keys.
     """
-    if min(accumulate, log_every, validate_every, threads or 1) < 1 or checkpoint_minutes < 0:
+    counts = [count for count in (accumulate, log_every, validate_every, threads) if count is not None]
+    if min(counts) < 1 or checkpoint_minutes < 0:
         raise ValueError(
             "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
         )
@@ -106,11 +110,16 @@ def train(
         keep_freed_memory()
     options: dict[str, Any] = {"device": device, "precision": compute.precision}
     options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
-    options |= {"validate_every": validate_every, "checkpoint_minutes": checkpoint_minutes}
+    options |= {"checkpoint_minutes": checkpoint_minutes}
     try:
-        changed = open_folder(out, resume, values, options)
+        check_folder(out, resume)
         with torch.random.fork_rng():
             run = recipe(**values)
+            values |= run.resolved
+            validate_every = run.validate_every if validate_every is None else validate_every
+            options["validate_every"] = validate_every
+            changed = changes(out / "config.yaml", values, options)
+            distributed.barrier()
             about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
             every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
             sitting = Sitting(run, out, compute, every, about)
@@ -120,17 +129,14 @@ def train(
         distributed.stop()
 
 
-def open_folder(out: Path, resume: bool, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """Makes the run's folder, or looks whether the run in it may go on; returns what has changed since it began."""
+def check_folder(out: Path, resume: bool) -> None:
+    """Looks whether a run may begin or go on in the folder."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file, not a folder")
     if out.exists() and any(out.iterdir()) and not resume:
         raise RecipeError(f"{out} is there already: go on with --resume, or choose another --out")
     if resume and out.exists() and any(out.iterdir()) and not (out / "config.yaml").exists():
         raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
-    changed = changes(out / "config.yaml", parameters, options)
-    distributed.barrier()
-    return changed
 
 
 def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:

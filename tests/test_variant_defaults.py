@@ -1,0 +1,54 @@
+"""What a variant is trained with where nothing is said: numbers of its own, written down, and kept by a resumed run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from comodal.errors import RecipeError
+from comodal.recipes import l3net, vilbert
+from comodal.training.run import train
+from small_captions import write_captions
+from small_world import write_world
+
+SMALL = {"variant": "small", "width": 4, "image_size": 16, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder / "train", 12)
+    write_world(folder / "validation", 6, seed=1)
+    return folder
+
+
+def test_the_papers_network_is_trained_as_in_the_paper(shards: Path):
+    """Section 3.2: a learning rate of 1e-4, constant."""
+    run = l3net.recipe(shards, width=4, image_size=16, workers=0)
+    assert run.learning_rate(0) == run.learning_rate(100_000) == 1e-4
+    assert run.steps == 500_000
+
+
+def test_a_small_network_is_done_in_minutes_not_months(shards: Path):
+    run = l3net.recipe(shards, **SMALL)
+    assert run.steps <= 5_000 and run.validate_every <= run.steps / 10
+    assert l3net.recipe(shards, **SMALL, steps=7, batch_size=8).steps == 7
+
+
+def test_a_small_vilbert_takes_batches_that_a_laptop_holds(tmp_path: Path):
+    regions, captions = write_captions(tmp_path)
+    run = vilbert.recipe(regions, captions, variant="small", workers=0)
+    assert run.batches.batch_size <= 64 and run.steps <= 5_000
+    assert dict(run.resolved) == {"steps": run.steps, "batch_size": run.batches.batch_size, "learning_rate": 1e-3}
+
+
+def test_what_was_taken_is_written_and_resumed(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    settings = {**SMALL, "data": shards, "validation_pairs": 0}
+    assert train(l3net.recipe, {**settings, "steps": 1}, tmp_path / "run", device="cpu") == 0
+    said = capsys.readouterr().err
+    assert "L3Net" in said and "million parameters" in said and "cpu, fp32" in said and "batch size 64" in said
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["batch_size"] == 64 and written["learning_rate"] == 1e-3 and written["validate_every"] == 250
+    assert train(l3net.recipe, {**settings, "steps": 2}, tmp_path / "run", resume=True, device="cpu") == 0
+    with pytest.raises(RecipeError, match="batch_size 32 instead of 64"):
+        train(l3net.recipe, {**settings, "steps": 3, "batch_size": 32}, tmp_path / "run", resume=True, device="cpu")
