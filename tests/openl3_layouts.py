@@ -8,8 +8,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "l3net"
+if not (FIXTURES / "make_inputs.py").is_file():
+    pytest.skip(f"{FIXTURES}: no fixtures of OpenL3", allow_module_level=True)
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 Layer = list[tuple[str, np.ndarray]]
 
