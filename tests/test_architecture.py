@@ -19,11 +19,11 @@ MAY_IMPORT = {
     "data": {"media"},
     "models": set(),
     "objectives": {"data.batch", "models"},
-    "training": {"data.batch", "data.loader", "models.checkpoint"},
+    "training": {"data.batch", "data.loader", "data.workplace", "models.checkpoint"},
     "tasks": {"media", "data", "models", "training"},
     "analysis": {"media", "data", "models", "tasks"},
     "serve": {"media", "data", "models", "tasks", "analysis"},
-    "playground": {"media"},
+    "playground": {"media", "data.workplace"},
     "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "serve", "playground"},
 }
 AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", *EVERYWHERE}

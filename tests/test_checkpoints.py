@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from comodal.errors import CheckpointError
+from comodal.files import temporary_name
 from comodal.training.checkpoints import Checkpoints, State
 
 
@@ -30,7 +31,7 @@ def test_a_disk_without_room_leaves_the_checkpoint_before(tmp_path: Path):
     """The file that would be written is /dev/full, which takes nothing: the error is the system's own."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
-    (tmp_path / ".000000002.pt.part").symlink_to("/dev/full")
+    temporary_name(tmp_path / "000000002.pt").symlink_to("/dev/full")
     message = r"000000002.pt cannot be written \(.*No space left on device.*\); the checkpoint of step 1 is whole"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.save(state(2))
@@ -47,14 +48,33 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damaged", [slice(0, -100), slice(0, 0), slice(100, None)])
-def test_damage_is_named_with_the_one_before(tmp_path: Path, damaged: slice):
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damaged: slice, capsys: pytest.CaptureFixture[str]):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
     checkpoints.save(state(2))
     path = tmp_path / "000000002.pt"
     path.write_bytes(path.read_bytes()[damaged])
-    with pytest.raises(CheckpointError, match=r"000000002.pt is damaged .*; delete it to go on from 000000001.pt"):
-        checkpoints.load()
+    assert checkpoints.load().step == 1
+    assert "warning" in (said := capsys.readouterr().err) and str(path) in said
+    for step in (3, 4, 5):  # the run goes on, and in the end nothing of the damaged one is left
+        checkpoints.save(state(step))
+    assert [path.name for path in checkpoints.files()] == ["000000004.pt", "000000005.pt"]
+
+
+def test_a_damaged_one_is_no_reason_to_delete_the_whole_ones(tmp_path: Path):
+    """The run that went on from step 1 comes to step 2 before it comes to the step of the damaged file."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    (tmp_path / "000000009.pt").write_bytes(b"damaged")
+    checkpoints.save(state(2))
+    assert [path.name for path in checkpoints.files()] == ["000000001.pt", "000000002.pt"]
+
+
+def test_when_all_are_damaged_that_is_an_error(tmp_path: Path):
+    for name in ("000000001.pt", "000000002.pt"):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"000000001.pt is damaged"):
+        Checkpoints(tmp_path).load()
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path):

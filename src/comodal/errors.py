@@ -3,7 +3,15 @@
 The command line prints these without a stack trace. A mistake of a caller of the Python functions is a ValueError.
 """
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+UNEXPECTED = "unexpected error"  # the reason of a MediaError for what no reader foresees
+DETAIL_CHARACTERS = 300
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class ComodalError(Exception):
@@ -33,3 +41,29 @@ class CheckpointError(ComodalError):
 
 class RecipeError(ComodalError):
     """Settings of a recipe that cannot work together."""
+
+
+@contextmanager
+def one_item(path: Path | str) -> Iterator[None]:
+    """The boundary around the work on one of many files: whatever it raises becomes a MediaError with the file's name,
+    for a line of the report, since a decoder may raise anything.
+
+    Passed on is what is not the file's fault: our own errors, a full disk, no memory, Ctrl-C. With COMODAL_DEBUG=1
+    everything is passed on.
+
+    Args:
+        path: The file, as the report names it.
+
+    Raises:
+        MediaError: The work failed.
+    """
+    try:
+        yield
+    except (ComodalError, MemoryError):
+        raise
+    except Exception as error:
+        machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+        if machine or os.environ.get("COMODAL_DEBUG"):
+            raise
+        detail = " ".join(str(error).split())[:DETAIL_CHARACTERS]
+        raise MediaError(path, UNEXPECTED, f"{type(error).__name__}: {detail}") from error

@@ -4,7 +4,6 @@ A command is a thin call of a function with the same parameters. Exit statuses: 
 wrong usage, 130 interrupted.
 """
 
-import errno
 import importlib
 import io
 import os
@@ -23,6 +22,7 @@ from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import did_you_mean
 from comodal.errors import ComodalError, DataError
+from comodal.files import reason_of
 from comodal.training.config import plain
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ComodalError, ValueError, FloatingPointError) as error:
         return report_failure(error, str(error))
     except OSError as error:
-        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-        where = f"{error.filename}: " if error.filename else ""
-        return report_failure(error, f"{where}{reasons.get(error.errno or 0, error.strerror or str(error))}")
+        return report_failure(error, reason_of(error))
+    except MemoryError as error:
+        return report_failure(error, f"not enough memory{f' ({error})' if str(error) else ''}")
     except KeyboardInterrupt:
         print("comodal: interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED

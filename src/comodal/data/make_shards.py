@@ -26,8 +26,8 @@ from comodal.data.report import print_report
 from comodal.data.shards import ShardWriter
 from comodal.data.sources import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
-from comodal.errors import DataError, MediaError
-from comodal.files import write_whole
+from comodal.errors import DataError, MediaError, one_item
+from comodal.files import json_line, whole, write_whole
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
 
@@ -188,7 +188,9 @@ def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed:
                 try:
                     if item.key in crashed:
                         raise MediaError(item.path, *CRASHED)
-                    sample = read(item)
+                    with one_item(item.path):
+                        sample = read(item)
+                        writer.check(item.key, sample.members, sample.record)
                 except MediaError as error:
                     line = refusal(item, shard.split, error.reason, error.detail)
                 else:
@@ -196,8 +198,7 @@ def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed:
                     line = taken(item, shard.split, sample)
                 lines.append(line)
                 started_file.write(f"{line.get('seconds', 0.0)}\n")
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_whole(report_of(tar), text.encode())
+        write_whole(report_of(tar), b"".join(json_line(line) for line in lines))
     progress.unlink(missing_ok=True)
     return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)
 
@@ -224,7 +225,8 @@ def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> froze
 def kills(read: Callable[[I], Sample], item: I) -> bool:
     with ProcessPoolExecutor(max_workers=1) as alone:
         try:
-            alone.submit(read, item).result()
+            with one_item(item.path):
+                alone.submit(read, item).result()
         except BrokenProcessPool:
             return True
         except MediaError:
@@ -289,16 +291,14 @@ def is_finished(shard: Shard, out: Path) -> bool:
 def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
     """Write OUT/report.jsonl and count what is in it."""
     clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
-    temporary = out / ".report.jsonl.part"
-    with temporary.open("w") as merged:
+    with whole(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
         for line in report_lines(plan, out):
-            merged.write(json.dumps(line, ensure_ascii=False) + "\n")
+            merged.write(json_line(line))
             if line["status"] == "taken":
                 clips[line["split"]] += 1
                 seconds[line["split"]] += line["seconds"]
             else:
                 refused[line["reason"]] += 1
-    temporary.replace(out / "report.jsonl")
     return {
         "taken": {split: clips[split] for split in SPLITS},
         "seconds": {split: round(seconds[split], 3) for split in SPLITS},

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Float32, Num, Shaped
 from torch import Tensor
 
-from comodal.data.workplace import explained
+from comodal.data.workplace import as_json, explained
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.text_files import read_json_object
@@ -374,7 +374,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
     """about.json, whole or as it was."""
-    write_whole(folder / "about.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / "about.json", as_json(about))
 
 
 def token_dtype(tokens: int) -> np.dtype:

@@ -46,21 +46,30 @@ class ShardWriter:
         self.file = self.temporary.open("wb")
 
     def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
-        """Append a sample; the record becomes its member `json`, and its `group` stands in the index as well."""
-        if not key or key in self.keys or set(key) & set("./\n"):
-            raise ValueError(f"a key is unique in its shard and has no dot, slash or line break; got {key!r}")
-        group = str(record.get("group", key))
-        if "\n" in group:
-            raise ValueError(f"a group has no line break, got {group!r}")
+        """Append a sample; the record becomes its member `json`, and its `group` stands in the index as well (there a
+        line break in it is written `\\n`)."""
+        text = self.check(key, members, record)
+        group = str(record.get("group", key)).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
         self.keys.add(key)
         self.samples.append((key, group, len(self.members)))
-        text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
         for name, data in (members | {"json": text}).items():
             self._append(key, name, data)
 
+    def check(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> bytes:
+        """The record as JSON.
+
+        Raises:
+            ValueError: The sample cannot be in this shard.
+        """
+        if not key or key in self.keys or set(key) & set("./\n"):
+            raise ValueError(f"a key is unique in its shard and has no dot, slash or line break; got {key!r}")
+        for name, data in members.items():
+            if len(data) > LARGEST_MEMBER:
+                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {LARGEST_MEMBER:,}")
+        text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace")
+
     def _append(self, key: str, name: str, data: bytes) -> None:
-        if len(data) > LARGEST_MEMBER:
-            raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {LARGEST_MEMBER:,}")
         header = tarfile.TarInfo(f"{key}.{name}")
         header.size = len(data)
         self.file.write(header.tobuf(tarfile.PAX_FORMAT))

@@ -1,15 +1,14 @@
 """The folder that a command fills: one command at a time, always the same options, and faults told in a sentence."""
 
 import contextlib
-import errno
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from comodal.errors import DataError
+from comodal.files import reason_of
 from comodal.text_files import read_json_object
 
 
@@ -33,10 +32,8 @@ def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = f"{shutil.disk_usage(out).free / 1e9:.1f} GB free"
-            raise DataError(f"{out}: the disk is full ({free}); make room and run the same command again") from error
-        raise DataError(f"{error.filename or out}: {error.strerror or error}") from error
+        where = "" if error.filename else f"{out}: "
+        raise DataError(f"{where}{reason_of(error)}") from error
 
 
 def check_same(out: Path, fresh: dict[str, Any]) -> bool:
@@ -72,4 +69,5 @@ def remove_parts(out: Path) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")

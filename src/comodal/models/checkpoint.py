@@ -11,7 +11,8 @@ import os
 import re
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.files import whole, write_whole
 from comodal.text_files import read_json_object
 
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
@@ -53,12 +55,9 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     check_finite(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(weights, temporary, metadata={"crc32": str(checksum(weights))})
-    rename_when_on_disk(temporary, folder / WEIGHTS)
-    temporary = folder / f".{CONFIG}.{os.getpid()}"
-    temporary.write_text(text)
-    rename_when_on_disk(temporary, folder / CONFIG)
+    with whole(folder / WEIGHTS) as temporary, naming_what_is_written(folder / WEIGHTS):
+        save_file(weights, temporary, metadata={"crc32": str(checksum(weights))})
+    write_whole(folder / CONFIG, text.encode())
 
 
 def load_model(path: Path) -> nn.Module:
@@ -202,8 +201,13 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def rename_when_on_disk(temporary: Path, final: Path) -> None:
-    """So that a power cut leaves the old file or the new one."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(final)
+@contextmanager
+def naming_what_is_written(path: Path) -> Iterator[None]:
+    """Turns what safetensors says of a disk into the system's own error, with the name of the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -21,6 +21,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
+from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.playground.options import Options
@@ -79,7 +80,7 @@ def make_playground(
         workers: processes; the result does not depend on their number.
 
     Raises:
-        DataError: the folder holds a playground of other options.
+        DataError: the folder holds a playground of other options, another command writes there, or the disk is full.
 
     Examples:
         comodal playground world/
@@ -96,11 +97,17 @@ def make_playground(
     if sets and scenes < LEAST_SCENES:
         raise ValueError(f"task sets need {LEAST_SCENES} scenes or more, so that each split has some; got {scenes}")
     options = Options(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
-    _claim(folder, options)
+    with explained(folder), only_one(folder):
+        _claim(folder, options)
+        _fill(folder, options, sets, workers)
+
+
+def _fill(folder: Path, options: Options, sets: Sequence[str], workers: int) -> None:
+    """Makes what is not there yet."""
     if not (folder / "videos.jsonl").exists():
         _sweep(folder)
         _run(_jobs(folder, options), workers, "playground")
-        write_scene_lists(folder / "scenes", seed, scenes, side)
+        write_scene_lists(folder / "scenes", options.seed, options.scenes, options.side)
         write_vocabulary(folder / "vocab.txt")
         _write_lists(folder, options)
     for name in missing(folder, sets):

@@ -4,10 +4,10 @@ A folder of exports holds the files and export.json: what each takes and gives, 
 which weights it is. Nothing is left of an export whose numbers differ.
 """
 
-import json
-import tempfile
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from comodal.console import Table, say
+from comodal.data.workplace import as_json, explained, only_one
 from comodal.errors import CheckpointError
+from comodal.files import whole, write_whole
 from comodal.models.checkpoint import checksum, load_model, model_folder
 from comodal.models.l3net import L3Net
 from comodal.serve.export_engine import FOLDER, MANIFEST
@@ -81,15 +83,14 @@ def export(
     networks = chosen(networks_of(model), only)
     given = examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
     folder = out or model_folder(run) / FOLDER / to
-    folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {"format": to, "comodal": version("comodal"), "class": type(model).__name__}
     about["weights"] = checksum(model.state_dict())
     table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
     numbers: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+    with explained(folder), only_one(folder), scratch_folder(folder) as temporary:
         about["networks"] = {}
         for network in networks:
-            made = Path(temporary) / (network.name + ENDINGS[to])
+            made = temporary / (network.name + ENDINGS[to])
             about["networks"][network.name] = described = write_network(network, to, made, given)
             numbers |= {f"export.{network.name}.{key}": described[key] for key in described if key in Loss._fields}
             numbers[f"export.{network.name}.difference"] = described["difference"]
@@ -97,9 +98,21 @@ def export(
             tried = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
             size = sum(path.stat().st_size for path in made.parent.glob(f"{network.name}.*")) / 1e6
             table.add_row(network.name, made.name, f"{size:.1f}", tried, f"{described['difference']:.1e}")
-        replace_files(Path(temporary), folder, about)
+        replace_files(temporary, folder, about)
     report(table, about["networks"], folder)
     return numbers
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder in another for what is not finished; those that killed commands left are removed first."""
+    scratch = folder / ".scratch.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def chosen(networks: list[Network], only: list[str] | None) -> list[Network]:
@@ -178,9 +191,9 @@ def replace_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(made.iterdir())}
     for name in about["files"]:
-        (made / name).replace(folder / name)
-    (made / MANIFEST).write_text(json.dumps(about, indent=2) + "\n")
-    (made / MANIFEST).replace(folder / MANIFEST)
+        with whole(folder / name) as part:
+            (made / name).replace(part)
+    write_whole(folder / MANIFEST, as_json(about))
 
 
 def report(table: Table, networks: dict[str, Any], folder: Path) -> None:

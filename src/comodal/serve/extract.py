@@ -7,7 +7,6 @@ others have extracted come in through data/convert_regions.py.
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -24,8 +23,8 @@ from comodal.data.make_shards import Backend, running_on
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
 from comodal.data.workplace import explained, only_one
-from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.files import write_whole
+from comodal.errors import CheckpointError, DataError, MediaError, one_item
+from comodal.files import json_line, write_whole
 from comodal.hardware import DeviceName, find_device
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
@@ -235,7 +234,8 @@ def one_thread() -> Iterator[None]:
 def make(image: Given, images: Path, extractor: Extractor) -> Made:
     """The regions of one image."""
     try:
-        regions = extractor(read_image(images / image.image), image.boxes)
+        with one_item(images / image.image):
+            regions = extractor(read_image(images / image.image), image.boxes)
     except MediaError as error:
         return Made(image.image, None, str(error.reason), error.detail)
     return Made(image.image, regions)
@@ -257,8 +257,7 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
             for made in with_bar(pool(todo), len(listed.images), len(todo)):
                 if found := add(writer, made):
                     refused.append(found)
-            lines = (json.dumps(line._asdict(), ensure_ascii=False) + "\n" for line in sorted(refused))
-            write_whole(out / REPORT, "".join(lines).encode())
+            write_whole(out / REPORT, b"".join(json_line(line._asdict()) for line in sorted(refused)))
     for path in (out / JOURNAL, *out.glob(".*.[0-9]*.part")):  # what killed commands left
         path.unlink(missing_ok=True)
     made = RegionStore(out).about["made_from"]

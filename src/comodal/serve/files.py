@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from comodal.console import Table, say
-from comodal.errors import DataError, MediaError
-from comodal.files import whole
+from comodal.data.make_shards import running_on
+from comodal.errors import DataError, MediaError, one_item
+from comodal.files import shortened, whole
 from comodal.progress import track
 
 COPY_BYTES = 1 << 20
@@ -54,7 +56,7 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
         inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
         for path in inside if given.is_dir() else [given]:
             folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
-            job = Job(path, tuple(folder / f"{path.stem}{ending}.npz" for ending in endings))
+            job = Job(path, tuple(folder / shortened(f"{path.stem}{ending}.npz") for ending in endings))
             if taken.get(job.results[0], path) != path:
                 raise DataError(f"{taken[job.results[0]]} and {path} would both be written to {job.results[0]}")
             if job.results[0] not in taken:  # a file may be given twice, by itself and with its folder
@@ -66,9 +68,10 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
 
 
 def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
-    """Runs one job; media that cannot be read are an outcome, all other errors are raised."""
+    """Runs one job; what goes wrong with its file is an outcome."""
     try:
-        return Outcome(job, work(job), "")
+        with one_item(job.source):
+            return Outcome(job, work(job), "")
     except MediaError as error:
         return Outcome(job, 0, f"{error.reason}: {error.detail}")
 
@@ -94,10 +97,17 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
     todo = [job for job in jobs if overwrite or not all(result.is_file() for result in job.results)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
     calls: Iterable[Outcome] = (attempt(job, work) for job in todo)
-    if processes > 1:
-        parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-        calls = parallel(joblib.delayed(attempt)(job, work) for job in todo)
-    done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
+    with running_on("loky" if processes > 1 else "sequential"):
+        if processes > 1:
+            parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
+            calls = parallel(joblib.delayed(attempt)(job, work) for job in todo)
+        try:
+            done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker died, perhaps for want of memory; what is written stays, and the same command goes on: "
+                f"take fewer --workers than {processes}"
+            ) from error
     refused = sorted((outcome for outcome in done if outcome.problem), key=lambda outcome: outcome.job.source)
     report(refused, len(done) - len(refused), len(jobs) - len(todo))
     if refused:

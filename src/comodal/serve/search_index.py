@@ -31,7 +31,7 @@ from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import named
 from comodal.data.workplace import as_json, explained, only_one
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import json_line, write_whole
 from comodal.serve.extract import Pool, add, with_bar
 from comodal.serve.image_list import Given, Listed, names_in, read_boxes
 from comodal.text_files import read_json_lines, read_json_object
@@ -153,8 +153,7 @@ def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, poo
                 if found := add(writer, one, name):
                     refused[name] = {"id": name} | found._asdict()
             lines = [*refused.values(), *wanted.refused]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_whole(index / REFUSED, text.encode())
+            write_whole(index / REFUSED, b"".join(json_line(line) for line in lines))
     fresh = About(out.name, fresh.folder, fresh.boxes)
     write_whole(index / ABOUT, as_json({"kind": KIND, "format": 1} | asdict(fresh)))
     for old in index.glob(f"{STORES}*"):

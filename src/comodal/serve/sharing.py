@@ -5,19 +5,24 @@ network that made them) and the results cards of its evaluations; checkpoints, l
 written from those cards.
 """
 
+import fcntl
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
 from comodal.console import say
 from comodal.data.same_regions import learnt_from, named
+from comodal.data.workplace import explained
 from comodal.errors import CheckpointError, DataError
-from comodal.files import write_whole
-from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config
+from comodal.files import whole, write_whole
+from comodal.models.checkpoint import CONFIG, WEIGHTS, load_model, model_folder, read_config
 from comodal.serve.backbones import LITE0
 from comodal.serve.region_network import check_kept
 from comodal.tasks.card import CARD, as_markdown, read_card
@@ -36,6 +41,7 @@ USES = {
     VQA: 'ask photo.jpg "what is on the table?" --model MODEL',
     POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
 }
+BEGUN = ".begun.part"  # in a folder that is not finished
 MISSING = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
 
 
@@ -44,7 +50,7 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
 
     Args:
         run: Run or model folder.
-        out: The folder to write; it must not be there, or be empty.
+        out: The folder to write; new, empty, or left unfinished by the same command.
         results: A folder below which evaluations of this model wrote their results cards.
         licence: Of the weights, as the hub writes it.
 
@@ -61,25 +67,59 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
     load_model(run)  # what is damaged is told here, and not by whoever gets it
     check_kept(run)
     source = model_folder(run)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is there already: give a folder that is new or empty")
     cards = {path: read_card(path) for path in sorted(results.rglob(CARD))} if results is not None else {}
     cards = {path: card for path, card in cards.items() if card["scores"]}  # those of submissions have none
     if results is not None and not cards:
         raise DataError(f"{results}: no results card ({CARD}) below it")
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted({file for pattern in KEPT for file in source.glob(pattern)}):
-        copy = out / file.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
-    for number, path in enumerate(cards):
-        write_whole(out / "results" / f"{number:02d}" / CARD, path.read_bytes())
-    config = read_config(source)
-    card = model_card(run.name, config, list(cards.values()), licence, regions_told(source))
-    write_whole(out / "README.md", card.encode())
+    with explained(out), begun(out, f"the weights of {source.resolve()}, {weights_mark(source)}"):
+        for file in sorted({file for pattern in KEPT for file in source.glob(pattern)}):
+            with whole(out / file.relative_to(source)) as part:
+                shutil.copyfile(file, part)
+        for number, path in enumerate(cards):
+            write_whole(out / "results" / f"{number:02d}" / CARD, path.read_bytes())
+        config = read_config(source)
+        card = model_card(run.name, config, list(cards.values()), licence, regions_told(source))
+        write_whole(out / "README.md", card.encode())
     files = sum(file.is_file() for file in out.rglob("*"))
     say(f"{out}: {files} files, {len(cards)} results cards")
     return {"share.files": files, "share.cards": len(cards)}
+
+
+@contextmanager
+def begun(out: Path, what: str) -> Iterator[None]:
+    """Marks a folder as not finished while the block runs, so that the same command may go on in it after a kill.
+
+    Args:
+        out: The folder.
+        what: What is written; the mark says it, and nothing else may go on.
+
+    Raises:
+        DataError: It holds something else, or another command is writing there.
+    """
+    mark = out / BEGUN
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.is_file())):
+        raise DataError(f"{out} is there already: give a folder that is new or empty")
+    out.mkdir(parents=True, exist_ok=True)
+    with mark.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another command is writing to {out}: wait until it ends") from error
+        if not mark.is_file():  # the other one has just finished
+            raise DataError(f"{out} is there already: give a folder that is new or empty")
+        if (before := mark.read_text(encoding="utf-8")) not in ("", what):
+            raise DataError(f"{out} was begun with {before}, not with {what}: give another folder, or delete this one")
+        if not before:
+            file.write(what)
+            file.flush()
+        yield
+        mark.unlink()
+
+
+def weights_mark(model: Path) -> str:
+    """The checksum of a model's weights."""
+    with safe_open(model / WEIGHTS, framework="pt") as file:
+        return f"checksum {(file.metadata() or {}).get('crc32')}"
 
 
 def push_to_hub(

@@ -4,16 +4,18 @@ A checkpoint is written under a temporary name, forced to the disk and renamed, 
 whole. Loading one runs no code: `weights_only` unpickles tensors, numbers and texts and refuses everything else.
 """
 
-import os
 import pickle
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from comodal.console import say
 from comodal.errors import CheckpointError
+from comodal.files import whole
 
 KEPT = 2
 
@@ -50,15 +52,10 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{state.step:09d}.pt"
-        temporary = self.folder / f".{path.name}.part"
         try:
-            with temporary.open("wb") as file:
+            with whole(path) as temporary, temporary.open("wb") as file:
                 torch.save(asdict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
-            temporary.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
             last = (
                 f"the checkpoint of step {int(self.files()[-1].stem)} is whole" if self.files() else "there is none yet"
@@ -66,33 +63,52 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path} cannot be written ({reason}); {last}: make room, then go on with --resume"
             ) from error
-        for old in self.files()[:-KEPT]:
+        files = self.files()
+        later = [old for old in files if int(old.stem) > state.step]  # damaged: the run went on from an older one
+        for old in [*files[: -KEPT - len(later)], *later]:
             old.unlink()
 
     def load(self) -> State | None:
-        """The last checkpoint, on the CPU; None if there is none.
+        """The last whole checkpoint, on the CPU; None if there is none. A damaged one is skipped with a warning.
 
         Raises:
-            CheckpointError: It is damaged, or not one of ours.
+            CheckpointError: All are damaged, or none of ours.
         """
         for left in self.folder.glob(".*.part"):  # of a process that was killed
-            left.unlink()
-        if not self.files():
-            return None
-        path = self.files()[-1]
-        try:
-            with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
-                if archive.testzip():
-                    raise zipfile.BadZipFile("wrong checksum")
-            return State(**torch.load(path, map_location="cpu", weights_only=True))
-        except (
-            OSError,
-            RuntimeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-            EOFError,
-            TypeError,
-            ValueError,
-        ) as error:
-            before = f"; delete it to go on from {self.files()[-2].name}" if len(self.files()) > 1 else ""
-            raise CheckpointError(f"{path} is damaged or no checkpoint{before}") from error
+            left.unlink(missing_ok=True)
+        files = self.files()
+        for path in reversed(files):
+            try:
+                return read_state(path)
+            except CheckpointError as error:
+                if path == files[0]:
+                    raise
+                say(f"warning: {error}; going on from the one before it", stderr=True)
+        return None
+
+
+def read_state(path: Path) -> State:
+    """One checkpoint.
+
+    Raises:
+        CheckpointError: It is damaged, or not one of ours.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+            if archive.testzip():
+                raise zipfile.BadZipFile("wrong checksum")
+        return State(**torch.load(path, map_location="cpu", weights_only=True))
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint") from error

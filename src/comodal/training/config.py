@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from comodal.errors import RecipeError
+from comodal.files import write_whole
 from comodal.text_files import read_yaml
 
 MAY_CHANGE = {"data", "workers", "steps"}  # parameters that leave the order of the data and each step as they were
@@ -41,10 +42,8 @@ def name_of(recipe: Callable) -> str:
 
 def write_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
     """Writes the settings, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
     command = f"# comodal train {name_of(recipe)} --config {path.name} --out ANOTHER_RUN\n"
-    temporary.write_text(command + yaml.safe_dump(plain(values), sort_keys=False))
-    temporary.replace(path)
+    write_whole(path, (command + yaml.safe_dump(plain(values), sort_keys=False)).encode())
 
 
 def read_config(path: Path) -> dict[str, Any]:

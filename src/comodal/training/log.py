@@ -1,11 +1,11 @@
 """What a run says while it works: lines of JSON, TensorBoard events, and a note for the progress."""
 
 import json
-import os
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from comodal.files import json_line, write_whole
 from comodal.text_files import read_log
 
 SHOWN = ("loss", "accuracy", "pairs_per_second")
@@ -22,12 +22,7 @@ class Log:
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        temporary = folder / ".metrics.jsonl.part"
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_whole(self.path, b"".join(json_line(line) for line in kept))
         self.file = self.path.open("a", buffering=1)
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

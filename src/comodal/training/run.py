@@ -5,10 +5,10 @@ RUN/config.yaml (settings), environment.json (hardware and versions), metrics.js
 is served).
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from comodal import distributed, hardware
 from comodal.data.loader import Loader
+from comodal.data.workplace import as_json, explained, only_one
 from comodal.environment import environment
 from comodal.errors import RecipeError
 from comodal.files import write_whole
@@ -112,8 +113,9 @@ def train(
     options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
     options |= {"checkpoint_minutes": checkpoint_minutes}
     try:
-        check_folder(out, resume)
-        with torch.random.fork_rng():
+        lock = only_one(out) if distributed.is_main() else nullcontext()
+        with explained(out), lock, torch.random.fork_rng():
+            check_folder(out, resume)
             run = recipe(**values)
             values |= run.resolved
             validate_every = run.validate_every if validate_every is None else validate_every
@@ -133,9 +135,10 @@ def check_folder(out: Path, resume: bool) -> None:
     """Looks whether a run may begin or go on in the folder."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file, not a folder")
-    if out.exists() and any(out.iterdir()) and not resume:
+    is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
+    if is_begun and not resume:
         raise RecipeError(f"{out} is there already: go on with --resume, or choose another --out")
-    if resume and out.exists() and any(out.iterdir()) and not (out / "config.yaml").exists():
+    if is_begun and resume and not (out / "config.yaml").exists():
         raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
 
 
@@ -143,7 +146,7 @@ def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> No
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         write_config(out / "config.yaml", recipe, values)
-        write_whole(out / ENVIRONMENT, (json.dumps(environment(), indent=2) + "\n").encode())
+        write_whole(out / ENVIRONMENT, as_json(environment()))
     distributed.barrier()
 
 
@@ -355,7 +358,7 @@ class Sitting:
         """Writes down which samples the step had."""
         keys, path = distributed.gather(error.keys), self.out / "not_finite.json"
         if distributed.is_main():
-            path.write_text(json.dumps({"step": error.step, "error": str(error), "keys": keys}, indent=2) + "\n")
+            write_whole(path, as_json({"step": error.step, "error": str(error), "keys": keys}))
         return FloatingPointError(
             f"{error}; the keys of its samples are in {path}; a lower --learning_rate or --precision fp32 may help"
         )
