@@ -18,7 +18,7 @@ def only_one(out: Path) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    with (out / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
