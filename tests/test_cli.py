@@ -231,7 +231,7 @@ def test_a_wrong_settings_file(tmp_path: Path, text: str, sentence: str):
 
 
 def test_a_settings_file_that_is_not_there():
-    with pytest.raises(UsageError, match=r"/no/such\.yaml : No such file"):
+    with pytest.raises(UsageError, match=r"/no/such\.yaml: No such file"):
         parse(sample, "--config", "/no/such.yaml")
 
 
