@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from comodal.hardware import has_native_bf16
 from comodal.media.audio import stream_sound
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, model_folder, save_model
@@ -28,15 +29,15 @@ from comodal.serve.embedder import Choice, Embedder, load_embedder
 from comodal.serve.export import export
 from comodal.tasks.tree import Labelled, compare, read_tree
 from embedding import TERA_OPERATIONS
-from machine import report, save, seconds_in_turn
+from machine import describe_machine, report, save, seconds_in_turn
 
 WAYS = {
     "PyTorch fp32, fused": Choice(precision="fp32"),
-    "PyTorch bf16, fused": Choice(),
-    "ONNX Runtime fp32": Choice(engine="onnx"),
+    "PyTorch bf16, fused": Choice(precision="bf16"),
+    "ONNX Runtime fp32": Choice(engine="onnx", precision="fp32"),
     "ONNX Runtime int8": Choice(engine="onnx", precision="int8"),
     "OpenVINO fp32": Choice(engine="openvino", precision="fp32"),
-    "OpenVINO bf16": Choice(engine="openvino"),
+    "OpenVINO bf16": Choice(engine="openvino", precision="bf16"),
     "OpenVINO int8": Choice(engine="openvino", precision="int8"),
 }
 EXAMPLES = 32
@@ -52,7 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        numbers = {"threads": float(options.threads), **speed(Path(temporary), options.batch, options.repeats)}
+        numbers = {"threads": float(options.threads), **describe_machine()}
+        numbers |= speed(Path(temporary), options.batch, options.repeats)
     if options.digits is not None:
         with tempfile.TemporaryDirectory() as temporary:
             numbers |= accuracy(Path(temporary), options.digits)
@@ -97,7 +99,8 @@ def exported(model: Path, examples: Path) -> dict[str, Embedder]:
     """A network in every way of embedding with it."""
     for engine in ("onnx", "openvino"):
         export(model, engine, only=["image", "sound"], int8=examples)
-    return {name: load_embedder(model, choice) for name, choice in WAYS.items()}
+    ways = {name: choice for name, choice in WAYS.items() if choice.precision != "bf16" or has_native_bf16()}
+    return {name: load_embedder(model, choice) for name, choice in ways.items()}
 
 
 def accuracy(folder: Path, digits: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the benchmarks of models share: timing in turn, the machine's own ceiling, and one table and JSON file."""
+"""What the benchmarks of models share: timing in turn, the machine and its ceiling, and one table and JSON file."""
 
 import json
 import statistics
@@ -9,6 +9,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn import functional as F
+
+from comodal import hardware
+from comodal.environment import cpu_name
+
+
+def clock() -> float:
+    """Seconds of the processor with one thread, which other processes do not disturb; with more threads of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def seconds_in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -18,9 +27,9 @@ def seconds_in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -28,6 +37,29 @@ def matrix_product(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
     """The 10^12 floating point operations of a 2048^3 product, and the product: what the machine can do at best."""
     left, right = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     return 2 * 2048**3 / 1e12, lambda: left @ right
+
+
+def convolution(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
+    """The operations of a 3x3 convolution of 256 channels, and the convolution, in the layout that suits it."""
+    layout = torch.channels_last
+    image = torch.randn(2, 256, 56, 56).to(dtype).contiguous(memory_format=layout)
+    weight = torch.randn(256, 256, 3, 3).to(dtype).contiguous(memory_format=layout)
+    return 2 * weight.numel() * 2 * 56 * 56 / 1e12, lambda: F.conv2d(image, weight, padding=1)
+
+
+@torch.inference_mode()
+def describe_machine(repeats: int = 5) -> dict[str, float]:
+    """Prints the processor, its instruction set, the threads and what it reaches at best, and returns the rates."""
+    works = {"matrix product": matrix_product(torch.float32), "convolution": convolution(torch.float32)}
+    seconds = seconds_in_turn({name: work for name, (_, work) in works.items()}, repeats)
+    rates = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in works.items()}
+    kind = "CPU seconds" if torch.get_num_threads() == 1 else "seconds"
+    ceiling = ", ".join(f"{name} {1000 * rate:.0f} GFLOP/s" for name, rate in rates.items())
+    print(
+        f"{cpu_name()}, {hardware.instruction_set()}, native bf16 {hardware.has_native_bf16('cpu')}, torch "
+        f"{torch.__version__}, {torch.get_num_threads()} threads; fp32 ceiling: {ceiling} ({kind})"
+    )
+    return {f"machine.{name}.tera_operations_per_second": rate for name, rate in rates.items()}
 
 
 def report(

@@ -53,6 +53,19 @@ def test_in_float32_only_the_rounding_differs(config: Config):
         assert (plain - quick).norm() / plain.norm() < 1e-5
 
 
+def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
+    model = trained(NARROW["paper"])
+    quick = fast(model)
+    shapes = [(2, 64), (1, 64), (4, 64), (3, 48), (2, 40), (1, 72), (2, 64)]
+    for batch, side in shapes:
+        image = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        with torch.inference_mode():
+            plain = model.image_tower(model.normalised(image))
+        assert (plain - quick.image_map(image)).norm() / plain.norm() < 1e-5
+    for layer in quick._image_tower.layers.values():
+        assert len(layer.packings) == (inference.PACKINGS if layer.fused else 0)
+
+
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
 def test_in_bfloat16_embeddings_keep_their_direction(config: Config):
     for plain, quick in both(config, torch.bfloat16):

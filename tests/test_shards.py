@@ -41,6 +41,16 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "train", {f"clip{n}": {"0000.jpg": bytes([n]) * 600, "flac": b"sound"} for n in range(5)})
 
 
+def test_keys_one_by_one_are_the_lines_of_every_shard(tmp_path):
+    keys = ["a", "ü" * 30, "日本語", "clip 1", "\x85", "\u2028"]
+    write(tmp_path, {key: {"txt": b"1"} for key in keys}, "000000.tar")
+    write(tmp_path, {key: {} for key in reversed(keys)}, "000001.tar")
+    write(tmp_path, {"only": {}}, "000002.tar")
+    shards = Shards(tmp_path)
+    plain = [key for index in shards.indexes for key in index.keys.decode().split("\n")]
+    assert [shards.key(i) for i in range(len(shards))] == plain == [*keys, *reversed(keys), "only"]
+
+
 @FEW
 @given(samples=SAMPLES)
 def test_every_member_is_read_as_python_s_tar_reader_reads_it(tmp_path_factory, samples):
@@ -51,6 +61,7 @@ def test_every_member_is_read_as_python_s_tar_reader_reads_it(tmp_path_factory, 
     ours = {f"{key}.{name}": shards.read(i, name) for i, key in enumerate(shards.keys) for name in shards.members(i)}
     assert ours == theirs
     assert shards.keys == list(samples)
+    assert [shards.key(i) for i in range(len(shards))] == list(samples)
     assert {key: {name: shards.read(i, name) for name in shards.members(i) if name != "json"}
             for i, key in enumerate(shards.keys)} == samples  # fmt: skip
     assert [shards.record(i)["number"] for i in range(len(shards))] == list(range(len(samples)))

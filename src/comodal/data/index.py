@@ -30,6 +30,7 @@ class Index:
     path: Path
     tar_bytes: int
     keys: bytes  # one a line: a third of the memory of a list of strings
+    key_ends: np.ndarray  # (samples,) uint32: where the line of each key ends
     groups: bytes
     firsts: np.ndarray  # (samples + 1,) uint32
     names: tuple[str, ...]
@@ -38,6 +39,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.firsts) - 1
+
+    def key(self, sample: int) -> str:
+        """The key of one sample."""
+        start = int(self.key_ends[sample - 1]) + 1 if sample else 0
+        return self.keys[start : int(self.key_ends[sample])].decode()
 
     def span(self, sample: int) -> tuple[int, int]:
         """Where the member rows of one sample stand in the index file: the first byte, and how many."""
@@ -90,13 +96,20 @@ def read_index(path: Path) -> Index:
     (checksum,) = CHECKSUM.unpack_from(data, len(data) - CHECKSUM.size)
     if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
         raise DataError(damaged(path, "its checksum is wrong"))
+    keys = data[ends[2] : ends[3]]
     return Index(
         path,
         tar_bytes,
-        keys=data[ends[2] : ends[3]],
+        keys=keys,
+        key_ends=line_ends(keys),
         groups=data[ends[3] : ends[4]],
         firsts=np.frombuffer(data[ends[0] : ends[1]], "<u4"),
         names=tuple(map(sys.intern, data[ends[4] : ends[5]].decode().split("\n"))),
         rows_start=int(ends[1]),
         checksum=checksum,
     )
+
+
+def line_ends(lines: bytes) -> np.ndarray:
+    """Where each line ends, the last one at the end of the bytes. In UTF-8 a line break is no part of another sign."""
+    return np.append(np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")), len(lines)).astype(np.uint32)

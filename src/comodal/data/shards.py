@@ -10,6 +10,8 @@ import json
 import os
 import tarfile
 import zlib
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -140,12 +142,12 @@ class Shards:
             _check_size(self.indexes[-1])
         if not self.indexes:
             raise DataError(f"{folder} has no shards (000000.tar with 000000.index, as `comodal prepare` writes them)")
-        self.starts = np.cumsum([0] + [len(index) for index in self.indexes])
+        self.starts = list(accumulate((len(index) for index in self.indexes), initial=0))
         self._handles: dict[Path, _Handle] = {}
         self._cached: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": {}, "_cached": None}
@@ -167,7 +169,7 @@ class Shards:
 
     def key(self, i: int) -> str:
         index, sample = self._locate(i)
-        return index.keys.decode().split("\n")[sample]
+        return index.key(sample)
 
     def members(self, i: int) -> list[str]:
         index, _ = self._locate(i)
@@ -197,8 +199,8 @@ class Shards:
     def _locate(self, i: int) -> tuple[Index, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.folder}")
-        shard = int(np.searchsorted(self.starts, i, "right")) - 1
-        return self.indexes[shard], i - int(self.starts[shard])
+        shard = bisect_right(self.starts, i) - 1
+        return self.indexes[shard], i - self.starts[shard]
 
     def _rows(self, i: int) -> np.ndarray:
         cached = self._cached

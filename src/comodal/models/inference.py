@@ -1,8 +1,8 @@
 """The same embeddings, faster, on a CPU: batch normalisation folded into convolutions, ReLU fused, bf16, small batches.
 
-Each layer of a tower becomes one call of oneDNN on weights that were laid out for it once. The calls are private to
-PyTorch (`torch.ops.mkldnn`); where they are missing or do not run on this CPU, the same layer is a convolution and a
-ReLU.
+Each layer of a tower becomes one call of oneDNN on weights that were laid out once for each input size. The calls are
+private to PyTorch (`torch.ops.mkldnn`); where they are missing or do not run on this CPU, the same layer is a
+convolution and a ReLU.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net, pooled
 from comodal.models.vgg import LAYERS, Layer, Tower
 
 STEP = [1, 1]  # padding, stride and dilation are all one pixel
+PACKINGS = 4  # input shapes whose weights a layer keeps laid out: full batches and a last one, of two sizes
 
 
 class Affine(NamedTuple):
@@ -55,14 +56,27 @@ class FusedLayer:
             self.after = Affine(norm.scale.to(dtype), norm.shift.to(dtype))
         self.weight, self.bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
         self.fused = weight.device.type == "cpu" and can_fuse_convolution(dtype)
-        if self.fused:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, STEP, STEP, STEP, 1, None)
+        self.packings: dict[torch.Size, Tensor] = {}
+
+    def packed(self, shape: torch.Size) -> Tensor:
+        """The weights laid out for inputs of this shape.
+
+        oneDNN picks its kernel when it lays them out: for another batch or map, or with no shape at all, the layout may
+        be several times slower.
+        """
+        found = self.packings.pop(shape, None)
+        if found is None:
+            found = torch.ops.mkldnn._reorder_convolution_weight(self.weight, STEP, STEP, STEP, 1, list(shape))
+            while len(self.packings) >= PACKINGS:
+                self.packings.pop(next(iter(self.packings)), None)
+        self.packings[shape] = found
+        return found
 
     def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
         if self.fused:
             attribute = "relu" if self.relu else "none"
             x = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, STEP, STEP, STEP, 1, attribute, [], ""
+                x, self.packed(x.shape), self.bias, STEP, STEP, STEP, 1, attribute, [], ""
             )
         else:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
