@@ -55,6 +55,7 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
         regions=torch.from_numpy(np.where(hidden[..., None], np.float32(0), features)),
         locations=torch.from_numpy(rng.random((size, ROWS, 5)).astype(np.float32)),
         regions_attended=torch.ones(size, ROWS, dtype=torch.bool),
+        images=torch.arange(size),
         mismatched=torch.arange(size) % 2 == 1,
         masked_words=torch.from_numpy(hidden_words),
         word_targets=torch.from_numpy(rng.integers(1000, config.vocabulary, len(hidden_words))),

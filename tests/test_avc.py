@@ -30,7 +30,7 @@ class Told(nn.Module):
 def batch(together: list[bool]) -> PairBatch:
     size = len(together)
     image = torch.zeros(size, 3, 2, 2, dtype=torch.uint8)
-    return PairBatch(image, torch.zeros(size, 4), torch.tensor(together), ("key",) * size)
+    return PairBatch(image, torch.zeros(size, 4), torch.tensor(together), torch.arange(size), ("key",) * size)
 
 
 def test_no_opinion_costs_the_log_of_two():

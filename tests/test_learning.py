@@ -51,7 +51,7 @@ class Ear(nn.Module):
 def shuffled(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
     """The control: every pair has the sound of another, drawn in the same way."""
     for batch in batches:
-        yield PairBatch(batch.image, batch.sound.roll(1, 0), batch.together, batch.keys)
+        yield PairBatch(batch.image, batch.sound.roll(1, 0), batch.together, batch.sources, batch.keys)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,11 @@ class Numbers:
         size = len(places)
         keys = tuple(f"{epoch}.{index}" for epoch, index in places)
         return PairBatch(
-            torch.zeros(size, 3, 1, 1, dtype=torch.uint8), torch.zeros(size, 1), torch.zeros(size) > 0, keys
+            torch.zeros(size, 3, 1, 1, dtype=torch.uint8),
+            torch.zeros(size, 1),
+            torch.zeros(size) > 0,
+            torch.arange(size),
+            keys,
         )
 
 

@@ -52,6 +52,7 @@ def batch(
         regions=torch.randn(pairs, 4, FEATURES, generator=generator),
         locations=torch.rand(pairs, 4, 5, generator=generator),
         regions_attended=torch.ones(pairs, 4, dtype=torch.bool),
+        images=torch.arange(pairs),
         mismatched=torch.arange(pairs) % 2 == 1,
         masked_words=torch.tensor(words_hidden, dtype=torch.int64),
         word_targets=torch.randint(1, WORDS, (len(words_hidden),), generator=generator),

@@ -101,6 +101,7 @@ def batch_of(inputs: dict[str, torch.Tensor], target: str) -> CaptionBatch:
         regions=regions,
         locations=locations,
         regions_attended=regions_attended,
+        images=torch.arange(len(words)),
         mismatched=inputs["next_sentence_label"] == 1,
         masked_words=masked_words,
         word_targets=labels[masked_words],

@@ -26,18 +26,20 @@ class PairBatch:
     image: UInt8[Tensor, "batch 3 height width"]
     sound: Float[Tensor, "batch samples"]
     together: Bool[Tensor, "batch"]
+    sources: Int64[Tensor, "batch"]  # the source video of the picture, as a number
     keys: tuple[str, ...]  # one a pair: the picture's clip and frame, and the sound's clip and start
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on a device; the copy does not wait for pinned memory."""
-        image, sound, together = (
-            tensor.to(device, non_blocking=True) for tensor in (self.image, self.sound, self.together)
-        )
-        return PairBatch(image, sound, together, self.keys)
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
 
     def pin_memory(self) -> "PairBatch":
         """The same batch in memory from which a GPU can copy by itself."""
-        return PairBatch(self.image.pin_memory(), self.sound.pin_memory(), self.together.pin_memory(), self.keys)
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything but the keys, by name: tensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
 
 
 class TokenInput(IntEnum):
@@ -62,6 +64,7 @@ class CaptionBatch:
     regions: Float[Tensor, "batch regions features"]
     locations: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
     regions_attended: Bool[Tensor, "batch regions"]
+    images: Int64[Tensor, "batch"]  # the row of each image in the store
     mismatched: Bool[Tensor, "batch"]  # the caption or the image was replaced by another's
     masked_words: Int64[Tensor, "hidden_words"]  # flat places in `words`
     word_targets: Int64[Tensor, "hidden_words"]  # the words that stood there

@@ -147,6 +147,7 @@ class Captions:
             regions=torch.from_numpy(seen.features),
             locations=torch.from_numpy(seen.locations),
             regions_attended=torch.from_numpy(np.pad(seen.attended, ((0, 0), (1, 0)), constant_values=True)),
+            images=torch.from_numpy(rows),
             mismatched=torch.from_numpy(mismatched),
             masked_words=torch.from_numpy(masked_words),
             word_targets=torch.from_numpy(words.ravel()[masked_words]),

@@ -67,6 +67,7 @@ class Clips:
             image=torch.from_numpy(images).permute(0, 3, 1, 2),  # channels last in memory, as the frames are
             sound=torch.from_numpy(sounds),
             together=torch.tensor([pair.together for pair in pairs]),
+            sources=torch.tensor([self.pairs.groups[pair.image_clip] for pair in pairs]),
             keys=tuple(self.key(pair) for pair in pairs),
         )
 

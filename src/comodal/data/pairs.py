@@ -81,6 +81,16 @@ class Pairs:
                 return first, second
 
 
+class MatchedPairs(Pairs):
+    """Matched pairs alone, each clip as often as in `Pairs`: for an objective with negatives from the batch."""
+
+    def __call__(self, epoch: int, index: int) -> Pair:
+        rng = np.random.default_rng((self.seed, epoch, index))
+        clip, _ = self.two_clips(rng)
+        frame, start_seconds = moment(self.records.record(clip), self.sound_seconds, rng)
+        return Pair(clip, frame, clip, start_seconds, together=True)
+
+
 def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Moment:
     """A frame at random, and sound that begins up to a second before it and ends within the clip."""
     frame_seconds: Sequence[float] = record["frame_seconds"]

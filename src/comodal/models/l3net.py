@@ -118,10 +118,25 @@ class L3Net(nn.Module):
         initialise(self.fc2)
 
     def forward(self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]) -> Output:
-        image_features = self.image_tower(self.normalised(image)).amax((2, 3))
-        sound_features = self.sound_tower(self.spectrogram(sound)).amax((2, 3))
+        image_features, sound_features = self.image_features(image), self.sound_features(sound)
         hidden = F.relu(self.fc1(torch.cat([image_features, sound_features], 1)))
         return Output(self.fc2(hidden), image_features, sound_features)
+
+    def image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """What the fusion network takes of an image."""
+        return self.image_tower(self.normalised(image)).amax((2, 3))
+
+    def sound_features(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        """What the fusion network takes of a second of audio."""
+        return self.sound_tower(self.spectrogram(sound)).amax((2, 3))
+
+    def fuse_all(
+        self, image: Float[Tensor, "images features"], sound: Float[Tensor, "sounds features"]
+    ) -> Float[Tensor, "images sounds 2"]:
+        """The logits of every image with every audio; the first layer is linear, so each side passes it once."""
+        of_image, of_sound = self.fc1.weight.split([image.shape[1], sound.shape[1]], 1)
+        hidden = F.linear(image, of_image, self.fc1.bias)[:, None] + F.linear(sound, of_sound)
+        return self.fc2(F.relu(hidden))
 
     def normalised(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Bytes to [-1, 1] (l3embedding, data/avc/sample.py)."""

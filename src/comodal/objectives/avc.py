@@ -1,13 +1,24 @@
 """Audio-visual correspondence: do this picture and this sound come from one moment (L3-Net, section 2)?"""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from comodal.data.batch import PairBatch
+from comodal.objectives.contrastive import contrast
+
+
+def correspondence(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
+    """Cross-entropy of the two answers, and how often the likelier one is right (half is chance)."""
+    logits, target = logits.float(), together.long()
+    return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
 
 
 class Correspondence(nn.Module):
-    """Cross-entropy of the two answers, and how often the likelier one is right (half is chance).
+    """The paper's objective: one image and one second of audio a sample, half of them matched.
 
     Needs a model whose output for (image, sound) has `logits` of (batch, 2): apart, together.
     """
@@ -17,5 +28,50 @@ class Correspondence(nn.Module):
         self.model = model
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
-        logits, target = self.model(batch.image, batch.sound).logits.float(), batch.together.long()
-        return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
+        return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
+
+
+class AllPairs(nn.Module):
+    """Scores every image of a batch with every audio: the towers run on B matched pairs, the fusion network on B x B.
+
+    Departs from the paper: the margin (match less mismatch) of a matched pair is compared with those of the other
+    audio, and of the other images, by a softmax over the batch (symmetric InfoNCE). That leaves a constant of all
+    margins open, so the paper's cross-entropy is added, half of its weight on the matched pairs. Clips of one source
+    video are no negatives. In evaluation the loss and the accuracy are the paper's, on its pairs.
+
+    Training needs batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `image_features`,
+    `sound_features` and `fuse_all`.
+
+    Args:
+        model: What to train.
+        pair_weight: Of the cross-entropy.
+    """
+
+    def __init__(self, model: nn.Module, pair_weight: float = 1.0) -> None:
+        super().__init__()
+        self.model: Any = model  # its towers are more than a Module promises
+        self.pair_weight = pair_weight
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        if not self.training:
+            return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
+        logits = self.model.fuse_all(self.model.image_features(batch.image), self.model.sound_features(batch.sound))
+        margins = logits[..., 1].float() - logits[..., 0].float()
+        negatives = batch.sources[:, None] != batch.sources
+        compared = contrast(margins, negatives, batch.together)
+        pairs = all_pairs(margins, negatives)
+        return {
+            "loss": compared.loss + self.pair_weight * pairs["loss"],
+            "contrastive_loss": compared.loss,
+            "pair_loss": pairs["loss"],
+            "contrastive_accuracy": compared.accuracy,
+            "accuracy": pairs["accuracy"],
+        }
+
+
+def all_pairs(margins: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"]) -> dict[str, Tensor]:
+    """Cross-entropy and accuracy of the two answers; matched pairs (the diagonal) and all others weigh the same."""
+    matched, count = margins.diagonal(), negatives.sum().clamp(min=1)
+    losses = F.softplus(-matched).mean(), (F.softplus(margins) * negatives).sum() / count
+    correct = (matched > 0).float().mean(), ((margins < 0) & negatives).sum() / count
+    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(correct).mean()}

@@ -1,4 +1,4 @@
-"""ViLBERT's pretext tasks together: hidden words, hidden regions, alignment (section 3.2)."""
+"""ViLBERT's pretext tasks together: hidden words, hidden regions, alignment (section 3.2), and a contrastive loss."""
 
 import zlib
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
+from comodal.models.vilbert import Prefix, ViLBERT
 from comodal.objectives.alignment import alignment
+from comodal.objectives.contrastive import Contrast, EncodingContrast, mean_encoding
 from comodal.objectives.masked import (
     Guess,
     RegionTarget,
@@ -38,6 +40,13 @@ def target_columns(
     return {target: sizes[target] for target in targets}
 
 
+def unimodal_dims(model: nn.Module) -> tuple[int, int]:
+    """Features of a token before the first co-attention layer, of text and of vision."""
+    if not isinstance(model, ViLBERT):
+        raise ValueError(f"a {type(model).__name__} has no encoders of one modality: the contrastive weight must be 0")
+    return model.config.text.dim, model.config.vision.dim
+
+
 class Pretraining(nn.Module):
     """The weighted sum of the three losses, and how often each likeliest answer is right.
 
@@ -54,6 +63,9 @@ class Pretraining(nn.Module):
         region_weight: Of the loss of hidden regions.
         alignment_weight: Of the loss of alignment.
         negatives: Regions that `contrast` compares with (the original: 128, of which 127 are drawn).
+        contrastive_weight: Of the contrast between the mean encodings of texts and images before the first
+            co-attention layer (not in the paper), over the matched pairs of the batch of one process. Captions of one
+            image are no negatives of each other. 0 leaves it out.
         seed: With the keys of a batch it decides which regions those are.
     """
 
@@ -65,6 +77,7 @@ class Pretraining(nn.Module):
         region_weight: float = 1.0,
         alignment_weight: float = 1.0,
         negatives: int = 128,
+        contrastive_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -74,19 +87,21 @@ class Pretraining(nn.Module):
         self.weights = (word_weight, region_weight, alignment_weight)
         self.negatives = negatives
         self.seed = seed
+        self.contrastive_weight = contrastive_weight
+        self.contrast = EncodingContrast(*unimodal_dims(model)) if contrastive_weight else None
 
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
         regions = batch.tokens if model.config.region_tokens else batch.regions
-        output = model(
-            batch.words, batch.segments, batch.words_attended, regions, batch.locations, batch.regions_attended
-        )
+        text = model.text_prefix(batch.words, batch.segments, batch.words_attended)
+        vision = model.vision_prefix(regions, batch.locations, batch.regions_attended)
+        output = model.join(text, vision)
         words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
         targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
         pairs = alignment(model.alignment_head(output.text, output.vision), batch.mismatched)
         region_loss = torch.stack([target.loss for target in targets]).sum()
         losses = torch.stack([words.loss, region_loss, pairs.loss])
-        return {
+        metrics = {
             "loss": (losses * losses.new_tensor(self.weights)).sum(),
             "word_loss": words.loss,
             "region_loss": region_loss,
@@ -95,6 +110,18 @@ class Pretraining(nn.Module):
             "region_accuracy": targets[0].accuracy,
             "alignment_accuracy": pairs.accuracy,
         }
+        if self.contrast is not None:
+            compared = self.compare(text, vision, batch)
+            metrics["loss"] = metrics["loss"] + self.contrastive_weight * compared.loss
+            metrics |= {"contrastive_loss": compared.loss, "contrastive_accuracy": compared.accuracy}
+        return metrics
+
+    def compare(self, text: Prefix, vision: Prefix, batch: CaptionBatch) -> Contrast:
+        """The contrast of the matched pairs."""
+        assert self.contrast is not None
+        matched = ~batch.mismatched
+        negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
+        return self.contrast(mean_encoding(*text), mean_encoding(*vision), negatives, matched)
 
     def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[Guess]:
         """Each target's loss, from its columns of the region head."""

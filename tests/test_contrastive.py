@@ -1,0 +1,231 @@
+"""The contrastive losses within a batch: closed forms, plain double loops, and rows that do not count."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from comodal.data.batch import CaptionBatch, PairBatch
+from comodal.data.pairs import MatchedPairs
+from comodal.data.shards import Shards
+from comodal.models.checkpoint import load_model
+from comodal.models.l3net import L3Net
+from comodal.models.l3net import small as small_l3net
+from comodal.models.vilbert import ViLBERT
+from comodal.objectives.avc import AllPairs, Correspondence
+from comodal.objectives.contrastive import contrast, mean_encoding
+from comodal.objectives.pretraining import Pretraining
+from comodal.recipes import l3net, vilbert
+from comodal.training.log import read_log
+from comodal.training.run import train
+from small_captions import write_captions
+from small_world import write_world
+from test_pretraining import CONFIG, SINGLE, batch, objective
+
+EVERY = torch.ones(5, dtype=torch.bool)
+
+
+def plain_contrast(scores: Tensor, negatives: Tensor, counted: Tensor) -> tuple[float, float]:
+    """One row and one column after the other."""
+    losses, found = [], []
+    for i in counted.nonzero().flatten().tolist():
+        for line, others in ((scores[i], negatives[i]), (scores[:, i], negatives[:, i])):
+            chosen = [line[j].item() for j in range(len(line)) if j == i or others[j]]
+            losses.append(math.log(sum(map(math.exp, chosen))) - line[i].item())
+            found.append(line[i].item() == max(chosen))
+    return float(np.mean(losses)), float(np.mean(found))
+
+
+def test_rows_that_cannot_be_told_apart_cost_the_log_of_their_number():
+    assert contrast(torch.full((5, 5), 3.0), EVERY.expand(5, 5), EVERY).loss.item() == pytest.approx(math.log(5))
+
+
+def test_contrast_is_that_of_a_plain_double_loop():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(8, 8, generator=generator)
+    groups, counted = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4]), torch.tensor([1, 1, 1, 0, 1, 1, 0, 1]).bool()
+    negatives = (groups[:, None] != groups) & counted & counted[:, None]
+    found = contrast(scores, negatives, counted)
+    loss, accuracy = plain_contrast(scores, negatives, counted)
+    assert found.loss.item() == pytest.approx(loss)
+    assert found.accuracy.item() == pytest.approx(accuracy)
+
+
+def test_the_gradient_is_the_probabilities_less_the_diagonal():
+    """Of the cross-entropy: (softmax of rows + softmax of columns - 2 I) / 2B."""
+    scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    contrast(scores, EVERY.expand(5, 5), EVERY).loss.backward()
+    expected = (scores.softmax(1) + scores.softmax(0) - 2 * torch.eye(5)) / 10
+    assert_close(scores.grad, expected.detach())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_none_and_one_cost_nothing_and_have_a_gradient(count):
+    counted = torch.arange(5) < count
+    scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    loss = contrast(scores, counted & counted[:, None], counted).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None and torch.equal(scores.grad, torch.zeros(5, 5))
+
+
+def test_the_mean_leaves_out_padding():
+    tokens = torch.tensor([[[1.0], [3.0], [9.0]], [[5.0], [7.0], [9.0]]])
+    attended = torch.tensor([[True, True, False], [True, True, True]])
+    assert mean_encoding(tokens, attended).tolist() == [[2.0], [7.0]]
+
+
+def pairs_of(sources: list[int], seed: int = 0) -> PairBatch:
+    generator, size = torch.Generator().manual_seed(seed), len(sources)
+    image = torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    sound = 0.1 * torch.randn(size, 48_000, generator=generator)
+    return PairBatch(image, sound, torch.ones(size, dtype=torch.bool), torch.tensor(sources), ("key",) * size)
+
+
+def all_pairs(seed: int = 0) -> AllPairs:
+    """In training, but for batch normalization, so that one pair does not depend on the others."""
+    torch.manual_seed(seed)
+    trained = AllPairs(L3Net(small_l3net(width=4, image_size=32)))
+    trained.model.fc2.weight.data *= 40  # margins far from zero
+    trained.model.eval()
+    return trained
+
+
+def test_all_pairs_are_those_of_a_plain_double_loop():
+    trained, given = all_pairs(), pairs_of([0, 1, 1, 2, 3])
+    metrics = trained(given)
+    margins, same = torch.zeros(5, 5), given.sources[:, None] == given.sources
+    for i in range(5):
+        for j in range(5):
+            apart, together = trained.model(given.image[i : i + 1], given.sound[j : j + 1]).logits[0]
+            margins[i, j] = (together - apart).detach()
+    loss, accuracy = plain_contrast(margins, ~same, EVERY)
+    assert metrics["contrastive_loss"].item() == pytest.approx(loss, rel=1e-4)
+    assert metrics["contrastive_accuracy"].item() == pytest.approx(accuracy)
+    matched = [math.log(1 + math.exp(-margins[i, i])) for i in range(5)]
+    apart = [math.log(1 + math.exp(margins[i, j])) for i in range(5) for j in range(5) if not same[i, j]]
+    assert metrics["pair_loss"].item() == pytest.approx((np.mean(matched) + np.mean(apart)) / 2, rel=1e-4)
+    assert metrics["loss"].item() == pytest.approx(loss + metrics["pair_loss"].item(), rel=1e-4)
+
+
+def test_equal_images_and_equal_audio_cost_the_log_of_the_batch():
+    given = pairs_of([0, 1, 2, 3])
+    given = replace(given, image=given.image[:1].expand(4, -1, -1, -1), sound=given.sound[:1].expand(4, -1))
+    assert all_pairs()(given)["contrastive_loss"].item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_clips_of_one_source_are_no_negatives():
+    """With two clips of one source there is nothing to compare, and all that is left is the matched pairs."""
+    metrics = all_pairs()(pairs_of([7, 7]))
+    assert metrics["contrastive_loss"].item() == 0
+    assert metrics["contrastive_accuracy"].item() == 1
+
+
+def test_in_evaluation_it_is_the_papers_objective():
+    trained = all_pairs().eval()
+    given = replace(pairs_of([0, 1, 2, 3]), together=torch.tensor([True, False] * 2))
+    assert trained(given) == Correspondence(trained.model)(given)
+
+
+def test_matched_pairs_draw_a_clip_as_often_as_its_group_has_others(tmp_path: Path):
+    """Clips of three sources, two of them of two clips: the first of any ordered pair. 4.5 standard deviations."""
+    shards = Shards(write_world(tmp_path / "train", clips=5))
+    pairs, draws = MatchedPairs(shards, 3), 4000
+    drawn = [pairs(0, index) for index in range(draws)]
+    assert all(pair.together and pair.image_clip == pair.sound_clip for pair in drawn)
+    counts = np.bincount([pair.image_clip for pair in drawn], minlength=5)
+    expected = np.array([3, 3, 3, 3, 4]) / 16
+    assert (abs(counts / draws - expected) < 4.5 * np.sqrt(expected * (1 - expected) / draws)).all()
+
+
+def test_l3net_is_trained_on_all_pairs_and_validated_on_the_papers(tmp_path: Path):
+    write_world(tmp_path / "data" / "train", 12)
+    write_world(tmp_path / "data" / "validation", 6, seed=1)
+    values = {"data": tmp_path / "data", "variant": "small", "width": 4, "image_size": 16, "batch_size": 8}
+    values |= {"objective": "all_pairs", "steps": 2, "validation_pairs": 16, "workers": 0}
+    assert train(l3net.recipe, values, tmp_path / "run", device="cpu", precision="fp32", log_every=1) == 0
+    lines = {line["split"]: line for line in read_log(tmp_path / "run" / "metrics.jsonl")}
+    assert "contrastive_loss" in lines["train"] and "contrastive_loss" not in lines["validation"]
+    assert 0 <= lines["validation"]["accuracy"] <= 1
+    assert isinstance(load_model(tmp_path / "run"), L3Net)
+
+
+def contrasted(weight: float = 1.0) -> Pretraining:
+    torch.manual_seed(0)
+    return Pretraining(ViLBERT(CONFIG), contrastive_weight=weight).eval()
+
+
+def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
+    given = batch((1, 9), (2, 7), len(images))
+    return replace(given, mismatched=torch.tensor(mismatched), images=torch.tensor(images))
+
+
+def test_texts_and_images_are_contrasted_before_they_meet():
+    """Matched pairs alone, by the cosine of two projections of the means; captions of one image are no negatives."""
+    trained = contrasted(0.5)
+    given = with_matches([False, True, False, False, False], [0, 1, 2, 3, 3])
+    given = replace(given, words_attended=torch.arange(7) < torch.tensor([7, 5, 3, 4, 6])[:, None])
+    metrics, model, heads = trained(given), trained.model, trained.contrast
+    assert heads is not None
+    rows, kept = [], [0, 2, 3, 4]
+    for i in kept:
+        length = int(given.words_attended[i].sum())
+        words, shown = given.words[i : i + 1, :length], given.words_attended[i : i + 1, :length]
+        text = model.text_prefix(words, given.segments[i : i + 1, :length], shown).tokens[0].mean(0)
+        here = given.regions[i : i + 1], given.locations[i : i + 1], given.regions_attended[i : i + 1]
+        rows.append((heads.first(text), heads.second(model.vision_prefix(*here).tokens[0].mean(0))))
+    scores = torch.tensor([[torch.cosine_similarity(t, v, 0).item() / 0.07 for _, v in rows] for t, _ in rows])
+    negatives = ~torch.eye(4, dtype=torch.bool)
+    negatives[2, 3] = negatives[3, 2] = False
+    loss, accuracy = plain_contrast(scores, negatives, torch.ones(4, dtype=torch.bool))
+    assert metrics["contrastive_loss"].item() == pytest.approx(loss, rel=1e-4)
+    assert metrics["contrastive_accuracy"].item() == pytest.approx(accuracy)
+    without = contrasted(0.0)
+    without.model.load_state_dict(model.state_dict())
+    assert metrics["loss"].item() == pytest.approx(without(given)["loss"].item() + 0.5 * loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("mismatched", [[True, True, True], [True, False, True]], ids=["none", "one"])
+def test_a_batch_without_two_matched_pairs_teaches_the_projections_nothing(mismatched):
+    trained = contrasted()
+    metrics = trained(with_matches(mismatched, [0, 1, 2]))
+    metrics["loss"].backward()
+    assert metrics["contrastive_loss"].item() == 0
+    assert trained.contrast is not None
+    for parameter in trained.contrast.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum().item() == pytest.approx(0, abs=1e-6)
+    assert all(p.grad.isfinite().all() for p in trained.model.parameters() if p.grad is not None)
+
+
+def test_without_a_weight_nothing_is_contrasted():
+    trained = objective("classes")
+    assert trained.contrast is None
+    assert "contrastive_loss" not in trained(batch())
+
+
+def test_a_single_stream_has_nothing_to_contrast():
+    with pytest.raises(ValueError, match="SingleStream"):
+        Pretraining(vilbert.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
+
+
+def test_the_saved_model_is_a_plain_vilbert(tmp_path: Path):
+    """The projections belong to the objective: the weight changes no name and no initial weight of the model."""
+    regions, captions = write_captions(tmp_path)
+    values = {"data": regions, "captions": captions, "variant": "small", "batch_size": 8, "workers": 0, "steps": 2}
+    values |= {"validation_pairs": 16, "learning_rate": 1e-9}
+    models = []
+    for weight in (0.0, 1.0):
+        out = tmp_path / f"run{weight}"
+        values["contrastive_weight"] = weight
+        assert train(vilbert.recipe, values, out, device="cpu", precision="fp32", log_every=1) == 0
+        models.append(load_model(out).state_dict())
+        named = read_log(out / "metrics.jsonl")[-1].keys()
+        assert ("contrastive_loss" in named) == bool(weight)
+    assert models[0].keys() == models[1].keys()
+    for name in models[0]:
+        assert_close(models[0][name], models[1][name], rtol=0, atol=1e-6)
