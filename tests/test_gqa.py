@@ -71,22 +71,24 @@ def test_it_answers_by_looking_and_writes_what_the_server_takes(store: RegionSto
     submission = {one["questionId"]: one["prediction"] for one in json.loads((out / "submission.json").read_text())}
     assert submission["0361"] == COLOURS[colour_of(36)] and list(submission) == list(held_out)
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"] == {"items": 8, "not in the official score": 1}
+    assert card["counts"] == {"items": 8, "answered": 8, "not in the official score": 1}
+    assert card["settings"]["95 % interval"].startswith("Wilson, 8 items in 4 images")
     assert card["split"] == "testdev_balanced_questions" and card["scores"]["accuracy"]["value"] == 1.0
 
 
-def test_the_test_gives_a_submission_that_answers_everything(
-    store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_the_test_gives_a_submission_that_answers_everything(store: RegionStore, tmp_path: Path):
+    """A question whose picture is missing is refused: the official script ends with "missing predictions"."""
     model = tuned(tmp_path, store, write(tmp_path / "train.json", questions(range(8))), epochs=0.3)
-    test = {"07": entry(1, QUESTION, None, "", ""), "08": entry("n999", QUESTION, None, "", "")}
+    test = {"07": entry(1, QUESTION, None, "", ""), "08": entry(2, QUESTION, None, "", "")}
     data = write(tmp_path / "test_all_questions.json", test)
     assert evaluate_gqa(model, data, store.folder, out=tmp_path / "out") == {"gqa.items": 2.0}
-    first, second = json.loads((tmp_path / "out" / "submission.json").read_text())
-    assert first["questionId"] == "07" and second == {"questionId": "08", "prediction": ""}
+    submission = json.loads((tmp_path / "out" / "submission.json").read_text())
+    assert [one["questionId"] for one in submission] == ["07", "08"]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 2, "image is not in the store (scored as wrong)": 1}
-    assert "1 left out: image is not in the store" in capsys.readouterr().out.replace("\n", " ")
+    assert card["scores"] == {} and card["counts"] == {"items": 2, "answered": 2}
+    write(data, test | {"09": entry("n999", QUESTION, None, "", "")})
+    with pytest.raises(DataError, match=r"test_all_questions\.json: the images of 1 of 3 items .* 'n999'"):
+        evaluate_gqa(model, data, store.folder)
 
 
 def test_scores_worked_by_hand():

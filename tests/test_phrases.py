@@ -104,9 +104,9 @@ def test_what_cannot_be_found_is_left_out_and_counted(tmp_path: Path):
 def test_scores_are_those_worked_by_hand():
     # three phrases, overlaps with two boxes each; the first answer is right at exactly a half
     overlaps = {"a": [0.5, 0.2], "b": [0.9, 0.1], "c": [0.0, 0.4]}
-    gathered = Gathered([], Counter(), {key: np.array(rows, np.float32) for key, rows in overlaps.items()})
+    gathered = Gathered([], [], {key: np.array(rows, np.float32) for key, rows in overlaps.items()})
     kinds = {"a": ("people", "other"), "b": ("people",), "c": ("other",)}
-    found = score({"a": 0.5, "b": 0.1, "c": 0.4}, Phrases([], kinds, Counter()), gathered)
+    found = score({"a": 0.5, "b": 0.1, "c": 0.4}, Phrases([], kinds, Counter()), gathered, ["1", "1", "2"])
     assert found["phrases.accuracy"] == pytest.approx(1 / 3)
     assert found["phrases.oracle"] == pytest.approx(2 / 3)
     assert found["phrases.chance"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)

@@ -41,6 +41,7 @@ def entailments(count: int = 40) -> list[dict]:
     return entries
 
 
+MISSING = {"image is not in the store (scored as wrong)": 1}
 SETTINGS = {"epochs": 60.0, "batch_size": 8, "learning_rate": 1e-3, "workers": 0}
 
 
@@ -134,12 +135,19 @@ def test_without_labels_there_are_predictions_and_no_score(
     without = [{name: value for name, value in entry.items() if name != "gold_label"} for entry in entailments(3)]
     test = write(tmp_path / "test.jsonl", [*without, {**without[0], "Flickr30K_ID": "999", "pairID": "x"}])
     found = entailment.evaluate_entailment(tmp_path / "tuned", test, store.folder, out=tmp_path / "out")
-    assert found == {"entailment.items": 6.0}
+    assert found == {"entailment.items": 7.0}
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 6
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 6, "image is not in the store": 1}
+    assert card["scores"] == {} and card["counts"] == MISSING | {"items": 7, "answered": 6}
     said = capsys.readouterr().out
-    assert "1 left out: image is not in the store" in said and "there is no score" in said
+    assert "1 scored as wrong: image is not in the store" in said and "there is no score" in said
+    labelled = write(tmp_path / "some.jsonl", [*entailments(3), entailments(1)[0] | {"Flickr30K_ID": "999"}])
+    found = entailment.evaluate_entailment(tmp_path / "tuned", labelled, store.folder, out=tmp_path / "out")
+    assert found["entailment.accuracy"] == pytest.approx(found["entailment.accuracy.answered"] * 6 / 7)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["counts"] == MISSING | {"items": 7, "answered": 6}
+    assert card["scores"]["accuracy, of the answered"]["value"] == found["entailment.accuracy.answered"]
+    assert card["settings"]["95 % interval"].startswith("Wilson, 7 items in 4 pictures")
     half = write(tmp_path / "half.jsonl", [*entailments(2), without[0] | {"pairID": "y"}])
     with pytest.raises(DataError, match=r"half\.jsonl: 1 of 5 statements have no label, the first is y"):
         entailment.evaluate_entailment(tmp_path / "tuned", half, store.folder)

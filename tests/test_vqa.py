@@ -155,6 +155,9 @@ def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytes
     assert found["vqa.majority"] == pytest.approx(0.25)  # four pictures of four colours
     blind = evaluate_vqa(model, questions, store.folder, annotations, blank="picture")
     assert blind["vqa.accuracy"] == pytest.approx(0.25)
+    questions_too, annotations_too = write_files(tmp_path / "more", [*range(36, 40), 777], "val2014")
+    partly = evaluate_vqa(model, questions_too, store.folder, annotations_too)
+    assert (partly["vqa.accuracy"], partly["vqa.accuracy.answered"]) == (pytest.approx(0.8), 1.0)
     submission = json.loads((out / "submission.json").read_text())
     assert submission == [{"question_id": image * 1000, "answer": COLOURS[colour_of(image)]} for image in range(36, 40)]
     card = json.loads((out / "card.json").read_text())
@@ -170,7 +173,8 @@ def test_without_annotations_there_is_a_submission_that_answers_everything(store
     assert [entry["question_id"] for entry in submission] == [3000, 4000, 777000]
     assert submission[2]["answer"] == "" and submission[0]["answer"] in COLOURS
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 3, "image is not in the store (scored as wrong)": 1}
+    missing = {"items": 3, "answered": 2, "image is not in the store (scored as wrong)": 1}
+    assert card["scores"] == {} and card["counts"] == missing
     assert card["settings"]["training start"] == "pretrained" and card["settings"]["training seed"] == 0
     assert "No score" in (tmp_path / "out" / "card.md").read_text()
     (model / "model" / "answers.json").unlink()

@@ -32,7 +32,7 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
         if label == NOBODY_AGREES:
             left_out["annotators do not agree"] += 1
             continue
-        statements.append(Statement(key, sentence, (image,), None if label is None else str(label)))
+        statements.append(Statement(key, sentence, (image,), None if label is None else str(label), image))
     return statements, left_out
 
 
@@ -43,6 +43,8 @@ TASK = StatementTask(
     head=Head("entailment", "linear", len(CLASSES)),
     read=read_statements,
     papers={},
+    groups="pictures",
+    refuses_missing=False,
 )
 
 
@@ -110,7 +112,8 @@ def evaluate_entailment(
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
-        entailment.accuracy with its interval, entailment.chance (the largest class) and the recall of each class.
+        entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose picture is there,
+        entailment.chance (the largest class) and the recall of each class.
 
     Raises:
         DataError: A file is missing or damaged, or no picture is in the store.

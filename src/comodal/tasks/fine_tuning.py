@@ -246,8 +246,9 @@ def freeze_unused(objective: FineTuning, batch: TaskBatch) -> None:
 
 
 class Answered(NamedTuple):
-    """An example with a model's scores: of (answers), (classes), (texts) or (regions)."""
+    """An example, its position, and a model's scores: of (answers), (classes), (texts) or (regions)."""
 
+    position: int
     example: Example
     scores: Float[np.ndarray, "outputs"]
 
@@ -296,7 +297,7 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
             scores = scores_of(model, head, batch).float().cpu().numpy()
         check_finite(scores, f"the head {head!r}")
         for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
-            yield Answered(examples[index], rows.ravel())
+            yield Answered(index, examples[index], rows.ravel())
 
 
 def fingerprint_of(setup: Setup, store: RegionStore, files: Iterable[Path]) -> str:

@@ -62,7 +62,7 @@ def as_submitted(key: str, said: str) -> dict[str, str | int]:
     return {"questionId": key, "prediction": said}
 
 
-TASK = QuestionTask("gqa", "GQA", "gqa", read_questions, as_submitted)
+TASK = QuestionTask("gqa", "GQA", "gqa", read_questions, as_submitted, refuses_missing=True)
 
 
 def recipe(
@@ -137,7 +137,7 @@ def evaluate_gqa(
         gqa.structural.TYPE and gqa.semantic.TYPE.
 
     Raises:
-        DataError: A file is missing or damaged, or no picture is in the store.
+        DataError: A file is missing or damaged, or a picture is not in the store (the official script refuses that).
         CheckpointError: There is no such model.
 
     Examples:

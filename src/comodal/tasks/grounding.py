@@ -25,7 +25,7 @@ from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
 from comodal.models.heads import Head
-from comodal.tasks.card import Card, Score, reasons, tell, training_of
+from comodal.tasks.card import Card, Score, tell, training_of
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
     Asked,
@@ -40,14 +40,21 @@ from comodal.tasks.fine_tuning import (
 )
 from comodal.tasks.grounding_files import Expression, overlap, read_expressions
 from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    scores_of,
+)
 from comodal.training.run import Run
 
 HEAD = Head("regions", "regions", 1)
 MAX_WORDS = 20
 MAX_REGIONS = 100
 RIGHT = 0.5  # IoU
-NOT_THERE = "image is not in the store"
 Without = Literal["nothing", "text"]
 Split = Literal["train", "val", "test", "testA", "testB"]
 # ViLBERT, table 1 (MAttNet's detections), by split and its number of expressions in RefCOCO+
@@ -109,10 +116,10 @@ def recipe(
 
 
 class Gathered(NamedTuple):
-    """Examples, what was left out by reason, and how well each region fits those whose box is known."""
+    """Examples, the expressions whose image is missing, and how well each region fits those whose box is known."""
 
     examples: list[Example]
-    left_out: Counter[str]
+    missing: list[Expression]
     overlaps: dict[str, Float32[np.ndarray, "rows"]]
 
 
@@ -134,11 +141,11 @@ def examples_of(
     there = Counter(expression.split for expression in every)
     if not chosen and split != "val":
         raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
-    rows, gathered = ImageRows(store), Gathered([], Counter(), {})
+    rows, gathered = ImageRows(store), Gathered([], [], {})
     for expression in chosen:
         row = rows.find(str(expression.image))
         if row is None:
-            gathered.left_out[NOT_THERE] += 1
+            gathered.missing.append(expression)
             continue
         key, target = str(expression.sentence), None
         if expression.box is not None:
@@ -148,7 +155,7 @@ def examples_of(
             gathered.overlaps[key] = overlaps
             target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
         gathered.examples.append(Example(key, (single(words, expression.text, max_words),), (row,), target))
-    rows.check(references, len(gathered.examples) or len(chosen) == 0)
+    rows.check(references, len(gathered.examples))
     return gathered
 
 
@@ -197,13 +204,16 @@ def evaluate_grounding(
     if not found.examples:
         raise DataError(f"{references}: there is no expression in the split {split!r}")
     predictions = predicted(asked, found, every)
-    numbers = score(np.array([entry["iou"] for entry in predictions]), found)
+    counts = denominators(len(predictions) + len(found.missing), len(predictions))
+    groups = groups_of(predictions, found)
+    numbers = score(np.array([entry["iou"] for entry in predictions]), found, groups)
     source = str(asked.store.about["made_from"])
-    say(f"{references.name}, {split}: {len(predictions):,} expressions{reasons(found.left_out)}; boxes: {source}")
+    say(f"{references.name}, {split}: {counts['items']:,} expressions{not_answered(counts)}; boxes: {source}")
     if out is not None:
         write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
-    files, counts = {"references": references, "instances": instances}, {"items": len(predictions), **found.left_out}
-    tell(numbers, card_of(numbers, model, split, files, source, blank, counts), out)
+    files = {"references": references, "instances": instances}
+    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
+    tell(numbers, card_of(numbers, model, split, files, source, settings, counts), out)
     return numbers
 
 
@@ -226,39 +236,42 @@ def named(expression: Expression) -> dict[str, object]:
     return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
 
 
-def score(ious: np.ndarray, found: Gathered) -> dict[str, float]:
+def groups_of(predictions: Sequence[Mapping[str, Any]], found: Gathered) -> list[str]:
+    """The image of each prediction, then of each expression whose image is missing."""
+    return [str(entry["image_id"]) for entry in predictions] + [str(one.image) for one in found.missing]
+
+
+def score(ious: np.ndarray, found: Gathered, groups: Sequence[str]) -> dict[str, float]:
     """The share of the expressions whose answer is right, beside what the boxes allow."""
-    return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()])
+    return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()], groups)
 
 
 def shares(
-    task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]]
+    task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]], groups: Sequence[str]
 ) -> dict[str, float]:
-    """The share of right answers with its interval, of items that any box is right for, and of right boxes."""
-    low, high = bootstrap_interval(right, np.random.default_rng(0))
-    return {
-        f"{task}.accuracy": float(right.mean()),
-        f"{task}.accuracy.low": low,
-        f"{task}.accuracy.high": high,
-        f"{task}.oracle": float(np.mean([each.any() for each in boxes_right])),
-        f"{task}.chance": float(np.mean([each.mean() for each in boxes_right])),
+    """The share of right answers with its interval, of items that any box is right for, and of right boxes.
+
+    `groups` are the images of all items: those behind the ones that were answered are missing, and wrong.
+    """
+    missing = len(groups) - len(right)
+    present = np.arange(len(groups)) < len(right)
+    return accuracy_of(f"{task}.accuracy", np.pad(right, (0, missing)), present, groups) | {
+        f"{task}.oracle": float(np.sum([each.any() for each in boxes_right]) / len(groups)),
+        f"{task}.chance": float(np.sum([each.mean() for each in boxes_right]) / len(groups)),
     }
 
 
 def card_of(
-    numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str, blank: str,
-    counts: Mapping[str, int],
+    numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
+    settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> Card:  # fmt: skip
     """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
-    plus = "refcoco+" in str(files["references"]).lower()
+    training = training_of(model)
+    plus = "refcoco+" in str(files["references"]).lower() and is_papers_run(counts, settings["blank"], training)
     paper = PAPER.get((split, counts["items"])) if plus else None
-    low, high = numbers["grounding.accuracy.low"], numbers["grounding.accuracy.high"]
-    scores = {
-        "accuracy": Score(numbers["grounding.accuracy"], low, high, paper),
+    scores = scores_of("accuracy", "grounding.accuracy", numbers, counts, paper) | {
         "any box is right": Score(numbers["grounding.oracle"]),
         "a box by chance": Score(numbers["grounding.chance"]),
     }
     title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
-    return Card(
-        "grounding", title, split, scores, str(model), counts, files, source, {}, {"blank": blank, **training_of(model)}
-    )
+    return Card("grounding", title, split, scores, str(model), counts, files, source, {}, {**settings, **training})

@@ -35,7 +35,8 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
             raise DataError(f"{path}, line {number}: identifier {identifier!r} is not like train-10171-0-0")
         label = entry.get("label")
         images = (f"{pair}-img0", f"{pair}-img1")
-        statements.append(Statement(identifier, sentence, images, None if label is None else str(label)))
+        group = pair.rpartition("-")[0]  # the set whose pictures and sentences are written for each other
+        statements.append(Statement(identifier, sentence, images, None if label is None else str(label), group))
     return statements, Counter()
 
 
@@ -46,6 +47,8 @@ TASK = StatementTask(
     head=Head("pairs", "pairs", 2),
     read=read_statements,
     papers={("test1", 6967): 0.789},  # 12-in-1, one model for all tasks
+    groups="sets of pictures",
+    refuses_missing=True,
 )
 
 
@@ -116,7 +119,7 @@ def evaluate_nlvr2(
         nlvr2.accuracy with its interval, nlvr2.chance (the larger class) and the recall of each class.
 
     Raises:
-        DataError: A file is missing or damaged, or no picture is in the store.
+        DataError: A file is missing or damaged, or a picture is not in the store (the official script refuses that).
         CheckpointError: There is no such model.
 
     Examples:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +27,21 @@ from comodal.tasks.fine_tuning import (
     soft_answers,
 )
 from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.metrics import bootstrap_interval
-from comodal.tasks.vqa import ANSWERS, Scored, as_wrong, asked_of, vocabulary_of
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    not_answered,
+    refuse_missing,
+    scores_of,
+)
+from comodal.tasks.vqa import ANSWERS, Scored, asked_of, vocabulary_of
 from comodal.tasks.vqa_files import read_answers
 from comodal.training.run import Run
 
 UNKNOWN = "answer is not in the vocabulary"
+UNANSWERED = "question has no answer"
 
 
 class Asking(NamedTuple):
@@ -65,6 +74,7 @@ class QuestionTask:
         head: Of the model.
         read: The questions of an official file, and what was left out, counted by reason.
         record: What the file of predictions says of a question (its key) and its answer.
+        refuses_missing: Whether the official evaluation refuses questions without an answer.
     """
 
     name: str
@@ -72,6 +82,7 @@ class QuestionTask:
     head: str
     read: Callable[[Path], tuple[list[Asking], Counter[str]]]
     record: Callable[[str, str], dict[str, str | int]]
+    refuses_missing: bool
 
 
 def question_run(
@@ -104,7 +115,7 @@ def question_run(
         found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
         rows.check(path, len(found))
         say(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
-        if not len(found):
+        if not any(found.scores):
             raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
@@ -124,14 +135,17 @@ def learnable(
     every: Sequence[Asking], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str],
     left_out: Counter[str],
 ) -> Scored:  # fmt: skip
-    """The questions whose answer a model can give and whose image is in the store; counts the others."""
+    """The questions with an answer whose image is in the store; counts the others.
+
+    A question whose answer is not in the vocabulary is kept, and all of its scores are 0, as in the original.
+    """
     numbers = {said: number for number, said in enumerate(vocabulary)}
-    known = {one.key: numbers[one.answer] for one in every if one.answer in numbers}
-    if len(known) < len(every):
-        left_out[UNKNOWN] += len(every) - len(known)
-    examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in known), rows, words, max_words)
+    scores = {one.key: {numbers[one.answer]: 1.0} if one.answer in numbers else {} for one in every if one.answer}
+    if len(scores) < len(every):
+        left_out[UNANSWERED] += len(every) - len(scores)
+    examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words)
     left_out.update(missing)
-    return Scored(examples, [{known[example.key]: 1.0} for example in examples], len(vocabulary))
+    return Scored(examples, [scores[example.key] for example in examples], len(vocabulary))
 
 
 def evaluate_questions(
@@ -145,23 +159,29 @@ def evaluate_questions(
     compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
-    """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong."""
+    """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
     asked = read_asked(model, regions, blank, max_regions, compute, task.head)
     vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
     rows = ImageRows(asked.store)
-    examples, missing = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
+    examples, _ = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
     rows.check(questions, len(examples))
+    if task.refuses_missing:
+        refuse_missing(questions, task.title, list(rows.missing), len(every))
     found = {one.example.key: vocabulary[int(one.scores.argmax())] for one in answer(asked, task.head, examples)}
     given = {one.key: found.get(one.key, "") for one in every}  # a server wants an answer to every question
     if out is not None:
         listed = [task.record(key, said) for key, said in given.items()]
         write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
     counted = [one for one in every if one.counts and one.answer is not None]
-    say(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out + missing)}")
-    known = set(vocabulary)
-    counts = {"items": len(counted) or len(every), **left_out, **as_wrong(missing)}
+    known, scored = set(vocabulary), counted or every
+    counts = {**denominators(len(scored), sum(one.key in found for one in scored)), **left_out}
+    say(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out)}{not_answered(counts)}")
     if counted:
-        numbers, unknown = score(task, counted, given), sum(one.answer not in known for one in counted)
+        numbers, unknown = score(task, counted, given, found), sum(one.answer not in known for one in counted)
         if len(counted) < len(every):
             counts["not in the official score"] = len(every) - len(counted)
         if unknown:
@@ -170,35 +190,44 @@ def evaluate_questions(
         say("There are no answers: submission.json is for the server, and there is no score.")
         numbers = {f"{task.name}.items": float(len(every))}
     where = str(asked.store.about["made_from"])
-    tell(numbers, card_of(task, numbers, model, questions, where, blank, counts), out)
+    settings = {"blank": blank, INTERVAL: describe_interval([one.image for one in scored], "images")}
+    tell(numbers, card_of(task, numbers, model, questions, where, settings, counts), out)
     return numbers
 
 
-def score(task: QuestionTask, counted: Sequence[Asking], given: Mapping[str, str]) -> dict[str, float]:
-    """The share of right answers with its interval, of the most common answer, and for each kind of question."""
-    right = np.array([given[one.key] == one.answer for one in counted])
-    low, high = bootstrap_interval(right, np.random.default_rng(0))
+def score(
+    task: QuestionTask, counted: Sequence[Asking], given: Mapping[str, str], answered: Collection[str] | None = None
+) -> dict[str, float]:
+    """The share of right answers with its interval, of the most common answer, and for each kind of question.
+
+    Args:
+        task: Of the questions.
+        counted: With their answers.
+        given: What was answered to each; a question without an answer is wrong.
+        answered: The keys of those whose image is there; all of `given` by default.
+    """
+    right = np.array([given.get(one.key) == one.answer for one in counted])
+    present = np.array([one.key in (given if answered is None else answered) for one in counted])
     common = Counter(one.answer for one in counted).most_common(1)[0][1]
     groups: dict[str, list[bool]] = defaultdict(list)
     for one, correct in zip(counted, right.tolist(), strict=True):
         for kind in one.kinds:
             groups[kind].append(correct)
-    numbers = {"accuracy": float(right.mean()), "accuracy.low": low, "accuracy.high": high}
+    numbers = accuracy_of("accuracy", right, present, [one.image for one in counted])
     numbers |= {"majority": common / len(counted)}
     numbers |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
     return {f"{task.name}.{name}": value for name, value in numbers.items()}
 
 
 def card_of(
-    task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str, blank: Blank,
-    counts: Mapping[str, int],
+    task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str,
+    settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> Card:  # fmt: skip
     """The results card."""
     plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
-    scores = {}
+    scores: dict[str, Score] = {}
     if "accuracy" in plain:
-        low, high = plain.pop("accuracy.low"), plain.pop("accuracy.high")
-        scores = {name: Score(value) for name, value in plain.items()}
-        scores["accuracy"] = Score(plain["accuracy"], low, high)
-    files, settings = {"questions": questions}, {"blank": blank, **training_of(model)}
-    return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, settings)
+        scores = scores_of("accuracy", "accuracy", plain, counts)
+        scores |= {name: Score(value) for name, value in plain.items() if not name.startswith("accuracy")}
+    files, every_setting = {"questions": questions}, {**settings, **training_of(model)}
+    return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting)

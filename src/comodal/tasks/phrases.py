@@ -6,7 +6,8 @@ flickrPhraseLocalizationEval.m of BryanPlummer/pl-clc). A phrase of several type
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,12 @@ from comodal.tasks.grounding import (
     Gathered,
     Without,
     examples_of,
+    groups_of,
     predicted,
     shares,
 )
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import INTERVAL, NOT_THERE, denominators, not_answered, scores_of
 from comodal.tasks.phrase_files import Phrases, read_phrases
 from comodal.training.run import Run
 
@@ -85,7 +89,7 @@ def recipe(
     def source(path: Path) -> Fixed:
         found = read_phrases(path, sentences, annotations)
         gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
-        left_out = reasons(found.left_out + gathered.left_out)
+        left_out = reasons(found.left_out + Counter({NOT_THERE: len(gathered.missing)}))
         say(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
         return Fixed(gathered.examples)
 
@@ -145,44 +149,46 @@ def evaluate_phrases(
     found = read_phrases(images, sentences, annotations)
     gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
     predictions = predicted(asked, gathered, found.expressions)
-    left_out, source = found.left_out + gathered.left_out, str(asked.store.about["made_from"])
-    say(f"{images.name}: {len(predictions):,} phrases{reasons(left_out)}; boxes: {source}")
+    counts = denominators(len(found.expressions), len(predictions)) | dict(found.left_out)
+    groups, source = groups_of(predictions, gathered), str(asked.store.about["made_from"])
+    left_out = f"{reasons(found.left_out)}{not_answered(counts)}"
+    say(f"{images.name}: {counts['items']:,} phrases{left_out}; boxes: {source}")
     if annotations is None:
         say("without --annotations there is no score, and predictions.json is the answer")
-        numbers = {"phrases.items": float(len(predictions))}
+        numbers = {"phrases.items": float(counts["items"])}
     else:
-        numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered)
+        numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
     if out is not None:
         write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    tell(numbers, card_of(numbers, model, files, source, blank, {"items": len(predictions), **left_out}), out)
+    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
+    tell(numbers, card_of(numbers, model, files, source, settings, counts), out)
     return numbers
 
 
-def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered) -> dict[str, float]:
+def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered, groups: Sequence[str]) -> dict[str, float]:
     """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
     boxes_right = [gathered.overlaps[key] >= RIGHT for key in ious]
-    numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right)
-    for kind in sorted({kind for key in ious for kind in found.kinds[key]}):
-        right = [iou >= RIGHT for key, iou in ious.items() if kind in found.kinds[key]]
+    numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right, groups)
+    for kind in sorted({kind for kinds in found.kinds.values() for kind in kinds}):
+        right = [ious.get(key, 0.0) >= RIGHT for key, kinds in found.kinds.items() if kind in kinds]
         numbers[f"phrases.type.{kind}"] = float(np.mean(right))
     return numbers
 
 
 def card_of(
-    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, blank: str,
+    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> Card:  # fmt: skip
     """The results card; without boxes it has no score."""
-    scores = {}
+    scores: dict[str, Score] = {}
     if "phrases.accuracy" in numbers:
-        low, high = numbers["phrases.accuracy.low"], numbers["phrases.accuracy.high"]
-        scores["accuracy"] = Score(numbers["phrases.accuracy"], low, high)
+        scores = scores_of("accuracy", "phrases.accuracy", numbers, counts)
         scores["any box is right"] = Score(numbers["phrases.oracle"])
         scores["a box by chance"] = Score(numbers["phrases.chance"])
         scores |= {
             name.removeprefix("phrases.type."): Score(value) for name, value in numbers.items() if ".type." in name
         }
-    settings = {"blank": blank, **training_of(model)}
+    every_setting = {**settings, **training_of(model)}
     split = files["images"].stem
-    return Card("phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, settings)
+    return Card("phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting)

@@ -30,19 +30,29 @@ from comodal.tasks.fine_tuning import (
     read_parts,
 )
 from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.metrics import bootstrap_interval, confusion_matrix, per_class
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    refuse_missing,
+    scores_of,
+)
 from comodal.training.run import Run
 
-NOT_THERE = "image is not in the store"
+NO_ANSWER = -1
 
 
 class Statement(NamedTuple):
-    """A sentence about pictures, and what it is of them; None where that is not known."""
+    """A sentence about pictures, and what it is of them; None where that is not known. Those of one group are alike."""
 
     key: str
     text: str
     images: tuple[str, ...]
     label: str | None
+    group: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class StatementTask:
         head: Of the model.
         read: The statements of an official file, and what was left out, counted by reason.
         papers: The papers' accuracy by a part of the file's name and the number of statements in it.
+        groups: What statements of one group share.
+        refuses_missing: Whether the official evaluation refuses statements without an answer.
     """
 
     name: str
@@ -64,6 +76,8 @@ class StatementTask:
     head: Head
     read: Callable[[Path], tuple[list[Statement], Counter[str]]]
     papers: dict[tuple[str, int], float]
+    groups: str
+    refuses_missing: bool
 
 
 def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
@@ -76,9 +90,11 @@ def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[s
 
 
 class Gathered(NamedTuple):
-    """The examples of a file, and what was left out, counted by reason."""
+    """The examples of a file with their statements, those whose image is missing, and what was left out, by reason."""
 
     examples: list[Example]
+    statements: list[Statement]
+    missing: list[Statement]
     left_out: Counter[str]
 
 
@@ -91,7 +107,7 @@ def examples_of(
         DataError: A label is unknown, there is none where one is needed, or no image is in the store.
     """
     statements, left_out = task.read(path)
-    rows, examples = ImageRows(store), []
+    rows, gathered = ImageRows(store), Gathered([], [], [], left_out)
     for statement in statements:
         label = statement.label
         if label is None and labelled:
@@ -102,23 +118,23 @@ def examples_of(
             raise DataError(f"{path}: {statement.key} is {label!r}; {task.title} has {', '.join(task.classes)}")
         found = [rows.find(image) for image in statement.images]
         if None in found:
-            left_out[NOT_THERE] += 1
+            gathered.missing.append(statement)
             continue
         text = single(words, statement.text, max_words)
         target = None if label is None else task.classes.index(label)
-        examples.append(
-            Example(statement.key, (text,) * len(found), tuple(row for row in found if row is not None), target)
-        )
-    rows.check(path, len(examples))
-    if not examples:
+        present = tuple(row for row in found if row is not None)
+        gathered.examples.append(Example(statement.key, (text,) * len(found), present, target))
+        gathered.statements.append(statement)
+    rows.check(path, len(gathered.examples))
+    if not gathered.examples:
         raise DataError(f"{path}: it has no statement")
-    unknown = [example.key for example in examples if example.target is None]
-    if 0 < len(unknown) < len(examples):
+    unknown = [statement.key for statement in statements if statement.label is None]
+    if 0 < len(unknown) < len(statements):
         raise DataError(
-            f"{path}: {len(unknown):,} of {len(examples):,} statements have no label, the first is {unknown[0]}; all "
+            f"{path}: {len(unknown):,} of {len(statements):,} statements have no label, the first is {unknown[0]}; all "
             "or none must have one"
         )
-    return Gathered(examples, left_out)
+    return gathered
 
 
 def statement_run(task: StatementTask, setup: Setup, data: Path, validation: Path | None, max_words: int) -> Run:
@@ -151,48 +167,58 @@ def evaluate_statements(
     compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
-    """Accuracy where labels are known, and a file of predictions."""
+    """Accuracy where labels are known, and a file of predictions; a statement that was not answered is wrong.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
     asked = read_asked(model, regions, blank, max_regions, compute, task.head.name)
-    examples, left_out = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
-    answered = list(answer(asked, task.head.name, examples))
-    predicted = np.array([int(one.scores.argmax()) for one in answered])
+    found = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
+    every = found.statements + found.missing
+    if task.refuses_missing:
+        refuse_missing(data, task.title, [statement.key for statement in found.missing], len(every))
+    predicted = np.full(len(every), NO_ANSWER)
+    for one in answer(asked, task.head.name, found.examples):
+        predicted[one.position] = one.scores.argmax()
     if out is not None:
-        write_predictions(out / "predictions.csv", task, [one.example.key for one in answered], predicted)
-    unknown = [one.example.key for one in answered if one.example.target is None]
-    say(f"{task.title}, {data.name}: {len(examples):,} statements{reasons(left_out)}")
-    if unknown:
+        write_predictions(out / "predictions.csv", task, [statement.key for statement in every], predicted)
+    counts = {**denominators(len(every), len(found.examples)), **found.left_out}
+    say(f"{task.title}, {data.name}: {len(every):,} statements{reasons(found.left_out)}{not_answered(counts)}")
+    if every[0].label is None:
         say(f"{data} has no labels: there is no score, and predictions.csv is the answer")
-        numbers = {f"{task.name}.items": float(len(examples))}
+        numbers = {f"{task.name}.items": float(len(every))}
     else:
-        numbers = numbers_of(task, predicted, np.array([one.example.target for one in answered]))
-    counts = {"items": len(examples), **left_out}
-    tell(numbers, card_of(task, numbers, model, data, str(asked.store.about["made_from"]), blank, counts), out)
+        truth = np.array([task.classes.index(str(statement.label)) for statement in every])
+        numbers = numbers_of(task, predicted, truth, [statement.group for statement in every])
+    how = describe_interval([statement.group for statement in every], task.groups)
+    regions_from = str(asked.store.about["made_from"])
+    tell(numbers, card_of(task, numbers, model, data, regions_from, {"blank": blank, INTERVAL: how}, counts), out)
     return numbers
 
 
-def numbers_of(task: StatementTask, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def numbers_of(
+    task: StatementTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
+) -> dict[str, float]:
     """Accuracy with its interval, the largest class, and the recall of each class."""
-    low, high = bootstrap_interval(predicted == truth, np.random.default_rng(0))
-    recall = per_class(confusion_matrix(predicted, truth, len(task.classes))).recall
-    numbers = {
-        f"{task.name}.accuracy": float((predicted == truth).mean()),
-        f"{task.name}.accuracy.low": low,
-        f"{task.name}.accuracy.high": high,
-        f"{task.name}.chance": float(np.bincount(truth).max() / len(truth)),
-    }
-    return numbers | {f"{task.name}.recall.{name}": float(r) for name, r in zip(task.classes, recall, strict=True)}
+    numbers = accuracy_of(f"{task.name}.accuracy", predicted == truth, predicted != NO_ANSWER, groups)
+    numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
+    for number, name in enumerate(task.classes):
+        right = predicted[truth == number] == number
+        numbers[f"{task.name}.recall.{name}"] = float(right.mean()) if len(right) else 0.0
+    return numbers
 
 
 def card_of(
-    task: StatementTask, numbers: dict[str, float], model: Path, data: Path, regions: str, blank: Blank,
+    task: StatementTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
     counts: dict[str, int],
 ) -> Card:  # fmt: skip
     """The results card; a paper's number stands on it where file and count are the official ones."""
-    key = f"{task.name}.accuracy"
+    key, training = f"{task.name}.accuracy", training_of(model)
     official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
-    scores = {}
+    scores: dict[str, Score] = {}
     if key in numbers:
-        scores["accuracy"] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], next(official, None))
+        paper = next(official, None) if is_papers_run(counts, settings["blank"], training) else None
+        scores = scores_of("accuracy", key, numbers, counts, paper)
         scores["largest class"] = Score(numbers[f"{task.name}.chance"])
         scores |= {f"recall of {name}": Score(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
     return Card(
@@ -204,13 +230,14 @@ def card_of(
         counts=counts,
         files={"statements": data},
         regions=regions,
-        settings={"blank": blank, **training_of(model)},
+        settings={**settings, **training},
     )
 
 
 def write_predictions(path: Path, task: StatementTask, keys: Sequence[str], predicted: np.ndarray) -> None:
-    """A line for each statement: its identifier and its class."""
+    """A line for each statement that was answered: its identifier and its class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerows((key, task.classes[number]) for key, number in zip(keys, predicted.tolist(), strict=True))
+    answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_ANSWER]
+    rows.writerows((key, task.classes[number]) for key, number in answered)
     write_whole(path, text.getvalue().encode())

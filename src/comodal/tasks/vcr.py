@@ -6,7 +6,6 @@ Both are learnt by one network; batches of 64, 2e-5, 20 epochs. Q -> AR counts a
 rationale being chosen after the right answer, as everywhere.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,13 +30,21 @@ from comodal.tasks.fine_tuning import (
     read_parts,
 )
 from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.metrics import bootstrap_interval, check_finite
+from comodal.tasks.metrics import check_finite, describe_interval
+from comodal.tasks.missing_images import (
+    INTERVAL,
+    NOT_THERE,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    scores_of,
+)
 from comodal.tasks.vcr_files import CHOICES, Riddle, read_riddles, write_submission
 from comodal.training.run import Run
 
 HEAD = Head("score", "linear", 1)
 ANSWER_WORDS, RATIONALE_WORDS = 60, 80
-NOT_THERE = "image is not in the store"
 OFFICIAL_VALIDATION = 26_534
 PAPER = {"q_to_a": 0.7242, "qa_to_r": 0.7447, "q_to_ar": 0.5404}  # ViLBERT, table 1, val
 Parts = Literal["both", "answers", "rationales"]
@@ -88,9 +95,10 @@ def recipe(
     rows = ImageRows(parts.store)
 
     def source(path: Path) -> Fixed:
-        riddles, left_out = known(read_riddles(path, seed), rows)
+        riddles, missing = known(read_riddles(path, seed), rows)
         rows.check(path, len(riddles))
         examples = labelled(riddles, rows, parts.words, lengths, learn)
+        left_out = {NOT_THERE: len(missing)} if missing else {}
         say(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}", stderr=True)
         if not examples:
             raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
@@ -102,11 +110,10 @@ def recipe(
     return new_run(parts, setup, HEAD, one_of_the_texts, source(data), held_out, fingerprint, {})
 
 
-def known(riddles: Sequence[Riddle], rows: ImageRows) -> tuple[list[Riddle], Counter[str]]:
-    """The questions whose picture is in the store, and how many others there are, by reason."""
+def known(riddles: Sequence[Riddle], rows: ImageRows) -> tuple[list[Riddle], list[Riddle]]:
+    """The questions whose picture is in the store, and those whose picture is not."""
     found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
-    missing = len(riddles) - len(found)
-    return found, Counter({NOT_THERE: missing} if missing else {})
+    return found, [riddle for riddle in riddles if rows.find(riddle.image) is None]
 
 
 def labelled(
@@ -184,10 +191,12 @@ def evaluate_vcr(
     """
     asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
     rows = ImageRows(asked.store)
-    riddles, left_out = known(read_riddles(data, seed), rows)
+    every = read_riddles(data, seed)
+    riddles, missing = known(every, rows)
     rows.check(data, len(riddles))
-    say(f"{data.name}: {len(riddles):,} questions{reasons(left_out)}")
-    is_test = without_labels(data, riddles)
+    counts = denominators(len(every), len(riddles))
+    say(f"{data.name}: {len(every):,} questions{not_answered(counts)}")
+    is_test = without_labels(data, every)
     examples = []
     for riddle in riddles:
         examples.append(of_answers(riddle, rows, asked.words, answer_words))
@@ -196,13 +205,14 @@ def evaluate_vcr(
     scores = {one.example.key: one.scores for one in answer(asked, HEAD.name, examples)}
     if is_test:
         if out is not None:
-            write_submission(out / "submission.csv", [riddle.key for riddle in riddles], stacked(riddles, scores))
+            even = {riddle.key: np.zeros((1 + CHOICES, CHOICES), np.float32) for riddle in missing}
+            write_submission(out / "submission.csv", [one.key for one in every], stacked(riddles, scores) | even)
         say("The right ones are not known: submission.csv is for the server, and there is no score.")
-        numbers = {"vcr.items": float(len(riddles))}
+        numbers = {"vcr.items": float(len(every))}
     else:
-        numbers = score(riddles, scores)
-    counts = {"items": len(riddles), **left_out}
-    tell(numbers, card_of(numbers, model, data, str(asked.store.about["made_from"]), blank, counts, seed), out)
+        numbers = score(riddles, scores, missing)
+    settings = {"blank": blank, INTERVAL: describe_interval([riddle.image for riddle in every], "pictures")}
+    tell(numbers, card_of(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed), out)
     return numbers
 
 
@@ -231,33 +241,34 @@ def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict
     }
 
 
-def score(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The share of right answers, of right rationales after the right answer, and of both."""
+def score(
+    riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray], missing: Sequence[Riddle] = ()
+) -> dict[str, float]:
+    """The share of right answers, of right rationales after the right answer, and of both; missing ones are wrong."""
     check_finite(np.concatenate(list(scores.values())), "scores of the choices")
     answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
     rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
     numbers: dict[str, float] = {}
+    groups, present = (
+        [riddle.image for riddle in (*riddles, *missing)],
+        np.arange(len(riddles) + len(missing)) < len(riddles),
+    )
     for name, right in (("q_to_a", answers), ("qa_to_r", rationales), ("q_to_ar", answers & rationales)):
-        low, high = bootstrap_interval(right, np.random.default_rng(0))
-        numbers |= {f"vcr.{name}": float(right.mean()), f"vcr.{name}.low": low, f"vcr.{name}.high": high}
+        numbers |= accuracy_of(f"vcr.{name}", np.pad(right, (0, len(missing))), present, groups)
     return numbers
 
 
 def card_of(
-    numbers: Mapping[str, float], model: Path, data: Path, regions: str, blank: Blank, counts: Mapping[str, int],
-    seed: int,
+    numbers: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
+    counts: Mapping[str, int], seed: int,
 ) -> Card:  # fmt: skip
     """The results card; the paper's numbers stand on it where file and count are the official ones."""
+    training = training_of(model)
     official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION
-    scores = {
-        title: Score(
-            numbers[f"vcr.{name}"],
-            numbers[f"vcr.{name}.low"],
-            numbers[f"vcr.{name}.high"],
-            PAPER[name] if official else None,
-        )
-        for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR"))
-        if f"vcr.{name}" in numbers
-    }
-    files, settings = {"questions": data}, {"blank": blank, **training_of(model)}
-    return Card("vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, settings)
+    official &= is_papers_run(counts, settings["blank"], training)
+    scores: dict[str, Score] = {}
+    for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR")):
+        if f"vcr.{name}" in numbers:
+            scores |= scores_of(title, f"vcr.{name}", numbers, counts, PAPER[name] if official else None)
+    files, every_setting = {"questions": data}, {**settings, **training}
+    return Card("vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, every_setting)

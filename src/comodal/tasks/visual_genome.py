@@ -68,7 +68,7 @@ def as_written(key: str, said: str) -> dict[str, str | int]:
     return {"qa_id": int(key), "answer": said}
 
 
-TASK = QuestionTask("visual_genome", "Visual Genome QA", HEAD, read_questions, as_written)
+TASK = QuestionTask("visual_genome", "Visual Genome QA", HEAD, read_questions, as_written, refuses_missing=False)
 
 
 def recipe(

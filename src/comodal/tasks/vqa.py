@@ -7,7 +7,7 @@ are given. Answers come with the official accuracy, and with a file for the serv
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,16 @@ from comodal.tasks.fine_tuning import (
     soft_answers,
 )
 from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import (
+    INTERVAL,
+    NOT_THERE,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    scores_of,
+)
 from comodal.tasks.vqa_files import (
     LEAST_QUESTIONS,
     Question,
@@ -49,7 +59,6 @@ MAX_WORDS = 23  # the later original's; the first has 16, and cuts [SEP] off
 # ViLBERT, table 1 (test-dev); no official number for val
 PAPER = {("test-dev2015", 107_394): 0.7055}
 NO_ANSWER = "no answer of people is in the vocabulary"
-NOT_THERE = "image is not in the store"
 
 
 def recipe(
@@ -114,8 +123,10 @@ def recipe(
     def source(some: Sequence[Question], file: Path) -> Scored:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
         rows.check(file, len(found))
-        say(f"{len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
-        if not len(found):
+        unknown = sum(not scores for scores in found.scores)
+        said = f"; {unknown:,} of them without a known answer" if unknown else ""
+        say(f"{len(found):,} questions{said}, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
+        if unknown == len(found):
             raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
@@ -179,13 +190,14 @@ def asked_of(
 def scored(
     questions: Sequence[Question], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str]
 ) -> tuple[Scored, Counter[str]]:
-    """The questions that can be learnt from, and what was left out, by reason."""
+    """The questions whose image is there, and what was left out, by reason.
+
+    A question none of whose answers is in the vocabulary is kept, and all of its scores are 0, as in the original.
+    """
     numbers = {answer: number for number, answer in enumerate(vocabulary)}
     scores = {question.number: soft_scores(question.answers, numbers) for question in questions}
-    known = [(str(one.number), one.image, one.text) for one in questions if scores[one.number]]
-    examples, left_out = asked_of(known, rows, words, max_words)
-    if len(known) < len(questions):
-        left_out[NO_ANSWER] = len(questions) - len(known)
+    every = ((str(one.number), one.image, one.text) for one in questions)
+    examples, left_out = asked_of(every, rows, words, max_words)
     return Scored(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
 
 
@@ -216,8 +228,8 @@ def evaluate_vqa(
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
-        vqa.accuracy with its interval over the questions; vqa.answer_type.TYPE and vqa.majority, which always gives
-        the most common answer.
+        vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.answered over those whose
+        image is there; vqa.answer_type.TYPE and vqa.majority, which always gives the most common answer.
 
     Raises:
         DataError: A file is missing or damaged, or no image is in the store.
@@ -231,28 +243,25 @@ def evaluate_vqa(
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
     rows = ImageRows(asked.store)
     plain = ((str(question.number), question.image, question.text) for question in told)
-    examples, left_out = asked_of(plain, rows, asked.words, max_words)
+    examples, _ = asked_of(plain, rows, asked.words, max_words)
     rows.check(questions, len(examples))
     given = {int(one.example.key): vocabulary[int(one.scores.argmax())] for one in answer(asked, HEAD, examples)}
     for question in told:
         given.setdefault(question.number, "")  # the server wants an answer to every question
     if out is not None:
         write_results(out / "submission.json", given)
-    say(f"{questions.name}: {len(told):,} questions{reasons(left_out)}")
-    files, counts = {"questions": questions}, {"items": len(told), **as_wrong(left_out)}
+    files, counts = {"questions": questions}, denominators(len(told), len(examples))
+    say(f"{questions.name}: {len(told):,} questions{not_answered(counts)}")
     if annotations is None:
         say("There are no annotations: submission.json is for the server, and there is no score.")
         numbers = {"vqa.items": float(len(told))}
     else:
-        numbers, files["annotations"] = score(told, given), annotations
+        numbers = score(told, given, {int(example.key) for example in examples})
+        files["annotations"] = annotations
         counts |= out_of_reach([one.answers for one in told], vocabulary)
-    tell(numbers, card_of(numbers, model, files, str(asked.store.about["made_from"]), blank, counts), out)
+    settings = {"blank": blank, INTERVAL: describe_interval([one.image for one in told], "images", graded=True)}
+    tell(numbers, card_of(numbers, model, files, str(asked.store.about["made_from"]), settings, counts), out)
     return numbers
-
-
-def as_wrong(left_out: Mapping[str, int]) -> dict[str, int]:
-    """What was not answered, as the card has it: such questions count."""
-    return {f"{reason} (scored as wrong)": count for reason, count in left_out.items()}
 
 
 def out_of_reach(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
@@ -270,15 +279,19 @@ def vocabulary_of(model: Path) -> list[str]:
     return read_answers(path)
 
 
-def score(questions: Sequence[Question], given: Mapping[int, str]) -> dict[str, float]:
-    """The official accuracy over all questions and by type of answer; a question without an answer scores nothing."""
+def score(questions: Sequence[Question], given: Mapping[int, str], answered: Collection[int]) -> dict[str, float]:
+    """The official accuracy over all questions and by type of answer; a question without an answer scores nothing.
+
+    Args:
+        questions: With the answers of people.
+        given: An answer to each.
+        answered: The numbers of those whose image is there.
+    """
     each = np.array([accuracy(given[question.number], question.answers) for question in questions])
+    present = np.array([question.number in answered for question in questions])
     common = Counter(question.most_common for question in questions).most_common(1)[0][0]
     majority = np.mean([accuracy(common, question.answers) for question in questions])
-    rng = np.random.default_rng(0)
-    means = [float(each[rng.integers(len(each), size=len(each))].mean()) for _ in range(1000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    numbers = {"vqa.accuracy": float(each.mean()), "vqa.accuracy.low": float(low), "vqa.accuracy.high": float(high)}
+    numbers = accuracy_of("vqa.accuracy", each, present, [question.image for question in questions])
     numbers["vqa.majority"] = float(majority)
     for kind in ("answer_type", "question_type"):
         groups: dict[str, list[float]] = defaultdict(list)
@@ -289,18 +302,18 @@ def score(questions: Sequence[Question], given: Mapping[int, str]) -> dict[str, 
 
 
 def card_of(
-    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, blank: Blank,
+    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> Card:  # fmt: skip
     """The results card; the paper's number stands on it where file and count are the official ones."""
-    name = files["questions"].name
+    name, training = files["questions"].name, training_of(model)
     paper = next((v for (part, items), v in PAPER.items() if part in name and items == counts["items"]), None)
-    scores = {}
+    scores: dict[str, Score] = {}
     if "vqa.accuracy" in numbers:
-        low, high = numbers["vqa.accuracy.low"], numbers["vqa.accuracy.high"]
-        scores["accuracy"] = Score(numbers["vqa.accuracy"], low, high, paper)
+        paper = paper if is_papers_run(counts, settings["blank"], training) else None
+        scores = scores_of("accuracy", "vqa.accuracy", numbers, counts, paper)
         scores["majority"] = Score(numbers["vqa.majority"])
     kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
     scores |= {kind: Score(value) for kind, value in kinds.items()}
-    settings = {"blank": blank, **training_of(model)}
-    return Card("vqa", "VQA v2", files["questions"].stem, scores, str(model), counts, files, regions, {}, settings)
+    split = files["questions"].stem
+    return Card("vqa", "VQA v2", split, scores, str(model), counts, files, regions, {}, {**settings, **training})

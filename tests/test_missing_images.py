@@ -1,0 +1,58 @@
+"""Items whose image is missing: wrong, or refused where the official evaluation refuses them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comodal.errors import DataError
+from comodal.tasks import entailment, gqa, nlvr2, visual_genome
+from comodal.tasks.missing_images import (
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    refuse_missing,
+    scores_of,
+)
+
+
+def test_both_denominators_worked_by_hand():
+    """Of five items in three images four were answered, two of them correctly: 2 of 5, and 2 of 4."""
+    correct, answered = np.array([1, 1, 0, 0, 0], bool), np.array([1, 1, 1, 1, 0], bool)
+    numbers = accuracy_of("task.accuracy", correct, answered, ["a", "a", "b", "b", "c"])
+    assert (numbers["task.accuracy"], numbers["task.accuracy.answered"]) == (0.4, 0.5)
+    counts = denominators(5, 4)
+    assert counts == {"items": 5, "answered": 4, "image is not in the store (scored as wrong)": 1}
+    assert not_answered(counts) == "; 1 scored as wrong: image is not in the store"
+    scores = scores_of("accuracy", "task.accuracy", numbers, counts)
+    assert {name: score.value for name, score in scores.items()} == {"accuracy": 0.4, "accuracy, of the answered": 0.5}
+
+
+def test_where_nothing_is_missing_there_is_one_score():
+    numbers = accuracy_of("accuracy", np.ones(3, bool), np.ones(3, bool), ["a", "b", "c"])
+    assert list(scores_of("accuracy", "accuracy", numbers, denominators(3, 3))) == ["accuracy"]
+    assert denominators(3, 3) == {"items": 3, "answered": 3} and not_answered(denominators(3, 3)) == ""
+
+
+def test_the_official_scripts_that_refuse_are_followed():
+    """NLVR2's and GQA's end on a missing prediction; SNLI-VE and Visual Genome have no official script."""
+    assert nlvr2.TASK.refuses_missing and gqa.TASK.refuses_missing
+    assert not entailment.TASK.refuses_missing and not visual_genome.TASK.refuses_missing
+    refuse_missing(Path("dev.json"), "NLVR2", [], 7)
+    with pytest.raises(DataError, match=r"dev\.json: the images of 2 of 7 items .* 'dev-1-0-0'"):
+        refuse_missing(Path("dev.json"), "NLVR2", ["dev-1-0-0", "dev-2-0-0"], 7)
+
+
+@pytest.mark.parametrize(
+    ("missing", "blank", "training", "expected"),
+    [
+        (0, "nothing", {"training blank": "nothing"}, True),
+        (0, "nothing", {}, True),
+        (1, "nothing", {}, False),
+        (0, "picture", {}, False),
+        (0, "nothing", {"training blank": "text"}, False),
+    ],
+)
+def test_a_papers_number_stands_beside_whole_runs_alone(missing: int, blank: str, training: dict, expected: bool):
+    assert is_papers_run(denominators(9, 9 - missing), blank, training) is expected
