@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Config, Stream, ViLBERT
 from comodal.tasks import pair_scores
 from comodal.tasks.first_stage import Map, Maps, Search, fit_maps
-from comodal.tasks.gallery import Gallery
+from comodal.tasks.gallery import Collected, Gallery
 from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.ranks import (
     answers_to_images,
@@ -36,7 +37,7 @@ from comodal.tasks.ranks import (
     rank_of_best,
     ranks_of_matrix,
 )
-from comodal.tasks.retrieval import evaluate_retrieval
+from comodal.tasks.retrieval import Settings, describe_way, evaluate_retrieval
 from plain_retrieval import plain_logits
 from small_regions import DIM, TOKENS, some_images, write_store
 from vilbert_fixtures import FIXTURES, model_of, tensors, text_inputs, vision_inputs
@@ -359,13 +360,26 @@ def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: Regi
 def test_captions_that_are_left_out_are_told(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):
     """A recall over fewer captions than the file has is another number."""
     captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
-    others = [{"image": "elsewhere.jpg", "caption": "A ball."}, {"image": "image0.jpg", "caption": " "}]
+    others = [
+        {"image": "elsewhere.jpg", "caption": "A ball.", "split": "test"},
+        {"image": "elsewhere.jpg", "caption": "Another ball.", "split": "test"},
+        {"image": "nowhere.jpg", "caption": "A ball.", "split": "train"},  # of another split
+        {"image": "image0.jpg", "caption": " "},
+    ]
     captions.write_text("\n".join([captions.read_text(), *map(json.dumps, others)]))
-    evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=tmp_path / "out")
+    found = evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=tmp_path / "out")
     said = capsys.readouterr().out
-    assert "7 captions; 1 not taken: caption is empty; 1 not taken: image is not in the store" in said
-    counts = json.loads((tmp_path / "out" / "card.json").read_text())["counts"]
-    assert counts["caption is empty (all splits)"] == 1 == counts["image is not in the store (all splits)"]
+    assert "7 captions; 1 not taken: caption is empty; 3 not taken: image is not in the store" in said
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    counts, settings = card["counts"], card["settings"]
+    assert counts["caption is empty (all splits)"] == 1
+    assert (counts["items"], counts["answered"], counts["images"]) == (8, 6, 5)
+    for cut in (1, 5, 10):  # a caption whose image is missing finds nothing, and so does the image
+        for direction, answered, every in (("text_to_image", 6, 8), ("image_to_text", 4, 5)):
+            key = f"retrieval.{direction}.r{cut}"
+            assert found[key] == pytest.approx(found[f"{key}.answered"] * answered / every)
+    assert found["retrieval.chance.r10"] == pytest.approx(6 / 8)
+    assert settings["95 % interval"].startswith("text to image: Wilson, 8 items in 5 images")
 
 
 def test_the_controls_tell_nothing_apart(tmp_path: Path, store: RegionStore):
@@ -390,6 +404,31 @@ def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, ca
         assert numbers[f"{key}.sample.r1"] == numbers[f"retrieval.{direction}.r1"]
         assert 0 <= numbers[f"{key}.sample.r1.exact"] <= 1
     assert "the first stage has the right one among its first 1" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_first_stage_is_on_the_card_and_is_never_fitted_on_the_gallery(tmp_path: Path, store: RegionStore):
+    splits: list[str | None] = ["test" if image in (0, 4) else "train" for image in IMAGES]
+    captions, run = a_caption_file(tmp_path / "captions.jsonl", splits), a_run(tmp_path / "run")
+    evaluate_retrieval(run, captions, store.folder, rerank=1, out=tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["title"] == "Retrieval, first stage fitted on 4 training captions, re-ranked zero-shot"
+    for split, shared in (("all", "3 of the 5"), ("train", "3 of the 3")):
+        with pytest.raises(DataError, match=rf"captions\.jsonl: --rerank fits .* {shared} images of --split {split}"):
+            evaluate_retrieval(run, captions, store.folder, split=split, rerank=1)
+
+
+def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
+    """Its network, fp32, 36 regions, every pair scored; not the small network of these tests."""
+    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 16, 5)
+    searched = Collected(gallery, captions_of(SENTENCES[:3], [2, 3, 2]), Words.of_texts(SENTENCES), [], Counter())
+    exact = Settings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True)
+    with torch.device("meta"):
+        paper, small = ViLBERT(Config()), ViLBERT(CONFIG)
+    assert describe_way(paper, searched, exact) == ("zero-shot", None, True)
+    assert not describe_way(small, searched, exact).is_papers
+    changed = [{"rerank": 50}, {"max_regions": 100}, {"compute": Compute(torch.device("cpu"), "bf16")}]
+    assert not any(describe_way(paper, searched, exact._replace(**change)).is_papers for change in changed)
+    assert describe_way(paper, searched, exact._replace(rerank=50)).fitted == 3
 
 
 def test_without_splits_the_validation_images_are_those_that_the_run_held_out(tmp_path: Path, store: RegionStore):

@@ -20,6 +20,7 @@ from comodal.data.caption_files import Caption, matched, read_captions, split_pa
 from comodal.data.captions import MAX_REGIONS, with_whole_image
 from comodal.data.regions import RegionStore
 from comodal.data.same_regions import check_same_regions
+from comodal.data.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 from comodal.media.text import MAX_WORDS, Words
 from comodal.models import single_stream, vilbert
@@ -28,9 +29,26 @@ from comodal.tasks.examples import Blank
 
 Config = vilbert.Config | single_stream.Config
 Split = Literal["test", "validation", "train", "all"]
-NOT_THERE = "image is not in the store"
 Pairs = list[tuple[Caption, int]]
 HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
+
+
+class Collected(NamedTuple):
+    """What an evaluation searches.
+
+    Args:
+        gallery: The captions and images of the split.
+        train: The captions of the training split.
+        words: The run's vocabulary.
+        missing: Of each caption of the split whose image is not in the store, the image.
+        left_out: How many captions of all splits are no query, by reason.
+    """
+
+    gallery: "Gallery"
+    train: Pairs
+    words: Words
+    missing: list[str]
+    left_out: Counter[str]
 
 
 class Seen(NamedTuple):
@@ -106,9 +124,8 @@ class Gallery:
 
 def gather(
     model: Path, config: Config, captions: Path, regions: Path, split: Split, max_regions: int, blank: Blank
-) -> tuple[Gallery, Pairs, Words, Counter[str]]:
-    """The gallery of a split, the captions of the training split, the run's vocabulary, and how many captions of all
-    splits were not taken, by reason.
+) -> Collected:
+    """The gallery of a split, and what belongs to it.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
@@ -119,13 +136,28 @@ def gather(
     found = matched(read, store.ids)
     if not_taken := found.not_taken(read.refused):
         say(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
-    left_out = read.refused + Counter({NOT_THERE: len(found.unmatched)})
-    parts = split_pairs(found.pairs, store.ids, held_out_share(model), 0.0)
+    share = held_out_share(model)
+    parts = split_pairs(found.pairs, store.ids, share, 0.0)
     chosen = found.pairs if split == "all" else parts[split]
     if not chosen:
         there = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items() if pairs)
         raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
-    return gallery_of(chosen, store, words, config, max_regions, blank), parts["train"], words, left_out
+    missing = missing_of(found.unmatched, split, share)
+    gallery = gallery_of(chosen, store, words, config, max_regions, blank)
+    return Collected(gallery, parts["train"], words, missing, read.refused)
+
+
+def missing_of(unmatched: Sequence[Caption], split: Split, share: float) -> list[str]:
+    """The image of each caption of a split that is not in the store; splits are those of `split_pairs`."""
+    names = [next(filter(None, caption.image)) for caption in unmatched]
+    own: dict[str, set[str | None]] = {}
+    for name, caption in zip(names, unmatched, strict=True):
+        own.setdefault(name, set()).add(caption.split)
+    split_of = {
+        name: next((one for one in HELD_OUT_FIRST if one in said), split_by_hash(name, share, 0.0))
+        for name, said in own.items()
+    }
+    return [name for name in names if split in ("all", split_of[name])]
 
 
 def gallery_of(

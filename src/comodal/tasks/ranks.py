@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int64, Num
 
 from comodal.tasks.gallery import Gallery
-from comodal.tasks.metrics import bootstrap_interval, check_finite
+from comodal.tasks.metrics import check_finite
+from comodal.tasks.missing_images import accuracy_of
 
 CUTS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -94,14 +95,27 @@ def ranks_of_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery)
     )
 
 
-def figures(ranks: Num[np.ndarray, "queries"]) -> dict[str, float]:
-    """Recall at 1, 5 and 10 with 95 % intervals (bootstrap over the queries), median and mean rank, counted from 1."""
+def figures(
+    ranks: Num[np.ndarray, "queries"],
+    groups: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
+    last: int = 0,
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10 with 95 % intervals, median and mean rank, counted from 1.
+
+    Args:
+        ranks: Of the queries whose image is there.
+        groups: What queries share (the image of each caption); None where they are independent.
+        missing: The groups of further queries, whose image is not in the store: they find nothing.
+        last: How many candidates there are, which is the rank of those.
+    """
+    answered = np.arange(len(ranks) + len(missing)) < len(ranks)
+    every = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
     numbers: dict[str, float] = {}
     for cut in CUTS:
-        found = ranks < cut
-        low, high = bootstrap_interval(found, np.random.default_rng(0))
-        numbers |= {f"r{cut}": float(found.mean()), f"r{cut}.low": low, f"r{cut}.high": high}
-    return numbers | {"median": float(np.floor(np.median(ranks) + 1)), "mean": float(np.mean(ranks) + 1)}
+        numbers |= accuracy_of(f"r{cut}", np.pad(ranks < cut, (0, len(missing))), answered, every)
+    places = np.pad(ranks, (0, len(missing)), constant_values=last)
+    return numbers | {"median": float(np.floor(np.median(places) + 1)), "mean": float(np.mean(places) + 1)}
 
 
 def chance(gallery: Gallery) -> dict[str, float]:

@@ -4,14 +4,14 @@ Zero-shot, the alignment head of pretraining scores every pair. Fine-tuned (`com
 that has learnt to choose the right pair among four, a hard one among them (hard_negatives.py); the paper: 2e-5, batches
 of 64, 20 epochs. Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap
 first stage (first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
-The first stage has learnt from captions, and lifts an untrained network as well: its own recall stands beside both.
+The first stage is fitted on captions of the training split, so the result is not zero-shot and its title says so; it
+lifts an untrained network as well, and its own recall is reported. Its images must not be in the gallery.
 
 A text-to-image query is a caption, and its own image alone is right. An image-to-text query is an image, and any of
 its captions is right, in whoever's words.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,18 +23,18 @@ from comodal.console import say
 from comodal.data.caption_files import matched, read_captions, split_pairs
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
-from comodal.media.text import MAX_WORDS, Words
+from comodal.media.text import MAX_WORDS
 from comodal.models.checkpoint import load_model, untrained_like
 from comodal.models.heads import Head, fused
 from comodal.models.single_stream import SingleStream
 from comodal.models.task_model import TaskModel
-from comodal.models.vilbert import ViLBERT
+from comodal.models.vilbert import Config, ViLBERT
 from comodal.progress import track
 from comodal.tasks.card import write_card
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start, fingerprint_of, new_run, one_of_the_texts, read_parts
 from comodal.tasks.first_stage import MOST_CAPTIONS, Search, fit
-from comodal.tasks.gallery import HELD_OUT, Gallery, Pairs, Split, gallery_of, gather
+from comodal.tasks.gallery import HELD_OUT, Collected, Gallery, Pairs, Split, gallery_of, gather
 from comodal.tasks.hard_negatives import Choices
 from comodal.tasks.pair_scores import BATCH, Scorer
 from comodal.tasks.ranks import (
@@ -48,10 +48,11 @@ from comodal.tasks.ranks import (
     ranks_of,
     ranks_of_matrix,
 )
-from comodal.tasks.retrieval_results import TASK, card_of, cost_of, numbers_of, table_of, write
+from comodal.tasks.retrieval_results import TASK, Way, card_of, cost_of, numbers_of, table_of, write
 from comodal.training.run import Run
 
 HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
+PAPER_REGIONS = 36
 LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking
 Whole = ViLBERT | SingleStream | TaskModel
 
@@ -103,15 +104,6 @@ def recipe(
     held_out = choices(found["validation"]) if found["validation"] else None
     fingerprint = fingerprint_of(setup, parts.store, [captions])
     return new_run(parts, setup, HEAD, one_of_the_texts, choices(found["train"]), held_out, fingerprint, {})
-
-
-class Material(NamedTuple):
-    """What is searched, what the first stage is fitted on, and how many captions were not taken, by reason."""
-
-    gallery: Gallery
-    train: Pairs
-    words: Words
-    left_out: Counter[str]
 
 
 class Settings(NamedTuple):
@@ -173,19 +165,22 @@ def evaluate_retrieval(
         retrieval.image_to_text, the same under retrieval.untrained, and retrieval.chance.
 
     Raises:
-        DataError: A file is missing or damaged, does not fit the model, or the split has no captions.
+        DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
+            be fitted on images that are searched.
         CheckpointError: There is no ViLBERT in the folder.
 
     Examples:
         comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
-        comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --split all --rerank 50
+        comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --rerank 50
     """
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
     started = time.perf_counter()
     trained = load_scoring(model, zero_shot)
-    material = Material(*gather(model, below(trained).config, captions, regions, split, max_regions, blank))
+    material = gather(model, below(trained).config, captions, regions, split, max_regions, blank)
     gallery = material.gallery
+    if rerank is not None:
+        check_first_stage(material, captions, split)
     say(describe(gallery, split))
     settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot)
     results = {"trained": ask(trained, material, settings, "trained")}
@@ -193,15 +188,18 @@ def evaluate_retrieval(
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
-    numbers = numbers_of(systems, gallery) | {f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()}
+    numbers = numbers_of(systems, gallery, material.missing) | {
+        f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()
+    }
     numbers[f"{TASK}.seconds"] = time.perf_counter() - started
-    way = "zero-shot" if zero_shot or not isinstance(trained, TaskModel) else "fine-tuned"
-    table_of(list(systems), numbers, way).show()
+    way = describe_way(trained, material, settings)
+    table_of(list(systems), numbers, way.title).show()
     if rerank is not None:
         say(cost_of(numbers, rerank))
     if out is not None:
         write(out, numbers, systems, gallery)
-        write_card(card_of(numbers, gallery, split, way, model, captions, seed, material.left_out), out)
+        told = {"rerank": rerank, "precision": settings.compute.precision, "max_regions": max_regions}
+        write_card(card_of(numbers, material, split, way, model, captions, told, seed), out)
     return numbers
 
 
@@ -218,6 +216,37 @@ def load_scoring(path: Path, zero_shot: bool) -> Whole:
         there = ", ".join(model.heads)
         raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
     return model
+
+
+def check_first_stage(material: Collected, captions: Path, split: Split) -> None:
+    """The first stage of re-ranking is fitted on other images than those that are searched.
+
+    Raises:
+        DataError: Images of the training split are in the gallery.
+    """
+    shared = np.intersect1d(material.gallery.rows, [row for _, row in material.train])
+    if len(shared):
+        raise DataError(
+            f"{captions}: --rerank fits its first stage on the captions of the training split, and {len(shared):,} of "
+            f"the {len(material.gallery.counts):,} images of --split {split} are among them; search another split, or "
+            "everything without --rerank"
+        )
+
+
+def describe_way(model: Whole, material: Collected, settings: Settings) -> Way:
+    """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
+    fitted = None if settings.rerank is None else min(len(material.train), MOST_CAPTIONS)
+    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_REGIONS and fitted is None
+    if way_of(model, settings.zero_shot) is not None:
+        return Way("fine-tuned", fitted, exact and is_papers_network(below(model)))
+    return Way("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
+
+
+def is_papers_network(model: ViLBERT | SingleStream) -> bool:
+    """Whether a network has the sizes of the paper's base model with six co-attention layers."""
+    sizes = ("text", "vision", "joint_dim", "joint_heads", "schedule", "region_features", "co_attention")
+    paper = Config()
+    return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
 
 
 def below(model: Whole) -> ViLBERT | SingleStream:
@@ -241,7 +270,7 @@ def describe(gallery: Gallery, split: Split) -> str:
     return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
 
 
-def ask(model: Whole, material: Material, settings: Settings, name: str) -> Result:
+def ask(model: Whole, material: Collected, settings: Settings, name: str) -> Result:
     """The ranks by one network."""
     scorer = new_scorer(model, material.gallery, settings)
     if settings.rerank is not None:
@@ -258,7 +287,7 @@ def new_scorer(model: Whole, gallery: Gallery, settings: Settings) -> Scorer:
     return Scorer(below(model), gallery, settings.compute, settings.batch_size, way)
 
 
-def search(scorer: Scorer, material: Material, settings: Settings) -> Result:
+def search(scorer: Scorer, material: Collected, settings: Settings) -> Result:
     """Both directions in two stages, and on a sample of the queries what the whole gallery scored would have given."""
     assert settings.rerank is not None
     gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from comodal.console import Table
 from comodal.files import write_whole
 from comodal.tasks.card import Card, Score, training_of
-from comodal.tasks.gallery import Gallery
+from comodal.tasks.gallery import Collected, Gallery
+from comodal.tasks.metrics import describe_interval
+from comodal.tasks.missing_images import INTERVAL, denominators, is_papers_run, scores_of
 from comodal.tasks.ranks import CUTS, DIRECTIONS, Ranks, chance, figures
 
 TASK = "retrieval"
@@ -21,25 +24,71 @@ PAPER = {
 OFFICIAL = ("flickr30k", "test", 5000, 1000)  # in the file's name, split, captions, images
 
 
-def numbers_of(systems: dict[str, Ranks], gallery: Gallery) -> dict[str, float]:
-    """Flat keys: the trained network's directly under the task, the others' and chance under their names."""
+class Way(NamedTuple):
+    """How pairs were ranked.
+
+    Args:
+        scored_by: By the alignment head of pretraining, or by the one of fine-tuning.
+        fitted: How many captions of the training split a first stage was fitted on; None without one.
+        is_papers: Whether network and settings are the paper's.
+    """
+
+    scored_by: Literal["zero-shot", "fine-tuned"]
+    fitted: int | None
+    is_papers: bool
+
+    @property
+    def title(self) -> str:
+        """A first stage that was fitted on captions of the same data is not zero-shot."""
+        if self.fitted is None:
+            return self.scored_by
+        return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
+
+
+def numbers_of(systems: dict[str, Ranks], gallery: Gallery, missing: Sequence[str] = ()) -> dict[str, float]:
+    """Flat keys: the trained network's directly under the task, the others' and chance under their names.
+
+    Args:
+        systems: The ranks that each gives.
+        gallery: What was searched.
+        missing: Of each further caption, whose image is not in the store, the image.
+    """
+    captions, images = len(gallery.text_of), len(gallery.counts)
     flat = {
-        f"{TASK}.captions": float(len(gallery.text_of)),
+        f"{TASK}.captions": float(captions + len(missing)),
+        f"{TASK}.captions.answered": float(captions),
         f"{TASK}.texts": float(len(gallery.lengths)),
-        f"{TASK}.images": float(len(gallery.counts)),
+        f"{TASK}.images": float(images + len(set(missing))),
+        f"{TASK}.images.answered": float(images),
     }
+    queries = dict(zip(DIRECTIONS, queries_of(gallery, missing), strict=True))
+    lost = dict(zip(DIRECTIONS, (list(missing), sorted(set(missing))), strict=True))
+    last = dict(zip(DIRECTIONS, (images, captions), strict=True))
     for system, ranks in systems.items():
         prefix = TASK if system == "trained" else f"{TASK}.{system}"
         for direction, found in zip(DIRECTIONS, ranks, strict=True):
-            flat |= {f"{prefix}.{direction}.{name}": number for name, number in figures(found).items()}
-    flat |= {f"{TASK}.chance.{name}": number for name, number in chance(gallery).items()}
+            groups = queries[direction][: len(found)]
+            numbers = figures(found, groups, lost[direction], last[direction])
+            flat |= {f"{prefix}.{direction}.{name}": number for name, number in numbers.items()}
+    for name, number in chance(gallery).items():
+        direction = name.partition(".")[0]
+        answered = len(queries[direction]) - len(lost[direction])
+        flat[f"{TASK}.chance.{name}"] = number * answered / len(queries[direction])
     return flat | {f"{TASK}.chance.r{cut}": flat[f"{TASK}.chance.{DIRECTIONS[0]}.r{cut}"] for cut in CUTS}
+
+
+def queries_of(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image of every query of both directions, those of missing images last."""
+    images = [gallery.store.ids[row] for row in gallery.rows.tolist()]
+    return [images[place] for place in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
 
 
 def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
     """Recall and median rank of each system, both directions."""
     counts = f"{numbers[f'{TASK}.captions']:,.0f} captions, {numbers[f'{TASK}.images']:,.0f} images"
-    table = Table(title=f"{way} retrieval", caption=f"{counts}; 95 %: bootstrap over the queries")
+    lost = numbers[f"{TASK}.captions"] - numbers[f"{TASK}.captions.answered"]
+    counts += f", {lost:,.0f} of the captions without their image (not found)" if lost else ""
+    table = Table(title=f"{way} retrieval", caption=f"{counts}; 95 %: Wilson, images resampled")
     for name in ("system", "direction"):
         table.add_column(name)
     for name in ("R@1", "95 %", "R@5", "R@10", "median"):
@@ -88,32 +137,34 @@ def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], galle
 
 
 def card_of(
-    numbers: dict[str, float], gallery: Gallery, split: str, way: str, model: Path, captions: Path, seed: int,
-    left_out: Mapping[str, int],
+    numbers: dict[str, float], searched: Collected, split: str, way: Way, model: Path, captions: Path,
+    settings: Mapping[str, str | int | None], seed: int,
 ) -> Card:  # fmt: skip
-    """The results card; the paper's numbers stand on it where the gallery is the paper's."""
-    name, official, *counts = OFFICIAL
-    same = name in captions.name.lower() and split == official
-    same &= counts == [len(gallery.text_of), len(gallery.counts)]
-    scores = {}
+    """The results card; the paper's numbers stand on it where the gallery and the run are the paper's."""
+    gallery, training = searched.gallery, training_of(model)
+    counts = denominators(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
+    name, official, *size = OFFICIAL
+    same = name in captions.name.lower() and split == official and size == [counts["items"], len(gallery.counts)]
+    same &= way.is_papers and is_papers_run(counts, gallery.blank, training)
+    scores: dict[str, Score] = {}
     for direction in DIRECTIONS:
         for cut in CUTS:
-            key = f"{TASK}.{direction}.r{cut}"
-            paper = PAPER[way][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
-            low, high = numbers.get(f"{key}.low"), numbers.get(f"{key}.high")
-            scores[f"{direction} R@{cut}"] = Score(numbers[key], low, high, paper)
+            paper = PAPER[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
+            scores |= scores_of(f"{direction} R@{cut}", f"{TASK}.{direction}.r{cut}", numbers, counts, paper)
         scores[f"{direction} median rank"] = Score(numbers[f"{TASK}.{direction}.median"])
-    numbered = {"items": len(gallery.text_of), "images": len(gallery.counts), "truncated": gallery.truncated}
-    kept = numbers.get(f"{TASK}.rerank.kept")
+    groups = dict(zip(DIRECTIONS, queries_of(gallery, searched.missing), strict=True))
+    how = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
     return Card(
         task=TASK,
-        title=f"Retrieval, {way}",
+        title=f"Retrieval, {way.title}",
         split=split,
         scores=scores,
         model=str(model),
-        counts=numbered | {f"{reason} (all splits)": count for reason, count in left_out.items()},
+        counts=counts
+        | {"images": int(numbers[f"{TASK}.images"]), "truncated": gallery.truncated}
+        | {f"{reason} (all splits)": count for reason, count in searched.left_out.items()},
         files={"captions": captions},
         regions=str(gallery.store.about["made_from"]),
         seeds={"untrained": seed},
-        settings={"rerank": None if kept is None else int(kept), "blank": gallery.blank, **training_of(model)},
+        settings={**settings, "blank": gallery.blank, INTERVAL: how, **training},
     )
