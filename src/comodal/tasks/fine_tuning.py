@@ -1,7 +1,8 @@
 """Fine-tuning a ViLBERT for a task, and asking it (ViLBERT, section 3.3).
 
-Every task trains the whole network and a new head. As in facebookresearch/vilbert-multi-task the head learns at 1e-4,
-what was pretrained at the task's own rate, with AdamW, a linear rise over a tenth of the steps, and a linear fall.
+Every task trains the whole network and a new head. As in facebookresearch/vilbert-multi-task the head learns at 1e-4
+(one on regions at the task's rate), what was pretrained at the task's rate, with AdamW, a linear rise over a tenth of
+the steps, and a linear fall.
 Where there are validation examples, the weights that did best on them are the model. Departs from the original: no
 jumps of the rate at epochs 5 and 7; nothing is ever chosen on a test split.
 """
@@ -121,7 +122,8 @@ class Setup:
         blank: Leave out the text or the picture: the control that shows what the other says alone.
         epochs: How often every example is seen.
         batch_size: Examples in a step, over all processes.
-        learning_rate: Of what was pretrained; the head learns at 1e-4, or at this where it is higher.
+        learning_rate: Of what was pretrained; the head learns at 1e-4, or at this where it is higher. A head on regions
+            learns at this, as in the original, whose rule is for names with `vil_` and leaves out `vision_logit`.
         max_regions: Regions of an image.
         workers: Processes that read data.
         seed: Of the head, the order and what is drawn by chance.
@@ -218,7 +220,8 @@ def new_run(
     batches = loader(train, setup.seed, None)
     freeze_unused(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
-    highest = max(setup.learning_rate, HEAD_RATE)
+    at_tasks_rate = head.kind == "regions" and setup.start == "pretrained"
+    highest = setup.learning_rate if at_tasks_rate else max(setup.learning_rate, HEAD_RATE)
     below = list(objective.model.vilbert.parameters()) if setup.start == "pretrained" else []
     length = -(-len(validation) // setup.batch_size) * setup.batch_size if validation is not None else None
     return Run(

@@ -1,7 +1,8 @@
 """Referring expressions: which region does a sentence mean? (ViLBERT, section 3.3: RefCOCO+; RefCOCO, RefCOCOg.)
 
 Each region gets a score from its own last state, by one linear layer, and learns to tell how much it overlaps the
-object: its IoU where that is a half or more, else 0; batches of 256, 4e-5, 20 epochs. An answer is right where the best
+object: its IoU where that is a half or more, else 0; batches of 256, 4e-5, 20 epochs. Departs from the paper, which
+thresholds the IoU at a half to targets of 0 and 1, and follows its code. An answer is right where the best
 region, the whole image among them, overlaps the object by more than a half.
 
 Accuracies are only comparable between equal boxes: the paper chooses among MAttNet's detections, the original's later
@@ -87,7 +88,7 @@ def recipe(
         blank: Leave out the text: the control that shows how far places and looks alone lead.
         epochs: How often every expression is seen.
         batch_size: Expressions in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        learning_rate: Of the network and the new head.
         max_words: Word pieces of an expression.
         max_regions: Regions of an image.
         workers: Processes that read data.

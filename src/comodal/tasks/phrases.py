@@ -74,7 +74,7 @@ def recipe(
         blank: Leave out the text: the control that shows how far places and looks alone lead.
         epochs: How often every phrase is seen.
         batch_size: Phrases in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        learning_rate: Of the network and the new head.
         max_words: Word pieces of a phrase.
         max_regions: Regions of an image.
         workers: Processes that read data.
