@@ -39,7 +39,7 @@ TASK_SETS = {"coco": "images", "flickr30k": "flickr30k-images"}  # of the tasks 
 REFERENCES = ("references", "instances", "regions")
 KEYS = {
     "vision": ("trained", "untrained", "pixels"),
-    "sound": ("trained", "untrained", "spectrogram"),
+    "sound": ("trained", "untrained", "spectrogram", "log_mel"),
 }
 
 
@@ -266,10 +266,12 @@ def measure(parts: Parts) -> dict[str, float]:
 
 def print_table(numbers: dict[str, float]) -> None:
     """Trained beside its baselines."""
-    table = Table("", "trained", "untrained", "pixels or spectrogram", title="what was learnt from videos alone")
+    headings = ("", "trained", "untrained", "pixels or raw spectrogram", "log-mel statistics")
+    table = Table(*headings, title="what was learnt from videos alone")
     for task, names in KEYS.items():
-        table.add_row(f"{task} probe", *(f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names))
-    table.add_row("do these belong together?", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "")
+        cells = [f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names]
+        table.add_row(f"{task} probe", *cells, *[""] * (len(headings) - 1 - len(cells)))
+    table.add_row("do these belong together?", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "", "")
     table.show()
     table = Table("", "R@1", "R@5", "R@10", title="pictures found by their captions, zero-shot")
     for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance", "chance")):

@@ -23,6 +23,7 @@ from comodal.analysis.units import read_moment
 from comodal.data.shards import Shards
 from comodal.errors import DataError
 from comodal.media.image import centre_crop
+from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net import L3Net
 from comodal.text_files import read_json_lines
@@ -133,6 +134,14 @@ def centre(scenes: Sequence[Scene]) -> float:
     return float(np.mean([points_into(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
 
 
+def calibrated_control(model: L3Net, scenes: Sequence[Scene], seed: int) -> L3Net:
+    """A network of the same shape with initial weights, whose batch norms fit the scenes."""
+    control = untrained_like(model, seed)
+    pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
+    calibrate_norms(control, control, pictures, torch.from_numpy(np.stack([scene.sound for scene in scenes])))
+    return control
+
+
 def pointing_game(model: L3Net, scenes: Sequence[Scene], seed: int = 0) -> dict[str, dict[str, float]]:
     """Hits of each way to point, on pictures alone ("alone") and on two side by side ("beside").
 
@@ -144,7 +153,7 @@ def pointing_game(model: L3Net, scenes: Sequence[Scene], seed: int = 0) -> dict[
     Raises:
         ValueError: No two scenes can stand beside each other.
     """
-    pairs, untrained = side_by_side(scenes, seed), untrained_like(model, seed)
+    pairs, untrained = side_by_side(scenes, seed), calibrated_control(model, scenes, seed)
     if not pairs:
         raise ValueError(f"of {len(scenes)} scenes no two have different kinds of objects that sound")
     pointers: dict[str, Pointer] = {

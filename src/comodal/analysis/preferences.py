@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from comodal.analysis.layers import picture_side, sound_side, strongest
 from comodal.analysis.units import Moments
+from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.clustering import cluster
 from comodal.models.l3net import L3Net
@@ -55,7 +56,8 @@ def study_units(model: L3Net, moments: Moments, seed: int = 0) -> dict[str, Stud
     Args:
         model: The trained network.
         moments: With labels.
-        seed: Of the untrained weights, the clusters and the shuffling.
+        seed: Of the untrained weights, the clusters and the shuffling. The untrained network's batch norms are
+            calibrated on the moments.
 
     Raises:
         ValueError: A moment has no label, or all have the same.
@@ -65,6 +67,7 @@ def study_units(model: L3Net, moments: Moments, seed: int = 0) -> dict[str, Stud
         raise ValueError(f"units are compared with labels of two classes or more; {len(classes)} came")
     shuffled = np.random.default_rng(seed).permutation(target)
     untrained = untrained_like(model, seed)
+    calibrate_norms(untrained, untrained, moments.image, moments.sound)
     studies = {}
     for name, side_of, inputs in (("picture", picture_side, moments.image), ("sound", sound_side, moments.sound)):
         trained, fresh = strongest(side_of(model), inputs), strongest(side_of(untrained), inputs)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from comodal.tasks.card import Card, Score, training_of, write_card
 from comodal.tasks.metrics import bootstrap_interval, check_finite
+from comodal.tasks.missing_images import INTERVAL, denominators
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
@@ -32,6 +33,7 @@ class Answers:
         settings: Whatever makes two evaluations differ.
         files: That the labels were read from.
         left_out: How many were not taken, by reason.
+        groups: The recording of each item; without it items are independent.
     """
 
     task: str
@@ -45,6 +47,7 @@ class Answers:
     settings: Mapping[str, Setting]
     files: Mapping[str, Path] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def comparison(self) -> Comparison:
         """The answers beside the truth, as probes are compared."""
@@ -53,7 +56,8 @@ class Answers:
         truth = np.array([number[item.category] for item in self.items])
         names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)
         answers, title = {"fine_tuned": self.scores.argmax(1)}, f"{self.title}, fine-tuned"
-        return Comparison(self.modality, title, names, tuple(self.classes), truth, folds, answers, {"fine_tuned": {}})
+        classes, settings = tuple(self.classes), {"fine_tuned": dict[int, float]()}
+        return Comparison(self.modality, title, names, classes, truth, folds, answers, settings, self.groups)
 
     def tell(self, out: Path | None) -> dict[str, float]:
         """Prints the table; with `out`, writes results.json, answers.csv, confusion.png and the card."""
@@ -62,16 +66,17 @@ class Answers:
         if len(self.classes) > TOP:
             best = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP]
             right = (best == comparison.truth[:, None]).any(1)
-            low, high = bootstrap_interval(right, np.random.default_rng(0))
+            groups = self.groups or comparison.items
+            low, high = bootstrap_interval(right, np.random.default_rng(0), groups=groups)
             key = f"{self.modality}.fine_tuned.top{TOP}"
             numbers |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
         comparison.print_table()
         if out is not None:
             comparison.write(out, numbers)
-            write_card(self.card(numbers), out)
+            write_card(self.card(numbers, comparison.interval()), out)
         return numbers
 
-    def card(self, numbers: Mapping[str, float]) -> Card:
+    def card(self, numbers: Mapping[str, float], interval: str) -> Card:
         """The results card, with the settings of the training."""
         keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
         scores = {
@@ -85,7 +90,12 @@ class Answers:
             split=self.split,
             scores=scores | {"largest class": Score(numbers[f"{self.modality}.chance"])},
             model=str(self.model),
-            counts={"items": len(self.items), **self.left_out},
+            counts={**denominators(len(self.items), len(self.items)), **self.left_out},
             files=self.files,
-            settings={**self.settings, **training_of(self.model), "items": fingerprint(self.items)},
+            settings={
+                **self.settings,
+                INTERVAL: interval,
+                **training_of(self.model),
+                "items": fingerprint(self.items),
+            },
         )

@@ -41,7 +41,8 @@ def evaluate_dcase(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Classifies acoustic scenes from frozen features, beside an untrained network and a plain spectrogram.
+    """Classifies acoustic scenes from frozen features; baselines are an untrained network, the raw
+    spectrogram and log-mel statistics.
 
     The paper reports for the challenge of 2013: trained 0.93, random weights 0.85.
 
@@ -63,7 +64,8 @@ def evaluate_dcase(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its interval, and its folds if there
+        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        with its interval, and its folds if there
         are several.
 
     Raises:

@@ -121,6 +121,7 @@ def read_lists(data: Path, test: Path | None) -> SoundSet:
         rounds=rounds,
         files=scenes.files | ({"sounds": data / "audio"} if (data / "audio").is_dir() else {}),
         left_out={IN_NO_FOLD: left_out} if left_out else {},
+        recordings=places,
     )
 
 

@@ -1,7 +1,8 @@
 """One pass over the pictures: features of any layer, by every system at once, into a cache.
 
-A system is the trained network, an untrained one of the same shape, or the plain pixels. Each picture is read and
-decoded once, however many systems and views there are.
+A system is the trained network, an untrained one of the same shape, whose batch norms are calibrated on pictures of the
+training part without their labels, or the raw pixels. Each picture is read and decoded once, however many systems and
+views there are.
 """
 
 import hashlib
@@ -20,10 +21,11 @@ from torch.nn import functional as F
 
 from comodal.data.workplace import only_one
 from comodal.hardware import Compute
+from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import checksum, untrained_like
 from comodal.models.inference import fast
 from comodal.models.l3_classifier import load_any_l3net
-from comodal.models.l3net import Config, pooled
+from comodal.models.l3net import Config, L3Net, pooled
 from comodal.progress import track
 from comodal.tasks.feature_cache import FeatureFile
 from comodal.tasks.image_views import Showing, View, read_picture, show
@@ -34,9 +36,10 @@ Pooling = Literal["max", "mean"]
 SystemName = Literal["trained", "untrained", "pixels"]
 Squares = UInt8[np.ndarray, "shots side side 3"]
 GRIDS = {1: 12, 2: 8, 3: 6, 4: 4}  # the finest by block that leave a network of the paper's width under 10,000 features
+CALIBRATED_ON = 256  # pictures, of each the middle
 PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
 BATCH = 64
-VERSION = 1  # of what the numbers mean; counts them all as new when it changes
+VERSION = 2  # of what the numbers mean; counts them all as new when it changes
 
 
 class Where(NamedTuple):
@@ -63,12 +66,50 @@ def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
     return min(grid or GRIDS[block], config.image_size >> (block - 1))
 
 
-def make_system(name: SystemName, model: Path, where: Where, seed: int, compute: Compute) -> System:
-    """One of the systems."""
+def untrained_control(trained: L3Net, unlabeled: Sequence[Labelled], showing: Showing, seed: int) -> L3Net:
+    """A network of the same shape with initial weights, whose image tower's batch norms fit these pictures."""
+    some = unlabeled[:CALIBRATED_ON]
+    squares = np.concatenate([show(read_picture(i, showing.short_side), i.name, View("middle"), showing) for i in some])
+    pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    control = untrained_like(trained, seed)
+    calibrate_norms(control.image_tower, control.image_map, pictures)
+    return control
+
+
+def control_of(unlabeled: Sequence[Labelled]) -> str:
+    """What the untrained network is, for the card."""
+    count = min(len(unlabeled), CALIBRATED_ON)
+    return f"batch norms calibrated on {count} pictures of the training part, without labels"
+
+
+def make_system(
+    name: SystemName,
+    model: Path,
+    where: Where,
+    unlabeled: Sequence[Labelled],
+    showing: Showing,
+    seed: int,
+    compute: Compute,
+) -> System:
+    """One of the systems.
+
+    Args:
+        name: Which.
+        model: Run or model folder.
+        where: What is read off the network.
+        unlabeled: Pictures of the training part in mixed order, for the batch norms of the untrained network.
+        showing: How pictures are shown.
+        seed: Of the untrained network's weights.
+        compute: Where and in which precision.
+    """
     if name == "pixels":
         return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
     trained = load_any_l3net(model)
-    network = (trained if name == "trained" else untrained_like(trained, seed)).to(compute.device)
+    network, calibrated = trained, {}
+    if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
+        calibrated = {"calibrated_on": names_hash(unlabeled[:CALIBRATED_ON]), "seed": seed}
+        network = untrained_control(trained, unlabeled, showing, seed)
+    network = network.to(compute.device)
     quick = fast(network, compute.dtype)
 
     def embed(squares: Squares) -> Float[Tensor, "shots features"]:
@@ -77,8 +118,14 @@ def make_system(name: SystemName, model: Path, where: Where, seed: int, compute:
         return torch.cat([pooled_map(part, where).float().cpu() for part in maps])
 
     filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
-    about = {"weights": f"{checksum(network.state_dict()):08x}", "network": asdict(trained.config), **where._asdict()}
+    weights = f"{checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
+    about = {"weights": weights, "network": asdict(trained.config), **where._asdict(), **calibrated}
     return System(name, embed, filters * where.grid**2, about)
+
+
+def names_hash(items: Sequence[Labelled]) -> str:
+    """Of the names of some pictures in their order."""
+    return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
 
 
 def pooled_map(
@@ -112,8 +159,7 @@ def features_of(
     workers: int,
 ) -> dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]]:  # fmt: skip
     """The features of some pictures, for each system in each view; what the cache has is not computed again."""
-    names = hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
-    common = {"pictures": names, "version": VERSION}
+    common = {"pictures": names_hash(items), "version": VERSION}
     stamps = [stamp(item) for item in items]
     files: dict[tuple[SystemName, View], FeatureFile] = {}
     with only_one(cache):

@@ -16,6 +16,7 @@ from comodal.tasks.image_features import SystemName
 from comodal.tasks.image_probe import Found
 from comodal.tasks.imagenet_files import Pictures
 from comodal.tasks.metrics import bootstrap_interval
+from comodal.tasks.missing_images import INTERVAL, denominators
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
 
@@ -91,9 +92,9 @@ class ImageResults:
                 say(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
         if out is not None:
             comparison.write(out, dict(numbers))
-            write_card(self.card(numbers), out)
+            write_card(self.card(numbers, comparison.interval()), out)
 
-    def card(self, numbers: Mapping[str, float]) -> Card:
+    def card(self, numbers: Mapping[str, float], interval: str) -> Card:
         """The results card."""
         papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
         scores = {}
@@ -113,9 +114,16 @@ class ImageResults:
             split=self.pictures.split,
             scores=scores,
             model=self.model,
-            counts={"items": len(self.tests), "fitted": len(self.pictures.items) - len(self.tests)}
+            counts=denominators(len(self.tests), len(self.tests))
+            | {"fitted": len(self.pictures.items) - len(self.tests)}
             | dict(self.pictures.left_out),
             files=self.pictures.files,
             seeds={"untrained weights, views, order": self.seed},
-            settings={**self.settings, **strengths, **solvers, "pictures": fingerprint(self.pictures.items)},
+            settings={
+                **self.settings,
+                INTERVAL: interval,
+                **strengths,
+                **solvers,
+                "pictures": fingerprint(self.pictures.items),
+            },
         )

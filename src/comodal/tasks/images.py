@@ -19,7 +19,16 @@ from comodal.data.clips import Augmentation
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.tasks.card import reasons
-from comodal.tasks.image_features import Layer, Pooling, SystemName, Where, features_of, grid_of, make_system
+from comodal.tasks.image_features import (
+    Layer,
+    Pooling,
+    SystemName,
+    Where,
+    control_of,
+    features_of,
+    grid_of,
+    make_system,
+)
 from comodal.tasks.image_probe import Fit, Solver, classify
 from comodal.tasks.image_results import ImageResults
 from comodal.tasks.image_views import Crops, Showing, View
@@ -106,7 +115,7 @@ def evaluate_images(
     train, test = sides(pictures)
     say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
     showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
-    compared = [make_system(name, model, where, seed, compute) for name in dict.fromkeys(systems)]
+    compared = [make_system(name, model, where, train, showing, seed, compute) for name in dict.fromkeys(systems)]
     seen = [View("middle"), *(View("random", number) for number in range(1, views))]
     fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, compute.device, seed))
     with ExitStack() as stack:
@@ -116,6 +125,8 @@ def evaluate_images(
         found = {name: classify(fitted[name], tested[name][0], train, fit) for name in fitted}
     settings = {**where._asdict(), "views": views, "mirror": mirror, "crops": crops, "classifier": classifier}
     settings |= {"epochs": epochs, "batch_size": batch_size}
+    if "untrained" in systems:
+        settings["untrained network"] = control_of(train)
     results = ImageResults(data, str(model), pictures, test, found, settings, seed)
     numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
     results.tell(numbers, out)

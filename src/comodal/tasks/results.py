@@ -16,14 +16,18 @@ from matplotlib.figure import Figure
 
 from comodal.console import Table
 from comodal.files import write_whole
-from comodal.tasks.metrics import accuracy, bootstrap_interval, confusion_matrix, per_class
+from comodal.tasks.metrics import accuracy, bootstrap_interval, confusion_matrix, describe_interval, per_class
 
 MOST_NAMED = 100  # classes: more of them are shown without their names
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each system answered for each item; item i was answered by a probe that never saw fold `folds[i]`."""
+    """What each system answered for each item; item i was answered by a probe that never saw fold `folds[i]`.
+
+    `groups` says what each item shares with others (its recording), called `grouped_by`; without it items are
+    independent.
+    """
 
     task: str
     title: str
@@ -33,6 +37,12 @@ class Comparison:
     folds: Int[np.ndarray, " items"]
     answers: dict[str, Int[np.ndarray, " items"]]
     strengths: dict[str, dict[int, float]]
+    groups: tuple[str, ...] = ()
+    grouped_by: str = "recordings"
+
+    def interval(self) -> str:
+        """How the intervals come about."""
+        return describe_interval(self.groups or self.items, self.grouped_by)
 
     def numbers(self) -> dict[str, float]:
         """Flat keys: `task.system`, its folds, deviation over the folds, and a 95 % interval over the items."""
@@ -45,7 +55,8 @@ class Comparison:
             if len(folds) > 1:
                 flat |= {f"{key}.fold{fold}": share for fold, share in zip(folds, by_fold, strict=True)}
                 flat[f"{key}.deviation"] = float(np.std(by_fold, ddof=1))
-            low, high = bootstrap_interval(answers == self.truth, np.random.default_rng(0))
+            right, groups = answers == self.truth, self.groups or self.items
+            low, high = bootstrap_interval(right, np.random.default_rng(0), groups=groups)
             flat |= {f"{key}.low": low, f"{key}.high": high}
             flat |= {f"{key}.strength{fold}": strength for fold, strength in self.strengths[system].items()}
         flat[f"{self.task}.chance"] = float(np.bincount(self.truth).max() / len(self.truth))
@@ -58,7 +69,7 @@ class Comparison:
         numbers = self.numbers()
         folds = [int(fold) for fold in np.unique(self.folds)]
         chance = numbers[f"{self.task}.chance"]
-        about = f"{len(self.items)} items; always the largest class: {chance:.3f}; 95 %: bootstrap over the items"
+        about = f"{len(self.items)} items; always the largest class: {chance:.3f}; 95 %: {self.interval()}"
         table = Table("system", "accuracy", "95 %", title=self.title, caption=about)
         if len(folds) > 1:
             table.add_column("deviation")

@@ -221,5 +221,6 @@ def evaluate_sound_classes(
         {"windows": windows, "precision": compute.precision},
         sounds.files,
         sounds.left_out,
+        tuple(np.array(sounds.recordings)[one.tested].tolist()) if sounds.recordings else (),
     )
     return answers.tell(out)

@@ -1,8 +1,10 @@
-"""The features of labelled sounds as L3-Net's probe sees them (section 4.2), beside those of its two baselines.
+"""The features of labelled sounds as L3-Net's probe sees them (section 4.2), and those of its three baselines.
 
 Equally spaced seconds of each sound; the last convolution's map, max-pooled (6144 numbers in the paper's network), of
-the trained network and of an untrained one of the same shape; the statistics of a plain log-mel spectrogram. One pass
-over the files: a sound is dropped as soon as it is embedded.
+the trained network and of an untrained one of the same shape, whose batch norms are calibrated on sounds of the
+training part without their labels; the raw spectrogram that the network gets, averaged to 32 x 32; log-mel statistics.
+The raw spectrogram is weak by design: a linear layer on it depends on when in the window something is heard. Log-mel
+statistics do not, and are the baseline to beat. One pass over the files: a sound is dropped as soon as it is embedded.
 """
 
 from collections.abc import Sequence
@@ -15,13 +17,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from comodal.errors import DataError, MediaError
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
+from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.inference import fast
-from comodal.models.l3net import load_l3net
+from comodal.models.l3net import L3Net, load_l3net
 from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
 from comodal.progress import track
 from comodal.tasks.metrics import check_finite
@@ -30,6 +34,8 @@ PLAIN = SpectrogramConfig(
     window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
 )
 WINDOWS_PER_SECOND = 2  # the paper: ten of five seconds, sixty of thirty
+SIDE = 32  # of the raw spectrogram, as of the raw pixels
+CALIBRATED_ON = 256  # sounds, of each the middle window
 
 
 class Sound(NamedTuple):
@@ -41,12 +47,13 @@ class Sound(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Of every system, for each sound and window; how long the sounds are, and how long a window is."""
+    """Of every system, for each sound and window; how long sounds and windows are, and what the control is."""
 
     systems: dict[str, Float[Tensor, "sounds _ _"]]
     seconds: Float[np.ndarray, " sounds"]
     window_seconds: float
     windows: int
+    control: str = ""
 
 
 def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -> Float[np.ndarray, "count length"]:
@@ -77,14 +84,45 @@ def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrog
     return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
 
 
+def raw_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Float[Tensor, "windows features"]:
+    """Each window's spectrogram averaged to 32 x 32, as one row."""
+    rows, columns = spectrogram.shape[2:]
+    return F.adaptive_avg_pool2d(spectrogram, (min(SIDE, rows), min(SIDE, columns))).flatten(1)
+
+
+def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, workers: int) -> L3Net:
+    """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds."""
+    rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
+    step = max(1, len(unlabeled) // CALIBRATED_ON)
+    some = unlabeled[::step][:CALIBRATED_ON]
+
+    def middle(sound: Sound) -> Float[np.ndarray, " samples"]:
+        samples = read_whole(sound, rate)
+        padded = np.pad(samples, (0, max(0, length - len(samples))))
+        start = (len(padded) - length) // 2
+        return padded[start : start + length]
+
+    windows = torch.from_numpy(np.stack(joblib.Parallel(workers, prefer="threads")(map(joblib.delayed(middle), some))))
+    control = untrained_like(trained, seed)
+    calibrate_norms(control.sound_tower, control.sound_map, windows)
+    return control
+
+
 def extract(
-    model: Path, sounds: Sequence[Sound], windows: int | None, seed: int, workers: int, compute: Compute
+    model: Path,
+    sounds: Sequence[Sound],
+    unlabeled: Sequence[Sound],
+    windows: int | None,
+    seed: int,
+    workers: int,
+    compute: Compute,
 ) -> Features:
     """One pass over the files: the features of every system.
 
     Args:
         model: Run or model folder.
         sounds: What to hear.
+        unlabeled: Sounds of the training part, on which the batch norms of the untrained network are calibrated.
         windows: Of each sound; None takes two for each second of the first sound.
         seed: Of the untrained network's weights.
         workers: Threads that read files.
@@ -94,7 +132,7 @@ def extract(
         DataError: A sound cannot be read.
     """
     trained = load_l3net(model)
-    compared = {"trained": trained, "untrained": untrained_like(trained, seed)}
+    compared = {"trained": trained, "untrained": untrained_control(trained, unlabeled, seed, workers)}
     networks = {name: fast(network.to(compute.device), compute.dtype) for name, network in compared.items()}
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
     plain = Spectrogram(replace(PLAIN, sample_rate=rate))
@@ -108,9 +146,12 @@ def extract(
         padded = np.pad(samples, (0, max(0, length - len(samples))))
         batch = torch.from_numpy(cut_windows(padded, windows, length))
         found = {name: network.embed_sound(batch.to(compute.device)).cpu() for name, network in networks.items()}
-        found["spectrogram"] = spectrogram_statistics(torch.from_numpy(padded), plain)
+        found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch.to(compute.device))).cpu()
+        found["log_mel"] = spectrogram_statistics(torch.from_numpy(padded), plain)
         for name, rows in found.items():
             check_finite(rows.numpy(), f"{sounds[place].path}, features of the {name} system")
         for name, rows in found.items():  # filled in place: a second copy would take as much memory again
             systems.setdefault(name, rows.new_empty(len(sounds), *rows.shape))[place] = rows
-    return Features(systems, seconds, trained.config.sound_seconds, windows or 0)
+    count = min(len(unlabeled), CALIBRATED_ON)
+    control = f"batch norms calibrated on {count} sounds of the training part, without labels"
+    return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control)

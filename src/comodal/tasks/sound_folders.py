@@ -27,7 +27,8 @@ def evaluate_sounds(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Classifies sounds in class folders from frozen features, beside an untrained network and a plain spectrogram.
+    """Classifies sounds in class folders from frozen features; baselines are an untrained network, the raw
+    spectrogram and log-mel statistics.
 
     Args:
         model: run folder or model folder.
@@ -43,7 +44,8 @@ def evaluate_sounds(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its interval.
+        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        with its interval.
 
     Raises:
         DataError: the folder has another layout, or a sound cannot be read.

@@ -20,6 +20,7 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.hardware import Compute
 from comodal.tasks.card import Card, Score, reasons, write_card
+from comodal.tasks.missing_images import INTERVAL, denominators
 from comodal.tasks.results import Comparison
 from comodal.tasks.rounds import Answered, AnyClassifier, Round, answer_rounds
 from comodal.tasks.sound_features import Features, Sound, extract
@@ -67,6 +68,7 @@ class SoundSet:
         files: What was read, by what it is.
         left_out: How many sounds take no part, by reason.
         cell: The papers' numbers, if these are their sounds and splits.
+        recordings: Of each sound, what it was cut from; those of one recording are alike. Without it each is its own.
     """
 
     task: str
@@ -79,6 +81,7 @@ class SoundSet:
     files: Mapping[str, Path]
     left_out: Mapping[str, int] = field(default_factory=dict)
     cell: Cell | None = None
+    recordings: Sequence[str] = ()
 
     @property
     def truth(self) -> Int[np.ndarray, " sounds"]:
@@ -135,11 +138,13 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     tests = sum(int(one.tested.sum()) for one in data.rounds)
     split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
     say(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
-    features = extract(model, data.sounds, how.windows, how.seed, how.workers, how.compute)
+    fitted = np.any([one.fitted for one in data.rounds], axis=0)
+    unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
+    features = extract(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
     answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
+    comparison = compare(data, answered, how)
     if labelled:
-        comparison = compare(data, answered, how)
         numbers = comparison.numbers()
         comparison.print_table()
     else:
@@ -150,7 +155,7 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
             comparison.write(out, numbers)
         else:
             write_submission(out, data, answered)
-        write_card(card_of(data, model, how, features, answered, numbers), out)
+        write_card(card_of(data, model, how, features, answered, numbers, comparison.interval()), out)
     return numbers
 
 
@@ -158,7 +163,9 @@ def compare(data: SoundSet, answered: Answered, how: How) -> Comparison:
     """The answers beside the truth."""
     names = tuple(data.sounds[item].name for item in answered.items)
     truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
-    return Comparison("sound", title, names, data.classes, truth, answered.rounds, answered.answers, answered.strengths)
+    groups = tuple(data.recordings[item] for item in answered.items) if data.recordings else ()
+    rounds, answers, strengths = answered.rounds, answered.answers, answered.strengths
+    return Comparison("sound", title, names, data.classes, truth, rounds, answers, strengths, groups)
 
 
 def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
@@ -170,8 +177,9 @@ def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
 
 
 def card_of(
-    data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float]
-) -> Card:
+    data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float],
+    interval: str,
+) -> Card:  # fmt: skip
     """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
     papers = data.cell.scores_for(how, features) if data.cell is not None else {}
     scores: dict[str, Score] = {}
@@ -187,7 +195,8 @@ def card_of(
         scores |= {f"fold {fold}": Score(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
         scores["largest class"] = Score(numbers["sound.chance"])
     short = int((features.seconds < features.window_seconds).sum())
-    counts = {"items": len(answered.items), **data.left_out} | ({PADDED: short} if short else {})
+    every = len(answered.items)
+    counts = {**denominators(every, every), **data.left_out} | ({PADDED: short} if short else {})
     penalties = {
         f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
         for system, chosen in answered.strengths.items()
@@ -201,5 +210,11 @@ def card_of(
         counts=counts,
         files=data.files,
         seeds={"untrained weights, mlp": how.seed},
-        settings={"classifier": how.classifier, "windows": features.windows, **penalties},
+        settings={
+            "classifier": how.classifier,
+            "windows": features.windows,
+            "untrained network": features.control,
+            INTERVAL: interval,
+            **penalties,
+        },
     )

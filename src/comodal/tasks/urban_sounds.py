@@ -33,7 +33,8 @@ def evaluate_us8k(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Classifies sounds of UrbanSound8K from frozen features, beside an untrained network and a plain spectrogram.
+    """Classifies sounds of UrbanSound8K from frozen features; baselines are an untrained network, the raw
+    spectrogram and log-mel statistics.
 
     Args:
         model: run folder or model folder.
@@ -48,7 +49,8 @@ def evaluate_us8k(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        Flat numbers: sound.trained, sound.untrained, sound.spectrogram, each with its ten folds and interval.
+        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        with its ten folds and interval.
 
     Raises:
         DataError: the table is missing or of another version, a fold is missing, or a sound cannot be read.
@@ -93,6 +95,7 @@ def read_urban_sounds(data: Path) -> SoundSet:
         classes=tuple(dict(sorted(zip(numbers, classes, strict=True))).values()),
         rounds=cross_validation(folds, held_out=1),
         files={"metadata": path, "sounds": data / "audio"},
+        recordings=[row.cells["fsID"] for row in table.rows],
     )
 
 
