@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from comodal.errors import DataError
-from comodal.tasks.imagenet_files import WITHOUT_CLASS, WITHOUT_PICTURE, read_pictures
+from comodal.tasks.imagenet_files import WITHOUT_CLASS, read_pictures
 
 # The devkit's first four classes; by their names the tench would come first.
 KIT_FOX, SETTER, HUSKY, TENCH = "n02119789", "n02100735", "n02110185", "n01440764"
@@ -94,9 +94,12 @@ def test_class_folders_and_a_part_of_the_classes(tmp_path: Path):
     for number in (1, 2, 3):
         picture(tmp_path / "some" / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
     write_devkit(tmp_path / "some" / "ILSVRC2012_devkit_t12", "449\n1\n3\n3\n")
+    with pytest.raises(DataError, match=r"val: 1 of 3 labelled pictures are missing, the first is .*_val_00000004"):
+        read_pictures(tmp_path / "some")
+    write_devkit(tmp_path / "some" / "ILSVRC2012_devkit_t12", "449\n1\n3\n1\n")  # of no class that is there
     pictures = read_pictures(tmp_path / "some")
     assert [item.category for item in pictures.items if item.test] == [TENCH, HUSKY]
-    assert pictures.left_out == {WITHOUT_PICTURE: 1, WITHOUT_CLASS: 1}
+    assert pictures.left_out == {WITHOUT_CLASS: 1}
 
 
 def test_an_image_folder_is_read_as_before(tmp_path: Path):

@@ -26,7 +26,6 @@ ROOTS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", ".")
 FOLDERS = (("train", "val"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"))
 DEVKITS = ("ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "ILSVRC/devkit/data", "devkit/data", "data", ".")
 SOLUTION, NAMES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_words.txt")
-WITHOUT_PICTURE = "label without a picture"
 WITHOUT_CLASS = "its class has no training picture"
 
 
@@ -97,7 +96,11 @@ def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
 def flat(
     data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
 ) -> tuple[list[Labelled], dict[str, int]]:
-    """The pictures of a folder without class folders, and what was left out."""
+    """The pictures of a folder without class folders, and what was left out.
+
+    Raises:
+        DataError: A picture has no label, or one of a known class is missing, which the devkit's evaluation refuses.
+    """
     paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(f"{validation}: no pictures")
@@ -106,8 +109,14 @@ def flat(
         raise DataError(f"{unlabelled[0]}: no label; {len(unlabelled):,} of {len(paths):,} pictures have none")
     items = [Labelled(path, path.relative_to(data).as_posix(), categories[path.stem], True) for path in paths]
     kept = [item for item in items if item.category in known]
-    counts = {WITHOUT_PICTURE: len(categories) - len(paths), WITHOUT_CLASS: len(items) - len(kept)}
-    return kept, {reason: count for reason, count in counts.items() if count}
+    stems = {path.stem for path in paths}
+    missing = [name for name, category in categories.items() if category in known and name not in stems]
+    if missing:
+        raise DataError(
+            f"{validation}: {len(missing):,} of {len(kept) + len(missing):,} labelled pictures are missing, the first "
+            f"is {missing[0]}; lay the others out in class folders to score a part"
+        )
+    return kept, {WITHOUT_CLASS: len(items) - len(kept)} if len(kept) < len(items) else {}
 
 
 def validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
