@@ -71,6 +71,6 @@ def test_the_papers_number_stands_beside_the_papers_cell_alone(
     assert card["scores"]["top-1"]["paper"] == paper
     assert card["scores"]["top-1 untrained"]["paper"] == (0.129 if paper else None)
     assert card["scores"]["top-5"]["paper"] is None
-    assert card["counts"] == {"items": 4, "fitted": 7, "label without a picture": 3}
+    assert card["counts"] == {"items": 4, "answered": 4, "fitted": 7, "label without a picture": 3}
     assert (card["title"], card["split"]) == ("ImageNet", "val")
     assert card["settings"]["C trained"] == 0.01

@@ -7,6 +7,7 @@ import pytest
 
 from comodal.errors import DataError
 from comodal.tasks import entailment, gqa, nlvr2, visual_genome
+from comodal.tasks.grounding import shares
 from comodal.tasks.missing_images import (
     accuracy_of,
     denominators,
@@ -27,6 +28,14 @@ def test_both_denominators_worked_by_hand():
     assert not_answered(counts) == "; 1 scored as wrong: image is not in the store"
     scores = scores_of("accuracy", "task.accuracy", numbers, counts)
     assert {name: score.value for name, score in scores.items()} == {"accuracy": 0.4, "accuracy, of the answered": 0.5}
+
+
+def test_boxes_of_missing_images_fit_nothing():
+    """Two expressions were answered, one correctly, and the image of a third is missing; of two boxes each one fits."""
+    fits = [np.array([True, False]), np.array([False, False])]
+    numbers = shares("grounding", np.array([True, False]), fits, ["1", "1", "2"])
+    assert (numbers["grounding.accuracy"], numbers["grounding.accuracy.answered"]) == (pytest.approx(1 / 3), 0.5)
+    assert numbers["grounding.oracle"] == pytest.approx(1 / 3) and numbers["grounding.chance"] == pytest.approx(1 / 6)
 
 
 def test_where_nothing_is_missing_there_is_one_score():

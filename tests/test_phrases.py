@@ -211,7 +211,7 @@ def test_it_points_at_what_is_meant_and_without_boxes_only_says_where(tmp_path: 
     blind = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, blank="text")
     assert blind["phrases.accuracy"] <= 0.6
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"] == {"items": 8, NOT_VISUAL: 4} and card["split"] == "test"
+    assert card["counts"] == {"items": 8, "answered": 8, NOT_VISUAL: 4} and card["split"] == "test"
     first = json.loads((out / "predictions.json").read_text())
     named = {entry["sent_id"]: entry for entry in first}
     assert named["36#0.0"]["ref_id"] == "1" and named["36#0.0"]["box"] == [0.0, 0.0, 9.0, 50.0]

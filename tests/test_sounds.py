@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.optim.swa_utils import update_bn
 
 from comodal.errors import DataError
-from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.tasks.sound_features import cut_windows
+from comodal.hardware import Compute
+from comodal.models.checkpoint import save_model, untrained_like
+from comodal.models.l3net import Config, L3Net, load_l3net
+from comodal.tasks.sound_features import cut_windows, extract, read_whole
 from comodal.tasks.sounds import check_clips, evaluate_esc50, read_esc50, read_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
@@ -77,6 +79,31 @@ def test_easy_sounds_are_told_apart_by_every_system(tmp_path: Path, model: Path,
     assert all(word in shown for word in ("trained", "untrained", "spectrogram", "deviation", "noise"))
 
 
+def test_the_untrained_control_hears_with_norms_that_fit_the_sounds(tmp_path: Path, model: Path):
+    """Its features are those of the same initial weights whose norms torch updates on the middle of every sound."""
+    sounds = read_esc50(write_esc(tmp_path / "esc", clips_each=1), "esc50").sounds
+    found = extract(model, sounds, sounds, 1, 5, 1, Compute(torch.device("cpu"), "fp32"))
+    control = untrained_like(load_l3net(model), 5)
+    middles = []
+    for sound in sounds:
+        samples, length = read_whole(sound, 48_000), 48_000
+        start = (len(samples) - length) // 2
+        middles.append(torch.from_numpy(samples[start : start + length]))
+    update_bn([control.spectrogram(torch.stack(middles))], control.sound_tower)
+    firsts = torch.stack([torch.from_numpy(read_whole(sound, 48_000)[:48_000]) for sound in sounds])
+    with torch.no_grad():
+        expected = control.eval().embed_sound(firsts)
+    assert torch.allclose(found.systems["untrained"][:, 0], expected, atol=2e-3 * expected.abs().max())
+    assert "calibrated on 15 sounds" in found.control
+
+
+def test_clips_of_one_recording_are_resampled_together(tmp_path: Path, model: Path):
+    evaluate_esc50(model, write_esc(tmp_path / "esc"), windows=1, out=tmp_path / "out", workers=1)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["settings"]["95 % interval"].startswith("Wilson, 30 items in 2 recordings")
+    assert card["counts"] == {"items": 30, "answered": 30}
+
+
 def test_the_same_numbers_again_whatever_the_workers(tmp_path: Path, model: Path):
     folder = write_esc(tmp_path / "esc", clips_each=1)
     one, two = (evaluate_esc50(model, folder, windows=2, workers=workers) for workers in (1, 2))
@@ -119,7 +146,8 @@ def test_the_card_says_what_was_measured(tmp_path: Path, model: Path):
     assert card["scores"]["deviation"]["value"] == numbers["sound.trained.deviation"]
     assert card["scores"]["fold 5"]["value"] == numbers["sound.trained.fold5"]
     assert all(score["paper"] is None for score in card["scores"].values())
-    assert card["counts"] == {"items": 20, "not in ESC-10": 10, "shorter than a window, padded with silence": 20}
+    short = {"not in ESC-10": 10, "shorter than a window, padded with silence": 20}
+    assert card["counts"] == {"items": 20, "answered": 20} | short
     digest = hashlib.sha256((folder / "meta" / "esc50.csv").read_bytes()).hexdigest()
     assert card["files"]["meta"] == {"name": "esc50.csv", "sha256": digest}
     with (out / "classes.csv").open(newline="") as file:

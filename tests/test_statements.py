@@ -94,6 +94,9 @@ def test_two_pictures_meet_one_sentence(tmp_path: Path):
     found = nlvr2.evaluate_nlvr2(tmp_path / "tuned", data, tmp_path / "regions")
     assert found["nlvr2.accuracy"] >= 0.9
     assert found["nlvr2.chance"] == 0.5
+    write(data, [*entries, entries[0] | {"identifier": "train-999-0-0"}])
+    with pytest.raises(DataError, match=r"train\.json: the images of 1 of 121 items .* 'train-999-0-0'"):
+        nlvr2.evaluate_nlvr2(tmp_path / "tuned", data, tmp_path / "regions")  # as the official script does
 
 
 def test_official_lines_are_read(tmp_path: Path):
@@ -104,6 +107,7 @@ def test_official_lines_are_read(tmp_path: Path):
     (statement,), left_out = nlvr2.read_statements(write(tmp_path / "test1.json", [line]))
     assert statement.images == ("test1-0-1-img0", "test1-0-1-img1")
     assert (statement.key, statement.label, left_out) == ("test1-0-1-0", "False", {})
+    assert statement.group == "test1-0"  # the set whose pictures and sentences were made together
     disputed = {"Flickr30K_ID": "1", "pairID": "1.jpg#0r1", "sentence2": "A dog.", "gold_label": "-"}
     statements, left_out = entailment.read_statements(write(tmp_path / "dev.jsonl", [disputed]))
     assert (statements, left_out) == ([], {"annotators do not agree": 1})

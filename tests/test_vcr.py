@@ -96,10 +96,14 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     assert set(card["scores"]) == {"Q -> A", "QA -> R", "Q -> AR"} and card["scores"]["Q -> A"]["paper"] is None
     blind = evaluate_vcr(tmp_path / "tuned", data, store.folder, blank="picture")
     assert blind["vcr.q_to_a"] <= 0.45  # one of four
+    partly = write(tmp_path / "partly.jsonl", [riddle(image, "val") for image in (36, 37, 38, 777)])
+    found = evaluate_vcr(tmp_path / "tuned", partly, store.folder)  # the picture of the last is missing
+    for name in ("q_to_a", "qa_to_r", "q_to_ar"):
+        assert found[f"vcr.{name}"] == pytest.approx(found[f"vcr.{name}.answered"] * 3 / 4)
     test = write(tmp_path / "test.jsonl", [riddle(image, "test", with_labels=False) for image in (5, 2)])
     assert evaluate_vcr(tmp_path / "tuned", test, store.folder, out=tmp_path / "sub") == {"vcr.items": 2.0}
     card = json.loads((tmp_path / "sub" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 2}
+    assert card["scores"] == {} and card["counts"] == {"items": 2, "answered": 2}
     rows = list(csv.DictReader((tmp_path / "sub" / "submission.csv").read_text().splitlines()))
     assert [row["annot_id"] for row in rows] == ["test-5", "test-2"]  # every question under its own id
     assert list(rows[0]) == COLUMNS and len(COLUMNS) == 21

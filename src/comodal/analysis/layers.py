@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from comodal.models.l3net import L3Net
 from comodal.models.vgg import LAYERS, Tower
+from comodal.tasks.metrics import check_finite
 
 BATCH = 8
 POOL4 = LAYERS[-1]  # pool4 takes the largest value of each unit of conv4_2
@@ -53,7 +54,10 @@ def strongest(side: Side, inputs: Tensor) -> dict[str, Float[np.ndarray, "moment
     with watched(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
         for part in inputs.split(BATCH):
             side.tower(side.prepare(part))
-    return {name: torch.cat(parts).float().numpy() for name, parts in found.items()}
+    values = {name: torch.cat(parts).float().numpy() for name, parts in found.items()}
+    for name, of_layer in values.items():
+        check_finite(of_layer, f"units of {name}")
+    return values
 
 
 def map_of(side: Side, layer: str) -> Callable[[Tensor], Tensor]:

@@ -27,6 +27,7 @@ from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net import L3Net
 from comodal.text_files import read_json_lines
+from comodal.tasks.metrics import check_finite
 
 Box = tuple[float, float, float, float]
 Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
@@ -124,6 +125,7 @@ def play(pointer: Pointer, scenes: Sequence[Scene]) -> float:
     for scene in scenes:
         image = torch.from_numpy(scene.picture.copy()).permute(2, 0, 1)[None]
         places = pointer(image, torch.from_numpy(scene.sound)[None])[0]
+        check_finite(places.numpy(), f"map of {scene.key}")
         hits.append(points_into(strongest_place(places, scene.picture.shape[:2]), scene.boxes))
     return float(np.mean(hits))
 

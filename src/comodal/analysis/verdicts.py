@@ -14,6 +14,7 @@ from comodal.data.clips import Clips
 from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards
 from comodal.models.l3net import L3Net
+from comodal.tasks.metrics import check_finite
 
 BATCH = 8
 GOOD, BAD = "#15803d", "#b91c1c"
@@ -29,6 +30,7 @@ class Verdicts:
     @property
     def accuracy(self) -> float:
         """Share of the pairs that fall on the right side of one half."""
+        check_finite(self.together, "probabilities of the pairs")
         return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
 
 

@@ -20,6 +20,7 @@ from comodal.serve.embed import IMAGES, SOUNDS
 from comodal.serve.export_formats import Run, quiet
 from comodal.serve.files import plan
 from comodal.serve.windows import iterate_windows
+from comodal.tasks.metrics import check_finite
 
 EACH_FILE, FILES = 4, 64  # windows of a file, and files of a kind
 
@@ -107,6 +108,8 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
 def measure(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> Loss:
     """What 8 bits lose on examples that gave no range."""
     exact, rough = (unit(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small))
+    check_finite(exact, name)
+    check_finite(rough, f"{name} in 8 bits")
     cosines = (exact * rough).sum(1)
     same = nearest(exact) == nearest(rough)
     return Loss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))

@@ -31,7 +31,7 @@ class Score:
 
     Args:
         value: The number; shares are from 0 to 1.
-        low: Lower end of its 95 % interval by bootstrap over the items.
+        low: Lower end of its 95 % interval; the settings of the card say how it came about.
         high: Upper end.
         paper: The papers' number for this very cell: only where the split is the official one.
     """

@@ -22,7 +22,8 @@ from comodal.tasks.sound_tables import Row, check_files, need, one_name_each, on
 Subset = Literal["esc50", "esc10"]
 PAPER = Cell({"trained": 0.793, "untrained": 0.625}, windows=10)
 NOT_MARKED = "not in ESC-10"
-OFFICIAL_NAME = re.compile(r"(\d)-(\d+)-[A-Z]+-\d+\.wav")  # fold-recording-take-class
+OFFICIAL_NAME = re.compile(r"(\d)-\d+-[A-Z]+-\d+\.wav")
+RECORDING = re.compile(r"\d-(\d+)-[A-Z]+-\d+\.\w+")  # fold-recording-take-class
 METAS = ("meta/esc50.csv", "meta.csv", "esc50.csv")
 
 
@@ -150,8 +151,8 @@ def read_meta(data: Path, subset: Subset) -> tuple[list[LabelledSound], int]:
 def parse_row(audio: Path, row: Row, number: str, name: str) -> LabelledSound:
     """One row; a fold or class that is no number, or not that of the file's name, is an error that names the line."""
     path = audio / row.cells["filename"]
-    named = OFFICIAL_NAME.fullmatch(path.name)
-    recording = row.cells.get("src_file") or (named.group(2) if named else path.name)
+    named, take = OFFICIAL_NAME.fullmatch(path.name), RECORDING.fullmatch(path.name)
+    recording = take.group(1) if take else path.name
     clip = LabelledSound(path, row.number("fold", 1), row.number(number, 0), row.cells[name], recording)
     if named is not None and int(named.group(1)) != clip.fold:
         raise DataError(

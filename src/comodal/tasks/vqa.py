@@ -279,16 +279,18 @@ def vocabulary_of(model: Path) -> list[str]:
     return read_answers(path)
 
 
-def score(questions: Sequence[Question], given: Mapping[int, str], answered: Collection[int]) -> dict[str, float]:
+def score(
+    questions: Sequence[Question], given: Mapping[int, str], answered: Collection[int] | None = None
+) -> dict[str, float]:
     """The official accuracy over all questions and by type of answer; a question without an answer scores nothing.
 
     Args:
         questions: With the answers of people.
         given: An answer to each.
-        answered: The numbers of those whose image is there.
+        answered: The numbers of those whose image is there; all of `given` by default.
     """
     each = np.array([accuracy(given[question.number], question.answers) for question in questions])
-    present = np.array([question.number in answered for question in questions])
+    present = np.array([question.number in (given if answered is None else answered) for question in questions])
     common = Counter(question.most_common for question in questions).most_common(1)[0][0]
     majority = np.mean([accuracy(common, question.answers) for question in questions])
     numbers = accuracy_of("vqa.accuracy", each, present, [question.image for question in questions])
