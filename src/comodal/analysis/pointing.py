@@ -26,8 +26,8 @@ from comodal.media.image import centre_crop
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net import L3Net
-from comodal.text_files import read_json_lines
 from comodal.tasks.metrics import check_finite
+from comodal.text_files import read_json_lines
 
 Box = tuple[float, float, float, float]
 Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps

@@ -73,10 +73,10 @@ class Answers:
         comparison.print_table()
         if out is not None:
             comparison.write(out, numbers)
-            write_card(self.card(numbers, comparison.interval()), out)
+            write_card(self.card(numbers), out)
         return numbers
 
-    def card(self, numbers: Mapping[str, float], interval: str) -> Card:
+    def card(self, numbers: Mapping[str, float]) -> Card:
         """The results card, with the settings of the training."""
         keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
         scores = {
@@ -94,7 +94,7 @@ class Answers:
             files=self.files,
             settings={
                 **self.settings,
-                INTERVAL: interval,
+                INTERVAL: self.comparison().interval(),
                 **training_of(self.model),
                 "items": fingerprint(self.items),
             },

@@ -92,9 +92,9 @@ class ImageResults:
                 say(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
         if out is not None:
             comparison.write(out, dict(numbers))
-            write_card(self.card(numbers, comparison.interval()), out)
+            write_card(self.card(numbers), out)
 
-    def card(self, numbers: Mapping[str, float], interval: str) -> Card:
+    def card(self, numbers: Mapping[str, float]) -> Card:
         """The results card."""
         papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
         scores = {}
@@ -121,7 +121,7 @@ class ImageResults:
             seeds={"untrained weights, views, order": self.seed},
             settings={
                 **self.settings,
-                INTERVAL: interval,
+                INTERVAL: self.comparison().interval(),
                 **strengths,
                 **solvers,
                 "pictures": fingerprint(self.pictures.items),
