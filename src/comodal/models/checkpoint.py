@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from comodal.errors import CheckpointError
 from comodal.files import whole, write_whole
@@ -28,6 +29,9 @@ from comodal.text_files import read_json_object
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAX_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabularies have 2**18 pieces
+SPARE_PARAMETERS = 1_000  # of modules that a model makes and drops, or shares
+FLOATING = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
 CLASS_NAME = re.compile(r"[a-z][a-z0-9_]*:[A-Z][A-Za-z0-9]*")  # module:Class, without dots
 
 
@@ -73,22 +77,59 @@ def load_model(path: Path) -> nn.Module:
     described = read_config(folder)
     model_class, config_class = resolve(described.get("class"), folder)
     config = from_json(config_class, described.get("config"), f"{folder / CONFIG}: config")
-    try:
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            model = model_class(config)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    check_shapes(model_class, config, folder)
     weights = read_weights(folder / WEIGHTS)
-    expected = model.state_dict()
-    if weights.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-        raise CheckpointError(f"{folder / WEIGHTS}: missing weights {missing[:3]}, unknown weights {extra[:3]}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, and the configuration asks for {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{folder / WEIGHTS}: {name} has the shape {shapes}")
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        model = model_class(config)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> None:
+    """Compares a configuration with the header of the weights before anything of its size is built.
+
+    Raises:
+        CheckpointError: No model has this configuration, or its parameters are not those of the file.
+    """
+    found = read_header(folder / WEIGHTS)
+    try:
+        with torch.device("meta"), at_most(2 * len(found) + SPARE_PARAMETERS):
+            expected = model_class(config).state_dict()
+    except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: no model has this configuration: {first_line(error)}") from error
+    if found.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        raise CheckpointError(f"{folder / WEIGHTS}: missing weights {missing[:3]}, unknown weights {extra[:3]}")
+    for name, (shape, is_float) in found.items():
+        if shape != tuple(expected[name].shape):
+            shapes = f"{shape}, and the configuration asks for {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} has the shape {shapes}")
+        if is_float != expected[name].is_floating_point():
+            kind = "floating point" if is_float else "an integer type"
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} is of {kind}, which its model does not have there")
+
+
+@contextmanager
+def at_most(parameters: int) -> Iterator[None]:
+    """Stops the construction of a model that has more parameters than the file of its weights could fill."""
+    count = 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > parameters:
+            raise ValueError(f"it has more than {parameters:,} parameters, and the file of weights has fewer")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line, without advice on how to load it all the same."""
+    return str(error).strip().partition("\n")[0].split(" In PyTorch 2.6")[0]
 
 
 def read_about(path: Path) -> dict[str, object]:
@@ -161,11 +202,27 @@ def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is tuple and isinstance(value, list):
         return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) <= MAX_VALUE:
         return float(value)
     if type(value) is wanted or (origin is typing.Literal and value in arguments):
+        if isinstance(value, int | float) and not abs(value) <= MAX_VALUE:
+            raise CheckpointError(f"{where} is {value}; the numbers of a configuration are at most {MAX_VALUE:,}")
         return value
-    raise CheckpointError(f"{where} is {value!r}, not {wanted}")
+    raise CheckpointError(f"{where} is {value!r:.80}, not {wanted}")
+
+
+def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """The shape of each tensor of a safetensors file, and whether it is of floating point; no tensor is read.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: (tuple(part.get_shape()), part.get_dtype() in FLOATING) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

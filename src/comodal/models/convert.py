@@ -2,7 +2,7 @@
 
 import pickle
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
-from comodal.models.checkpoint import refuse_packed
+from comodal.models.checkpoint import SPARE_PARAMETERS, at_most, check_finite, first_line, read_header, refuse_packed
+from comodal.text_files import read_json_object
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
-WRAPPERS = ("module.", "model.")  # DistributedDataParallel, MMF
+INDEX = ".index.json"  # of a model in several files: {"weight_map": {name: file}}
+WRAPPERS = ("module.", "model.", "_orig_mod.", "0.auto_model.")  # DDP, MMF, torch.compile, SentenceTransformer
+WHOLE_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others are quantized
+ENCODER = ("text_embeddings.", "text_layers.", "region_embeddings.", "vision_layers.", "vision_gates.")
+TASK_TOKENS, CO_LAYERS = "text_embeddings.tasks.", "co_layers."
 OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of normalisation, in the first PyTorch BERTs
+MAX_INDEX_BYTES = 64 << 20
 INSIDE = ("model_state_dict", "state_dict", "model")  # where training checkpoints keep their weights
 
 DAMAGED = (  # what the two readers raise for a damaged file, found by changing bytes
@@ -63,6 +69,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     refuse_packed(path)
     file = weights_file(path)
+    state = read_shards(file) if file.name.endswith(INDEX) else read_state(file)
+    named = {usual_name(name): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        raise CheckpointError(f"{file}: two of its names mean the same weights")
+    return named
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file under its own names."""
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,33 +87,84 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name in INSIDE:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    is_named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not is_named or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: not a state dict (names with tensors)")
-    named = {usual_name(name): tensor for name, tensor in state.items()}
-    if len(named) < len(state):
-        raise CheckpointError(f"{file}: two of its names mean the same weights")
-    return named
+    return state
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of a model in several files, each from the file that the index names."""
+    places = read_json_object(index, CheckpointError, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index}: an index has a weight_map of names with files")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if not name or Path(name).name != name or name.endswith(INDEX):
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+        inside, wanted = read_state(index.parent / name), {key for key, place in places.items() if place == name}
+        if missing := sorted(wanted - inside.keys()):
+            raise CheckpointError(f"{index.parent / name}: {missing[0]} is not there, and {index.name} says that it is")
+        state |= {key: inside[key] for key in wanted}
+    return state
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that `read_tensors` reads; of one safetensors file nothing but the header is read.
+
+    Raises:
+        CheckpointError: As `read_tensors`.
+    """
+    file = weights_file(path)
+    if file.name.endswith(INDEX) or file.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    return {usual_name(name): shape for name, (shape, _) in read_header(file).items()}
+
+
+def check_sizes(
+    build: Callable[[], nn.Module],
+    names_of: Callable[[nn.Module], Mapping[str, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path,
+) -> None:
+    """Compares what a configuration would build with the shapes of a file, before anything of its size is built.
+
+    Args:
+        build: Makes the model.
+        names_of: Our name -> theirs, of the parameters of a model.
+        shapes: Of the file's tensors.
+        path: Of the file, for messages.
+
+    Raises:
+        CheckpointError: A tensor has another shape, or no model has this configuration.
+    """
+    try:
+        with torch.device("meta"), at_most(2 * len(shapes) + SPARE_PARAMETERS):
+            model = build()
+    except (RuntimeError, ValueError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{path}: no network has the sizes of its configuration: {first_line(error)}") from error
+    own = model.state_dict()
+    for ours, theirs in names_of(model).items():
+        if theirs in shapes and shapes[theirs] != tuple(own[ours].shape):
+            other = f"{shapes[theirs]}, and the model's {ours} {tuple(own[ours].shape)}"
+            raise CheckpointError(f"{path}: {theirs} has the shape {other}; the configurations differ")
 
 
 def weights_file(path: Path) -> Path:
-    """The file that a path means."""
+    """The file that a path means; of a model in several files their index."""
     if not path.is_dir():
         return path
-    for name in FILES:
+    for name in (*FILES, *(f"{name}{INDEX}" for name in FILES)):
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path}: no weights here ({' or '.join(FILES)})")
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, without advice on how to load it all the same."""
-    return str(error).strip().split("\n")[0].split(" In PyTorch 2.6")[0]
+    raise CheckpointError(f"{path}: no weights here ({' or '.join(FILES)}, or their {INDEX[1:]})")
 
 
 def usual_name(name: str) -> str:
     """A name without what wraps the model, and in the words of later versions."""
-    while name.startswith(WRAPPERS):
-        name = name.split(".", 1)[1]
+    while wrapper := next((prefix for prefix in WRAPPERS if name.startswith(prefix)), ""):
+        name = name.removeprefix(wrapper)
+    name = name.replace("._orig_mod.", ".")  # of a part that was compiled by itself
     for old, usual in OLD_NAMES.items():
         if name.endswith(old):
             return name.removesuffix(old) + usual
@@ -116,7 +182,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]
         path: Where the state came from, for messages.
 
     Raises:
-        CheckpointError: A tensor has another shape than the parameter.
+        CheckpointError: A tensor has another shape than the parameter, is quantized, or is not finite.
     """
     own = model.state_dict()
     found = {ours: theirs for ours, theirs in names.items() if theirs in state}
@@ -124,9 +190,47 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]
         if own[ours].shape != state[theirs].shape:
             shapes = f"{tuple(state[theirs].shape)}, and the model's {ours} {tuple(own[ours].shape)}"
             raise CheckpointError(f"{path}: {theirs} has the shape {shapes}; the configurations differ")
+        check_usable(theirs, state[theirs], path)
     for ours, theirs in found.items():
         own[ours].copy_(state[theirs])
     return Filled(tuple(found), without(own, found), without(state, found.values()))
+
+
+def check_usable(name: str, tensor: Tensor, path: Path) -> None:
+    """A weight is a finite number of floating point.
+
+    Raises:
+        CheckpointError: It is quantized, or NaN or infinite.
+    """
+    if tensor.dtype not in WHOLE_TYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{path}: {name} is of {kind}; quantized weights are not read, give float ones")
+    check_finite({name: tensor}, path)
+
+
+def check_complete(filled: Filled, names: Mapping[str, str], path: Path, allow_missing: bool = False) -> Filled:
+    """All of the encoder came from the file: poolers, heads, task tokens and co-attention as a whole may be new.
+
+    Args:
+        filled: What became of every weight.
+        names: Our name -> theirs.
+        path: Where the weights came from, for messages.
+        allow_missing: Leave what is missing to chance.
+
+    Raises:
+        CheckpointError: A tensor of the encoder is not in the file.
+    """
+    has_co_layers = any(name.startswith(CO_LAYERS) for name in filled.filled)
+    needed = (*ENCODER, CO_LAYERS) if has_co_layers else ENCODER
+    absent = [names[name] for name in filled.new
+              if name.startswith(needed) and not name.startswith(TASK_TOKENS) and name in names]  # fmt: skip
+    if absent and not allow_missing:
+        more = f" and {len(absent) - 1} more of the encoder are" if len(absent) > 1 else " of the encoder is"
+        raise CheckpointError(
+            f"{path}: {absent[0]}{more} not in the file, which the configuration asks for; "
+            "--allow-missing initializes them at random"
+        )
+    return filled
 
 
 def without(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:

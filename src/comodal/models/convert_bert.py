@@ -7,13 +7,14 @@ from torch import nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
-from comodal.models.convert import Filled, fill, read_tensors
+from comodal.models.convert import FILES, INDEX, Filled, check_complete, check_sizes, fill, read_shapes, read_tensors
 from comodal.models.convert_vilbert import STREAM as ORIGINAL_STREAM
 from comodal.models.convert_vilbert import original_names, said_once
-from comodal.models.vilbert import Config, Stream
+from comodal.models.vilbert import Config, Stream, ViLBERT
 from comodal.text_files import read_json_object
 
 OURS = ("text_embeddings.", "text_layers.", "word_scores.")
+WEIGHTS = (*FILES, *(f"{name}{INDEX}" for name in FILES))
 ROBERTA = {
     "roberta.": "bert.",
     "lm_head.dense.": "cls.predictions.transform.dense.",
@@ -60,27 +61,37 @@ def config_for_bert(bert: Path, like: Config) -> Config:
     if first < 0:
         raise CheckpointError(f"{path}: {text.layers} layers cannot hold {len(like.schedule)} co-attention layers")
     schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(like.schedule))
-    return replace(like, text=text, schedule=schedule, **checked)
+    config = replace(like, text=text, schedule=schedule, **checked)
+    if not bert.is_dir() or any((bert / name).is_file() for name in WEIGHTS):
+        shapes = {bert_name(name): shape for name, shape in read_shapes(bert).items()}
+        check_sizes(lambda: ViLBERT(config), names_in_bert, shapes, bert)
+    return config
 
 
-def fill_from_bert(model: nn.Module, path: Path) -> Filled:
+def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) -> Filled:
     """Puts a BERT's weights into the text stream of a model, and into its word head where the file has one.
 
     Args:
         model: A ViLBERT, or another model with its text stream.
         path: The folder of a Hugging Face checkpoint, or its model.safetensors or pytorch_model.bin.
+        allow_missing: Leave tensors of the text stream that the file does not have at random.
 
     Returns:
         What became of every weight; `filled` are the model's parameters that came from BERT.
 
     Raises:
-        CheckpointError: The file is damaged, holds more than tensors, or is not a BERT that fits the model.
+        CheckpointError: The file is damaged, holds more than tensors, lacks some, or is not a BERT that fits the model.
     """
     state = {bert_name(name): tensor for name, tensor in read_tensors(path).items()}
-    names = {ours: theirs for ours, theirs in original_names(model).items() if ours.startswith(OURS)}
+    names = names_in_bert(model)
     if "bert.embeddings.word_embeddings.weight" not in state:
         raise CheckpointError(f"{path}: not a BERT, it has no word embeddings; it begins with {list(state)[:3]}")
-    return fill(model, said_once(state), names, path)
+    return check_complete(fill(model, said_once(state), names, path), names, path, allow_missing)
+
+
+def names_in_bert(model: nn.Module) -> dict[str, str]:
+    """Our name -> BERT's, of the text stream and the word head."""
+    return {ours: theirs for ours, theirs in original_names(model).items() if ours.startswith(OURS)}
 
 
 def bert_name(name: str) -> str:

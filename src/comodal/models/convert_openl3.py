@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models import spectrogram as front_ends
-from comodal.models.convert import Filled, without
+from comodal.models.convert import Filled, check_usable, without
 from comodal.models.l3net import Config, L3Net
 from comodal.models.l3net import openl3 as openl3_config
 from comodal.models.spectrogram import FrontEnd, Representation
@@ -252,6 +252,7 @@ def build(parts: list[tuple[Weights, Path]], config: Config) -> tuple[L3Net, Fil
             if own[name].shape != tensor.shape:
                 shapes = f"{tuple(tensor.shape)}, and our {name} {tuple(own[name].shape)}"
                 raise CheckpointError(f"{path}: {theirs} has the shape {shapes}")
+            check_usable(theirs, tensor, path)
             own[name].copy_(tensor)
             filled.append(name)
         if config.input_norm:

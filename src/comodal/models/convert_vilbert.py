@@ -15,7 +15,7 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
-from comodal.models.convert import Filled, fill, without
+from comodal.models.convert import Filled, check_complete, fill, without
 from comodal.models.heads import Head, TaskHeads, twelve_in_one
 from comodal.models.vilbert import Config, ViLBERT
 from comodal.text_files import read_json_object
@@ -154,7 +154,11 @@ def as_later_code(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill_from_original(
-    model: ViLBERT, state: Mapping[str, Tensor], path: Path, heads: TaskHeads | None = None
+    model: ViLBERT,
+    state: Mapping[str, Tensor],
+    path: Path,
+    heads: TaskHeads | None = None,
+    allow_missing: bool = False,
 ) -> Filled:
     """Puts the original's weights into a model, and into task heads if there are any.
 
@@ -163,14 +167,16 @@ def fill_from_original(
         state: As `read_tensors` gives it.
         path: Where the state came from, for messages.
         heads: The heads of 12-in-1.
+        allow_missing: Leave tensors of the encoder that the state does not have at random.
 
     Raises:
-        CheckpointError: The state is of another configuration, or not a ViLBERT's.
+        CheckpointError: The state is of another configuration, lacks a tensor of the encoder, or is not a ViLBERT's.
     """
     state = said_once(state)
     report = fill(model, state, original_names(model), path)
     if not report.filled:
         raise CheckpointError(f"{path}: none of its names is a ViLBERT's; it begins with {list(state)[:3]}")
+    check_complete(report, original_names(model), path, allow_missing)
     if heads is None:
         return report
     names = task_names(heads)

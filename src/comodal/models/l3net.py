@@ -57,6 +57,7 @@ class Config:
         return self.spectrogram.sample_rate
 
 
+MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
 PAPER = Config()
 
 # Keras' batch normalisation (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
@@ -107,6 +108,11 @@ class L3Net(nn.Module):
         unknown = set(config.relu_before_norm) - set(LAYERS)
         if unknown:
             raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(LAYERS)}")
+        if not (16 <= config.image_size <= MAX_IMAGE_SIZE and 0 < config.sound_seconds <= MAX_SECONDS):
+            raise ValueError(
+                f"image_size {config.image_size} is from 16 to {MAX_IMAGE_SIZE}, "
+                f"sound_seconds {config.sound_seconds} at most {MAX_SECONDS}"
+            )
         self.config = config
         self.spectrogram = Spectrogram(config.spectrogram)
         norm = (config.norm_eps, config.norm_momentum)

@@ -39,9 +39,10 @@ def filter_bank(sample_rate: int, n_fft: int, bands: int, scale: MelScale) -> Fl
 
     Narrow filters may fall between two bins and stay empty: with n_fft 2048 at 48 kHz, 2 of 256 HTK bands do.
     """
-    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    ends = hertz_to_mel(torch.tensor([0, sample_rate / 2], dtype=torch.float64), scale)
-    corners = mel_to_hertz(torch.linspace(float(ends[0]), float(ends[1]), bands + 2, dtype=torch.float64), scale)
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64, device="cpu")
+    ends = hertz_to_mel(torch.tensor([0, sample_rate / 2], dtype=torch.float64, device="cpu"), scale)
+    steps = torch.linspace(float(ends[0]), float(ends[1]), bands + 2, dtype=torch.float64, device="cpu")
+    corners = mel_to_hertz(steps, scale)
     low, centre, high = (corners[i : i + bands].unsqueeze(1) for i in range(3))
     rising, falling = (bins - low) / (centre - low), (high - bins) / (high - centre)
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()

@@ -18,6 +18,7 @@ Representation = Literal["linear", "mel128", "mel256"]
 FrontEnd = Literal["kapre014", "kapre03", "librosa"]
 
 DECIBEL_FLOOR = -80.0  # kapre 0.1.4, backend_keras.py, amplitude_to_decibel: dynamic_range
+MAX_FFT = 1 << 14  # a third of a second at 48 kHz
 DECIBEL_SMALLEST = 1e-10  # the same, amin
 
 
@@ -97,6 +98,8 @@ class Spectrogram(nn.Module):
         super().__init__()
         if config.window_samples > config.n_fft:
             raise ValueError(f"window_samples ({config.window_samples}) must not exceed n_fft ({config.n_fft})")
+        if not (0 < config.n_fft <= MAX_FFT and 0 <= config.mel_bands <= MAX_FFT and config.hop_samples > 0):
+            raise ValueError(f"n_fft and mel_bands are at most {MAX_FFT:,} and hop_samples is at least 1, got {config}")
         self.config = config
         self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
         if config.mel_bands:

@@ -75,6 +75,7 @@ def recipe(
     data: Path,
     captions: Path,
     bert: Path | None = None,
+    allow_missing: bool = False,
     words: Path | None = None,
     start_from: Path | None = None,
     variant: Variant = "base_6",
@@ -105,6 +106,7 @@ def recipe(
         data: A region store, as `comodal prepare regions` makes it.
         captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines, or a folder of name.txt by name.jpg.
         bert: A Hugging Face BERT (folder or file) that the text stream begins from; without it, from chance.
+        allow_missing: Initialize tensors at random that the BERT's file lacks; without it that is an error.
         words: A vocab.txt or tokenizer.json; by default the BERT's, or the words of the captions where there is none.
         start_from: A run or model of the same sizes whose weights training begins with; --bert then gives the words
             and the sizes of the text stream alone.
@@ -153,7 +155,7 @@ def recipe(
         torch.manual_seed(seed)
         model = new_model(variant, material, targets, regions_as == "tokens", bert, dropout)
     check_length(model, max_words)
-    pretrained, report = fill(model, bert)
+    pretrained, report = fill(model, bert, allow_missing)
     if start_from is not None:
         begin_with(model, start_from)
     if faithful and replaced == "image":
@@ -270,11 +272,11 @@ def check_length(model: nn.Module, max_words: int) -> None:
         raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")
 
 
-def fill(model: nn.Module, bert: Path | None) -> tuple[list[nn.Parameter], dict[str, bytes]]:
+def fill(model: nn.Module, bert: Path | None, allow_missing: bool) -> tuple[list[nn.Parameter], dict[str, bytes]]:
     """Fills the text stream from a BERT; returns the parameters that came from it, and a file that names every one."""
     if bert is None:
         return [], {}
-    filled = fill_from_bert(model, bert)
+    filled = fill_from_bert(model, bert, allow_missing)
     if distributed.is_main():
         say(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model")
     report = "".join(f"{line}\n" for line in filled.lines())

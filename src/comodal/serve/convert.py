@@ -18,7 +18,7 @@ from comodal.errors import CheckpointError
 from comodal.files import write_whole
 from comodal.media.text import Words
 from comodal.models.checkpoint import CONFIG, load_model, model_folder, refuse_packed, save_model
-from comodal.models.convert import Filled, read_tensors
+from comodal.models.convert import Filled, check_sizes, read_tensors
 from comodal.models.convert_vilbert import (
     TASK_KEY,
     as_later_code,
@@ -26,6 +26,7 @@ from comodal.models.convert_vilbert import (
     fill_from_original,
     heads_in,
     is_never_used,
+    original_names,
     said_once,
     to_original,
     to_original_config,
@@ -48,6 +49,7 @@ def convert(
     original_config: Path | None = None,
     words: Path | None = None,
     answers: Path | None = None,
+    allow_missing: bool = False,
 ) -> dict[str, float]:
     """Converts ViLBERT's published weights into a model folder, or a model folder into the original's files.
 
@@ -59,6 +61,8 @@ def convert(
         original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
         words: The BERT vocabulary that belongs to them (vocab.txt or a BERT's folder), so that the model can read.
         answers: What the numbers of the answer head mean: trainval_label2ans.pkl, or the same as JSON.
+        allow_missing: Initialize tensors of the encoder at random that the file does not have; without it that is an
+            error. Poolers, heads and co-attention as a whole may be missing.
 
     Returns:
         How many parameters were filled, are new, and were not used, and the largest difference after the way back.
@@ -76,10 +80,12 @@ def convert(
     refuse_packed(source)
     if original_config is None:
         raise CheckpointError(f"{source}: give --original-config, the JSON configuration that belongs to these weights")
-    return take_over(source, out, original_config, words, answers)
+    return take_over(source, out, original_config, words, answers, allow_missing)
 
 
-def take_over(source: Path, out: Path, config: Path, words: Path | None, answers: Path | None) -> dict[str, float]:
+def take_over(
+    source: Path, out: Path, config: Path, words: Path | None, answers: Path | None, allow_missing: bool
+) -> dict[str, float]:
     """A model folder from somebody's weights."""
     state, values = as_later_code(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta(values):
@@ -94,13 +100,12 @@ def take_over(source: Path, out: Path, config: Path, words: Path | None, answers
                 f"{answers} has {len(told):,} answers, the answer head of {source} {outputs.get(HEAD)}"
             )
         beside[ANSWERS] = (json.dumps(told, ensure_ascii=False, indent=0) + "\n").encode()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
-    except (RuntimeError, ValueError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{config}: no network has these sizes: {str(error).splitlines()[0]}") from error
-    filled = filled_by(model, state, source)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_sizes(lambda: ViLBERT(sizes), original_names, shapes, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
+    filled = filled_by(model, state, source, allow_missing)
     save_model(model, out, {"recipe": "convert", "source": source.name})
     for name, data in beside.items():
         write_whole(out / name, data)
@@ -130,11 +135,11 @@ def as_in(config: Config, state: dict[str, Tensor], by_flag: bool) -> Config:
     return replace(config, task_tokens=0 if tasks is None else len(tasks)) if by_flag else config
 
 
-def filled_by(model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path) -> Filled:
+def filled_by(model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool) -> Filled:
     """What became of every tensor."""
     if isinstance(model, TaskModel):
-        return fill_from_original(model.vilbert, state, source, model.heads)
-    return fill_from_original(model, state, source)
+        return fill_from_original(model.vilbert, state, source, model.heads, allow_missing)
+    return fill_from_original(model, state, source, allow_missing=allow_missing)
 
 
 def proven(folder: Path, state: dict[str, Tensor]) -> tuple[float, int]:
