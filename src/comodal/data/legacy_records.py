@@ -18,6 +18,13 @@ NAMES = {
     "classes": ("cls_prob",),
     "image": ("image_id",),
 }
+BoxFault = Literal["boxes are fractions", "boxes are not corners"]
+FRACTIONS: BoxFault = "boxes are fractions"
+CORNERS: BoxFault = "boxes are not corners"
+LARGEST_FRACTION = 1.01  # of fractions that were rounded
+FEWEST_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
+FEWEST_NUMBERS = 16  # that show how features spread
+MOST_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
 OUTSIDE = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
 
 
@@ -36,8 +43,21 @@ class Skipped(NamedTuple):
     """A record that is not taken."""
 
     image: str
-    reason: Literal["refused", "damaged", "does not fit", "id twice"]
+    reason: Literal["refused", "damaged", "does not fit", "id twice", "boxes are fractions", "boxes are not corners"]
     detail: str
+
+
+class BoxUnitsError(ValueError):
+    """Boxes that are not left, top, right, bottom in pixels.
+
+    Args:
+        reason: FRACTIONS or CORNERS.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: BoxFault, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 def taken(image: str, make: Callable[[], Record]) -> Record | Skipped:
@@ -48,6 +68,8 @@ def taken(image: str, make: Callable[[], Record]) -> Record | Skipped:
         return record
     except RefusedPickleError as error:
         return Skipped(image, "refused", str(error))
+    except BoxUnitsError as error:
+        return Skipped(image, error.reason, str(error))
     except (DataError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         return Skipped(image, "damaged", str(error) if isinstance(error, DataError | ValueError) else repr(error))
 
@@ -63,13 +85,47 @@ def check(record: Record) -> None:
     for name, numbers in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
         if numbers is not None and not np.isfinite(numbers).all():
             raise ValueError(f"{name} are not finite numbers")
+    check_boxes(record)
+    check_spread(record.features)
+
+
+def check_boxes(record: Record) -> None:
+    """Boxes are corners in pixels, within the image.
+
+    Raises:
+        BoxUnitsError: They are fractions, or end before they begin.
+        ValueError: They leave the image.
+    """
+    boxes, size = record.boxes, f"{record.width} x {record.height} pixels"
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        detail = (
+            "a box ends before it begins; boxes are left, top, right, bottom, these may be left, top, width, height"
+        )
+        raise BoxUnitsError(CORNERS, detail)
+    has_area = len(boxes) > 0 and (boxes[:, 2:] > boxes[:, :2]).all()
+    if has_area and boxes.max() <= LARGEST_FRACTION and min(record.width, record.height) >= FEWEST_PIXELS:
+        raise BoxUnitsError(FRACTIONS, f"no value of the boxes is above 1 in an image of {size}; boxes are in pixels")
     sides = np.array([record.width, record.height])
     slack = 2 + OUTSIDE * sides
     corners = record.boxes.reshape(-1, 2)
     if (corners < -slack).any() or (corners > sides + slack).any():
-        raise ValueError(f"boxes leave the image of {record.width} x {record.height} pixels")
-    if (record.boxes[:, 2:] < record.boxes[:, :2]).any():
-        raise ValueError("a box ends before it begins; boxes are left, top, right, bottom")
+        raise ValueError(f"boxes leave the image of {size}")
+
+
+def check_spread(features: Float[np.ndarray, "regions dim"]) -> None:
+    """Numbers that were read with another width than they were written with differ by tens of orders of magnitude.
+
+    Raises:
+        ValueError: These do.
+    """
+    magnitudes = np.abs(features[features != 0])
+    if len(magnitudes) >= FEWEST_NUMBERS:
+        small, large = np.log2(np.percentile(magnitudes.astype(np.float64), [5, 95]))
+        if large - small > MOST_OCTAVES:
+            raise ValueError(
+                f"features from 2^{small:.0f} to 2^{large:.0f}: their bytes are not of the type that they are read as "
+                "(float64 or float16 as float32?)"
+            )
 
 
 def record_of(values: dict[str, Any], image: str) -> Record:
@@ -91,6 +147,8 @@ def record_of(values: dict[str, Any], image: str) -> Record:
     if whole_number(values.get("num_boxes", rows)) > rows:
         raise ValueError(f"num_boxes says {values['num_boxes']}, there are {rows} boxes")
     features = numbers(found["features"], rows, None)
+    if not isinstance(found["features"], str | bytes) and np.asarray(found["features"]).dtype.kind != "f":
+        raise ValueError(f"features of {np.asarray(found['features']).dtype}: quantized features are not read")
     classes = None if found["classes"] is None else numbers(found["classes"], rows, None)
     name = found["image"].decode() if isinstance(found["image"], bytes) else found["image"]
     width, height = whole_number(found["width"]), whole_number(found["height"])
@@ -105,7 +163,12 @@ def whole_number(value: Any) -> int:
 def numbers(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
     """Numbers in so many rows and columns as float32, of an array or of base64; None is as many as there are."""
     if isinstance(value, str | bytes):
-        array = np.frombuffer(binascii.a2b_base64(value, strict_mode=True), "<f4")
+        data = binascii.a2b_base64(value, strict_mode=True)
+        if rows and columns and len(data) != 4 * rows * columns:
+            raise ValueError(f"{len(data)} bytes, not {4 * rows * columns} for {rows} x {columns} numbers of float32")
+        if rows and len(data) % (4 * rows):
+            raise ValueError(f"{len(data)} bytes do not make {rows} rows of float32")
+        array = np.frombuffer(data, "<f4")
     else:
         array = np.asarray(value)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):

@@ -1,0 +1,89 @@
+"""Boxes of a source are judged together: in single records fractions and widths look like corners."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comodal.data.convert_regions import convert_regions
+from comodal.data.regions import RegionStore
+from comodal.errors import DataError
+
+WIDTH, HEIGHT = 640, 480
+
+
+def boxes_of(rng: np.random.Generator, units: str, rows: int) -> np.ndarray:
+    left, top = rng.uniform(0, 300, rows), rng.uniform(0, 200, rows)
+    width, height = rng.uniform(20, 300, rows), rng.uniform(20, 250, rows)
+    if units == "xywh":
+        return np.stack([left, top, width, height], 1).astype(np.float32)
+    scale = np.array([WIDTH, HEIGHT] * 2) if units == "fractions" else np.ones(4)
+    return (np.stack([left, top, left + width, top + height], 1) / scale).astype(np.float32)
+
+
+def write(folder: Path, units: list[str], rows: int = 2) -> Path:
+    """A file of the original's extractor for each image, its boxes in some units."""
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    for number, unit in enumerate(units):
+        features = rng.standard_normal((rows, 16)).astype(np.float32)
+        values = {"image_id": str(number), "image_h": HEIGHT, "image_w": WIDTH, "num_boxes": rows}
+        np.save(folder / f"{number:03d}.npy", values | {"boxes": boxes_of(rng, unit, rows), "features": features})
+    return folder
+
+
+@pytest.mark.parametrize(("units", "reason"), [("fractions", "normalized"), ("xywh", "xywh")])
+@pytest.mark.parametrize("rows", [1, 2, 36])
+def test_a_source_of_other_units_is_refused_as_a_whole(tmp_path: Path, units: str, reason: str, rows: int):
+    source = write(tmp_path / "source", [units] * 60, rows)
+    with pytest.raises(DataError, match=rf"source: .*{reason}"):
+        convert_regions(source, tmp_path / "store")
+    assert not (tmp_path / "store" / "about.json").exists()
+
+
+def test_other_units_behind_the_first_records_are_found(tmp_path: Path):
+    source = write(tmp_path / "source", ["corners"] * 40 + ["xywh"] * 60, rows=36)
+    with pytest.raises(DataError, match="xywh"):
+        convert_regions(source, tmp_path / "store")
+
+
+def test_one_wrong_record_costs_that_record(tmp_path: Path):
+    source = write(tmp_path / "source", ["corners"] * 20 + ["xywh"] + ["fractions"] + ["corners"] * 20, rows=36)
+    counts = convert_regions(source, tmp_path / "store")
+    assert counts == {"taken": 40, "boxes are not corners": 1, "boxes are fractions": 1}
+    assert len(RegionStore(tmp_path / "store")) == 40
+
+
+def table(path: Path, features: str, boxes: str = "<f4") -> Path:
+    """LXMERT's table, its numbers written with some type."""
+    rng = np.random.default_rng(0)
+
+    def coded(array: np.ndarray, dtype: str) -> str:
+        return base64.b64encode(array.astype(dtype).tobytes()).decode()
+
+    lines = []
+    for image in range(5):
+        values = np.maximum(rng.standard_normal((4, 32)) * 2, 0) + 1e-3
+        fields = [f"COCO_{image}", f"{HEIGHT}", f"{WIDTH}", "", "", "", "", "4"]
+        lines.append("\t".join([*fields, coded(boxes_of(rng, "corners", 4), boxes), coded(values, features)]) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def test_numbers_of_another_width_are_refused(tmp_path: Path):
+    assert convert_regions(table(tmp_path / "good.tsv", "<f4"), tmp_path / "good") == {"taken": 5}
+    for features in ("<f8", "<f2"):
+        with pytest.raises(DataError, match=r"bad\.tsv has no record .* their bytes are not of the type"):
+            convert_regions(table(tmp_path / "bad.tsv", features), tmp_path / "bad")
+    with pytest.raises(DataError, match=r"bad\.tsv has no record .*128 bytes, not 64 for 4 x 4 numbers of float32"):
+        convert_regions(table(tmp_path / "bad.tsv", "<f4", "<f8"), tmp_path / "bad")
+
+
+def test_quantized_features_are_refused(tmp_path: Path):
+    source = write(tmp_path / "source", ["corners"] * 3)
+    for path in source.iterdir():
+        values = np.load(path, allow_pickle=True).item()
+        np.save(path, values | {"features": np.ones((2, 16), np.int8)})
+    with pytest.raises(DataError, match="features of int8"):
+        convert_regions(source, tmp_path / "store")
