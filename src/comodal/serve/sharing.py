@@ -29,6 +29,7 @@ from comodal.tasks.card import CARD, as_markdown, read_card
 from comodal.tasks.grounding import HEAD as POINTING
 from comodal.tasks.region_network import BESIDE_MODEL, FILES
 from comodal.tasks.vqa import HEAD as VQA
+from comodal.text_files import read_text
 
 PAPERS = {
     "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
@@ -107,7 +108,7 @@ def begun(out: Path, what: str) -> Iterator[None]:
             raise DataError(f"another command is writing to {out}: wait until it ends") from error
         if not mark.is_file():  # the other one has just finished
             raise DataError(f"{out} is there already: give a folder that is new or empty")
-        if (before := mark.read_text(encoding="utf-8")) not in ("", what):
+        if (before := read_text(mark)) not in ("", what):
             raise DataError(f"{out} was begun with {before}, not with {what}: give another folder, or delete this one")
         if not before:
             file.write(what)
