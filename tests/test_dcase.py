@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from comodal.errors import DataError
+from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import Config, L3Net
 from comodal.playground.acoustic_scenes import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
@@ -18,6 +19,8 @@ from comodal.tasks.dcase import SCENES, evaluate_dcase, read_dcase
 from comodal.tasks.rounds import PARTS
 from comodal.tasks.sound_features import Features
 from comodal.tasks.sound_probe import How
+
+COMPUTE = Compute(torch.device("cpu"), "fp32")
 
 OPTIONS = Options(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.25, seed=0
@@ -201,11 +204,11 @@ def test_the_papers_numbers_need_its_protocol_and_lengths(tmp_path: Path):
     def features(windows: int, seconds: float) -> Features:
         return Features({}, np.full(3, seconds), 1.0, windows)
 
-    assert cell.scores_for(How("svm", None, 0, 1), features(60, 30.0)) == cell.scores
+    assert cell.scores_for(How("svm", None, 0, 1, COMPUTE), features(60, 30.0)) == cell.scores
     for how, heard in (
-        (How("logistic", None, 0, 1), features(60, 30.0)),
-        (How("svm", 10, 0, 1), features(10, 30.0)),
-        (How("svm", None, 0, 1), features(60, 2.0)),
+        (How("logistic", None, 0, 1, COMPUTE), features(60, 30.0)),
+        (How("svm", 10, 0, 1, COMPUTE), features(10, 30.0)),
+        (How("svm", None, 0, 1, COMPUTE), features(60, 2.0)),
     ):
         assert cell.scores_for(how, heard) == {}
 
