@@ -78,7 +78,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
     for words in {[*PAGES, *GROUPS, "list", "list recipes", ""]!r}:
         with contextlib.suppress(SystemExit):
             main([*words.split(), "--help"])
-    for words in ("ask", "train l3net", "train l4net", "aks", "ask /no/such.jpg what --model /no/such"):
+    for words in ("ask", "train l3net", "train l4net", "askk", "ask /no/such.jpg what --model /no/such"):
         assert main(words.split()) in (1, 2)
 loaded = [name for name in ("torch", "numpy", "av") if name in sys.modules]
 assert not loaded, loaded
@@ -100,7 +100,7 @@ def test_list_shows_all_commands_and_recipes(capsys: pytest.CaptureFixture):
     assert all(f"comodal {name} " in said for name in COMMANDS)
     assert main(["list", "recipes"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
-    assert main(["list", "recpies"]) == 2
+    assert main(["list", "recipez"]) == 2
     assert "Did you mean recipes?" in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_arguments_may_stand_before_and_behind_flags():
         (["--short_side", "1.5"], "--short-side: '1.5' is not an integer"),
         (["--short-side"], "--short-side: expected one argument"),
         (["--rate", "fast"], "--rate: 'fast' is not a number"),
-        (["--from", "gird"], "--from: 'gird' is not one of auto, grid. Did you mean grid?"),
+        (["--from", "gridd"], "--from: 'gridd' is not one of auto, grid. Did you mean grid?"),
         (["--shrot-side", "8"], "there is no option --shrot-side. Did you mean --short-side?"),
         (["--shrot_side=8"], "there is no option --shrot_side. Did you mean --short-side?"),
         (["--short", "8"], "there is no option --short. Did you mean --short-side?"),
@@ -260,8 +260,8 @@ def test_inputs_are_parameters_of_some_command():
     ("words", "status", "sentence"),
     [
         (["prepare", "vidoes"], 2, "there is no command 'prepare vidoes'. Did you mean prepare videos?"),
-        (["evalute", "esc50"], 2, "Did you mean evaluate esc50?"),
-        (["serch"], 2, "there is no command 'serch'. Did you mean search?"),
+        (["evaluat", "esc50"], 2, "Did you mean evaluate esc50?"),
+        (["searchh"], 2, "there is no command 'searchh'. Did you mean search?"),
         (["--hlep"], 2, "there is no option --hlep. Did you mean --help?"),
         (["train", "l4net"], 2, "there is no recipe 'l4net'. Did you mean l3net?"),
         (["prepare", "videos", "/no/such/folder", "out"], 1, "/no/such/folder"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from comodal.errors import CheckpointError, RecipeError
 from comodal.models.checkpoint import load_model
