@@ -431,7 +431,9 @@ def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
     assert describe_way(paper, searched, exact._replace(rerank=50)).fitted == 3
 
 
-def test_without_splits_the_validation_images_are_those_that_the_run_held_out(tmp_path: Path, store: RegionStore):
+def test_without_splits_the_validation_images_are_those_that_the_run_held_out(
+    tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture
+):
     captions, run = a_caption_file(tmp_path / "captions.jsonl", [None] * 7), a_run(tmp_path / "run")
     counts = {
         split: evaluate_retrieval(run, captions, store.folder, split=split)["retrieval.images"]
@@ -439,7 +441,12 @@ def test_without_splits_the_validation_images_are_those_that_the_run_held_out(tm
     }
     assert counts["all"] == 5 == counts["train"] + counts["validation"]
     with pytest.raises(DataError, match=r"is in the test split; there are .* validation"):
-        evaluate_retrieval(run, captions, store.folder)
+        evaluate_retrieval(run, captions, store.folder, split="test")
+    capsys.readouterr()
+    found = evaluate_retrieval(run, captions, store.folder, out=tmp_path / "out")
+    assert found["retrieval.images"] == counts["validation"]
+    assert "--split validation, which training held out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["split"] == "validation"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Captions of the same words are one text, which is scored once. Row 0 of the regi
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,6 +42,7 @@ class Collected(NamedTuple):
         words: The run's vocabulary.
         missing: Of each caption of the split whose image is not in the store, the image.
         left_out: How many captions of all splits are no query, by reason.
+        split: Which images are searched.
     """
 
     gallery: "Gallery"
@@ -49,6 +50,7 @@ class Collected(NamedTuple):
     words: Words
     missing: list[str]
     left_out: Counter[str]
+    split: Split = "test"
 
 
 class Seen(NamedTuple):
@@ -123,9 +125,9 @@ class Gallery:
 
 
 def gather(
-    model: Path, config: Config, captions: Path, regions: Path, split: Split, max_regions: int, blank: Blank
+    model: Path, config: Config, captions: Path, regions: Path, split: Split | None, max_regions: int, blank: Blank
 ) -> Collected:
-    """The gallery of a split, and what belongs to it.
+    """The gallery of a split, by default of the one that is held out most, and what belongs to it.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
@@ -138,13 +140,25 @@ def gather(
         say(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
     share = held_out_share(model)
     parts = split_pairs(found.pairs, store.ids, share, 0.0)
+    if split is None:
+        split = default_split(parts)
+        if split != "test":
+            about = "which training held out" if split == "validation" else "most of which the model was trained on"
+            say(f"{captions} has no test split; searching --split {split}, {about}")
     chosen = found.pairs if split == "all" else parts[split]
     if not chosen:
         there = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items() if pairs)
         raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
     missing = missing_of(found.unmatched, split, share)
     gallery = gallery_of(chosen, store, words, config, max_regions, blank)
-    return Collected(gallery, parts["train"], words, missing, read.refused)
+    return Collected(gallery, parts["train"], words, missing, read.refused, split)
+
+
+def default_split(parts: Mapping[str, Pairs]) -> Split:
+    """The split that is held out most, of those that have captions."""
+    if parts["test"]:
+        return "test"
+    return "validation" if parts["validation"] else "all"
 
 
 def missing_of(unmatched: Sequence[Caption], split: Split, share: float) -> list[str]:

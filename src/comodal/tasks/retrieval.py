@@ -129,7 +129,7 @@ def evaluate_retrieval(
     model: Path,
     captions: Path,
     regions: Path,
-    split: Split = "test",
+    split: Split | None = None,
     zero_shot: bool = False,
     blank: Blank = "nothing",
     rerank: int | None = None,
@@ -147,7 +147,8 @@ def evaluate_retrieval(
             one stream, its baseline; with its vocabulary.
         captions: Any file that `comodal train vilbert` reads.
         regions: The region store of the images, made as that of the training.
-        split: Which images are searched; where the captions name no split, "validation" is what the run held out.
+        split: Which images are searched; by default test, or without a test split validation: the captions' own, or
+            what the run held out where they name no split. Without either, all.
         zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
             other way.
         blank: Leave out the text or the picture: the control of a model that was trained so.
@@ -178,7 +179,7 @@ def evaluate_retrieval(
     started = time.perf_counter()
     trained = load_scoring(model, zero_shot)
     material = gather(model, below(trained).config, captions, regions, split, max_regions, blank)
-    gallery = material.gallery
+    gallery, split = material.gallery, material.split
     if rerank is not None:
         check_first_stage(material, captions, split)
     say(describe(gallery, split))
