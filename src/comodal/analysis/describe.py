@@ -1,7 +1,6 @@
 """What a path is: shards, a run, a model, a checkpoint, embeddings, a playground, scores, or a media file."""
 
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import soundfile
 
 from comodal.analysis.contact import contact_sheet
 from comodal.console import Table, say
+from comodal.data.arrays import read_npz
 from comodal.data.regions import RegionStore
 from comodal.data.report import describe_shards
 from comodal.data.sources import SPLITS
@@ -140,14 +140,15 @@ def describe_model(path: Path) -> Description:
 
 def describe_vectors(path: Path) -> Description:
     """Shape, times and values of an embedding."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = {"embedding", "timestamps"} - set(arrays)
-            if missing:
-                raise DataError(f"{path}: no {sorted(missing)[0]!r}, only {', '.join(arrays) or 'nothing'}")
-            embedding, timestamps = arrays["embedding"], arrays["timestamps"]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a whole npz file: {error}") from error
+    arrays = read_npz(path)
+    missing = {"embedding", "timestamps"} - set(arrays)
+    if missing:
+        raise DataError(f"{path}: no {sorted(missing)[0]!r}, only {', '.join(arrays) or 'nothing'}")
+    embedding, timestamps = arrays["embedding"], arrays["timestamps"]
+    if embedding.ndim != 2 or not embedding.size or timestamps.shape != embedding.shape[:1]:
+        raise DataError(f"{path}: vectors of the shape {embedding.shape} and timestamps of {timestamps.shape}")
+    if embedding.dtype.kind != "f" or timestamps.dtype.kind not in "fiu":
+        raise DataError(f"{path}: vectors are {embedding.dtype} and timestamps {timestamps.dtype}, not numbers")
     return {
         "kind": "embeddings",
         "vectors": len(embedding),

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from comodal.data.hdf5 import check_bytes, open_hdf5
 from comodal.data.legacy_records import Record, Skipped, record_of, taken
 from comodal.data.restricted import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
@@ -31,6 +32,7 @@ COLUMNS = {
     10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
          "boxes", "features"),
 }  # fmt: skip
+HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
 HEADINGS = ("image_id", "img_id")
 EXTRA = 'needs the extra: pip install "comodal[legacy]"'
 
@@ -221,32 +223,28 @@ def tsv_record(cells: list[bytes]) -> Record:
 
 def hdf5_entries(source: Path, tell: Tell) -> Entries:
     """Rows of all images, or a block of rows for each; sizes follow from the boxes in pixels and in fractions."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(f"{source}: HDF5 {EXTRA}") from error
-    try:
-        with h5py.File(source, "r") as file:
-            lacking = [name for name in ("image_features", "image_bb", "spatial_features") if name not in file]
-            if lacking:
-                raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
-            fixed = file["image_features"].ndim == 3
-            ends = file["pos_boxes"][:].tolist() if not fixed else []
-            blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
-            names = ids_beside(source, len(blocks))
-            for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
-                tell(index / len(blocks))
-                yield name, partial(hdf5_record, file, block, name)
-    except (OSError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        raise DataError(f"{source}: not a whole HDF5 file of features ({error})") from error
+    with open_hdf5(source) as file:
+        lacking = [name for name in HDF5_COLUMNS if name not in file]
+        if lacking:
+            raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
+        fixed = file["image_features"].ndim == 3
+        if not fixed:
+            check_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
+        ends = file["pos_boxes"][:].tolist() if not fixed else []
+        blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
+        names = ids_beside(source, len(blocks))
+        for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
+            tell(index / len(blocks))
+            yield name, partial(hdf5_record, file, block, name)
 
 
 def hdf5_record(file: Any, block: int | slice, name: str) -> Record:
     """One image; rows of zeros at the end are padding."""
     try:
-        features, boxes, shares = (
-            np.asarray(file[column][block]) for column in ("image_features", "image_bb", "spatial_features")
-        )
+        for column in HDF5_COLUMNS:
+            rows = 1 if isinstance(block, int) else len(range(*block.indices(len(file[column]))))
+            check_bytes(file[column], rows, column)
+        features, boxes, shares = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
     except OSError as error:  # h5py's own, for a damaged part of a file
         raise ValueError(str(error)) from error
     there = boxes[:, 2] > boxes[:, 0]

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Float32, Num, Shaped
 from torch import Tensor
 
+from comodal.data.arrays import DAMAGED, read_npy
 from comodal.data.workplace import as_json, explained
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -354,8 +355,9 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an index file."""
     try:
         with path.open("rb") as file:
-            return {name: np.load(file, allow_pickle=False) for name in ARRAYS}
-    except (OSError, ValueError, EOFError) as error:
+            size = path.stat().st_size
+            return {name: read_npy(file, size - file.tell()) for name in ARRAYS}
+    except DAMAGED as error:
         raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from comodal.data.arrays import read_npy
 from comodal.errors import DataError
 
 DAMAGED = (
@@ -216,7 +217,7 @@ def load_npy(path: Path) -> Any:
                 value = load_pickle(file.read())
                 return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
             file.seek(0)
-            return np.load(file, allow_pickle=False)
+            return read_npy(file, path.stat().st_size)
     except RefusedPickleError as error:
         raise RefusedPickleError(f"{path}: {error}") from error
     except OSError as error:

@@ -5,6 +5,7 @@ decodes; everything else goes through Pillow.
 """
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from comodal.errors import MediaError
 from comodal.media.refusal import Refusal, describe_impostor, read_head
 
+# What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 100_000_000  # of a declared size; Pillow warns at 89 million, a decompressed picture takes 3 bytes each
 MAX_ASPECT = 100  # of a picture's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
 Luma: TypeAlias = UInt8[np.ndarray, "rows columns"]
@@ -36,7 +39,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: odd metadata, sizes under our own limit
-            with Image.open(path) as picture:
+            with Image.open(path, formats=known_formats()) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}"
                     raise MediaError(path, Refusal.TOO_LARGE, detail)
@@ -47,10 +50,17 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     except Image.DecompressionBombError as error:
         raise MediaError(path, Refusal.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        raise MediaError(path, Refusal.UNREADABLE, "not a picture of a known format") from None
+        raise MediaError(path, Refusal.UNREADABLE, f"none of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
         # Pillow's readers raise any of these on damaged files
         raise MediaError(path, Refusal.UNREADABLE, str(error) or type(error).__name__) from None
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _in_colour(picture: Image.Image) -> Image.Image:

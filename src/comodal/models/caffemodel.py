@@ -20,7 +20,8 @@ from comodal.errors import CheckpointError
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 LAYER, NAME, BLOBS, SHAPE, NUMBERS, DOUBLES = 100, 1, 7, 7, 5, 8
 OLD_SHAPE = (1, 2, 3, 4)
-MOST_LAYERS = 10_000
+MOST_BYTES = 2**31  # Caffe itself reads no more
+MOST_LAYERS, MOST_FIELDS, MOST_AXES = 10_000, 200_000, 32
 
 
 class Field(NamedTuple):
@@ -38,6 +39,8 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
         CheckpointError: It cannot be read, or is no whole file of Caffe.
     """
     try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"not a file of at most {MOST_BYTES:,} bytes")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             layers = layers_of(bytes(mapped))
     except OSError as error:
@@ -52,11 +55,12 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
 def layers_of(data: bytes) -> dict[str, list[Tensor]]:
     """Layers with weights."""
     layers: dict[str, list[Tensor]] = {}
-    for field in fields(memoryview(data)):
+    allowed = iter(range(MOST_FIELDS))  # of the whole file, since each takes a hundred bytes and some time
+    for field in fields(memoryview(data), allowed):
         if field.number == LAYER:
-            inside = list(fields(bytes_of(field)))
+            inside = list(fields(bytes_of(field), allowed))
             name = next((str(bytes_of(part), "utf-8") for part in inside if part.number == NAME), "")
-            blobs = [blob(bytes_of(part)) for part in inside if part.number == BLOBS]
+            blobs = [blob(bytes_of(part), allowed) for part in inside if part.number == BLOBS]
             if name in layers:
                 raise ValueError(f"two layers are called {name}")
             if blobs:
@@ -66,10 +70,12 @@ def layers_of(data: bytes) -> dict[str, list[Tensor]]:
     return layers
 
 
-def fields(data: memoryview) -> Iterator[Field]:
-    """The fields of a message, one behind the other."""
+def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[Field]:
+    """The fields of a message, one behind the other, as long as more are allowed."""
     place = 0
     while place < len(data):
+        if next(allowed, None) is None:
+            raise ValueError(f"more than {MOST_FIELDS:,} fields")
         key, place = varint(data, place)
         number, kind = key >> 3, key & 7
         if kind == VARINT:
@@ -107,17 +113,19 @@ def bytes_of(field: Field) -> memoryview:
     return field.value
 
 
-def blob(data: memoryview) -> Tensor:
+def blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
     """One tensor of numbers."""
     found: dict[int, list[Field]] = {}
-    for field in fields(data):
+    for field in fields(data, allowed):
         found.setdefault(field.number, []).append(field)
     kept, code = (NUMBERS, "<f4") if NUMBERS in found else (DOUBLES, "<f8")
     numbers = np.frombuffer(b"".join(bytes_of(field) for field in found.get(kept, [])), code)
     if SHAPE in found:
-        dims = [field for part in fields(bytes_of(found[SHAPE][0])) for field in dimensions(part)]
+        dims = [field for part in fields(bytes_of(found[SHAPE][0]), allowed) for field in dimensions(part)]
     else:
         dims = [int(field.value) for number in OLD_SHAPE for field in found.get(number, []) if field.kind == VARINT]
+    if len(dims) > MOST_AXES or max(dims, default=0) > MOST_BYTES:
+        raise ValueError(f"{len(dims):,} axes, the longest of {max(dims):,}")
     if math.prod(dims) != len(numbers):
         raise ValueError(f"{len(numbers):,} numbers for the shape {tuple(dims)}")
     return torch.from_numpy(numbers.astype(np.float32)).reshape(dims)
@@ -127,6 +135,8 @@ def dimensions(field: Field) -> list[int]:
     """Of a shape: packed, or one by one."""
     if isinstance(field.value, int):
         return [field.value]
+    if len(field.value) > 10 * MOST_AXES:  # a number has ten bytes at most
+        raise ValueError(f"a shape of {len(field.value):,} bytes")
     place, found = 0, []
     while place < len(field.value):
         number, place = varint(field.value, place)

@@ -4,7 +4,6 @@ OpenL3's weights were trained with kapre 0.1.4 and have been run with two other 
 says which. With the sound or picture and the weights at hand, all candidates are computed again and ranked.
 """
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from comodal.console import Table, say
+from comodal.data.arrays import read_npz
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import read_image
 from comodal.models.spectrogram import FrontEnd
@@ -94,11 +94,7 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     Raises:
         DataError: there is no such file, it is damaged, or it has no vectors.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a whole npz file: {error}") from error
+    arrays = read_npz(path)
     vectors = arrays.get("embedding")
     if vectors is None or vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
         raise DataError(f"{path}: no 'embedding' of rows of floats, only {', '.join(arrays) or 'nothing'}")

@@ -6,7 +6,6 @@ network, nested once or, where it was trained on several GPUs, twice.
 """
 
 import gzip
-import io
 import os
 import re
 import zlib
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor
 
 from comodal.console import say
-from comodal.errors import CheckpointError
+from comodal.data.hdf5 import open_hdf5
+from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import CONFIG, save_model
-from comodal.models.convert import Filled, first_line, read_tensors
+from comodal.models.convert import Filled, read_tensors
 from comodal.models.convert_openl3 import Modality, Weights, build, config_of, find_weights
 from comodal.models.l3net import L3Net
 from comodal.models.spectrogram import FrontEnd, Representation
@@ -29,7 +29,6 @@ from comodal.models.spectrogram import FrontEnd, Representation
 HDF5, GZIP = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
 MAX_BYTES = 1_000_000_000  # of a decompressed file; the largest that is known has 60 million
 NAME = re.compile(r"(linear|mel128|mel256)(?:_(music|env))?")
-DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, UnicodeDecodeError)
 FOLDER = "COMODAL_OPENL3"
 PUBLISHED = "https://github.com/marl/openl3/raw/models/"
 VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
@@ -65,31 +64,27 @@ def read_openl3(path: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{path}: refused, it unpacks to more than {MAX_BYTES:,} bytes")
             if not data.startswith(HDF5):
                 raise CheckpointError(f"{path}: what it unpacks to is not HDF5")
-            return read_hdf5(io.BytesIO(data), path)
+            return read_hdf5(path, data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CheckpointError(f"{path}: a damaged or truncated .gz file ({error}); download it again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    return read_hdf5(path, path) if head == HDF5 else read_tensors(path)
+    return read_hdf5(path) if head == HDF5 else read_tensors(path)
 
 
-def read_hdf5(source: Path | io.BytesIO, path: Path) -> dict[str, Tensor]:
-    """The weights of Keras' layers in their order."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise CheckpointError(f"{path}: reading HDF5 needs h5py: pip install 'comodal[legacy]'") from error
+def read_hdf5(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
+    """The weights of Keras' layers in their order, from a file or what it unpacks to."""
     state: dict[str, Tensor] = {}
     try:
-        with h5py.File(source, "r") as file:
+        with open_hdf5(path, content) as file:
             root = file.get("model_weights", file)
             if not any(name.startswith("layer_names") for name in root.attrs):
                 raise CheckpointError(f"{path}: HDF5, but not the weights of a Keras model (no layer_names)")
             for layer in names_in(root, "layer_names"):
                 for name in names_in(root[layer], "weight_names"):
                     state[f"{layer}/{name}"] = tensor_of(root[layer][name], name)
-    except DAMAGED as error:
-        raise CheckpointError(f"{path}: a damaged or truncated HDF5 file ({first_line(error)})") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     return state
 
 
@@ -104,7 +99,7 @@ def names_in(group: Any, attribute: str) -> list[str]:
 
 def tensor_of(dataset: Any, name: str) -> Tensor:
     """One tensor of floats; kernels of (rows, columns, inputs, outputs) are turned, those of (inputs, outputs) too."""
-    if dataset.dtype.kind != "f" or dataset.size * 4 > MAX_BYTES:
+    if dataset.dtype.kind != "f" or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_BYTES:
         raise ValueError(f"{name} is {dataset.dtype} of {dataset.shape}")
     values = np.asarray(dataset[()], dtype=np.float32)
     if name.split("/")[-1].startswith("kernel") and values.ndim == 4:

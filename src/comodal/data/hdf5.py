@@ -1,0 +1,108 @@
+"""HDF5 files of other people, opened so that nothing but the file itself is ever read.
+
+HDF5 can name other files: external links, external storage of a dataset, and virtual datasets. Reading them would copy
+whatever the reader may read, or wait on a pipe for ever. All links are looked at before anything is opened through
+them, and a file that has one of these is refused as a whole.
+"""
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comodal.errors import DataError
+
+MAX_OBJECTS = 100_000  # links in a file
+MAX_BYTES = 1_000_000_000  # of what is read at once: a chunk, an image's rows, a weight
+NOT_WHOLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, OverflowError, UnicodeError)
+
+
+@contextmanager
+def open_hdf5(path: Path, content: bytes | None = None) -> Iterator[Any]:
+    """A file for reading.
+
+    Args:
+        path: The file.
+        content: What it holds, where that is packed.
+
+    Raises:
+        DataError: It is damaged, names other files, or h5py is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(f"{path}: HDF5 needs h5py: pip install 'comodal[legacy]'") from error
+    try:
+        if content is None and not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is not a regular file")
+        with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
+            check_links(file, path)
+            yield file
+    except NOT_WHOLE as error:
+        raise DataError(f"{path}: a damaged or truncated HDF5 file ({first_words(error)})") from error
+
+
+def check_links(file: Any, path: Path) -> None:
+    """Looks at every link of a file without following those that lead out of it.
+
+    Raises:
+        DataError: One leads to another file, or there are too many.
+    """
+    import h5py
+
+    seen, groups, count = set(), [file], 0
+    while groups:
+        group = groups.pop()
+        for name in group:
+            count += 1
+            if count > MAX_OBJECTS:
+                raise DataError(f"{path}: refused, it has more than {MAX_OBJECTS:,} objects")
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(f"{path}: refused, {name!r} is a link to another file ({link.filename!r})")
+            if not isinstance(link, h5py.HardLink):
+                continue
+            found = group[name]
+            address = h5py.h5o.get_info(found.id).addr
+            if isinstance(found, h5py.Group) and address not in seen:
+                groups.append(found)
+            if isinstance(found, h5py.Dataset):
+                check_dataset(found, name, path)
+            seen.add(address)
+
+
+def check_dataset(dataset: Any, name: str, path: Path) -> None:
+    """Where a dataset lies, and how much of it is unpacked at once.
+
+    Raises:
+        DataError: In other files, or in chunks that are too large.
+    """
+    if dataset.external:
+        raise DataError(f"{path}: refused, the numbers of {name!r} lie in another file ({dataset.external[0][0]!r})")
+    if dataset.is_virtual:
+        raise DataError(f"{path}: refused, {name!r} is a virtual dataset, whose numbers lie in other files")
+    size = dataset.dtype.itemsize
+    for length in dataset.chunks or ():
+        size *= length
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: refused, a chunk of {name!r} has {size:,} bytes")
+
+
+def check_bytes(dataset: Any, rows: int, name: str) -> None:
+    """Rows of a dataset fit in memory, whatever its header says.
+
+    Raises:
+        ValueError: They do not.
+    """
+    size = rows * dataset.dtype.itemsize
+    for length in dataset.shape[1:]:
+        size *= length
+    if size > MAX_BYTES:
+        raise ValueError(f"{name} would take {size:,} bytes")
+
+
+def first_words(error: BaseException) -> str:
+    """What h5py says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
