@@ -141,7 +141,7 @@ def gather(
     share = held_out_share(model)
     parts = split_pairs(found.pairs, store.ids, share, 0.0)
     if split is None:
-        split = default_split(parts)
+        split = "test" if missing_of(found.unmatched, "test", share) else default_split(parts)
         if split != "test":
             about = "which training held out" if split == "validation" else "most of which the model was trained on"
             say(f"{captions} has no test split; searching --split {split}, {about}")
