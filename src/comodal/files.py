@@ -10,11 +10,12 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STAMP_BYTES = 1 << 12  # of each end of a file
 NAME_BYTES = 255  # of a file's name, on every usual file system
 TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{4})\.part", re.DOTALL)
 FULL = {
@@ -33,6 +34,31 @@ def shortened(name: str, spare: int = 0) -> str:
     suffix = Path(name).suffix if len(os.fsencode(Path(name).suffix)) <= 16 else ""
     ending = f"-{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}{suffix}"
     return os.fsencode(name)[: most - len(os.fsencode(ending))].decode("utf-8", "ignore") + ending
+
+
+def stamp_of(path: Path) -> str:
+    """Size and both ends of a file, to recognize one that was replaced under its name; "" without a file.
+
+    It is the same for a copy, and costs two reads.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            digest = hashlib.blake2b(file.read(STAMP_BYTES), digest_size=8)
+            file.seek(max(size - STAMP_BYTES, 0))
+            digest.update(file.read(STAMP_BYTES))
+    except OSError:
+        return ""
+    return f"{size}-{digest.hexdigest()}"
+
+
+def stamp_of_all(paths: Iterable[Path]) -> str:
+    """One stamp of many files in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        digest.update(f"{stamp_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def host_mark() -> str:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from comodal.data.image_names import coco_number
 from comodal.data.sources import SPLIT_NAMES, walk
 from comodal.data.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
@@ -42,6 +43,7 @@ LAST_NUMBER = re.compile(r"(\d+)$")
 IMAGE = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
 CAPTION_NUMBER = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
 PHRASE = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
+NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well
 LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
 SHOWN = 3
 
@@ -135,7 +137,10 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
         if without_folder[_last_part(name)] == 1:  # a store of several folders, captions that name the file alone
             rows.setdefault(_last_part(name), place)
     hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
-    kind = min(hits, key=lambda place: (-hits[place], place), default=0)
+    stems = (caption.image[1] for caption in every if len(caption.image) > 1)
+    if any(map(coco_number, stems)) and any(coco_number(_last_part(name)) for name in store_ids):
+        hits = Counter({place: count for place, count in hits.items() if place not in NUMBERS})
+    kind = min(hits, key=lambda place: (-hits[place], place in NUMBERS, place), default=1)
     found = Matched([], [])
     for caption in every:
         row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
@@ -231,7 +236,8 @@ def _entries(entries: Iterable[Any], layout: str) -> CaptionFile:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"entry {number} is no object but {str(entry)[:40]!r}")
-        image = str(entry.get("image", entry.get("img_path")) or "")
+        said = entry.get("image", entry.get("img_path"))
+        image = "" if said is None else str(said)
         captions: Any = next((entry[name] for name in ("caption", "captions", "sentences") if name in entry), [])
         identity = entry.get("id")
         named = names_of(image, identity) if image or identity is not None else ("",)

@@ -15,7 +15,7 @@ from comodal.data.legacy_records import CORNERS, FRACTIONS, Record, Skipped
 from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import stamp_of_all, write_whole
 from comodal.progress import Progress
 from comodal.text_files import parse_json, read_json_lines
 
@@ -49,6 +49,7 @@ def convert_regions(
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder")
     about = {"source": source.name, "bytes": bytes_of(source), "layout": layout, "dtype": dtype}
+    about["contents"] = stamp_of_all(files_of(source))
     with explained(out), only_one(out):
         if not (out / "about.json").exists():
             write_store(source, out, layout, dtype, about)
@@ -66,9 +67,14 @@ def convert_regions(
 
 
 def bytes_of(source: Path) -> int:
-    """How large a source is, so that another of the same name is seen; a lock that a reader left is no part of it."""
-    files = [source] if source.is_file() else source.rglob("*")
-    return sum(path.stat().st_size for path in files if path.is_file() and path.name != "lock.mdb")
+    """How large a source is."""
+    return sum(path.stat().st_size for path in files_of(source))
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files of a source; a lock that a reader left is no part of it."""
+    files = [source] if source.is_file() else sorted(source.rglob("*"))
+    return [path for path in files if path.is_file() and path.name != "lock.mdb"]
 
 
 def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, about: dict[str, Any]) -> None:

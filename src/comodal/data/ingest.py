@@ -23,6 +23,7 @@ from comodal.data.make_shards import Backend, Plan, Sample, make_shards, plan_sh
 from comodal.data.sources import SPLITS, ListFormat, Source, folder_of_files, plain, read_sources
 from comodal.data.splits import fraction_of, split_by_hash, split_of_groups
 from comodal.errors import DataError, MediaError
+from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac
 from comodal.media.refusal import Refusal
 from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip
@@ -105,8 +106,10 @@ def prepare_videos(
     media = Media(seconds, frames_per_second, short_side, quality, sample_rate)
     choice = {"classes": classes and list(classes), "limit": limit, "split": split}
     sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
-    plan = plan_videos(sources, asdict(media) | choice | sizes)
-    read = partial(read_video, root=folder_of_files(source, files), media=media)
+    plan, root = plan_videos(sources, asdict(media) | choice | sizes), folder_of_files(source, files)
+    paths = sorted({item.path for shard in plan.shards for item in shard.items})
+    plan = replace(plan, contents=stamp_of_all(root / path for path in paths))
+    read = partial(read_video, root=root, media=media)
     return make_shards(plan, read, out, workers, backend)
 
 

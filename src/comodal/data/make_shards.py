@@ -78,10 +78,11 @@ class Plan(Generic[I]):
     options: dict[str, Any]  # as JSON; another value makes other shards
     shards: tuple[Shard[I], ...]
     refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
+    contents: str = ""  # a stamp of the files, so that one that was replaced is no longer the same
 
     def fingerprint(self) -> str:
         items = [[shard.split, shard.number, [asdict(item) for item in shard.items]] for shard in self.shards]
-        text = json.dumps([items, self.refused], sort_keys=True, default=str)
+        text = json.dumps([items, self.refused, self.contents], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ from comodal.data.make_shards import Backend, Plan, Sample, make_shards, plan_sh
 from comodal.data.sources import SPLIT_NAMES, SPLITS, walk
 from comodal.data.splits import split_by_hash
 from comodal.errors import DataError, MediaError
+from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac, read_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 
@@ -109,7 +110,11 @@ def prepare_pairs(
     drawn = {split: draw_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
     if not any(drawn.values()):
         raise DataError(f"no class folder of {images} has the name of one of {sounds}")
-    plan = Plan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), tuple(alone(pictures, recordings)))
+    shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    heard = sorted({pair.sound for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    contents = stamp_of_all([*(Path(images) / name for name in shown), *(Path(sounds) / name for name in heard)])
+    shards, lonely = plan_shards(drawn, pairs_per_shard), tuple(alone(pictures, recordings))
+    plan = Plan("pairs", asdict(media) | draw, shards, lonely, contents)
     read = partial(read_pair, images=Path(images), sounds=Path(sounds), media=media)
     return make_shards(plan, read, Path(out), workers, backend)
 

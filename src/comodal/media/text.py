@@ -30,6 +30,11 @@ UNUSED = re.compile(r"\[unused\d+\]")  # places that BERT's vocabularies keep fr
 FILES = ("tokenizer.json", "vocab.txt")  # the first says more: how capitals and accents are treated
 BLANK = " \t"  # other white space, as U+2028, can be a piece
 MAX_BYTES = 64 << 20  # of a vocabulary; those of 250,000 pieces have 17 MB
+LONGEST_WORD = 100  # characters; BERT's WordPiece takes longer words as unknown
+CHARACTERS_AT_FIRST, MAX_CHARACTERS = (
+    1 << 14,
+    1 << 20,
+)  # of a text that are cut into pieces; the first is usually enough
 MAX_WORDS = 36  # the original's --max_seq_length for captions (train_concap.py)
 
 
@@ -140,7 +145,7 @@ class Words:
         Half a surrogate pair, as broken JSON may have it, is read as a question mark.
         """
         _check_room(max_words)
-        return [self.start, *self._pieces(text)[: max_words - 2], self.end]
+        return [self.start, *self._pieces(text, max_words - 2)[: max_words - 2], self.end]
 
     def encode_all(self, texts: Iterable[str], max_words: int = MAX_WORDS) -> Encoded:
         """What `encode` gives for each text, in flat arrays: 80,000 captions a second."""
@@ -169,9 +174,18 @@ class Words:
         """A whole tokenizer.json."""
         return self.tokenizer.to_str(pretty=True).encode()
 
-    def _pieces(self, text: str) -> list[int]:
-        whole = text if text.isascii() else text.encode("utf-8", "replace").decode()
-        return self.tokenizer.encode(whole, add_special_tokens=False).ids
+    def _pieces(self, text: str, needed: int) -> list[int]:
+        """At least so many pieces of a text, if it has them; what comes later is not looked at.
+
+        A word of more than LONGEST_WORD characters is one piece, so a cut within a word changes no earlier piece.
+        """
+        pieces: list[int] = []
+        for most in (CHARACTERS_AT_FIRST, MAX_CHARACTERS):
+            part = text[:most] if text.isascii() else text[:most].encode("utf-8", "replace").decode()
+            pieces = self.tokenizer.encode(part, add_special_tokens=False).ids
+            if len(text) <= most or len(pieces) >= needed + LONGEST_WORD:
+                break
+        return pieces
 
 
 def _check_room(max_words: int) -> None:

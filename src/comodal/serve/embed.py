@@ -289,7 +289,7 @@ def write_sound(job: Job, model: Path, choice: Choice, hop_seconds: float, centr
     batches = sound_rows(blocks_of(job.source, embedder), embedder, hop_seconds, centre, batch_size)
     about = about_file(embedder, hop_seconds=hop_seconds, centre=centre)
     try:
-        return write_rows(job.results[0], batches, about)
+        return write_rows(job.results[0], batches, about, job.source)
     except EmptySoundError:
         raise MediaError(job.source, Refusal.NO_SOUND, "not one sample of sound") from None
 
@@ -301,7 +301,7 @@ def write_image(job: Job, model: Path, choice: Choice) -> int:
         raise MediaError(job.source, Refusal.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels")
     seconds = None if choice.as_openl3 else np.zeros(1)
     vectors = image_vectors([picture], embedder, 1)
-    return write_rows(job.results[0], (Rows(rows, seconds) for rows in vectors), about_file(embedder))
+    return write_rows(job.results[0], (Rows(rows, seconds) for rows in vectors), about_file(embedder), job.source)
 
 
 def write_video(
@@ -317,10 +317,11 @@ def write_video(
     sound, picture = job.results
     embedder = load_embedder(model, choice)
     if choice.as_openl3:
-        rows = write_rows(picture, rows_as_openl3(job.source, embedder, batch_size))
+        rows = write_rows(picture, rows_as_openl3(job.source, embedder, batch_size), source=job.source)
     else:
         batches = frame_rows(iterate_frames(job.source, frames_per_second), embedder, batch_size)
-        rows = write_rows(picture, batches, about_file(embedder, frames_per_second=frames_per_second))
+        about = about_file(embedder, frames_per_second=frames_per_second)
+        rows = write_rows(picture, batches, about, job.source)
     if not rows:
         raise MediaError(job.source, Refusal.NO_PICTURE, "not one picture could be decoded")
     return rows + write_sound(Job(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)

@@ -247,7 +247,7 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
     Raises:
         DataError: OUT was made otherwise.
     """
-    network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint()}
+    network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint(pool.images)}
     if listed.boxes_from is not None:
         about["boxes_from"] = listed.boxes_from
     if not (out / "about.json").exists():

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32
 from comodal.console import Table, say
 from comodal.data.make_shards import running_on
 from comodal.errors import DataError, MediaError, one_item
-from comodal.files import shortened, whole
+from comodal.files import shortened, stamp_of, whole
 from comodal.progress import track
 
 COPY_BYTES = 1 << 20
@@ -94,7 +94,7 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
     """
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
-    todo = [job for job in jobs if overwrite or not all(result.is_file() for result in job.results)]
+    todo = [job for job in jobs if overwrite or not is_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
     calls: Iterable[Outcome] = (attempt(job, work) for job in todo)
     with running_on("loky" if processes > 1 else "sequential"):
@@ -138,14 +138,33 @@ class Rows(NamedTuple):
     silent: Bool[np.ndarray, " rows"] | None = None
 
 
-def write_rows(result: Path, batches: Iterable[Rows], about: Mapping[str, object] | None = None) -> int:
+def is_done(job: Job) -> bool:
+    """Whether all results are there and are of the file as it is, and not of another that had its name before."""
+    if not all(result.is_file() for result in job.results):
+        return False
+    stamps = [read_stamp(result) for result in job.results]
+    return all(stamp in ("", stamp_of(job.source)) for stamp in stamps)
+
+
+def read_stamp(result: Path) -> str:
+    """The stamp of the file that a result was made from; "" where it does not say it."""
+    try:
+        with zipfile.ZipFile(result) as archive:
+            return archive.comment.decode("ascii", "replace")
+    except (OSError, zipfile.BadZipFile):
+        return ""
+
+
+def write_rows(
+    result: Path, batches: Iterable[Rows], about: Mapping[str, object] | None = None, source: Path | None = None
+) -> int:
     """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
 
     The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
-    Nothing is written if no row comes.
+    Nothing is written if no row comes. The archive's comment is the stamp of the source, if that is given.
     """
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
-    count, features = 0, 0
+    count, features, stamp = 0, 0, "" if source is None else stamp_of(source)  # before it is read
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=result.parent) as scratch:
         for rows in batches:
@@ -165,6 +184,7 @@ def write_rows(result: Path, batches: Iterable[Rows], about: Mapping[str, object
                 if parts:
                     with archive.open(f"{name}.npy", "w") as entry:
                         np.lib.format.write_array(entry, np.concatenate(parts), allow_pickle=False)
+            archive.comment = stamp.encode()
             if about is not None:
                 with archive.open("about.npy", "w") as entry:
                     np.lib.format.write_array(entry, np.array(json.dumps(about)), allow_pickle=False)

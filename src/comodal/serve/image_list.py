@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from comodal.data.caption_files import IMAGE_SUFFIXES
 from comodal.data.sources import walk
 from comodal.errors import DataError
+from comodal.files import stamp_of
 from comodal.text_files import read_json_lines
 
 TWICE = "id twice"
@@ -42,11 +43,12 @@ class Listed:
     refused: tuple[Refused, ...]
     boxes_from: str | None = None
 
-    def fingerprint(self) -> str:
-        """Of the names and the given boxes, so that another list is not taken for the one that was begun."""
+    def fingerprint(self, folder: Path) -> str:
+        """Of the names, the given boxes and the files, so that nothing else is taken for what was begun."""
         digest = hashlib.sha256()
         for image, boxes in self.images:
             digest.update(json.dumps([image, None if boxes is None else boxes.tolist()]).encode())
+            digest.update(stamp_of(folder / image).encode())
         return digest.hexdigest()[:16]
 
 

@@ -142,7 +142,8 @@ def examples_of(
     there = Counter(expression.split for expression in every)
     if not chosen and split != "val":
         raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
-    rows, gathered = ImageRows(store), Gathered([], [], {})
+    is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's numbers are text
+    rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), Gathered([], [], {})
     for expression in chosen:
         row = rows.find(str(expression.image))
         if row is None:

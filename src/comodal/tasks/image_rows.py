@@ -4,13 +4,11 @@ COCO's image 42 is 42, 000000000042, COCO_val2014_000000000042.jpg, or val2014/C
 made from a folder its id is its path without the suffix.
 """
 
-import re
 from pathlib import PurePosixPath
 
+from comodal.data.image_names import Numbers, coco_number, is_number
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
-
-NUMBERED = re.compile(r"(?:COCO_\w+_)?0*(\d+)")  # so that no name that only ends with digits is taken for a number
 
 
 class ImageRows:
@@ -18,28 +16,50 @@ class ImageRows:
 
     Args:
         store: The regions of the images.
+        numbers: Whose numbers the data set's are. COCO's find COCO's names, and bare numbers only in a store without
+            such names; plain ones (Visual Genome, GQA, Flickr30k) never find COCO's. By default either, unless a number
+            is in the store as both.
 
     Attributes:
         missing: Names that were asked for and not found, in the order of asking.
     """
 
-    def __init__(self, store: RegionStore) -> None:
-        self.store = store
+    def __init__(self, store: RegionStore, numbers: Numbers | None = None) -> None:
+        self.store, self.numbers = store, numbers
         self.rows: dict[str, int | None] = {}
+        self.coco: dict[str, int | None] = {}
+        self.plain: dict[str, int | None] = {}
         self.missing: dict[str, None] = {}
         for row, image in enumerate(store.ids):
             for name in names_of(image):
-                self.rows[name] = None if self.rows.get(name, row) != row else row
-        self.rows |= {image: row for row, image in enumerate(store.ids)}
+                number = coco_number(name)
+                for known, key in ((self.coco, number), (self.plain if is_number(name) else self.rows, name)):
+                    if key is not None:
+                        known[key] = None if known.get(key, row) != row else row
+        for row, image in enumerate(store.ids):  # a whole id is never ambiguous
+            (self.plain if is_number(image) else self.rows)[image] = row
 
     def find(self, image: str) -> int | None:
         """The row of an image, or None."""
         for name in (image, *names_of(image)):
             row = self.rows.get(name)
+            if row is None and is_number(name):
+                row = self._of_number(name, self.numbers)
+            elif row is None and (number := coco_number(name)) is not None:
+                row = self._of_number(number, self.numbers and "coco")
             if row is not None:
                 return row
         self.missing[image] = None
         return None
+
+    def _of_number(self, number: str, numbers: Numbers | None) -> int | None:
+        if numbers == "plain":
+            return self.plain.get(number)
+        if numbers == "coco":
+            return (self.coco or self.plain).get(number)
+        if number in self.coco and number in self.plain:
+            return None
+        return self.coco.get(number, self.plain.get(number))
 
     def check(self, file: object, found: int) -> None:
         """Some images were found.
@@ -55,12 +75,10 @@ class ImageRows:
 
 
 def names_of(image: str) -> list[str]:
-    """Shorter names of an image: without its folder, without its suffix, its number alone."""
+    """Shorter names of an image: without its suffix, and without its folder."""
     path = PurePosixPath(image.replace("\\", "/"))
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-    number = NUMBERED.fullmatch(stem)
-    without_suffix = path.with_name(stem).as_posix() if stem else image
-    return [without_suffix, stem, *([str(int(number.group(1)))] if number else [])]
+    return [path.with_name(stem).as_posix() if stem else image, stem]
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

@@ -108,7 +108,7 @@ def question_run(
     vocabulary = read_answers(answers) if answers else common
     if not vocabulary:
         raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
-    rows = ImageRows(parts.store)
+    rows = ImageRows(parts.store, "plain")
 
     def source(path: Path) -> Scored:
         every, left_out = told[path]
@@ -166,7 +166,7 @@ def evaluate_questions(
     """
     asked = read_asked(model, regions, blank, max_regions, compute, task.head)
     vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
-    rows = ImageRows(asked.store)
+    rows = ImageRows(asked.store, "plain")
     examples, _ = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
     rows.check(questions, len(examples))
     if task.refuses_missing:

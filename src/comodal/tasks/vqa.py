@@ -118,7 +118,7 @@ def recipe(
         raise DataError(
             f"{questions[0]}: no answer is the most common one of {least_questions} questions; lower --least-questions"
         )
-    rows = ImageRows(parts.store)
+    rows = ImageRows(parts.store, "coco")
 
     def source(some: Sequence[Question], file: Path) -> Scored:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
@@ -241,7 +241,7 @@ def evaluate_vqa(
     """
     asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD)
     vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
-    rows = ImageRows(asked.store)
+    rows = ImageRows(asked.store, "coco")
     plain = ((str(question.number), question.image, question.text) for question in told)
     examples, _ = asked_of(plain, rows, asked.words, max_words)
     rows.check(questions, len(examples))
