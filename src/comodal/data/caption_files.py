@@ -10,6 +10,8 @@ The layout is recognised from the content:
 - JSON Lines, or a JSON array: `image` with `caption` or `captions`, if known `id` and `split`; or the original's
   `img_path` with `sentences` and `id`.
 - The original's caption_train.json: `{image id: caption}`, or a list of captions.
+- CSV or TSV with a line of names: Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment`, and
+  others (caption_tables.py); a folder with such a metadata.csv or metadata.jsonl (Hugging Face's ImageFolder).
 - A folder with `name.txt` beside `name.jpg`, a caption a line; its first folders may be the splits.
 - Flickr30k Entities' folder of sentences (Plummer et al., ICCV 2015): `ID.txt`, a caption a line in which phrases are
   marked as `[/EN#ENTITY/KIND words]`; train.txt, val.txt and test.txt in it or beside it list the ids of the splits.
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from comodal.data.caption_tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, columns_of, pick, table_rows
 from comodal.data.image_names import coco_number
 from comodal.data.sources import SPLIT_NAMES, walk
 from comodal.data.splits import HELD_OUT_FIRST, split_by_hash
@@ -34,7 +37,8 @@ from comodal.errors import DataError
 from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
 
 LAYOUTS = (
-    "Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines or a JSON array of image and caption, a JSON of "
+    "Conceptual Captions TSV, CSV with a line of names (image,caption or file_name,text), Karpathy's or COCO's JSON, "
+    "JSON Lines or a JSON array of image and caption, a folder with metadata.csv or metadata.jsonl, a JSON of "
     "{image id: caption}, a folder with name.txt beside name.jpg, or Flickr30k Entities' folder of sentences"
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -45,6 +49,7 @@ CAPTION_NUMBER = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the capti
 PHRASE = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
 NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well
 LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
+METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's ImageFolder
 SHOWN = 3
 
 
@@ -206,6 +211,8 @@ def _file(path: Path, text: str) -> CaptionFile:
             return _entries(parse_json(text, path, hook=_all_values), "JSON array")
         if start == "{":
             return _object(path, text)
+        if columns := columns_of(text):
+            return _table(path, text, columns)
         if "\t" in next((line for line in text.split("\n", 50) if line.strip()), ""):
             return _tsv(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -220,7 +227,8 @@ def _object(path: Path, text: str) -> CaptionFile:
     first = parse_json(text, path, hook=_all_values)
     if isinstance(first.get("images"), list):
         return _coco(first) if "annotations" in first else _karpathy(first)
-    if {"image", "img_path"} & first.keys():
+    is_entry = {*IMAGE_COLUMNS} & first.keys() and {*CAPTION_COLUMNS} & first.keys()
+    if is_entry or {"image", "img_path"} & first.keys():
         return _entries([first], "JSON Lines")
     read = CaptionFile("JSON of {image id: caption}")
     for number, (image, captions) in enumerate(first.items()):
@@ -236,9 +244,9 @@ def _entries(entries: Iterable[Any], layout: str) -> CaptionFile:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"entry {number} is no object but {str(entry)[:40]!r}")
-        said = entry.get("image", entry.get("img_path"))
+        said = pick(entry, IMAGE_COLUMNS)
         image = "" if said is None else str(said)
-        captions: Any = next((entry[name] for name in ("caption", "captions", "sentences") if name in entry), [])
+        captions: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), [])
         identity = entry.get("id")
         named = names_of(image, identity) if image or identity is not None else ("",)
         read.take(named, captions, _split(entry.get("split")), str(number))
@@ -276,11 +284,40 @@ def _tsv(text: str) -> CaptionFile:
     for number, row in enumerate(rows):
         image = CAPTION_NUMBER.sub("", row[column].strip()) if column < len(row) else ""
         caption = row[1 - column] if len(row) > 1 - column else ""
-        if "://" in image:
-            named: tuple[str, ...] = (str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(number))
+        read.take(_names_in_cell(image, number), caption, None, str(number))
+    return read
+
+
+def _table(path: Path, text: str, columns: Columns) -> CaptionFile:
+    """A table with a line of names."""
+    read = CaptionFile("table with a line of names")
+    for number, row in enumerate(table_rows(path, text, columns)):
+        if row.image is None:
+            read.refused["row is cut short"] += 1
         else:
-            named = names_of(image) if image else ("",)
-        read.take(named, caption, None, str(number))
+            read.take(_names_in_cell(row.image, number), row.captions, _split(row.split), str(number))
+    return read
+
+
+def _names_in_cell(image: str, number: int) -> tuple[str, ...]:
+    """What the image of a row may be called: a URL by its CRC-32 or its row, as in the original's features."""
+    if "://" in image:
+        return str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(number)
+    return names_of(CAPTION_NUMBER.sub("", image)) if image else ("",)
+
+
+def _metadata(folder: Path, files: Sequence[PurePosixPath]) -> CaptionFile:
+    """Hugging Face's ImageFolder: metadata files, each with the names of the images below its own folder."""
+    read = CaptionFile("ImageFolder with metadata")
+    for file in files:
+        inside = _file(folder / file, read_text(folder / file))
+        read.refused.update(inside.refused)
+        split = SPLITS.get(file.parts[0].lower()) if len(file.parts) > 1 else None
+        for caption in inside.captions:
+            image = names_of((file.parent / caption.image[4]).as_posix()) if len(caption.image) > 4 else caption.image
+            read.captions.append(
+                caption._replace(image=image, split=caption.split or split, key=f"{file}.{caption.key}")
+            )
     return read
 
 
@@ -288,6 +325,9 @@ def _folder(folder: Path) -> CaptionFile:
     """Text files beside images of the same name; an image without one is counted too."""
     read = CaptionFile("folder")
     names = [PurePosixPath(name) for name in walk(folder)]
+    metadata = [name for name in names if name.name in METADATA]
+    if metadata:
+        return _metadata(folder, metadata)
     images = {name.with_suffix(""): name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
     texts = {name: read_text(folder / name) for name in names if name.suffix.lower() == ".txt"}
     if any(PHRASE.search(text) for text in texts.values()):
