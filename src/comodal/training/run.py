@@ -248,7 +248,7 @@ class Sitting:
         processes = distributed.world_size()
         epochs = run.steps * run.batches.batch_size / len(run.batches.samples)
         return [
-            f"{self.out}: {type(model).__name__}, {weights / 1e6:.1f} million parameters, on {where}"
+            f"{self.out}: {type(model).__name__}, {weights:,} parameters, on {where}"
             + (f", {processes} processes" if processes > 1 else ""),
             f"{self.out}: {len(run.batches.samples):,} samples, batch size {run.batches.batch_size:,}, "
             f"{run.steps:,} steps ({epochs:.1f} epochs); the expected time follows after the first step",
