@@ -1,9 +1,10 @@
 """One training step of the paper's full network: comodal's way against the plain fp32 step of the same batch.
 
-comodal's way is bf16 autocast, channels_last, fused Adam and `mallopt`. Each way runs in a process of its own, because
-`mallopt` holds for a whole process; they take their steps in turn. The plain step is also shown with `mallopt`.
+comodal's way is autocast in the precision that `auto` takes, the layout of `training_layout`, fused Adam, on a CPU
+`mallopt`, and on a GPU `torch.compile`. Each way runs in a process of its own, because `mallopt` holds for a whole
+process; they take their steps in turn. On a CPU the plain step is also shown with `mallopt`.
 
-    python benchmarks/training_step.py [--batch 16] [--repeats 3] [--threads 2] [--out results.json]
+    python benchmarks/training_step.py [--device cuda] [--batch 16] [--repeats 3] [--threads 2] [--out results.json]
 """
 
 import argparse
@@ -13,54 +14,64 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from comodal.hardware import Compute, find_device, resolve, training_layout
 from comodal.models.l3net import PAPER, L3Net
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.optim import adam
-from machine import matrix_product, report, save, seconds_in_turn
+from comodal.training.throughput import peak_flops
+from machine import matrix_product, report, save, seconds_in_turn, synchronize
 
 TERA_OPERATIONS = 3 * 2 * 20.47e9 / 1e12  # a pair's forward pass, and twice as much backward
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 2e-5
 
 
-def training_step(batch: int, fast: bool) -> Callable[[], None]:
-    """A step on random pairs, as the trainer takes it or plainly."""
-    model = L3Net(PAPER)
+def training_step(batch: int, fast: bool, device: str) -> Callable[[], None]:
+    """A step on random pairs, as the trainer takes it or plainly; it is done when the function returns."""
+    compute = resolve(device) if fast else Compute(find_device(device))
+    where = compute.device
+    model: nn.Module = L3Net(PAPER).to(where)
     image, sound = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8), 0.1 * torch.randn(batch, 48_000)
-    together = torch.arange(batch) % 2
+    image, sound, together = image.to(where), sound.to(where), (torch.arange(batch) % 2).to(where)
     if fast:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=training_layout(where))
         optimizer = adam(model, LEARNING_RATE, WEIGHT_DECAY)
     else:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    if fast and where.type == "cuda":
+        model.compile()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with compute.autocast():
             loss = F.cross_entropy(model(image, sound).logits, together)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        synchronize(where)
 
     return step
 
 
-def serve(connection: Connection, batch: int, fast: bool, mallopt: bool, threads: int) -> None:
+def serve(connection: Connection, batch: int, fast: bool, mallopt: bool, threads: int, device: str) -> None:
     """Takes a step whenever it is asked."""
     torch.set_num_threads(threads)
     if mallopt and not keep_freed_memory():
         print("this C library has no mallopt: it is off everywhere")
-    step = training_step(batch, fast)
+    step = training_step(batch, fast, device)
     while connection.recv():
         step()
         connection.send(True)
 
 
-def in_a_process(batch: int, fast: bool, mallopt: bool, threads: int) -> tuple[Connection, Callable[[], None]]:
+def in_a_process(
+    batch: int, fast: bool, mallopt: bool, threads: int, device: str
+) -> tuple[Connection, Callable[[], None]]:
     """A process that takes steps, and the function that asks for one and waits."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=serve, args=(there, batch, fast, mallopt, threads), daemon=True).start()
+    context.Process(target=serve, args=(there, batch, fast, mallopt, threads, device), daemon=True).start()
 
     def step() -> None:
         here.send(True)
@@ -71,24 +82,33 @@ def in_a_process(batch: int, fast: bool, mallopt: bool, threads: int) -> tuple[C
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    ways = {"plain fp32": (False, False), "plain fp32 + mallopt": (False, True), "comodal (mallopt on)": (True, True)}
-    workers = {name: in_a_process(options.batch, *way, options.threads) for name, way in ways.items()}
+    compute = resolve(options.device)
+    ways = {"plain fp32": (False, False), "comodal": (True, True)}
+    if compute.device.type == "cpu":
+        ways["plain fp32 + mallopt"] = (False, True)
+    workers = {name: in_a_process(options.batch, *way, options.threads, options.device) for name, way in ways.items()}
     works = {name: step for name, (_, step) in workers.items()}
     operations = dict.fromkeys(works, options.batch * TERA_OPERATIONS)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        operations[f"matrix product {name}"], works[f"matrix product {name}"] = matrix_product(dtype)
+    operations["matrix product"], works["matrix product"] = matrix_product(compute.dtype, compute.device)
     seconds = seconds_in_turn(works, options.repeats)
     numbers = report("training step", seconds, operations, "plain fp32")
-    reached = numbers["training step.comodal (mallopt on).tera_operations_per_second"]
-    ceiling = numbers["training step.matrix product bf16.tera_operations_per_second"]
-    numbers |= {"training step.of_ceiling": reached / ceiling, "threads": float(options.threads)}
-    print(f"batch {options.batch}, {options.threads} threads: {reached / ceiling:.0%} of the bf16 matrix product")
+    reached = numbers["training step.comodal.tera_operations_per_second"]
+    ceiling = numbers["training step.matrix product.tera_operations_per_second"]
+    peak = peak_flops(compute) / 1e12
+    numbers |= {"training step.of_ceiling": reached / ceiling, "training step.mfu": reached / peak}
+    numbers |= {"training step.pairs_per_second": reached / TERA_OPERATIONS, "threads": float(options.threads)}
+    print(
+        f"{compute.device}, {compute.precision}, batch {options.batch}, {options.threads} threads: "
+        f"{reached / TERA_OPERATIONS:,.1f} pairs/s, {reached / ceiling:.0%} of the matrix product, "
+        f"MFU {reached / peak:.1%}"
+    )
     save(numbers, options.out)
     for connection, _ in workers.values():
         connection.send(False)

@@ -18,9 +18,14 @@ NOTHING = -1  # no loss at this place
 
 
 def plain_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, dropout: float = 0.0
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Scores, softmax, dropout, sum: one after the other."""
+    """Scores, softmax, dropout, sum: one after the other. The mask is added as the original adds it."""
+    bias = 0.0 if mask is None else (1.0 - mask.to(queries.dtype)) * -10_000.0
     weights = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]) + bias).softmax(-1)
     return F.dropout(weights, dropout) @ values
 

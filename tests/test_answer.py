@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import comodal
 from comodal.cli import main
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models.checkpoint import save_model
 from comodal.models.heads import Head
@@ -64,7 +66,7 @@ def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tm
     np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
     text = "what is on the grass?"
     assert isinstance(answerer.model, TaskModel)
-    asked = Asked(answerer.model, store, answerer.words, "nothing", 100, "fp32")
+    asked = Asked(answerer.model, store, answerer.words, "nothing", 100, Compute(torch.device("cpu")))
     example = Example("1", (single(answerer.words, text, 36),), (store.find("b"),), None)
     (theirs,) = answer(asked, head.name, [example])
     ours = {guess.text: guess.probability for guess in answerer.ask(seen, text)}

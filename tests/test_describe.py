@@ -23,9 +23,9 @@ def write_run(folder: Path) -> Path:
     save_model(L3Net(Config(width=1, image_size=24)), folder / "model", {"recipe": "l3net"})
     (folder / "config.yaml").write_text("recipe: l3net\nsteps: 20\n")
     lines = [
-        {"step": 10, "split": "train", "loss": 0.7, "accuracy": 0.5, "pairs_per_second": 100.0, "seconds": 60.0},
+        {"step": 10, "split": "train", "loss": 0.7, "accuracy": 0.5, "samples_per_second": 100.0, "seconds": 60.0},
         {"step": 10, "split": "validation", "loss": 0.6, "accuracy": 0.75, "seconds": 60.0},
-        {"step": 20, "split": "train", "loss": 0.5, "accuracy": 0.7, "pairs_per_second": 120.0, "seconds": 120.0},
+        {"step": 20, "split": "train", "loss": 0.5, "accuracy": 0.7, "samples_per_second": 120.0, "seconds": 120.0},
         {"step": 20, "split": "validation", "loss": 0.55, "accuracy": 0.625, "seconds": 120.0},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -63,7 +63,7 @@ def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer
     np.testing.assert_allclose(found.regions, plainly(layer.vision, seen.prefix.tokens, text.tokens), atol=1e-5)
     np.testing.assert_allclose(found.words.sum(1), 1, atol=1e-5)  # the whole image's share is among them
     np.testing.assert_allclose(found.regions.sum(1), 1, atol=1e-5)
-    torch.testing.assert_close(output.words, answerer.meet(pieces, seen).words, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.words, answerer.meet([pieces], seen).words, atol=1e-5, rtol=0)
 
 
 def test_layers_stand_in_their_order(answerer: Answerer):

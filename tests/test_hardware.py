@@ -120,3 +120,18 @@ def test_openmp_spins_little_unless_the_user_says_otherwise(given: dict[str, str
     run = subprocess.run([sys.executable, "-c", code], env=bare | given, capture_output=True, text=True, check=True)
     expected = None if "OMP_WAIT_POLICY" in given else given.get("GOMP_SPINCOUNT", "1000")
     assert run.stdout.split() == [str(expected), "False"]
+
+
+def test_loader_workers_are_two_for_a_cpu_and_shared_out_among_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for cores, processes, workers in ((64, 8, 7), (64, 1, 16), (16, 1, 15), (2, 1, 2)):
+        monkeypatch.setattr(hardware, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert hardware.loader_workers("auto", gpu) == workers
+        assert hardware.loader_workers("auto", cpu) == 2
+        assert hardware.loader_workers(5, gpu) == 5
+
+
+def test_a_gpu_infers_in_batches_of_hundreds():
+    assert hardware.Compute(torch.device("cuda", 0)).batch_size >= 100
+    assert hardware.Compute(torch.device("cuda", 0)).sequence_batch >= 100

@@ -131,3 +131,29 @@ assert model.image_tower.layers["conv1_1"].convolution.weight.grad is not None
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_images_that_are_not_bytes_are_refused():
+    model, (image, sound) = L3Net(small(4)).eval(), pair(64)
+    with pytest.raises(TypeError):  # ours, or that of the check of shapes that every test run adds
+        model(image / 255, sound)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_audio_of_another_length_is_refused(train: bool):
+    model, (image, sound) = L3Net(small(4)).train(train), pair(64)
+    for wrong in (sound[:, :-1], sound.repeat(1, 2)):
+        for take in (lambda wrong=wrong: model(image, wrong), lambda wrong=wrong: model.embed_sound(wrong)):
+            with pytest.raises(ValueError, match="this model takes 48,000, 1 s at 48,000 Hz"):
+                take()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_audio_that_is_not_finite_is_refused(value: float):
+    """In training the loss is checked, which names the samples."""
+    model, (image, sound) = L3Net(small(4)).eval(), pair(64)
+    sound[1, 7] = value
+    for take in (lambda: model(image, sound), lambda: model.embed_sound(sound)):
+        with pytest.raises(ValueError, match="not finite"):
+            take()
+    model.train()(image, sound)

@@ -37,5 +37,5 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path):
 
 
 def test_the_note_holds_what_people_watch():
-    metrics = {"loss": 0.25, "gradient_norm": 3.0, "accuracy": 0.9, "pairs_per_second": 128.0, "seconds": 5.0}
-    assert as_note(metrics) == "loss 0.25, accuracy 0.9, pairs per second 128"
+    metrics = {"loss": 0.25, "gradient_norm": 3.0, "accuracy": 0.9, "samples_per_second": 128.0, "mfu": 0.4321}
+    assert as_note(metrics) == "loss 0.25, accuracy 0.9, samples per second 128, mfu 0.4321"

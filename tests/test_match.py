@@ -52,6 +52,25 @@ def decoded(video: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return frames, sound
 
 
+def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_path: Path):
+    """A path as text, a PIL image, an array and a tensor; a stereo file and its samples in both layouts."""
+    rng, model = np.random.default_rng(0), load_l3net(run)
+    pixels, stereo = rng.integers(0, 256, (64, 80, 3), np.uint8), rng.uniform(-0.5, 0.5, (2 * RATE, 2))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", stereo, RATE, subtype="FLOAT")
+    wanted = match_files(model, tmp_path / "a.png", tmp_path / "a.wav")
+    tensor = torch.from_numpy(stereo.T.astype(np.float32))
+    for image in (str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        for sound, rate in ((str(tmp_path / "a.wav"), None), (stereo, RATE), (tensor, RATE)):
+            found = match_files(model, image, sound, sample_rate=rate)
+            assert found.together == pytest.approx(wanted.together, abs=1e-5)
+            assert len(found.moments) == len(wanted.moments) == 2
+    with pytest.raises(TypeError, match="got NoneType for an image"):
+        match_files(model, None, stereo, sample_rate=RATE)
+    with pytest.raises(ValueError, match="needs its sample rate"):
+        match_files(model, pixels, stereo)
+
+
 def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video: Path):
     found, model = match([video], run), load_l3net(run)
     frames, sound = decoded(video)

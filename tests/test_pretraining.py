@@ -216,7 +216,7 @@ def test_targets_are_columns_of_the_head_and_their_losses_are_added():
 
 def test_the_loss_is_the_weighted_sum():
     pretraining, given = objective("classes"), batch()
-    pretraining.weights = (0.5, 2.0, 3.0)
+    pretraining.weights = torch.tensor([0.5, 2.0, 3.0])
     metrics = pretraining(given)
     parts = [0.5 * metrics["word_loss"], 2 * metrics["region_loss"], 3 * metrics["alignment_loss"]]
     assert_close(metrics["loss"], sum(parts))
@@ -270,4 +270,4 @@ def test_targets_that_cannot_be():
     with pytest.raises(ValueError, match="0 is what the region store lacks"):
         objective("classes")(none)
     with pytest.raises(ValueError, match="the regions have no visual tokens"):
-        objective("tokens")(replace(batch(), region_tokens=torch.tensor([-1, -1])))
+        objective("tokens")(replace(batch(), region_tokens=torch.zeros(0, dtype=torch.int64)))

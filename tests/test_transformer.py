@@ -14,7 +14,8 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def plain(attention: Attention, x: torch.Tensor, context: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Head by head, as the formula stands in Attention Is All You Need."""
+    """Head by head, as the formula stands in Attention Is All You Need; a context of padding alone is not masked."""
+    padding = torch.where(attended.any(1, keepdim=True), (1 - attended.double()) * -10_000, 0.0)
     heads = []
     for queries, keys, values in zip(
         attention.query(x).chunk(attention.heads, -1),
@@ -23,8 +24,7 @@ def plain(attention: Attention, x: torch.Tensor, context: torch.Tensor, attended
         strict=True,
     ):
         scores = queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5
-        scores = scores + (1 - attended.float())[:, None] * -10_000
-        heads.append(torch.softmax(scores, -1) @ values)
+        heads.append(torch.softmax(scores + padding[:, None], -1).float() @ values)
     return attention.output(torch.cat(heads, -1))
 
 
@@ -56,8 +56,9 @@ def test_what_is_masked_cannot_matter(attention: Attention):
 def test_an_empty_context_is_attended_to_as_if_nothing_were_masked(attention: Attention):
     x, context = random(1, 4, 12), random(1, 5, 20)
     everything = torch.ones(1, 5, dtype=torch.bool)
-    # scores near 10,000 are rounded to a thousandth
-    assert_close(attention(x, context, ~everything), attention(x, context, everything), rtol=0, atol=2e-3)
+    assert torch.equal(attention(x, context, ~everything), attention(x, context, everything))
+    assert_close(attention(x, context, None), attention(x, context, everything), rtol=0, atol=1e-6)
+    assert_close(attention.weights(x, context, None), attention.weights(x, context, ~everything))
 
 
 def test_gates_multiply_queries_and_keys(attention: Attention):

@@ -52,6 +52,38 @@ def inputs(config: Config, batch: int = 3, words: int = 6, regions: int = 5, see
     ]
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.int32])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_masks_of_whole_numbers_are_the_same_as_booleans(kind: torch.dtype, precision: torch.dtype):
+    """What every Hugging Face tokenizer gives."""
+    model, batch = made(TINY), inputs(TINY)
+    whole = [tensor.to(kind) if tensor.dtype == torch.bool else tensor for tensor in batch]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        for ours, theirs in zip(model(*whole), model(*batch), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_masks_of_other_kinds_are_refused():
+    model, batch = made(TINY), inputs(TINY)
+    for place in (2, 5):
+        additive = [*batch]
+        additive[place] = (~batch[place]).float() * -10_000
+        with pytest.raises(TypeError):  # float32: ours, or that of the check of shapes that every test run adds
+            model(*additive)
+        additive[place] = (~batch[place]).long() * -10_000
+        with pytest.raises(ValueError, match="1 where there is a token and 0 where there is none"):
+            model(*additive)
+
+
+def test_no_mask_says_that_nothing_is_padding():
+    for config in VARIANTS:
+        model, batch = made(config), inputs(config)
+        everywhere = [torch.ones_like(x) if x.dtype == torch.bool else x for x in batch]
+        nowhere = [None if x.dtype == torch.bool else x for x in batch]
+        for ours, theirs in zip(model(*nowhere), model(*everywhere), strict=True):
+            assert_close(ours, theirs)
+
+
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -108,7 +108,7 @@ def batch_of(inputs: dict[str, torch.Tensor], target: str) -> CaptionBatch:
         masked_regions=masked_regions,
         region_features=known if target != "classes" else torch.zeros(len(known), regions.shape[2]),
         region_classes=known if target == "classes" else torch.zeros(len(known), 0),
-        region_tokens=torch.full((len(masked_regions),), -1),
+        region_tokens=torch.zeros(0, dtype=torch.int64),
         tokens=torch.zeros(regions.shape[:2], dtype=torch.int64),
         keys=tuple(str(i) for i in range(len(words))),
     )

@@ -41,7 +41,7 @@ _DEFINED_IN = {
     "export": "comodal.serve.export",
     "extract_regions": "comodal.serve.extract",
     "from_pretrained": "comodal.serve.sharing",
-    "image_embedding": "comodal.serve.embed",
+    "image_embedding": "comodal.serve.embed_memory",
     "inspect": "comodal.analysis.describe",
     "load": "comodal.serve.answer",
     "load_model": "comodal.models.checkpoint",
@@ -55,7 +55,7 @@ _DEFINED_IN = {
     "push_to_hub": "comodal.serve.sharing",
     "save_model": "comodal.models.checkpoint",
     "save_pretrained": "comodal.serve.sharing",
-    "sound_embedding": "comodal.serve.embed",
+    "sound_embedding": "comodal.serve.embed_memory",
     "train": "comodal.training.run",
 }
 __all__ = ["__version__", *_DEFINED_IN]

@@ -26,6 +26,9 @@ PROBE_SIZE = 256  # rows of the matrices of the timed probe: 0.4 ms in fp32, som
 PROBE_REPEATS = 3
 CPU_MICRO_BATCH = 2  # of 1, 2, 4 and 8 the fastest on CPUs: larger batches leave the cache
 GPU_BATCH = 256
+CPU_SEQUENCES, GPU_SEQUENCES = 64, 1024  # more of them take memory and no less time
+CPU_WORKERS = 2
+MAX_GPU_WORKERS = 16  # at some 400 pairs a second each
 BUSY_SECONDS = 0.05  # for how long the load of other processes is measured
 ONE_CONVOLUTION = [1, 1]
 
@@ -45,6 +48,11 @@ class Compute:
     def batch_size(self) -> int:
         """See `inference_batch`."""
         return inference_batch(self.device)
+
+    @property
+    def sequence_batch(self) -> int:
+        """See `sequence_batch`."""
+        return sequence_batch(self.device)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -76,9 +84,30 @@ def resolve(device: str = "auto", precision: Precision = "auto") -> Compute:
     return Compute(chosen, precision)
 
 
+def sequence_batch(device: torch.device) -> int:
+    """Texts, images or pairs of them that a transformer takes at once when it only infers."""
+    return CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES
+
+
 def inference_batch(device: torch.device) -> int:
     """Images or windows that a convolutional network takes at once when it only infers."""
     return CPU_MICRO_BATCH if device.type == "cpu" else GPU_BATCH
+
+
+def training_layout(device: torch.device) -> torch.memory_format:  # noqa: ARG001
+    """In which order the weights of convolutions lie in memory while they are trained."""
+    return torch.channels_last
+
+
+def loader_workers(workers: int | Literal["auto"], device: torch.device) -> int:
+    """Processes that read data beside each process that computes; auto: two for a CPU, which is slower than they are,
+    and for a GPU the cores of the machine shared out among its processes, at most 16 each."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return CPU_WORKERS
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MAX_GPU_WORKERS, max(CPU_WORKERS, num_cores() // beside - 1))
 
 
 def find_device(name: str) -> torch.device:
@@ -93,6 +122,11 @@ def find_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by kind
         raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where the weights of a module are."""
+    return next(module.parameters()).device
 
 
 def has_mps() -> bool:

@@ -17,6 +17,7 @@ from comodal.data.captions import with_whole_image
 from comodal.data.regions import Regions, RegionStore
 from comodal.data.sources import walk
 from comodal.errors import DataError
+from comodal.hardware import device_of
 from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
@@ -94,7 +95,7 @@ def need_co_attention(model: ViLBERT, run: Path) -> None:
 def seen_by(model: ViLBERT, inside: Regions) -> Prefix:
     """The regions of an image, as the vision stream reads them."""
     features, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
-    return model.vision_prefix(features, places, torch.ones(features.shape[:2], dtype=torch.bool))
+    return model.vision_prefix(features.to(device_of(model)), places.to(device_of(model)), None)
 
 
 @torch.inference_mode()
@@ -103,12 +104,16 @@ def attend(
 ) -> tuple[Output, list[Layer]]:
     """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
     co-attention layer."""
-    words = torch.tensor([list(pieces)])
-    parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)])
-    text = model.text_prefix(words, parts, torch.ones_like(words, dtype=torch.bool))
+    words = torch.tensor([list(pieces)], device=device_of(model))
+    parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)], device=words.device)
+    text = model.text_prefix(words, parts, None)
     with recorded_attention(model) as maps:
         output = model.join(text, vision)
-    means = {name: weights[0].mean(0).numpy() for name, weights in maps.items() if name.startswith("co_layers.")}
+    means = {
+        name: weights[0].mean(0).float().cpu().numpy()
+        for name, weights in maps.items()
+        if name.startswith("co_layers.")
+    }
     sides = ("text", "vision")
     layers = [[means[f"co_layers.{i}.{side}.attention"] for side in sides] for i in range(len(model.co_layers))]
     return output, [Layer(*pair) for pair in layers]

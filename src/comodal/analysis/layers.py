@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from comodal.hardware import device_of, inference_batch
 from comodal.models.l3net import L3Net
 from comodal.models.vgg import LAYERS, Tower
 from comodal.tasks.metrics import check_finite
@@ -51,22 +52,23 @@ def watched(tower: Tower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
 def strongest(side: Side, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
     """The largest value of each channel of each layer anywhere in its map, for each input."""
     found: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
+    device = device_of(side.tower)
     with watched(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
-        for part in inputs.split(BATCH):
-            side.tower(side.prepare(part))
-    values = {name: torch.cat(parts).float().numpy() for name, parts in found.items()}
+        for part in inputs.split(max(BATCH, inference_batch(device))):
+            side.tower(side.prepare(part.to(device)))
+    values = {name: torch.cat(parts).float().cpu().numpy() for name, parts in found.items()}
     for name, of_layer in values.items():
         check_finite(of_layer, f"units of {name}")
     return values
 
 
 def map_of(side: Side, layer: str) -> Callable[[Tensor], Tensor]:
-    """Bytes or waveforms to the map of one layer."""
+    """Bytes or waveforms to the map of one layer, on the CPU."""
 
     def feature_map(inputs: Tensor) -> Tensor:
         kept: dict[str, Tensor] = {}
         with watched(side.tower, kept.__setitem__):
-            side.tower(side.prepare(inputs))
-        return kept[layer]
+            side.tower(side.prepare(inputs.to(device_of(side.tower))))
+        return kept[layer].cpu()
 
     return feature_map

@@ -107,7 +107,7 @@ def header(run: Path, sentence: str, metric: str, meaning: str) -> str:
         facts.append((f"{found['validation'][metric]:.3f}", meaning))
     if "train" in found:
         facts.append((f"{found['train']['step']:,}", "steps of training"))
-        facts.append((f"{found['train'].get('pairs_per_second', 0.0):,.0f}", "pairs a second at the end"))
+        facts.append((f"{found['train'].get('samples_per_second', 0.0):,.0f}", "samples a second at the end"))
         facts.append((f"{found['train'].get('seconds', 0.0) / 60:.1f}", "minutes of training"))
     if "model" in found:
         facts.append((f"{found['model']['parameters']:,}", "parameters"))

@@ -13,6 +13,7 @@ from comodal.analysis.unit_report import unit_parts
 from comodal.analysis.units import read_moments
 from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.checkpoint import load_model, refuse_packed
 from comodal.models.l3net import L3Net
 from comodal.models.task_model import TaskModel
@@ -32,6 +33,8 @@ def write_report(
     seed: int = 1,
     truth: Path | None = None,
     moments: int = 400,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Writes one HTML page about a run: curves, scores, verdicts on held-out pairs, what single units see and hear
     (with sounds to play), whether they go with classes, and where in the picture the sound is.
@@ -48,6 +51,8 @@ def write_report(
         seed: of the pairs, and of the untrained network that stands beside.
         truth: where what sounds is, `worlds.jsonl` of a playground: the map of the sound's place is then scored.
         moments: of how many clips, at most, units and places are studied.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Raises:
         DataError: the run, its data or the results are not there, or do not belong together.
@@ -58,7 +63,7 @@ def write_report(
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/
     """
-    parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments)
+    parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments, device, precision)
     write_page(out, f"{run.name}: what was learnt", parts)
 
 
@@ -72,12 +77,15 @@ def run_parts(
     seed: int = 1,
     truth: Path | None = None,
     moments: int = 400,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
 ) -> list[str]:
     """The parts of a page about a run; the parameters are those of `write_report`."""
     refuse_packed(run)
     if not (run / "metrics.jsonl").is_file():
         raise DataError(f"{run}: no run here (no metrics.jsonl)")
-    model = load_model(run) if (run / "model").is_dir() else None
+    compute = resolve(device, precision)
+    model = load_model(run).to(compute.device) if (run / "model").is_dir() else None
     measured = [folder for folder in results or [] if (folder / "results.json").is_file() or not has_card(folder)]
     cards = [card(folder) for folder in results or [] if folder not in measured]
     if isinstance(model, ViLBERT):
@@ -85,14 +93,16 @@ def run_parts(
             folder for folder in measured if not has_card(folder) or read_card(folder / CARD)["task"] == "retrieval"
         ]
         cards = [card(folder) for folder in results or [] if folder not in retrieved]
-        return [*caption_parts(run, model, data, captions, images, retrieved), *cards, settings(run)]
+        with compute.autocast():
+            parts = caption_parts(run, model, data, captions, images, retrieved)
+        return [*parts, *cards, settings(run)]
     if isinstance(model, TaskModel):
         if data or captions or truth:
             raise DataError(
                 f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at, and "
                 "--images FOLDER shows examples that it was validated on"
             )
-        return [*task_parts(run, images), *map(card, results or []), settings(run)]
+        return [*task_parts(run, images, compute), *map(card, results or []), settings(run)]
     parts = [
         header(
             run,
@@ -109,10 +119,11 @@ def run_parts(
         if not isinstance(model, L3Net):
             raise DataError(f"{run}: no model that pairs and units could be shown of")
         split = validation_split(data)
-        studied = read_moments(split, model, moments)
-        scenes = read_scenes(split, truth, model, moments) if truth is not None else []
-        parts += [verdicts(model, split, pairs, seed), *unit_parts(model, studied, seed)]
-        parts += source_parts(model, studied, scenes, seed)
+        with compute.autocast():
+            studied = read_moments(split, model, moments)
+            scenes = read_scenes(split, truth, model, moments) if truth is not None else []
+            parts += [verdicts(model, split, pairs, seed), *unit_parts(model, studied, seed)]
+            parts += source_parts(model, studied, scenes, seed)
     return [*parts, settings(run)]
 
 

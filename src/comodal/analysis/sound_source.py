@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comodal.analysis.light import enlarged
+from comodal.hardware import device_of
 from comodal.models.l3net import L3Net
 
 
@@ -64,7 +65,7 @@ def verdicts_by_place(
     batch, _, rows, columns = maps.picture.shape
     each = maps.picture.permute(0, 2, 3, 1).flatten(0, 2)
     places = margin(model, each, heard.repeat_interleave(rows * columns, 0))
-    return Source(whole, places.view(batch, rows, columns))
+    return Source(whole.float().cpu(), places.view(batch, rows, columns).float().cpu())
 
 
 @torch.inference_mode()
@@ -82,13 +83,15 @@ def contributions(
     places.scatter_add_(1, maps.picture.flatten(2).argmax(2), parts[:, :units])
     rest = (on * direction) @ model.fc1.bias + model.fc2.bias[1] - model.fc2.bias[0]
     whole = margin(model, maps.image_features, maps.sound_features)
-    return Contributions(whole, places.view_as(maps.picture[:, 0]), parts[:, units:].sum(1), rest)
+    parted = (whole, places.view_as(maps.picture[:, 0]), parts[:, units:].sum(1), rest)
+    return Contributions(*(part.float().cpu() for part in parted))
 
 
 def towers(model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]) -> Maps:
-    """Both towers of the verdict."""
-    picture = model.image_tower(model.normalised(image))
-    heard = model.sound_tower(model.spectrogram(sound)).amax((2, 3))
+    """Both towers of the verdict, computed where the model is; maps are float32 whatever the precision inside."""
+    device = device_of(model)
+    picture = model.image_tower(model.normalised(image.to(device))).float()
+    heard = model.sound_tower(model.spectrogram(model.checked(sound.to(device)))).amax((2, 3)).float()
     return Maps(picture, picture.amax((2, 3)), heard)
 
 

@@ -21,7 +21,7 @@ from comodal.analysis.co_attention import attend, decided, files_of, need_co_att
 from comodal.analysis.page import picture, section
 from comodal.analysis.verdicts import BAD, GOOD
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.hardware import resolve
+from comodal.hardware import Compute
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
@@ -73,7 +73,7 @@ class Verdict(NamedTuple):
         return bool(self.truth[self.best] > RIGHT)
 
 
-def example_parts(run: Path, task: str, images: Path) -> list[str]:
+def example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[str]:
     """Right and wrong examples of a run, each a part of its page.
 
     Raises:
@@ -87,11 +87,10 @@ def example_parts(run: Path, task: str, images: Path) -> list[str]:
     seen = loader.samples
     assert isinstance(seen, Examples)
     head = again.objective.model.config.heads[0]
-    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), resolve(), head.name)
+    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), compute, head.name)
     need_co_attention(asked.model.vilbert, run)
     places = np.linspace(0, len(seen) - 1, min(ASKED, len(seen))).round().astype(int).tolist()
     answered = list(answer(asked, head.name, [seen.source.example(0, place) for place in places]))
-    asked.model.cpu()
     judged = [(one, verdict_of(run, head, one, seen)) for one in answered]
     files = files_of(images)
     held_out = "validation" if again.validation else "training (the run has no validation)"
@@ -213,7 +212,8 @@ def attended(
     """One text of an example beside its picture, as the model reads both."""
     row, text = example.rows[place], seen.seen(example.texts[place])
     features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
-    vision = asked.model.vilbert.vision_prefix(features, places, torch.ones(places.shape[:2], dtype=torch.bool))
+    device = asked.compute.device
+    vision = asked.model.vilbert.vision_prefix(features.to(device), places.to(device), None)
     _, layers = attend(asked.model.vilbert, text.words, vision, text.segments)
     names, image = [seen.words.vocabulary[piece] for piece in text.words], seen.store.ids[row]
     if image not in files:

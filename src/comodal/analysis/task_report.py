@@ -6,6 +6,7 @@ from comodal.analysis.curves import draw_curves
 from comodal.analysis.page import header, picture, section
 from comodal.analysis.task_examples import example_parts
 from comodal.errors import RecipeError
+from comodal.hardware import Compute
 from comodal.models.checkpoint import read_config
 from comodal.text_files import read_log, read_yaml
 
@@ -23,7 +24,7 @@ TITLES = {
 STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
 
 
-def task_parts(run: Path, images: Path | None = None) -> list[str]:
+def task_parts(run: Path, images: Path | None, compute: Compute) -> list[str]:
     """Header and curves, and with the folder of its images examples of what it answers."""
     told, about = read_yaml(run / "config.yaml", RecipeError), read_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
@@ -42,5 +43,5 @@ def task_parts(run: Path, images: Path | None = None) -> list[str]:
             "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",
             picture(draw_curves(lines, chance=None), "loss and accuracy by step"),
         ),
-        *(example_parts(run, task, images) if images is not None else []),
+        *(example_parts(run, task, images, compute) if images is not None else []),
     ]

@@ -12,6 +12,7 @@ from comodal.analysis.light import lit, spectrum_picture
 from comodal.analysis.page import photograph, player, section
 from comodal.analysis.preferences import HIGH, SYSTEMS, TOP, Study, study_units
 from comodal.analysis.units import Moments, Unit, heat_maps, rank_units
+from comodal.hardware import device_of
 from comodal.media.image import resize_short_side
 from comodal.models.l3net import L3Net
 
@@ -75,7 +76,7 @@ def sound_cells(model: L3Net, moments: Moments) -> Cells:
     def cells(side: Side, layer: str, unit: Unit) -> list[str]:
         sounds = moments.sound[torch.from_numpy(unit.moments)]
         with torch.inference_mode():
-            spectra = model.spectrogram(sounds)[:, 0].numpy()
+            spectra = model.spectrogram(sounds.to(device_of(model)))[:, 0].cpu().numpy()
         heat = heat_maps(map_of(side, layer), moments.sound, unit, spectra.shape[1:])
         return [
             cell(

@@ -13,6 +13,7 @@ from comodal.data.batch import PairBatch
 from comodal.data.clips import Clips
 from comodal.data.pairs import Pairs
 from comodal.data.shards import Shards
+from comodal.hardware import device_of, inference_batch
 from comodal.models.l3net import L3Net
 from comodal.tasks.metrics import check_finite
 
@@ -41,8 +42,10 @@ def judge(model: L3Net, shards: Path, pairs: int, seed: int) -> Verdicts:
     clips = Clips(opened, sampler, config.image_size, config.sample_rate, None)
     batch = clips.batch([(0, index) for index in range(pairs)])
     with torch.inference_mode():
-        parts = zip(batch.image.split(BATCH), batch.sound.split(BATCH), strict=True)
-        logits = torch.cat([model(image, sound).logits for image, sound in parts])
+        device = device_of(model)
+        size = max(BATCH, inference_batch(device))
+        parts = zip(batch.image.split(size), batch.sound.split(size), strict=True)
+        logits = torch.cat([model(image.to(device), sound.to(device)).logits.float().cpu() for image, sound in parts])
     return Verdicts(batch, logits.float().softmax(-1)[:, 1].numpy())
 
 
@@ -53,7 +56,7 @@ def draw_pairs(model: L3Net, verdicts: Verdicts, columns: int = 8) -> Figure:
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, shown, squeeze=False)
     with torch.inference_mode():
-        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown])[:, 0].numpy()
+        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown].to(device_of(model)))[:, 0].cpu().numpy()
     for place in range(shown):
         probability, truth = float(verdicts.together[place]), bool(verdicts.pairs.together[place])
         above, below = grid[:, place]

@@ -99,7 +99,9 @@ def kind_of(annotation: Any) -> Kind:
     if origin is Literal:
         return choice_of(arguments)
     if origin in (Union, types.UnionType):
-        kinds = [kind_of(one) for one in arguments if one is not types.NoneType]
+        given = [one for one in arguments if one is not types.NoneType]
+        is_path = set(given) == {Path, str}  # what Python code may pass for a path
+        kinds = [PLAIN[Path]] if is_path else [kind_of(one) for one in given]
         chosen = kinds[0] if len(kinds) == 1 else any_of(kinds)
         return replace(chosen, is_optional=types.NoneType in arguments)
     if origin in (list, Sequence) or (origin is tuple and arguments[1:] == (...,)):

@@ -1,8 +1,9 @@
 """The batch types: frozen dataclasses of named tensors, batch dimension first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -19,8 +20,37 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> "Batch": ...
 
 
+AnyBatch = TypeVar("AnyBatch", bound="Tensors")
+
+
 @dataclass(frozen=True)
-class PairBatch:
+class Tensors:
+    """A batch whose fields are tensors, but for the keys of its samples."""
+
+    def to(self: AnyBatch, device: torch.device, non_blocking: bool = True) -> AnyBatch:
+        """The same batch on a device; from pinned memory the copy is not waited for."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """The same batch in memory from which a GPU can copy by itself."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+        """The same batch with each of its tensors changed."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of a batch until the work of another stream on it is done."""
+        for tensor in self.tensors().values():
+            tensor.record_stream(stream)
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything but the keys, by name: tensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
+
+
+@dataclass(frozen=True)
+class PairBatch(Tensors):
     """Pictures and seconds of sound, and whether the two of a pair come from one moment of one clip."""
 
     image: UInt8[Tensor, "batch 3 height width"]
@@ -28,18 +58,6 @@ class PairBatch:
     together: Bool[Tensor, "batch"]
     sources: Int64[Tensor, "batch"]  # the source video of the picture, as a number
     keys: tuple[str, ...]  # one a pair: the picture's clip and frame, and the sound's clip and start
-
-    def to(self, device: torch.device) -> "PairBatch":
-        """The same batch on a device; the copy does not wait for pinned memory."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
-
-    def pin_memory(self) -> "PairBatch":
-        """The same batch in memory from which a GPU can copy by itself."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Any]:
-        """Everything but the keys, by name: tensors."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
 
 
 class TokenInput(IntEnum):
@@ -51,7 +69,7 @@ class TokenInput(IntEnum):
 
 
 @dataclass(frozen=True)
-class CaptionBatch:
+class CaptionBatch(Tensors):
     """Captions beside the regions of an image: what the model sees, and what was hidden from it (ViLBERT, section 3.2).
 
     Row 0 of the regions is the whole image: the sum of its regions' features over their number, at (0, 0, 1, 1, 1).
@@ -71,25 +89,13 @@ class CaptionBatch:
     masked_regions: Int64[Tensor, "hidden_regions"]  # flat places in `regions`, never row 0
     region_features: Float[Tensor, "hidden_regions features"]  # what stood there
     region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities there; no columns if there are none
-    region_tokens: Int64[Tensor, "hidden_regions"]  # visual tokens there; -1 if there are none
+    region_tokens: Int64[Tensor, "hidden_tokens"]  # visual tokens there; no rows if the store has none
     tokens: Int64[Tensor, "batch regions"]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
     keys: tuple[str, ...]  # the caption and its image
 
-    def to(self, device: torch.device) -> "CaptionBatch":
-        """The same batch on a device; the copy does not wait for pinned memory."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
-
-    def pin_memory(self) -> "CaptionBatch":
-        """The same batch in memory from which a GPU can copy by itself."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Any]:
-        """Everything but the keys, by name: tensors."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
-
 
 @dataclass(frozen=True)
-class TaskBatch:
+class TaskBatch(Tensors):
     """Texts beside images, and what is right: answers, the one of several texts, or how well each region fits.
 
     Each image stands once, however many texts meet it. Row 0 of the regions is the whole image.
@@ -105,32 +111,11 @@ class TaskBatch:
     targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # of one example each; no rows where none are known
     keys: tuple[str, ...]  # of one example each
 
-    def to(self, device: torch.device) -> "TaskBatch":
-        """The same batch on a device; the copy does not wait for pinned memory."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
-
-    def pin_memory(self) -> "TaskBatch":
-        """The same batch in memory from which a GPU can copy by itself."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Any]:
-        """Everything but the keys, by name: tensors."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
-
 
 @dataclass(frozen=True)
-class ClassBatch:
+class ClassBatch(Tensors):
     """Pictures or sounds, each of one class."""
 
     shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
     target: Int64[Tensor, "batch"]
     keys: tuple[str, ...]  # one a picture or sound: its name
-
-    def to(self, device: torch.device) -> "ClassBatch":
-        """The same batch on a device; the copy does not wait for pinned memory."""
-        shown, target = self.shown.to(device, non_blocking=True), self.target.to(device, non_blocking=True)
-        return ClassBatch(shown, target, self.keys)
-
-    def pin_memory(self) -> "ClassBatch":
-        """The same batch in memory from which a GPU can copy by itself."""
-        return ClassBatch(self.shown.pin_memory(), self.target.pin_memory(), self.keys)

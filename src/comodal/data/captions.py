@@ -27,7 +27,6 @@ from comodal.media.text import MAX_WORDS, Words
 HIDING = 2  # keeps this chance apart from that of the order
 MAX_REGIONS = 36  # the original's features have 36 regions an image
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
-NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,6 @@ class Captions:
         images, regions = np.nonzero(hidden_regions.chosen & told)
         features = seen.features[images, regions + 1]
         tokens = seen.tokens[images, regions + 1] - len(TokenInput)
-        if not self.store.tokens:
-            tokens[:] = NO_TOKEN
         self._finish(seen, hidden_regions)
         return CaptionBatch(
             words=torch.from_numpy(hidden_words.words.reshape(words.shape)),
@@ -154,7 +151,7 @@ class Captions:
             masked_regions=torch.from_numpy(images * seen.features.shape[1] + regions + 1),
             region_features=torch.from_numpy(features),
             region_classes=torch.from_numpy(self._classes(rows, images, regions)),
-            region_tokens=torch.from_numpy(tokens),
+            region_tokens=torch.from_numpy(tokens if self.store.tokens else tokens[:0]),
             tokens=torch.from_numpy(seen.tokens),
             keys=tuple(self.key(caption, row) for caption, row in zip(captions.tolist(), rows.tolist(), strict=True)),
         )

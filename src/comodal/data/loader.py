@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,9 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from comodal import distributed
 from comodal.data.batch import Batch
 from comodal.errors import ComodalError, DataError
+from comodal.hardware import loader_workers
 
 GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
 WORKER_DIED = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
+Workers: TypeAlias = int | Literal["auto"]
+CPU = torch.device("cpu")
 AHEAD = 2  # batches that each worker prepares while the model computes
 
 
@@ -38,15 +41,13 @@ class Loader:
     Args:
         samples: The data set.
         batch_size: Samples of one step, over all processes together.
-        workers: Processes that prepare batches beside this one; 0 prepares them here, when they are asked for.
+        workers: Processes that prepare batches beside this one; 0 prepares them here, when they are asked for; auto
+            takes as many as the device and the cores call for.
         length: End after this many samples, a multiple of batch_size; None never ends.
-        pinned: Put batches where a GPU can copy them while it computes.
     """
 
-    def __init__(
-        self, samples: Samples, batch_size: int, workers: int, length: int | None = None, pinned: bool = False
-    ) -> None:
-        if batch_size < 1 or workers < 0:
+    def __init__(self, samples: Samples, batch_size: int, workers: Workers, length: int | None = None) -> None:
+        if batch_size < 1 or (workers != "auto" and workers < 0):
             raise ValueError(f"batch_size ({batch_size}) must be positive, and workers ({workers}) not negative")
         if length is not None and length % batch_size:
             raise ValueError(f"length ({length}) must be a multiple of batch_size ({batch_size})")
@@ -54,27 +55,28 @@ class Loader:
         self.batch_size = batch_size
         self.workers = workers
         self.length = length
-        self.pinned = pinned
 
-    def batches(self, samples_done: int = 0, parts: int = 1) -> Iterator[Batch]:
+    def batches(self, samples_done: int = 0, parts: int = 1, device: torch.device = CPU) -> Iterator[Batch]:
         """The batches after the first `samples_done` samples.
 
         Args:
             samples_done: Where to go on.
             parts: Cut the share of this process into so many batches, for accumulating gradients.
+            device: Which they are for: those of a GPU lie where it can copy them while it computes.
 
         Raises:
             DataError: A sample cannot be read, or a worker died.
         """
+        workers = loader_workers(self.workers, device)
         loader = DataLoader(
             _Fetch(self.samples),
             batch_size=None,
             sampler=_Order(self.batch_size, samples_done, self.length, parts),
-            num_workers=self.workers,
+            num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=self.pinned,
+            pin_memory=device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer,
-            prefetch_factor=AHEAD if self.workers else None,
+            prefetch_factor=AHEAD if workers else None,
             generator=torch.Generator(),  # else making a loader would draw from torch's own chance
         )
         fetched = iter(loader)

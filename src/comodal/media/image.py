@@ -46,7 +46,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
                 if max(picture.size) > MAX_ASPECT * min(picture.size):
                     detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_ASPECT}"
                     raise MediaError(path, Refusal.TOO_LARGE, detail)
-                return np.asarray(_in_colour(ImageOps.exif_transpose(picture)))
+                return np.asarray(in_color(ImageOps.exif_transpose(picture)))
     except Image.DecompressionBombError as error:
         raise MediaError(path, Refusal.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
@@ -63,7 +63,7 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _in_colour(picture: Image.Image) -> Image.Image:
+def in_color(picture: Image.Image) -> Image.Image:
     """RGB on black; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion clips everything to white.
 
     Floats have no range of their own: from 0 to 255 they are taken as they are, from 0 to 1 (or nan) refused, where

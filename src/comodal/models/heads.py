@@ -137,13 +137,14 @@ class TaskHeads(nn.ModuleDict):
         regions: Float[Tensor, "batch regions vision_dim"],
         text: Float[Tensor, "batch joint"],
         vision: Float[Tensor, "batch joint"],
-        regions_attended: Bool[Tensor, "batch regions"],
+        regions_attended: Bool[Tensor, "batch regions"] | None,
     ) -> Float[Tensor, "rows *outputs"]:
         """The scores of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
-            hidden = (~regions_attended).to(regions.dtype) * NOT_ATTENDED
-            return head(self.dropped(regions)).squeeze(2) + hidden
+            scores = head(self.dropped(regions)).squeeze(2)
+            padding = 0.0 if regions_attended is None else (~regions_attended).to(regions.dtype) * NOT_ATTENDED
+            return scores + padding
         if kind == "words":
             return head(self.dropped(words)).squeeze(2)
         pooled = self.dropped(fused(text, vision, self.fusion))

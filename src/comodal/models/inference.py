@@ -139,7 +139,7 @@ class FastL3Net:
         self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = SOUND_GRID
     ) -> Float[Tensor, "batch features"]:
         """`L3Net.embed_sound`, in float32 whatever the precision inside."""
-        parts = sound.split(inference_batch(sound.device))
+        parts = self._model.checked(sound).split(inference_batch(sound.device))
         return torch.cat([pooled(self._sound_tower(self._model.spectrogram(part)), grid).float() for part in parts])
 
 

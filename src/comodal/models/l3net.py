@@ -134,7 +134,7 @@ class L3Net(nn.Module):
 
     def sound_features(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         """What the fusion network takes of a second of audio."""
-        return self.sound_tower(self.spectrogram(sound)).amax((2, 3))
+        return self.sound_tower(self.spectrogram(self.checked(sound))).amax((2, 3))
 
     def fuse_all(
         self, image: Float[Tensor, "images features"], sound: Float[Tensor, "sounds features"]
@@ -145,8 +145,35 @@ class L3Net(nn.Module):
         return self.fc2(F.relu(hidden))
 
     def normalised(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Bytes to [-1, 1] (l3embedding, data/avc/sample.py)."""
+        """Bytes to [-1, 1] (l3embedding, data/avc/sample.py).
+
+        Raises:
+            TypeError: They are not bytes.
+        """
+        if image.dtype != torch.uint8:
+            raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalised")
         return image.to(self.fc1.weight.dtype) * (2 / 255) - 1
+
+    def checked(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
+        """The sound, if this model can take it. Values are looked at in evaluation on a CPU alone: a GPU would have to
+        be waited for, and in training the loss is checked.
+
+        Raises:
+            TypeError: Its samples are not floating point numbers.
+            ValueError: It is longer or shorter than `sound_seconds`, or has samples that are not finite.
+        """
+        samples = round(self.config.sound_seconds * self.config.sample_rate)
+        if not sound.is_floating_point():
+            raise TypeError(f"audio of {sound.dtype}: pass samples as floating point numbers from -1 to 1")
+        if sound.shape[-1] != samples:
+            raise ValueError(
+                f"audio of {sound.shape[-1]:,} samples: this model takes {samples:,}, {self.config.sound_seconds:g} s "
+                f"at {self.config.sample_rate:,} Hz"
+            )
+        looks = not self.training and sound.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and not bool(sound.isfinite().all()):
+            raise ValueError("audio with samples that are not finite numbers")
+        return sound
 
     def image_map(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
         """The map of conv4_2 that image embeddings pool."""
@@ -155,7 +182,7 @@ class L3Net(nn.Module):
 
     def sound_map(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch channels rows columns"]:
         """The map of conv4_2 that sound embeddings pool; rows are frequencies from low to high, columns are time."""
-        tower, x = self.sound_tower, self.spectrogram(sound)
+        tower, x = self.sound_tower, self.spectrogram(self.checked(sound))
         return tower(x) if self.config.embedding == "relu" else tower.raw(x)
 
     def embed_image(

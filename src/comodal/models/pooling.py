@@ -1,5 +1,7 @@
 """Features of boxes in a picture, pooled from a network's feature map (RoIAlign: Mask R-CNN, section 3)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,18 +9,19 @@ from torchvision.ops import roi_align
 
 
 def pool_boxes(
-    feature_map: Float[Tensor, "channels rows columns"], boxes: Float[Tensor, "regions 4"], cells: int
+    feature_maps: Float[Tensor, "images channels rows columns"], boxes: Sequence[Float[Tensor, "_ 4"]], cells: int
 ) -> Float[Tensor, "regions features"]:
-    """The mean of the map in each cell of a box, in the order (row, column, channel).
+    """The mean of a map in each cell of a box, in the order (row, column, channel); computed where the maps are.
 
     Args:
-        feature_map: Of the whole picture.
-        boxes: Left, top, right, bottom as fractions of the picture.
+        feature_maps: Of whole pictures.
+        boxes: Of each picture; left, top, right, bottom as fractions of it.
         cells: A box is cut into so many rows and columns.
     """
-    rows, columns = feature_map.shape[1:]
-    scaled = boxes * torch.tensor([columns, rows, columns, rows], dtype=boxes.dtype)
-    pooled = roi_align(feature_map[None].float(), [scaled.float()], cells, aligned=True)
+    rows, columns = feature_maps.shape[2:]
+    sides = boxes[0].new_tensor([columns, rows, columns, rows])
+    scaled = [(of_one * sides).to(feature_maps.device, torch.float32) for of_one in boxes]
+    pooled = roi_align(feature_maps.float(), scaled, cells, aligned=True)
     return pooled.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
-from comodal.models.transformer import TransformerLayer, initialise
+from comodal.models.transformer import Mask, TransformerLayer, as_mask, initialise
 from comodal.models.vilbert import Output, Prefix, Stream, ViLBERT
 
 BERT_BASE = Stream(768, 12, 12, 3072)
@@ -107,11 +107,12 @@ class SingleStream(nn.Module):
         self,
         words: Int64[Tensor, "batch words"],
         segments: Int64[Tensor, "batch words"],
-        words_attended: Bool[Tensor, "batch words"],
+        words_attended: Mask,
         regions: Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
-        regions_attended: Bool[Tensor, "batch regions"],
+        regions_attended: Mask,
     ) -> Output:
+        """Words and regions. Masks are True (or 1) where there is a token, None where nothing is padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended),
             self.vision_prefix(regions, locations, regions_attended),
@@ -121,19 +122,19 @@ class SingleStream(nn.Module):
         self,
         words: Int64[Tensor, "batch words"],
         segments: Int64[Tensor, "batch words"],
-        attended: Bool[Tensor, "batch words"],
+        attended: Mask,
     ) -> Prefix:
         """What does not depend on the image: the embeddings alone, since both meet in the first layer."""
-        return Prefix(self.text_embeddings(words, segments), attended)
+        return Prefix(self.text_embeddings(words, segments), as_mask(attended))
 
     def vision_prefix(
         self,
         regions: Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
-        attended: Bool[Tensor, "batch regions"],
+        attended: Mask,
     ) -> Prefix:
         """What does not depend on the text."""
-        return Prefix(self.region_embeddings(regions, locations), attended)
+        return Prefix(self.region_embeddings(regions, locations), as_mask(attended))
 
     def join(self, text: Prefix, vision: Prefix) -> Output:
         """Every layer, for pairs of prefixes."""
@@ -151,13 +152,21 @@ class SingleStream(nn.Module):
             first = layer(first, x, attended)
         return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
 
-    def through(self, text: Prefix, vision: Prefix, layers: int) -> tuple[Tensor, Tensor]:
+    def through(self, text: Prefix, vision: Prefix, layers: int) -> Prefix:
         """Both as one sequence after the first layers, and which of its tokens are there."""
         x = torch.cat([text.tokens, vision.tokens], 1)
-        attended = torch.cat([text.attended, vision.attended], 1)
+        attended = None
+        if text.attended is not None or vision.attended is not None:
+            masks = (
+                side.tokens.new_ones(side.tokens.shape[:2], dtype=torch.bool)
+                if side.attended is None
+                else side.attended
+                for side in (text, vision)
+            )
+            attended = torch.cat(list(masks), 1)
         for layer in self.text_layers[:layers]:
             x = layer(x, x, attended)
-        return x, attended
+        return Prefix(x, attended)
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
         """Scores of every word at some places of the text."""

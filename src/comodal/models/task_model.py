@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models import vilbert
 from comodal.models.checkpoint import load_model
 from comodal.models.heads import Head, TaskHeads
+from comodal.models.transformer import Mask
 from comodal.models.vilbert import ViLBERT
 
 
@@ -53,10 +54,10 @@ class TaskModel(nn.Module):
         head: str,
         words: Int64[Tensor, "texts words"],
         segments: Int64[Tensor, "texts words"],
-        words_attended: Bool[Tensor, "texts words"],
+        words_attended: Mask,
         regions: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"],
         locations: Float[Tensor, "images regions 5"],
-        regions_attended: Bool[Tensor, "images regions"],
+        regions_attended: Mask,
         images: Int64[Tensor, "texts"],
         tasks: Int64[Tensor, "texts"] | None = None,
     ) -> Float[Tensor, "rows *outputs"]:
@@ -66,10 +67,10 @@ class TaskModel(nn.Module):
             head: Its name.
             words: Numbers of word pieces.
             segments: Which of two texts a word belongs to.
-            words_attended: Where there are words.
+            words_attended: Where there are words (True or 1); None where nothing is padding.
             regions: Features (or visual tokens) of the images; row 0 is the whole image.
             locations: Of the regions.
-            regions_attended: Where there are regions.
+            regions_attended: Where there are regions (True or 1); None where nothing is padding.
             images: The image that each text meets.
             tasks: Of models with task tokens.
 

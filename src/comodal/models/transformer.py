@@ -7,16 +7,17 @@ come from is an argument.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
-NOT_ATTENDED = -10_000.0  # finite: where nothing can be attended to, attention is what it would be without a mask
+Mask: TypeAlias = Bool[Tensor, "batch _tokens"] | Integer[Tensor, "batch _tokens"] | None  # None: no padding
+NOT_ATTENDED = -10_000.0  # the score of a region that is padding
 
 
 class Gates(NamedTuple):
@@ -44,16 +45,18 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"],
+        attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
+        """`attended` is None where nothing is padding: only then a GPU can take its fastest kernel."""
         queries, keys = self.queries_and_keys(x, context, gates)
         values = self.split(self.value(context))
         dropout = self.dropout if self.training else 0.0
         if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":  # there the kernel's backward is slow
             mixed = F.dropout(compared(queries, keys, attended), dropout) @ values
         else:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, bias(attended, queries.dtype), dropout)
+            mask = None if attended is None else key_mask(attended)
+            mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def queries_and_keys(
@@ -76,7 +79,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"],
+        attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """How much each query attends to each key; dropout is left out."""
@@ -86,16 +89,32 @@ class Attention(nn.Module):
 def compared(
     queries: Float[Tensor, "batch heads queries size"],
     keys: Float[Tensor, "batch heads keys size"],
-    attended: Bool[Tensor, "batch keys"],
+    attended: Bool[Tensor, "batch keys"] | None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """The attention weights of queries over keys."""
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
-    return (scores + bias(attended, scores.dtype)).softmax(-1)
+    return (scores if attended is None else scores.masked_fill(~key_mask(attended), -torch.inf)).softmax(-1)
 
 
-def bias(attended: Bool[Tensor, "batch keys"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1 keys"]:
-    """What a mask adds to the scores."""
-    return ((~attended).to(dtype) * NOT_ATTENDED)[:, None, None]
+def key_mask(attended: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
+    """The keys of each sequence that can be attended to: all of them where everything is padding."""
+    return (attended | ~attended.any(1, keepdim=True))[:, None, None]
+
+
+def as_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
+    """An attention mask as booleans: True, or 1 as in Hugging Face's tokenizers, where there is a token.
+
+    Raises:
+        TypeError: It is neither boolean nor of integers.
+        ValueError: An integer is neither 0 nor 1.
+    """
+    if attended is None or attended.dtype == torch.bool:
+        return attended
+    if attended.is_floating_point() or attended.is_complex():
+        raise TypeError(f"an attention mask of {attended.dtype}: pass booleans, or integers that are 0 or 1")
+    if bool(((attended != 0) & (attended != 1)).any()):
+        raise ValueError("an attention mask of integers holds 1 where there is a token and 0 where there is none")
+    return attended.bool()
 
 
 class TransformerLayer(nn.Module):
@@ -138,7 +157,7 @@ class TransformerLayer(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"],
+        attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         x = self.attention_norm(x + self.dropout(self.attention(x, context, attended, gates)))
@@ -156,9 +175,12 @@ class TextGates(nn.Module):
         self.query = nn.Linear(text_dim, inner_dim)
         self.key = nn.Linear(text_dim, inner_dim)
 
-    def forward(self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"]) -> Gates:
-        there = attended.unsqueeze(2).to(words.dtype)
-        mean = (words * there).sum(1) / there.sum(1).clamp(min=1)
+    def forward(self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"] | None) -> Gates:
+        if attended is None:
+            mean = words.mean(1)
+        else:
+            there = attended.unsqueeze(2).to(words.dtype)
+            mean = (words * there).sum(1) / there.sum(1).clamp(min=1)
         return Gates(1 + self.query(mean).sigmoid(), 1 + self.key(mean).sigmoid())
 
 

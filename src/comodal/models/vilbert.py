@@ -17,7 +17,7 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
-from comodal.models.transformer import Activation, Gates, TextGates, TransformerLayer, initialise
+from comodal.models.transformer import Activation, Gates, Mask, TextGates, TransformerLayer, as_mask, initialise
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ class Prefix(NamedTuple):
     """A stream before it meets the other, and which of its tokens are there: to be kept, repeated and joined."""
 
     tokens: Float[Tensor, "batch tokens dim"]
-    attended: Bool[Tensor, "batch tokens"]
+    attended: Bool[Tensor, "batch tokens"] | None  # None: all of them
 
     def take(self, rows: Int64[Tensor, "chosen"]) -> "Prefix":
         """Some rows, each as often as it is named."""
-        return Prefix(self.tokens[rows], self.attended[rows])
+        return Prefix(self.tokens[rows], None if self.attended is None else self.attended[rows])
 
 
 class CoAttention(nn.Module):
@@ -267,12 +267,13 @@ class ViLBERT(nn.Module):
         self,
         words: Int64[Tensor, "batch words"],
         segments: Int64[Tensor, "batch words"],
-        words_attended: Bool[Tensor, "batch words"],
+        words_attended: Mask,
         regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
-        regions_attended: Bool[Tensor, "batch regions"],
+        regions_attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
     ) -> Output:
+        """Both streams. Masks are True (or 1) where there is a token, None where nothing is padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended, tasks),
             self.vision_prefix(regions, locations, regions_attended),
@@ -282,16 +283,16 @@ class ViLBERT(nn.Module):
         self,
         words: Int64[Tensor, "batch words"],
         segments: Int64[Tensor, "batch words"],
-        attended: Bool[Tensor, "batch words"],
+        attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
     ) -> Prefix:
         """The text stream up to the first co-attention layer: it does not depend on the image."""
         if (tasks is not None) != (self.config.task_tokens > 0):
             raise ValueError(f"tasks must be given exactly when the model has task tokens ({self.config.task_tokens})")
-        frozen, first = self.config.frozen_text_layers, self.config.first_meeting[1]
+        frozen, first, attended = self.config.frozen_text_layers, self.config.first_meeting[1], as_mask(attended)
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.text_embeddings(words, segments, tasks)
-            if tasks is not None:
+            if tasks is not None and attended is not None:
                 attended = torch.cat([attended.new_ones(attended.shape[0], 1), attended], 1)
             for layer in self.text_layers[:frozen]:
                 x = layer(x, x, attended)
@@ -303,10 +304,10 @@ class ViLBERT(nn.Module):
         self,
         regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
-        attended: Bool[Tensor, "batch regions"],
+        attended: Mask,
     ) -> Prefix:
         """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention."""
-        frozen, first = self.config.frozen_vision_layers, self.vision_layers_before_text
+        frozen, first, attended = self.config.frozen_vision_layers, self.vision_layers_before_text, as_mask(attended)
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.region_embeddings(regions, locations)
             for layer in self.vision_layers[: min(frozen, first)]:

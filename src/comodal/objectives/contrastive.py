@@ -64,8 +64,10 @@ class EncodingContrast(nn.Module):
 
 
 def mean_encoding(
-    tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"]
+    tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, "batch dim"]:
-    """The mean over the tokens that are there."""
+    """The mean over the tokens that are there; None says that all are."""
+    if attended is None:
+        return tokens.mean(1)
     present = attended.unsqueeze(2).to(tokens.dtype)
     return (tokens * present).sum(1) / present.sum(1).clamp(min=1)

@@ -96,25 +96,30 @@ def draw_negatives(
         places: Flat places of the hidden regions in `candidates`, all of them candidates.
         candidates: The regions that can be drawn.
         count: Negatives of a place; both parts are rounded down.
-        generator: On the CPU, so that every device draws the same.
+        generator: On the CPU, so that every device draws the same. No shape depends on a value, so that a GPU need not
+            be waited for.
     """
-    available = candidates.flatten().cpu()
-    rows = available.nonzero().flatten()
-    rank = available.long().cumsum(0) - 1  # of a flat place among the candidates
-    sizes = candidates.sum(1).cpu()
-    image = places.cpu() // candidates.shape[1]
+    available = candidates.flatten()
+    rows = (~available).byte().argsort(stable=True)  # the candidates in their order, then all others
+    total = available.sum()
+    rank = available.cumsum(0) - 1  # of a flat place among the candidates
+    sizes = candidates.sum(1)
+    image = places // candidates.shape[1]
     size = sizes[image].unsqueeze(1)
     first = (sizes.cumsum(0) - sizes)[image].unsqueeze(1)
-    own = rank[places.cpu()].unsqueeze(1)
-    across = drawn(len(rows) - size, int(count * ACROSS), generator)
+    own = rank[places].unsqueeze(1)
+    across = drawn(total - size, int(count * ACROSS), generator)
     across = torch.where(across >= first, across + size, across)  # steps over the place's own image
     inside = first + drawn(size - 1, int(count * INSIDE), generator)
     inside = torch.where(inside >= own, inside + 1, inside)  # steps over the place itself
-    exist = torch.cat([(len(rows) > size).expand_as(across), (size > 1).expand_as(inside)], 1)
-    chosen = torch.cat([across, inside], 1).clamp(max=max(len(rows) - 1, 0))
-    return Negatives(rows[chosen].to(places.device), exist.to(places.device))
+    exist = torch.cat([(total > size).expand_as(across), (size > 1).expand_as(inside)], 1)
+    chosen = torch.cat([across, inside], 1).minimum((total - 1).clamp(min=0))
+    return Negatives(rows[chosen], exist)
 
 
 def drawn(sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator) -> Int64[Tensor, "places count"]:
     """Whole numbers from 0 up to each size, without it; 0 where the size is 0."""
-    return (torch.rand(len(sizes), count, generator=generator, dtype=torch.float64) * sizes).long()
+    draws = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64)
+    if sizes.device.type == "mps":  # which knows no float64
+        return (draws * sizes.cpu()).long().to(sizes.device)
+    return (draws.to(sizes.device, non_blocking=True) * sizes).long()

@@ -84,7 +84,8 @@ class Pretraining(nn.Module):
         target_columns(region_targets, 1, 1, 1)
         self.model: Any = model  # its heads are more than a Module promises
         self.region_targets = tuple(region_targets)
-        self.weights = (word_weight, region_weight, alignment_weight)
+        weights = torch.tensor([word_weight, region_weight, alignment_weight])
+        self.register_buffer("weights", weights, persistent=False)  # on the device, so that no step has to copy them
         self.negatives = negatives
         self.seed = seed
         self.contrastive_weight = contrastive_weight
@@ -102,7 +103,7 @@ class Pretraining(nn.Module):
         region_loss = torch.stack([target.loss for target in targets]).sum()
         losses = torch.stack([words.loss, region_loss, pairs.loss])
         metrics = {
-            "loss": (losses * losses.new_tensor(self.weights)).sum(),
+            "loss": (losses * self.weights).sum(),
             "word_loss": words.loss,
             "region_loss": region_loss,
             "alignment_loss": pairs.loss,
@@ -143,7 +144,7 @@ class Pretraining(nn.Module):
         if target == "features":
             return masked_features(predicted, batch.region_features)
         if target == "tokens":
-            if bool((batch.region_tokens < 0).any()):
+            if len(batch.region_tokens) < len(predicted):
                 raise ValueError("the regions have no visual tokens; `comodal prepare tokens` makes them")
             return masked_classes(predicted, batch.region_tokens)
         candidates = batch.regions_attended.clone()

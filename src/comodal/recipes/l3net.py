@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from comodal.data.clips import Augmentation, Clips
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
 from comodal.data.pairs import MatchedPairs, Pairs
 from comodal.data.shards import Shards
 from comodal.errors import DataError
@@ -63,7 +63,7 @@ def recipe(
     saturation: float = 0.5,
     volume: float = 0.1,
     validation_pairs: int = 1024,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Trains L3-Net to tell whether a picture and a second of sound come from one moment of one clip.
@@ -89,7 +89,7 @@ def recipe(
         saturation: Change the saturation of pictures by up to this fraction.
         volume: Change the volume of sounds by up to this fraction.
         validation_pairs: Fixed pairs of the validation clips, rounded up to whole batches; 0 for none.
-        workers: Processes that read data. One prepares some 400 pairs a second.
+        workers: Processes that read data, each some 400 pairs a second; auto: two for a CPU, more for a GPU.
         seed: Of the first weights, the pairs and the augmentation.
 
     Examples:
@@ -107,15 +107,14 @@ def recipe(
     trained = AllPairs(model) if objective == "all_pairs" else Correspondence(model)
     augmentation = Augmentation(mirror, brightness, saturation, volume)
     train = clips(data / "train", config, seed, augmentation, MatchedPairs if objective == "all_pairs" else Pairs)
-    pinned = torch.cuda.is_available()
     validation = None
     if validation_pairs:
         held_out = clips(data / "validation", config, seed + VALIDATION, None)
         length = -(-validation_pairs // batch_size) * batch_size
-        validation = Loader(held_out, batch_size, workers, length, pinned)
+        validation = Loader(held_out, batch_size, workers, length)
     return Run(
         objective=trained,
-        batches=Loader(train, batch_size, workers, pinned=pinned),
+        batches=Loader(train, batch_size, workers),
         validation=validation,
         optimizer=adam(trained, learning_rate, weight_decay),
         learning_rate=schedule(learning_rate, steps, warm_up_steps, final_fraction),

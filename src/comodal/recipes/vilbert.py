@@ -20,7 +20,7 @@ from comodal.data.batch import TokenInput
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.caption_pairs import Mismatches
 from comodal.data.captions import Captions, Hiding
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.text import Words
@@ -97,7 +97,7 @@ def recipe(
     warm_up: float = 0.1,
     validation_share: float = 0.02,
     validation_pairs: int = 1024,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Trains ViLBERT on images with captions: hidden words, hidden regions, and whether the two belong together.
@@ -136,7 +136,7 @@ def recipe(
         warm_up: Share of the steps in which the rate rises from nothing; then it falls to nothing.
         validation_share: Share of the images held out where the captions name no split.
         validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for none.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the first weights, the pairs and what is hidden.
 
     Examples:
@@ -172,16 +172,16 @@ def recipe(
             say(f"{captions}: {cut} and lose their end (--max_words)")
         return made
 
-    pinned, validation = torch.cuda.is_available(), None
+    validation = None
     if validation_pairs and material.validation:
         length = -(-validation_pairs // batch_size) * batch_size
-        validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length, pinned)
+        validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = Pretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
     return Run(
         objective=objective,
-        batches=Loader(pairs(material.train, seed), batch_size, workers, pinned=pinned),
+        batches=Loader(pairs(material.train, seed), batch_size, workers),
         validation=validation,
         optimizer=adamw(
             objective, learning_rate, weight_decay, pretrained=pretrained, pretrained_share=pretrained_rate

@@ -20,7 +20,7 @@ from comodal.console import say, say_json
 from comodal.data.captions import with_whole_image
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
-from comodal.media.image import read_image
+from comodal.media.inputs import as_image, as_path
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
 from comodal.models.task_model import TaskModel
@@ -28,6 +28,7 @@ from comodal.models.vilbert import Output, Prefix, ViLBERT
 from comodal.serve.region_network import extractor_for
 from comodal.tasks.gqa import TASK as SCENES
 from comodal.tasks.grounding import HEAD as POINTING
+from comodal.tasks.pair_scores import groups
 from comodal.tasks.vqa import HEAD as ANSWERING
 from comodal.tasks.vqa import vocabulary_of
 from comodal.text_files import read_json, read_json_object
@@ -81,43 +82,49 @@ class Answerer:
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
-    def see(self, image: Path, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> Seen:
+    def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> Seen:
         """Reads a picture and makes its regions.
 
         Args:
-            image: The file.
+            image: A path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes.
             boxes: Left, top, right, bottom in pixels; by default the grid of the run's regions.
 
         Raises:
             DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
             MediaError: The picture cannot be read, or is too thin.
+            TypeError: It is something else.
         """
         try:
             extractor = extractor_for(self.folder, self.regions["made_from"], device=str(self.compute.device))
         except DataError as error:
             raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
-        picture = read_image(image)
+        picture = as_image(image)
         try:
             found = extractor(picture, boxes)
         except MediaError as error:
-            raise MediaError(image, error.reason, error.detail) from None
+            path = image if isinstance(image, str | Path) else error.path
+            raise MediaError(path, error.reason, error.detail) from None
         read, places = (
             torch.from_numpy(part)[None].to(self.compute.device) for part in with_whole_image(found, MAX_REGIONS)
         )
-        attended = torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
         with self.compute.autocast():
-            prefix = self.vilbert.vision_prefix(read, places, attended)
+            prefix = self.vilbert.vision_prefix(read, places, None)
         return Seen(picture, found.boxes[:MAX_REGIONS], prefix)
 
+    def seen(self, image: Any) -> Seen:
+        """An image as the model reads it, whether `see` has read it before or not."""
+        return image if isinstance(image, Seen) else self.see(image)
+
     @torch.inference_mode()
-    def meet(self, pieces: Sequence[int], seen: Seen) -> Output:
-        """Both streams after they met."""
+    def meet(self, texts: Sequence[Sequence[int]], seen: Seen) -> Output:
+        """Both streams after texts of one length met an image."""
         if self.vilbert.config.task_tokens:
             raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
-        words = torch.tensor([list(pieces)], device=self.compute.device)
+        words = torch.tensor([list(pieces) for pieces in texts], device=self.compute.device)
         with self.compute.autocast():
-            text = self.vilbert.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
-            output = self.vilbert.join(text, seen.prefix)
+            text = self.vilbert.text_prefix(words, torch.zeros_like(words), None)
+            each = torch.zeros(len(words), dtype=torch.int64, device=words.device)
+            output = self.vilbert.join(text, seen.prefix.take(each))
         return Output(*(tensor.float() for tensor in output))
 
     def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: Seen) -> Tensor:
@@ -128,15 +135,15 @@ class Answerer:
         """
         if not isinstance(self.model, TaskModel) or head not in self.model.heads:
             raise CheckpointError(f"{self.folder} is not fine-tuned for {wanted}: `comodal train {wanted}` does that")
-        output = self.meet(pieces, seen)
+        output = self.meet([pieces], seen)
         with torch.inference_mode():
             return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
 
-    def ask(self, seen: Seen, question: str, most: int = 5) -> list[Guess]:
-        """The likeliest answers, each right or wrong by itself."""
+    def ask(self, image: Any, question: str, most: int = 5) -> list[Guess]:
+        """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
         answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
         head = ANSWERING if ANSWERING in heads or SCENES.head not in heads else SCENES.head
-        scores = self.scores(head, "vqa", self.words.encode(question), seen).sigmoid()
+        scores = self.scores(head, "vqa", self.words.encode(question), self.seen(image)).sigmoid()
         if len(scores) != len(answers):
             raise CheckpointError(
                 f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
@@ -144,14 +151,14 @@ class Answerer:
         best = highest(scores, most)
         return [Guess(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def fill(self, seen: Seen, text: str, most: int = 5) -> list[list[Guess]]:
+    def fill(self, image: Any, text: str, most: int = 5) -> list[list[Guess]]:
         """The likeliest words for each [MASK] of a text."""
         pieces = self.words.encode(text)
         hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
         if not hidden:
             what = f"has no [MASK] to fill in the first {len(pieces) - 2} pieces of words, which are read"
             raise ValueError(f"{textwrap.shorten(repr(text), 80)} {what}")
-        output = self.meet(pieces, seen)
+        output = self.meet([pieces], self.seen(image))
         with torch.inference_mode():
             shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
         best = highest(shares, most)
@@ -160,18 +167,21 @@ class Answerer:
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def align(self, seen: Seen, texts: Sequence[str]) -> list[Guess]:
-        """How likely each text belongs to the picture."""
-        found = []
-        for text in texts:
-            output = self.meet(self.words.encode(text), seen)
+    def align(self, image: Any, texts: str | Sequence[str]) -> list[Guess]:
+        """How likely each text belongs to the picture; those of one length are computed together."""
+        texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
+        pieces = [self.words.encode(text) for text in texts]
+        lengths, likely = np.array([len(text) for text in pieces], np.int64), np.zeros(len(texts))
+        for chosen in groups(lengths, self.compute.sequence_batch):
+            output = self.meet([pieces[i] for i in chosen.tolist()], seen)
             with torch.inference_mode():
                 logits = self.vilbert.alignment_head(output.text, output.vision)
-            found.append(Guess(text, float(logits.float().softmax(1)[0, 0])))
-        return found
+            likely[chosen] = logits.float().softmax(1)[:, 0].cpu().numpy()
+        return [Guess(text, float(p)) for text, p in zip(texts, likely, strict=True)]
 
-    def ground(self, seen: Seen, phrase: str, most: int = 1) -> list[Place]:
+    def ground(self, image: Any, phrase: str, most: int = 1) -> list[Place]:
         """The boxes that a phrase most likely means; the whole picture may be one."""
+        seen = self.seen(image)
         scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
         height, width = seen.picture.shape[:2]
         boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
@@ -180,7 +190,7 @@ class Answerer:
         return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
 
 
-def load(run: Path, device: DeviceName = "auto", precision: Precision = "auto") -> Answerer:
+def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "auto") -> Answerer:
     """A run or model folder of a ViLBERT, to ask about pictures.
 
     Args:
@@ -192,6 +202,7 @@ def load(run: Path, device: DeviceName = "auto", precision: Precision = "auto") 
         CheckpointError: There is no ViLBERT, or it does not remember its regions.
         DataError: Its vocabulary is missing.
     """
+    run = as_path(run)
     model, path = load_model(run), model_folder(run) / "regions.json"
     if not isinstance(model, ViLBERT | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")

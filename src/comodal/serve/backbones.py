@@ -8,11 +8,11 @@ CVPR 2015).
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Backbone:
     Args:
         name: What it is, for people.
         fingerprint: Of its weights: features of another fingerprint are other features.
-        feature_maps: Bytes (1, 3, height, width) to maps (1, channels, rows, columns), the last one last.
+        feature_maps: Bytes (images, 3, height, width) to maps (images, channels, rows, columns), the last one last.
         size: Short side of the pictures that it is given.
         stride: Pixels to a cell of its last map.
         device: Where its weights are.
@@ -54,16 +54,31 @@ class Backbone:
     device: str = "cpu"
 
     @torch.inference_mode()
-    def __call__(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[Float[Tensor, "_channels _rows _columns"]]:
-        """The maps of one picture."""
+    def __call__(
+        self, pictures: UInt8[np.ndarray, "images height width 3"]
+    ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
+        """The maps of pictures that `scaled` has made, where the network computes."""
+        pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).to(self.device)
+        return [feature_map.float() for feature_map in self.feature_maps(pixels)]
+
+    def scaled(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "new_height new_width 3"]:
+        """A picture whose short side is what the network was made for, and whose sides are multiples of its stride."""
         height, width = picture.shape[:2]
         scale = self.size / min(height, width)
         rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
         wanted = (columns * self.stride, rows * self.stride)
-        if wanted != (width, height):
-            picture = np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(self.device)
-        return [feature_map[0].float().cpu() for feature_map in self.feature_maps(pixels)]
+        if wanted == (width, height):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
+
+
+class Scaled(NamedTuple):
+    """A picture as a network sees it, boxes in pixels of the picture before, and its size before."""
+
+    picture: UInt8[np.ndarray, "_ _ 3"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    width: int
+    height: int
 
 
 class Pooled:
@@ -79,25 +94,47 @@ class Pooled:
         self.backbone, self.cells, self.first_map = backbone, cells, 0 if maps == "all" else -1
         self.name, self.size = backbone.name, backbone.size
         self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
-        blank = np.zeros((backbone.size, backbone.size, 3), np.uint8)
-        self.feature_dim = sum(len(feature_map) for feature_map in self.maps(blank)) * cells**2
+        blank = np.zeros((1, backbone.size, backbone.size, 3), np.uint8)
+        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank)) * cells**2
         settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
         self.fingerprint = fingerprint_of(backbone.fingerprint, settings)
 
-    def maps(self, picture: UInt8[np.ndarray, "height width 3"]) -> list[Float[Tensor, "_channels _rows _columns"]]:
+    def maps(
+        self, pictures: UInt8[np.ndarray, "images height width 3"]
+    ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
         """Those that are pooled."""
-        return self.backbone(picture)[self.first_map :]
+        return self.backbone(pictures)[self.first_map :]
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """Features of boxes in pixels."""
+        return self.batch([self.scaled(picture, boxes)])[0]
+
+    def scaled(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
+    ) -> Scaled:
+        """A picture as the network sees it."""
         if boxes is None:
             raise ValueError(f"{self.name} finds no boxes: give some")
         height, width = picture.shape[:2]
-        shares = torch.from_numpy(boxes / np.array([width, height, width, height], np.float32))
-        features = torch.cat([pool_boxes(feature_map, shares, self.cells) for feature_map in self.maps(picture)], 1)
-        return Regions(features.numpy(), boxes, None, None, width, height)
+        return Scaled(self.backbone.scaled(picture), boxes, width, height)
+
+    def batch(self, pictures: Sequence[Scaled]) -> list[Regions]:
+        """The regions of several pictures; those of one size go through the network together."""
+        found: dict[int, Regions] = {}
+        for shape in dict.fromkeys(one.picture.shape for one in pictures):
+            alike = {i: one for i, one in enumerate(pictures) if one.picture.shape == shape}
+            boxes = [
+                torch.from_numpy(one.boxes / np.array([one.width, one.height] * 2, np.float32))
+                for one in alike.values()
+            ]
+            maps = self.maps(np.stack([one.picture for one in alike.values()]))
+            features = torch.cat([pool_boxes(feature_map, boxes, self.cells) for feature_map in maps], 1).cpu().numpy()
+            ends = np.cumsum([len(of_one) for of_one in boxes])
+            for (i, one), rows in zip(alike.items(), np.split(features, ends[:-1]), strict=True):
+                found[i] = Regions(rows, one.boxes, None, None, one.width, one.height)
+        return [found[i] for i in range(len(pictures))]
 
 
 def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
@@ -164,7 +201,7 @@ def lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     return maps
 
 
-def l3net_maps(model: L3Net, picture: UInt8[Tensor, "1 3 height width"]) -> list[Tensor]:
+def l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
     """Those of its four blocks; the last is the one that its embeddings pool."""
-    maps = model.image_tower.stages(model.normalised(picture))
-    return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(picture)]
+    maps = model.image_tower.stages(model.normalised(pictures))
+    return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(pictures)]

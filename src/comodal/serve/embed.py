@@ -5,13 +5,14 @@ reported when all the others are written; what exists is not made again. With we
 which windows are silent, and `about` how they were made.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import TypeAlias
 
+import joblib
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
@@ -20,31 +21,32 @@ from comodal.errors import MediaError
 from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.media.audio import native_blocks, stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.inputs import as_path, as_paths
 from comodal.media.kaiser import KaiserStream
 from comodal.media.refusal import Refusal
 from comodal.media.video import every_frame, iterate_frames, probe
 from comodal.models.convert_openl3 import Modality
-from comodal.models.l3net import L3Net
 from comodal.models.spectrogram import FrontEnd
 from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
 from comodal.serve.export_formats import Engine
-from comodal.serve.files import Job, Rows, plan, run_files, write_rows
+from comodal.serve.files import Job, Outcome, Rows, Together, attempt, plan, run_files, write_rows
 from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.serve.windows import EmptySoundError, iterate_windows
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".wma"}
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+ENDINGS = ("_audio", "_image")
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".wmv", ".3gp"}
 
 
 def embed_audio(
-    files: list[Path],
-    model: Path,
-    out: Path | None = None,
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
     hop_seconds: float = 0.1,
     centre: bool = True,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
     size: int | None = None,
@@ -62,7 +64,7 @@ def embed_audio(
         out: folder of the results; without it they lie beside the files.
         hop_seconds: time between windows of one second.
         centre: window k is centred on its timestamp (half a window of silence on the left), otherwise it begins there.
-        batch_size: windows held at a time; it bounds memory and changes no result.
+        batch_size: windows held at a time, by default 32 or on a GPU 256; it bounds memory and changes no result.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
         size: features of a vector; without it all (6144), OpenL3's smaller ones have 512.
@@ -82,20 +84,26 @@ def embed_audio(
     Examples:
         comodal embed audio recordings/ --model RUN --out vectors/
     """
-    if hop_seconds <= 0 or batch_size < 1:
+    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
     choice = Choice(as_openl3, front_end, precision, size, device, engine=engine)
-    ready(model, choice, "sound")
+    model, jobs = as_path(model), plan(as_paths(files), SOUNDS, out if out is None else as_path(out), ("",))
+    embedder = ready(model, choice, "sound")
     work = partial(
-        write_sound, model=model, choice=choice, hop_seconds=hop_seconds, centre=centre, batch_size=batch_size
+        write_sound,
+        model=model,
+        choice=choice,
+        hop_seconds=hop_seconds,
+        centre=centre,
+        batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(plan(files, SOUNDS, out, ("",)), work, workers, overwrite)
+    return run_files(jobs, work, processes(workers, embedder), overwrite)
 
 
 def embed_image(
-    files: list[Path],
-    model: Path,
-    out: Path | None = None,
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
     workers: int = 0,
     overwrite: bool = False,
     size: int | None = None,
@@ -129,19 +137,21 @@ def embed_image(
         comodal embed image pictures/ --model RUN --out vectors/
     """
     choice = Choice(as_openl3, None, precision, size, device, engine=engine)
-    ready(model, choice, "image")
-    work = partial(write_image, model=model, choice=choice)
-    return run_files(plan(files, IMAGES, out, ("",)), work, workers, overwrite)
+    model, jobs = as_path(model), plan(as_paths(files), IMAGES, out if out is None else as_path(out), ("",))
+    embedder = ready(model, choice, "image")
+    work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
+    together = Together(many, embedder.batch_size) if embedder.on_gpu else None
+    return run_files(jobs, work, processes(workers, embedder), overwrite, together)
 
 
 def embed_video(
-    files: list[Path],
-    model: Path,
-    out: Path | None = None,
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
     frames_per_second: float = 1.0,
     hop_seconds: float = 0.1,
     centre: bool = True,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
     as_openl3: OpenL3Version | None = None,
@@ -159,7 +169,8 @@ def embed_video(
         frames_per_second: how often a frame is embedded: what a player shows at that moment.
         hop_seconds: time between windows of one second of sound.
         centre: window k is centred on its timestamp.
-        batch_size: windows or frames held at a time; it bounds memory and changes no result.
+        batch_size: windows or frames held at a time, by default 32 or on a GPU 256; it bounds memory and changes no
+            result.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
         as_openl3: reproduce this version of OpenL3 itself, which embeds every frame, squashed to 256 x 256.
@@ -178,10 +189,11 @@ def embed_video(
     Examples:
         comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
     """
-    if hop_seconds <= 0 or batch_size < 1 or frames_per_second <= 0:
+    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
     choice = Choice(as_openl3, front_end, precision, None, device, engine=engine)
-    ready(model, choice, "image", "sound")
+    model, jobs = as_path(model), plan(as_paths(files), VIDEOS, out if out is None else as_path(out), ENDINGS)
+    embedder = ready(model, choice, "image", "sound")
     work = partial(
         write_video,
         model=model,
@@ -189,43 +201,22 @@ def embed_video(
         frames_per_second=frames_per_second,
         hop_seconds=hop_seconds,
         centre=centre,
-        batch_size=batch_size,
+        batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(plan(files, VIDEOS, out, ("_audio", "_image")), work, workers, overwrite)
+    return run_files(jobs, work, processes(workers, embedder), overwrite)
 
 
-def ready(model: Path, choice: Choice, *modalities: Modality) -> None:
+def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
     """Reads the model, so that a wrong one is told before any file is opened."""
     embedder = load_embedder(model, choice)
     for modality in modalities:
         embedder.prepare(modality)
+    return embedder
 
 
-def sound_embedding(
-    sound: Float[np.ndarray, " samples"],
-    sample_rate: int | float,
-    model: L3Net | Embedder,
-    hop_seconds: float = 0.1,
-    centre: bool = True,
-    batch_size: int = 32,
-) -> tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]:
-    """Vectors of a sound in memory, and their timestamps in seconds; the sound is resampled to the model's rate."""
-    if sample_rate <= 0 or not len(sound):
-        raise ValueError(f"a sound of {len(sound)} samples at {sample_rate} Hz cannot be embedded")
-    embedder = model if isinstance(model, Embedder) else Embedder(model, Choice(), {})
-    blocks = [embedder.resampled(sound, sample_rate)]
-    batches = list(sound_rows(blocks, embedder, hop_seconds, centre, batch_size))
-    return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])
-
-
-def image_embedding(
-    images: list[Picture], model: L3Net | Embedder, batch_size: int = 32
-) -> Float32[np.ndarray, "images features"]:
-    """Vectors of upright RGB pictures of any sizes: each is resized and cropped to the model's square."""
-    if not images:
-        raise ValueError("no images")
-    embedder = model if isinstance(model, Embedder) else Embedder(model, Choice(), {})
-    return np.concatenate(list(image_vectors(images, embedder, batch_size)))
+def processes(workers: int, embedder: Embedder) -> int:
+    """As many as are asked for, but one on a GPU, whose memory they would share out."""
+    return 1 if workers == 0 and embedder.on_gpu else workers
 
 
 def sound_rows(
@@ -296,12 +287,45 @@ def write_sound(job: Job, model: Path, choice: Choice, hop_seconds: float, centr
 
 def write_image(job: Job, model: Path, choice: Choice) -> int:
     """One picture; returns 1."""
-    embedder, picture = load_embedder(model, choice), read_image(job.source)
+    embedder = load_embedder(model, choice)
+    (vector,) = image_vectors([read_picture(job, choice)], embedder, 1)
+    return write_vector(job, vector, embedder)
+
+
+def write_images(jobs: Sequence[Job], model: Path, choice: Choice) -> list[Outcome]:
+    """Several pictures: read side by side, embedded together."""
+    embedder, read = load_embedder(model, choice), dict[int, Picture]()
+
+    def keep(job: Job, place: int) -> int:
+        read[place] = read_picture(job, choice)
+        return 1
+
+    parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
+    outcomes = parallel(joblib.delayed(attempt)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
+    if read:
+        places = sorted(read)
+        vectors = np.concatenate(list(image_vectors([read[i] for i in places], embedder, len(places))))
+        for place, vector in zip(places, vectors, strict=True):
+            outcomes[place] = attempt(jobs[place], partial(write_vector, vector=vector[None], embedder=embedder))
+    return outcomes
+
+
+def read_picture(job: Job, choice: Choice) -> Picture:
+    """The picture of a job.
+
+    Raises:
+        MediaError: It cannot be read, or OpenL3 would not take it.
+    """
+    picture = read_image(job.source)
     if choice.as_openl3 and min(picture.shape[:2]) < SIDE:
         raise MediaError(job.source, Refusal.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels")
-    seconds = None if choice.as_openl3 else np.zeros(1)
-    vectors = image_vectors([picture], embedder, 1)
-    return write_rows(job.results[0], (Rows(rows, seconds) for rows in vectors), about_file(embedder), job.source)
+    return picture
+
+
+def write_vector(job: Job, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
+    """The result of one picture; returns 1."""
+    seconds = None if embedder.choice.as_openl3 else np.zeros(1)
+    return write_rows(job.results[0], [Rows(vector, seconds)], about_file(embedder), job.source)
 
 
 def write_video(

@@ -30,6 +30,7 @@ from comodal.serve.export_formats import Engine
 from comodal.serve.openl3_files import is_openl3, load_openl3
 
 OpenL3Version = Literal["0.4.2"]
+HELD = 32  # windows or images, on a CPU
 FULL = {"image": IMAGE_GRID, "sound": SOUND_GRID}
 
 
@@ -95,6 +96,16 @@ class Embedder:
             self.spectrogram.double().window = torch.hann_window(
                 self.config.spectrogram.window_samples, dtype=torch.float64, device=self.device
             )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on another device than the CPU."""
+        return self.device.type != "cpu"
+
+    @property
+    def batch_size(self) -> int:
+        """Windows or images that are held at a time."""
+        return max(HELD, inference_batch(self.device))
 
     @property
     def hides_silence(self) -> bool:

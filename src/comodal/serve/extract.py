@@ -25,11 +25,11 @@ from comodal.data.same_regions import accept, learnt_from
 from comodal.data.workplace import explained, only_one
 from comodal.errors import CheckpointError, DataError, MediaError, one_item
 from comodal.files import json_line, write_whole
-from comodal.hardware import DeviceName, find_device
+from comodal.hardware import DeviceName, find_device, inference_batch
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.progress import track
-from comodal.serve.backbones import Maps
+from comodal.serve.backbones import Maps, Pooled, Scaled
 from comodal.serve.extractors import MOST, Extractor, Places, Source, load_extractor
 from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
@@ -174,7 +174,11 @@ class Pool:
     backend: Backend
 
     def __call__(self, todo: Sequence[Given]) -> Iterator[Made]:
-        processes = self.workers if find_device(self.device).type == "cpu" else 1
+        device = find_device(self.device)
+        if device.type != "cpu" and isinstance(self.extractor.network, Pooled):
+            yield from make_together(todo, self.images, self.extractor, self.extractor.network, inference_batch(device))
+            return
+        processes = self.workers if device.type == "cpu" else 1
         if self.backend == "loky":
             processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // A_PROCESS))
         if self.backend == "sequential" or processes in (0, 1):
@@ -239,6 +243,28 @@ def make(image: Given, images: Path, extractor: Extractor) -> Made:
     except MediaError as error:
         return Made(image.image, None, str(error.reason), error.detail)
     return Made(image.image, regions)
+
+
+def make_together(
+    todo: Sequence[Given], images: Path, extractor: Extractor, network: Pooled, size: int
+) -> Iterator[Made]:
+    """The regions of images on a GPU: so many at once are read and scaled side by side and go through it together."""
+
+    def scaled(image: Given) -> Scaled | Made:
+        try:
+            with one_item(images / image.image):
+                picture = read_image(images / image.image)
+                return network.scaled(picture, extractor.boxes_in(picture, image.boxes))
+        except MediaError as error:
+            return Made(image.image, None, str(error.reason), error.detail)
+
+    parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
+    for start in range(0, len(todo), size):
+        part = todo[start : start + size]
+        read = parallel(joblib.delayed(scaled)(image) for image in part)
+        regions = iter(network.batch([one for one in read if isinstance(one, Scaled)]))
+        for image, one in zip(part, read, strict=True):
+            yield one if isinstance(one, Made) else Made(image.image, next(regions))
 
 
 def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> None:

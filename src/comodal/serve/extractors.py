@@ -102,6 +102,12 @@ class Extractor:
             MediaError: The picture is too thin, or a box lies outside it.
             DataError: There are no boxes.
         """
+        return self.network(picture, self.boxes_in(picture, boxes))
+
+    def boxes_in(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
+    ) -> Float32[np.ndarray, "regions 4"] | None:
+        """Where the regions of a picture are; None where the network finds that out. Raises what a call raises."""
         check_shape(picture)
         if boxes is not None:
             boxes = inside(boxes, picture.shape[1], picture.shape[0])
@@ -109,7 +115,7 @@ class Extractor:
             raise DataError(f"{self.network.name} was used in given boxes: give the boxes of its objects with --boxes")
         elif self.boxes_of is not None:
             boxes = self.boxes_of(picture)
-        return self.network(picture, boxes)
+        return boxes
 
 
 def load_extractor(source: Source, device: str = "auto") -> Extractor:

@@ -9,8 +9,9 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +77,16 @@ def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
         return Outcome(job, 0, f"{error.reason}: {error.detail}")
 
 
-def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwrite: bool) -> dict[str, float]:
+class Together(NamedTuple):
+    """Work on several files at once, for a GPU, and on how many."""
+
+    work: Callable[[Sequence[Job]], list[Outcome]]
+    size: int
+
+
+def run_files(
+    jobs: list[Job], work: Callable[[Job], int], workers: int, overwrite: bool, together: Together | None = None
+) -> dict[str, float]:
     """Runs the jobs whose results are not all there, and reports.
 
     Args:
@@ -84,6 +94,7 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
         work: writes the results of a job and returns how many rows there are.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
+        together: does the same for several jobs at once, in this process.
 
     Returns:
         embed.written, embed.skipped and embed.windows.
@@ -97,6 +108,9 @@ def run_files(jobs: list[Job], work: Callable[[Job], int], workers: int, overwri
     todo = [job for job in jobs if overwrite or not is_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
     calls: Iterable[Outcome] = (attempt(job, work) for job in todo)
+    if together is not None:
+        processes, starts = 1, range(0, len(todo), together.size)
+        calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
     with running_on("loky" if processes > 1 else "sequential"):
         if processes > 1:
             parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")

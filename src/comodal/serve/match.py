@@ -2,20 +2,20 @@
 
 A moment is a frame and the second of sound around it. The whole frame is judged, at the scale of training (short side
 8/7 of the model's picture), so that the verdict and the map of its places are about the same picture. Held in memory:
-one frame and one second, and of each moment its verdict, its map and a JPEG.
+one frame and one second (on a GPU 64 of each), and of each moment its verdict, its map and a JPEG.
 """
 
 import io
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from comodal.analysis.match_page import Moment, draw_moments, write_moments
 from comodal.analysis.sound_source import strongest_place, verdicts_by_place
@@ -23,14 +23,16 @@ from comodal.console import Table, say, say_json
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.audio import stream_sound
+from comodal.media.audio import resample, stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.media.inputs import as_image, as_sound
 from comodal.media.refusal import Refusal
 from comodal.media.video import SILENT_PEAK, iterate_frames
 from comodal.models.l3net import L3Net, load_l3net
 from comodal.serve.embed import IMAGES, SOUNDS
 
 NARROWEST = 16  # a picture may be so many times as long as it is wide, as a video's
+AT_ONCE = 64  # moments on a GPU; a CPU takes one at a time
 MISSING = 0.05  # of the shortest sound: coders cut off a few milliseconds
 ROWS = 20  # of the printed table
 DRAWN = {".png", ".html"}
@@ -108,31 +110,45 @@ def match(
     return found
 
 
-def match_files(model: L3Net, medium: Path, sound: Path | None = None, hop_seconds: float = 1.0) -> Match:
+def match_files(
+    model: L3Net, medium: Any, sound: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
+) -> Match:
     """Verdicts on a picture or a video, and a sound or its own.
 
     Args:
         model: In evaluation mode.
-        medium: A picture or a video.
-        sound: A sound or a video; None for the video's own sound.
+        medium: The path of a picture or a video; or a PIL image, an array (height, width, 3) or a tensor (3, height,
+            width) of bytes.
+        sound: The path of a sound or a video; None for the video's own sound; or an array (samples,) or (samples,
+            channels), or a tensor (samples,) or (channels, samples).
         hop_seconds: Time from one verdict to the next.
+        sample_rate: Of a sound in memory.
 
     Raises:
         MediaError: A file cannot be read, has no sound or picture, or is silent or too short.
         DataError: A picture came without a sound.
+        TypeError: It is something else.
     """
     if not 0.01 <= hop_seconds <= 3600:
         raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
-    if medium.suffix.lower() in SOUNDS:
+    picture = None if isinstance(medium, str | Path) else as_image(medium)
+    medium = Path("image in memory") if picture is not None else Path(medium)
+    if picture is None and medium.suffix.lower() in SOUNDS:
         raise DataError(f"{medium}: a sound; a picture or a video comes first, then the sound")
-    still = medium.suffix.lower() in IMAGES
+    still = picture is not None or medium.suffix.lower() in IMAGES
     if still and sound is None:
         raise DataError(f"{medium}: a picture has no sound; give a sound as the second file")
-    heard = sound or medium
-    shown = still_frames(medium) if still else video_frames(medium, hop_seconds)
+    rate = model.config.sample_rate
+    if sound is None or isinstance(sound, str | Path):
+        heard = medium if sound is None else Path(sound)
+        blocks = stream_sound(heard, rate, block_seconds=1.0)
+    else:
+        samples, its_rate = as_sound(sound, sample_rate)
+        heard, blocks = Path("audio in memory"), iter([resample(samples, round(its_rate), rate)])
+    shown = still_frames(medium, picture) if still else video_frames(medium, hop_seconds)
     try:
         with closing(shown) as frames:
-            moments = list(judged(model, medium, frames, heard, hop_seconds))
+            moments = list(judged(model, medium, frames, blocks, hop_seconds))
     except MediaError as error:
         if sound is None and error.reason == Refusal.NO_SOUND:
             raise MediaError(medium, error.reason, f"{error.detail}; give a sound as the second file") from None
@@ -146,20 +162,44 @@ def match_files(model: L3Net, medium: Path, sound: Path | None = None, hop_secon
 
 
 def judged(
-    model: L3Net, medium: Path, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]], heard: Path, hop_seconds: float
+    model: L3Net,
+    medium: Path,
+    frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    blocks: Iterable[Float[np.ndarray, " _"]],
+    hop_seconds: float,
 ) -> Iterator[Moment]:
     """The moments in the middles of the hops, until sound or picture ends."""
     rate = model.config.sample_rate
     window = round(model.config.sound_seconds * rate)
     begins = (max(0, round(hop_seconds * (place + 0.5) * rate) - window // 2) for place in count())
-    blocks = stream_sound(heard, rate, block_seconds=1.0)
-    for place, (piece, picture) in enumerate(zip(windows(blocks, begins, window), frames, strict=False)):
-        yield judge(model, medium, hop_seconds * (place + 0.5), picture, piece)
+    middles = (hop_seconds * (place + 0.5) for place in count())
+    size = round(model.config.image_size * 8 / 7)
+    small = (scaled(picture, size, medium) for picture in frames)
+    shown = zip(middles, windows(blocks, begins, window), small, strict=False)
+    at_once = 1 if next(model.parameters()).device.type == "cpu" else AT_ONCE
+    while some := list(islice(shown, at_once)):
+        yield from judge(model, some)
 
 
-def still_frames(path: Path) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
-    """A picture, as long as it is asked for."""
-    yield from repeat(read_image(path))
+def scaled(
+    picture: UInt8[np.ndarray, "height width 3"], short_side: int, medium: Path
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """A whole frame as the network sees it.
+
+    Raises:
+        MediaError: It is narrower than 1 : 16.
+    """
+    height, width, _ = picture.shape
+    if max(height, width) > NARROWEST * min(height, width):
+        raise MediaError(medium, Refusal.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}")
+    return resize_short_side(picture, short_side)
+
+
+def still_frames(
+    path: Path, picture: UInt8[np.ndarray, "height width 3"] | None = None
+) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
+    """A picture (that of the file, unless there is one), as long as it is asked for."""
+    yield from repeat(read_image(path) if picture is None else picture)
 
 
 def video_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
@@ -195,28 +235,32 @@ def windows(
 
 
 def judge(
-    model: L3Net,
-    medium: Path,
-    seconds: float,
-    picture: UInt8[np.ndarray, "height width 3"],
-    sound: Float[np.ndarray, " samples"],
-) -> Moment:
-    """The verdict on one moment; None if it is silent, for silence goes with nothing and with all."""
-    height, width, _ = picture.shape
-    if max(height, width) > NARROWEST * min(height, width):
-        raise MediaError(medium, Refusal.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}")
-    small = resize_short_side(picture, round(model.config.image_size * 8 / 7))
-    if np.abs(sound).max() < SILENT_PEAK:
-        return Moment(seconds, None, None, None, None, encode_jpeg(small))
+    model: L3Net, some: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
+) -> list[Moment]:
+    """The verdicts on some moments, each its time, its sound and its frame; frames of one size go through the network
+    together. It is None for a moment that is silent, for silence goes with nothing and with all."""
+    if len({frame.shape for _, _, frame in some}) > 1:
+        return [moment for one in some for moment in judge(model, [one])]
     device = next(model.parameters()).device
-    image = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].to(device)
-    heard = torch.from_numpy(np.ascontiguousarray(sound))[None].to(device)
-    source = verdicts_by_place(model, image, heard)
-    places = source.places[0].float().cpu()
-    height, width, _ = small.shape
-    x, y = strongest_place(places, (height, width))
-    found = (float(source.together[0]), round(x / width, 4), round(y / height, 4))
-    return Moment(seconds, *found, places.numpy(), encode_jpeg(small))
+    loud = [i for i, (_, sound, _) in enumerate(some) if np.abs(sound).max() >= SILENT_PEAK]
+    found: dict[int, tuple[float, Float32[np.ndarray, "_ _"]]] = {}
+    if loud:
+        image = torch.from_numpy(np.stack([some[i][2] for i in loud])).permute(0, 3, 1, 2).to(device)
+        heard = torch.from_numpy(np.stack([some[i][1] for i in loud])).to(device)
+        source = verdicts_by_place(model, image, heard)
+        together, places = source.together.float().cpu().tolist(), source.places.float().cpu().numpy()
+        found = dict(zip(loud, zip(together, places, strict=True), strict=True))
+    moments = []
+    for i, (seconds, _, frame) in enumerate(some):
+        if i not in found:
+            moments.append(Moment(seconds, None, None, None, None, encode_jpeg(frame)))
+            continue
+        probability, of_places = found[i]
+        height, width, _ = frame.shape
+        x, y = strongest_place(torch.from_numpy(of_places), (height, width))
+        placed = (probability, round(x / width, 4), round(y / height, 4), of_places)
+        moments.append(Moment(seconds, *placed, encode_jpeg(frame)))
+    return moments
 
 
 def title(found: Match) -> str:

@@ -28,7 +28,7 @@ from comodal.serve.answer import Answerer, load
 from comodal.serve.extract import Pool, like_those_of
 from comodal.serve.search_index import BOXES, HERE, Pictures, in_step
 from comodal.serve.search_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, words_of
-from comodal.tasks.pair_scores import BATCH, Scorer
+from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.retrieval import HEAD, way_of
 
 THUMBNAIL = 224  # short side of a picture on a page, in pixels
@@ -129,7 +129,7 @@ class Searcher:
             rows = self.pictures.rows[places[start : start + AT_ONCE]]
             gallery = gallery_like(self.answerer, [(words_of(text), row) for row in rows.tolist()], self.pictures.store)
             way = way_of(self.answerer.model, zero_shot=False)
-            scorer = Scorer(self.answerer.vilbert, gallery, self.compute, BATCH, way)
+            scorer = Scorer(self.answerer.vilbert, gallery, self.compute, score=way)
             images = np.searchsorted(gallery.rows, rows)
             found[start : start + AT_ONCE] = scorer.pairs(np.zeros_like(images), images)
         return found

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.data.batch import ClassBatch
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import model_folder, untrained_like
@@ -40,7 +40,7 @@ CLASSES = "classes.json"
 WARM_UP = 0.1
 WEIGHT_DECAY = 0.01
 ORDER, CHANGE = 2, 3  # keep the chance of the order and of what is shown apart
-INNER_BATCH = 32  # items at once when they are answered
+INNER_BATCH = 32  # items at once when they are answered, on a CPU
 Start = Literal["pretrained", "scratch"]
 
 
@@ -69,7 +69,7 @@ class Setup:
     head_rate: float
     dropout: float
     validation_share: float
-    workers: int
+    workers: Workers
     seed: int
 
 
@@ -159,16 +159,16 @@ def new_run(model: L3Net, modality: Modality, items: Sequence[Labelled], read: R
     steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
     highest = max(setup.head_rate, setup.learning_rate)
     pretrained = tower if setup.start == "pretrained" else []
-    share, pinned = setup.learning_rate / highest, torch.cuda.is_available()
+    share = setup.learning_rate / highest
     validation = None
     if held_out:
         length = -(-len(held_out) // setup.batch_size) * setup.batch_size
         still = LabelledItems(held_out, classes, read, None)
-        validation = Loader(still, setup.batch_size, setup.workers, length, pinned)
+        validation = Loader(still, setup.batch_size, setup.workers, length)
     samples = LabelledItems(train, classes, read, setup.seed)
     return Run(
         objective=objective,
-        batches=Loader(samples, setup.batch_size, setup.workers, pinned=pinned),
+        batches=Loader(samples, setup.batch_size, setup.workers),
         validation=validation,
         optimizer=adamw(objective, highest, WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
         learning_rate=linear(highest, steps, round(WARM_UP * steps)),
@@ -236,9 +236,9 @@ def answer(
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     shown = parallel(joblib.delayed(shots)(item) for item in items)
-    rows = []
-    for start in track(range(0, len(items), INNER_BATCH), "answering"):
-        some = [next(shown) for _ in items[start : start + INNER_BATCH]]
+    rows, size = [], max(INNER_BATCH, compute.batch_size)
+    for start in track(range(0, len(items), size), "answering"):
+        some = [next(shown) for _ in items[start : start + size]]
         with torch.inference_mode(), compute.autocast():
             scores = model(as_tensor(np.concatenate(some)).to(device))
         rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())

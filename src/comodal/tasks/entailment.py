@@ -6,6 +6,7 @@ The official files are JSON Lines of Flickr30k's pictures: `Flickr30K_ID`, `sent
 from collections import Counter
 from pathlib import Path
 
+from comodal.data.loader import Workers
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
 from comodal.tasks.examples import Blank
@@ -60,7 +61,7 @@ def recipe(
     learning_rate: float = 2e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = 36,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to say whether a picture entails a sentence.
@@ -77,7 +78,7 @@ def recipe(
         learning_rate: Of what was pretrained; the new head learns at 1e-4.
         max_words: Word pieces of a sentence.
         max_regions: Regions of a picture.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.data.batch import TaskBatch, TokenInput
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
 from comodal.data.regions import RegionStore
 from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError
@@ -41,7 +41,6 @@ from comodal.training.run import Run
 HEAD_RATE = 1e-4
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.1
-INNER_BATCH = 64  # examples at once when they are answered
 Start = Literal["pretrained", "scratch"]
 
 
@@ -137,7 +136,7 @@ class Setup:
     batch_size: int
     learning_rate: float
     max_regions: int
-    workers: int
+    workers: Workers
     seed: int
 
 
@@ -215,7 +214,7 @@ def new_run(
     def loader(source: Source, seed: int | None, length: int | None) -> Loader:
         most, size = setup.max_regions, setup.batch_size
         examples = Examples(source, parts.store, parts.words, most, as_tokens, setup.blank, size, seed)
-        return Loader(examples, size, setup.workers, length, torch.cuda.is_available())
+        return Loader(examples, size, setup.workers, length)
 
     batches = loader(train, setup.seed, None)
     freeze_unused(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
@@ -287,14 +286,13 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
     unanswered = Fixed([example._replace(target=None) for example in examples])
     order = sorted(range(len(examples)), key=unanswered.length)
     as_tokens = asked.model.config.vilbert.region_tokens > 0
-    batches = Examples(
-        unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, INNER_BATCH, seed=None
-    )
+    size = asked.compute.sequence_batch
+    batches = Examples(unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, size, seed=None)
     device = asked.compute.device
     model = asked.model.to(device).eval()
-    starts = range(0, len(order), INNER_BATCH)
+    starts = range(0, len(order), size)
     for start in track(starts, "answering"):
-        chosen = order[start : start + INNER_BATCH]
+        chosen = order[start : start + size]
         batch = batches.batch([(0, index) for index in chosen]).to(device)
         with torch.inference_mode(), asked.compute.autocast():
             scores = scores_of(model, head, batch).float().cpu().numpy()

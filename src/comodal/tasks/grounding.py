@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from comodal.console import say
+from comodal.data.loader import Workers
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -74,7 +75,7 @@ def recipe(
     learning_rate: float = 4e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = MAX_REGIONS,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to find the region that an expression means.
@@ -91,7 +92,7 @@ def recipe(
         learning_rate: Of the network and the new head.
         max_words: Word pieces of an expression.
         max_regions: Regions of an image.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

@@ -11,6 +11,7 @@ import numpy as np
 
 from comodal.console import say
 from comodal.data.clips import Augmentation
+from comodal.data.loader import Workers
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.image import centre_crop
 from comodal.models.l3_classifier import load_l3_classifier
@@ -60,7 +61,7 @@ def recipe(
     brightness: float = 32 / 255,
     saturation: float = 0.5,
     validation_share: float = 0.0,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes an L3-Net end to end to tell classes of pictures.
@@ -79,7 +80,7 @@ def recipe(
         brightness: Make pictures up to so much brighter or darker; 1 is white.
         saturation: Change the saturation of pictures by up to this fraction.
         validation_share: Share of the training pictures that is held out and scored in the log.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of a network from chance, the order and the crops.
 
     Examples:

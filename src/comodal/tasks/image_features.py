@@ -38,7 +38,7 @@ Squares = UInt8[np.ndarray, "shots side side 3"]
 GRIDS = {1: 12, 2: 8, 3: 6, 4: 4}  # the finest by block that leave a network of the paper's width under 10,000 features
 CALIBRATED_ON = 256  # pictures, of each the middle
 PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
-BATCH = 64
+BATCH = 256  # squares of pictures that are held at once
 VERSION = 2  # of what the numbers mean; counts them all as new when it changes
 
 
@@ -192,9 +192,10 @@ def fill(
 
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     looks = parallel(joblib.delayed(look)(item) for item in items[begin:])
-    starts = range(begin, len(items), BATCH)
+    size = max(1, BATCH // sum(view.shots for view in views))
+    starts = range(begin, len(items), size)
     for start in track(starts, "embedding pictures"):
-        stop = min(start + BATCH, len(items))
+        stop = min(start + size, len(items))
         held = [next(looks) for _ in range(start, stop)]
         for place, view in enumerate(views):
             for system in systems:

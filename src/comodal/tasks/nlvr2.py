@@ -8,6 +8,7 @@ are called like it: dev-850-0-1 is about dev-850-0-img0.png and dev-850-0-img1.p
 from collections import Counter
 from pathlib import Path
 
+from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.heads import Head
@@ -64,7 +65,7 @@ def recipe(
     learning_rate: float = 2e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = 36,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to say whether a sentence is true of two pictures.
@@ -81,7 +82,7 @@ def recipe(
         learning_rate: Of what was pretrained; the new head learns at 1e-4.
         max_words: Word pieces of a sentence.
         max_regions: Regions of a picture.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

@@ -20,7 +20,6 @@ from comodal.tasks.gallery import Gallery
 from comodal.tasks.metrics import check_finite
 
 CPU = Compute(torch.device("cpu"))
-BATCH = 64  # pairs; more of them only take more memory
 KEPT_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
 BLOCK = 1024  # texts or images whose prefixes are summed up at once
 TILE = 64  # texts and images of one tile of the matrix of all scores
@@ -69,7 +68,7 @@ class Scorer:
         model: In evaluation mode.
         gallery: Texts and images.
         compute: Where to compute; the model is moved there. bf16 is autocast; the alignment head is fp32 in any case.
-        batch_size: Pairs at once.
+        batch_size: Pairs at once; None takes what suits the device.
         score: Of both pooled streams in fp32; by default the log of the odds that alignment's head gives.
     """
 
@@ -78,9 +77,10 @@ class Scorer:
         model: ViLBERT | SingleStream,
         gallery: Gallery,
         compute: Compute = CPU,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
     ) -> None:
+        batch_size = compute.sequence_batch if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
@@ -93,14 +93,17 @@ class Scorer:
         self, texts: Int64[np.ndarray, "pairs"], images: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
         """The score of each pair."""
-        scores = np.empty(len(texts), np.float32)
+        scores, found, order = np.empty(len(texts), np.float32), [], []
         with self.compute.autocast():
             kept_texts, kept_images = self.texts.of(texts), self.images.of(images)
             sizes = self.gallery.lengths[texts] * (1 + self.gallery.counts.max()) + self.gallery.counts[images]
             for places in groups(sizes, self.batch_size):
                 words = torch.stack([kept_texts[number] for number in texts[places].tolist()])
                 regions = torch.stack([kept_images[number] for number in images[places].tolist()])
-                scores[places] = self._joined(words, regions).cpu().numpy()
+                found.append(self._joined(words, regions))
+                order.append(places)
+        if found:
+            scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only time that a GPU is waited for
         check_finite(scores, "scores of texts and images")
         return scores
 
@@ -130,7 +133,7 @@ class Scorer:
     def _joined(
         self, words: Float[Tensor, "batch words dim"], regions: Float[Tensor, "batch regions vision_dim"]
     ) -> Float32[Tensor, "batch"]:
-        text, vision = self.model.join_pooled(Prefix(words, whole(words)), Prefix(regions, whole(regions)))
+        text, vision = self.model.join_pooled(Prefix(words, None), Prefix(regions, None))
         with torch.autocast(self.device.type, enabled=False):
             return self.score(text.float(), vision.float())
 
@@ -143,18 +146,13 @@ class Scorer:
 
     def _texts(self, numbers: Sequence[int]) -> Float[Tensor, "batch words dim"]:
         words = torch.stack([self.gallery.text(number) for number in numbers]).to(self.device)
-        return self.model.text_prefix(words, torch.zeros_like(words), whole(words)).tokens
+        return self.model.text_prefix(words, torch.zeros_like(words), None).tokens
 
     def _images(self, numbers: Sequence[int]) -> Float[Tensor, "batch regions dim"]:
         seen = [self.gallery.image(number) for number in numbers]
         regions = torch.stack([image.regions for image in seen]).to(self.device)
         places = torch.stack([image.locations for image in seen]).to(self.device)
-        return self.model.vision_prefix(regions, places, whole(regions)).tokens
-
-
-def whole(x: Tensor) -> Tensor:
-    """Nothing is padding."""
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return self.model.vision_prefix(regions, places, None).tokens
 
 
 def tiled(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:

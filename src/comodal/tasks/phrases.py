@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import say
+from comodal.data.loader import Workers
 from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
@@ -58,7 +59,7 @@ def recipe(
     learning_rate: float = 4e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = MAX_REGIONS,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to find the region that a phrase of a caption means; settings are RefCOCO+'s.
@@ -77,7 +78,7 @@ def recipe(
         learning_rate: Of the network and the new head.
         max_words: Word pieces of a phrase.
         max_regions: Regions of an image.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

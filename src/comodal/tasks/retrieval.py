@@ -21,6 +21,7 @@ from torch import Tensor
 
 from comodal.console import say
 from comodal.data.caption_files import matched, read_captions, split_pairs
+from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
 from comodal.media.text import MAX_WORDS
@@ -36,7 +37,7 @@ from comodal.tasks.fine_tuning import Setup, Start, fingerprint_of, new_run, one
 from comodal.tasks.first_stage import MOST_CAPTIONS, Search, fit
 from comodal.tasks.gallery import HELD_OUT, Collected, Gallery, Pairs, Split, gallery_of, gather
 from comodal.tasks.hard_negatives import Choices
-from comodal.tasks.pair_scores import BATCH, Scorer
+from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.ranks import (
     CUTS,
     DIRECTIONS,
@@ -69,7 +70,7 @@ def recipe(
     max_words: int = MAX_WORDS,
     max_regions: int = 36,
     validation_share: float = HELD_OUT,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to tell which of four pairs of a caption and an image belong together.
@@ -86,7 +87,7 @@ def recipe(
         max_words: Word pieces of a caption.
         max_regions: Regions of an image.
         validation_share: Share of the images held out where the captions name no split.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head, the order and the wrong pairs.
 
     Examples:
@@ -110,7 +111,7 @@ class Settings(NamedTuple):
     """How a network is asked."""
 
     compute: Compute
-    batch_size: int
+    batch_size: int | None
     max_regions: int
     rerank: int | None
     seed: int
@@ -135,7 +136,7 @@ def evaluate_retrieval(
     rerank: int | None = None,
     device: DeviceName = "auto",
     precision: Precision = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     max_regions: int = 36,
     out: Path | None = None,
     seed: int = 0,
@@ -156,7 +157,7 @@ def evaluate_retrieval(
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
             ranks of pairs that hardly differ.
-        batch_size: Pairs at once; more take more memory.
+        batch_size: Pairs at once; by default what suits the device. More take more memory.
         max_regions: Regions of an image.
         out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
         seed: Of the untrained network and of the first stage.

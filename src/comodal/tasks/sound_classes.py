@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from comodal.console import say
+from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.augment import random_gain
@@ -134,7 +135,7 @@ def recipe(
     dropout: float = 0.0,
     volume: float = 0.1,
     validation_share: float = 0.0,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes an L3-Net end to end to tell classes of sounds.
@@ -154,7 +155,7 @@ def recipe(
         dropout: Of the features.
         volume: Change the volume of sounds by up to this fraction.
         validation_share: Share of the training sounds that is held out and scored in the log.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of a network from chance, the order and the seconds.
 
     Examples:

@@ -137,21 +137,28 @@ def extract(
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
     plain = Spectrogram(replace(PLAIN, sample_rate=rate))
     systems: dict[str, Tensor] = {}
-    seconds = np.zeros(len(sounds))
+    seconds, held = np.zeros(len(sounds)), list[np.ndarray]()  # several sounds go through a GPU together
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few sounds ahead
     heard = parallel(joblib.delayed(read_whole)(sound, rate) for sound in sounds)
     for place, samples in enumerate(track(heard, "embedding sounds", total=len(sounds))):
         seconds[place] = len(samples) / rate
         windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[0]))
         padded = np.pad(samples, (0, max(0, length - len(samples))))
-        batch = torch.from_numpy(cut_windows(padded, windows, length))
-        found = {name: network.embed_sound(batch.to(compute.device)).cpu() for name, network in networks.items()}
-        found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch.to(compute.device))).cpu()
-        found["log_mel"] = spectrogram_statistics(torch.from_numpy(padded), plain)
-        for name, rows in found.items():
-            check_finite(rows.numpy(), f"{sounds[place].path}, features of the {name} system")
-        for name, rows in found.items():  # filled in place: a second copy would take as much memory again
-            systems.setdefault(name, rows.new_empty(len(sounds), *rows.shape))[place] = rows
+        held.append(padded)
+        if len(held) < compute.batch_size // windows and place + 1 < len(sounds):
+            continue
+        batch = torch.from_numpy(np.concatenate([cut_windows(one, windows, length) for one in held])).to(compute.device)
+        found = {name: network.embed_sound(batch).cpu() for name, network in networks.items()}
+        found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch)).cpu()
+        found = {name: rows.unflatten(0, (len(held), windows)) for name, rows in found.items()}
+        found["log_mel"] = torch.stack([spectrogram_statistics(torch.from_numpy(one), plain) for one in held])
+        done = slice(place + 1 - len(held), place + 1)
+        for name, several in found.items():
+            for sound, rows in zip(sounds[done], several, strict=True):
+                check_finite(rows.numpy(), f"{sound.path}, features of the {name} system")
+        for name, several in found.items():  # filled in place: a second copy would take as much memory again
+            systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[done] = several
+        held = []
     count = min(len(unlabeled), CALIBRATED_ON)
     control = f"batch norms calibrated on {count} sounds of the training part, without labels"
     return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from comodal.console import say
+from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
@@ -64,7 +65,7 @@ def recipe(
     answer_words: int = ANSWER_WORDS,
     rationale_words: int = RATIONALE_WORDS,
     max_regions: int = 100,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose answers and rationales.
@@ -83,7 +84,7 @@ def recipe(
         answer_words: Word pieces of a question with an answer.
         rationale_words: Word pieces with a rationale.
         max_regions: Regions of a picture.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head, the order and people's names.
 
     Examples:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.examples import Blank
@@ -85,7 +86,7 @@ def recipe(
     learning_rate: float = 4e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = 100,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to answer Visual Genome's questions.
@@ -104,7 +105,7 @@ def recipe(
         learning_rate: Of what was pretrained; the new head learns at 1e-4.
         max_words: Word pieces of a question.
         max_regions: Regions of a picture.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import say
+from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
@@ -77,7 +78,7 @@ def recipe(
     learning_rate: float = 4e-5,
     max_words: int = MAX_WORDS,
     max_regions: int = 100,
-    workers: int = 2,
+    workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
     """Fine-tunes a ViLBERT to answer questions about pictures.
@@ -98,7 +99,7 @@ def recipe(
         learning_rate: Of what was pretrained; the new head learns at 1e-4.
         max_words: Word pieces of a question.
         max_regions: Regions of an image.
-        workers: Processes that read data.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
         seed: Of the head and the order.
 
     Examples:

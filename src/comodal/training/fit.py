@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from comodal import distributed
-from comodal.data.batch import Batch
+from comodal.data.batch import Batch, Tensors
 from comodal.hardware import Compute
 
 
@@ -26,6 +26,34 @@ class NotFiniteError(FloatingPointError):
         self.keys = keys
 
 
+class Pending:
+    """Metrics of steps that are still on the device, and the keys of the samples of those steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, dict[str, Tensor], tuple[str, ...]]] = []
+
+    def add(self, step: int, metrics: dict[str, Tensor], keys: tuple[str, ...]) -> None:
+        self.steps.append((step, metrics, keys))
+
+    def read(self) -> list[dict[str, float]]:
+        """The numbers of all these steps in one copy, the only time that the device is waited for.
+
+        Raises:
+            NotFiniteError: The first of them whose loss or gradient is not finite.
+        """
+        steps, self.steps = self.steps, []
+        found = torch.stack([torch.stack(list(metrics.values())) for _, metrics, _ in steps]).cpu().tolist()
+        read = [dict(zip(metrics, row, strict=True)) for (_, metrics, _), row in zip(steps, found, strict=True)]
+        for (step, _, keys), values in zip(steps, read, strict=True):
+            if not math.isfinite(values["loss"] + values["gradient_norm"]):
+                raise NotFiniteError(step, values["loss"], values["gradient_norm"], keys)
+        return read
+
+
+def every_step(_step: int) -> bool:
+    return True
+
+
 def fit(
     objective: nn.Module,
     batches: Iterator[Batch],
@@ -35,8 +63,12 @@ def fit(
     compute: Compute,
     parts: int = 1,
     clip_norm: float = float("inf"),
-) -> Iterator[dict[str, float]]:
-    """Trains, and yields the metrics of each step when its weights are updated.
+    is_read: Callable[[int], bool] = every_step,
+) -> Iterator[list[dict[str, float]]]:
+    """Trains, and yields the metrics of the steps since the last time.
+
+    On a CPU that is after each step, and a step whose loss is not finite changes no weight. Elsewhere it is after the
+    steps that `is_read` names: in between the host never waits for the device, and such a step is found out then.
 
     Args:
         objective: What to minimise.
@@ -47,30 +79,49 @@ def fit(
         compute: Where and how to compute.
         parts: Batches in a step.
         clip_norm: Gradients with a larger norm are scaled down to it.
+        is_read: Whether metrics are read after so many steps; the last step should be among them.
 
     Raises:
         NotFiniteError: The loss or the norm of its gradient is infinite or not a number.
     """
+    pending, on_device = Pending(), copied(batches, compute.device)
     for step in steps:
         objective.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step) * group.get("share_of_rate", 1.0)
         losses: list[dict[str, Tensor]] = []
         keys: tuple[str, ...] = ()
-        for part, batch in enumerate(islice(batches, parts), start=1):
+        for part, batch in enumerate(islice(on_device, parts), start=1):
             with synchronised(objective, part == parts), compute.autocast():
-                metrics = objective(batch.to(compute.device))
+                metrics = objective(batch)
             (metrics["loss"] / parts).backward()
             losses.append({name: value.detach().float() for name, value in metrics.items()})
             keys += batch.keys
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
         means["gradient_norm"] = nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
-        values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
-        if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            raise NotFiniteError(step, values["loss"], values["gradient_norm"], keys)
+        pending.add(step, means, keys)
+        read = pending.read() if compute.device.type == "cpu" else []
         optimizer.step()
         optimizer.zero_grad()
-        yield values
+        if compute.device.type != "cpu" and is_read(step + 1):
+            read = pending.read()
+        if read:
+            yield read
+
+
+def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device. A GPU copies them on a stream of its own, while it still computes the step before."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
+    for batch in batches:
+        if stream is None or not isinstance(batch, Tensors):
+            yield batch.to(device)
+            continue
+        with torch.cuda.stream(stream):
+            there = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        there.record_stream(computing)
+        yield there
 
 
 def synchronised(objective: nn.Module, now: bool) -> AbstractContextManager:
@@ -86,12 +137,15 @@ def validate(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -
         FloatingPointError: The loss is not finite, so that no other metric means anything.
     """
     objective.eval()
-    totals: dict[str, float] = {}
-    for batch in batches:
+    found: list[tuple[int, dict[str, Tensor]]] = []
+    for batch in copied(iter(batches), compute.device):
         with compute.autocast():
-            metrics = objective(batch.to(compute.device)) | {"samples": torch.tensor(1.0)}
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + value.item() * len(batch.keys)
+            found.append((len(batch.keys), {name: value.float() for name, value in objective(batch).items()}))
+    totals = dict.fromkeys([*(found[0][1] if found else {}), "samples"], 0.0)
+    rows = [torch.stack(list(metrics.values())) for _, metrics in found]
+    for (count, metrics), row in zip(found, torch.stack(rows).cpu().tolist() if rows else [], strict=True):
+        for name, value in zip((*metrics, "samples"), (*row, 1.0), strict=True):
+            totals[name] += value * count
     totals = distributed.all_reduce_sum(totals, compute.device)
     samples = totals.pop("samples")
     if not math.isfinite(totals["loss"]):

@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from comodal.files import json_line, write_whole
 from comodal.text_files import read_log
 
-SHOWN = ("loss", "accuracy", "pairs_per_second")
+SHOWN = ("loss", "accuracy", "samples_per_second", "mfu")
 
 
 class Log:

@@ -5,36 +5,40 @@ RUN/config.yaml (settings), environment.json (hardware and versions), metrics.js
 is served).
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from comodal import distributed, hardware
+from comodal.data.batch import Batch
 from comodal.data.loader import Loader
 from comodal.data.workplace import as_json, explained, only_one
 from comodal.environment import environment
 from comodal.errors import RecipeError
 from comodal.files import write_whole
 from comodal.hardware import Compute, DeviceName, Precision
-from comodal.models.checkpoint import CONFIG, load_model, read_about, save_model
+from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
+from comodal.training.best import Best
 from comodal.training.checkpoints import Checkpoints, State
 from comodal.training.config import changes, name_of, plain, read_config, resolve, write_config
 from comodal.training.fit import NotFiniteError, fit, validate
 from comodal.training.log import Log, as_note
 from comodal.training.stop import Stop
+from comodal.training.throughput import Throughput
 
 ENVIRONMENT = "environment.json"  # hardware and versions of the last start
+SHORT_SECONDS = 10.0  # of computing, before the operations of a sample are counted
 DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
 
 
@@ -64,7 +68,7 @@ def train(
     device: DeviceName = "auto",
     precision: Precision = "auto",
     accumulate: int = 1,
-    compile: bool = False,
+    compile: Literal["auto", "on", "off"] = "auto",
     log_every: int = 10,
     validate_every: int | None = None,
     checkpoint_minutes: float = 10.0,
@@ -84,8 +88,9 @@ def train(
         precision: auto (bf16 where the hardware computes it natively, else fp32; a resumed run keeps its own), fp32 or
             bf16: convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
         accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
-        compile: Use torch.compile. Pays on a GPU; on a CPU it is slower.
-        log_every: Steps between two lines of the log; they hold the mean over the steps between.
+        compile: Use torch.compile; auto does on CUDA alone, for on a CPU it is slower.
+        log_every: Steps between two lines of the log; they hold the mean over the steps between. On a GPU metrics are
+            read then alone, so that a loss that is not finite is found up to so many steps later.
         validate_every: Steps between two validations, besides one at the end; by default the variant's, 500 or, for
             small ones, 250.
         checkpoint_minutes: Minutes between two checkpoints; there is one at the end in any case.
@@ -114,7 +119,8 @@ def train(
     options |= {"checkpoint_minutes": checkpoint_minutes}
     try:
         lock = only_one(out) if distributed.is_main() else nullcontext()
-        with explained(out), lock, torch.random.fork_rng():
+        devices = [compute.device] if compute.device.type == "cuda" else []
+        with explained(out), lock, torch.random.fork_rng(devices):
             check_folder(out, resume)
             run = recipe(**values)
             values |= run.resolved
@@ -126,7 +132,7 @@ def train(
             every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
             sitting = Sitting(run, out, compute, every, about)
             write_settings(out, recipe, values | options)
-            return sitting.work(changed, compile)
+            return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
         distributed.stop()
 
@@ -160,37 +166,6 @@ class Every:
     checkpoint_seconds: float
 
 
-class Best:
-    """The weights that did best on held-out examples, in a folder of their own; of equals the first.
-
-    Args:
-        folder: Where they lie.
-        metric: What is compared, the higher the better; nothing is kept where it is empty.
-
-    Attributes:
-        found: The step that they are of, and what they reached.
-    """
-
-    def __init__(self, folder: Path, metric: str) -> None:
-        self.folder, self.metric = folder, metric
-        self.found: dict[str, Any] = {}
-        if metric and (folder / CONFIG).is_file():
-            chosen = read_about(folder).get("chosen")
-            self.found = chosen if isinstance(chosen, dict) else {}
-
-    def offer(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps the weights if they are better than those before."""
-        if self.metric and metrics[self.metric] > self.found.get(self.metric, -math.inf):
-            self.found = {"step": step, self.metric: metrics[self.metric]}
-            save_model(model, self.folder, {"chosen": self.found})
-
-    def told(self) -> str:
-        """For people."""
-        if not self.found:
-            return ""
-        return f", of step {self.found['step']:,}, {self.metric} {self.found[self.metric]:.3f} on held-out examples"
-
-
 class Sitting:
     """From where a run stands to its end, or to a signal."""
 
@@ -204,6 +179,8 @@ class Sitting:
         self.step = 0
         self.seconds = 0.0
         self.sums: dict[str, float] = {}
+        self.first: Batch | None = None
+        self.throughput: Throughput | None = None
         self.saved_at = time.monotonic()
         self.best = Best(out / "best", run.chosen_by)
 
@@ -211,11 +188,8 @@ class Sitting:
         """Trains to the end; returns the exit status."""
         run = self.run
         torch.manual_seed(run.seed + distributed.rank())
-        run.objective.to(self.compute.device).to(memory_format=torch.channels_last)
+        run.objective.to(self.compute.device).to(memory_format=hardware.training_layout(self.compute.device))
         self.restore()
-        if compile:
-            run.objective.compile()
-        parallel = DistributedDataParallel(run.objective) if distributed.world_size() > 1 else run.objective
         speaks = distributed.is_main()
         with Stop() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
             for line in self.about_run():
@@ -224,7 +198,7 @@ class Sitting:
                 progress.say(f"{self.out}: goes on after step {self.step:,}{''.join(f', with {c}' for c in changed)}")
             log = Log(self.out, self.step) if speaks else None
             try:
-                signal = self.steps(parallel, stop, progress, log)
+                signal = self.steps(compile, stop, progress, log)
             except NotFiniteError as error:
                 raise self.explain(error) from error
             finally:
@@ -266,20 +240,50 @@ class Sitting:
         for name, data in self.run.files.items():
             write_whole(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
-    def steps(self, objective: nn.Module, stop: Stop, progress: Progress, log: Log | None) -> int:
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are left; the first is kept, to see by it how much there is to compute."""
+        done = self.step * self.run.batches.batch_size
+        left = self.run.batches.batches(done, self.every.parts, self.compute.device)
+        self.first = next(left, None) if self.step < self.run.steps else None
+        return left if self.first is None else chain([self.first], left)
+
+    def measure(self) -> None:
+        """Counts the operations of a sample, which takes a second or two: a short run goes without."""
+        if distributed.is_main() and self.first is not None:
+            share = self.run.batches.batch_size // (distributed.world_size() * self.every.parts)
+            self.throughput = Throughput.measured(self.run.objective, self.first, share, self.compute)
+        self.first = None
+
+    def parallel(self, compile: bool) -> nn.Module:
+        """The objective as it is called: compiled, and over all processes."""
+        objective = self.run.objective
+        if compile:
+            self.measure()
+            objective.compile()
+        if distributed.world_size() == 1:
+            return objective
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+
+    def is_read(self, step: int) -> bool:
+        """Whether something happens after so many steps for which metrics must be known."""
+        validates = self.run.validation is not None and step % self.every.validate_steps == 0
+        return step == self.run.steps or step % self.every.log_steps == 0 or validates
+
+    def steps(self, compile: bool, stop: Stop, progress: Progress, log: Log | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""
-        run, parts = self.run, self.every.parts
-        batches = run.batches.batches(self.step * run.batches.batch_size, parts)
-        left = range(self.step, run.steps)
+        run, every, left = self.run, self.every, range(self.step, self.run.steps)
+        batches, objective = self.batches(), self.parallel(compile)
+        computing = (run.optimizer, run.learning_rate, left, self.compute, every.parts)
         began = time.monotonic()
-        for values in fit(objective, batches, run.optimizer, run.learning_rate, left, self.compute, parts):
-            self.step += 1
+        for read in fit(objective, batches, *computing, is_read=self.is_read):
+            for values in read:
+                self.count(values, (time.monotonic() - began) / len(read))
+            self.step += len(read)
             progress.show(self.step)
             last = self.step == run.steps
-            self.count(values, time.monotonic() - began)
-            if last or self.step % self.every.log_steps == 0:
+            if last or self.step % every.log_steps == 0:
                 self.report(progress, log)
-            if run.validation and (last or self.step % self.every.validate_steps == 0):
+            if run.validation and (last or self.step % every.validate_steps == 0):
                 self.validate(log)
             signal = stop.agreed(self.compute.device)
             if last or signal or time.monotonic() - self.saved_at > self.every.checkpoint_seconds:
@@ -302,16 +306,20 @@ class Sitting:
         self.sums = {}
         metrics = means | {
             "learning_rate": self.run.learning_rate(self.step - 1),
-            "pairs_per_second": steps * self.run.batches.batch_size / seconds,
+            "samples_per_second": steps * self.run.batches.batch_size / seconds,
             "seconds": self.seconds,
         }
+        if self.seconds > SHORT_SECONDS:
+            self.measure()
+        if self.throughput is not None:
+            metrics["mfu"] = self.throughput.mfu(metrics["samples_per_second"] / distributed.world_size())
         progress.show(self.step, as_note(metrics))
         if log:
             log.write("train", self.step, metrics)
 
     def validate(self, log: Log | None) -> None:
         assert self.run.validation is not None
-        metrics = validate(self.run.objective, self.run.validation.batches(), self.compute)
+        metrics = validate(self.run.objective, self.run.validation.batches(device=self.compute.device), self.compute)
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
             self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)

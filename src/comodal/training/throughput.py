@@ -1,0 +1,100 @@
+"""How well a run uses its device: floating point operations a second, as a fraction of what the device can do (MFU).
+
+Operations are counted once, on fake tensors, which have shapes and no values: a forward and a backward pass of the
+first batch. Model FLOPs utilisation is defined in PaLM (Chowdhery et al., 2022), section 4.1.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from comodal.data.batch import Batch, Tensors
+from comodal.hardware import Compute
+
+# TFLOP/s of dense matrix products, from NVIDIA's data sheets: bf16 (fp16 where there is no bf16), and fp32 (TF32 where
+# there is any); figures with sparsity are halved. The first name that is part of the device's own counts.
+PEAKS = {
+    "B200": (2250, 1100),
+    "GH200": (989, 494),
+    "H200": (989, 494),
+    "H100 PCIe": (756, 378),
+    "H100": (989, 494),
+    "A100": (312, 156),
+    "L40S": (362, 183),
+    "L4": (121, 60),
+    "A10": (125, 62),
+    "V100": (125, 15.7),
+    "T4": (65, 8.1),
+    "RTX 4090": (165, 82.6),
+    "RTX 3090": (71, 35.6),
+}
+MATRIX = 1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a sample costs, and what a process's device can do.
+
+    Args:
+        sample_flops: Operations of a forward and a backward pass of one sample.
+        peak_flops: Operations a second.
+    """
+
+    sample_flops: float
+    peak_flops: float
+
+    @classmethod
+    def measured(cls, objective: nn.Module, batch: Batch, samples: int, compute: Compute) -> "Throughput | None":
+        """Of an objective and a batch of so many samples; None where they cannot be counted."""
+        flops = count_flops(objective, batch)
+        return cls(flops / samples, peak_flops(compute)) if flops else None
+
+    def mfu(self, samples_per_second: float) -> float:
+        """The fraction of the device's peak, at so many samples a second on it."""
+        return samples_per_second * self.sample_flops / self.peak_flops
+
+
+def count_flops(objective: nn.Module, batch: Batch) -> int:
+    """Of a forward and a backward pass; 0 where a shape depends on values. Neither module nor random state changes."""
+    if not isinstance(batch, Tensors):
+        return 0
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    state = dict(objective.named_parameters()) | dict(objective.named_buffers())
+    objective.train()
+    counter = FlopCounterMode(display=False)
+    try:
+        fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in state.items()}
+        with mode, sdpa_kernel(SDPBackend.MATH), counter:
+            fake = batch.map(mode.from_tensor)
+            functional_call(objective, fakes, (fake,))["loss"].backward()
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        return 0
+    return counter.get_total_flops()
+
+
+def peak_flops(compute: Compute) -> float:
+    """Operations a second of a device in a precision: of a GPU that is known as its maker says, else as measured."""
+    if compute.device.type == "cuda":
+        name = torch.cuda.get_device_name(compute.device)
+        known = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+        if known is not None:
+            return 1e12 * known[0 if compute.precision == "bf16" else 1]
+    left = torch.ones(MATRIX, MATRIX, dtype=compute.dtype, device=compute.device)
+    seconds = []
+    for _ in range(REPEATS + 1):  # the first one builds the kernel
+        started = time.perf_counter()
+        (left @ left)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATRIX**3 / min(seconds[1:])

@@ -1,0 +1,218 @@
+"""Training steps, embedders, detectors and tasks on a fake GPU: nothing stays on the CPU, and no step waits for it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from comodal.data.batch import Batch, ClassBatch, PairBatch, TaskBatch
+from comodal.models.heads import Head
+from comodal.models.inference import fast
+from comodal.models.l3_classifier import classifier_on
+from comodal.models.l3net import L3Net, small
+from comodal.models.single_stream import SingleStream
+from comodal.models.task_model import Config as TaskConfig
+from comodal.models.task_model import TaskModel
+from comodal.models.vilbert import ViLBERT
+from comodal.objectives.avc import AllPairs, Correspondence
+from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.recipes.l3net import VARIANTS
+from comodal.serve.backbones import Backbone, Pooled, l3net_maps
+from comodal.serve.embedder import Choice, Embedder
+from comodal.serve.extractors_c4 import C4Regions
+from comodal.serve.extractors_fpn import FpnRegions
+from comodal.tasks.classes import Classification
+from comodal.tasks.fine_tuning import (
+    FineTuning,
+    fitting_regions,
+    one_class,
+    one_of_the_texts,
+    scores_of,
+    soft_answers,
+)
+from comodal.training.fit import fit, validate
+from comodal.training.optim import adam, adamw
+from detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
+from fake_gpu import GPU, FakeCompute, fake_gpu
+from test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS
+from test_pretraining import batch as caption_batch
+
+
+def train_on_the_fake_gpu(objective: Callable[[], nn.Module], batch: Batch, precision: str) -> None:
+    """Three steps of two parts, one look at the metrics, and a validation."""
+    compute = FakeCompute(precision=precision)
+    with fake_gpu():
+        module = objective().to(GPU)
+        optimizer = adamw(module, 1e-3, 0.01)
+        reports = list(
+            fit(module, iter([batch] * 6), optimizer, lambda _: 1e-3, range(3), compute, 2, 1.0, lambda s: s == 3)
+        )
+        assert [len(report) for report in reports] == [3]
+        assert all(parameter.device == GPU for parameter in module.parameters())
+        assert any(optimizer.state.values())
+        validate(module, [batch], compute)
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision"), [("paper", "fp32"), ("small", "bf16"), ("l3embedding", "bf16"), ("openl3_mel256", "bf16")]
+)
+def test_l3net_trains(variant: str, precision: str):
+    config = replace(VARIANTS[variant], width=8, image_size=64)
+    image, together = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, dtype=torch.bool)
+    batch = PairBatch(image, torch.zeros(4, config.sample_rate), together, torch.arange(4), tuple("abcd"))
+    objective = AllPairs if variant == "small" else Correspondence
+    train_on_the_fake_gpu(lambda: objective(L3Net(config)), batch, precision)
+
+
+@pytest.mark.parametrize(
+    ("targets", "precision"),
+    [
+        (("classes",), "fp32"),
+        (("features",), "bf16"),
+        (("contrast",), "bf16"),
+        (("tokens",), "bf16"),
+        (("classes", "features", "contrast", "tokens"), "fp32"),
+    ],
+)
+def test_vilbert_trains_with_every_target(targets: tuple[str, ...], precision: str):
+    columns = sum(target_columns(targets, FEATURES, CLASSES, TOKENS).values())
+    config = replace(CONFIG, region_targets=columns)
+    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(config), targets), caption_batch(), precision)
+
+
+def test_vilbert_trains_with_a_contrast_of_encodings():
+    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(CONFIG), contrastive_weight=1.0), caption_batch(), "bf16")
+
+
+@pytest.mark.parametrize("changed", [{"dynamic_attention": True}, {"co_attention": False}, {"frozen_text_layers": 1}])
+def test_vilberts_of_other_designs_train(changed: dict[str, object]):
+    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(replace(CONFIG, **changed))), caption_batch(), "fp32")
+
+
+def test_a_batch_in_which_nothing_is_hidden_trains():
+    batch = caption_batch(words_hidden=(), regions_hidden=())
+    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(CONFIG)), batch, "fp32")
+
+
+def test_a_single_stream_trains():
+    train_on_the_fake_gpu(lambda: Pretraining(SingleStream(SINGLE), ("tokens",)), caption_batch(), "bf16")
+
+
+def task_batch(targets: Tensor, texts: int) -> TaskBatch:
+    words, attended = torch.ones(texts, 7, dtype=torch.int64), torch.arange(7) < torch.tensor([[7], [4]] * (texts // 2))
+    regions = torch.zeros(2, 4, FEATURES)
+    there = torch.arange(4) < torch.tensor([[4], [2]])
+    images = torch.arange(texts) % 2
+    keys = tuple(map(str, range(len(targets))))
+    return TaskBatch(words, words * 0, attended, regions, torch.zeros(2, 4, 5), there, images, targets, keys)
+
+
+TASKS = {
+    "answers": (Head("h", "answers", 9, 16), soft_answers, task_batch(torch.rand(4, 9), 4)),
+    "one of some classes": (Head("h", "linear", 3), one_class, task_batch(torch.tensor([0, 2, 1, 1]), 4)),
+    "pairs of images": (Head("h", "pairs", 2, 16), one_class, task_batch(torch.tensor([0, 1]), 4)),
+    "one of four texts": (Head("h", "linear", 1), one_of_the_texts, task_batch(torch.tensor([3, 0]), 8)),
+    "regions": (Head("h", "regions", 1), fitting_regions, task_batch(torch.rand(4, 4), 4)),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_fine_tuning_for_every_kind_of_task(task: str):
+    head, judge, batch = TASKS[task]
+    train_on_the_fake_gpu(lambda: FineTuning(TaskModel(TaskConfig(CONFIG, (head,))), "h", judge), batch, "bf16")
+
+
+@pytest.mark.parametrize("modality", ["picture", "sound"])
+def test_fine_tuning_for_classes(modality: str):
+    config = small(8, 64)
+    shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8) if modality == "picture" else torch.zeros(4, 48_000)
+    classifier = classifier_on(L3Net(config), modality, 5, 0.5)
+    train_on_the_fake_gpu(
+        lambda: Classification(classifier), ClassBatch(shown, torch.tensor([0, 4, 2, 1]), tuple("abcd")), "bf16"
+    )
+
+
+def test_l3net_trains_with_adam():
+    """With the decay in the gradient and one fused kernel."""
+    with fake_gpu():
+        objective = Correspondence(L3Net(small(8, 64))).to(GPU)
+        batch = PairBatch(
+            torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+            torch.zeros(2, 48_000),
+            torch.ones(2, dtype=torch.bool),
+            torch.arange(2),
+            ("a", "b"),
+        )
+        steps = fit(objective, iter([batch]), adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(1), FakeCompute())
+        assert len(list(steps)) == 1
+
+
+# Inference
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_embedder(precision: str):
+    with fake_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("comodal.hardware.has_native_bf16", lambda _: True)
+        embedder = Embedder(L3Net(small(8, 64)).eval(), Choice(precision=precision, device="cuda:0"), {})
+        vectors, silent = embedder.sound(np.ones((3, 48_000), np.float32))
+        assert vectors.shape == (3, 4 * 3 * 64)
+        assert not silent.any()
+        assert embedder.images(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 4 * 4 * 64)
+        quick = fast(L3Net(small(8, 64)).eval().to(GPU), torch.bfloat16)
+        assert quick.embed_image(torch.zeros(3, 3, 64, 64, dtype=torch.uint8, device=GPU)).device == GPU
+        assert quick.embed_sound(torch.zeros(3, 48_000, device=GPU)).device == GPU
+
+
+def test_regions_are_pooled_on_the_device_together():
+    with fake_gpu():
+        network = L3Net(small(8, 64)).eval().to(GPU)
+        shapes = []
+
+        def maps(pictures: Tensor) -> list[Tensor]:
+            shapes.append(tuple(pictures.shape))
+            return l3net_maps(network, pictures)
+
+        source = Pooled(Backbone("L3-Net", "", maps, 64, 8, "cuda:0"), cells=2, maps="all")
+        shapes.clear()
+        boxes = np.array([[0, 0, 20, 30], [5, 5, 60, 60]], np.float32)
+        pictures = [np.zeros((64, size, 3), np.uint8) for size in (64, 96, 64)]
+        given = (boxes, boxes[:1], boxes)
+        found = source.batch([source.scaled(*both) for both in zip(pictures, given, strict=True)])
+        assert [of_one.features.shape for of_one in found] == [(n, source.feature_dim) for n in (2, 1, 2)]
+        assert shapes == [(2, 3, 64, 64), (1, 3, 64, 96)]
+
+
+@pytest.mark.parametrize("folder", [*CAFFE, *LXMERT], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("given", [False, True])
+def test_bottom_up_attentions_detector(folder: Path, given: bool):
+    picture, boxes = np.zeros((90, 120, 3), np.uint8), np.array([[4, 5, 60, 70], [0, 0, 119, 89]], np.float32)
+    rules = caffe_rules(folder) if folder in CAFFE else lxmert_rules(folder)
+    model = c4_of(folder)
+    with fake_gpu(waits=True):
+        found = C4Regions(model, rules, device="cuda:0")(picture, boxes if given else None)
+    assert found.features.shape == (len(found.boxes), model.config.feature_dim)
+    assert len(found.boxes) == 2 or not given
+
+
+@pytest.mark.parametrize("folder", PYRAMID, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("given", [False, True])
+def test_12_in_1s_detector(folder: Path, given: bool):
+    picture, boxes = np.zeros((90, 120, 3), np.uint8), np.array([[4, 5, 60, 70], [0, 0, 119, 89]], np.float32)
+    model = fpn_of(folder)
+    with fake_gpu(waits=True):
+        found = FpnRegions(model, fpn_rules(folder), "cuda:0")(picture, boxes if given else None)
+    assert len(found.features) == len(found.boxes)
+    assert len(found.boxes) == 2 or not given
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_asking_every_kind_of_task(task: str):
+    head, _, batch = TASKS[task]
+    with fake_gpu(), torch.inference_mode(), FakeCompute(precision="bf16").autocast():
+        model = TaskModel(TaskConfig(CONFIG, (head,))).eval().to(GPU)
+        assert scores_of(model, "h", batch.to(GPU)).device == GPU
