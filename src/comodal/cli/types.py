@@ -100,7 +100,7 @@ def kind_of(annotation: Any) -> Kind:
         return choice_of(arguments)
     if origin in (Union, types.UnionType):
         given = [one for one in arguments if one is not types.NoneType]
-        is_path = set(given) == {Path, str}  # what Python code may pass for a path
+        is_path = given == [Path, str]  # what Python code may pass for a path
         kinds = [PLAIN[Path]] if is_path else [kind_of(one) for one in given]
         chosen = kinds[0] if len(kinds) == 1 else any_of(kinds)
         return replace(chosen, is_optional=types.NoneType in arguments)
