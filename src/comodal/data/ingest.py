@@ -48,6 +48,7 @@ def prepare_videos(
     out: Path,
     files: Path | None = None,
     list_format: ListFormat = "auto",
+    lists: Sequence[Path] | None = None,
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     split: Literal["own", "hash"] = "own",
@@ -68,10 +69,12 @@ def prepare_videos(
     number of workers. What was refused, and why, is in OUT/report.jsonl.
 
     Args:
-        source: A folder of videos, or a list: Kinetics CSV, AudioSet CSV, Flickr-SoundNet URLs, JSON Lines.
+        source: A folder of videos, or a list: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet URLs, or
+            JSON Lines.
         out: The folder of shards to make.
         files: The folder that holds the files of a list; by default the list's own folder.
         list_format: The format of the list; by default it is recognised.
+        lists: Further lists of the same files, such as the lists of the other splits.
         classes: Labels to keep; kinetics-sounds stands for the 34 classes of the paper.
         limit: Take this many videos alone, chosen by the hash of their keys.
         split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
@@ -95,11 +98,16 @@ def prepare_videos(
 
     Examples:
         comodal prepare videos clips/ shards/
+        comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
     """
     _check(validation, test, limit, videos_per_shard)
     source, out = Path(source), Path(out)
     sources = read_sources(source, files, list_format, leave_out=out)
+    if lists and source.is_dir():
+        raise ValueError(f"--lists are read beside a list, and {source} is a folder")
+    for further in lists or ():
+        sources += read_sources(Path(further), folder_of_files(source, files), list_format)
     if not sources:
         raise DataError(f"{source} names no files")
     sources = of_classes(sources, list(classes) if classes else [])

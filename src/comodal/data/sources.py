@@ -4,6 +4,8 @@ Lists that are recognised from their first lines:
 
 - Kinetics CSV (`label,youtube_id,time_start,time_end,split[,is_cc]`); files are `<id>_<start:06d>_<end:06d>.mp4`, in
   folders by label (with spaces or underscores), by split, or flat.
+- Kinetics JSON (`{id: {"annotations": {"label", "segment"}, "subset"}}`), with files as for the CSV.
+- VGGSound's vggsound.csv (`id,start,label,split`); files are `<id>_<start:06d>.mp4`, also with the end.
 - AudioSet CSV (three comment lines, `YTID, start_seconds, end_seconds, "labels"`); files are named by the id, with or
   without the times in seconds or milliseconds.
 - Flickr-SoundNet's urls_public.txt (`http://www.flickr.com/videos/<owner>/<photo id>/...`); files are `<photo id>.mp4`.
@@ -21,9 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from comodal.errors import DataError
-from comodal.text_files import parse_csv, parse_json_lines, read_text, split_lines
+from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
 
-ListFormat = Literal["auto", "folder", "kinetics", "audioset", "flickr-soundnet", "jsonl"]
+ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]
+VGGSOUND = re.compile(r"[\w-]{11},\d+,.*,(train|test)", re.ASCII)
+VGGSOUND_SECONDS = 10.0
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
@@ -77,12 +81,18 @@ def read_sources(
     kind = recognise(source, text) if list_format == "auto" else list_format
     if kind == "jsonl":
         return list(_json_lines(source, text, root))
-    readers = {"kinetics": _kinetics, "audioset": _audioset, "flickr-soundnet": _flickr}
+    readers = {
+        "kinetics": _kinetics,
+        "kinetics-json": _kinetics_json,
+        "vggsound": _vggsound,
+        "audioset": _audioset,
+        "flickr-soundnet": _flickr,
+    }
     if kind not in readers:
         raise DataError(f"{source} is a file, not a folder")
     try:
         return list(readers[kind](source, text, Files(root)))
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{source} is not a list in the format {kind}: {error!r}") from error
 
 
@@ -96,7 +106,12 @@ def recognise(source: Path, text: str) -> ListFormat:
     lines = [line for line in split_lines(text[:10_000]) if line.strip()][:3]
     first = lines[0] if lines else ""
     if first.startswith("{"):
-        return "jsonl"
+        is_kinetics = not is_json_lines(text) and all(
+            f'"{name}"' in text[:10_000] for name in ("annotations", "subset")
+        )
+        return "kinetics-json" if is_kinetics else "jsonl"
+    if VGGSOUND.fullmatch(first.strip()):
+        return "vggsound"
     if FLICKR.match(first):
         return "flickr-soundnet"
     if first.startswith("#") and any("YTID" in line for line in lines):
@@ -104,7 +119,8 @@ def recognise(source: Path, text: str) -> ListFormat:
     if {"youtube_id", "time_start", "time_end"} <= set(first.replace('"', "").split(",")):
         return "kinetics"
     raise DataError(
-        f"{source} is no list that comodal knows: Kinetics CSV, AudioSet CSV, Flickr-SoundNet URLs or JSON Lines. "
+        f"{source} is no list that comodal knows: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet "
+        "URLs or JSON Lines. "
         f"It begins with {first[:80]!r}"
     )
 
@@ -184,6 +200,23 @@ def _kinetics(source: Path, text: str, files: Files) -> Iterator[Source]:
         names = [f"{video}_{int(start):06d}_{int(end):06d}"]
         labels = (row["label"],) if row.get("label") else ()
         yield _clip(files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower()))
+
+
+def _kinetics_json(source: Path, text: str, files: Files) -> Iterator[Source]:
+    for video, entry in parse_json(text, source).items():
+        label, (start, end) = entry["annotations"].get("label"), map(float, entry["annotations"]["segment"])
+        names = [f"{video}_{int(start):06d}_{int(end):06d}"]
+        split = SPLIT_NAMES.get(str(entry.get("subset", "")).lower())
+        yield _clip(files, video, start, end, names, (str(label),) if label else (), split)
+
+
+def _vggsound(source: Path, text: str, files: Files) -> Iterator[Source]:
+    for _, (video, start, label, split) in parse_csv(text, source):
+        first, last = int(start), int(start) + int(VGGSOUND_SECONDS)
+        names = [
+            f"{video}_{time}" for time in (f"{first:06d}", f"{first:06d}_{last:06d}", f"{first}", f"{first}_{last}")
+        ]
+        yield _clip(files, video, float(first), first + VGGSOUND_SECONDS, names, (label,), SPLIT_NAMES[split])
 
 
 def _audioset(source: Path, text: str, files: Files) -> Iterator[Source]:
