@@ -139,7 +139,7 @@ def test_values_of_all_types():
         "from_": "grid",
         "resume": True,
         "mirror_some": False,
-        "boxes": "grid",
+        "boxes": Path("grid"),
         "classes": ["singing", "tap dancing"],
         "threads": 4,
         "rate": -0.5,

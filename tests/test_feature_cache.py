@@ -9,6 +9,7 @@ from PIL import Image
 
 from comodal.data.clips import Augmentation
 from comodal.errors import DataError
+from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import Config, L3Net, load_l3net, pooled
 from comodal.tasks import image_features
@@ -20,7 +21,7 @@ from comodal.tasks.tree import Labelled
 SHOWING = Showing(28, Augmentation(), 0)  # short side 32
 MIDDLE, TEN, RANDOM = View("middle"), View("ten"), View("random", 1)
 STAMPS = ["a", "b", "c", "d", "e"]
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> Where:
 
 
 def pass_over(model: Path, items: list[Labelled], cache: Path, views: tuple[View, ...] = (MIDDLE,), **more: object):
-    systems = [make_system("trained", model, more.get("where", where(model)), 0, CPU)]
+    systems = [make_system("trained", model, more.get("where", where(model)), [], SHOWING, 0, CPU)]
     return features_of(items, views, systems, SHOWING, cache, 1)["trained"]
 
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from comodal.data.batch import TaskBatch
 from comodal.data.regions import RegionWriter
 from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
 from comodal.models.checkpoint import load_model, read_about
 from comodal.models.heads import Head
 from comodal.models.task_model import TaskModel
@@ -30,6 +31,7 @@ from comodal.text_files import read_log
 from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
+CPU = Compute(torch.device("cpu"))
 HEAD = Head("colour", "answers", len(COLOURS), 16)
 
 
@@ -135,7 +137,7 @@ def test_the_controls_show_nothing_of_what_they_blank(setup: Setup):
 
 def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Setup, tmp_path: Path):
     model = run_of(setup, tmp_path / "out", steps=1)
-    asked, examples = read_asked(model, setup.regions, "nothing", 5, "fp32", "colour"), examples_of(setup).examples
+    asked, examples = read_asked(model, setup.regions, "nothing", 5, CPU, "colour"), examples_of(setup).examples
     together = {answered.example.key: answered.scores for answered in answer(asked, "colour", examples)}
     (alone,) = answer(asked, "colour", examples[5:6])
     assert len(together) == 40
@@ -156,7 +158,7 @@ def run_of(setup: Setup, out: Path, steps: int | None = None) -> Path:
 
 
 def share_right(setup: Setup, model: Path, blank: str = "nothing") -> float:
-    asked = read_asked(model, setup.regions, blank, 5, "fp32", "colour")
+    asked = read_asked(model, setup.regions, blank, 5, CPU, "colour")
     found = list(answer(asked, "colour", examples_of(setup).examples))
     return float(np.mean([answered.scores.argmax() == answered.example.target for answered in found]))
 
@@ -187,7 +189,7 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
     best = max(lines, key=lambda line: line["accuracy"])
     assert best["accuracy"] > lines[-1]["accuracy"] and best["step"] < 60
     assert read_about(whole)["chosen"] == {"step": best["step"], "accuracy": best["accuracy"]}
-    asked = read_asked(whole, setup.regions, "nothing", 5, "fp32", "colour")
+    asked = read_asked(whole, setup.regions, "nothing", 5, CPU, "colour")
     right = [found.scores.argmax() == found.example.target for found in answer(asked, "colour", contrary.examples)]
     assert float(np.mean(right)) == pytest.approx(best["accuracy"])
     ours, theirs = load_model(stopped).state_dict(), load_model(whole).state_dict()
@@ -223,7 +225,7 @@ def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
 
 def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: Setup, tmp_path: Path):
     with pytest.raises(CheckpointError, match="a ViLBERT, which has no head for a task; fine-tune it with"):
-        read_asked(setup.model, setup.regions, "nothing", 5, "fp32", "colour")
+        read_asked(setup.model, setup.regions, "nothing", 5, CPU, "colour")
     with RegionWriter(tmp_path / "others", 5) as writer:
         writer.add("1", np.ones((1, 5), np.float32), np.array([[0, 0, 9, 9]], np.float32), 10, 10)
     with pytest.raises(DataError, match=r"has regions of .* features and .* reads 8"):

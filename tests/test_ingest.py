@@ -219,7 +219,7 @@ def test_a_full_disk_is_one_sentence_and_running_again_goes_on(videos, prepared,
 
     out = tmp_path / "out"
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=r"the disk is full .*run the same command again"):
+    with pytest.raises(DataError, match=r"the disk is full; .*run the same command again"):
         prepare_videos(videos, out, **SMALL, backend="sequential")
     assert not list(out.rglob("*.part"))
     monkeypatch.setattr(os, "fsync", sync)

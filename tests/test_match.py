@@ -168,8 +168,8 @@ def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, cap
         ("p.png", "mute.mp4"): "mute.mp4: no sound: no audio stream in the file",
         ("thin.png", str(video)): "thin.png: too large: 80 x 4 pixels are narrower than 1 : 16",
         ("notes.txt",): "notes.txt: ",
-        ("nowhere.mp4",): "nowhere.mp4: missing",
-        ("p.png", "nowhere.wav"): "nowhere.wav: missing",
+        ("nowhere.mp4",): "nowhere.mp4 does not exist",
+        ("p.png", "nowhere.wav"): "nowhere.wav does not exist",
         ("p.png", "p.png", "p.png"): "3 files; match takes a picture or a video, and a sound",
     }
     for files, sentence in told.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from comodal.analysis.co_attention import files_of
@@ -13,6 +14,7 @@ from comodal.analysis.report import write_report
 from comodal.analysis.task_examples import Verdict, attended, pointed, rightness, table
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
+from comodal.hardware import Compute
 from comodal.tasks.examples import Example, Examples, Fixed, joined, single
 from comodal.tasks.fine_tuning import read_asked, scores_of
 from comodal.tasks.vqa import evaluate_vqa
@@ -21,6 +23,9 @@ from small_tasks import SIDE
 from test_vqa import store, tuned, write_files
 
 __all__ = ["store"]
+
+
+CPU = Compute(torch.device("cpu"))
 
 
 def photographs(folder: Path, store: RegionStore) -> Path:
@@ -64,7 +69,7 @@ def test_training_examples_are_called_so_and_missing_files_are_told(store: Regio
 
 def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = read_asked(run, store.folder, "nothing", 100, "fp32", "vqa")
+    asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
     example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
     seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
     shown = attended(asked, seen, example, 0, files_of(images), images)
@@ -85,7 +90,7 @@ def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_p
 
 def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = read_asked(run, store.folder, "nothing", 100, "fp32", "vqa")
+    asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
     example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
     seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
     shown = attended(asked, seen, example, 0, files_of(images), images)

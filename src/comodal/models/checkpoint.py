@@ -246,7 +246,7 @@ def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
         CheckpointError: One is; it is named.
     """
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; the training has diverged")
 
 

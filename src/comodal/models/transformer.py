@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
-Mask: TypeAlias = Bool[Tensor, "batch _tokens"] | Integer[Tensor, "batch _tokens"] | None  # None: no padding
+Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
 NOT_ATTENDED = -10_000.0  # the score of a region that is padding
 
 

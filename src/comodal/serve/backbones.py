@@ -94,8 +94,8 @@ class Pooled:
         self.backbone, self.cells, self.first_map = backbone, cells, 0 if maps == "all" else -1
         self.name, self.size = backbone.name, backbone.size
         self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
-        blank = np.zeros((1, backbone.size, backbone.size, 3), np.uint8)
-        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank)) * cells**2
+        blank = backbone.scaled(np.zeros((backbone.size, backbone.size, 3), np.uint8))
+        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank[None])) * cells**2
         settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
         self.fingerprint = fingerprint_of(backbone.fingerprint, settings)
 
