@@ -56,6 +56,7 @@ def write_video(
     layout: str = "mono",
     sound_start: float = 0.0,
     container_options: dict[str, str] | None = None,
+    first_number: int = 0,
 ) -> Path:
     """Write a video of numbered pictures shown at `picture_seconds`, and of mono or (channels, samples) sound.
 
@@ -72,7 +73,7 @@ def write_video(
         if sound is not None:
             audio = container.add_stream(sound_codec, rate=sound_rate, layout=layout)
         if picture_seconds:
-            for number, seconds in enumerate(picture_seconds):
+            for number, seconds in enumerate(picture_seconds, start=first_number):
                 frame = av.VideoFrame.from_ndarray(numbered_picture(number % 256, *size))
                 if matrix is not None:
                     frame = frame.reformat(format=pixel_format, dst_colorspace=matrix[0])

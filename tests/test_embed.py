@@ -17,7 +17,7 @@ from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.inference import fast
 from comodal.models.l3net import Config, L3Net
-from comodal.serve.embed import embed_audio, embed_image, embed_video
+from comodal.serve.embed import embed_audio, embed_image, embed_video, hop_samples
 from comodal.serve.embed_memory import image_embedding, sound_embedding
 from comodal.serve.windows import count_windows, iterate_windows
 from synthetic_media import tone, write_video
@@ -87,6 +87,26 @@ def test_windows_of_a_stream_are_those_of_the_whole(hop: int, length: int, centr
             batches = list(iterate_windows(blocks_of(sound, sizes), 10, hop, centre, batch_size))
             assert max(len(batch) for batch in batches) <= batch_size
             assert np.array_equal(np.concatenate(batches), expected)
+
+
+@pytest.mark.parametrize("hop", [1.5, 7.25, 10.4, 23.7])
+@pytest.mark.parametrize("length", [9, 60, 971])
+def test_windows_of_a_fraction_of_a_sample_start_at_the_nearest_sample(hop: float, length: int):
+    """So timestamps of k * hop stay right: window 40 of a hop of 7.25 samples starts at 290, and not at 280."""
+    sound = np.arange(1, length + 1, dtype=np.float32)
+    for sizes in ([1], [1000], [3, 17, 5]):
+        windows = np.concatenate(list(iterate_windows(blocks_of(sound, sizes), 10, hop, False, 4)))
+        assert len(windows) == count_windows(length, 10, hop, False)
+        for place, window in enumerate(windows):
+            start = int(np.floor(place * hop + 0.5))
+            assert np.array_equal(window, np.pad(sound, (0, 100))[start : start + 10])
+        covered = np.floor((len(windows) - 1) * hop + 0.5) + 10
+        assert covered >= length and covered - hop - 1 < length
+
+
+def test_openl3s_hop_is_whole_only_where_openl3_is_reproduced():
+    assert hop_samples(0.02001, 48_000, None) == pytest.approx(960.48)
+    assert hop_samples(0.02001, 48_000, "0.4.2") == 960
 
 
 def test_windows_hold_no_more_for_a_longer_sound():

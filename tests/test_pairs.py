@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.pairs import Pairs
+from comodal.data.pairs import Pairs, moment
 from comodal.errors import DataError
 
 
@@ -38,7 +38,7 @@ worlds = st.lists(clip_of_a_group, min_size=2, max_size=12).filter(lambda clips:
 def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clips, seed, epoch, index):
     world = World(clips)
     pair = Pairs(world, seed)(epoch, index)
-    assert pair.together == (index % 2 == 0)
+    assert pair.together == ((epoch * len(world) + index) % 2 == 0)
     assert pair.together == (pair.image_clip == pair.sound_clip)
     picture, sound = world.record(pair.image_clip), world.record(pair.sound_clip)
     assert 0 <= pair.start_seconds <= sound["seconds"] - 1
@@ -60,6 +60,30 @@ def test_seeds_and_epochs_give_other_pairs():
     world = World([(str(clip), 10, 10.0) for clip in range(50)])
     draws = {tuple(Pairs(world, seed)(epoch, index) for index in range(20)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(draws) == 4
+
+
+@pytest.mark.parametrize("clips", [2, 3, 5, 9, 31, 93])
+def test_exactly_half_of_the_pairs_go_together_for_any_number_of_clips(clips: int):
+    pairs = Pairs(World([(str(clip), 10, 10.0) for clip in range(clips)]), 0)
+    kinds = [pairs(*divmod(number, clips)).together for number in range(20 * clips)]
+    assert sum(kinds) == 10 * clips
+    assert all(sum(kinds[start : start + 8]) == 4 for start in range(0, len(kinds) - 8, 8))  # of a batch of 8
+
+
+@pytest.mark.parametrize("seconds", [1.2, 2.5, 10.0])
+def test_starts_are_uniform_among_those_that_overlap_the_frame_and_lie_in_the_clip(seconds: float):
+    """Of a frame at f in a clip of s seconds: from max(0, f - 1) to min(f, s - 1), and nothing piles up at the ends."""
+    clip = {"key": "k", "seconds": seconds, "frame_seconds": [frame / 5 for frame in range(round(5 * seconds))]}
+    rng, places = np.random.default_rng(0), []
+    for _ in range(8000):
+        drawn = moment(clip, 1.0, rng)
+        shown = clip["frame_seconds"][drawn.frame]
+        first, last = max(0.0, shown - 1), min(shown, seconds - 1)
+        assert first <= drawn.start_seconds <= last
+        if last > first:
+            places.append((drawn.start_seconds - first) / (last - first))
+    uniform = np.arange(1, len(places) + 1) / len(places)
+    assert np.abs(np.sort(places) - uniform).max() < 1.95 / len(places) ** 0.5  # Kolmogorov-Smirnov, one in a thousand
 
 
 def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():

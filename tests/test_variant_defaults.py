@@ -23,10 +23,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_papers_network_is_trained_as_in_the_paper(shards: Path):
-    """Section 3.2: a learning rate of 1e-4, constant."""
+    """Section 3.2: a learning rate of 1e-4, constant; 60 million pairs in batches of 256."""
     run = l3net.recipe(shards, width=4, image_size=16, workers=0)
     assert run.learning_rate(0) == run.learning_rate(100_000) == 1e-4
-    assert run.steps == 500_000
+    assert run.batches.batch_size == 256
+    assert abs(run.steps * run.batches.batch_size - 60_000_000) < 256
+
+
+def test_other_networks_of_full_size_are_trained_as_in_l3embedding(shards: Path):
+    """jobs/retrain_feb2019: 300 epochs of 4,096 batches of 64 pairs, 78.6 million, at 1e-5."""
+    run = l3net.recipe(shards, variant="openl3_mel256", width=4, image_size=16, workers=0, validation_pairs=0)
+    assert (run.batches.batch_size, run.steps, run.learning_rate(5)) == (64, 1_228_800, 1e-5)
 
 
 def test_a_small_network_is_done_in_minutes_not_months(shards: Path):

@@ -5,6 +5,7 @@ The command line prints these without a stack trace. A mistake of a caller of th
 
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,18 @@ class MediaError(ComodalError):
 
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str, str]]:
         return type(self), (self.path, self.reason, self.detail)
+
+
+class MediaWarning(UserWarning):
+    """What a file of audio was taken in spite of: it ends before its header says, or a part of it is damaged."""
+
+    def __init__(self, path: Path | str, detail: str) -> None:
+        super().__init__(f"{path}: {detail}")
+        self.path = str(path)
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["MediaWarning"], tuple[str, str]]:
+        return type(self), (self.path, self.detail)
 
 
 class DataError(ComodalError):
@@ -67,3 +80,17 @@ def one_item(path: Path | str) -> Iterator[None]:
             raise
         detail = " ".join(str(error).split())[:DETAIL_CHARACTERS]
         raise MediaError(path, UNEXPECTED, f"{type(error).__name__}: {detail}") from error
+
+
+@contextmanager
+def noticed() -> Iterator[list[str]]:
+    """Collects what is said of damaged media meanwhile; all other warnings are given as always."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MediaWarning)
+        yield notes
+    for warning in caught:
+        if isinstance(warning.message, MediaWarning):
+            notes.append(warning.message.detail)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -18,16 +18,26 @@ from jaxtyping import Shaped
 
 from comodal.console import say
 from comodal.errors import ComodalError
-from comodal.media.audio import LOUDEST
 from comodal.media.image import read_image
 from comodal.media.kaiser import MAX_RATE, resample_kaiser
+from comodal.media.refusal import LOUDEST
 from comodal.media.video import every_frame
 from comodal.models.spectrogram import Spectrogram
 from comodal.models.spectrogram import openl3 as openl3_spectrogram
 from comodal.serve import openl3_models as models
-from comodal.serve.embed import about_file, blocks_of, frame_rows, image_vectors, rows_as_openl3, sound_rows
+from comodal.serve.embed import (
+    about_file,
+    blocks_of,
+    frame_rows,
+    hop_samples,
+    image_vectors,
+    rows_as_openl3,
+    sound_rows,
+)
 from comodal.serve.files import Rows, write_rows
 from comodal.serve.openl3_models import (
+    CURRENT,
+    DEFAULT,
     FRONT_ENDS,
     VALID_AUDIO_EMBEDDING_SIZES,
     VALID_CONTENT_TYPES,
@@ -94,7 +104,8 @@ def preprocess_audio(
 ) -> Array:
     """Windows of one second, (windows, 1, 48000); with `input_repr` librosa's decibels, (windows, bands, frames, 1)."""
     mono = checked_sound(audio, sr, hop_size, center)
-    windows = np.concatenate(list(iterate_windows([mono], TARGET_SR, int(hop_size * TARGET_SR), center, 32)))
+    hop = hop_samples(float(hop_size), TARGET_SR, CURRENT.get(DEFAULT).as_openl3)
+    windows = np.concatenate(list(iterate_windows([mono], TARGET_SR, hop, bool(center), 32)))
     if not input_repr:
         return windows[:, None]
     one_of("input representation", input_repr, VALID_INPUT_REPRS)

@@ -26,7 +26,7 @@ from comodal.data.report import print_report
 from comodal.data.shards import ShardWriter
 from comodal.data.sources import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
-from comodal.errors import DataError, MediaError, one_item
+from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import json_line, whole, write_whole
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
@@ -189,14 +189,14 @@ def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed:
                 try:
                     if item.key in crashed:
                         raise MediaError(item.path, *CRASHED)
-                    with one_item(item.path):
+                    with noticed() as notes, one_item(item.path):
                         sample = read(item)
                         writer.check(item.key, sample.members, sample.record)
                 except MediaError as error:
                     line = refusal(item, shard.split, error.reason, error.detail)
                 else:
                     writer.write(item.key, sample.members, sample.record)
-                    line = taken(item, shard.split, sample)
+                    line = taken(item, shard.split, sample) | ({"notes": notes} if notes else {})
                 lines.append(line)
                 started_file.write(f"{line.get('seconds', 0.0)}\n")
         write_whole(report_of(tar), b"".join(json_line(line) for line in lines))

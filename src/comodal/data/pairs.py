@@ -1,7 +1,8 @@
 """Which frame meets which second of sound (L3-Net, section 2: audio-visual correspondence).
 
-A pair is a function of (seed, epoch, index), so resuming, workers and tests are free. Pairs of even index go together
-and pairs of odd index are apart, so that half of any even batch is of either kind.
+A pair is a function of (seed, epoch, index), so resuming, workers and tests are free. All pairs of all epochs are
+numbered on; those of even number go together and those of odd number are apart. So exactly half of any even batch is of
+either kind, and half of any even number of epochs of an odd number of clips.
 
 A network is quick to find what else tells the two kinds apart. AVE-Net (Objects that Sound, section 3.1) reports one
 such shortcut: if only the sounds of positives start on the grid of the video's frames, the network learns the grid.
@@ -68,7 +69,7 @@ class Pairs:
         rng = np.random.default_rng((self.seed, epoch, index))
         first, second = self.two_clips(rng)
         mine = moment(self.records.record(first), self.sound_seconds, rng)
-        if index % 2 == 0:
+        if (epoch * len(self.records) + index) % 2 == 0:
             return Pair(first, mine.frame, first, mine.start_seconds, together=True)
         other = moment(self.records.record(second), self.sound_seconds, rng)
         return Pair(first, mine.frame, second, other.start_seconds, together=False)
@@ -92,7 +93,10 @@ class MatchedPairs(Pairs):
 
 
 def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Moment:
-    """A frame at random, and sound that begins up to a second before it and ends within the clip."""
+    """A frame at random, and sound that begins up to a second before it and ends within the clip.
+
+    All starts that do so are equally likely, also near the ends of the clip.
+    """
     frame_seconds: Sequence[float] = record["frame_seconds"]
     latest = record["seconds"] - sound_seconds
     if not frame_seconds or latest < 0:
@@ -101,5 +105,6 @@ def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Mome
             f"a pair needs a frame and {sound_seconds} s of sound"
         )
     frame = int(rng.integers(len(frame_seconds)))
-    start_seconds = frame_seconds[frame] - rng.random() * sound_seconds
-    return Moment(frame, float(min(max(start_seconds, 0.0), latest)))
+    first = min(max(frame_seconds[frame] - sound_seconds, 0.0), latest)  # the record's times are rounded
+    last = min(max(frame_seconds[frame], first), latest)
+    return Moment(frame, float(rng.uniform(first, last)))

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from comodal.errors import DataError
+from comodal.media.suffixes import VIDEO_SUFFIXES
 from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
 
 ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]
@@ -33,7 +34,6 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp", ".wmv", ".ts")
 CLIP_OF_YOUTUBE = re.compile(r"([\w-]{11})_(\d+)_(\d+)", re.ASCII)  # <11 characters>_<start>_<end>
 FLICKR = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
 

@@ -1,7 +1,8 @@
 """Sound: read any file as mono at any rate, whole or in blocks of bounded memory; FLAC in and out.
 
-Sound files go through soundfile; what it cannot read (m4a, and the sound of videos) goes through PyAV. Channels are
-mixed by their plain mean, before resampling (soxr, high quality).
+Files go through PyAV, which decodes what is in them whatever their headers say (container_audio.py); what it does not
+know, and FLAC where PyAV is not installed, goes through soundfile. Channels are mixed by their plain mean, before
+resampling (soxr, high quality).
 """
 
 import io
@@ -15,16 +16,22 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refusal import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal, describe_impostor, read_head
+from comodal.media.refusal import (
+    LOUDEST,
+    MAX_SAMPLE_RATE,
+    MIN_SAMPLE_RATE,
+    Refusal,
+    describe_impostor,
+    read_head,
+)
 
 try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
-    from comodal.media import container
+    from comodal.media import container_audio
 except ImportError:
-    container = None  # type: ignore[assignment]
+    container_audio = None  # type: ignore[assignment]
 
 READ_SAMPLES = 1 << 16
 PCM_SCALE = 32768.0  # 16 bits; what is read from 16 bits is written back unchanged
-LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
 Mono = Float32[np.ndarray, " samples"]
 
 
@@ -130,31 +137,27 @@ def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     impostor = describe_impostor(read_head(path))
     if impostor:
         raise MediaError(path, Refusal.UNREADABLE, impostor)
-    try:
-        file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        if container is None:
-            detail = f"{error.error_string} Other formats need PyAV: pip install av"
-            raise MediaError(path, Refusal.UNREADABLE, detail) from None
-        yield from _native_of_container(path)
-        return
-    with file:
-        if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-            raise MediaError(path, Refusal.UNREADABLE, f"sound of {file.samplerate} samples a second")
+    if container_audio is not None:
         try:
-            for block in file.blocks(READ_SAMPLES, dtype="float32", always_2d=True):
+            yield from container_audio.read_sound_blocks(path)
+            return
+        except MediaError as error:
+            if error.reason != Refusal.NOT_A_VIDEO:
+                raise
+    yield from _with_soundfile(path)
+
+
+def _with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
+                raise MediaError(path, Refusal.UNREADABLE, f"sound of {file.samplerate} samples a second")
+            while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
                 if not (np.abs(mono) <= LOUDEST).all():
                     raise MediaError(path, Refusal.UNREADABLE, "samples that are nan, infinite or beyond all measure")
                 yield file.samplerate, mono
-        except soundfile.LibsndfileError as error:
-            raise MediaError(path, Refusal.UNREADABLE, error.error_string) from None
-
-
-def _native_of_container(path: Path) -> Iterator[tuple[int, Mono]]:
-    try:
-        yield from container.read_sound_blocks(path)
-    except MediaError as error:
-        if error.reason != Refusal.NOT_A_VIDEO:
-            raise
-        raise MediaError(path, Refusal.UNREADABLE, "no known sound or video format") from None
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        detail = str(error) if container_audio is None else "no known sound or video format"
+        more = "; other formats need PyAV: pip install av" if container_audio is None else ""
+        raise MediaError(path, Refusal.UNREADABLE, detail + more) from None

@@ -8,58 +8,61 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition, Stream
-from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refusal import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal, describe_impostor, read_head
+from comodal.media.edit_lists import edit_ends
+from comodal.media.refusal import MAX_GAP_SECONDS, Refusal, describe_impostor, read_head
+from comodal.media.timeline import NO_ZERO, Timeline
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
 
 MAX_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
-MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
-SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400
 MAX_IDLE_PACKETS = 2_000  # of the stream that is whole already, while the other one is waited for
+ONE_LENGTH = {"matroska,webm", "flv"}  # formats whose header tells the length of the whole, not of each stream
 LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
-JITTER_SECONDS = 0.1  # of sound timestamps; a larger step is a gap or an overlap
-MAX_GAP_SECONDS = 100.0  # of silence for a gap in the sound; a larger step is a broken timestamp
+JOINED = {"matroska,webm", "flv", "avi", "mpegts", "mpeg"}  # whose packets go on to the end, but for an index
+MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_SECONDS = 30.0
 RUN_UP_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
-    "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape"
+    "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape,caf,voc,mpc,mpc8,tak,truehd,mlp,loas,"
+    "xwma,nistsphere"
 )
-SIZE_IN_HEADER = {"avi", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+SIZE_IN_HEADER = {"avi", MP4, "matroska,webm"}
 SIGNATURES = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"\x1a\x45\xdf\xa3": 0, b"AVI ": 8, b"OggS": 0, b"\0\0\x01\xba": 0}
-
-Mono: TypeAlias = Float32[np.ndarray, " samples"]
+MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 
 
 @dataclass
 class Track:
     """One stream of a container while it is read. Seconds are on the clock of the clip.
 
-    `start` is None until something was decoded; `end` is where the last decoded frame ends; `lost_since` is the time of
-    the first packet that could not be decoded, until a later one could (decoders give out what came before it late);
-    whoever reads sets `done` when nothing more of the stream is wanted.
+    `last` is where the presentation ends, on the clock of the file. `start` is None until something was decoded; `end`
+    is where the last decoded frame ends; `lost_since` is the time of the first packet that could not be decoded, until
+    a later one could (decoders give out what came before it late); `losses` counts such packets, of which there may be
+    any number unless `strict`. Whoever reads sets `done` when nothing more of the stream is wanted.
     """
 
     path: Path
     stream: av.VideoStream | av.AudioStream
     zero: float
+    last: float = float("inf")
     start: float | None = None
     end: float = 0.0
     frames: int = 0
     lost_since: float | None = None
     failure: str = ""
     done: bool = False
+    strict: bool = True
+    losses: int = 0
 
     @property
     def kind(self) -> str:
@@ -70,12 +73,15 @@ class Track:
     def promised_end(self) -> float | None:
         """Where the stream ends by its own header, if that says."""
         stream = self.stream
-        in_avi = stream.container.format.name == "avi" and isinstance(stream, av.VideoStream)
+        format_name = stream.container.format.name
+        if format_name in NO_ZERO:  # no header; FFmpeg's guess overlooks that timestamps start again
+            return None
+        in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
         if in_avi and stream.frames and stream.average_rate:
             length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
             return _seconds(stream, stream.start_time) + length - self.zero
-        if stream.duration:
-            return _seconds(stream, stream.start_time) + _seconds(stream, stream.duration) - self.zero
+        if stream.duration and format_name not in ONE_LENGTH:
+            return min(_seconds(stream, stream.start_time) + _seconds(stream, stream.duration), self.last) - self.zero
         # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
         end = _clock_seconds(stream.metadata.get("DURATION", ""))
         return None if end is None else end - self.zero
@@ -84,11 +90,15 @@ class Track:
         """Note a decoded frame and return when it begins.
 
         Raises:
-            MediaError: truncated, if too much was lost before it; too large, if frames come without end.
+            MediaError: truncated, if too much was lost before it; too large, if frames come without end; unreadable, if
+                it is hours from the one before it.
         """
         begins = self.end if frame.time is None else float(frame.time) - self.zero
+        if begins - self.end > MAX_GAP_SECONDS:
+            detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail)
         if self.lost_since is not None and begins >= self.lost_since:
-            if begins - self.end > LOST_SECONDS:
+            if self.strict and begins - self.end > LOST_SECONDS:
                 detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
                 raise MediaError(self.path, Refusal.TRUNCATED, detail)
             self.lost_since = None
@@ -105,7 +115,7 @@ class Track:
         if isinstance(frame, av.AudioFrame):
             return frame.samples / max(frame.sample_rate, 1)
         if frame.duration:
-            return _seconds(frame, frame.duration)
+            return min(_seconds(frame, frame.duration), MAX_GAP_SECONDS)
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(1 / rate) if rate else max(begins - self.end, 0.0)
 
@@ -113,6 +123,7 @@ class Track:
         """Note that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
+            self.losses += 1
             begins = self.end if packet.pts is None else _seconds(self.stream, packet.pts) - self.zero
             self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
 
@@ -132,8 +143,9 @@ class Track:
         if self.promised_end:
             detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
             return MediaError(self.path, Refusal.TRUNCATED, detail)
-        reason = Refusal.NO_PICTURE if self.kind == "picture" else Refusal.NO_SOUND
-        return MediaError(self.path, reason, "the stream is empty")
+        if self.kind == "picture":
+            return MediaError(self.path, Refusal.NO_PICTURE, "not one picture in the stream")
+        return MediaError(self.path, Refusal.NO_SOUND, "not one sample of sound in the stream")
 
 
 @contextmanager
@@ -148,6 +160,8 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     if impostor:
         raise MediaError(path, Refusal.NOT_A_VIDEO, impostor)
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
+    if head[4:8] in MP4_BOXES and edit_ends(path) is not None:
+        options["advanced_editlist"] = "0"
     try:
         container = av.open(f"file:{path.absolute()}", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
     except av.error.ExitError:
@@ -162,15 +176,16 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 
 
 def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
-    """The main picture and the main sound, as FFmpeg would choose; album covers are no picture.
+    """The main picture and the main sound of its program, as FFmpeg would choose; album covers are no picture.
 
     Raises:
         MediaError: too large, or unreadable if there is no decoder.
     """
-    video, audio = container.streams.best("video"), container.streams.best("audio")
+    video = container.streams.best("video")
     if not isinstance(video, av.VideoStream) or video.disposition & Disposition.attached_pic:
         pictures = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
         video = next(pictures, None)
+    audio = container.streams.best("audio", related=video)
     if not isinstance(audio, av.AudioStream):
         audio = next(iter(container.streams.audio), None)
     for stream in (video, audio):
@@ -181,6 +196,9 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     if audio is not None:
         _forget_channel_order(audio)
+        if audio.codec_context.name == "alac" and container.format.name == "caf":
+            # A last packet holds as many samples as it says, and FFmpeg 8.1 cuts off the rest of a full one once more.
+            audio.codec_context.options |= {"flags2": "skip_manual"}
     if video is not None:
         _check_size(container, path, video.codec_context.width, video.codec_context.height)
     return video, audio
@@ -207,14 +225,18 @@ def _check_size(container: InputContainer, path: Path, width: int, height: int) 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
     """Tracks on one clock; its zero is where the first of the streams begins."""
     there = [stream for stream in streams if stream is not None]
-    zero = min((_seconds(stream, stream.start_time) for stream in there), default=0.0)
-    return [Track(path, stream, zero) for stream in there]
+    starts = [_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
+    zero, ends = min(starts, default=0.0), {}
+    if there and there[0].container.format.name == MP4:
+        zero, ends = max(zero, 0.0), edit_ends(path) or {}  # what lies before the edits has negative times
+    return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
 
 
 def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
     """Let the clock of tracks begin `start_seconds` later, and reading at a key frame some time before that.
 
-    What is decoded before has negative times. Where a format cannot be searched, reading begins at the beginning.
+    What is decoded before has negative times. Where a format cannot be searched, or its timestamps may start again,
+    reading begins at the beginning.
 
     Raises:
         MediaError: too short, if a stream ends before that by its own header.
@@ -225,35 +247,69 @@ def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: flo
             detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
             raise MediaError(track.path, Refusal.TOO_SHORT, detail)
         track.zero += start_seconds
+    if container.format.name in NO_ZERO:
+        return
     microseconds = round((tracks[0].zero - RUN_UP_SECONDS) * 1e6)
     with suppress(av.FFmpegError):
         container.seek(microseconds, backward=True)
 
 
-def decode(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
-    """Decoded frames of several tracks in one pass through the file, until the file ends or all tracks are `done`."""
-    by_index = {track.stream.index: track for track in tracks}
+def decode(
+    container: InputContainer, tracks: Sequence[Track], wanted: Sequence[Track] | None = None
+) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
+    """Decoded frames in one pass through the file, until the file ends or all wanted tracks are `done`.
+
+    Args:
+        container: the open file.
+        tracks: all that are on the clock, also those that are not wanted.
+        wanted: those to decode; by default all.
+
+    Raises:
+        MediaError: unreadable, if the timestamps of one track alone start again, or tracks appear in the middle.
+    """
+    by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
+    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
     idle = 0
-    for packet in _packets(container, tracks):
-        track = by_index[packet.stream.index]
+    for packet in timeline.align(_packets(container, tracks)):
+        track = by_index.get(packet.stream.index)
+        if track is None:
+            continue
         idle = idle + 1 if track.done else 0
-        if idle > MAX_IDLE_PACKETS or all(track.done for track in tracks):
+        if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
             return
         if not track.done:
             for frame in _frames(track, packet):
-                yield track, frame
+                if frame.time is None or frame.time < track.last:
+                    yield track, frame
 
 
 def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
     """Packets in the order of the file. One that breaks off ends there, and what its decoders still hold comes out."""
+    read = 0
     try:
-        yield from container.demux([track.stream for track in tracks])
-    except (av.FFmpegError, IndexError) as error:  # PyAV's IndexError: a stream that appeared in the middle of the file
+        for packet in container.demux([track.stream for track in tracks]):
+            if packet.size == 0 and packet.dts is None:
+                _check_read(container, tracks, read)
+            read = max(read, (packet.pos or 0) + packet.size)
+            yield packet
+    except IndexError:  # PyAV's
+        detail = "a stream appears in the middle of the file, as where files of different programs are joined"
+        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail) from None
+    except av.FFmpegError as error:
         for track in tracks:
-            track.failure = _fault(error) if isinstance(error, av.FFmpegError) else "streams come and go"
+            track.failure = _fault(error)
             flush = av.Packet()
             flush.stream = track.stream
             yield flush
+
+
+def _check_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
+    """Refuse a video of which FFmpeg reads the first part alone, as it does where files of some formats are joined."""
+    unread = container.size - read
+    joined = container.format.name in JOINED and any(track.kind == "picture" for track in tracks)
+    if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
+        detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
+        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail)
 
 
 def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
@@ -262,81 +318,6 @@ def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.Au
     except av.FFmpegError as error:
         track.lose(packet, _fault(error))
         return []
-
-
-class SoundJoiner:
-    """Joins decoded sound as its timestamps say: silence for gaps, overlaps cut, small jitter ignored."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rate = 0
-        self.start = 0.0
-        self.samples = 0
-
-    @property
-    def end(self) -> float:
-        """Where the joined sound ends, in seconds."""
-        return self.start + self.samples / max(self.rate, 1)
-
-    def join(self, frame: av.AudioFrame, begins: float) -> Mono:
-        """What comes next, given a frame of sound that begins at `begins` seconds.
-
-        Raises:
-            MediaError: unreadable, for a sample rate that is absurd or changes.
-        """
-        if not self.rate:
-            self.rate, self.start = frame.sample_rate, max(begins, 0.0)
-        if frame.sample_rate != self.rate or not MIN_SAMPLE_RATE <= self.rate <= MAX_SAMPLE_RATE:
-            detail = f"sound of {frame.sample_rate} samples a second, {self.rate} at its beginning"
-            raise MediaError(self.path, Refusal.UNREADABLE, detail)
-        if frame.format.is_planar and frame.layout.nb_channels > MAX_PLANES:
-            detail = f"{frame.layout.nb_channels} channels of sound, the limit is {MAX_PLANES}"
-            raise MediaError(self.path, Refusal.UNREADABLE, detail)
-        block, gap = mix_down(frame), begins - self.end
-        if gap < -JITTER_SECONDS or begins < 0:  # a clip from the middle begins within a block
-            block = block[round(-gap * self.rate) :]
-        elif JITTER_SECONDS < gap < MAX_GAP_SECONDS:
-            block = np.concatenate([np.zeros(round(gap * self.rate), np.float32), block])
-        self.samples += len(block)
-        return block
-
-
-def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
-    """The sound of a container, block by block with its sample rate, from zero on the clock of its picture and sound.
-
-    Raises:
-        MediaError: the file cannot be opened, or has no sound.
-    """
-    with open_container(path) as container:
-        video, audio = choose_streams(container, path)
-        if audio is None:
-            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
-        track = make_tracks(path, audio, video)[0]
-        joiner = SoundJoiner(path)
-        for _, frame in decode(container, [track]):
-            assert isinstance(frame, av.AudioFrame)
-            block = joiner.join(frame, track.take(frame))
-            if track.frames == 1:
-                yield joiner.rate, np.zeros(round(min(joiner.start, MAX_GAP_SECONDS) * joiner.rate), np.float32)
-            yield joiner.rate, block
-        track.check_whole(0.0)
-
-
-def mix_down(frame: av.AudioFrame) -> Mono:
-    """The plain mean of all channels (as OpenL3 does, core.py `preprocess_audio`), full scale at 1, clipped there."""
-    channels, sample_type = frame.layout.nb_channels, SAMPLE_TYPES[frame.format.packed.name]
-    if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
-        planes = frame.planes[:channels]
-        samples = np.stack([np.frombuffer(memoryview(plane), sample_type, frame.samples) for plane in planes])
-    else:
-        packed = np.frombuffer(memoryview(frame.planes[0]), sample_type, frame.samples * channels)
-        samples = packed.reshape(-1, channels).T
-    mixed = samples.mean(axis=0, dtype=np.float32)
-    if sample_type == np.uint8:
-        mixed = (mixed - 128) / 128
-    elif np.issubdtype(sample_type, np.integer):
-        mixed /= 2.0 ** (8 * samples.itemsize - 1)
-    return np.clip(np.nan_to_num(mixed, copy=False), -1.0, 1.0)
 
 
 def _seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:

@@ -9,6 +9,8 @@ from comodal.errors import MediaError
 
 HEAD_BYTES = 512
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
+LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
+MAX_GAP_SECONDS = 6 * 3600.0  # for which a picture may stay, or audio pause; a longer one is a broken timestamp
 
 
 class Refusal(StrEnum):

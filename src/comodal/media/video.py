@@ -16,7 +16,7 @@ own timestamps. Every fault of a file is a MediaError whose reason is a `Refusal
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -29,7 +29,7 @@ from comodal.errors import MediaError
 from comodal.media.audio import resample
 from comodal.media.container import (
     LOST_SECONDS,
-    SoundJoiner,
+    ONE_LENGTH,
     Track,
     choose_streams,
     decode,
@@ -38,15 +38,14 @@ from comodal.media.container import (
     open_container,
 )
 from comodal.media.image import encode_jpeg_planes
+from comodal.media.join_audio import AudioJoiner
 from comodal.media.refusal import Refusal
 from comodal.media.upright import Upright
 
 MIN_SECONDS = 1.0
 SILENT_PEAK = 1e-3
-FIRST_SECONDS = 0.1  # a first picture that is due so early is shown from the start, as players do
+FIRST_SECONDS = 0.045  # a first picture that is due so early is shown from the start, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
-ONE_LENGTH = {"matroska,webm", "flv"}  # formats whose header tells the length of the whole, not of each stream
-MAX_HOLD_SECONDS = 600.0  # a picture is repeated for so long at most, whatever the next timestamp says
 
 Picture = TypeVar("Picture")
 
@@ -151,9 +150,10 @@ def iterate_frames(
         video, audio = choose_streams(container, path)
         if video is None:
             raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
-        track = make_tracks(path, video, audio)[0]
+        tracks = make_tracks(path, video, audio)
+        track = tracks[0]
         screen = _Screen(frames_per_second, Upright(path, short_side, video.sample_aspect_ratio).rgb)
-        for begins, frame in _pictures(container, track):
+        for begins, frame in _pictures(container, tracks):
             yield from screen.show(frame, begins)
         yield from screen.until(track.end)
         track.check_whole(0.0)
@@ -169,9 +169,10 @@ def every_frame(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height w
         video, audio = choose_streams(container, path)
         if video is None:
             raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
-        track = make_tracks(path, video, audio)[0]
+        tracks = make_tracks(path, video, audio)
+        track = tracks[0]
         upright = Upright(path, None, video.sample_aspect_ratio)
-        for begins, frame in _pictures(container, track):
+        for begins, frame in _pictures(container, tracks):
             yield begins, upright.rgb(frame)
         track.check_whole(0.0)
 
@@ -186,8 +187,9 @@ def probe(path: Path) -> VideoInfo:
         video, audio = choose_streams(container, path)
         if video is None:
             raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
-        track = make_tracks(path, video, audio)[0]
-        first = next(_pictures(container, track), None)
+        tracks = make_tracks(path, video, audio)
+        track = tracks[0]
+        first = next(_pictures(container, tracks), None)
         if first is None:
             raise track.nothing_decoded()
         height, width, _ = Upright(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
@@ -198,9 +200,10 @@ def probe(path: Path) -> VideoInfo:
         return VideoInfo(width, height, length, rate, video.codec_context.codec.name, sound_codec, sample_rate)
 
 
-def _pictures(container: InputContainer, track: Track) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The pictures of one track, each with the time when it begins."""
-    for _, frame in decode(container, [track]):
+def _pictures(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The pictures of the first of the tracks on a clock, each with the time when it begins."""
+    track = tracks[0]
+    for _, frame in decode(container, tracks, [track]):
         assert isinstance(frame, av.VideoFrame)
         yield track.take(frame), frame
 
@@ -230,7 +233,7 @@ class _Screen(Generic[Picture]):
         """The moments before `end` at which the picture on the screen is seen, each with the picture."""
         if self.shown is None:
             return []
-        last, moments = min(end, self.since + MAX_HOLD_SECONDS) - JITTER_SECONDS, []
+        last, moments = end - JITTER_SECONDS, []
         while self.next / self.rate < last:
             moments.append(self.next / self.rate)
             self.next += 1
@@ -242,20 +245,23 @@ class _Screen(Generic[Picture]):
 
 def _read_both(
     container: InputContainer, picture: Track, sound: Track, screen: _Screen[bytes], seconds: float
-) -> tuple[list[tuple[float, bytes]], SoundJoiner, Float32[np.ndarray, " samples"]]:
+) -> tuple[list[tuple[float, bytes]], AudioJoiner, Float32[np.ndarray, " samples"]]:
     """Decode picture and sound in one pass, up to `seconds` or to where the picture ends.
 
     Returns the moments with their pictures, and the sound as the file has it, with where it begins.
     """
-    joiner, shown, blocks = SoundJoiner(sound.path), [], []
+    joiner = AudioJoiner(sound.path, sound.stream.codec_context.name, until=seconds)
+    shown: list[tuple[float, bytes]] = []
+    blocks = [np.zeros(0, np.float32)]
     for track, frame in decode(container, (picture, sound)):
         begins = track.take(frame)
         if isinstance(frame, av.VideoFrame):
             shown += screen.show(frame, min(begins, seconds))
             picture.done = begins >= seconds
         else:
-            blocks.append(joiner.join(frame, begins))
+            blocks += joiner.join(frame, begins)
             sound.done = joiner.end >= seconds
+    blocks += joiner.finish()
     _check_whole(container, picture, sound, seconds)
     end = min(seconds, picture.end)
     shown += screen.until(end)

@@ -2,6 +2,9 @@
 
 The paper, section 3.2: Adam, learning rate 1e-4, l2 of 1e-5, batches of 256 over 16 GPUs, 60 million pairs in two days.
 Expect there: 78 % of held-out pairs right on Flickr-SoundNet, 74 % on Kinetics-Sounds; half is chance.
+
+From l3embedding (jobs/retrain_feb2019, 03_train_embedding.py), which trained OpenL3's weights: batches of 64, 300
+epochs of 4,096 batches, learning rate 1e-5, and the ranges of brightness and saturation.
 """
 
 from dataclasses import replace
@@ -41,8 +44,11 @@ class Defaults(NamedTuple):
     validate_every: int
 
 
-PAPER_DEFAULTS = Defaults(500_000, 64, 1e-4, 500)
+PAPER_PAIRS = 60_000_000
+PAPER_DEFAULTS = Defaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
+L3EMBEDDING_DEFAULTS = Defaults(300 * 4096, 64, 1e-5, 500)
 SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
+DEFAULTS = dict.fromkeys(VARIANTS, L3EMBEDDING_DEFAULTS) | {"paper": PAPER_DEFAULTS, "small": SMALL_DEFAULTS}
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 
 
@@ -77,16 +83,18 @@ def recipe(
             in small and 224 in all others.
         objective: avc scores the paper's pairs, half of them matched; all_pairs scores every image of the batch of a
             process with every audio, which learns in fewer steps. Validation is avc in both.
-        steps: Updates of the weights; by default 3,000 for small and 500,000 for all other variants.
-        batch_size: Pairs in a step, over all processes, half of them matched (in all_pairs all of them);
-            by default 64.
-        learning_rate: Of Adam; by default 1e-3 for small and 1e-4 for all other variants.
+        steps: Updates of the weights; by default 234,375 for paper (60 million pairs), 3,000 for small and, as in
+            l3embedding, 1,228,800 for all other variants.
+        batch_size: Pairs in a step, over all processes, half of them matched (in all_pairs all of them); by default
+            256 for paper, 64 for small and, as in l3embedding, for all other variants.
+        learning_rate: Of Adam; by default 1e-4 for paper, 1e-3 for small and, as in l3embedding, 1e-5 for all other
+            variants.
         weight_decay: Of kernels alone. Keras' l2 of 1e-5, the paper's, is a decay of 2e-5.
         warm_up_steps: Steps in which the learning rate rises from 0.
         final_fraction: The learning rate falls along a cosine to this fraction of itself; 1 keeps it constant.
         mirror: Mirror every other picture. Not for digits and letters.
-        brightness: Make pictures up to so much brighter or darker; 1 is white.
-        saturation: Change the saturation of pictures by up to this fraction.
+        brightness: Make pictures up to so much brighter or darker; 1 is white. The range is l3embedding's.
+        saturation: Change the saturation of pictures by up to this fraction, l3embedding's.
         volume: Change the volume of sounds by up to this fraction.
         validation_pairs: Fixed pairs of the validation clips, rounded up to whole batches; 0 for none.
         workers: Processes that read data, each some 400 pairs a second; auto: two for a CPU, more for a GPU.
@@ -96,7 +104,7 @@ def recipe(
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
         torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
     """
-    network, usual = VARIANTS[variant], SMALL_DEFAULTS if variant == "small" else PAPER_DEFAULTS
+    network, usual = VARIANTS[variant], DEFAULTS[variant]
     steps = usual.steps if steps is None else steps
     batch_size = usual.batch_size if batch_size is None else batch_size
     learning_rate = usual.learning_rate if learning_rate is None else learning_rate

@@ -24,6 +24,7 @@ from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.inputs import as_path, as_paths
 from comodal.media.kaiser import KaiserStream
 from comodal.media.refusal import Refusal
+from comodal.media.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from comodal.media.video import every_frame, iterate_frames, probe
 from comodal.models.convert_openl3 import Modality
 from comodal.models.spectrogram import FrontEnd
@@ -34,10 +35,8 @@ from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_a
 from comodal.serve.windows import EmptySoundError, iterate_windows
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
-SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".wma"}
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 ENDINGS = ("_audio", "_image")
-VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".wmv", ".3gp"}
 
 
 def embed_audio(
@@ -76,7 +75,7 @@ def embed_audio(
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
-        embed.written, embed.skipped and embed.windows.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
@@ -87,7 +86,7 @@ def embed_audio(
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
     choice = Choice(as_openl3, front_end, precision, size, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), SOUNDS, out if out is None else as_path(out), ("",))
+    model, jobs = as_path(model), plan(as_paths(files), AUDIO_SUFFIXES, out if out is None else as_path(out), ("",))
     embedder = ready(model, choice, "sound")
     work = partial(
         write_sound,
@@ -128,7 +127,7 @@ def embed_image(
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
-        embed.written, embed.skipped and embed.windows.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
@@ -181,7 +180,7 @@ def embed_video(
         engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
 
     Returns:
-        embed.written, embed.skipped and embed.windows.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
@@ -192,7 +191,7 @@ def embed_video(
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
     choice = Choice(as_openl3, front_end, precision, None, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), VIDEOS, out if out is None else as_path(out), ENDINGS)
+    model, jobs = as_path(model), plan(as_paths(files), VIDEO_SUFFIXES, out if out is None else as_path(out), ENDINGS)
     embedder = ready(model, choice, "image", "sound")
     work = partial(
         write_video,
@@ -230,10 +229,16 @@ def sound_rows(
     places = count()
     rate = embedder.config.sample_rate
     window = round(embedder.config.sound_seconds * rate)
-    for windows in iterate_windows(blocks, window, int(hop_seconds * rate), centre, batch_size):
+    hop = hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
+    for windows in iterate_windows(blocks, window, hop, centre, batch_size):
         vectors, silent = embedder.sound(windows)
         seconds = np.array([next(places) for _ in windows]) * hop_seconds
         yield Rows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
+
+
+def hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
+    """Samples from window to window; OpenL3 cuts off what is not whole, and gives timestamps as if it did not."""
+    return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
 
 
 def image_vectors(

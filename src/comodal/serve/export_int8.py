@@ -4,7 +4,7 @@ ONNX Runtime quantises (weights per filter, activations per tensor, smallest to 
 same file. Only convolutions are changed, so that the spectrogram stays in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from jaxtyping import Float32
 from comodal.errors import DataError
 from comodal.media.audio import stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.suffixes import AUDIO_SUFFIXES
 from comodal.models.l3net import Config
-from comodal.serve.embed import IMAGES, SOUNDS
+from comodal.serve.embed import IMAGES
 from comodal.serve.export_formats import Run, quiet
 from comodal.serve.files import plan
 from comodal.serve.windows import iterate_windows
@@ -44,8 +45,8 @@ def examples(folder: Path, config: Config) -> dict[str, list[np.ndarray]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no folder of sounds and pictures")
     paths = {
-        kind: [job.source for job in plan([folder], suffixes, None, ("",))] if holds(folder, suffixes) else []
-        for kind, suffixes in (("image", IMAGES), ("sound", SOUNDS))
+        kind: [job.source for job in plan([folder], suffixes, None, ("",)).jobs] if holds(folder, suffixes) else []
+        for kind, suffixes in (("image", IMAGES), ("sound", AUDIO_SUFFIXES))
     }
     batches: dict[str, list[np.ndarray]] = {}
     for kind, files in paths.items():
@@ -58,7 +59,7 @@ def examples(folder: Path, config: Config) -> dict[str, list[np.ndarray]]:
     return batches
 
 
-def holds(folder: Path, suffixes: set[str]) -> bool:
+def holds(folder: Path, suffixes: Set[str]) -> bool:
     """Whether a folder has a file with one of these suffixes."""
     return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 

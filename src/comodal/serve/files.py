@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float, Float32
 
 from comodal.console import Table, say
 from comodal.data.make_shards import running_on
-from comodal.errors import DataError, MediaError, one_item
+from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import shortened, stamp_of, whole
 from comodal.progress import track
 
@@ -36,14 +37,22 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a job went: rows written, or why not."""
+    """How a job went: rows written, or why not; and what was noticed, as that a file is truncated."""
 
     job: Job
     rows: int
     problem: str
+    notes: tuple[str, ...] = ()
 
 
-def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple[str, ...]) -> list[Job]:
+class Jobs(NamedTuple):
+    """What is to be done, and the suffixes of the files in the folders that are not of the kind."""
+
+    jobs: list[Job]
+    left_out: Counter[str]
+
+
+def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> Jobs:
     """One job for each file; a folder stands for all files in it with one of the suffixes.
 
     Results are named NAME + ending + .npz: beside the file, or in `out` (the inner folders of a folder are kept).
@@ -53,8 +62,11 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
     """
     jobs: list[Job] = []
     taken: dict[Path, Path] = {}
+    left_out = Counter[str]()
     for given in files:
-        inside = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+        found = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
+        inside = sorted(path for path in found if path.suffix.lower() in suffixes)
+        left_out.update(path.suffix.lower() for path in found if path.suffix.lower() not in suffixes)
         for path in inside if given.is_dir() else [given]:
             folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
             job = Job(path, tuple(folder / shortened(f"{path.stem}{ending}.npz") for ending in endings))
@@ -65,16 +77,18 @@ def plan(files: list[Path], suffixes: set[str], out: Path | None, endings: tuple
             taken[job.results[0]] = path
     if not jobs:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return jobs
+    return Jobs(jobs, left_out)
 
 
 def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
     """Runs one job; what goes wrong with its file is an outcome."""
-    try:
-        with one_item(job.source):
-            return Outcome(job, work(job), "")
-    except MediaError as error:
-        return Outcome(job, 0, f"{error.reason}: {error.detail}")
+    with noticed() as notes:
+        try:
+            with one_item(job.source):
+                rows, problem = work(job), ""
+        except MediaError as error:
+            rows, problem = 0, f"{error.reason}: {error.detail}"
+    return Outcome(job, rows, problem, tuple(dict.fromkeys(notes)))
 
 
 class Together(NamedTuple):
@@ -85,24 +99,26 @@ class Together(NamedTuple):
 
 
 def run_files(
-    jobs: list[Job], work: Callable[[Job], int], workers: int, overwrite: bool, together: Together | None = None
+    planned: Jobs, work: Callable[[Job], int], workers: int, overwrite: bool, together: Together | None = None
 ) -> dict[str, float]:
     """Runs the jobs whose results are not all there, and reports.
 
     Args:
-        jobs: what to do.
+        planned: what to do.
         work: writes the results of a job and returns how many rows there are.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
         together: does the same for several jobs at once, in this process.
 
     Returns:
-        embed.written, embed.skipped and embed.windows.
+        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, as of a truncated one) and
+        embed.left_out (files in the folders whose names do not end like the kind's).
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
         ValueError: workers is negative.
     """
+    jobs, left_out = planned
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_done(job)]
@@ -123,7 +139,8 @@ def run_files(
                 f"take fewer --workers than {processes}"
             ) from error
     refused = sorted((outcome for outcome in done if outcome.problem), key=lambda outcome: outcome.job.source)
-    report(refused, len(done) - len(refused), len(jobs) - len(todo))
+    noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
+    report(refused, noted, len(done) - len(refused), len(jobs) - len(todo), left_out)
     if refused:
         first = f"{refused[0].job.source}: {refused[0].problem}"
         raise DataError(f"{len(refused)} of {len(jobs)} files could not be embedded (all others are), first {first}")
@@ -131,16 +148,26 @@ def run_files(
         "embed.written": float(len(done)),
         "embed.skipped": float(len(jobs) - len(todo)),
         "embed.windows": float(sum(outcome.rows for outcome in done)),
+        "embed.noted": float(len(noted)),
+        "embed.left_out": float(left_out.total()),
     }
 
 
-def report(refused: list[Outcome], written: int, skipped: int) -> None:
-    """One line of counts, and a table of the files that could not be read."""
+def report(refused: list[Outcome], noted: list[Outcome], written: int, skipped: int, left_out: Counter[str]) -> None:
+    """One line of counts, and tables of the files that could not be read, and of those that are not whole."""
     say(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
+    if left_out:
+        endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+        say(f"{left_out.total()} files of other kinds were left out: {endings}; give them by name to try them")
     if refused:
         table = Table("file", "reason")
         for outcome in refused:
             table.add_row(str(outcome.job.source), outcome.problem)
+        table.show()
+    if noted:
+        table = Table("file", "note")
+        for outcome in noted:
+            table.add_row(str(outcome.job.source), "; ".join(outcome.notes))
         table.show()
 
 

@@ -27,9 +27,10 @@ from comodal.media.audio import resample, stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.inputs import as_image, as_sound
 from comodal.media.refusal import Refusal
+from comodal.media.suffixes import AUDIO_SUFFIXES
 from comodal.media.video import SILENT_PEAK, iterate_frames
 from comodal.models.l3net import L3Net, load_l3net
-from comodal.serve.embed import IMAGES, SOUNDS
+from comodal.serve.embed import IMAGES
 
 NARROWEST = 16  # a picture may be so many times as long as it is wide, as a video's
 AT_ONCE = 64  # moments on a GPU; a CPU takes one at a time
@@ -133,7 +134,7 @@ def match_files(
         raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
     picture = None if isinstance(medium, str | Path) else as_image(medium)
     medium = Path("image in memory") if picture is not None else Path(medium)
-    if picture is None and medium.suffix.lower() in SOUNDS:
+    if picture is None and medium.suffix.lower() in AUDIO_SUFFIXES:
         raise DataError(f"{medium}: a sound; a picture or a video comes first, then the sound")
     still = picture is not None or medium.suffix.lower() in IMAGES
     if still and sound is None:

@@ -1,9 +1,12 @@
 """Windows of a stream of sound, as OpenL3 cuts them (openl3/core.py, `_preprocess_audio_batch`), in bounded memory.
 
 With `centre`, half a window of silence is put on the left, so that window k is centred on its timestamp k * hop. On
-the right there is silence until every sample is covered. A window starts every int(hop * sample_rate) samples.
+the right there is silence until every sample is covered. A hop may be a fraction of samples: window k starts at the
+sample nearest to k * hop, so that timestamps are right after hours. (OpenL3 hops int(hop * sample_rate) samples and
+gives timestamps of k * hop: they drift apart by up to a sample a hop.)
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -14,14 +17,22 @@ class EmptySoundError(ValueError):
     """There is not one sample."""
 
 
-def count_windows(samples: int, window: int, hop: int, centre: bool) -> int:
+def window_start(place: int, hop: int | float) -> int:
+    """The first sample of a window, the silence on the left counted."""
+    return math.floor(place * hop + 0.5)
+
+
+def count_windows(samples: int, window: int, hop: int | float, centre: bool) -> int:
     """How many windows cover a sound of so many samples: at least one."""
     beyond = samples + (window // 2 if centre else 0) - window
-    return 1 + max(0, -(-beyond // hop))
+    last = max(0, int(beyond / hop) - 1)
+    while window_start(last, hop) < beyond:
+        last += 1
+    return 1 + last
 
 
 def iterate_windows(
-    blocks: Iterable[Float[np.ndarray, " samples"]], window: int, hop: int, centre: bool, batch_size: int
+    blocks: Iterable[Float[np.ndarray, " samples"]], window: int, hop: int | float, centre: bool, batch_size: int
 ) -> Iterator[Float[np.ndarray, "windows window"]]:
     """Batches of consecutive windows of the sound whose consecutive blocks come in.
 
@@ -34,17 +45,20 @@ def iterate_windows(
     if hop < 1:
         raise ValueError("hop_seconds must be at least one sample")
     held = np.zeros(window // 2 if centre else 0, dtype=np.float32)
-    skip = 0  # samples to drop before the next window: a hop may be longer than what is held
-    received, sent = 0, 0
+    dropped = received = sent = 0  # samples before `held`, samples that came in, windows that went out
     for block in blocks:
         received += len(block)
         held = np.concatenate([held, block])
-        skip, held = max(0, skip - len(held)), held[skip:]
-        while len(held) >= window:
-            batch = np.lib.stride_tricks.sliding_window_view(held, window)[::hop][:batch_size]
-            sent += len(batch)
-            yield batch.copy()
-            skip, held = max(0, len(batch) * hop - len(held)), held[len(batch) * hop :]
+        while True:
+            starts = np.floor(np.arange(sent, sent + batch_size) * hop + 0.5).astype(np.int64) - dropped
+            ready = starts[starts + window <= len(held)]
+            if len(ready):
+                yield np.lib.stride_tricks.sliding_window_view(held, window)[ready]
+                sent += len(ready)
+            done = min(window_start(sent, hop) - dropped, len(held))
+            held, dropped = held[done:], dropped + done
+            if not len(ready):
+                break
     if not received:
         raise EmptySoundError("the sound is empty")
     if sent < count_windows(received, window, hop, centre):

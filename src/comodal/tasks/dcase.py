@@ -14,10 +14,10 @@ import numpy as np
 
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.dcase_lists import has_lists, read_lists
 from comodal.tasks.rounds import PARTS, AnyClassifier, one_split
 from comodal.tasks.sound_features import Sound
-from comodal.tasks.sound_folders import SUFFIXES
 from comodal.tasks.sound_probe import Cell, How, SoundSet, measure
 
 FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
@@ -141,7 +141,7 @@ def scenes_in(folder: Path, data: Path) -> list[Sound]:
         DataError: There is none.
     """
     sounds = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
         named = NAME.fullmatch(path.stem)
         name = path.relative_to(data).as_posix() if path.is_relative_to(data) else path.name
         sounds.append(Sound(path, name, None if named is None else named.group(1)))

@@ -7,12 +7,11 @@ instead of five folds. Beside the trained network stand an untrained one and the
 from pathlib import Path
 
 from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.rounds import AnyClassifier
 from comodal.tasks.sound_features import Sound
 from comodal.tasks.sound_probe import How, SoundSet, measure
 from comodal.tasks.tree import read_tree, round_of
-
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff", ".m4a"})
 
 
 def evaluate_sounds(
@@ -60,7 +59,7 @@ def evaluate_sounds(
 
 def read_class_folders(data: Path) -> SoundSet:
     """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
-    items = read_tree(data, SUFFIXES)
+    items = read_tree(data, AUDIO_SUFFIXES)
     return SoundSet(
         task="sounds",
         title=data.resolve().name,

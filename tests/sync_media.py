@@ -1,0 +1,88 @@
+"""A video of numbered pictures with known noise, muxed in any way, and how far its picture and sound then disagree.
+
+The pictures are numbered 25 times a second, and the noise never repeats. So each picture of a clip, and each 0.2 s of
+its sound, say from where in the original they are.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from synthetic_media import read_number, write_video
+
+RATE, FRAMES_PER_SECOND = 48_000, 25
+HEARD_RATE, PIECE = 12_000, 2_400  # at which sounds are compared
+Change = Callable[[str, float], float | None]
+
+
+def noise(seconds: float) -> np.ndarray:
+    """Noise of 100 to 5,000 Hz, as codecs keep it."""
+    spectrum = np.fft.rfft(np.random.default_rng(7).standard_normal(round(seconds * RATE)))
+    hertz = np.fft.rfftfreq(round(seconds * RATE), 1 / RATE)
+    sound = np.fft.irfft(np.where((hertz > 100) & (hertz < 5000), spectrum, 0))
+    return (0.6 * sound / np.abs(sound).max()).astype(np.float32)
+
+
+def original(path: Path, sound: np.ndarray, first: int = 0, **options) -> Path:
+    """All pictures and samples from picture number `first` on."""
+    seconds = len(sound) / RATE - first / FRAMES_PER_SECOND
+    times = [number / FRAMES_PER_SECOND for number in range(round(seconds * FRAMES_PER_SECOND))]
+    part = sound[round(first / FRAMES_PER_SECOND * RATE) :]
+    options = {
+        "codec_options": {"preset": "ultrafast", "g": "25"},
+        "picture_seconds": times,
+        "size": (96, 64),
+    } | options
+    return write_video(path, sound=part, first_number=first, **options)
+
+
+def remux(source: Path, target: Path, change: Change, **options: str) -> Path:
+    """Copy the packets of a file; `change` gives the new time of each from its kind and time, None to leave it out."""
+    with av.open(str(source)) as given, av.open(str(target), "w", options=options) as made:
+        streams = {stream.index: made.add_stream_from_template(stream) for stream in given.streams}
+        for packet in given.demux():
+            if packet.dts is None:
+                continue
+            base, kind = Fraction(packet.time_base), packet.stream.type
+            moved = change(kind, float(packet.pts * base))
+            if moved is None:
+                continue
+            shift = round((Fraction(moved) - packet.pts * base) / base)
+            packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, streams[packet.stream.index]
+            made.mux(packet)
+    return target
+
+
+def disagreement(
+    sound: np.ndarray, times: list[float], pictures: list[np.ndarray], heard: np.ndarray, late: float = 0.0
+) -> list[float]:
+    """For each picture the seconds by which what is heard lies outside of what the picture lasts.
+
+    Args:
+        sound: the original, at RATE.
+        times: when the pictures are shown.
+        pictures: numbered.
+        heard: from time zero, at HEARD_RATE.
+        late: by how much the sound was meant to be late.
+    """
+    sound = sound[:: RATE // HEARD_RATE]
+    size = 1 << (len(sound) + PIECE).bit_length()
+    spectrum = np.fft.rfft(sound, size)
+    power = np.concatenate([[0.0], np.cumsum(sound.astype(np.float64) ** 2)])
+    length = len(sound) - PIECE + 1
+    energy = np.sqrt(np.maximum(power[PIECE:] - power[:length], 1e-9))
+    found = []
+    for time, picture in zip(times, pictures, strict=True):
+        piece = heard[round(time * HEARD_RATE) : round(time * HEARD_RATE) + PIECE]
+        if len(piece) < PIECE or np.abs(piece).max() < 0.02:
+            continue
+        match = np.fft.irfft(spectrum * np.conj(np.fft.rfft(piece, size)), size)[:length] / energy
+        if match.max() < 0.8 * np.sqrt((piece.astype(np.float64) ** 2).sum()):
+            continue  # in part silence
+        said = match.argmax() / HEARD_RATE + late
+        shown = read_number(picture) / FRAMES_PER_SECOND
+        found.append(max(shown - said, said - shown - 1 / FRAMES_PER_SECOND, 0.0))
+    return found
