@@ -151,7 +151,7 @@ def _with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
     try:
         with soundfile.SoundFile(path) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-                raise MediaError(path, Refusal.UNREADABLE, f"sound of {file.samplerate} samples a second")
+                raise MediaError(path, Refusal.UNREADABLE, f"audio of {file.samplerate} samples a second")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
                 if not (np.abs(mono) <= LOUDEST).all():
