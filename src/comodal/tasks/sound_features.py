@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.errors import DataError, MediaError
+from comodal.errors import DataError, MediaError, one_item
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
 from comodal.models.calibration import calibrate_norms
@@ -65,7 +65,8 @@ def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -
 def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
     """The samples of a sound; a file that cannot be read, or holds none, is an error of the data set."""
     try:
-        samples = read_sound(sound.path, sample_rate)
+        with one_item(sound.path):
+            samples = read_sound(sound.path, sample_rate)
     except MediaError as error:
         of = "a sound" if sound.category is None else f"a sound of class {sound.category!r}"
         raise DataError(f"{of} cannot be read: {error}") from error
