@@ -19,15 +19,16 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models import single_stream, vilbert
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.heads import Head
-from comodal.models.l3net import L3EMBEDDING, PAPER, L3Net, openl3, small
+from comodal.models.l3net import L3EMBEDDING, PAPER, L3Net, load_l3net, openl3, small
 from comodal.models.single_stream import SingleStream
 from comodal.models.spectrogram import Spectrogram
 from comodal.models.task_model import Config as TaskConfig
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Stream, ViLBERT
+from comodal.serve import embedder, export_engine, export_formats
 from comodal.serve import export as export_module
-from comodal.serve import export_formats
 from comodal.serve.embed import embed_audio, embed_image, embed_video
+from comodal.serve.embedder import Choice, resolve_engine
 from comodal.serve.export import export, opened
 from comodal.serve.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
 from comodal.serve.export_networks import cells
@@ -153,6 +154,27 @@ def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, o
         ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "other"))
         assert ours.shape == theirs.shape
         assert np.linalg.norm(ours - theirs) < apart * np.linalg.norm(ours)
+
+
+@pytest.mark.parametrize(
+    ("fused", "precision", "installed", "expected"),
+    [
+        (True, "auto", True, "torch"),
+        (False, "fp32", True, "openvino"),
+        (False, "fp32", False, "torch"),
+        (True, "int8", True, "openvino"),
+    ],
+)
+def test_auto_takes_an_exported_engine_only_where_it_is_faster_or_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, precision: str, installed: bool, expected: str
+):
+    monkeypatch.setattr(embedder, "can_fuse_convolution", lambda _: fused)
+    monkeypatch.setattr(export_engine, "find_spec", lambda _: object() if installed else None)
+    choice = Choice(engine="auto", precision=precision)
+    model = load_l3net(run)
+    assert resolve_engine(run, model, choice) == expected
+    torch.nn.init.zeros_(model.fc1.weight)  # no longer the weights that were exported
+    assert resolve_engine(run, model, choice) == "torch"
 
 
 def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_path: Path):

@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
             "precision": compute.precision,
             "threads": hardware.resolve_threads(),
             "inference_batch": compute.batch_size,
-            "engine": "torch",
+            "engine": "torch" if fused_engine(compute) else "an exported one, else torch",
         },
         "why": reasons(compute),
     }
@@ -71,7 +71,18 @@ def reasons(compute: hardware.Compute) -> dict[str, str]:
     if kind == "cuda" and compute.precision == "fp32":
         native += "; fp32 uses TF32 where there is any"
     threads = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "cores that no other process uses now"
-    return {"device": device.get(kind, "there is no GPU"), "precision": native, "threads": threads}
+    engine = "fused convolutions run here" if fused_engine(compute) else "fused convolutions do not run here"
+    return {
+        "device": device.get(kind, "there is no GPU"),
+        "precision": native,
+        "threads": threads,
+        "engine": engine if kind == "cpu" else "exported engines compute on the CPU",
+    }
+
+
+def fused_engine(compute: hardware.Compute) -> bool:
+    """Whether PyTorch is the engine of `comodal embed --engine auto`."""
+    return compute.device.type != "cpu" or hardware.can_fuse_convolution(compute.dtype)
 
 
 def cpu_name() -> str:

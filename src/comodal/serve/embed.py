@@ -29,7 +29,7 @@ from comodal.media.video import every_frame, iterate_frames, probe
 from comodal.models.convert_openl3 import Modality
 from comodal.models.spectrogram import FrontEnd
 from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
-from comodal.serve.export_formats import Engine
+from comodal.serve.export_formats import EngineChoice
 from comodal.serve.files import Job, Outcome, Rows, Together, attempt, plan, run_files, write_rows
 from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.serve.windows import EmptySoundError, iterate_windows
@@ -53,7 +53,7 @@ def embed_audio(
     front_end: FrontEnd | None = None,
     device: DeviceName = "auto",
     precision: EmbedPrecision = "auto",
-    engine: Engine = "torch",
+    engine: EngineChoice = "auto",
 ) -> dict[str, float]:
     """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
@@ -72,7 +72,8 @@ def embed_audio(
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
@@ -109,7 +110,7 @@ def embed_image(
     as_openl3: OpenL3Version | None = None,
     device: DeviceName = "auto",
     precision: EmbedPrecision = "auto",
-    engine: Engine = "torch",
+    engine: EngineChoice = "auto",
 ) -> dict[str, float]:
     """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
@@ -124,7 +125,8 @@ def embed_image(
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
@@ -157,7 +159,7 @@ def embed_video(
     front_end: FrontEnd | None = None,
     device: DeviceName = "auto",
     precision: EmbedPrecision = "auto",
-    engine: Engine = "torch",
+    engine: EngineChoice = "auto",
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
 
@@ -177,7 +179,8 @@ def embed_video(
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.

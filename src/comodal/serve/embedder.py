@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.hardware import DTYPES, EmbedPrecision, inference_batch, resolve
+from comodal.hardware import DTYPES, EmbedPrecision, can_fuse_convolution, inference_batch, resolve
 from comodal.media.audio import resample
 from comodal.media.kaiser import resample_kaiser
 from comodal.models.checkpoint import model_folder, read_about
@@ -25,8 +25,8 @@ from comodal.models.inference import FusedTower
 from comodal.models.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net, pooled
 from comodal.models.spectrogram import FrontEnd, Representation, Spectrogram
 from comodal.models.spectrogram import openl3 as openl3_spectrogram
-from comodal.serve.export_engine import Exports
-from comodal.serve.export_formats import Engine
+from comodal.serve.export_engine import Exports, fastest_export
+from comodal.serve.export_formats import Engine, EngineChoice
 from comodal.serve.openl3_files import is_openl3, load_openl3
 
 OpenL3Version = Literal["0.4.2"]
@@ -45,7 +45,7 @@ class Choice:
         size: Features of a vector; None: all, one vector's worth of each cell of the grid.
         device: Where PyTorch computes: auto (CUDA, else MPS, else the CPU) or the name of a device.
         representation: linear, mel128 or mel256, for a file of weights that does not say it.
-        engine: What computes: PyTorch, or an embedder that `comodal export` has written.
+        engine: What computes: PyTorch, or an embedder that `comodal export` has written; auto is `resolve_engine`'s.
     """
 
     as_openl3: OpenL3Version | None = None
@@ -54,7 +54,7 @@ class Choice:
     size: int | None = None
     device: str = "auto"
     representation: Representation | None = None
-    engine: Engine = "torch"
+    engine: EngineChoice = "torch"
 
 
 class Embedder:
@@ -218,7 +218,7 @@ def load_embedder(path: Path, choice: Choice) -> Embedder:
     Raises:
         CheckpointError: There is none, it is damaged, or it is another kind of model.
     """
-    if choice.engine != "torch" and (
+    if choice.engine not in {"auto", "torch"} and (
         is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
     ):
         raise ValueError(
@@ -230,5 +230,22 @@ def load_embedder(path: Path, choice: Choice) -> Embedder:
         return Embedder(found.model, choice, found.about)
     model = load_l3net(path)
     about = read_about(model_folder(path)).get("openl3")
-    exports = None if choice.engine == "torch" else Exports(path, model, choice.engine, choice.precision)
+    engine = resolve_engine(path, model, choice)
+    exports = None if engine == "torch" else Exports(path, model, engine, choice.precision)
     return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)
+
+
+def resolve_engine(path: Path, model: L3Net, choice: Choice) -> Engine:
+    """The engine of a choice. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
+
+    Where they do not, and where 8 bits are asked for, it takes an exported engine if there is one of these weights.
+    """
+    if choice.engine != "auto":
+        return choice.engine
+    if choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}:
+        return "torch"
+    if choice.precision != "int8":
+        compute = resolve(choice.device, choice.precision)
+        if compute.device.type != "cpu" or can_fuse_convolution(compute.dtype):
+            return "torch"
+    return fastest_export(path, model, choice.precision) or "torch"

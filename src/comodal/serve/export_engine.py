@@ -1,6 +1,7 @@
 """Exported embedders of a model, where `comodal export` puts them: whole, and of the model's very weights."""
 
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from comodal.serve.export_formats import (
 from comodal.text_files import read_json_object
 
 MANIFEST, FOLDER = "export.json", "export"
+EXPORTING: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
 
 
 class Exports:
@@ -58,6 +60,21 @@ class Exports:
         run = self.open(name)
         parts = (batch[start : start + CPU_MICRO_BATCH] for start in range(0, len(batch), CPU_MICRO_BATCH))
         return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
+
+
+def fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
+    """An engine that is installed and for which these very weights were exported, in 8 bits if they are wanted."""
+    for engine in EXPORTING:
+        if (precision == "bf16" and engine == "onnx") or any(find_spec(name) is None for name in RUNNING[engine]):
+            continue
+        try:
+            about = json.loads((model_folder(run) / FOLDER / engine / MANIFEST).read_text())
+            ours, files = about["weights"] == checksum(model.state_dict()), about["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if ours and (precision != "int8" or any(".int8." in name for name in files)):
+            return engine
+    return None
 
 
 def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:

@@ -18,6 +18,7 @@ from comodal.serve.exportable import Network
 
 Format = Literal["onnx", "openvino", "torch"]
 Engine = Format  # what a file is written for is what runs it
+EngineChoice = Literal["auto", "torch", "onnx", "openvino"]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
