@@ -207,6 +207,44 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
     assert len(open_index(photos, run, index, rerank=4).pictures) == 8 and len(read) == 2 + 16
 
 
+def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: Path, tmp_path: Path):
+    index = tmp_path / "index"
+    open_index(photos, world / "run", index, rerank=4)
+    files = [path for path in index.rglob("*") if path.suffix in {".bin", ".vectors", ".safetensors"}]
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in files}
+    paint(photos / "a.png", "blue", "blue", 7)
+    searcher = open_index(photos, world / "run", index, rerank=4)
+    assert len(searcher.pictures) == 17 == len(searcher.stage.vectors)
+    for path, (number, data) in before.items():
+        assert path.stat().st_ino == number and path.read_bytes().startswith(data)
+    assert sum(path.stat().st_size > len(before[path][1]) for path in files) == 3  # features, boxes, vectors
+    for picture in photos.rglob("*_*.png"):
+        picture.unlink()
+    paint(photos / "home" / "b.png", "blue", "blue", 7)
+    shutil.copy(photos / "home" / "b.png", photos / "home" / "red_b.png")
+    assert len(open_index(photos, world / "run", index, rerank=1).pictures) == 3
+    assert [path.name for path in index.glob("regions-*")] == ["regions-2"]  # most of the first one was gone
+
+
+def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
+    open_index(photos, world / "run", rerank=4)
+    for number in range(6):
+        paint(photos / f"new{number}.png", "blue", "red", number)
+    read, real = reads(monkeypatch), search_index.add
+
+    def killed(writer: object, made: extract.Made, name: str) -> None:
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        real(writer, made, name)
+
+    monkeypatch.setattr(search_index, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_index(photos, world / "run", rerank=4)
+    monkeypatch.setattr(search_index, "add", real)
+    assert len(open_index(photos, world / "run", rerank=4).pictures) == 22
+    assert len(read) == 4 + 3  # the fourth again
+
+
 def test_killed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
     read = reads(monkeypatch)
     real = search_index.add
@@ -371,14 +409,14 @@ def damage_report(index: Path) -> None:
 
 
 def flip_vectors(index: Path) -> None:
-    (path,) = index.glob("first_stage-*")
+    (path,) = index.glob("first_stage-*.vectors")
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
 
 
 def cut_vectors(index: Path) -> None:
-    (path,) = index.glob("first_stage-*")
+    (path,) = index.glob("first_stage-*.vectors")
     path.write_bytes(path.read_bytes()[:-100])
 
 

@@ -4,7 +4,7 @@ features.bin   rows x dim, fp16 or fp32; the regions of an image lie together, i
 boxes.bin      rows x 4 fp32: left, top, right, bottom in pixels of the image
 classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (where there are any)
 tokens.bin     rows of uint16 or uint32 (where `comodal prepare tokens` has been)
-index.bin      of each image its id, its first row, its number of rows, its width and height
+index.bin      of each image its id, its first row, its number of rows, its width and height (region_index.py)
 network/       the network that made them, where that is a model folder (tasks/region_network.py)
 about.json     what all that is; written last, so that a store without it is not one yet
 
@@ -12,20 +12,19 @@ Processes that open one store share its pages; nothing is read before it is aske
 """
 
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, overload
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Num, Shaped
 from torch import Tensor
 
-from comodal.data.arrays import DAMAGED, read_npy
+from comodal.data.region_index import Ids, Listed, arrays_of, joined, pack_index, read_added, read_index
 from comodal.data.workplace import as_json, explained
 from comodal.errors import DataError
 from comodal.files import write_whole
@@ -34,7 +33,6 @@ from comodal.text_files import read_json_object
 FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
     "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
 )  # fmt: skip
-ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
 MOST_PIXELS = 2**31 - 1  # of a side
 FeatureType = Literal["float16", "float32"]
 
@@ -57,35 +55,6 @@ def locations(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) ->
     return np.column_stack([scaled, areas]).astype(np.float32)
 
 
-class Ids(Sequence[str]):
-    """The images' ids in the order of the store, and the way back; flat arrays that processes share."""
-
-    def __init__(self, id_bytes: np.ndarray, id_ends: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
-        self.id_bytes, self.id_ends, self.hashes, self.order = id_bytes, id_ends, hashes, order
-
-    def __len__(self) -> int:
-        return len(self.id_ends)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[one] for one in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
-        first = int(self.id_ends[row - 1]) if row else 0
-        return self.id_bytes[first : int(self.id_ends[row])].tobytes().decode()
-
-    def find(self, image: str) -> int | None:
-        """The row of an id, or None."""
-        wanted = hash_of(image)
-        for place in range(*np.searchsorted(self.hashes, [wanted, wanted + np.uint64(1)]).tolist()):
-            if self[int(self.order[place])] == image:
-                return int(self.order[place])
-        return None
-
-
 class RegionStore:
     """Reads a store.
 
@@ -99,7 +68,7 @@ class RegionStore:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.about = read_about(self.folder)
-        arrays = read_index(self.folder / INDEX)
+        arrays = index_of(self.folder, self.about)
         self.ids = Ids(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
         self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
         self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
@@ -167,7 +136,7 @@ class RegionStore:
     def _open(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
         path, wanted = self.folder / name, rows * columns * np.dtype(dtype).itemsize
         found = path.stat().st_size if path.is_file() else -1
-        if found != wanted:
+        if found < wanted or (found > wanted and "added" not in self.about):
             what = "is not there" if found < 0 else f"has {found:,} bytes, not {wanted:,}"
             raise DataError(f"{path} {what}: the store is damaged; make it anew, or copy it again")
         if not wanted:
@@ -201,7 +170,7 @@ class RegionWriter:
         self.folder, self.dim, self.classes = Path(folder), dim, classes
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "made_from": about or {}}
-        self.images: list[tuple[str, int, int, int]] = []  # id, regions, width, height
+        self.images: list[Listed] = []
         self.known: set[str] = set()
         self.files: dict[str, BinaryIO] = {}
         self.journal: BinaryIO
@@ -212,18 +181,16 @@ class RegionWriter:
             if (self.folder / "about.json").exists():
                 raise DataError(f"{self.folder} is finished already; give another folder, or delete this one")
             self._recall()
-            widths = {FEATURES: self.dim * self.dtype.itemsize, BOXES: 16, CLASSES: 2 * self.classes}
-            rows = sum(image[1] for image in self.images)
-            for name, width in widths.items():
-                if width:
-                    part = self.folder / f".{name}.part"
-                    if (self.folder / name).exists():  # killed while it gave the files their names
-                        (self.folder / name).replace(part)
-                    file = part.open("ab")
-                    self.files[name] = file
-                    if file.tell() < rows * width:
-                        raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and begin anew")
-                    file.truncate(rows * width)
+            rows = sum(image.regions for image in self.images)
+            for name, width in widths_of(self.about).items():
+                part = self.folder / f".{name}.part"
+                if (self.folder / name).exists():  # killed while it gave the files their names
+                    (self.folder / name).replace(part)
+                file = part.open("ab")
+                self.files[name] = file
+                if file.tell() < rows * width:
+                    raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and begin anew")
+                file.truncate(rows * width)
         return self
 
     def __exit__(
@@ -251,38 +218,15 @@ class RegionWriter:
         Raises:
             ValueError: It is there already, or numbers do not fit or are not finite.
         """
-        self._check(image, features, boxes, width, height, classes)
-        with explained(self.folder):
-            self.files[FEATURES].write(packed(features, self.dtype))
-            self.files[BOXES].write(boxes.astype("<f4").tobytes())
-            if classes is not None:
-                self.files[CLASSES].write(packed(classes, np.dtype("<f2")))
-            for file in self.files.values():
-                file.flush()
-            self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
-            self.journal.flush()
-        self.images.append((image, len(boxes), width, height))
-        self.known.add(image)
-
-    def _check(
-        self, image: str, features: np.ndarray, boxes: np.ndarray, width: int, height: int, classes: np.ndarray | None
-    ) -> None:
-        rows = len(boxes)
         if image in self.known:
             raise ValueError(f"image {image} is in the store already")
-        half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
-        if half_a_sign or max(width, height) > MOST_PIXELS:
-            raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
-        if features.shape != (rows, self.dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
-            shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
-            raise ValueError(f"image {image}: {shapes}; features have {self.dim} columns, boxes 4")
-        if (classes is None and self.classes) or (classes is not None and classes.shape != (rows, self.classes)):
-            found = "no" if classes is None else f"{classes.shape}"
-            raise ValueError(f"image {image}: {found} class probabilities; the store has {self.classes} of each region")
-        largest = np.finfo(self.dtype).max
-        for name, numbers in (("features", features), ("boxes", boxes), ("classes", classes)):
-            if numbers is not None and not (np.abs(numbers) <= largest).all():
-                raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {self.dtype.name}")
+        check_regions(self.about, image, features, boxes, width, height, classes)
+        with explained(self.folder):
+            write_regions(self.files, self.dtype, features, boxes, classes)
+            self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
+            self.journal.flush()
+        self.images.append(Listed(image, len(boxes), width, height))
+        self.known.add(image)
 
     def _recall(self) -> None:
         """Reads which images a killed writer left whole."""
@@ -291,7 +235,7 @@ class RegionWriter:
         if lines:
             if lines[0].decode() != begun:
                 raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
-            self.images = [tuple(json.loads(line)) for line in lines[1:]]
+            self.images = [Listed(*json.loads(line)) for line in lines[1:]]
             self.known = {image[0] for image in self.images}
             self.journal = path.open("rb+")
             self.journal.truncate(sum(len(line) + 1 for line in lines))
@@ -308,14 +252,69 @@ class RegionWriter:
             file.flush()
             os.fsync(file.fileno())
             (self.folder / f".{name}.part").replace(self.folder / name)
-        index = pack_index(self.images)
+        index = pack_index(arrays_of(self.images))
         write_whole(self.folder / INDEX, index)
         digest = hashlib.sha256(index)
         digest.update(json.dumps(self.about, sort_keys=True).encode())
         about = self.about | {"kind": "regions", "format": 1, "tokens": 0, "fingerprint": digest.hexdigest()[:16]}
-        about |= {"images": len(self.images), "regions": sum(image[1] for image in self.images)}
+        about |= {"images": len(self.images), "regions": sum(image.regions for image in self.images)}
         write_about(self.folder, about)
         (self.folder / JOURNAL).unlink()
+
+
+def index_of(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a store's index, with the images that were added behind it (region_appender.py)."""
+    arrays = read_index(folder / about.get("index", INDEX))
+    added = read_added(folder / about["added_file"], about["added"]) if "added" in about else []
+    return joined(arrays, arrays_of(added)) if added else arrays
+
+
+def check_regions(
+    about: dict[str, Any],
+    image: str,
+    features: np.ndarray,
+    boxes: np.ndarray,
+    width: int,
+    height: int,
+    classes: np.ndarray | None,
+) -> None:
+    """The regions of an image fit a store.
+
+    Raises:
+        ValueError: They do not, or numbers are not finite.
+    """
+    rows, dim, columns, dtype = len(boxes), about["dim"], about["classes"], np.dtype(about["dtype"])
+    half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
+    if half_a_sign or max(width, height) > MOST_PIXELS:
+        raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
+    if features.shape != (rows, dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
+        shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
+        raise ValueError(f"image {image}: {shapes}; features have {dim} columns, boxes 4")
+    if (classes is None and columns) or (classes is not None and classes.shape != (rows, columns)):
+        found = "no" if classes is None else f"{classes.shape}"
+        raise ValueError(f"image {image}: {found} class probabilities; the store has {columns} of each region")
+    largest = np.finfo(dtype).max
+    for name, numbers in (("features", features), ("boxes", boxes), ("classes", classes)):
+        if numbers is not None and not (np.abs(numbers) <= largest).all():
+            raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {dtype.name}")
+
+
+def widths_of(about: dict[str, Any]) -> dict[str, int]:
+    """The files of a store that grow with its regions, and the bytes of a region in each."""
+    widths = {FEATURES: about["dim"] * np.dtype(about["dtype"]).itemsize, BOXES: 16, CLASSES: 2 * about["classes"]}
+    return {name: width for name, width in widths.items() if width}
+
+
+def write_regions(
+    files: dict[str, BinaryIO], dtype: np.dtype, features: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None
+) -> None:
+    """The regions of an image behind those that are there, out of this process's hands."""
+    files[FEATURES].write(packed(features, dtype))
+    files[BOXES].write(boxes.astype("<f4").tobytes())
+    if classes is not None:
+        files[CLASSES].write(packed(classes, np.dtype("<f2")))
+    for file in files.values():
+        file.flush()
 
 
 def packed(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
@@ -323,42 +322,6 @@ def packed(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> by
     if dtype.itemsize == 2:
         return torch.from_numpy(numbers.astype(np.float32)).half().numpy().tobytes()
     return numbers.astype(dtype).tobytes()
-
-
-def hash_of(image: str) -> np.uint64:
-    """Eight bytes of an id; one less than the largest, so that one more can be counted."""
-    number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
-    return np.uint64(min(number, 2**64 - 2))
-
-
-def pack_index(images: Iterable[tuple[str, int, int, int]]) -> bytes:
-    """The index file: numpy arrays one behind the other, none of objects."""
-    listed = list(images)
-    names = [image[0].encode() for image in listed]
-    hashes = np.array([hash_of(image[0]) for image in listed], np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    arrays: dict[str, np.ndarray] = {
-        "id_bytes": np.frombuffer(b"".join(names), np.uint8),
-        "id_ends": np.cumsum([len(name) for name in names], dtype=np.uint64),
-        "hashes": hashes[order],
-        "order": order.astype(np.uint64),
-        "firsts": np.cumsum([0, *(image[1] for image in listed)], dtype=np.int64),
-        "sizes": np.array([image[2:] for image in listed], np.uint32).reshape(-1, 2),
-    }
-    file = io.BytesIO()
-    for name in ARRAYS:
-        np.save(file, arrays[name], allow_pickle=False)
-    return file.getvalue()
-
-
-def read_index(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an index file."""
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            return {name: read_npy(file, size - file.tell()) for name in ARRAYS}
-    except DAMAGED as error:
-        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
             folders.clear()
             continue
         seen.add(here)
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
+        below = Path(parent).relative_to(folder).as_posix()
+        found += names if below == "." else [f"{below}/{name}" for name in names]
     return sorted(found)
 
 

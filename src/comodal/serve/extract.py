@@ -20,6 +20,7 @@ import torch
 
 from comodal.console import Table, say
 from comodal.data.make_shards import Backend, running_on
+from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
 from comodal.data.workplace import explained, only_one
@@ -298,7 +299,7 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
         raise DataError(f"{out} was made otherwise, from {made}: give another folder")
 
 
-def add(writer: RegionWriter, made: Made, name: str | None = None) -> Refused | None:
+def add(writer: RegionWriter | RegionAppender, made: Made, name: str | None = None) -> Refused | None:
     """Adds an image to the store, under its path without the suffix or another name, or says why not."""
     if made.regions is None:
         return Refused(made.image, made.reason, made.detail)

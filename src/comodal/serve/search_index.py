@@ -5,8 +5,9 @@ regions-N/             that store (data/regions.py); the id of a picture is its 
 refused.jsonl          which pictures could not be read, and why
 first_stage-*          their vectors (search_stage.py)
 
-The stamp is of a picture's size, time and given boxes. A picture with another stamp, or none, is added: the regions of
-the others are copied from store to store, so that no picture is read twice. One that is gone is no longer found.
+The stamp is of a picture's size, time and given boxes. A picture with another stamp, or none, is added to the store
+(data/region_appender.py), at a cost that does not depend on the others. One that is gone is no longer found; when more
+than half of the store is of such pictures, the others are copied into a new one, so that no picture is read twice.
 """
 
 import errno
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from jaxtyping import Int64
 
 from comodal.console import say
 from comodal.data.make_shards import running_on
+from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import named
 from comodal.data.workplace import as_json, explained, only_one
@@ -128,32 +130,33 @@ def known(folder: Path, index: Path, about: About | None, wanted: Wanted) -> Pic
     if about is None:
         return None
     store, refused = open_store(index, about), read_refused(index)
-    rows = {name: row for name in wanted.images if (row := store.find(name)) is not None}
-    missing = [name for name in wanted.images if name not in rows]
-    if not all(name in refused for name in missing):
+    rows = store.ids.rows_of(list(wanted.images))
+    there = rows >= 0
+    if not all(found or name in refused for name, found in zip(wanted.images, there.tolist(), strict=True)):
         return None
-    names, places = [wanted.images[name].image for name in rows], np.array(list(rows.values()), np.int64)
-    return Pictures(folder, index, store, names, places, len(missing) + len(wanted.refused))
+    names = [given.image for given, found in zip(wanted.images.values(), there.tolist(), strict=True) if found]
+    return Pictures(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
 
 
 def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, pool: Pool) -> About:
-    """Makes a store of all that is wanted out of the one that is there, and makes it the index."""
+    """Adds what is wanted to the store that is there, or makes a new one where most of that is no longer wanted."""
     before = None if about is None else open_store(index, about)
+    if about is not None and before is not None:
+        there = before.ids.rows_of(list(wanted.images)) >= 0
+        if 2 * int(there.sum()) >= len(before):
+            known = {name for name, found in zip(wanted.images, there.tolist(), strict=True) if found}
+            with RegionAppender(before) as appender:
+                make_missing(index, appender, known, wanted, pool)
+            report(index, open_store(index, about))
+            return about
     number = 1 + (int(about.store.removeprefix(STORES)) if about else 0)
     out = index / f"{STORES}{number}"
     if not (out / ABOUT).exists():  # killed before it became the index
         network = pool.extractor.network
         with RegionWriter(out, network.feature_dim, network.num_classes, about=pool.extractor.about) as writer:
-            refused = {name: line for name, line in read_refused(index).items() if name in wanted.images}
             if before is not None:
                 copy(before, wanted, writer)
-            todo = {n: g for n, g in wanted.images.items() if n not in writer.known and n not in refused}
-            made = with_bar(pool(list(todo.values())), len(wanted.images), len(todo))
-            for name, one in zip(todo, made, strict=True):
-                if found := add(writer, one, name):
-                    refused[name] = {"id": name} | found._asdict()
-            lines = [*refused.values(), *wanted.refused]
-            write_whole(index / REFUSED, b"".join(json_line(line) for line in lines))
+            make_missing(index, writer, writer.known, wanted, pool)
     fresh = About(out.name, fresh.folder, fresh.boxes)
     write_whole(index / ABOUT, as_json({"kind": KIND, "format": 1} | asdict(fresh)))
     for old in index.glob(f"{STORES}*"):
@@ -161,6 +164,19 @@ def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, poo
             shutil.rmtree(old)
     report(index, RegionStore(out))
     return fresh
+
+
+def make_missing(
+    index: Path, writer: RegionWriter | RegionAppender, known: Collection[str], wanted: Wanted, pool: Pool
+) -> None:
+    """Makes the regions of pictures that are neither known nor were refused, and reports which are refused."""
+    refused = {name: line for name, line in read_refused(index).items() if name in wanted.images}
+    todo = {name: given for name, given in wanted.images.items() if name not in known and name not in refused}
+    made = with_bar(pool(list(todo.values())), len(wanted.images), len(todo))
+    for name, one in zip(todo, made, strict=True):
+        if found := add(writer, one, name):
+            refused[name] = {"id": name} | found._asdict()
+    write_whole(index / REFUSED, b"".join(json_line(line) for line in [*refused.values(), *wanted.refused]))
 
 
 def copy(before: RegionStore, wanted: Wanted, writer: RegionWriter) -> None:
@@ -182,13 +198,13 @@ def wanted_of(folder: Path, boxes: str | None) -> Wanted:
 
 def stamp(folder: Path, given: Given) -> str:
     """Of a picture's size, time and given boxes; another one means another picture."""
+    boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
     try:
-        status = (folder / given.image).stat()
-        marks: list[Any] = [status.st_size, status.st_mtime_ns]
+        status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
+        marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
     except OSError:  # why not, is told when it is read
-        marks = []
-    marks.append(None if given.boxes is None else given.boxes.tolist())
-    return hashlib.blake2b(json.dumps(marks).encode(), digest_size=8).hexdigest()
+        marks = f"[{boxes}]"
+    return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
 
 
 def read_about(index: Path) -> About | None:

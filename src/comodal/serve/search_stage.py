@@ -21,24 +21,26 @@ from torch import Tensor
 from comodal.console import say
 from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
 from comodal.data.regions import RegionStore
+from comodal.data.workplace import only_one
 from comodal.errors import DataError
 from comodal.files import whole
 from comodal.hardware import Compute
 from comodal.models.checkpoint import WEIGHTS, checksum, model_folder, read_about, read_config
 from comodal.serve.answer import MAX_REGIONS, Answerer
 from comodal.serve.search_index import Pictures, writable
+from comodal.serve.search_vectors import Vectors, read_vectors, write_vectors
 from comodal.tasks.first_stage import MOST_CAPTIONS, Map, Maps, Search, fit
 from comodal.tasks.gallery import Gallery, Pairs, check_fit, gallery_of, held_out_share
 from comodal.tasks.pair_scores import Scorer
 from comodal.tasks.ranks import answers_to_texts, ranks_of
 from comodal.text_files import parse_json
 
-FORMAT = 1
+FORMAT = 2
 MOST_HELD_OUT = 2_000  # captions, drawn by chance
 AT_ONCE = 1024  # pictures whose prefixes are in memory
 SEED = 0
 SIDES = ("text", "image")
-VECTORS, HASHES, RANKS = "vectors", "hashes", "ranks"
+RANKS = "ranks"
 
 
 class Known(NamedTuple):
@@ -117,7 +119,7 @@ def first_stage_of(answerer: Answerer, pictures: Pictures, given: Known | None, 
         DataError: The captions or regions that are given cannot be read or do not fit, or the file is damaged.
     """
     path = pictures.index / f"first_stage-{mark_of(answerer)}.safetensors"
-    stage = read_stage(path)
+    stage = known_stage = read_stage(path)
     if given is not None and stage is not None and [*map(str, given)] != [stage.learnt.captions, stage.learnt.regions]:
         stage = None
     if stage is None:
@@ -126,9 +128,11 @@ def first_stage_of(answerer: Answerer, pictures: Pictures, given: Known | None, 
         return None
     hashes = hashes_of(pictures.store)
     if not torch.equal(stage.hashes, hashes):
+        rows = len(stage.hashes)
+        there = rows if stage is known_stage and torch.equal(stage.hashes, hashes[:rows]) else 0
         stage = completed(stage, answerer, pictures.store, hashes, compute)
-        with writable(pictures.index):
-            write_stage(path, stage)
+        with writable(pictures.index), only_one(pictures.index):
+            write_stage(path, stage, there)
     return stage
 
 
@@ -225,14 +229,20 @@ def mark_of(answerer: Answerer) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def write_stage(path: Path, stage: FirstStage) -> None:
-    """The first stage as one file, whole or as it was."""
-    tensors = {VECTORS: stage.vectors, HASHES: stage.hashes, RANKS: stage.ranks}
+def write_stage(path: Path, stage: FirstStage, there: int) -> None:
+    """The maps as one file, and the vectors, of which the first `there` are written already."""
+    manifest, found = path.with_suffix(".json"), Vectors(stage.hashes, stage.vectors)
+    if there:
+        write_vectors(manifest, found, there)
+        return
+    manifest.unlink(missing_ok=True)  # vectors of other maps do not count any more
+    tensors = {RANKS: stage.ranks}
     for side, mapped in zip(SIDES, stage.maps, strict=True):
         tensors |= {f"{side}.{name}": tensor.contiguous() for name, tensor in mapped.state_dict().items()}
     about = {"learnt": json.dumps(asdict(stage.learnt)), "crc32": str(checksum(tensors))}
     with whole(path) as temporary:
         save_file(tensors, temporary, metadata=about)
+    write_vectors(manifest, found, 0)
 
 
 def read_stage(path: Path) -> FirstStage | None:
@@ -253,9 +263,11 @@ def read_stage(path: Path) -> FirstStage | None:
         maps = Maps(
             *(map_of({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")}) for side in SIDES)
         )
-        return FirstStage(learnt, maps, tensors[RANKS], tensors[HASHES], tensors[VECTORS])
+        ranks = tensors[RANKS]
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
+    found = read_vectors(path.with_suffix(".json"), maps.image.linear.out_features)
+    return FirstStage(learnt, maps, ranks, found.hashes, found.vectors)
 
 
 def map_of(state: dict[str, Tensor]) -> Map:

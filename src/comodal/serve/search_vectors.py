@@ -1,0 +1,82 @@
+"""The pictures' vectors of a first stage, in a file that grows behind them.
+
+first_stage-MARK.vectors   of each row of the store the hash of its id and its vector
+first_stage-MARK.json      how many of them count, their checksum, and the name of that file; replaced whole
+
+What stands behind the rows that count was left by a process that was killed, and is cut off by the next one.
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.text_files import read_json_object
+
+
+class Vectors(NamedTuple):
+    """Vectors of pictures, by the hashes of the pictures' ids."""
+
+    hashes: Int64[Tensor, "rows"]
+    vectors: Float32[Tensor, "rows dim"]
+
+
+def row_type(dim: int) -> np.dtype:
+    return np.dtype([("hash", "<i8"), ("vector", "<f4", (dim,))])
+
+
+def read_vectors(manifest: Path, dim: int) -> Vectors:
+    """The vectors that count; none where there is no such file.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    nothing = Vectors(torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
+    if not manifest.exists():
+        return nothing
+    about = read_json_object(manifest)
+    path = manifest.with_suffix(".vectors")
+    if not path.exists():
+        return nothing
+    try:
+        with path.open("rb") as file:
+            data = file.read(int(about["rows"]) * row_type(dim).itemsize)
+        if about["dim"] != dim or zlib.crc32(data) != about["crc32"]:
+            raise ValueError("checksum")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
+    rows = np.frombuffer(data, row_type(dim))
+    return Vectors(torch.from_numpy(rows["hash"].copy()), torch.from_numpy(rows["vector"].copy()))
+
+
+def write_vectors(manifest: Path, found: Vectors, there: int) -> None:
+    """Writes vectors of which the first `there` are in the file already, as `read_vectors` gave them."""
+    path, dim = manifest.with_suffix(".vectors"), found.vectors.shape[1]
+    rows = np.empty(len(found.hashes) - there, row_type(dim))
+    rows["hash"], rows["vector"] = found.hashes[there:].numpy(), found.vectors[there:].numpy()
+    data = rows.tobytes()
+    if there:
+        before = read_json_object(manifest)
+        if before["rows"] != there:  # another process has completed them in the meantime
+            return
+        checksum = zlib.crc32(data, before["crc32"])
+        with path.open("r+b") as file:
+            file.truncate(there * row_type(dim).itemsize)
+            file.seek(0, os.SEEK_END)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    else:
+        manifest.unlink(missing_ok=True)  # which is of other rows
+        write_whole(path, data)
+        checksum = zlib.crc32(data)
+    about = {"rows": len(found.hashes), "dim": dim, "crc32": checksum}
+    write_whole(manifest, (json.dumps(about) + "\n").encode())
