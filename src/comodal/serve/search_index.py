@@ -218,6 +218,9 @@ def read_about(index: Path) -> About | None:
         return None
     try:
         about = read_json_object(path)
+    except DataError as error:
+        raise DataError(f"{error} Delete {index}, and the next search makes it anew") from error
+    try:
         if about["kind"] != KIND:
             raise DataError(f"{index} holds {about['kind']}, not a {KIND}: give another --index")
         if not re.fullmatch(rf"{STORES}\d+", about["store"]):
