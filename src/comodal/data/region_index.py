@@ -55,10 +55,12 @@ class Ids(Sequence[str]):
 
     def rows_of(self, images: Sequence[str]) -> Int64[np.ndarray, " images"]:
         """The rows of many ids at once, -1 for those that are not there."""
+        rows = np.full(len(images), -1, np.int64)
+        if not len(self):
+            return rows
         wanted = np.array([hash_of(image) for image in images], np.uint64)
         places = np.searchsorted(self.hashes, wanted)
-        rows = np.full(len(images), -1, np.int64)
-        for at in np.flatnonzero(self.hashes[np.minimum(places, len(self) - 1)] == wanted) if len(self) else ():
+        for at in np.flatnonzero(self.hashes[np.minimum(places, len(self) - 1)] == wanted).tolist():
             row = int(self.order[places[at]])
             found = row if self[row] == images[at] else self.find(images[at])  # another id may have the same hash
             rows[at] = -1 if found is None else found
