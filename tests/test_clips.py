@@ -54,6 +54,21 @@ def test_augmentation_depends_on_the_place_alone(shards):
     assert not torch.equal(whole.image[4], clips(shards).batch(PLACES).image[4])
 
 
+@pytest.mark.parametrize("cache_bytes", [200_000, 10**9], ids=["some", "all"])
+def test_what_is_kept_in_memory_is_what_is_read(shards, cache_bytes):
+    """Epoch after epoch, whether some or all of the clips fit; nothing kept is changed."""
+    pairs = Pairs(shards, seed=3)
+    kept = Clips(shards, pairs, 28, RATE, Augmentation(), cache_bytes)
+    for epoch in range(3):
+        places = [(epoch, index) for index in range(8)]
+        ours, plain = kept.batch(places), clips(shards, Augmentation()).batch(places)
+        assert torch.equal(ours.image, plain.image) and torch.equal(ours.sound, plain.sound)
+    assert kept.cache is not None and kept.cache.arrays
+    assert sum(array.nbytes for array in kept.cache.arrays.values()) <= cache_bytes
+    images = {key[1] for key in kept.cache.arrays if key[0] == "image"}
+    assert cache_bytes == 200_000 or images == {pairs(e, i).image_clip for e in range(3) for i in range(8)}
+
+
 def test_augmentation_changes_no_pair(shards):
     assert clips(shards, Augmentation()).batch(PLACES).keys == clips(shards).batch(PLACES).keys
 

@@ -151,8 +151,9 @@ def validation_split(data: Path) -> Path:
 
 
 def curves(run: Path) -> str:
-    """Loss and accuracy by step."""
-    figure = draw_curves(read_log(run / "metrics.jsonl"))
+    """Loss and accuracy by step; of a run on all pairs the loss of pairs, which is what validation has."""
+    lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
+    figure = draw_curves(lines)
     text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
     return section("Learning", text, picture(figure, "loss and accuracy by step"))
 

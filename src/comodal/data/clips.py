@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from comodal.data.batch import PairBatch
+from comodal.data.decoded import DecodedCache
 from comodal.data.pairs import Pair, Pairs
 from comodal.data.shards import Shards
 from comodal.errors import DataError, MediaError
@@ -41,16 +42,24 @@ class Clips:
         image_size: Side of the pictures; they are cut from frames resized to 8/7 of it (the paper: 224 from 256).
         sample_rate: Of the sound that the model hears.
         augmentation: None for evaluation: centre crops, and no chance but in the pair.
+        cache_bytes: Decoded frames and audio that stay in memory; then audio is decoded whole.
     """
 
     def __init__(
-        self, shards: Shards, pairs: Pairs, image_size: int, sample_rate: int, augmentation: Augmentation | None
+        self,
+        shards: Shards,
+        pairs: Pairs,
+        image_size: int,
+        sample_rate: int,
+        augmentation: Augmentation | None,
+        cache_bytes: int = 0,
     ) -> None:
         self.shards = shards
         self.pairs = pairs
         self.image_size = image_size
         self.sample_rate = sample_rate
         self.augmentation = augmentation
+        self.cache = DecodedCache(cache_bytes) if cache_bytes else None
 
     def __len__(self) -> int:
         """Pairs in an epoch: as many as clips."""
@@ -73,7 +82,12 @@ class Clips:
 
     def read(self, pair: Pair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture and the second of sound of a pair, changed at random if they are augmented."""
-        image, sound = self.image(pair), self.sound(pair)
+        if self.cache is None:
+            image, sound = self.image(pair), self.sound(pair)
+        else:
+            image = self.cache.get(("image", pair.image_clip, pair.frame), lambda: self.image(pair))
+            whole = self.cache.get(("sound", pair.sound_clip), lambda: self.whole_sound(pair.sound_clip))
+            sound = self.second_of(pair, whole[round(pair.start_seconds * self.sample_rate) :])
         if self.augmentation is None:
             return centre_crop(image, self.image_size), sound
         rng = np.random.default_rng((self.pairs.seed, epoch, index, AUGMENTATION))
@@ -104,20 +118,33 @@ class Clips:
 
     def sound(self, pair: Pair) -> np.ndarray:
         """The second of sound of a pair."""
-        data = self.shards.read(pair.sound_clip, "flac")
+        return self.second_of(pair, self.decode(pair.sound_clip, pair.start_seconds, self.pairs.sound_seconds))
+
+    def whole_sound(self, clip: int) -> np.ndarray:
+        """All of a clip's sound."""
+        return self.decode(clip, 0.0, None)
+
+    def decode(self, clip: int, start_seconds: float, seconds: float | None) -> np.ndarray:
+        """Sound of a clip, or a part of it."""
+        data = self.shards.read(clip, "flac")
         try:
-            sound, sample_rate = decode_flac(data, pair.start_seconds, self.pairs.sound_seconds)
+            sound, sample_rate = decode_flac(data, start_seconds, seconds)
         except MediaError as error:
-            raise DataError(f"{self.place(pair.sound_clip)}, flac: {error.detail}") from error
+            raise DataError(f"{self.place(clip)}, flac: {error.detail}") from error
         if sample_rate != self.sample_rate:
             raise DataError(
-                f"{self.place(pair.sound_clip)}: its sound has {sample_rate} samples a second, the model hears "
+                f"{self.place(clip)}: its sound has {sample_rate} samples a second, the model hears "
                 f"{self.sample_rate}: prepare again with --sample_rate {self.sample_rate}"
             )
-        missing = round(self.pairs.sound_seconds * sample_rate) - len(sound)
+        return sound
+
+    def second_of(self, pair: Pair, sound: np.ndarray) -> np.ndarray:
+        """The first second of this sound; a sample or two may be missing, for times are rounded."""
+        length = round(self.pairs.sound_seconds * self.sample_rate)
+        missing = length - len(sound)
         if missing > ROUNDING_SAMPLES:
             raise DataError(f"{self.place(pair.sound_clip)}: its sound ends before the length that its record tells")
-        return np.pad(sound, (0, missing)) if missing else sound
+        return np.pad(sound, (0, missing)) if missing > 0 else sound[:length]
 
     def place(self, clip: int) -> str:
         """Where to look for a clip."""

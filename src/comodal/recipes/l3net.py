@@ -70,6 +70,7 @@ def recipe(
     volume: float = 0.1,
     validation_pairs: int = 1024,
     workers: Workers = "auto",
+    cache_megabytes: int = 0,
     seed: int = 0,
 ) -> Run:
     """Trains L3-Net to tell whether a picture and a second of sound come from one moment of one clip.
@@ -98,6 +99,7 @@ def recipe(
         volume: Change the volume of sounds by up to this fraction.
         validation_pairs: Fixed pairs of the validation clips, rounded up to whole batches; 0 for none.
         workers: Processes that read data, each some 400 pairs a second; auto: two for a CPU, more for a GPU.
+        cache_megabytes: Decoded training clips that each worker keeps in memory. A small data set is then decoded once.
         seed: Of the first weights, the pairs and the augmentation.
 
     Examples:
@@ -114,7 +116,8 @@ def recipe(
         model = L3Net(config)
     trained = AllPairs(model) if objective == "all_pairs" else Correspondence(model)
     augmentation = Augmentation(mirror, brightness, saturation, volume)
-    train = clips(data / "train", config, seed, augmentation, MatchedPairs if objective == "all_pairs" else Pairs)
+    sampler = MatchedPairs if objective == "all_pairs" else Pairs
+    train = clips(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
     validation = None
     if validation_pairs:
         held_out = clips(data / "validation", config, seed + VALIDATION, None)
@@ -135,7 +138,12 @@ def recipe(
 
 
 def clips(
-    folder: Path, config: Config, seed: int, augmentation: Augmentation | None, sampler: type[Pairs] = Pairs
+    folder: Path,
+    config: Config,
+    seed: int,
+    augmentation: Augmentation | None,
+    sampler: type[Pairs] = Pairs,
+    cache_bytes: int = 0,
 ) -> Clips:
     """The pairs of one split.
 
@@ -147,4 +155,4 @@ def clips(
         pairs = sampler(shards, seed, config.sound_seconds)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
-    return Clips(shards, pairs, config.image_size, config.sample_rate, augmentation)
+    return Clips(shards, pairs, config.image_size, config.sample_rate, augmentation, cache_bytes)
