@@ -69,6 +69,8 @@ class Pretraining(nn.Module):
         seed: With the keys of a batch it decides which regions those are.
     """
 
+    weights: Tensor
+
     def __init__(
         self,
         model: nn.Module,
