@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from comodal.errors import CheckpointError
+from comodal.errors import CheckpointError, DataError
 from comodal.hardware import CPU_MICRO_BATCH, EmbedPrecision, has_native_bf16
 from comodal.models.checkpoint import checksum, model_folder
 from comodal.models.l3net import L3Net
@@ -68,9 +68,9 @@ def fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine
         if (precision == "bf16" and engine == "onnx") or any(find_spec(name) is None for name in RUNNING[engine]):
             continue
         try:
-            about = json.loads((model_folder(run) / FOLDER / engine / MANIFEST).read_text())
-            ours, files = about["weights"] == checksum(model.state_dict()), about["files"]
-        except (OSError, ValueError, KeyError, TypeError):
+            about = read_json_object(model_folder(run) / FOLDER / engine / MANIFEST)
+            ours, files = about["weights"] == checksum(model.state_dict()), list(about["files"])
+        except (DataError, KeyError, TypeError):
             continue
         if ours and (precision != "int8" or any(".int8." in name for name in files)):
             return engine
