@@ -301,7 +301,7 @@ def test_what_differs_from_the_model_is_not_kept(run: Path, tmp_path: Path, monk
     monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
     with pytest.raises(CheckpointError, match=r"image\.pt2 differs from the model by"):
         export(run, "torch", out=tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("[!.]*"))
 
 
 def test_a_missing_package_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -345,7 +345,7 @@ def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path,
         (["export", str(run), "--to", "torch", "--int8", str(files)], "--int8 is for the embedders of an L3-Net"),
         (
             ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bf16"],
-            "no bfloat",
+            "no bf16",
         ),
         (["embed", "audio", str(files), "--model", str(run), "--precision", "int8"], "int8 is for exported embedders"),
         (["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--device", "cuda"], "for PyTorch"),

@@ -94,7 +94,12 @@ def test_env_tells_what_is_used_and_why(capsys: pytest.CaptureFixture[str]):
     assert found["instruction_set"] == torch.backends.cpu.get_cpu_capability()
     assert found["cores"] <= (os.cpu_count() or 1)
     assert torch.__version__.startswith(found["packages"]["torch"])
-    assert found["auto"]["precision"] in {"fp32", "bf16"} and set(found["why"]) == {"device", "precision", "threads"}
+    assert found["auto"]["precision"] in {"fp32", "bf16"} and set(found["why"]) == {
+        "device",
+        "precision",
+        "threads",
+        "engine",
+    }
     assert main(["env"]) == 0
     out = capsys.readouterr().out
     assert "precision" in out and found["why"]["precision"] in out
