@@ -97,10 +97,16 @@ def fake_gpu(waits: bool = False) -> Iterator[None]:
     flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "backward", backward)
+        patch.setattr(torch._C, "_InferenceMode", no_gradients)  # inference mode goes past the fake tensors
         with FakeTensorMode(allow_non_fake_inputs=True), _Dispatch(waits):
             yield
     torch.set_float32_matmul_precision(flags[0])
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags[1:]
+
+
+def no_gradients(mode: bool) -> torch.autograd.grad_mode.set_grad_enabled:
+    """In the place of inference mode, which records no gradients either."""
+    return torch.autograd.grad_mode.set_grad_enabled(not mode)
 
 
 def backward(loss: Tensor) -> None:
