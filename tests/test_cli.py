@@ -140,7 +140,7 @@ def test_values_of_all_types():
         "from_": "grid",
         "resume": True,
         "mirror_some": False,
-        "boxes": Path("grid"),
+        "boxes": "grid",
         "classes": ["singing", "tap dancing"],
         "threads": 4,
         "rate": -0.5,

@@ -151,7 +151,13 @@ def test_a_file_gives_what_the_python_function_gives(tmp_path: Path, model: Path
         assert np.array_equal(found["embedding"], vectors)
         assert np.array_equal(found["timestamps"], times)
         assert found["embedding"].dtype == np.float32
-        expected = {"embed.written": 1, "embed.skipped": 0, "embed.left_out": 0, "embed.windows": len(times)}
+        expected = {
+            "embed.written": 1,
+            "embed.skipped": 0,
+            "embed.left_out": 0,
+            "embed.noted": 0,
+            "embed.windows": len(times),
+        }
     assert counts == expected
 
 

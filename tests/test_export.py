@@ -347,7 +347,10 @@ def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path,
             ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bf16"],
             "no bf16",
         ),
-        (["embed", "audio", str(files), "--model", str(run), "--precision", "int8"], "int8 is for exported embedders"),
+        (
+            ["embed", "audio", str(files), "--model", str(run), "--engine", "torch", "--precision", "int8"],
+            "int8 is for exported embedders",
+        ),
         (["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--device", "cuda"], "for PyTorch"),
     ):
         assert main(words) == 1
