@@ -1,7 +1,9 @@
 """Training steps, embedders, detectors and tasks on a fake GPU: nothing stays on the CPU, and no step waits for it."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from comodal.objectives.pretraining import Pretraining, target_columns
 from comodal.recipes.l3net import VARIANTS
 from comodal.serve.backbones import Backbone, Pooled, l3net_maps
 from comodal.serve.embedder import Choice, Embedder
+from comodal.serve.extractors_c4 import C4Regions
+from comodal.serve.extractors_fpn import FpnRegions
 from comodal.tasks.classes import Classification
 from comodal.tasks.fine_tuning import (
     FineTuning,
@@ -33,6 +37,7 @@ from comodal.tasks.fine_tuning import (
 )
 from comodal.training.fit import fit, validate
 from comodal.training.optim import adam, adamw
+from detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
 from fake_gpu import GPU, FakeCompute, fake_gpu
 from test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS
 from test_pretraining import batch as caption_batch
@@ -181,6 +186,29 @@ def test_regions_are_pooled_on_the_device_together():
         found = source.batch([source.scaled(*both) for both in zip(pictures, given, strict=True)])
         assert [of_one.features.shape for of_one in found] == [(n, source.feature_dim) for n in (2, 1, 2)]
         assert shapes == [(2, 3, 64, 64), (1, 3, 64, 96)]
+
+
+@pytest.mark.parametrize("folder", [*CAFFE, *LXMERT], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("given", [False, True])
+def test_bottom_up_attentions_detector(folder: Path, given: bool):
+    picture, boxes = np.zeros((90, 120, 3), np.uint8), np.array([[4, 5, 60, 70], [0, 0, 119, 89]], np.float32)
+    rules = caffe_rules(folder) if folder in CAFFE else lxmert_rules(folder)
+    model = copy.deepcopy(c4_of(folder))
+    with fake_gpu(waits=True):
+        found = C4Regions(model, rules, device="cuda:0")(picture, boxes if given else None)
+    assert found.features.shape == (len(found.boxes), model.config.feature_dim)
+    assert len(found.boxes) == 2 or not given
+
+
+@pytest.mark.parametrize("folder", PYRAMID, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("given", [False, True])
+def test_12_in_1s_detector(folder: Path, given: bool):
+    picture, boxes = np.zeros((90, 120, 3), np.uint8), np.array([[4, 5, 60, 70], [0, 0, 119, 89]], np.float32)
+    model = copy.deepcopy(fpn_of(folder))
+    with fake_gpu(waits=True):
+        found = FpnRegions(model, fpn_rules(folder), "cuda:0")(picture, boxes if given else None)
+    assert len(found.features) == len(found.boxes)
+    assert len(found.boxes) == 2 or not given
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -45,7 +45,7 @@ class C4Regions:
         settings = {name: value for name, value in asdict(rules).items() if name not in OF_BOXES}
         settings |= {"rules": way, "head": head}
         self.fingerprint = fingerprint_of(fingerprint(model), settings)
-        self.model = laid_out(model.to(device), DTYPES[head])
+        self.model = laid_out(model, DTYPES[head]).to(device)
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None

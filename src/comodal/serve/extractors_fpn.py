@@ -30,7 +30,7 @@ class FpnRegions:
         self.rules, self.size, self.device = rules, rules.size, device
         self.feature_dim, self.num_classes = model.config.dense, model.config.classes
         self.fingerprint = fingerprint_of(fingerprint(model), {"size": rules.size, "longest": rules.longest})
-        self.model = laid_out(model.to(device))
+        self.model = laid_out(model).to(device)
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
