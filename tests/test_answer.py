@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import comodal
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute

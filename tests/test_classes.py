@@ -10,7 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.clips import Augmentation
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import load_model, save_model

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from comodal.cli import main
 from comodal.cli.parser import Parser, UsageError, options_of
-from comodal.cli.program import GIVEN_BY_RECIPE, INPUTS, page_of_command, page_of_recipe
+from comodal.cli.program import GIVEN_BY_RECIPE, INPUTS, main, page_of_command, page_of_recipe
 from comodal.cli.signatures import SignatureError, read_function
 from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import kind_of
@@ -73,7 +72,7 @@ def test_a_signature_is_read_from_the_source_as_python_makes_it(target: str):
 def test_help_and_wrong_usage_do_not_import_torch():
     code = f"""
 import contextlib, io, sys
-from comodal.cli import main
+from comodal.cli.program import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     for words in {[*PAGES, *GROUPS, "list", "list recipes", ""]!r}:
         with contextlib.suppress(SystemExit):

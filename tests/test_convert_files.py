@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import load_model
 from comodal.models.task_model import TaskModel

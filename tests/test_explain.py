@@ -15,7 +15,7 @@ from PIL import Image
 
 from comodal.analysis.attention_page import row_of, smaller
 from comodal.analysis.co_attention import attend, draw_attention, examples, lit, need_co_attention
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert import Prefix, ViLBERT, load_vilbert

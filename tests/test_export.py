@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.errors import CheckpointError, DataError
 from comodal.models import single_stream, vilbert
 from comodal.models.checkpoint import load_model, save_model

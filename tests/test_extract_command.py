@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import check_same_regions
 from comodal.errors import CheckpointError, DataError

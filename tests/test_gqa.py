@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
 from comodal.tasks.gqa import TASK, evaluate_gqa, question_of, read_questions, recipe

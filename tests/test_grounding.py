@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.media.text import Words

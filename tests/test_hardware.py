@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comodal import environment, hardware
-from comodal.cli import main
+from comodal.cli.program import main
 
 AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 

@@ -16,7 +16,7 @@ from comodal.models.l3net import PAPER, L3Net
 
 RATE, SECONDS = 44_100, 3600
 CODE = (
-    "import resource, sys\nimport torch\nfrom comodal.cli import main\n"
+    "import resource, sys\nimport torch\nfrom comodal.cli.program import main\n"
     "assert main(sys.argv[1:]) == 0\n"
     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
 )

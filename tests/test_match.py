@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from comodal.analysis.light import enlarged
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.errors import DataError, MediaError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import L3Net, load_l3net, small

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import comodal.openl3 as openl3
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.errors import MediaError
 from comodal.media.audio import read_sound, stream_sound
 from comodal.media.image import read_image

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import comodal
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.captions import with_whole_image
 from comodal.data.regions import RegionStore
 from comodal.errors import CheckpointError, DataError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.cli import main
+from comodal.cli.program import main
 from comodal.data.regions import RegionStore
 from comodal.files import whole, write_whole
 from comodal.hardware import find_device

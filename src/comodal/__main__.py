@@ -2,7 +2,7 @@
 
 import sys
 
-from comodal.cli import main
+from comodal.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,0 @@
-"""The command line: `comodal COMMAND ...`."""
-
-from comodal.cli.program import main
-
-__all__ = ["main"]
