@@ -16,7 +16,17 @@ import pytest
 import comodal
 
 PACKAGE = Path(comodal.__file__).parent
-EVERYWHERE = {"errors", "files", "text_files", "console", "progress", "distributed", "hardware", "environment"}
+EVERYWHERE = {
+    "errors",
+    "files",
+    "text_files",
+    "console",
+    "progress",
+    "distributed",
+    "hardware",
+    "environment",
+    "workers",
+}
 MAY_IMPORT = {
     "media": set(),
     "data": {"media"},

@@ -28,6 +28,7 @@ from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
 from comodal.media.video import Clip, read_clip
 from make_media import make_video
+from process_groups import kill_when
 
 SMALL = {"short_side": 32, "sample_rate": 16000, "frames_per_second": 2.0, "videos_per_shard": 3}
 COMMAND = """
@@ -170,24 +171,7 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(videos, prepar
 
 
 def test_workers_end_with_a_killed_command(videos, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, videos, tmp_path / "out"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while not list(tmp_path.rglob(".*.progress")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("workers are still there 20 seconds later")
+    assert kill_when(COMMAND, videos, tmp_path / "out", begun=lambda: any(tmp_path.rglob(".*.progress")))
 
 
 def test_other_options_or_files_on_the_same_folder_are_refused(videos, prepared, tmp_path):

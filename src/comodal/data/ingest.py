@@ -19,7 +19,7 @@ import simplejpeg
 
 from comodal.console import say
 from comodal.data.kinetics_sounds import KINETICS_SOUNDS
-from comodal.data.make_shards import Backend, Plan, Sample, make_shards, plan_shards, refusal
+from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards, refusal
 from comodal.data.sources import SPLITS, ListFormat, Source, folder_of_files, plain, read_sources
 from comodal.data.splits import fraction_of, split_by_hash, split_of_groups
 from comodal.errors import DataError, MediaError
@@ -27,6 +27,7 @@ from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac
 from comodal.media.refusal import Refusal
 from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip
+from comodal.workers import Backend
 
 CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
 LONGEST_KEY = 120  # so that a member's name stays below the 255 bytes of a file system

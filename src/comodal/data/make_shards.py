@@ -8,18 +8,15 @@ and ends with the same bytes, whatever the number of workers.
 import contextlib
 import hashlib
 import json
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import Field, asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import joblib
-from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.console import say
 from comodal.data.report import print_report
@@ -30,10 +27,9 @@ from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import json_line, whole, write_whole
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
+from comodal.workers import Backend, run_alone, running_on
 
-Backend = Literal["loky", "ray", "dask", "sequential"]
 CRASHES = 3  # how often in a row workers may die without a file to blame
-ORPHAN_SECONDS = 0.5
 CRASHED = ("crashed the decoder", "the process that read it died")
 
 
@@ -167,17 +163,6 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
             todo = [shard for shard in todo if not is_finished(shard, out)]
 
 
-def end_with(command: int) -> None:
-    """End this worker when the command that started it has ended, also by a kill."""
-
-    def watch() -> None:
-        while os.getppid() == command:
-            time.sleep(ORPHAN_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed: frozenset[str]) -> tuple[int, float]:
     """Write one shard with its part of the report; returns how many items and how many seconds of media."""
     tar, lines = shard.path(out), []
@@ -225,8 +210,7 @@ def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> froze
 
 def kills(read: Callable[[I], Sample], item: I) -> bool:
     """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
-    with ProcessPoolExecutor(max_workers=1) as alone:
-        return isinstance(alone.submit(read, item).exception(), BrokenProcessPool)
+    return isinstance(run_alone(read, item).exception(), BrokenProcessPool)
 
 
 def known_crashes(out: Path) -> frozenset[str]:
@@ -305,27 +289,3 @@ def report_lines(plan: Plan, out: Path) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
         yield from (line for _, line in read_json_lines(report_of(shard.path(out))))
     yield from plan.refused
-
-
-@contextlib.contextmanager
-def running_on(backend: Backend) -> Iterator[None]:
-    """Make joblib's workers those of the backend: of Ray or Dask the cluster that their own settings name.
-
-    Raises:
-        DataError: The backend's package is not installed.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            if backend == "ray":
-                from ray.util.joblib import register_ray
-
-                register_ray()
-            if backend == "dask":
-                from distributed import Client
-
-                stack.enter_context(Client())
-        except ImportError as error:
-            raise DataError(f"backend {backend} needs the extra: pip install 'comodal[{backend}]'") from error
-        start = {"initializer": end_with, "initargs": (os.getpid(),)} if backend == "loky" else {}
-        stack.enter_context(joblib.parallel_config(backend, **start))
-        yield

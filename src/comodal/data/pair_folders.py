@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.make_shards import Backend, Plan, Sample, make_shards, plan_shards
+from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards
 from comodal.data.sources import SPLIT_NAMES, SPLITS, walk
 from comodal.data.splits import split_by_hash
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac, read_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.workers import Backend
 
 LEAST_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
 CACHED_SOUNDS = 1024  # of 10 to 70 kB each

@@ -35,6 +35,7 @@ from comodal.playground.world import KINDS, Part, Purpose, make_world
 from comodal.playground.write import json_lines, write_image, write_sound, write_video
 from comodal.progress import Progress
 from comodal.text_files import read_json_object
+from comodal.workers import running_on
 
 VIDEO_SAMPLE_RATE = 48_000
 SOUND_SAMPLE_RATE = 44_100  # of ESC-50
@@ -153,6 +154,7 @@ def _claim(folder: Path, options: Options) -> None:
 def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
     """Do all jobs in a number of processes, with a progress bar."""
     with (
+        running_on("loky"),
         Progress(name, len(jobs)) as progress,
         Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
     ):

@@ -19,7 +19,6 @@ import joblib
 import torch
 
 from comodal.console import Table, say
-from comodal.data.make_shards import Backend, running_on
 from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
@@ -36,6 +35,7 @@ from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
 from comodal.serve.region_network import extractor_for, keep_network
 from comodal.text_files import read_json_lines
+from comodal.workers import Backend, running_on
 
 A_PROCESS = 32  # images that are worth the start of a process
 AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all

@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from comodal.console import Table, say
-from comodal.data.make_shards import running_on
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import shortened, stamp_of, whole
 from comodal.progress import track
+from comodal.workers import running_on
 
 COPY_BYTES = 1 << 20
 

@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from comodal.console import say
-from comodal.data.make_shards import running_on
 from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import named
@@ -37,6 +36,7 @@ from comodal.files import json_line, write_whole
 from comodal.serve.extract import Pool, add, with_bar
 from comodal.serve.image_list import Given, Listed, names_in, read_boxes
 from comodal.text_files import read_json_lines, read_json_object
+from comodal.workers import running_on
 
 HERE = ".comodal-index"  # in the folder of the pictures
 KIND = "search index"
