@@ -19,6 +19,7 @@ from comodal.models.inference import fast
 from comodal.models.l3net import Config, L3Net
 from comodal.serve.embed import embed_audio, embed_image, embed_video, hop_samples
 from comodal.serve.embed_memory import image_embedding, sound_embedding
+from comodal.serve.embedder import Choice, load_embedder
 from comodal.serve.windows import count_windows, iterate_windows
 from synthetic_media import tone, write_video
 
@@ -165,7 +166,8 @@ def test_a_window_is_centred_on_its_time(model: Path):
     """The vector at 1.0 s is that of the sound from 0.5 s to 1.5 s; without centring, from 1.0 s to 2.0 s."""
     network, sound = load_model(model), noise(3.0)
     for centre, start in ((True, 0.5), (False, 1.0)):
-        vectors, times = sound_embedding(sound, RATE, network, hop_seconds=0.5, centre=centre)
+        embedder = load_embedder(model, Choice(precision="fp32"))
+        vectors, times = sound_embedding(sound, RATE, embedder, hop_seconds=0.5, centre=centre)
         second = torch.from_numpy(sound[int(start * RATE) :][:RATE])[None]
         assert times[2] == 1.0
         assert np.array_equal(vectors[2], fast(network).embed_sound(second)[0].numpy())

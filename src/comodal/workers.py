@@ -1,11 +1,19 @@
-"""Worker processes: where they run, and that they end with the command that started them."""
+"""Worker processes: where they run, that they end with the command that started them, and what is done when one dies.
+
+A decoder that crashes ends its process. The file that it read is found by reading those that were being read once more,
+one by one in a process beside, and costs nothing but itself.
+"""
 
 import contextlib
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import joblib
@@ -14,8 +22,11 @@ from joblib.externals.loky import ProcessPoolExecutor
 from comodal.errors import DataError
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
+CRASHES = 3  # how often in a row workers may die without a file to blame
+CRASHED = ("crashed the decoder", "the process that read it died")
 ORPHAN_SECONDS = 0.5
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -59,8 +70,70 @@ def running_on(backend: Backend) -> Iterator[None]:
         yield
 
 
-def run_alone(work: Callable[..., T], *arguments: Any) -> "Future[T]":
-    """Run something in a process of its own, and wait for it: what it gave or raised, or a BrokenProcessPool where it
-    ended the process."""
-    with ProcessPoolExecutor(max_workers=1, **at_the_start()) as alone:
-        return alone.submit(work, *arguments)
+def one_by_one(work: Callable[[A], T], items: Iterable[A]) -> Iterator["Future[T]"]:
+    """Run something for each item in a process beside this one, and in another after each that it ended with: what each
+    gave or raised, or a BrokenProcessPool for the item that ended the process."""
+    left = deque(items)
+    while left:
+        with ProcessPoolExecutor(max_workers=1, **at_the_start()) as alone:
+            while left:
+                future = alone.submit(work, left.popleft())
+                ended = isinstance(future.exception(), BrokenProcessPool)
+                yield future
+                if ended:
+                    break
+
+
+def in_parallel(work: Callable[[A], T], items: Sequence[A], processes: int) -> Iterator[tuple[A, T | None]]:
+    """Run something for each item in worker processes.
+
+    Args:
+        work: What to run; it is sent to the workers.
+        items: All of them.
+        processes: Workers; where they are several, items come back in the order in which they are done.
+
+    Yields:
+        Each item with what came of it, or with None where it ended the process that worked on it.
+
+    Raises:
+        DataError: Workers die, and no item ends a process by itself.
+    """
+    if processes == 1:
+        yield from zip(items, map(came_of, one_by_one(work, items)), strict=True)
+        return
+    left, failures = dict(enumerate(items)), 0
+    with tempfile.TemporaryDirectory(prefix="comodal-workers-") as folder, running_on("loky"):
+        journal = Path(folder)
+        while left:
+            pool = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
+            calls = (joblib.delayed(noted)(work, item, place, journal) for place, item in list(left.items()))
+            try:
+                for place, result in pool(calls):
+                    yield left.pop(place), result
+            except BrokenProcessPool as error:
+                suspects = [place for place in begun(journal) if place in left]
+                found = [came_of(future) for future in one_by_one(work, [left[place] for place in suspects])]
+                yield from ((left.pop(place), result) for place, result in zip(suspects, found, strict=True))
+                failures = 0 if None in found else failures + 1
+                if failures == CRASHES:
+                    raise DataError(
+                        "workers keep dying, perhaps for want of memory; what is written stays, and the same command "
+                        f"goes on: take fewer --workers than {processes}"
+                    ) from error
+
+
+def came_of(future: "Future[T]") -> T | None:
+    """What a call gave, or None where it ended its process."""
+    return None if isinstance(future.exception(), BrokenProcessPool) else future.result()
+
+
+def noted(work: Callable[[A], T], item: A, place: int, journal: Path) -> tuple[int, T]:
+    """In a worker: runs something for an item, and writes down before which one it is."""
+    (journal / str(os.getpid())).write_text(str(place))
+    return place, work(item)
+
+
+def begun(journal: Path) -> list[int]:
+    """The items that the workers had begun last."""
+    texts = [path.read_text() for path in journal.iterdir()]
+    return sorted(int(text) for text in texts if text)

@@ -27,10 +27,7 @@ from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import json_line, whole, write_whole
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
-from comodal.workers import Backend, run_alone, running_on
-
-CRASHES = 3  # how often in a row workers may die without a file to blame
-CRASHED = ("crashed the decoder", "the process that read it died")
+from comodal.workers import CRASHED, CRASHES, Backend, one_by_one, running_on
 
 
 @runtime_checkable
@@ -210,7 +207,8 @@ def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> froze
 
 def kills(read: Callable[[I], Sample], item: I) -> bool:
     """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
-    return isinstance(run_alone(read, item).exception(), BrokenProcessPool)
+    (found,) = one_by_one(read, [item])
+    return isinstance(found.exception(), BrokenProcessPool)
 
 
 def known_crashes(out: Path) -> frozenset[str]:

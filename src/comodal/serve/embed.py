@@ -5,7 +5,7 @@ reported when all the others are written; what exists is not made again. With we
 which windows are silent, and `about` how they were made.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import count, islice
@@ -30,7 +30,7 @@ from comodal.models.convert_openl3 import Modality
 from comodal.models.spectrogram import FrontEnd
 from comodal.serve.embedder import Choice, Embedder, OpenL3Version, load_embedder
 from comodal.serve.export_formats import EngineChoice
-from comodal.serve.files import Job, Outcome, Rows, Together, attempt, plan, run_files, write_rows
+from comodal.serve.files import Job, Outcome, Rows, Together, attempt, attempt_each, plan, run_files, write_rows
 from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.serve.windows import EmptySoundError, iterate_windows
 
@@ -97,7 +97,7 @@ def embed_audio(
         centre=centre,
         batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(jobs, work, processes(workers, embedder), overwrite)
+    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
 
 
 def embed_image(
@@ -142,7 +142,7 @@ def embed_image(
     embedder = ready(model, choice, "image")
     work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
     together = Together(many, embedder.batch_size) if embedder.on_gpu else None
-    return run_files(jobs, work, processes(workers, embedder), overwrite, together)
+    return run_files(jobs, work, workers, overwrite, together)
 
 
 def embed_video(
@@ -205,7 +205,7 @@ def embed_video(
         centre=centre,
         batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(jobs, work, processes(workers, embedder), overwrite)
+    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
 
 
 def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
@@ -216,9 +216,9 @@ def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
     return embedder
 
 
-def processes(workers: int, embedder: Embedder) -> int:
-    """As many as are asked for, but one on a GPU, whose memory they would share out."""
-    return 1 if workers == 0 and embedder.on_gpu else workers
+def in_this_process(work: Callable[[Job], int], workers: int, embedder: Embedder) -> Together | None:
+    """On a GPU, whose memory processes would share out, this process does all unless several are asked for."""
+    return Together(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
 
 
 def sound_rows(

@@ -11,12 +11,11 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
@@ -24,7 +23,7 @@ from comodal.console import Table, say
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import shortened, stamp_of, whole
 from comodal.progress import track
-from comodal.workers import running_on
+from comodal.workers import CRASHED, in_parallel
 
 COPY_BYTES = 1 << 20
 
@@ -80,6 +79,11 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
     return Jobs(jobs, left_out)
 
 
+def attempt_each(jobs: Sequence[Job], work: Callable[[Job], int]) -> list[Outcome]:
+    """Runs jobs in this process."""
+    return [attempt(job, work) for job in jobs]
+
+
 def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
     """Runs one job; what goes wrong with its file is an outcome."""
     with noticed() as notes:
@@ -92,7 +96,7 @@ def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
 
 
 class Together(NamedTuple):
-    """Work on several files at once, for a GPU, and on how many."""
+    """Work on several files at once in this process, for a GPU, and on how many."""
 
     work: Callable[[Sequence[Job]], list[Outcome]]
     size: int
@@ -108,7 +112,8 @@ def run_files(
         work: writes the results of a job and returns how many rows there are.
         workers: processes; 0 takes one per core.
         overwrite: make results again that exist.
-        together: does the same for several jobs at once, in this process.
+        together: does the same for several jobs at once, in this process. Without it more than one job is done by
+            worker processes, so that a file that crashes its decoder costs itself alone.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted (files with a note, as of a truncated one) and
@@ -123,21 +128,18 @@ def run_files(
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
-    calls: Iterable[Outcome] = (attempt(job, work) for job in todo)
+    calls: Iterable[Outcome]
     if together is not None:
-        processes, starts = 1, range(0, len(todo), together.size)
+        starts = range(0, len(todo), together.size)
         calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
-    with running_on("loky" if processes > 1 else "sequential"):
-        if processes > 1:
-            parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-            calls = parallel(joblib.delayed(attempt)(job, work) for job in todo)
-        try:
-            done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker died, perhaps for want of memory; what is written stays, and the same command goes on: "
-                f"take fewer --workers than {processes}"
-            ) from error
+    elif len(todo) == 1:
+        calls = attempt_each(todo, work)
+    else:
+        calls = (
+            outcome or Outcome(job, 0, ": ".join(CRASHED))
+            for job, outcome in in_parallel(partial(attempt, work=work), todo, processes)
+        )
+    done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
     refused = sorted((outcome for outcome in done if outcome.problem), key=lambda outcome: outcome.job.source)
     noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
     report(refused, noted, len(done) - len(refused), len(jobs) - len(todo), left_out)

@@ -1,0 +1,69 @@
+"""Worker processes: one that dies costs the item that it worked on, and nothing else."""
+
+import os
+import signal
+from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from comodal import workers
+from comodal.errors import DataError
+from comodal.serve.files import Job, Jobs, run_files
+from comodal.workers import in_parallel, one_by_one
+
+
+def negate(number: int) -> int:
+    if number in (4, 8):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return -number
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_item_that_ends_its_process_costs_itself_alone(processes: int):
+    found = dict(in_parallel(negate, range(12), processes))
+    assert found == {number: None if number in (4, 8) else -number for number in range(12)}
+
+
+def test_what_is_raised_in_a_process_beside_is_raised_here():
+    (future,) = one_by_one(int, ["x"])
+    assert isinstance(future.exception(), ValueError)
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_workers_that_keep_dying_for_no_item_s_fault_are_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    """As where memory suffices for one process and not for two."""
+
+    def alone(_, items: list[int]) -> list[Future]:
+        futures = [Future() for _ in items]
+        for future, item in zip(futures, items, strict=True):
+            future.set_result(item)
+        return futures
+
+    monkeypatch.setattr(workers, "one_by_one", alone)
+    with pytest.raises(DataError, match="workers keep dying, perhaps for want of memory"):
+        list(in_parallel(die, range(100), 2))
+
+
+def write_or_die(job: Job) -> int:
+    if job.source.stem == "kills":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    job.results[0].write_bytes(b"")
+    return 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_that_crashes_its_decoder_is_a_line_of_the_report(
+    tmp_path: Path, processes: int, capsys: pytest.CaptureFixture[str]
+):
+    names = ("a", "b", "kills", "d", "e")
+    planned = Jobs([Job(tmp_path / f"{name}.wav", (tmp_path / f"{name}.npz",)) for name in names], Counter())
+    with pytest.raises(DataError, match=r"1 of 5 files could not be embedded .*kills\.wav: crashed the decoder"):
+        run_files(planned, write_or_die, processes, overwrite=False)
+    assert "4 written, 0 were there already, 1 could not be read" in capsys.readouterr().out
+    assert sorted(path.stem for path in tmp_path.glob("*.npz")) == ["a", "b", "d", "e"]
