@@ -226,11 +226,45 @@ def test_processes_write_what_one_writes(tmp_path: Path, model: Path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_that_differ_in_their_ending_have_results_of_their_own(tmp_path: Path, model: Path):
+    """`a.wav.flac` would have the name that `a.wav` takes."""
+    for number, name in enumerate(("a.wav", "a.flac", "a.wav.flac", "b.wav")):
+        soundfile.write(tmp_path / name, noise(1.0, number), RATE)
+    out = tmp_path / "out"
+    options = {"out": out, "hop_seconds": 0.5, "workers": 1}
+    assert embed_audio([tmp_path], model, **options)["embed.written"] == 4
+    assert names_in(out) == ["a.flac.npz", "a.wav.flac.npz", "a.wav.npz", "b.npz"]
+    for name in ("a.wav", "a.flac", "a.wav.flac"):
+        embed_audio([tmp_path / name], model, tmp_path / f"of {name}", 0.5, workers=1)
+        (alone,) = (tmp_path / f"of {name}").iterdir()
+        assert np.array_equal(np.load(out / f"{name}.npz")["embedding"], np.load(alone)["embedding"])
+    assert embed_audio([tmp_path], model, **options)["embed.skipped"] == 4
+    (tmp_path / "a.flac").unlink()
+    (tmp_path / "a.wav.flac").unlink()
+    assert embed_audio([tmp_path], model, **options)["embed.skipped"] == 2
+
+
+def test_a_result_of_a_file_of_another_name_is_not_overwritten(tmp_path: Path, model: Path):
+    for number, name in enumerate(("a.wav", "a.flac")):
+        soundfile.write(tmp_path / name, noise(1.0, number), RATE)
+    embed_audio([tmp_path / "a.wav"], model, workers=1)
+    first = (tmp_path / "a.npz").read_bytes()
+    for overwrite in (False, True):
+        assert embed_audio([tmp_path / "a.flac"], model, workers=1, overwrite=overwrite)["embed.written"] == 1
+    assert (tmp_path / "a.npz").read_bytes() == first
+    assert names_in(tmp_path) == ["a.flac", "a.flac.npz", "a.npz", "a.wav"]
+    assert embed_audio([tmp_path], model, workers=1)["embed.skipped"] == 2
+
+
 def test_two_files_for_one_result_are_refused(tmp_path: Path, model: Path):
     for name in ("x/a.wav", "y/a.wav"):
         (tmp_path / name).parent.mkdir()
         soundfile.write(tmp_path / name, noise(1.0), RATE)
-    with pytest.raises(DataError, match=r"would both be written to .*a\.npz"):
+    with pytest.raises(DataError, match=r"would both be written to .*a\.wav\.npz"):
         embed_audio([tmp_path / "x" / "a.wav", tmp_path / "y" / "a.wav"], model, tmp_path / "out")
     with pytest.raises(DataError, match=r"no .*\.wav.* file in"):
         (tmp_path / "empty").mkdir()

@@ -57,6 +57,9 @@ def embed_audio(
 ) -> dict[str, float]:
     """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
+    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
+    the endings of the files: a.wav.npz, a.mp3.npz.
+
     Args:
         files: sound files (or videos with sound), or folders of sound files.
         model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
@@ -114,6 +117,9 @@ def embed_image(
 ) -> dict[str, float]:
     """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
+    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
+    the endings of the files: a.jpg.npz, a.png.npz.
+
     Args:
         files: pictures, or folders of pictures.
         model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
@@ -162,6 +168,9 @@ def embed_video(
     engine: EngineChoice = "auto",
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
+
+    Where these would be of several files, or are there and were made from a file of another name, the results keep
+    the endings of the files: a.mp4_audio.npz, a.webm_audio.npz.
 
     Args:
         files: videos, or folders of videos.

@@ -54,13 +54,13 @@ class Jobs(NamedTuple):
 def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> Jobs:
     """One job for each file; a folder stands for all files in it with one of the suffixes.
 
-    Results are named NAME + ending + .npz: beside the file, or in `out` (the inner folders of a folder are kept).
+    Results lie beside the file, or in `out` (the inner folders of a folder are kept); `name_results` says how they are
+    called.
 
     Raises:
         DataError: nothing is to be done, or two files would have the same result.
     """
-    jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
+    wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, by itself and with its folder
     left_out = Counter[str]()
     for given in files:
         found = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
@@ -68,15 +68,42 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
         left_out.update(path.suffix.lower() for path in found if path.suffix.lower() not in suffixes)
         for path in inside if given.is_dir() else [given]:
             folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
-            job = Job(path, tuple(folder / shortened(f"{path.stem}{ending}.npz") for ending in endings))
-            if taken.get(job.results[0], path) != path:
-                raise DataError(f"{taken[job.results[0]]} and {path} would both be written to {job.results[0]}")
-            if job.results[0] not in taken:  # a file may be given twice, by itself and with its folder
-                jobs.append(job)
-            taken[job.results[0]] = path
-    if not jobs:
+            wanted[path, folder] = None
+    if not wanted:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return Jobs(jobs, left_out)
+    return Jobs(name_results(list(wanted), endings), left_out)
+
+
+def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[Job]:
+    """Of files, and the folders of their results, the jobs: results are called NAME + ending + .npz.
+
+    Where a result would be of several files, or is there and was made from a file of another name, results keep the
+    suffixes of their files (a.wav.npz, a.mp3.npz); one that is there under such a name is kept.
+
+    Raises:
+        DataError: files of the same name would have the same result.
+    """
+
+    def job(source: Path, folder: Path, name: str) -> Job:
+        return Job(source, tuple(folder / shortened(f"{name}{ending}.npz") for ending in endings))
+
+    def keeps(source: Path, folder: Path) -> bool:
+        of_another = sources_of(job(source, folder, source.stem)) - {"", source.name}
+        return bool(of_another) or source.name in sources_of(job(source, folder, source.name))
+
+    keeping = {pair for pair in wanted if keeps(*pair)}
+    while True:
+        jobs = {pair: job(*pair, pair[0].name if pair in keeping else pair[0].stem) for pair in wanted}
+        times = Counter(planned.results[0] for planned in jobs.values())
+        alike = {pair for pair, planned in jobs.items() if times[planned.results[0]] > 1}
+        if alike <= keeping:
+            break
+        keeping |= alike
+    if alike:
+        first = min(alike)
+        second = min(pair for pair in alike if pair != first and jobs[pair].results == jobs[first].results)
+        raise DataError(f"{first[0]} and {second[0]} would both be written to {jobs[first].results[0]}")
+    return list(jobs.values())
 
 
 def attempt_each(jobs: Sequence[Job], work: Callable[[Job], int]) -> list[Outcome]:
@@ -185,17 +212,23 @@ def is_done(job: Job) -> bool:
     """Whether all results are there and are of the file as it is, and not of another that had its name before."""
     if not all(result.is_file() for result in job.results):
         return False
-    stamps = [read_stamp(result) for result in job.results]
+    stamps = [read_source(result)[0] for result in job.results]
     return all(stamp in ("", stamp_of(job.source)) for stamp in stamps)
 
 
-def read_stamp(result: Path) -> str:
-    """The stamp of the file that a result was made from; "" where it does not say it."""
+def sources_of(job: Job) -> set[str]:
+    """The names of the files that the results were made from, as far as they are there."""
+    return {read_source(result)[1] for result in job.results if result.is_file()}
+
+
+def read_source(result: Path) -> tuple[str, str]:
+    """The stamp and the name of the file that a result was made from; "" where it does not say them."""
     try:
         with zipfile.ZipFile(result) as archive:
-            return archive.comment.decode("ascii", "replace")
+            stamp, _, name = archive.comment.partition(b" ")
     except (OSError, zipfile.BadZipFile):
-        return ""
+        return "", ""
+    return stamp.decode("ascii", "replace"), os.fsdecode(name)
 
 
 def write_rows(
@@ -204,7 +237,7 @@ def write_rows(
     """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
 
     The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
-    Nothing is written if no row comes. The archive's comment is the stamp of the source, if that is given.
+    Nothing is written if no row comes. The archive's comment is the stamp and the name of the source, if that is given.
     """
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
     count, features, stamp = 0, 0, "" if source is None else stamp_of(source)  # before it is read
@@ -227,7 +260,7 @@ def write_rows(
                 if parts:
                     with archive.open(f"{name}.npy", "w") as entry:
                         np.lib.format.write_array(entry, np.concatenate(parts), allow_pickle=False)
-            archive.comment = stamp.encode()
+            archive.comment = b"" if source is None else stamp.encode() + b" " + os.fsencode(source.name)
             if about is not None:
                 with archive.open("about.npy", "w") as entry:
                     np.lib.format.write_array(entry, np.array(json.dumps(about)), allow_pickle=False)
