@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,27 @@ def test_stripes_are_learnt_and_the_card_says_how(run: Path, stripes: Path, tmp_
     assert card["scores"]["top-1"]["value"] == numbers["vision.fine_tuned"]
     assert card["settings"]["training start"] == "pretrained"
     assert (card["task"], card["split"]) == ("image_classes", "test")
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(
+    run: Path, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The others keep their answers and their order."""
+    for side in ("train", "test"):
+        shutil.copytree(stripes / side, tmp_path / "data" / side)
+    evaluate_image_classes(run, tmp_path / "data", workers=1, out=tmp_path / "whole")
+    (tmp_path / "data" / "test" / "vertical" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    numbers = evaluate_image_classes(run, tmp_path / "data", workers=1, out=tmp_path / "out")
+    assert numbers["vision.items"] == 23
+    counts = json.loads((tmp_path / "out" / "card.json").read_text())["counts"]
+    assert counts == {"items": 24, "answered": 23, "cannot be read": 1}
+    assert "files that cannot be read and are left out: 1" in (said := capsys.readouterr().out) and "3.png" in said
+    before, after = ((tmp_path / name / "answers.csv").read_text().splitlines() for name in ("whole", "out"))
+    assert after == [line for line in before if "vertical/3.png" not in line]
+    for path in (tmp_path / "data" / "test" / "vertical").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of the 12 files of class 'vertical' to test can be read"):
+        evaluate_image_classes(run, tmp_path / "data", workers=1)
 
 
 def test_stopping_and_going_on_changes_no_bit(
@@ -195,6 +217,11 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
     assert numbers["sound.items"] == 12
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["split"] == "fold 3"  # by the run's own record
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tones, damaged)
+    (damaged / "audio" / "4.wav").write_bytes(b"RIFF" + bytes(100))  # of fold 3
+    assert evaluate_sound_classes(tmp_path / "run", damaged, workers=1, out=tmp_path / "out")["sound.items"] == 11
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["counts"]["cannot be read"] == 1
     after, before = load_l3_classifier(tmp_path / "run", "sound").l3net.state_dict(), load_model(model).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
 

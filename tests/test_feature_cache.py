@@ -63,7 +63,7 @@ def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> Where:
 
 def pass_over(model: Path, items: list[Labelled], cache: Path, views: tuple[View, ...] = (MIDDLE,), **more: object):
     systems = [make_system("trained", model, more.get("where", where(model)), [], SHOWING, 0, CPU)]
-    return features_of(items, views, systems, SHOWING, cache, 1)["trained"]
+    return features_of(items, views, systems, SHOWING, cache, 1)[0]["trained"]
 
 
 def test_the_second_pass_reads_no_picture(model: Path, items: list[Labelled], tmp_path: Path, reads: list[str]):
@@ -80,14 +80,41 @@ def test_a_stopped_pass_goes_on_where_it_was(
 ):
     whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
     monkeypatch.setattr(image_features, "BATCH", 2)
-    content = items[5].path.read_bytes()
-    items[5].path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(len(content) - 8))
-    with pytest.raises(DataError, match=r"class 'a' cannot be read: .*5\.png"):
-        pass_over(model, items, tmp_path / "cache")
-    items[5].path.write_bytes(content)
+    with monkeypatch.context() as patched:
+        plain = image_features.read_picture
+
+        def stopped(item: Labelled, short_side: int) -> np.ndarray:
+            if item.name == "5.png":
+                raise DataError("stopped")
+            return plain(item, short_side)
+
+        patched.setattr(image_features, "read_picture", stopped)
+        with pytest.raises(DataError, match="stopped"):
+            pass_over(model, items, tmp_path / "cache")
     reads.clear()
     assert np.array_equal(pass_over(model, items, tmp_path / "cache")[0], whole)
     assert reads == ["4.png", "5.png", "6.png"]
+
+
+def test_a_picture_that_cannot_be_read_is_noted_once(
+    model: Path, items: list[Labelled], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """It has a row of zeros, also among others of its batch, until its file changes."""
+    monkeypatch.setattr(image_features, "BATCH", 3)
+    whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
+    content = items[4].path.read_bytes()
+    items[4].path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    reads.clear()
+    systems = [make_system("trained", model, where(model), [], SHOWING, 0, CPU)]
+    for _ in range(2):
+        found, problems = features_of(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
+        assert list(problems) == [4] and problems[4].path == str(items[4].path)
+        assert not found["trained"][0][4].any()
+        assert np.array_equal(np.delete(found["trained"][0], 4, axis=0), np.delete(whole, 4, axis=0))
+    assert len(reads) == 7
+    items[4].path.write_bytes(content)
+    found, problems = features_of(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
+    assert not problems and np.array_equal(found["trained"][0], whole)
 
 
 def test_rows_that_were_not_saved_are_cut_off(tmp_path: Path):

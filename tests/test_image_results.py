@@ -28,7 +28,7 @@ def results_of(folder: Path, settings: dict) -> ImageResults:
     untrained = np.array([[6, 5, 4, 3, 2]] * 4)
     found = {"trained": Found(trained, 0.01, "lbfgs"), "untrained": Found(untrained, 0.1, "adam")}
     pictures = Pictures(items, "val", {CLASSES[1]: "tench"}, {}, {"label without a picture": 3}, True)
-    return ImageResults(folder, "run", pictures, items[7:], found, settings, 0)
+    return ImageResults(folder, "run", pictures, items[7:], len(items[7:]), found, settings, 0)
 
 
 def test_first_answers_and_the_first_five(tmp_path: Path):

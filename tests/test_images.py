@@ -84,8 +84,34 @@ def test_a_damaged_picture_is_named(tmp_path: Path, model: Path):
     write_images(tmp_path / "train", 2, 0)
     write_images(tmp_path / "test", 1, 1)
     (tmp_path / "test" / "vertical" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
-    with pytest.raises(DataError, match=r"class 'vertical' cannot be read: .*0\.png"):
+    with pytest.raises(DataError, match=r"none of the 1 files of class 'vertical' to test can be read; .*0\.png"):
         evaluate_images(model, tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+def test_pictures_that_cannot_be_read_are_left_out_named_and_counted(
+    tmp_path: Path, model: Path, solver: str, capsys: pytest.CaptureFixture[str]
+):
+    """The numbers are those of the same tree without them."""
+    for name in ("damaged", "smaller"):
+        write_images(tmp_path / name / "train", 20, 0)
+        write_images(tmp_path / name / "test", 8, 1)
+    bad = [f"train/horizontal/{number}.png" for number in (3, 4)] + ["test/vertical/5.png"]
+    for path in bad:
+        (tmp_path / "damaged" / path).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+        (tmp_path / "smaller" / path).unlink()
+    found, expected = (
+        evaluate_images(model, tmp_path / name, solver=solver, batch_size=16, out=tmp_path / f"of {name}", workers=1)
+        for name in ("damaged", "smaller")
+    )
+    kept = found.keys() - {"vision.seconds"}
+    assert found["vision.items"] == 15 and {k: found[k] for k in kept} == {k: expected[k] for k in kept}
+    said = capsys.readouterr().out
+    assert "files that cannot be read and are left out: 3" in said and all(Path(path).name in said for path in bad)
+    card = json.loads((tmp_path / "of damaged" / "card.json").read_text())
+    assert card["counts"] == {
+        "items": 16, "answered": 15, "cannot be read, to test": 1, "fitted": 38, "cannot be read": 3,
+    }  # fmt: skip
 
 
 def test_plain_pixels_are_means_of_blocks():

@@ -93,5 +93,5 @@ def test_the_choice_of_c_sees_the_training_part_alone():
     rows[:, 0, 0] += (1.5 * (2 * target - 1)).astype(np.float16)
     held_out = np.arange(160) % 4 == 0
     steps = Steps("adam", 80, 40, CPU, 0)
-    chosen = choose_strength_in_steps([rows], target, held_out, 2, "logistic", steps, [1e-4, 1e-3, 10.0])
+    chosen = choose_strength_in_steps([rows], target, ~held_out, held_out, 2, "logistic", steps, [1e-4, 1e-3, 10.0])
     assert chosen < 1.0

@@ -16,6 +16,7 @@ from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model, untrained_like
 from comodal.models.l3net import Config, L3Net, load_l3net
 from comodal.tasks.sound_features import cut_windows, extract, read_whole
+from comodal.tasks.sound_folders import evaluate_sounds
 from comodal.tasks.sounds import check_clips, evaluate_esc50, read_esc50, read_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
@@ -208,8 +209,37 @@ def test_what_is_missing_is_named(tmp_path: Path, model: Path):
     with pytest.raises(DataError, match=r"1 of 30 sounds are missing, the first is .*2-100-A-1\.wav"):
         evaluate_esc50(model, folder)
     gone.write_bytes(b"RIFF" + bytes(100))
-    with pytest.raises(DataError, match=r"a sound of class 'high' cannot be read.*2-100-A-1\.wav"):
+    (folder / "audio" / "2-101-B-1.wav").write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(DataError, match=r"none of the 2 files of class 'high' to test in fold 2 can be read; .*\.wav"):
         evaluate_esc50(model, folder, windows=1, workers=1)
+
+
+def test_sounds_that_cannot_be_read_are_left_out_named_and_counted(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The numbers are those of the same folders without them."""
+    for name in ("damaged", "smaller"):
+        rng = np.random.default_rng(0)
+        for side, count in (("train", 4), ("test", 2)):
+            for kind in KINDS:
+                (tmp_path / name / side / kind).mkdir(parents=True)
+                for number in range(count):
+                    sound = sound_of(kind, rng, 1.0)
+                    soundfile.write(tmp_path / name / side / kind / f"{side}{number}.wav", sound, RATE)
+    bad = [f"train/{KINDS[0]}/train0.wav", f"test/{KINDS[1]}/test1.wav"]
+    for path in bad:
+        (tmp_path / "damaged" / path).write_bytes(b"RIFF" + bytes(100))
+        (tmp_path / "smaller" / path).unlink()
+    found, expected = (
+        evaluate_sounds(model, tmp_path / name, out=tmp_path / f"of {name}", workers=1)
+        for name in ("damaged", "smaller")
+    )
+    kept = found.keys() - {"sound.seconds", "sound.left_out"}
+    assert found["sound.left_out"] == 2 and {k: found[k] for k in kept} == {k: expected[k] for k in kept}
+    said = capsys.readouterr().out
+    assert "files that cannot be read and are left out: 2" in said and all(Path(path).name in said for path in bad)
+    counts = json.loads((tmp_path / "of damaged" / "card.json").read_text())["counts"]
+    assert counts == {"items": 6, "answered": 5, "cannot be read, to test": 1, "cannot be read": 2}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from comodal.tasks.metrics import bootstrap_interval, check_finite
 from comodal.tasks.missing_images import INTERVAL, denominators
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
+from comodal.tasks.unreadable import UNREADABLE
 
 TOP = 5
 Setting = str | int | float | bool | None
@@ -79,6 +80,7 @@ class Answers:
     def card(self, numbers: Mapping[str, float]) -> Card:
         """The results card, with the settings of the training."""
         keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
+        every = len(self.items) + self.left_out.get(UNREADABLE, 0)
         scores = {
             label: Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
             for key, label in keys.items()
@@ -90,7 +92,7 @@ class Answers:
             split=self.split,
             scores=scores | {"largest class": Score(numbers[f"{self.modality}.chance"])},
             model=str(self.model),
-            counts={**denominators(len(self.items), len(self.items)), **self.left_out},
+            counts={**denominators(every, len(self.items), UNREADABLE), **self.left_out},
             files=self.files,
             settings={
                 **self.settings,

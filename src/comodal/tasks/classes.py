@@ -11,7 +11,7 @@ together, pictures and sounds: frozen 0.974 and 0.917, fine-tuned 0.981 and 0.94
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -25,13 +25,14 @@ from torch.nn import functional as F
 
 from comodal.data.batch import ClassBatch
 from comodal.data.loader import Loader, Workers
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.models.l3net import L3Net
 from comodal.progress import track
 from comodal.tasks.tree import Labelled, fingerprint
+from comodal.tasks.unreadable import attempted, check_classes, report_unreadable
 from comodal.text_files import read_json
 from comodal.training.optim import adamw, linear
 from comodal.training.run import Run
@@ -107,13 +108,20 @@ class LabelledItems:
             self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER)).permutation(len(self))}
         return self.orders[epoch]
 
+    def shown(self, item: Labelled, rng: np.random.Generator | None) -> np.ndarray:
+        """A file as the network is shown it; one that cannot be read is an error of the data set."""
+        try:
+            return self.read(item, rng)
+        except MediaError as error:
+            raise DataError(f"a file of class {item.category!r} cannot be read: {error}") from error
+
     def batch(self, places: Sequence[tuple[int, int]]) -> ClassBatch:
         """The items of these (epoch, index), in this order."""
         shown, chosen = [], []
         for epoch, index in places:
             item = int(self.order(epoch)[index])
             rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index, CHANGE))
-            shown.append(self.read(self.items[item], rng))
+            shown.append(self.shown(self.items[item], rng))
             chosen.append(item)
         return ClassBatch(
             shown=as_tensor(np.stack(shown)),
@@ -230,16 +238,36 @@ class Shots(Protocol):
 
 def answer(
     model: L3Classifier, items: Sequence[Labelled], shots: Shots, compute: Compute, workers: int
-) -> Float[np.ndarray, "items classes"]:
-    """The probabilities of the classes of every item: the mean over its shots."""
+) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
+    """The probabilities of the classes of every item that can be read: the mean over its shots; and why others cannot.
+
+    Files that cannot be read are listed at the end.
+    """
     device = compute.device
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    shown = parallel(joblib.delayed(shots)(item) for item in items)
+    found = parallel(joblib.delayed(attempted)(shots, item) for item in items)
+    problems: dict[int, MediaError] = {}
     rows, size = [], max(INNER_BATCH, compute.batch_size)
     for start in track(range(0, len(items), size), "answering"):
-        some = [next(shown) for _ in items[start : start + size]]
-        with torch.inference_mode(), compute.autocast():
-            scores = model(as_tensor(np.concatenate(some)).to(device))
-        rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
-    return np.concatenate(rows)
+        some = []
+        for place, shown in zip(range(start, min(start + size, len(items))), found, strict=False):
+            if isinstance(shown, MediaError):
+                problems[place] = shown
+            else:
+                some.append(shown)
+        if some:
+            with torch.inference_mode(), compute.autocast():
+                scores = model(as_tensor(np.concatenate(some)).to(device))
+            rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
+    report_unreadable(problems.values())
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), problems
+
+
+def check_readable(data: Path, items: Sequence[Labelled], problems: Mapping[int, MediaError]) -> None:
+    """Every class has a file to test that can be read.
+
+    Raises:
+        DataError: One has none.
+    """
+    check_classes(data, "to test", [item.category for item in items], problems)

@@ -69,7 +69,8 @@ def evaluate_dcase(
         are several.
 
     Raises:
-        DataError: the folder has another layout, a list is missing or of another version, or a sound cannot be read.
+        DataError: the folder has another layout, a list is missing or of another version, or no sound of a class can be
+            read.
 
     Examples:
         comodal evaluate dcase --model RUN --data dcase2013/ --out results/dcase2013

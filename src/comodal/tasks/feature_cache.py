@@ -2,7 +2,8 @@
 
 One folder for each (network, view), named by a hash of what its numbers depend on: the weights, the layer and its
 pooling, the view, the names of the pictures. Rows are written in order, so that a pass that was stopped goes on where
-it was; if one of the pictures so far has changed since, it begins anew. Numbers are float16: features that were
+it was; if one of the pictures so far has changed since, it begins anew. A picture that cannot be read has a row of
+zeros, and is noted with the reason. Numbers are float16: features that were
 computed in bfloat16 lose nothing by it.
 """
 
@@ -19,7 +20,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 
 from comodal.data.workplace import as_json, explained
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.text_files import read_json_object
 
@@ -39,6 +40,7 @@ class FeatureFile:
 
     Attributes:
         done: Pictures whose features are there.
+        problems: Reason and detail of those among them that cannot be read.
 
     Raises:
         DataError: The folder was damaged.
@@ -51,6 +53,7 @@ class FeatureFile:
         self.folder, self.shape, self.stamps = cache / key, shape, stamps
         self.bytes_each = 2 * shape[1] * shape[2]
         self.saved_at = time.monotonic()
+        self.problems: dict[int, tuple[str, str]] = {}
         with explained(cache):
             if not (self.folder / DONE).is_file():
                 write_whole(self.folder / ABOUT, as_json(dict(about)))
@@ -64,15 +67,19 @@ class FeatureFile:
         try:
             noted = read_json_object(self.folder / DONE)
             done, digest = int(noted["pictures"]), noted["stamps"]
+            problems = {int(place): (str(why[0]), str(why[1])) for place, why in noted.get("unreadable", {}).items()}
             there = (self.folder / FEATURES).stat().st_size
-        except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+        except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DataError(f"{self.folder}: a damaged feature cache ({error}); delete this folder") from error
         if not 0 <= done <= self.shape[0] or there < done * self.bytes_each:
             raise DataError(
                 f"{self.folder / FEATURES} has {there:,} bytes, and {done:,} pictures take {done * self.bytes_each:,}; "
                 "delete this folder"
             )
-        return done if digest == self.digest(done) else 0
+        if digest != self.digest(done):
+            return 0
+        self.problems = problems
+        return done
 
     def digest(self, done: int) -> str:
         """Of the stamps of the first pictures."""
@@ -80,10 +87,13 @@ class FeatureFile:
 
     def note(self, done: int) -> None:
         """Writes down how many pictures are on disk."""
-        write_whole(self.folder / DONE, as_json({"pictures": done, "stamps": self.digest(done)}))
+        noted = {"pictures": done, "stamps": self.digest(done), "unreadable": self.problems}
+        write_whole(self.folder / DONE, as_json(noted))
 
-    def append(self, features: Float[Tensor, "pictures shots features"]) -> None:
-        """The features of the next pictures.
+    def append(
+        self, features: Float[Tensor, "pictures shots features"], problems: Mapping[int, MediaError] | None = None
+    ) -> None:
+        """The features of the next pictures; `problems` says of which of these there are none, and why.
 
         Raises:
             DataError: A number is not finite, or too large for float16.
@@ -92,6 +102,7 @@ class FeatureFile:
             raise DataError(f"{self.folder}: picture {self.done:,} or one soon after has features that are no numbers")
         with explained(self.folder), (self.folder / FEATURES).open("ab") as file:
             file.write(features.half().numpy().tobytes())
+        self.problems |= {self.done + place: (str(e.reason), e.detail) for place, e in (problems or {}).items()}
         self.done += len(features)
         if self.done == self.shape[0] or time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()

@@ -17,10 +17,11 @@ from comodal.media.image import centre_crop
 from comodal.models.l3_classifier import load_l3_classifier
 from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Setup, Start, answer, check_known, classes_of, network_of, new_run
+from comodal.tasks.classes import Setup, Start, answer, check_known, check_readable, classes_of, network_of, new_run
 from comodal.tasks.image_views import Crops, Showing, changed, read_picture, ten_crops
 from comodal.tasks.imagenet_files import read_pictures
 from comodal.tasks.tree import Labelled
+from comodal.tasks.unreadable import counted, without
 from comodal.training.run import Run
 
 
@@ -117,7 +118,7 @@ def evaluate_image_classes(
         vision.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
 
     Raises:
-        DataError: The folder has another layout or other classes, or a picture cannot be read.
+        DataError: The folder has another layout or other classes, or no picture of a class can be read.
         CheckpointError: There is no such model.
 
     Examples:
@@ -130,17 +131,19 @@ def evaluate_image_classes(
     check_known(items, classes)
     say(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
     shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
+    scores, problems = answer(network, items, shots, compute, workers)
+    check_readable(data, items, problems)
     answers = Answers(
         "image_classes",
         "vision",
         "ImageNet" if pictures.imagenet else data.resolve().name,
         pictures.split,
         model,
-        items,
+        without(items, problems),
         classes,
-        answer(network, items, shots, compute, workers),
+        scores,
         {"crops": crops, "precision": compute.precision},
         pictures.files,
-        pictures.left_out,
+        counted(pictures.left_out, problems),
     )
     return answers.tell(out)

@@ -6,7 +6,7 @@ views there are.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comodal.data.workplace import only_one
+from comodal.errors import DataError, MediaError
 from comodal.hardware import Compute
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import checksum, untrained_like
@@ -30,6 +31,7 @@ from comodal.progress import track
 from comodal.tasks.feature_cache import FeatureFile
 from comodal.tasks.image_views import Showing, View, read_picture, show
 from comodal.tasks.tree import Labelled
+from comodal.tasks.unreadable import attempted, without
 
 Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
 Pooling = Literal["max", "mean"]
@@ -66,19 +68,34 @@ def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
     return min(grid or GRIDS[block], config.image_size >> (block - 1))
 
 
-def untrained_control(trained: L3Net, unlabeled: Sequence[Labelled], showing: Showing, seed: int) -> L3Net:
+def middles(items: Sequence[Labelled], showing: Showing) -> tuple[list[Labelled], Squares]:
+    """Those of some pictures that can be read, and the middle of each.
+
+    Raises:
+        DataError: None can be read.
+    """
+
+    def look(item: Labelled) -> Squares:
+        return show(read_picture(item, showing.short_side), item.name, View("middle"), showing)
+
+    looks = [attempted(look, item) for item in items]
+    seen = [(item, squares) for item, squares in zip(items, looks, strict=True) if not isinstance(squares, MediaError)]
+    if not seen:
+        raise DataError(f"none of {len(looks)} pictures to fit can be read; the first: {looks[0]}")
+    return [item for item, _ in seen], np.concatenate([squares for _, squares in seen])
+
+
+def untrained_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
     """A network of the same shape with initial weights, whose image tower's batch norms fit these pictures."""
-    some = unlabeled[:CALIBRATED_ON]
-    squares = np.concatenate([show(read_picture(i, showing.short_side), i.name, View("middle"), showing) for i in some])
     pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
     control = untrained_like(trained, seed)
     calibrate_norms(control.image_tower, control.image_map, pictures)
     return control
 
 
-def control_of(unlabeled: Sequence[Labelled]) -> str:
-    """What the untrained network is, for the card."""
-    count = min(len(unlabeled), CALIBRATED_ON)
+def control_of(unlabeled: Sequence[Labelled], problems: Collection[int]) -> str:
+    """What the untrained network is, for the card; of the pictures, some cannot be read."""
+    count = len(without(unlabeled[:CALIBRATED_ON], problems))
     return f"batch norms calibrated on {count} pictures of the training part, without labels"
 
 
@@ -107,8 +124,9 @@ def make_system(
     trained = load_any_l3net(model)
     network, calibrated = trained, {}
     if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
-        calibrated = {"calibrated_on": names_hash(unlabeled[:CALIBRATED_ON]), "seed": seed}
-        network = untrained_control(trained, unlabeled, showing, seed)
+        some, squares = middles(unlabeled[:CALIBRATED_ON], showing)
+        calibrated = {"calibrated_on": names_hash(some), "seed": seed}
+        network = untrained_control(trained, squares, seed)
     network = network.to(compute.device)
     quick = fast(network, compute.dtype)
 
@@ -149,16 +167,22 @@ def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " fe
 
 
 def stamp(item: Labelled) -> str:
-    """Size and time of a picture's file: another content has another."""
-    status = item.path.stat()
+    """Size and time of a picture's file: another content has another; "" where it cannot be found."""
+    try:
+        status = item.path.stat()
+    except OSError:
+        return ""
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def features_of(
     items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing, cache: Path,
     workers: int,
-) -> dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]]:  # fmt: skip
-    """The features of some pictures, for each system in each view; what the cache has is not computed again."""
+) -> tuple[dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]], dict[int, MediaError]]:  # fmt: skip
+    """The features of some pictures, for each system in each view, and which cannot be read: their rows are zeros.
+
+    What the cache has is not computed again.
+    """
     common = {"pictures": names_hash(items), "version": VERSION}
     stamps = [stamp(item) for item in items]
     files: dict[tuple[SystemName, View], FeatureFile] = {}
@@ -174,7 +198,9 @@ def features_of(
         finally:  # whatever ends the pass, what is done is noted
             for file in files.values():
                 file.save()
-    return {system.name: [files[system.name, view].rows() for view in views] for system in systems}
+    found = {system.name: [files[system.name, view].rows() for view in views] for system in systems}
+    noted = {place: why for file in files.values() for place, why in file.problems.items()}
+    return found, {place: MediaError(items[place].path, *why) for place, why in sorted(noted.items())}
 
 
 def fill(
@@ -191,7 +217,7 @@ def fill(
         return [show(picture, item.name, view, showing) for view in views]
 
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    looks = parallel(joblib.delayed(look)(item) for item in items[begin:])
+    looks = parallel(joblib.delayed(attempted)(look, item) for item in items[begin:])
     size = max(1, BATCH // sum(view.shots for view in views))
     starts = range(begin, len(items), size)
     for start in track(starts, "embedding pictures"):
@@ -202,5 +228,18 @@ def fill(
                 file = files[system.name, view]
                 missing = held[file.done - start :] if file.done < stop else []
                 if missing:
-                    rows = system.embed(np.concatenate([squares[place] for squares in missing]))
-                    file.append(rows.unflatten(0, (len(missing), view.shots)))
+                    seen = [None if isinstance(squares, MediaError) else squares[place] for squares in missing]
+                    problems = {n: squares for n, squares in enumerate(missing) if isinstance(squares, MediaError)}
+                    file.append(embedded(seen, system, view.shots), problems)
+
+
+def embedded(
+    pictures: Sequence[Squares | None], system: System, shots: int
+) -> Float[Tensor, "pictures shots features"]:
+    """The features of pictures; zeros for those that are not there."""
+    rows = torch.zeros(len(pictures), shots, system.features)
+    seen = [squares for squares in pictures if squares is not None]
+    if seen:
+        there = torch.tensor([squares is not None for squares in pictures])
+        rows[there] = system.embed(np.concatenate(seen)).unflatten(0, (len(seen), shots))
+    return rows

@@ -19,6 +19,7 @@ from comodal.tasks.metrics import bootstrap_interval
 from comodal.tasks.missing_images import INTERVAL, denominators
 from comodal.tasks.results import Comparison
 from comodal.tasks.tree import Labelled, fingerprint
+from comodal.tasks.unreadable import UNREADABLE
 
 PAPER = {"trained": 0.323, "untrained": 0.129}
 PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
@@ -26,12 +27,13 @@ PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle"
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The answers of every system, and how they came about."""
+    """The answers of every system, and how they came about; of the `asked` pictures to test, some cannot be read."""
 
     data: Path
     model: str
     pictures: Pictures
     tests: Sequence[Labelled]
+    asked: int
     found: Mapping[SystemName, Found]
     settings: Mapping[str, str | int | float | bool | None]
     seed: int
@@ -114,7 +116,7 @@ class ImageResults:
             split=self.pictures.split,
             scores=scores,
             model=self.model,
-            counts=denominators(len(self.tests), len(self.tests))
+            counts=denominators(self.asked, len(self.tests), f"{UNREADABLE}, to test")
             | {"fitted": len(self.pictures.items) - len(self.tests)}
             | dict(self.pictures.left_out),
             files=self.pictures.files,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from comodal.data.clips import Augmentation
-from comodal.errors import DataError, MediaError, one_item
+from comodal.errors import one_item
 from comodal.media.augment import jitter_colour, random_crop, random_flip
 from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.tasks.tree import Labelled
@@ -58,12 +58,13 @@ class Showing(NamedTuple):
 
 
 def read_picture(image: Labelled, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture with its short side; a file that cannot be read is an error of the data set."""
-    try:
-        with one_item(image.path):
-            return resize_short_side(read_image(image.path), short_side)
-    except MediaError as error:
-        raise DataError(f"a picture of class {image.category!r} cannot be read: {error}") from error
+    """A picture with its short side.
+
+    Raises:
+        MediaError: It cannot be read.
+    """
+    with one_item(image.path):
+        return resize_short_side(read_image(image.path), short_side)
 
 
 def show(

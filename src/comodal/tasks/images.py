@@ -10,12 +10,13 @@ kept in a cache on disk; where they fit into memory the layer is fitted by L-BFG
 import hashlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from comodal.console import say
 from comodal.data.clips import Augmentation
+from comodal.errors import MediaError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.l3_classifier import load_any_l3net
 from comodal.tasks.card import reasons
@@ -36,6 +37,7 @@ from comodal.tasks.imagenet_files import Pictures, read_pictures
 from comodal.tasks.linear import Classifier
 from comodal.tasks.linear_steps import Steps
 from comodal.tasks.tree import Labelled
+from comodal.tasks.unreadable import check_classes, counted, readable, report_unreadable, without
 
 SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
@@ -99,7 +101,7 @@ def evaluate_images(
         classes, how often the right one is among the first five (.top5).
 
     Raises:
-        DataError: the folder has another layout, a picture cannot be read, or the cache is damaged.
+        DataError: the folder has another layout, no picture of a class can be read, or the cache is damaged.
 
     Examples:
         comodal evaluate images --model RUN --data pictures/ --out results/pictures
@@ -120,17 +122,34 @@ def evaluate_images(
     fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, compute.device, seed))
     with ExitStack() as stack:
         kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
-        fitted = features_of(train, seen, compared, showing, kept / "train", workers)
-        tested = features_of(test, [View(crops)], compared, showing, kept / "test", workers)
-        found = {name: classify(fitted[name], tested[name][0], train, fit) for name in fitted}
+        fitted, lost = features_of(train, seen, compared, showing, kept / "train", workers)
+        tested, failed = features_of(test, [View(crops)], compared, showing, kept / "test", workers)
+        check_readable(data, (train, lost), (test, failed))
+        usable, scored = readable(len(train), lost), readable(len(test), failed)
+        found = {name: classify(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
+    found = {name: one._replace(best=one.best[scored]) for name, one in found.items()}
     settings = {**where._asdict(), "views": views, "mirror": mirror, "crops": crops, "classifier": classifier}
     settings |= {"epochs": epochs, "batch_size": batch_size}
     if "untrained" in systems:
-        settings["untrained network"] = control_of(train)
-    results = ImageResults(data, str(model), pictures, test, found, settings, seed)
+        settings["untrained network"] = control_of(train, lost)
+    problems = [*lost.values(), *failed.values()]
+    report_unreadable(problems)
+    left = without(train, lost), without(test, failed)
+    pictures = pictures._replace(items=[*left[0], *left[1]], left_out=counted(pictures.left_out, problems))
+    results = ImageResults(data, str(model), pictures, left[1], len(test), found, settings, seed)
     numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
     results.tell(numbers, out)
     return numbers
+
+
+def check_readable(data: Path, *parts: tuple[Sequence[Labelled], Mapping[int, MediaError]]) -> None:
+    """Every class has a picture to fit, and if it is tested one to test, that can be read.
+
+    Raises:
+        DataError: One has none.
+    """
+    for side, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
+        check_classes(data, side, [item.category for item in items], problems)
 
 
 def sides(pictures: Pictures) -> tuple[list[Labelled], list[Labelled]]:

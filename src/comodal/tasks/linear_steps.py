@@ -149,21 +149,22 @@ def curvature(
 def choose_strength_in_steps(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
     target: Int[np.ndarray, " items"],
+    fitted: Bool[np.ndarray, " items"],
     held_out: Bool[np.ndarray, " items"],
     classes: int,
     classifier: Classifier,
     steps: Steps,
     strengths: Sequence[float] = STRENGTHS,
 ) -> float:
-    """The C with which most of the held-out training items are answered rightly by a fit on the rest.
+    """The C with which most of the held-out training items are answered rightly by a fit on others.
 
     From the strongest penalty on, until a weaker one no longer helps; these fits take a quarter of the epochs.
     """
     shorter = steps._replace(epochs=max(len(views), round(SEARCH_SHARE * steps.epochs)))
-    fitted, held = Rows(views, target, ~held_out), Rows(views[:1], target, held_out)
+    rest, held = Rows(views, target, fitted), Rows(views[:1], target, held_out)
     best, most = min(strengths), -1
     for strength in sorted(strengths):
-        probe = fit_in_steps(fitted, classes, classifier, strength, shorter)
+        probe = fit_in_steps(rest, classes, classifier, strength, shorter)
         right = sum(
             int((best_classes(probe, rows[:, None], 1)[:, 0] == truth).sum()) for rows, truth in held.blocks(0, None)
         )

@@ -38,10 +38,12 @@ def not_answered(counts: Mapping[str, int]) -> str:
     return f"; {missing:,} scored as wrong: {NOT_THERE}" if missing else ""
 
 
-def denominators(items: int, answered: int) -> dict[str, int]:
-    """How many items were scored and how many of them were answered; for the counts of a card."""
-    missing = {f"{NOT_THERE} (scored as wrong)": items - answered} if answered < items else {}
-    return {"items": items, "answered": answered, **missing}
+def denominators(items: int, answered: int, reason: str = f"{NOT_THERE} (scored as wrong)") -> dict[str, int]:
+    """How many items there are, how many of them were answered, and why the others were not; for the counts of a card.
+
+    An item whose own file cannot be read is not scored (`tasks/unreadable.py`).
+    """
+    return {"items": items, "answered": answered, **({reason: items - answered} if answered < items else {})}
 
 
 def accuracy_of(

@@ -39,6 +39,10 @@ class Round(NamedTuple):
     parts: Int[np.ndarray, " items"]
     held_out: tuple[int, ...]
 
+    def of(self, kept: Bool[np.ndarray, " items"]) -> "Round":
+        """The same round of some of the items."""
+        return self._replace(fitted=self.fitted[kept], tested=self.tested[kept], parts=self.parts[kept])
+
 
 class Answered(NamedTuple):
     """What was answered: the item, the round, each system's class, and the C of each system in each round."""

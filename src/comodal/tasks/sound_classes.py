@@ -21,14 +21,15 @@ from comodal.models.l3_classifier import load_l3_classifier
 from comodal.models.l3net import Config
 from comodal.tasks.card import reasons
 from comodal.tasks.class_results import Answers
-from comodal.tasks.classes import Setup, Start, answer, check_known, classes_of, network_of, new_run
+from comodal.tasks.classes import Setup, Start, answer, check_known, check_readable, classes_of, network_of, new_run
 from comodal.tasks.dcase import read_dcase
 from comodal.tasks.rounds import Round
-from comodal.tasks.sound_features import Sound, cut_windows, read_whole
+from comodal.tasks.sound_features import Sound, cut_windows, padded, read_whole
 from comodal.tasks.sound_folders import read_class_folders
 from comodal.tasks.sound_probe import SoundSet
 from comodal.tasks.sounds import read_esc50
 from comodal.tasks.tree import Labelled
+from comodal.tasks.unreadable import counted, without
 from comodal.tasks.urban_sounds import read_urban_sounds
 from comodal.training.run import Run
 
@@ -44,9 +45,8 @@ class SoundReader:
     volume: float
 
     def whole(self, item: Labelled) -> np.ndarray:
-        """The whole sound, at least so long; a file that cannot be read is an error of the data set."""
-        sound = read_whole(Sound(item.path, item.name, item.category), self.sample_rate)
-        return np.pad(sound, (0, max(0, self.samples - len(sound))))
+        """The whole sound, at least so long."""
+        return padded(read_whole(Sound(item.path, item.name, item.category), self.sample_rate), self.samples)
 
     def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
         sound = self.whole(item)
@@ -193,7 +193,7 @@ def evaluate_sound_classes(
         sound.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
 
     Raises:
-        DataError: The folder has another layout or other classes, or a sound cannot be read.
+        DataError: The folder has another layout or other classes, or no sound of a class can be read.
         CheckpointError: There is no such model.
 
     Examples:
@@ -210,18 +210,21 @@ def evaluate_sound_classes(
     check_known(tested, classes)
     say(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
     shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
+    scores, problems = answer(network, tested, shots, compute, workers)
+    check_readable(data, tested, problems)
+    recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
     answers = Answers(
         "sound_classes",
         "sound",
         sounds.title,
         f"fold {one.number}" if one.number else sounds.split,
         model,
-        tested,
+        without(tested, problems),
         classes,
-        answer(network, tested, shots, compute, workers),
+        scores,
         {"windows": windows, "precision": compute.precision},
         sounds.files,
-        sounds.left_out,
-        tuple(np.array(sounds.recordings)[one.tested].tolist()) if sounds.recordings else (),
+        counted(sounds.left_out, problems),
+        tuple(without(recordings, problems)),
     )
     return answers.tell(out)

@@ -7,8 +7,9 @@ The raw spectrogram is weak by design: a linear layer on it depends on when in t
 statistics do not, and are the baseline to beat. One pass over the files: a sound is dropped as soon as it is embedded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +23,15 @@ from torch.nn import functional as F
 from comodal.errors import DataError, MediaError, one_item
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
+from comodal.media.refusal import Refusal
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
-from comodal.models.inference import fast
+from comodal.models.inference import FastL3Net, fast
 from comodal.models.l3net import L3Net, load_l3net
 from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
 from comodal.progress import track
 from comodal.tasks.metrics import check_finite
+from comodal.tasks.unreadable import attempted, readable
 
 PLAIN = SpectrogramConfig(
     window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
@@ -47,13 +50,25 @@ class Sound(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Of every system, for each sound and window; how long sounds and windows are, and what the control is."""
+    """Of every system, for each sound and window; how long sounds and windows are, and what the control is.
+
+    Sounds that cannot be read are `problems`; their rows mean nothing.
+    """
 
     systems: dict[str, Float[Tensor, "sounds _ _"]]
     seconds: Float[np.ndarray, " sounds"]
     window_seconds: float
     windows: int
     control: str = ""
+    problems: Mapping[int, MediaError] = {}
+
+    def without_problems(self) -> "Features":
+        """The features of the sounds that can be read."""
+        if not self.problems:
+            return self
+        kept = readable(len(self.seconds), self.problems)
+        systems = {name: rows[torch.from_numpy(kept)] for name, rows in self.systems.items()}
+        return self._replace(systems=systems, seconds=self.seconds[kept], problems={})
 
 
 def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -> Float[np.ndarray, "count length"]:
@@ -63,15 +78,15 @@ def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -
 
 
 def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
-    """The samples of a sound; a file that cannot be read, or holds none, is an error of the data set."""
-    try:
-        with one_item(sound.path):
-            samples = read_sound(sound.path, sample_rate)
-    except MediaError as error:
-        of = "a sound" if sound.category is None else f"a sound of class {sound.category!r}"
-        raise DataError(f"{of} cannot be read: {error}") from error
+    """The samples of a sound.
+
+    Raises:
+        MediaError: It cannot be read, or holds none.
+    """
+    with one_item(sound.path):
+        samples = read_sound(sound.path, sample_rate)
     if not len(samples):
-        raise DataError(f"{sound.path}: not a single sample")
+        raise MediaError(sound.path, Refusal.NO_SOUND, "not a single sample")
     return samples
 
 
@@ -91,22 +106,34 @@ def raw_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Fl
     return F.adaptive_avg_pool2d(spectrogram, (min(SIDE, rows), min(SIDE, columns))).flatten(1)
 
 
-def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, workers: int) -> L3Net:
-    """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds."""
+def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, workers: int) -> tuple[L3Net, int]:
+    """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds, and how many
+    of them it has heard.
+
+    Raises:
+        DataError: None can be read.
+    """
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
     step = max(1, len(unlabeled) // CALIBRATED_ON)
     some = unlabeled[::step][:CALIBRATED_ON]
 
     def middle(sound: Sound) -> Float[np.ndarray, " samples"]:
-        samples = read_whole(sound, rate)
-        padded = np.pad(samples, (0, max(0, length - len(samples))))
-        start = (len(padded) - length) // 2
-        return padded[start : start + length]
+        samples = padded(read_whole(sound, rate), length)
+        start = (len(samples) - length) // 2
+        return samples[start : start + length]
 
-    windows = torch.from_numpy(np.stack(joblib.Parallel(workers, prefer="threads")(map(joblib.delayed(middle), some))))
+    heard = joblib.Parallel(workers, prefer="threads")(joblib.delayed(attempted)(middle, sound) for sound in some)
+    windows = [found for found in heard if not isinstance(found, MediaError)]
+    if not windows:
+        raise DataError(f"none of {len(heard)} sounds to fit can be read; the first: {heard[0]}")
     control = untrained_like(trained, seed)
-    calibrate_norms(control.sound_tower, control.sound_map, windows)
-    return control
+    calibrate_norms(control.sound_tower, control.sound_map, torch.from_numpy(np.stack(windows)))
+    return control, len(windows)
+
+
+def padded(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndarray, " padded"]:
+    """A sound that is at least so long, with silence at its end if it is not."""
+    return np.pad(samples, (0, max(0, length - len(samples))))
 
 
 def extract(
@@ -130,36 +157,46 @@ def extract(
         compute: Where and in which precision.
 
     Raises:
-        DataError: A sound cannot be read.
+        DataError: No sound for the calibration can be read.
     """
     trained = load_l3net(model)
-    compared = {"trained": trained, "untrained": untrained_control(trained, unlabeled, seed, workers)}
+    untrained, calibrated_on = untrained_control(trained, unlabeled, seed, workers)
+    compared = {"trained": trained, "untrained": untrained}
     networks = {name: fast(network.to(compute.device), compute.dtype) for name, network in compared.items()}
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
     plain = Spectrogram(replace(PLAIN, sample_rate=rate))
     systems: dict[str, Tensor] = {}
-    seconds, held = np.zeros(len(sounds)), list[np.ndarray]()  # several sounds go through a GPU together
+    seconds, problems = np.zeros(len(sounds)), dict[int, MediaError]()
+    held: dict[int, np.ndarray] = {}  # several sounds go through a GPU together
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few sounds ahead
-    heard = parallel(joblib.delayed(read_whole)(sound, rate) for sound in sounds)
+    read = partial(read_whole, sample_rate=rate)
+    heard = parallel(joblib.delayed(attempted)(read, sound) for sound in sounds)
     for place, samples in enumerate(track(heard, "embedding sounds", total=len(sounds))):
-        seconds[place] = len(samples) / rate
-        windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[0]))
-        padded = np.pad(samples, (0, max(0, length - len(samples))))
-        held.append(padded)
-        if len(held) < compute.batch_size // windows and place + 1 < len(sounds):
+        if isinstance(samples, MediaError):
+            problems[place] = samples
+        else:
+            seconds[place] = len(samples) / rate
+            windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[place]))
+            held[place] = padded(samples, length)
+        last = place + 1 == len(sounds)
+        if windows is None or not held or (len(held) < compute.batch_size // windows and not last):
             continue
-        batch = torch.from_numpy(np.concatenate([cut_windows(one, windows, length) for one in held])).to(compute.device)
-        found = {name: network.embed_sound(batch).cpu() for name, network in networks.items()}
-        found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch)).cpu()
-        found = {name: rows.unflatten(0, (len(held), windows)) for name, rows in found.items()}
-        found["log_mel"] = torch.stack([spectrogram_statistics(torch.from_numpy(one), plain) for one in held])
-        done = slice(place + 1 - len(held), place + 1)
-        for name, several in found.items():
-            for sound, rows in zip(sounds[done], several, strict=True):
-                check_finite(rows.numpy(), f"{sound.path}, features of the {name} system")
+        batch = np.concatenate([cut_windows(one, windows, length) for one in held.values()])
+        found = features_of_windows(torch.from_numpy(batch).to(compute.device), networks, trained, len(held))
+        found["log_mel"] = torch.stack([spectrogram_statistics(torch.from_numpy(one), plain) for one in held.values()])
         for name, several in found.items():  # filled in place: a second copy would take as much memory again
-            systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[done] = several
-        held = []
-    count = min(len(unlabeled), CALIBRATED_ON)
-    control = f"batch norms calibrated on {count} sounds of the training part, without labels"
-    return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control)
+            for number, rows in zip(held, several, strict=True):
+                check_finite(rows.numpy(), f"{sounds[number].path}, features of the {name} system")
+            systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[list(held)] = several
+        held = {}
+    control = f"batch norms calibrated on {calibrated_on} sounds of the training part, without labels"
+    return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control, problems)
+
+
+def features_of_windows(
+    batch: Float[Tensor, "windows samples"], networks: Mapping[str, FastL3Net], trained: L3Net, sounds: int
+) -> dict[str, Float[Tensor, "sounds _ _"]]:
+    """The features of the windows of several sounds, of the networks and of the raw spectrogram."""
+    found = {name: network.embed_sound(batch).cpu() for name, network in networks.items()}
+    found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch)).cpu()
+    return {name: rows.unflatten(0, (sounds, -1)) for name, rows in found.items()}

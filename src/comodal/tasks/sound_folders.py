@@ -47,7 +47,7 @@ def evaluate_sounds(
         with its interval.
 
     Raises:
-        DataError: the folder has another layout, or a sound cannot be read.
+        DataError: the folder has another layout, or no sound of a class can be read.
 
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits

@@ -8,7 +8,7 @@ tells the classes of the test part, the answers are written and there is no scor
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from comodal.console import say
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.hardware import Compute
 from comodal.tasks.card import Card, Score, reasons, write_card
@@ -25,6 +25,7 @@ from comodal.tasks.results import Comparison
 from comodal.tasks.rounds import Answered, AnyClassifier, Round, answer_rounds
 from comodal.tasks.sound_features import Features, Sound, extract
 from comodal.tasks.sound_tables import check_files
+from comodal.tasks.unreadable import UNREADABLE, check_classes, counted, readable, report_unreadable, without
 
 SUBMISSION = "submission.csv"
 PADDED = "shorter than a window, padded with silence"
@@ -110,6 +111,31 @@ class SoundSet:
             )
         return not unknown
 
+    def without_problems(self, problems: Mapping[int, MediaError]) -> "SoundSet":
+        """The set without the sounds that cannot be read, for which no paper has a number.
+
+        Raises:
+            DataError: A class has no other sound in a round, to fit or to test.
+        """
+        if not problems:
+            return self
+        classes = [sound.category for sound in self.sounds]
+        for one in self.rounds:
+            where = f" in fold {one.number}" if one.number else ""
+            for side, which in (("to fit", one.fitted), ("to test", one.tested)):
+                places = np.flatnonzero(which).tolist()
+                theirs = {number: problems[place] for number, place in enumerate(places) if place in problems}
+                check_classes(self.source, f"{side}{where}", [classes[place] for place in places], theirs)
+        kept = readable(len(self.sounds), problems)
+        return replace(
+            self,
+            sounds=without(self.sounds, problems),
+            recordings=without(self.recordings, problems),
+            rounds=[one.of(kept) for one in self.rounds],
+            left_out=counted(self.left_out, problems),
+            cell=None,
+        )
+
     def check_round(self, one: Round, truth: Int[np.ndarray, " sounds"]) -> None:
         """Two classes to fit, something to test, and no class that is tested alone."""
         where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
@@ -128,7 +154,7 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     """Embeds, probes, tells and writes; returns flat numbers.
 
     Raises:
-        DataError: The set cannot be probed, or a sound cannot be read.
+        DataError: The set cannot be probed, or no sound of a class can be read.
     """
     started = time.perf_counter()
     if how.windows is not None and how.windows < 1:
@@ -141,6 +167,8 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     fitted = np.any([one.fitted for one in data.rounds], axis=0)
     unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
     features = extract(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
+    report_unreadable(features.problems.values())
+    data, features = data.without_problems(features.problems), features.without_problems()
     answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
     comparison = compare(data, answered, how)
@@ -155,7 +183,8 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
             comparison.write(out, numbers)
         else:
             write_submission(out, data, answered)
-        write_card(card_of(data, model, how, features, answered, numbers, comparison.interval()), out)
+        counts = denominators(tests, len(answered.items), f"{UNREADABLE}, to test")
+        write_card(card_of(data, model, how, features, answered, numbers, counts, comparison.interval()), out)
     return numbers
 
 
@@ -178,7 +207,7 @@ def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
 
 def card_of(
     data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float],
-    interval: str,
+    counts: Mapping[str, int], interval: str,
 ) -> Card:  # fmt: skip
     """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
     papers = data.cell.scores_for(how, features) if data.cell is not None else {}
@@ -195,8 +224,7 @@ def card_of(
         scores |= {f"fold {fold}": Score(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
         scores["largest class"] = Score(numbers["sound.chance"])
     short = int((features.seconds < features.window_seconds).sum())
-    every = len(answered.items)
-    counts = {**denominators(every, every), **data.left_out} | ({PADDED: short} if short else {})
+    counts = {**counts, **data.left_out} | ({PADDED: short} if short else {})
     penalties = {
         f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
         for system, chosen in answered.strengths.items()

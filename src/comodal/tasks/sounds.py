@@ -73,7 +73,7 @@ def evaluate_esc50(
         with its folds and interval.
 
     Raises:
-        DataError: the meta file is missing or damaged, or a sound is missing or cannot be read.
+        DataError: the meta file is missing or damaged, a sound is missing, or no sound of a class can be read.
 
     Examples:
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10

@@ -53,7 +53,7 @@ def evaluate_us8k(
         with its ten folds and interval.
 
     Raises:
-        DataError: the table is missing or of another version, a fold is missing, or a sound cannot be read.
+        DataError: the table is missing or of another version, a fold is missing, or no sound of a class can be read.
 
     Examples:
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k

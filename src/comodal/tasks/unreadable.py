@@ -1,0 +1,72 @@
+"""Files of a data set that cannot be read: an evaluation goes on without them, names them, and counts them on its card.
+
+It is refused where a class would lose all its files on one side of a split, since the score would then be another's.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from comodal.console import Table, say
+from comodal.errors import DataError, MediaError
+
+UNREADABLE = "cannot be read"  # in a card's counts
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+def attempted(read: Callable[[A], T], item: A) -> T | MediaError:
+    """What is read of a file, or why it cannot be."""
+    try:
+        return read(item)
+    except MediaError as error:
+        return error
+
+
+def without(items: Sequence[A], problems: Collection[int]) -> list[A]:
+    """The items that have no problem."""
+    return [item for place, item in enumerate(items) if place not in problems]
+
+
+def readable(items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
+    """Which items have no problem."""
+    return np.isin(np.arange(items), list(problems), invert=True)
+
+
+def counted(left_out: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
+    """How many were left out by reason, the unreadable ones among them."""
+    return {**left_out, **({UNREADABLE: len(problems)} if problems else {})}
+
+
+def check_classes(source: object, side: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]) -> None:
+    """Every class has a file that can be read.
+
+    Args:
+        source: What the files are of, for the error.
+        side: Of the split, as "to test".
+        classes: Of each file; None where nobody tells it.
+        problems: Why some cannot be read.
+
+    Raises:
+        DataError: One has none.
+    """
+    lost = set(classes) - set(without(classes, problems))
+    if lost:
+        name = min(lost, key=str)
+        theirs = [problems[place] for place, category in enumerate(classes) if category == name]
+        of = "" if name is None else f" of class {name!r}"
+        raise DataError(f"{source}: none of the {len(theirs)} files{of} {side} can be read; the first: {theirs[0]}")
+
+
+def report_unreadable(problems: Collection[MediaError]) -> None:
+    """A table of the files and of what is wrong with them."""
+    if not problems:
+        return
+    say(f"files that cannot be read and are left out: {len(problems)}")
+    table = Table("file", "reason")
+    for problem in sorted(problems, key=lambda problem: problem.path):
+        table.add_row(problem.path, f"{problem.reason}: {problem.detail}")
+    table.show()
