@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from comodal.data.caption_files import matched, read_captions, split_pairs
+from comodal.data.caption_files import read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.regions import RegionStore
 from comodal.media.text import Words
 from comodal.models.convert_bert import config_for_bert, fill_from_bert

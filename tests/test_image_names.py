@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comodal.data.caption_files import matched, read_captions
+from comodal.data.caption_files import read_captions
+from comodal.data.caption_matching import matched
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.files import stamp_of
 from comodal.media.text import Words

@@ -22,7 +22,8 @@ from comodal.data.ingest import plan_videos, prepare_videos, sample_of, unique_k
 from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards
 from comodal.data.report import describe_shards
 from comodal.data.shards import Shards
-from comodal.data.sources import SPLITS, Source
+from comodal.data.sources import Source
+from comodal.data.split_names import SPLITS
 from comodal.data.workplace import only_one
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac

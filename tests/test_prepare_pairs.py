@@ -67,7 +67,10 @@ def test_every_picture_is_used_once_before_any_is_used_twice(digits, tmp_path):
 
 
 def test_the_draw_is_of_the_seed_and_of_nothing_else(digits):
-    images, sounds = (by_split_and_class(digits / kind, 0.0, 0.0) for kind in ("images", "sounds"))
+    images, sounds = (
+        by_split_and_class(digits / folder, 0.0, 0.0, kind)[0]
+        for folder, kind in (("images", "image"), ("sounds", "audio"))
+    )
     first = draw_pairs("train", images, sounds, 40, seed=1)
     assert first[:12] == draw_pairs("train", images, sounds, 12, seed=1)
     assert first != draw_pairs("train", images, sounds, 40, seed=2)
@@ -88,7 +91,7 @@ def test_a_hash_splits_files_that_no_folder_splits(tmp_path):
         path = tmp_path / "images" / "a" / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = by_split_and_class(tmp_path / "images", validation=0.25, test=0.25)
+    found, _ = by_split_and_class(tmp_path / "images", validation=0.25, test=0.25, kind="image")
     names = [name for files in found.values() for name in files]
     assert len(names) == len(set(names)) == 200
     assert abs(len(found["train", "a"]) - 100) < 3 * 7  # three standard deviations

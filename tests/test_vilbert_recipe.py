@@ -212,5 +212,9 @@ def test_the_report_shows_the_three_tasks_and_where_words_look(trained: Path, wo
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 2
     assert "Where words look" in page
-    with pytest.raises(DataError, match="has no image of the name"):
+    with pytest.raises(DataError, match="holds no images"):
         write_report(trained, tmp_path / "r.html", data=world[0], captions=world[1], images=trained)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "0000.jpg").rename(tmp_path / "others" / "other.jpg")
+    with pytest.raises(DataError, match="has no image of the name"):
+        write_report(trained, tmp_path / "r.html", data=world[0], captions=world[1], images=tmp_path / "others")

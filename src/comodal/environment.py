@@ -22,6 +22,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino", "onnx", "onnxruntime", "onnxscript"),
     "hub": ("huggingface_hub",),
+    "parquet": ("pyarrow",),
     "legacy": ("lmdb", "h5py", "msgpack"),
 }
 SETTINGS = (

@@ -12,10 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from comodal.data.caption_files import matched, read_captions, split_pairs
+from comodal.data.caption_files import read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.captions import with_whole_image
+from comodal.data.image_folder import find_images
 from comodal.data.regions import Regions, RegionStore
-from comodal.data.sources import walk
 from comodal.errors import DataError
 from comodal.hardware import device_of
 from comodal.media.image import read_image
@@ -23,7 +24,6 @@ from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
 from comodal.models.transformer import recorded_attention
 from comodal.models.vilbert import Output, Prefix, ViLBERT
-from comodal.tasks.image_rows import SUFFIXES
 
 MAX_REGIONS = 36
 WORDS_SHOWN = 4  # beside a picture; more go on below
@@ -79,9 +79,9 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
 
 
 def files_of(images: Path) -> dict[str, Path]:
-    """The pictures of a folder by their names without suffix, with the folders below it and without."""
-    pictures = [name for name in walk(images) if Path(name).suffix.lower() in SUFFIXES]
-    files = {name.rpartition(".")[0]: images / name for name in pictures}
+    """The pictures of a folder or of containers by their names without suffix, with folders and without."""
+    root, pictures, _ = find_images(images)
+    files = {name.rpartition(".")[0]: root / name for name in pictures}
     return files | {Path(stem).name: path for stem, path in files.items()}
 
 

@@ -13,7 +13,7 @@ from comodal.console import Table, say
 from comodal.data.arrays import read_npz
 from comodal.data.regions import RegionStore
 from comodal.data.report import describe_shards
-from comodal.data.sources import SPLITS
+from comodal.data.split_names import SPLITS
 from comodal.errors import DataError, MediaError, RecipeError
 from comodal.media.image import read_image
 from comodal.media.video import probe

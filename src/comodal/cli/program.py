@@ -23,6 +23,7 @@ from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import did_you_mean
 from comodal.errors import ComodalError, DataError
 from comodal.files import reason_of
+from comodal.media.stored.patterns import is_pattern
 from comodal.training.config import plain
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -32,6 +33,7 @@ INPUTS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
     *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
 }
+PATTERNS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
 OUTPUTS = ("out", "sheet", "explain")  # named at the end, where they are there
 
 
@@ -206,5 +208,5 @@ def check_inputs(values: dict[str, Any]) -> None:
     for name in INPUTS & set(values):
         value = values[name]
         for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and not path.exists() and not (name in PATTERNS and is_pattern(path)):
                 raise DataError(f"{path} does not exist")

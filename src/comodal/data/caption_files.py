@@ -12,13 +12,15 @@ The layout is recognised from the content:
 - The original's caption_train.json: `{image id: caption}`, or a list of captions.
 - CSV or TSV with a line of names: Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment`, and
   others (caption_tables.py); a folder with such a metadata.csv or metadata.jsonl (Hugging Face's ImageFolder).
+- Parquet and Arrow with the same columns, and img2dataset's table of a download (`key`, `caption`, `status`).
+- Tar shards (WebDataset, img2dataset) and Hugging Face's Parquet and Arrow files with the images in them, in a folder,
+  by a pattern or alone (stored_examples.py).
 - A folder with `name.txt` beside `name.jpg`, a caption a line; its first folders may be the splits.
 - Flickr30k Entities' folder of sentences (Plummer et al., ICCV 2015): `ID.txt`, a caption a line in which phrases are
   marked as `[/EN#ENTITY/KIND words]`; train.txt, val.txt and test.txt in it or beside it list the ids of the splits.
 
 An image has many names: its number, its file's name with and without folder and suffix. A caption carries all of them,
-in the same order in the whole file, and `matched` takes the kind of name that most captions share with the store; to
-take the first that fits, caption by caption, would join an image's running number to another image's id.
+in the same order in the whole file; caption_matching.py takes the kind that most captions share with a region store.
 """
 
 import re
@@ -29,28 +31,37 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.caption_tables import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, columns_of, pick, table_rows
-from comodal.data.image_names import coco_number
-from comodal.data.sources import SPLIT_NAMES, walk
-from comodal.data.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.data.caption_tables import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Columns,
+    Row,
+    columns_of,
+    container_rows,
+    pick,
+    table_rows,
+)
+from comodal.data.sources import files_in, walk
+from comodal.data.split_names import IMAGE_SPLIT_NAMES as SPLITS
+from comodal.data.stored_examples import captions_of, containers_in, read_stored, split_of
 from comodal.errors import DataError
+from comodal.media.stored.open_media import is_container, open_container_file
+from comodal.media.stored.patterns import is_pattern
+from comodal.media.stored.table_file import TableFile
+from comodal.media.suffixes import IMAGE_SUFFIXES
 from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
 
 LAYOUTS = (
     "Conceptual Captions TSV, CSV with a line of names (image,caption or file_name,text), Karpathy's or COCO's JSON, "
-    "JSON Lines or a JSON array of image and caption, a folder with metadata.csv or metadata.jsonl, a JSON of "
+    "JSON Lines or a JSON array of image and caption, a folder with metadata.csv, .jsonl or .parquet, tar shards, "
+    "Parquet or Arrow files, a JSON of "
     "{image id: caption}, a folder with name.txt beside name.jpg, or Flickr30k Entities' folder of sentences"
 )
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SPLITS = SPLIT_NAMES | {"restval": "train", "dev": "validation"}
 LAST_NUMBER = re.compile(r"(\d+)$")
 IMAGE = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
 CAPTION_NUMBER = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
 PHRASE = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
-NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well
-LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
-METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's ImageFolder
-SHOWN = 3
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's ImageFolder
 
 
 class Caption(NamedTuple):
@@ -100,93 +111,22 @@ class CaptionFile:
                 self.captions.append(Caption(image, text, split, f"{key}.{number}" if len(several) > 1 else key))
 
 
-class Matched(NamedTuple):
-    """Captions with the row of their image in a store, and those whose image is not there."""
-
-    pairs: list[tuple[Caption, int]]
-    unmatched: list[Caption]
-
-    def not_taken(self, refused: Counter[str]) -> str:
-        """How many captions are left out, by reason, to be said behind something else; "" where all are taken."""
-        reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
-        return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
-
-
 def read_captions(path: Path) -> CaptionFile:
     """All captions of a file or a folder.
 
     Raises:
         DataError: It is not there, damaged, or of no known layout, or holds no caption.
     """
-    if not path.exists():
+    if is_pattern(path):
+        read = _containers(*files_in(path))
+    elif not path.exists():
         raise DataError(f"{path}: there is no such file or folder of captions")
-    read = _folder(path) if path.is_dir() else _file(path, read_text(path))
+    else:
+        read = _folder(path) if path.is_dir() else _any_file(path)
     if not read.captions:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in read.refused.most_common()) or "it is empty"
         raise DataError(f"{path} ({read.layout}) holds no caption of an image: {reasons}. comodal reads {LAYOUTS}")
     return read
-
-
-def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
-    """Finds the image of each caption in a store, by the kind of name that most captions share with it.
-
-    Raises:
-        DataError: Next to nothing fits: the names are of another kind.
-    """
-    every = list(captions)
-    rows: dict[str, int] = {}
-    for place, name in enumerate(store_ids):
-        rows.setdefault(name, place)
-    without_folder = Counter(map(_last_part, store_ids))
-    for place, name in enumerate(store_ids):
-        if without_folder[_last_part(name)] == 1:  # a store of several folders, captions that name the file alone
-            rows.setdefault(_last_part(name), place)
-    hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
-    stems = (caption.image[1] for caption in every if len(caption.image) > 1)
-    if any(map(coco_number, stems)) and any(coco_number(_last_part(name)) for name in store_ids):
-        hits = Counter({place: count for place, count in hits.items() if place not in NUMBERS})
-    kind = min(hits, key=lambda place: (-hits[place], place in NUMBERS, place), default=1)
-    found = Matched([], [])
-    for caption in every:
-        row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
-        if row is None:
-            found.unmatched.append(caption)
-        else:
-            found.pairs.append((caption, row))
-    images = len({row for _, row in found.pairs})
-    if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(store_ids)):
-        asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:SHOWN]]
-        raise DataError(
-            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of "
-            f"{len(store_ids)} images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
-            f"{'; '.join(store_ids[:SHOWN]) or 'nothing'}"
-        )
-    return found
-
-
-def _last_part(image: str) -> str:
-    return image.rpartition("/")[2]
-
-
-def split_pairs(
-    pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation: float, test: float
-) -> dict[str, list[tuple[Caption, int]]]:
-    """The captions of each split: all captions of an image in one.
-
-    The split is the file's; that which is held out most if it gives several for one image; else by hash of the id.
-    """
-    every = list(pairs)
-    own: dict[int, set[str | None]] = {}
-    for caption, row in every:
-        own.setdefault(row, set()).add(caption.split)
-    split_of = {
-        row: next((split for split in HELD_OUT_FIRST if split in said), split_by_hash(store_ids[row], validation, test))
-        for row, said in own.items()
-    }
-    parts: dict[str, list[tuple[Caption, int]]] = {split: [] for split in HELD_OUT_FIRST}
-    for caption, row in every:
-        parts[split_of[row]].append((caption, row))
-    return parts
 
 
 def names_of(file: str, number: Any = None) -> tuple[str, ...]:
@@ -201,6 +141,57 @@ def names_of(file: str, number: Any = None) -> tuple[str, ...]:
         "" if not file else path.as_posix(),
         str(int(last.group(1))) if last else "",
     )
+
+
+def _any_file(path: Path) -> CaptionFile:
+    """A container, a table of Parquet or Arrow, or text."""
+    if not is_container(path.name):
+        return _file(path, read_text(path))
+    if table := _table_without_media(path):
+        return _take_rows(container_rows(path, table), "table of Parquet or Arrow")
+    return _containers(path.parent, [path.name])
+
+
+def _table_without_media(path: Path) -> TableFile | None:
+    """A Parquet or Arrow file that only names its images."""
+    try:
+        container = open_container_file(path)
+    except (DataError, OSError):  # which is told where its examples are read
+        return None
+    return container if isinstance(container, TableFile) and not container.media else None
+
+
+def _containers(root: Path, files: Sequence[str]) -> CaptionFile:
+    """The examples of tar, Parquet and Arrow files; an image is called by the path that `comodal extract` gives it."""
+    read = CaptionFile("examples of tar, Parquet or Arrow files")
+    for file in filter(is_container, files):
+        if table := _table_without_media(root / file):
+            rows = _take_rows(container_rows(root / file, table), read.layout)
+            read.captions.extend(row._replace(key=f"{file}/{row.key}") for row in rows)
+            read.refused.update(rows.refused)
+            continue
+        for stored in read_stored(root, file):
+            example, captions = stored.example, captions_of(stored.example)
+            if example.fault is not None:
+                read.refused[example.fault.reason] += 1
+            elif "image" not in example.members:
+                read.refused["caption without image"] += 1
+            elif captions is None:
+                read.refused["image without caption"] += 1
+            else:
+                image = PurePosixPath(example.members["image"][0])
+                try:
+                    read.take(_names_in_container(file, image), captions, split_of(stored), f"{file}/{example.key}")
+                except ValueError:
+                    read.refused["unknown split"] += 1
+    return read
+
+
+def _names_in_container(file: str, image: PurePosixPath) -> tuple[str, ...]:
+    """Never the name in the container alone: many data sets count their images from 0 in each."""
+    inner = image.with_suffix("")
+    short, full = PurePosixPath(file).name, PurePosixPath(file)
+    return "", f"{short}/{inner}", f"{short}/{image}", f"{full}/{inner}", f"{full}/{image}"
 
 
 def _file(path: Path, text: str) -> CaptionFile:
@@ -290,8 +281,13 @@ def _tsv(text: str) -> CaptionFile:
 
 def _table(path: Path, text: str, columns: Columns) -> CaptionFile:
     """A table with a line of names."""
-    read = CaptionFile("table with a line of names")
-    for number, row in enumerate(table_rows(path, text, columns)):
+    return _take_rows(table_rows(path, text, columns), "table with a line of names")
+
+
+def _take_rows(rows: Iterable[Row], layout: str) -> CaptionFile:
+    """The rows of a table."""
+    read = CaptionFile(layout)
+    for number, row in enumerate(rows):
         if row.image is None:
             read.refused["row is cut short"] += 1
         else:
@@ -310,7 +306,7 @@ def _metadata(folder: Path, files: Sequence[PurePosixPath]) -> CaptionFile:
     """Hugging Face's ImageFolder: metadata files, each with the names of the images below its own folder."""
     read = CaptionFile("ImageFolder with metadata")
     for file in files:
-        inside = _file(folder / file, read_text(folder / file))
+        inside = _any_file(folder / file)
         read.refused.update(inside.refused)
         split = SPLITS.get(file.parts[0].lower()) if len(file.parts) > 1 else None
         for caption in inside.captions:
@@ -328,6 +324,8 @@ def _folder(folder: Path) -> CaptionFile:
     metadata = [name for name in names if name.name in METADATA]
     if metadata:
         return _metadata(folder, metadata)
+    if containers := containers_in(map(str, names)):
+        return _containers(folder, containers)
     images = {name.with_suffix(""): name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
     texts = {name: read_text(folder / name) for name in names if name.suffix.lower() == ".txt"}
     if any(PHRASE.search(text) for text in texts.values()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comodal.errors import DataError
+from comodal.media.stored.examples import Container
 from comodal.text_files import parse_csv, parse_json, split_lines
 
 IMAGE_COLUMNS = (
@@ -75,6 +76,30 @@ def table_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
             continue
         split = row[columns.split].strip() if columns.split is not None else ""
         yield Row(row[columns.image].strip(), several(row[columns.caption]), split or None)
+
+
+def container_rows(path: Path, container: Container) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file without media. An image is called by `key` where img2dataset names it by its
+    URL, and what could not be downloaded has none.
+
+    Raises:
+        DataError: It has no columns of images and captions.
+    """
+    has_any = False
+    for example in container.examples():
+        entry = {name.lower(): value for name, value in example.metadata.items()}
+        image = pick(entry, IMAGE_COLUMNS)
+        if "url" in entry and entry.get("key") is not None:
+            image = entry["key"]
+        has_any = has_any or (image is not None and pick(entry, CAPTION_COLUMNS) is not None)
+        if entry.get("status", "success") != "success":
+            image = None
+        captions, split = pick(entry, CAPTION_COLUMNS), entry.get(SPLIT_COLUMN)
+        yield Row(str(image) if image is not None else "", captions, str(split) if split else None)
+    if not has_any:
+        raise DataError(
+            f"{path}: no row with an image ({', '.join(IMAGE_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})"
+        )
 
 
 def several(cell: str) -> Any:

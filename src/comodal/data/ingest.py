@@ -20,13 +20,15 @@ import simplejpeg
 from comodal.console import say
 from comodal.data.kinetics_sounds import KINETICS_SOUNDS
 from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards, refusal
-from comodal.data.sources import SPLITS, ListFormat, Source, folder_of_files, plain, read_sources
+from comodal.data.sources import ListFormat, Source, StoredSource, folder_of_files, plain, read_sources
+from comodal.data.split_names import SPLITS
 from comodal.data.splits import fraction_of, split_by_hash, split_of_groups
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac
 from comodal.media.refusal import Refusal
-from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip
+from comodal.media.stored.open_media import places_known
+from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip, read_clip_with_audio
 from comodal.workers import Backend
 
 CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
@@ -70,8 +72,9 @@ def prepare_videos(
     number of workers. What was refused, and why, is in OUT/report.jsonl.
 
     Args:
-        source: A folder of videos, or a list: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet URLs, or
-            JSON Lines.
+        source: A folder of videos, of tar shards (WebDataset, video2dataset) or of Parquet or Arrow files (Hugging
+            Face), one such file, or a pattern of files ("shards/{00000..00099}.tar"); or a list: Kinetics CSV or JSON,
+            VGGSound, AudioSet CSV, Flickr-SoundNet URLs, or JSON Lines.
         out: The folder of shards to make.
         files: The folder that holds the files of a list; by default the list's own folder.
         list_format: The format of the list; by default it is recognised.
@@ -99,6 +102,8 @@ def prepare_videos(
 
     Examples:
         comodal prepare videos clips/ shards/
+        comodal prepare videos webvid/ shards/
+        comodal prepare videos "webvid/{00000..00099}.tar" shards/
         comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
     """
@@ -116,7 +121,7 @@ def prepare_videos(
     choice = {"classes": classes and list(classes), "limit": limit, "split": split}
     sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
     plan, root = plan_videos(sources, asdict(media) | choice | sizes), folder_of_files(source, files)
-    paths = sorted({item.path for shard in plan.shards for item in shard.items})
+    paths = sorted({item.file for shard in plan.shards for item in shard.items})
     plan = replace(plan, contents=stamp_of_all(root / path for path in paths))
     read = partial(read_video, root=root, media=media)
     return make_shards(plan, read, out, workers, backend)
@@ -158,6 +163,8 @@ def plan_videos(sources: list[Source], options: dict[str, Any]) -> Plan[Source]:
         split, identity = splits[source.group], (source.path, source.start_seconds)
         if source.missing:
             refused.append(refusal(source, split, "missing", "the list names it, and there is no such file"))
+        elif isinstance(source, StoredSource) and source.fault is not None:
+            refused.append(refusal(source, split, *source.fault))
         elif identity in seen:
             refused.append(refusal(source, split, "listed twice", "the same part of the same file"))
         elif source.split not in (None, split):
@@ -196,8 +203,24 @@ def read_video(source: Source, root: Path, media: Media) -> Sample:
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
     if seconds < MIN_SECONDS:
         raise MediaError(path, Refusal.TOO_SHORT, f"the list gives it {seconds:g} s")
+    settings = asdict(replace(media, seconds=seconds))
+    if isinstance(source, StoredSource):
+        return sample_of(source, read_stored_clip(source, root, settings))
     start_seconds = source.start_seconds if source.start_seconds and is_whole(source, path) else 0.0
-    return sample_of(source, read_clip(path, start_seconds=start_seconds, **asdict(replace(media, seconds=seconds))))
+    return sample_of(source, read_clip(path, start_seconds=start_seconds, **settings))
+
+
+def read_stored_clip(source: StoredSource, root: Path, settings: dict[str, Any]) -> Clip:
+    """A clip of a video in a container; its sound may be a file of its own beside it, as video2dataset stores it."""
+    path, audio = root / source.path, root / (source.audio or "")
+    places = {path: source.place, audio: source.audio_place}
+    with places_known({path: place for path, place in places.items() if place is not None}):
+        try:
+            return read_clip(path, **settings)
+        except MediaError as error:
+            if error.reason != Refusal.NO_SOUND or source.audio is None:
+                raise
+        return read_clip_with_audio(path, audio, **settings)
 
 
 def is_whole(source: Source, path: Path) -> bool:
@@ -225,6 +248,8 @@ def sample_of(source: Source, clip: Clip) -> Sample:
         "width": width,
         "height": height,
     }
+    if isinstance(source, StoredSource) and source.captions:
+        record["caption"] = source.captions[0] if len(source.captions) == 1 else list(source.captions)
     if source.labels:
         record["label"] = source.labels[0] if len(source.labels) == 1 else list(source.labels)
     return Sample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)

@@ -21,7 +21,7 @@ import joblib
 from comodal.console import say
 from comodal.data.report import print_report
 from comodal.data.shards import ShardWriter
-from comodal.data.sources import SPLITS
+from comodal.data.split_names import SPLITS
 from comodal.data.workplace import as_json, check_same, explained, only_one, remove_parts
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import json_line, whole, write_whole

@@ -1,6 +1,7 @@
 """Pictures and sounds that belong together without a video: `comodal prepare pairs`.
 
-Both come in class folders; a picture and a sound of the same class make a pair, written like a clip with one frame.
+Both come in class folders, or in containers with labels; a picture and a sound of the same class make a pair, written
+like a clip with one frame.
 With handwritten and spoken digits this is a controlled study of audio-visual correspondence that runs in minutes.
 """
 
@@ -14,12 +15,17 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards
-from comodal.data.sources import SPLIT_NAMES, SPLITS, walk
+from comodal.data.sources import files_in, folder_of_files
+from comodal.data.split_names import SPLIT_NAMES, SPLITS
 from comodal.data.splits import split_by_hash
+from comodal.data.stored_examples import Stored, group_of, labels_of, read_stored, split_of
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
 from comodal.media.audio import encode_flac, read_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.media.stored.examples import Fault, Kind
+from comodal.media.stored.open_media import container_of, is_container
+from comodal.media.stored.patterns import is_pattern
 from comodal.workers import Backend
 
 LEAST_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
@@ -75,8 +81,9 @@ def prepare_pairs(
     more files is used before any is used again; its partner is drawn from those of the same class.
 
     Args:
-        images: Folder of pictures.
-        sounds: Folder of sounds. Those shorter than a second get silence on both sides.
+        images: Folder of pictures; or tar shards, Parquet or Arrow files of pictures with labels (a folder of them, one
+            file, or a pattern).
+        sounds: The same of sounds. Those shorter than a second get silence on both sides.
         out: The folder of shards to make.
         pairs: Pairs in each split; by default as many as there are pictures or sounds, whichever are more.
         seed: Of the draw of partners.
@@ -98,6 +105,7 @@ def prepare_pairs(
 
     Examples:
         comodal prepare pairs mnist/ spoken_digits/ shards/ --short_side 36
+        comodal prepare pairs mnist.parquet spoken_digits.parquet shards/ --short_side 36
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
@@ -107,25 +115,39 @@ def prepare_pairs(
         raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
     media = Media(seconds, short_side, quality, sample_rate)
     draw = {"pairs": pairs, "seed": seed, "validation": validation, "test": test, "pairs_per_shard": pairs_per_shard}
-    pictures, recordings = (by_split_and_class(Path(folder), validation, test) for folder in (images, sounds))
+    shown_in, heard_in = (folder_of_files(Path(folder), None) for folder in (images, sounds))
+    pictures, damaged_pictures = by_split_and_class(Path(images), validation, test, "image")
+    recordings, damaged_sounds = by_split_and_class(Path(sounds), validation, test, "audio")
     drawn = {split: draw_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
     if not any(drawn.values()):
         raise DataError(f"no class folder of {images} has the name of one of {sounds}")
     shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
     heard = sorted({pair.sound for pairs_of_split in drawn.values() for pair in pairs_of_split})
-    contents = stamp_of_all([*(Path(images) / name for name in shown), *(Path(sounds) / name for name in heard)])
-    shards, lonely = plan_shards(drawn, pairs_per_shard), tuple(alone(pictures, recordings))
-    plan = Plan("pairs", asdict(media) | draw, shards, lonely, contents)
-    read = partial(read_pair, images=Path(images), sounds=Path(sounds), media=media)
+    paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
+    contents = stamp_of_all(dict.fromkeys(container_of(path) or path for path in paths))
+    refused = (*alone(pictures, recordings), *damaged_pictures, *damaged_sounds)
+    plan = Plan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
+    read = partial(read_pair, images=shown_in, sounds=heard_in, media=media)
     return make_shards(plan, read, Path(out), workers, backend)
 
 
-def by_split_and_class(root: Path, validation: float, test: float) -> Files:
-    """The files of `[split/]class/.../file`, by split and class."""
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder")
+def by_split_and_class(folder: Path, validation: float, test: float, kind: Kind) -> tuple[Files, list[dict[str, Any]]]:
+    """The files of `[split/]class/.../file`, and the media of one kind in containers by their labels; by split and
+    class. Also lines of the report about what is damaged in containers.
+
+    Raises:
+        DataError: There is no such folder or file, or nothing in it has a class.
+    """
+    if not (folder.is_dir() or is_pattern(folder) or (folder.is_file() and is_container(folder.name))):
+        raise DataError(f"{folder}: there is no such folder, and no tar, Parquet or Arrow file of that name")
+    root, names = files_in(folder)
     found: Files = {}
-    for name in walk(root):
+    damaged: list[dict[str, Any]] = []
+    for name in names:
+        if is_container(name):
+            for stored in read_stored(root, name):
+                damaged += add_stored(found, stored, kind, validation, test)
+            continue
         folders = list(PurePosixPath(name).parts[:-1])
         split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
         if split:
@@ -134,8 +156,27 @@ def by_split_and_class(root: Path, validation: float, test: float) -> Files:
             place = (split or split_by_hash(name, validation, test), folders[0])
             found.setdefault(place, []).append(name)
     if not found:
-        raise DataError(f"{root} has no class folders with files in them")
-    return found
+        raise DataError(f"{folder} has no class folders with files in them, and no containers with labels")
+    return found, damaged
+
+
+def add_stored(found: Files, stored: Stored, kind: Kind, validation: float, test: float) -> Iterator[dict[str, Any]]:
+    """Add the media of an example to the files of its class, or give a line of the report that says why not."""
+    fault, labels, split = stored.example.fault, labels_of(stored.example), None
+    try:
+        split = split_of(stored)
+    except ValueError as error:
+        fault = fault or Fault("unknown split", str(error))
+    split = split or split_by_hash(group_of(stored), validation, test)
+    if fault is None and kind in stored.example.members:
+        for label in labels[:1]:
+            found.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
+        fault = None if labels else Fault("no label", "neither its metadata nor a .cls member names its class")
+    if fault is not None:
+        yield {
+            "key": stored.path, "path": stored.path, "split": split, "status": "refused", "reason": fault.reason,
+            "detail": fault.detail,
+        }  # fmt: skip
 
 
 def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed: int) -> list[Pair]:

@@ -22,18 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from comodal.data.split_names import SPLIT_NAMES, SPLITS
+from comodal.data.stored_examples import (
+    Stored,
+    captions_of,
+    group_of,
+    labels_of,
+    read_stored,
+    split_of,
+    without_side_files,
+)
 from comodal.errors import DataError
+from comodal.media.stored.examples import Fault, Place
+from comodal.media.stored.open_media import is_container
+from comodal.media.stored.patterns import expand, is_pattern
 from comodal.media.suffixes import VIDEO_SUFFIXES
 from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
 
 ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]
 VGGSOUND = re.compile(r"[\w-]{11},\d+,.*,(train|test)", re.ASCII)
 VGGSOUND_SECONDS = 10.0
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
-    "validation": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
 CLIP_OF_YOUTUBE = re.compile(r"([\w-]{11})_(\d+)_(\d+)", re.ASCII)  # <11 characters>_<start>_<end>
 FLICKR = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
 
@@ -50,6 +58,27 @@ class Source:
     start_seconds: float = 0.0  # where the clip is in the source video, if the file may be all of that
     clip_seconds: float | None = None
     missing: bool = False  # the list names it, and there is no such file
+
+    @property
+    def file(self) -> str:
+        """The file that holds it, below the folder of files."""
+        return self.path
+
+
+@dataclass(frozen=True)
+class StoredSource(Source):
+    """A video in a container: a tar, Parquet or Arrow file."""
+
+    container: str = ""
+    place: Place | None = None
+    audio: str | None = None  # the audio of a video without any, below the folder of files
+    audio_place: Place | None = None
+    captions: tuple[str, ...] = ()
+    fault: Fault | None = None  # why it cannot be used
+
+    @property
+    def file(self) -> str:
+        return self.container
 
 
 def read_sources(
@@ -68,12 +97,13 @@ def read_sources(
     """
     if list_format not in get_args(ListFormat):
         raise ValueError(f"list_format is one of {', '.join(get_args(ListFormat))}, got {list_format!r}")
-    if not source.exists():
+    matches = is_pattern(source)
+    if not source.exists() and not matches:
         raise DataError(f"{source}: there is no such folder or list")
-    if source.is_dir():
+    if source.is_dir() or matches or is_container(source.name):
         if list_format not in ("auto", "folder"):
-            raise DataError(f"{source} is a folder, not a list in the format {list_format}")
-        return [_in_folder(path) for path in walk(source, leave_out)]
+            raise DataError(f"{source} is not a list in the format {list_format}")
+        return list(_files(*files_in(source, leave_out)))
     root = folder_of_files(source, files)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder to hold the files of {source.name}")
@@ -98,7 +128,18 @@ def read_sources(
 
 def folder_of_files(source: Path, files: Path | None) -> Path:
     """What the paths of the sources are relative to."""
+    if is_pattern(source):
+        return expand(source).root
     return source if source.is_dir() else files or source.parent
+
+
+def files_in(source: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
+    """The files of a folder, of a pattern, or a file alone, with the folder that their paths are relative to."""
+    if is_pattern(source):
+        return expand(source)
+    if source.is_dir():
+        return source, without_side_files(walk(source, leave_out))
+    return source.parent, [source.name]
 
 
 def recognise(source: Path, text: str) -> ListFormat:
@@ -141,6 +182,45 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
         below = Path(parent).relative_to(folder).as_posix()
         found += names if below == "." else [f"{below}/{name}" for name in names]
     return sorted(found)
+
+
+def _files(root: Path, names: list[str]) -> Iterator[Source]:
+    """Files one by one, and the examples of those that are containers."""
+    for name in names:
+        if is_container(name) and (root / name).is_file():
+            yield from map(_stored, read_stored(root, name))
+        elif (root / name).exists():
+            yield _in_folder(name)
+        else:
+            yield Source(name, name, name, missing=True)
+
+
+def _stored(stored: Stored) -> StoredSource:
+    """The video of an example, with the audio beside it."""
+    example = stored.example
+    name, place = example.members.get("video", (example.name, None))
+    audio, audio_place = example.members.get("audio", (None, None))
+    fault, split, captions = example.fault, None, captions_of(example)
+    if fault is None and place is None:
+        fault = Fault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
+    try:
+        split = split_of(stored)
+    except ValueError as error:
+        fault = fault or Fault("unknown split", str(error))
+    several = captions if isinstance(captions, list) else [captions]
+    return StoredSource(
+        f"{stored.file}/{name}" if name else stored.file,
+        key=f"{stored.file}/{example.key}" if example.key else stored.file,
+        group=group_of(stored),
+        labels=labels_of(example),
+        split=split,
+        container=stored.file,
+        place=place,
+        audio=f"{stored.file}/{audio}" if audio else None,
+        audio_place=audio_place,
+        captions=tuple(one for one in several if isinstance(one, str)),
+        fault=fault,
+    )
 
 
 def _in_folder(name: str) -> Source:

@@ -24,6 +24,7 @@ from comodal.media.refusal import (
     describe_impostor,
     read_head,
 )
+from comodal.media.stored.open_media import open_media
 
 try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
     from comodal.media import container_audio
@@ -149,7 +150,7 @@ def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
 
 def _with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(path if path.is_file() else open_media(path)) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
                 raise MediaError(path, Refusal.UNREADABLE, f"audio of {file.samplerate} samples a second")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):

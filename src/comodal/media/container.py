@@ -16,6 +16,7 @@ from av.stream import Disposition, Stream
 from comodal.errors import MediaError
 from comodal.media.edit_lists import edit_ends
 from comodal.media.refusal import MAX_GAP_SECONDS, Refusal, describe_impostor, read_head
+from comodal.media.stored.open_media import open_media
 from comodal.media.timeline import NO_ZERO, Timeline
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
@@ -163,7 +164,8 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     if head[4:8] in MP4_BOXES and edit_ends(path) is not None:
         options["advanced_editlist"] = "0"
     try:
-        container = av.open(f"file:{path.absolute()}", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
+        source = f"file:{path.absolute()}" if path.is_file() else open_media(path)
+        container = av.open(source, "r", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
     except av.error.ExitError:
         raise MediaError(path, Refusal.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
     except av.FFmpegError as error:

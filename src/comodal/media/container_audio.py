@@ -16,6 +16,7 @@ from comodal.errors import MediaError, MediaWarning
 from comodal.media.container import LOST_SECONDS, Track, choose_streams, decode, make_tracks, open_container
 from comodal.media.join_audio import AudioChain, AudioJoiner, Mono
 from comodal.media.refusal import Refusal
+from comodal.media.stored.open_media import open_media
 
 TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.
@@ -71,7 +72,7 @@ def _has_length(container: InputContainer, path: Path) -> bool:
     """Whether the length of the audio is in the header, and not a guess."""
     if container.format.name != "mp3":
         return container.format.name in WITH_LENGTH
-    with path.open("rb") as file:
+    with open_media(path) as file:
         head = file.read(10)
         if head[:3] == b"ID3":  # ID3v2.4, section 3.1: the size of the tag in four times seven bits
             file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
@@ -83,7 +84,7 @@ def _has_length(container: InputContainer, path: Path) -> bool:
 def _seconds_of_wav(path: Path) -> float | None:
     """What the header of a WAV file says; None where it was written before the length was known, or is damaged."""
     bytes_a_second = 0
-    with path.open("rb") as file:
+    with open_media(path) as file:
         file.seek(12)
         while len(head := file.read(8)) == 8:
             kind, size = struct.unpack("<4sI", head)

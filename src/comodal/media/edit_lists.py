@@ -5,13 +5,15 @@ sound by up to the length of a frame. Where each track has one edit, as nearly a
 if it applies the offset alone (`advanced_editlist=0`); then only the end of the edit is left to observe.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from comodal.errors import MediaError
 from comodal.media.refusal import Refusal
+from comodal.media.stored.examples import OpenFile
+from comodal.media.stored.open_media import open_media
 
 CONTAINERS = {b"moov", b"trak", b"edts"}
 MAX_BOXES = 10_000
@@ -30,8 +32,8 @@ def edit_ends(path: Path) -> dict[int, float] | None:
     ends: dict[int, float] = {}
     scale = track = movies = 0
     try:
-        with path.open("rb") as file:
-            for kind, body in _boxes(file, 0, path.stat().st_size):
+        with open_media(path) as file:
+            for kind, body in _boxes(file, 0, file.seek(0, os.SEEK_END)):
                 wide = body[:1] == b"\1"
                 movies += kind == b"moov"
                 if movies > 1:
@@ -64,7 +66,7 @@ def _end(body: bytes, wide: bool, scale: int) -> float | None:
     return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
 
 
-def _boxes(file: BinaryIO, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
+def _boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
     """The kind and the first bytes of each box, and of those inside boxes that hold a track's edits."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from comodal.errors import MediaError
 from comodal.media.refusal import Refusal, describe_impostor, read_head
+from comodal.media.stored.open_media import open_media
 
 # What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -39,7 +40,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: odd metadata, sizes under our own limit
-            with Image.open(path, formats=known_formats()) as picture:
+            with open_media(path) as file, Image.open(file, formats=known_formats()) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}"
                     raise MediaError(path, Refusal.TOO_LARGE, detail)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from comodal.errors import MediaError
+from comodal.media.stored.open_media import open_media
 
 HEAD_BYTES = 512
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
@@ -39,14 +40,22 @@ def read_head(path: Path) -> bytes:
         name = os.fsencode(path).decode(errors="replace")
         raise MediaError(name, Refusal.UNREADABLE, "its name is not UTF-8; rename it") from None
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if is_special(path):
             raise MediaError(path, Refusal.UNREADABLE, "not a regular file")
-        with path.open("rb") as file:
+        with open_media(path) as file:
             return file.read(HEAD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise MediaError(path, Refusal.MISSING, "there is no such file") from None
     except OSError as error:
         raise MediaError(path, Refusal.UNREADABLE, error.strerror or str(error)) from None
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is something of that name which is no regular file: a folder, a pipe that would wait, a device."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except NotADirectoryError:  # a member of a container
+        return False
 
 
 def describe_impostor(head: bytes) -> str | None:

@@ -26,7 +26,7 @@ from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
 from comodal.errors import MediaError
-from comodal.media.audio import resample
+from comodal.media.audio import read_sound, resample
 from comodal.media.container import (
     LOST_SECONDS,
     ONE_LENGTH,
@@ -126,6 +126,50 @@ def read_clip(
     _check_content(path, mono, end - max(picture.start or 0.0, joiner.start))
     shown = [(moment, jpeg) for moment, jpeg in shown if moment < end]
     return Clip([jpeg for _, jpeg in shown], [moment for moment, _ in shown], mono, sample_rate, joiner.start, end)
+
+
+def read_clip_with_audio(
+    path: Path,
+    audio: Path,
+    *,
+    seconds: float = 10.0,
+    frames_per_second: float = 5.0,
+    short_side: int = 256,
+    quality: int = 85,
+    sample_rate: int = 48000,
+) -> Clip:
+    """The first seconds of a video without sound, with the sound of another file that begins when its picture does.
+
+    Args:
+        path: the video file.
+        audio: the file of sound.
+        seconds: read at most so much; the clip ends earlier where picture or sound does.
+        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
+        short_side: of the pictures, in pixels; smaller ones are enlarged to it, the aspect is kept.
+        quality: of the JPEG pictures, 1 to 100.
+        sample_rate: of the sound.
+
+    Raises:
+        MediaError: one of the files is refused; see the top of this file.
+    """
+    with open_container(path) as container:
+        video, _ = choose_streams(container, path)
+        if video is None:
+            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+        tracks = make_tracks(path, video)
+        picture, upright = tracks[0], Upright(path, short_side, video.sample_aspect_ratio)
+        screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
+        shown: list[tuple[float, bytes]] = []
+        for begins, frame in _pictures(container, tracks):
+            shown += screen.show(frame, min(begins, seconds))
+            picture.done = begins >= seconds
+        picture.check_whole(seconds)
+        shown += screen.until(min(seconds, picture.end))
+    mono = read_sound(audio, sample_rate, seconds=seconds)
+    end = min(seconds, picture.end, len(mono) / sample_rate)
+    _check_content(audio, mono, end - max(picture.start or 0.0, 0.0))
+    kept = [(moment, jpeg) for moment, jpeg in shown if moment < end]
+    return Clip([jpeg for _, jpeg in kept], [moment for moment, _ in kept], mono, sample_rate, 0.0, end)
 
 
 def iterate_frames(

@@ -17,7 +17,8 @@ from torch import nn
 from comodal import distributed
 from comodal.console import say
 from comodal.data.batch import TokenInput
-from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
+from comodal.data.caption_files import Caption, read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.caption_pairs import Mismatches
 from comodal.data.captions import Captions, Hiding
 from comodal.data.loader import Loader, Workers
@@ -104,7 +105,8 @@ def recipe(
 
     Args:
         data: A region store, as `comodal prepare regions` makes it.
-        captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, JSON Lines, or a folder of name.txt by name.jpg.
+        captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, CSV, Parquet, JSON Lines, a folder of name.txt by
+            name.jpg, or tar shards, Parquet or Arrow files with the images (a folder, one file, or a pattern).
         bert: A Hugging Face BERT (folder or file) that the text stream begins from; without it, from chance.
         allow_missing: Initialize tensors at random that the BERT's file lacks; without it that is an error.
         words: A vocab.txt or tokenizer.json; by default the BERT's, or the words of the captions where there is none.

@@ -19,6 +19,7 @@ import joblib
 import torch
 
 from comodal.console import Table, say
+from comodal.data.image_folder import root_of
 from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.same_regions import accept, learnt_from
@@ -77,10 +78,11 @@ def extract_regions(
 
     Killed and started again, the command goes on; the store does not depend on the number of workers. What cannot be
     read is refused, each with its reason, in OUT/report.jsonl. The id of an image is its path below the folder, without
-    the suffix.
+    the suffix; in a container, the path of that and the key (`00000.tar/000000123`).
 
     Args:
-        images: The folder of images.
+        images: A folder of images, of tar shards (WebDataset, img2dataset) or of Parquet or Arrow files (Hugging Face),
+            one such file, or a pattern of files ("cc3m/{00000..00331}.tar").
         out: The store to make.
         detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
             of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a file of bottom-up attention's
@@ -120,6 +122,8 @@ def extract_regions(
         comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --most 100
         comodal extract photos/ regions/ --detector resnet101_faster_rcnn_final.caffemodel --fewest 10 --most 100
         comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2 --maps all
+        comodal extract cc3m/ regions/ --detector efficientnet_lite0
+        comodal extract "data/train-*.parquet" regions/ --detector efficientnet_lite0
         comodal extract photos/ regions/ --like runs/vilbert
     """
     if workers != -1 and workers < 1:
@@ -135,9 +139,10 @@ def extract_regions(
         extractor = load_extractor(source, device)
     if extractor.source.boxes == "given" and file is None:
         raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
-    listed = read_boxes(file, images) if file else images_of(images)
+    root = root_of(images)
+    listed = read_boxes(file, root) if file else images_of(images)
     with explained(out), only_one(out), running_on(backend):
-        fill_store(out, listed, Pool(extractor, images, device, workers, backend), dtype)
+        fill_store(out, listed, Pool(extractor, root, device, workers, backend), dtype)
         keep_network(extractor, out)
         if also_for is not None:
             accept(out, model_folder(also_for))

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from comodal.data.caption_files import IMAGE_SUFFIXES
-from comodal.data.sources import walk
+from comodal.data.image_folder import FoundImages, find_images
 from comodal.errors import DataError
 from comodal.files import stamp_of
+from comodal.media.stored.open_media import container_of
 from comodal.text_files import read_json_lines
 
 TWICE = "id twice"
@@ -45,10 +45,13 @@ class Listed:
 
     def fingerprint(self, folder: Path) -> str:
         """Of the names, the given boxes and the files, so that nothing else is taken for what was begun."""
-        digest = hashlib.sha256()
+        digest, stamps = hashlib.sha256(), dict[Path, str]()
         for image, boxes in self.images:
             digest.update(json.dumps([image, None if boxes is None else boxes.tolist()]).encode())
-            digest.update(stamp_of(folder / image).encode())
+            file = container_of(folder / image) or folder / image
+            if file not in stamps:
+                stamps[file] = stamp_of(file)
+            digest.update(stamps[file].encode())
         return digest.hexdigest()[:16]
 
 
@@ -57,25 +60,20 @@ def id_of(name: str) -> str:
     return (Path(name).parent / Path(name).stem).as_posix()
 
 
-def images_of(folder: Path) -> Listed:
-    """All images below a folder.
+def images_of(images: Path) -> Listed:
+    """All images of a folder, a container or a pattern.
 
     Raises:
-        DataError: There is no such folder, or no image in it.
+        DataError: There is no such folder or file, or no image in it.
     """
-    return each_once(Given(name, None) for name in names_in(folder))
+    found = find_images(images)
+    listed = each_once(Given(name, None) for name in found.names)
+    return replace(listed, refused=(*refused_of(found), *listed.refused))
 
 
-def names_in(folder: Path) -> list[str]:
-    """The paths of all images below a folder.
-
-    Raises:
-        DataError: There is no such folder, or no image in it.
-    """
-    names = [name for name in walk(there(folder)) if name.lower().endswith(IMAGE_SUFFIXES)]
-    if not names:
-        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return names
+def refused_of(found: FoundImages) -> tuple[Refused, ...]:
+    """Lines of the report about what is damaged in containers."""
+    return tuple(Refused(path, *fault) for path, fault in found.damaged)
 
 
 def read_boxes(path: Path, folder: Path) -> Listed:

@@ -27,14 +27,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from comodal.console import say
+from comodal.data.image_folder import find_images
 from comodal.data.region_appender import RegionAppender
 from comodal.data.regions import RegionStore, RegionWriter
 from comodal.data.same_regions import named
 from comodal.data.workplace import as_json, explained, only_one
 from comodal.errors import DataError
 from comodal.files import json_line, write_whole
+from comodal.media.stored.open_media import container_of
 from comodal.serve.extract import Pool, add, with_bar
-from comodal.serve.image_list import Given, Listed, names_in, read_boxes
+from comodal.serve.image_list import Given, Listed, read_boxes, refused_of
 from comodal.text_files import read_json_lines, read_json_object
 from comodal.workers import running_on
 
@@ -189,7 +191,8 @@ def copy(before: RegionStore, wanted: Wanted, writer: RegionWriter) -> None:
 
 def wanted_of(folder: Path, boxes: str | None) -> Wanted:
     """All pictures of a folder, or those of a file of boxes."""
-    listed = Listed(tuple(Given(name, None) for name in names_in(folder)), ())
+    found = find_images(folder)
+    listed = Listed(tuple(Given(name, None) for name in found.names), refused_of(found))
     if boxes is not None and boxes not in BOXES:
         listed = read_boxes(Path(boxes), folder)
     images = {f"{given.image}#{stamp(folder, given)}": given for given in sorted(listed.images, key=lambda g: g.image)}
@@ -200,7 +203,10 @@ def stamp(folder: Path, given: Given) -> str:
     """Of a picture's size, time and given boxes; another one means another picture."""
     boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
     try:
-        status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
+        try:
+            status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
+        except NotADirectoryError:
+            status = (container_of(folder / given.image) or folder / given.image).stat()
         marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
     except OSError:  # why not, is told when it is read
         marks = f"[{boxes}]"

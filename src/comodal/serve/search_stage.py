@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comodal.console import say
-from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
+from comodal.data.caption_files import Caption, read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.regions import RegionStore
 from comodal.data.workplace import only_one
 from comodal.errors import DataError

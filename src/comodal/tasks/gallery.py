@@ -16,7 +16,8 @@ from torch import Tensor
 
 from comodal.console import say
 from comodal.data.batch import TokenInput
-from comodal.data.caption_files import Caption, matched, read_captions, split_pairs
+from comodal.data.caption_files import Caption, read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.captions import MAX_REGIONS, with_whole_image
 from comodal.data.regions import RegionStore
 from comodal.data.same_regions import check_same_regions

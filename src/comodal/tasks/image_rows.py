@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from comodal.data.image_names import Numbers, coco_number, is_number
 from comodal.data.regions import RegionStore
 from comodal.errors import DataError
+from comodal.media.suffixes import IMAGE_SUFFIXES
 
 
 class ImageRows:
@@ -77,8 +78,5 @@ class ImageRows:
 def names_of(image: str) -> list[str]:
     """Shorter names of an image: without its suffix, and without its folder."""
     path = PurePosixPath(image.replace("\\", "/"))
-    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
     return [path.with_name(stem).as_posix() if stem else image, stem]
-
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

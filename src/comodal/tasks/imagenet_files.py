@@ -15,10 +15,11 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from comodal.errors import DataError
+from comodal.media.suffixes import IMAGE_SUFFIXES
 from comodal.tasks.tree import Labelled, check_items, class_folders, read_tree
 from comodal.text_files import parse_csv, read_lines, read_text
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(IMAGE_SUFFIXES)
 WNID = re.compile(r"n\d{8}")
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 TRAINING, VALIDATION, CLASSES = 1_281_167, 50_000, 1000  # pictures of ILSVRC 2012

@@ -20,7 +20,8 @@ import numpy as np
 from torch import Tensor
 
 from comodal.console import say
-from comodal.data.caption_files import matched, read_captions, split_pairs
+from comodal.data.caption_files import read_captions
+from comodal.data.caption_matching import matched, split_pairs
 from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision, resolve

@@ -1,0 +1,53 @@
+"""The images of a folder, of a pattern or of one container, each by its path below one folder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.data.sources import files_in, folder_of_files
+from comodal.data.stored_examples import read_stored
+from comodal.errors import DataError
+from comodal.media.stored.examples import Fault
+from comodal.media.stored.open_media import is_container
+from comodal.media.stored.patterns import is_pattern
+from comodal.media.suffixes import IMAGE_SUFFIXES
+
+
+class FoundImages(NamedTuple):
+    """Images below a folder, in the order of the files, and what is damaged in containers."""
+
+    root: Path
+    names: list[str]
+    damaged: list[tuple[str, Fault]]
+
+
+def root_of(images: Path) -> Path:
+    """What the paths of images are relative to: a folder itself, else the folder of a container or a pattern."""
+    return folder_of_files(images, None) if is_pattern(images) or images.is_file() else images
+
+
+def find_images(images: Path) -> FoundImages:
+    """All images of a folder with its containers, of a container, or of the files that a pattern names.
+
+    Raises:
+        DataError: There is no such folder or file, no image in it, or a container needs a package that is missing.
+    """
+    if not (is_pattern(images) or images.is_dir() or (images.is_file() and is_container(images.name))):
+        raise DataError(f"{images}: there is no such folder of images, and no tar, Parquet or Arrow file of that name")
+    root, files = files_in(images)
+    found = FoundImages(root, [], [])
+    for file in files:
+        if is_container(file) and (root / file).is_file():
+            for stored in read_stored(root, file):
+                if stored.example.fault is not None:
+                    found.damaged.append((stored.path, stored.example.fault))
+                elif "image" in stored.example.members:
+                    found.names.append(f"{file}/{stored.example.members['image'][0]}")
+        elif file.lower().endswith(IMAGE_SUFFIXES):
+            found.names.append(file)
+        elif is_pattern(images) and not (root / file).exists():
+            found.damaged.append((file, Fault("missing", "the pattern names it, and there is no such file")))
+    if not found.names:
+        kinds = f"{', '.join(IMAGE_SUFFIXES)}, or tar, Parquet and Arrow files of them"
+        damage = "".join(f": {fault.detail}" for _, fault in found.damaged[:1])
+        raise DataError(f"{images} holds no images ({kinds}){damage}")
+    return found

@@ -1,0 +1,132 @@
+"""Parquet and Arrow files by group of rows and column, through pyarrow (extra `parquet`).
+
+Only the columns that are asked for are read. Arrow files (`save_to_disk` of `datasets`: a stream, or the file format)
+are mapped into memory, and each batch is validated before a value of it is used.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from comodal.errors import DataError
+
+EXTRA = "Parquet and Arrow files need the extra: pip install 'comodal[parquet]'"
+MAX_GROUP_BYTES = 8 << 30  # of a column in one group of rows, which is read as a whole
+MAX_ROWS = 10_000_000  # of a file, which are all given names
+ROWS = 1000  # turned into Python values at a time
+FILE_MAGIC = b"ARROW1"
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """A table whose rows come in groups."""
+
+    schema: Any
+    groups: list[int]  # rows in each
+
+    def read(self, group: int, names: Sequence[str]) -> Any:
+        """Columns of a group as an Arrow table; `image.path` is a field of a struct."""
+
+
+class ParquetColumns:
+    """A Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
+        self.path = path
+        self.file = pyarrow.parquet.ParquetFile(path)
+        self.schema = self.file.schema_arrow
+        metadata = self.file.metadata
+        self.groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    def read(self, group: int, names: Sequence[str]) -> Any:
+        about = self.file.metadata.row_group(group)
+        columns = (about.column(number) for number in range(about.num_columns))
+        asked = sum(one.total_uncompressed_size for one in columns if is_part(one.path_in_schema, names))
+        if asked > MAX_GROUP_BYTES:
+            raise DataError(
+                f"{self.path}: {asked:,} bytes in one group of rows, the limit is {MAX_GROUP_BYTES:,}; write smaller "
+                "row groups"
+            )
+        return self.file.read_row_group(group, columns=list(names), use_threads=False)
+
+
+class ArrowColumns:
+    """An Arrow file, as a stream or with an index."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.ipc
+
+        with path.open("rb") as file:
+            is_indexed = file.read(len(FILE_MAGIC)) == FILE_MAGIC
+        source = pyarrow.memory_map(str(path))
+        reader = pyarrow.ipc.open_file(source) if is_indexed else pyarrow.ipc.open_stream(source)
+        self.schema = reader.schema
+        self.batches = [reader.get_batch(n) for n in range(reader.num_record_batches)] if is_indexed else list(reader)
+        for batch in self.batches:
+            batch.validate(full=True)
+        self.groups = [batch.num_rows for batch in self.batches]
+
+    def read(self, group: int, names: Sequence[str]) -> Any:
+        import pyarrow
+
+        batch = self.batches[group]
+        columns = {}
+        for name in names:
+            parent, _, field = name.partition(".")
+            column = batch.column(parent) if name not in batch.schema.names else batch.column(name)
+            columns[parent] = (
+                pyarrow.StructArray.from_arrays([column.field(field)], [field]) if parent != name and field else column
+            )
+        return pyarrow.table(columns)
+
+
+def is_part(path: str, names: Sequence[str]) -> bool:
+    """Whether a column of Parquet's own schema is one of these, or a part of it."""
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """What pyarrow raises on a damaged file as a DataError; names and texts in it may be no UTF-8."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        raise DataError(f"{path} is damaged ({' '.join(str(error).split())[:300]})") from error
+
+
+def open_columns(path: Path) -> Columns:
+    """A Parquet or Arrow file, by the suffix of its name.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is damaged.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"{path}: {EXTRA}") from error
+    with damage_told(path):
+        columns: Columns = ParquetColumns(path) if path.suffix.lower() == ".parquet" else ArrowColumns(path)
+    if sum(columns.groups) > MAX_ROWS:
+        raise DataError(f"{path} has {sum(columns.groups):,} rows, the limit is {MAX_ROWS:,}; write several files")
+    return columns
+
+
+def read_rows(path: Path, columns: Columns, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The values of some columns row by row.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    for group, count in enumerate(columns.groups):
+        with damage_told(path):
+            table = columns.read(group, names) if names else None
+        for start in range(0, count, ROWS):
+            with damage_told(path):
+                rows = [{}] * min(ROWS, count - start) if table is None else table.slice(start, ROWS).to_pylist()
+            yield from rows

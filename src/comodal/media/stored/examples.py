@@ -1,0 +1,84 @@
+"""What every kind of container gives: examples with their members, in order, and the bytes of one member."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+OpenFile: TypeAlias = io.BufferedReader | io.BytesIO
+Kind = Literal["image", "audio", "video"]
+MAX_MEMBER_BYTES = 16 << 30  # of a video
+MAX_TEXT_BYTES = 1 << 20  # of the JSON or the caption of one example
+
+
+class Place(NamedTuple):
+    """Where a member lies in its container: in a tar its first byte and its size, in a table its row and column."""
+
+    start: int
+    size: int
+
+
+class Fault(NamedTuple):
+    """Why an example cannot be used, as a report has it: a few words to count, and the detail."""
+
+    reason: str
+    detail: str
+
+
+@dataclass
+class Example:
+    """Members that belong together. With a fault it is not to be used.
+
+    Attributes:
+        key: Its name in the container.
+        members: The name in the container of its image, audio and video, each with its place.
+        metadata: The values of its JSON member, or of the other columns.
+        texts: Its text members by their ending: `txt` (a caption), `cls` (a class).
+        fault: Why it cannot be used.
+    """
+
+    key: str
+    members: dict[Kind, tuple[str, Place]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    fault: Fault | None = None
+
+    @property
+    def name(self) -> str:
+        """What a report calls it: a member, or the key of an example without one."""
+        return next((name for name, _ in self.members.values()), self.key)
+
+
+@runtime_checkable
+class Container(Protocol):
+    """A file of examples. A further kind is one class of this shape, and a line in `stored.open_media.CONTAINERS`."""
+
+    def __init__(self, path: Path) -> None: ...
+
+    def examples(self) -> Iterator[Example]:
+        """All examples in the order of the file. Damage is an example with a fault."""
+
+    def find(self, name: str) -> Place:
+        """The place of a member; a KeyError if there is none of that name."""
+
+    def open(self, place: Place) -> OpenFile:
+        """The bytes of a member."""
+
+
+def kind_of(name: str) -> Kind | None:
+    """What a member holds by the suffix of its name."""
+    suffix = f".{name.lower().rpartition('.')[2]}"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
+    return "audio" if suffix in AUDIO_SUFFIXES else None
+
+
+def inner_name(name: str) -> str:
+    """The name of a member as it stands in paths and reports; it is never the name of a file that is opened."""
+    parts = name.replace("\0", "").replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))

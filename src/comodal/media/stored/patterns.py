@@ -1,0 +1,68 @@
+"""Which files a folder, a file or a pattern stands for: `cc3m/{00000..00331}.tar`, `train-*.parquet`.
+
+Braces are those of the shell and of webdataset: a range of numbers, padded with zeros as it is written, or a list.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.errors import DataError
+
+WILD = re.compile(r"[*?\[{]")
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_FILES = 1_000_000
+
+
+class Matches(NamedTuple):
+    """Files by their paths below a folder."""
+
+    root: Path
+    names: list[str]
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path names several files; something of that very name is no pattern."""
+    return WILD.search(str(path)) is not None and not path.exists()
+
+
+def expand(pattern: Path) -> Matches:
+    """The files that a pattern names. Those of a range or a list are named whether they are there or not.
+
+    Raises:
+        DataError: There are none, or too many.
+    """
+    fixed = []
+    for part in pattern.parts[:-1]:
+        if WILD.search(part):
+            break
+        fixed.append(part)
+    root = Path(*fixed)
+    names: dict[str, None] = {}
+    for number, one in enumerate(expand_braces(str(pattern.relative_to(root)))):
+        if number >= MAX_FILES:
+            raise DataError(f"{pattern} names more than {MAX_FILES:,} files")
+        wild = WILD.search(one) is not None
+        names |= dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.glob(one)) if wild else [one])
+    if not any((root / name).is_file() for name in names):
+        raise DataError(f"{pattern}: there is no such file")
+    return Matches(root, [*names])
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """All texts that the braces stand for, in order."""
+    found = BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    numbers = RANGE.fullmatch(found[1])
+    if numbers:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+        choices: Iterator[str] = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+    else:
+        choices = iter(found[1].split(","))
+    for choice in choices:
+        yield from expand_braces(text[: found.start()] + choice + text[found.end() :])

@@ -1,0 +1,49 @@
+"""A part of a file, read as if it were a file of its own."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Window(io.RawIOBase):
+    """The bytes `start` to `start + size` of a file; reading never leaves them."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._start, self._size, self._at = start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte of the part."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot go to byte {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the part has bytes."""
+        count = min(len(buffer), max(self._size - self._at, 0))
+        self._file.seek(self._start + self._at)
+        read = self._file.readinto(memoryview(buffer)[:count]) or 0
+        self._at += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def window(path: Path, start: int, size: int) -> io.BufferedReader:
+    """A part of a file with a buffer."""
+    return io.BufferedReader(Window(path, start, size))
