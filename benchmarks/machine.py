@@ -1,10 +1,13 @@
 """What the benchmarks of models share: timing in turn, the machine and its ceiling, and one table and JSON file."""
 
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from rich.console import Console
@@ -13,6 +16,9 @@ from torch.nn import functional as F
 
 from comodal import hardware
 from comodal.environment import cpu_name
+from comodal.training.allocator import keep_freed_memory
+
+Step: TypeAlias = Callable[[], object]
 
 
 def clock() -> float:
@@ -21,16 +27,62 @@ def clock() -> float:
 
 
 def seconds_in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Each work once to warm up, then all of them in turn, so that a busy moment hits all alike."""
+    """Each work once to warm up, then all of them in turn, so that a busy moment hits all alike.
+
+    A work that returns a number of seconds was timed where it was done, in another process.
+    """
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             start = clock()
-            work()
-            seconds[name].append(clock() - start)
+            timed = work()
+            seconds[name].append(timed if isinstance(timed, float) else clock() - start)
     return seconds
+
+
+class Worker:
+    """A step in a process of its own, which times it: what `mallopt` changes, it changes for a whole process.
+
+    Args:
+        prepare: Returns what is known before the first step, and the step; it is called in the process.
+        arguments: Of `prepare`.
+        threads: Of the process.
+        mallopt: Whether it keeps freed memory.
+    """
+
+    def __init__(
+        self, prepare: Callable[..., tuple[float, Step]], arguments: tuple, threads: int, mallopt: bool
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, there = context.Pipe()
+        serving = (there, prepare, arguments, threads, mallopt)
+        context.Process(target=serve, args=serving, daemon=True).start()
+        self.before: float = self.connection.recv()
+
+    def __call__(self) -> float:
+        """The seconds of one step."""
+        self.connection.send(True)
+        return self.connection.recv()
+
+    def close(self) -> None:
+        self.connection.send(False)
+
+
+def serve(
+    connection: Connection, prepare: Callable[..., tuple[float, Step]], arguments: tuple, threads: int, mallopt: bool
+) -> None:
+    """Takes a step whenever it is asked, and tells its seconds."""
+    torch.set_num_threads(threads)
+    if mallopt and not keep_freed_memory():
+        print("this C library has no mallopt: it is off everywhere")
+    before, step = prepare(*arguments)
+    connection.send(before)
+    while connection.recv():
+        start = clock()
+        step()
+        connection.send(clock() - start)
 
 
 def matrix_product(

@@ -8,9 +8,6 @@ process; they take their steps in turn. On a CPU the plain step is also shown wi
 """
 
 import argparse
-import multiprocessing
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -19,22 +16,25 @@ from torch.nn import functional as F
 
 from comodal.hardware import Compute, find_device, resolve, training_layout
 from comodal.models.l3net import PAPER, L3Net
-from comodal.training.allocator import keep_freed_memory
 from comodal.training.optim import adam
 from comodal.training.throughput import peak_flops
-from machine import matrix_product, report, save, seconds_in_turn, synchronize
+from machine import Step, Worker, matrix_product, report, save, seconds_in_turn, synchronize
 
 TERA_OPERATIONS = 3 * 2 * 20.47e9 / 1e12  # a pair's forward pass, and twice as much backward
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 2e-5
 
 
-def training_step(batch: int, fast: bool, device: str) -> Callable[[], None]:
-    """A step on random pairs, as the trainer takes it or plainly; it is done when the function returns."""
+def training_step(batch: int, fast: bool, device: str) -> tuple[float, Step]:
+    """The loss before anything was learnt, and a step on random pairs, as the trainer takes it or plainly."""
+    torch.manual_seed(0)
     compute = resolve(device) if fast else Compute(find_device(device))
     where = compute.device
     model: nn.Module = L3Net(PAPER).to(where)
     image, sound = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8), 0.1 * torch.randn(batch, 48_000)
     image, sound, together = image.to(where), sound.to(where), (torch.arange(batch) % 2).to(where)
+    with torch.no_grad():
+        before = float(F.cross_entropy(model.eval()(image, sound).logits, together))
+    model.train()
     if fast:
         model = model.to(memory_format=training_layout(where))
         optimizer = adam(model, LEARNING_RATE, WEIGHT_DECAY)
@@ -51,33 +51,7 @@ def training_step(batch: int, fast: bool, device: str) -> Callable[[], None]:
         optimizer.zero_grad()
         synchronize(where)
 
-    return step
-
-
-def serve(connection: Connection, batch: int, fast: bool, mallopt: bool, threads: int, device: str) -> None:
-    """Takes a step whenever it is asked."""
-    torch.set_num_threads(threads)
-    if mallopt and not keep_freed_memory():
-        print("this C library has no mallopt: it is off everywhere")
-    step = training_step(batch, fast, device)
-    while connection.recv():
-        step()
-        connection.send(True)
-
-
-def in_a_process(
-    batch: int, fast: bool, mallopt: bool, threads: int, device: str
-) -> tuple[Connection, Callable[[], None]]:
-    """A process that takes steps, and the function that asks for one and waits."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    context.Process(target=serve, args=(there, batch, fast, mallopt, threads, device), daemon=True).start()
-
-    def step() -> None:
-        here.send(True)
-        here.recv()
-
-    return here, step
+    return before, step
 
 
 def main() -> None:
@@ -93,8 +67,11 @@ def main() -> None:
     ways = {"plain fp32": (False, False), "comodal": (True, True)}
     if compute.device.type == "cpu":
         ways["plain fp32 + mallopt"] = (False, True)
-    workers = {name: in_a_process(options.batch, *way, options.threads, options.device) for name, way in ways.items()}
-    works = {name: step for name, (_, step) in workers.items()}
+    workers = {
+        name: Worker(training_step, (options.batch, fast, options.device), options.threads, mallopt)
+        for name, (fast, mallopt) in ways.items()
+    }
+    works: dict[str, Step] = {**workers}
     operations = dict.fromkeys(works, options.batch * TERA_OPERATIONS)
     operations["matrix product"], works["matrix product"] = matrix_product(compute.dtype, compute.device)
     seconds = seconds_in_turn(works, options.repeats)
@@ -110,8 +87,8 @@ def main() -> None:
         f"MFU {reached / peak:.1%}"
     )
     save(numbers, options.out)
-    for connection, _ in workers.values():
-        connection.send(False)
+    for worker in workers.values():
+        worker.close()
 
 
 if __name__ == "__main__":

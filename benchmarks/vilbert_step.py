@@ -1,19 +1,18 @@
 """One pretraining step of the paper's base ViLBERT: comodal's way against the plain fp32 step of the same batch.
 
-comodal's way is batches cropped to their longest caption, heads at hidden places alone, bf16 autocast, fused AdamW and
-`mallopt`. The plain way (kept in tests/) pads captions to 36 words, computes every head at every place and attention
-step by step. First their losses are compared, in fp32 without dropout. Each way runs in a process of its own, because
-`mallopt` holds for a whole process; they take their steps in turn.
+comodal's way is the trainer's: no padding computed, heads and last layers at hidden places alone, fused AdamW,
+`mallopt` and autocast in the precision asked for. The plain way (kept in tests/) pads captions to 36 words, computes
+every head at every place, attention, GELU and normalisation step by step, as the original does, and updates one
+parameter after the other. First their losses are compared, in fp32 without dropout. They take their steps in turn,
+each in a process of its own; with one thread CPU seconds are measured.
 
-    python benchmarks/vilbert_step.py [--batch 16] [--repeats 3] [--threads 2] [--out results.json]
+    python benchmarks/vilbert_step.py [--batch 16] [--precision fp32] [--repeats 3] [--threads 1] [--out results.json]
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from comodal.data.batch import CaptionBatch
+from comodal.hardware import Compute, ResolvedPrecision, resolve
 from comodal.models.vilbert import Config, ViLBERT
 from comodal.objectives.pretraining import Pretraining
-from comodal.training.allocator import keep_freed_memory
+from comodal.training.fit import fit
 from comodal.training.optim import adamw
-from machine import save, seconds_in_turn
+from machine import Step, Worker, describe_machine, save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from plain_vilbert import plain_losses
@@ -64,59 +64,42 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
         region_classes=torch.from_numpy(classes),
         region_tokens=torch.full((len(hidden_regions),), -1),
         tokens=torch.zeros((size, ROWS), dtype=torch.int64),
+        attended_words=torch.from_numpy(np.flatnonzero(attended)),
+        attended_regions=torch.arange(size * ROWS),
         keys=tuple(map(str, range(size))),
     )
 
 
-def training_step(batch: CaptionBatch, fast: bool) -> tuple[float, Callable[[], None]]:
-    """The loss before anything was learnt (fp32, no dropout), and a step as the trainer takes it or plainly."""
-    torch.manual_seed(0)
-    model = ViLBERT(Config())
-    objective = Pretraining(model)
-    losses = (lambda: objective(batch)) if fast else (lambda: plain_losses(model, batch))
-    optimizer = (
-        adamw(objective, LEARNING_RATE, WEIGHT_DECAY)
-        if fast
-        else torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=False)
-    )
+def trainers_step(size: int, precision: ResolvedPrecision) -> tuple[float, Step]:
+    """The loss before anything was learnt (fp32, no dropout), and a step as the trainer takes it."""
+    batch, objective = random_batch(size, seed=0), Pretraining(new_model())
+    with torch.no_grad():
+        before = float(objective.eval()(batch)["loss"])
+    optimizer = adamw(objective, LEARNING_RATE, WEIGHT_DECAY)
+    compute = Compute(torch.device("cpu"), precision)
+    steps = fit(objective, repeat(batch), optimizer, lambda _step: LEARNING_RATE, range(sys.maxsize), compute)
+    return before, lambda: next(steps)
+
+
+def plain_step(size: int) -> tuple[float, Step]:
+    """The same, plainly."""
+    batch, model = random_batch(size, seed=0), new_model()
+    with torch.no_grad():
+        before = float(plain_losses(model.eval(), batch)["loss"])
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=False)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            loss = losses()["loss"]
-        loss.backward()
+        plain_losses(model, batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    model.eval()
-    with torch.no_grad():
-        before = float(losses()["loss"])
-    model.train()
     return before, step
 
 
-def serve(connection: Connection, size: int, fast: bool, mallopt: bool, threads: int) -> None:
-    """Says the first loss, then takes a step whenever it is asked."""
-    torch.set_num_threads(threads)
-    if mallopt and not keep_freed_memory():
-        print("this C library has no mallopt: it is off everywhere")
-    loss, step = training_step(random_batch(size, seed=0), fast)
-    connection.send(loss)
-    while connection.recv():
-        step()
-        connection.send(True)
-
-
-def in_a_process(size: int, fast: bool, mallopt: bool, threads: int) -> tuple[Connection, float, Callable[[], None]]:
-    """A process that takes steps, its first loss, and the function that asks for a step and waits."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    context.Process(target=serve, args=(there, size, fast, mallopt, threads), daemon=True).start()
-
-    def step() -> None:
-        here.send(True)
-        here.recv()
-
-    return here, here.recv(), step
+def new_model() -> ViLBERT:
+    torch.manual_seed(0)
+    return ViLBERT(Config())
 
 
 def report(seconds: dict[str, list[float]], batch: int) -> dict[str, float]:
@@ -135,22 +118,25 @@ def report(seconds: dict[str, list[float]], batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    ways = {"plain fp32": (False, False), "comodal (mallopt on)": (True, True)}
-    workers = {name: in_a_process(options.batch, *way, options.threads) for name, way in ways.items()}
-    losses = [loss for _, loss, _ in workers.values()]
-    numbers = {"batch": float(options.batch), "threads": float(options.threads)}
+    torch.set_num_threads(options.threads)
+    precision = resolve(precision=options.precision).precision
+    numbers = {"batch": float(options.batch), "threads": float(options.threads), **describe_machine()}
+    workers = {
+        "plain fp32": Worker(plain_step, (options.batch,), options.threads, mallopt=False),
+        f"comodal {precision}": Worker(trainers_step, (options.batch, precision), options.threads, mallopt=True),
+    }
+    losses = [worker.before for worker in workers.values()]
     numbers["loss_difference"] = max(losses) - min(losses)
     print(f"the same loss in fp32 to {numbers['loss_difference']:.1e} of {losses[0]:.4f}")
-    numbers |= report(
-        seconds_in_turn({name: step for name, (*_, step) in workers.items()}, options.repeats), options.batch
-    )
+    numbers |= report(seconds_in_turn(workers, options.repeats), options.batch)
     save(numbers, options.out)
-    for connection, *_ in workers.values():
-        connection.send(False)
+    for worker in workers.values():
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from plain_vilbert import eager_attention
+from plain_vilbert import step_by_step
 
 
 def padded(items: Sequence[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +33,7 @@ def plain_logits(
     words = max(words, *(len(text) for text in texts))
     rows = max(rows, *(len(regions) for regions, _ in images))
     logits = []
-    with eager_attention():
+    with step_by_step():
         for start in range(0, len(texts), batch_size):
             batch, words_attended = padded(texts[start : start + batch_size], words)
             some = images[start : start + batch_size]

@@ -1,10 +1,10 @@
-"""ViLBERT's pretraining losses as they are plainly computed: eager attention, full padding, heads at every place, fp32.
+"""ViLBERT's pretraining losses as they are plainly computed: step by step, full padding, heads at every place, fp32.
 
 So the original computes them, and so the fast path is checked and timed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -30,10 +30,25 @@ def plain_attention(
     return F.dropout(weights, dropout) @ values
 
 
+def plain_gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    """By the error function, as the original has it."""
+    assert approximate == "none"
+    return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+
+def plain_layer_norm(
+    x: torch.Tensor, _shape: Sequence[int], weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Of the last dimension, as the original has it."""
+    centred = x - x.mean(-1, keepdim=True)
+    return weight * (centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + eps)) + bias
+
+
 @contextmanager
-def eager_attention() -> Iterator[None]:
-    """Attention is computed plainly inside."""
-    with mock.patch.object(F, "scaled_dot_product_attention", plain_attention):
+def step_by_step() -> Iterator[None]:
+    """Attention, GELU and normalisation are computed plainly inside."""
+    plain = {"scaled_dot_product_attention": plain_attention, "gelu": plain_gelu, "layer_norm": plain_layer_norm}
+    with mock.patch.multiple(F, **plain):
         yield
 
 
@@ -50,7 +65,7 @@ def moved(places: torch.Tensor, columns: int, length: int) -> torch.Tensor:
 def plain_losses(model: ViLBERT, batch: CaptionBatch, words: int = 36, rows: int = 37) -> dict[str, torch.Tensor]:
     """The losses of masked words, of masked regions (class probabilities) and of alignment, and their sum."""
     lengths = batch.words.shape[1], batch.regions.shape[1]
-    with eager_attention():
+    with step_by_step():
         output = model(
             padded(batch.words, words),
             padded(batch.segments, words),

@@ -216,6 +216,16 @@ def test_seeds_and_epochs_hide_other_things(store):
     assert len(masked) == 4
 
 
+def test_the_places_of_tokens_are_those_of_the_masks(store):
+    batch = samples(store).batch(PLACES)
+    for mask, places in (
+        (batch.words_attended, batch.attended_words),
+        (batch.regions_attended, batch.attended_regions),
+    ):
+        assert not mask.all()
+        assert places.tolist() == [place for place, there in enumerate(mask.flatten().tolist()) if there]
+
+
 def test_in_mismatched_pairs_nothing_is_asked_for_but_as_much_is_hidden(store):
     """12-in-1: no masked losses on mismatched pairs. What the model sees does not tell which pairs these are."""
     asked, spared = (

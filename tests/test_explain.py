@@ -18,7 +18,8 @@ from comodal.analysis.co_attention import attend, draw_attention, examples, lit,
 from comodal.cli.program import main
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert import Prefix, ViLBERT, load_vilbert
+from comodal.models.streams import Prefix
+from comodal.models.vilbert import ViLBERT, load_vilbert
 from comodal.serve.answer import Answerer, load
 from comodal.serve.explain import Question, example_of
 from self_contained import check_page

@@ -1,5 +1,6 @@
 """The loop."""
 
+import math
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.fit import NotFiniteError, Pending, fit, validate
+from comodal.training.fit import NotFiniteError, Pending, clipped, fit, validate
 
 CPU = Compute(torch.device("cpu"))
 
@@ -148,3 +149,14 @@ def test_bf16_is_autocast():
         list(fit(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(1), compute))
     assert objective.types == [torch.float32, torch.bfloat16]
     assert objective.layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("most", [0.5, 13.0, math.inf])
+def test_a_gradient_beyond_the_limit_is_scaled_down_to_it(most: float):
+    """Gradients of (3, 4) and (12): together a norm of 13."""
+    module = torch.nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(1)])
+    module[0].grad, module[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third has none
+    assert float(clipped(module, most)) == 13
+    share = min(1.0, most / 13)
+    assert_close(module[0].grad, torch.tensor([3.0, 4.0]) * share)
+    assert_close(module[1].grad, torch.tensor([12.0]) * share)

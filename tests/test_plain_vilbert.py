@@ -13,6 +13,7 @@ def test_the_objective_gives_the_plain_losses_and_gradients():
     folder = FIXTURES / "pretrain_vt0"
     model, inputs = model_of(folder), tensors(folder, "inputs")
     batch = batch_of(inputs, "classes")
+    assert len(batch.attended_words) < batch.words.numel() and len(batch.attended_regions) < batch.tokens.numel()
     found = []
     for losses in (Pretraining(model)(batch), plain_losses(model, batch, words=14, rows=11)):
         gradients = torch.autograd.grad(losses["loss"], list(model.parameters()), allow_unused=True)

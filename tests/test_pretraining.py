@@ -61,6 +61,8 @@ def batch(
         region_classes=torch.randn(count, CLASSES, generator=generator).softmax(1),
         region_tokens=torch.randint(TOKENS, (count,), generator=generator),
         tokens=torch.randint(TOKENS + len(TokenInput), (pairs, 4), generator=generator),
+        attended_words=torch.arange(7 * pairs),
+        attended_regions=torch.arange(4 * pairs),
         keys=tuple(f"caption {i}, image {i}" for i in range(pairs)),
     )
 

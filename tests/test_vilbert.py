@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from comodal.models.convert_vilbert import original_names
 from comodal.models.heads import TaskHeads
 from comodal.models.single_stream import Config as SingleStreamConfig
 from comodal.models.single_stream import SingleStream
+from comodal.models.streams import Wanted
 from comodal.models.transformer import recorded_attention
 from comodal.models.vilbert import Config, Stream, ViLBERT, base, large, load_vilbert, small
 
+Model = TypeVar("Model", ViLBERT, SingleStream)
 TINY = Config(
     vocabulary=50,
     positions=20,
@@ -31,7 +34,11 @@ TINY = Config(
 
 def made(config: Config, seed: int = 0) -> ViLBERT:
     torch.manual_seed(seed)
-    model = ViLBERT(config).eval()
+    return randomised(ViLBERT(config))
+
+
+def randomised(model: Model) -> Model:
+    model.eval()
     for parameter in model.parameters():  # larger than BERT's, so that everything matters
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -191,6 +198,41 @@ def test_pooled_streams_alone_are_those_of_the_whole(schedule: tuple, dynamic: b
     text, vision = model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:])
     whole = model.join(text, vision)
     assert_close(model.join_pooled(text, vision), (whole.text, whole.vision), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("kind", ["two streams", "gated", "one stream"])
+def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedule: tuple):
+    """What is wanted, the pooled streams and all gradients are as if everything was computed."""
+    config = replace(TINY, schedule=schedule, dynamic_attention=kind == "gated")
+    if kind == "one stream":
+        config = replace(config, region_tokens=11)
+        model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, Stream(16, 2, 2, 24), 11, 9, 20)))
+    else:
+        model = made(config)
+    batch = inputs(config)
+    index = [batch[column].flatten().nonzero().squeeze(1) for column in (2, 5)]
+    wanted = Wanted(torch.tensor([2, 5, 9, 13]), torch.tensor([1, 7]))  # rows of 6 words and of 5 regions
+    found = []
+    for of_words, of_regions, few in ((None, None, None), (*index, wanted), (index[0], None, wanted), (*index, None)):
+        text = model.text_prefix(*batch[:3], index=of_words)
+        output = model.join(text, model.vision_prefix(*batch[3:], index=of_regions), few)
+        words, regions = output.words.flatten(0, 1)[wanted.words], output.regions.flatten(0, 1)[wanted.regions]
+        chosen = (words, regions, output.text, output.vision)
+        loss = sum(part.square().sum() for part in chosen)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found.append((chosen, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)))
+    for chosen, gradients in found[1:]:
+        assert_close(chosen, found[0][0], rtol=1e-5, atol=1e-5)
+        assert_close(gradients, found[0][1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_nobody_wants_is_not_computed():
+    model, batch = made(TINY), inputs(TINY)
+    words, regions = torch.tensor([2, 8]), torch.tensor([6])
+    output = model.join(model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:]), Wanted(words, regions))
+    assert output.words.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 2, 6, 8, 12]  # 0, 6, 12: the first
+    assert output.regions.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 5, 6, 10]
 
 
 def test_frozen_layers_keep_their_weights_and_change_nothing_else():

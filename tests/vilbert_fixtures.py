@@ -18,8 +18,9 @@ from comodal.data.batch import CaptionBatch
 from comodal.models.convert import read_tensors
 from comodal.models.convert_vilbert import fill_from_original, heads_in, read_original_config
 from comodal.models.heads import TaskHeads
+from comodal.models.streams import Output
 from comodal.models.transformer import Attention
-from comodal.models.vilbert import Output, ViLBERT
+from comodal.models.vilbert import ViLBERT
 from comodal.text_files import read_json
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "vilbert"
@@ -110,6 +111,8 @@ def batch_of(inputs: dict[str, torch.Tensor], target: str) -> CaptionBatch:
         region_classes=known if target == "classes" else torch.zeros(len(known), 0),
         region_tokens=torch.zeros(0, dtype=torch.int64),
         tokens=torch.zeros(regions.shape[:2], dtype=torch.int64),
+        attended_words=words_attended.flatten().nonzero().flatten(),
+        attended_regions=regions_attended.flatten().nonzero().flatten(),
         keys=tuple(str(i) for i in range(len(words))),
     )
 

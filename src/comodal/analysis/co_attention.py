@@ -22,8 +22,9 @@ from comodal.hardware import device_of
 from comodal.media.image import read_image
 from comodal.media.text import Words
 from comodal.models.checkpoint import model_folder
+from comodal.models.streams import Output, Prefix
 from comodal.models.transformer import recorded_attention
-from comodal.models.vilbert import Output, Prefix, ViLBERT
+from comodal.models.vilbert import ViLBERT
 
 MAX_REGIONS = 36
 WORDS_SHOWN = 4  # beside a picture; more go on below

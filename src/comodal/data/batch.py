@@ -91,6 +91,8 @@ class CaptionBatch(Tensors):
     region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities there; no columns if there are none
     region_tokens: Int64[Tensor, "hidden_tokens"]  # visual tokens there; no rows if the store has none
     tokens: Int64[Tensor, "batch regions"]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
+    attended_words: Int64[Tensor, "words_there"]  # flat places in `words` that are no padding
+    attended_regions: Int64[Tensor, "regions_there"]  # flat places in `regions` that are no padding
     keys: tuple[str, ...]  # the caption and its image
 
 

@@ -137,13 +137,14 @@ class Captions:
         features = seen.features[images, regions + 1]
         tokens = seen.tokens[images, regions + 1] - len(TokenInput)
         self._finish(seen, hidden_regions)
+        regions_attended = np.pad(seen.attended, ((0, 0), (1, 0)), constant_values=True)
         return CaptionBatch(
             words=torch.from_numpy(hidden_words.words.reshape(words.shape)),
             segments=torch.zeros(words.shape, dtype=torch.int64),
             words_attended=torch.from_numpy(attended),
             regions=torch.from_numpy(seen.features),
             locations=torch.from_numpy(seen.locations),
-            regions_attended=torch.from_numpy(np.pad(seen.attended, ((0, 0), (1, 0)), constant_values=True)),
+            regions_attended=torch.from_numpy(regions_attended),
             images=torch.from_numpy(rows),
             mismatched=torch.from_numpy(mismatched),
             masked_words=torch.from_numpy(masked_words),
@@ -153,6 +154,8 @@ class Captions:
             region_classes=torch.from_numpy(self._classes(rows, images, regions)),
             region_tokens=torch.from_numpy(tokens if self.store.tokens else tokens[:0]),
             tokens=torch.from_numpy(seen.tokens),
+            attended_words=torch.from_numpy(np.flatnonzero(attended)),
+            attended_regions=torch.from_numpy(np.flatnonzero(regions_attended)),
             keys=tuple(self.key(caption, row) for caption, row in zip(captions.tolist(), rows.tolist(), strict=True)),
         )
 

@@ -17,8 +17,9 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
-from comodal.models.transformer import Mask, TransformerLayer, as_mask, initialise
-from comodal.models.vilbert import Output, Prefix, Stream, ViLBERT
+from comodal.models.streams import Output, Prefix, Wanted, with_first
+from comodal.models.transformer import Index, Mask, TransformerLayer, as_mask, initialise
+from comodal.models.vilbert import Stream, ViLBERT
 
 BERT_BASE = Stream(768, 12, 12, 3072)
 
@@ -123,22 +124,35 @@ class SingleStream(nn.Module):
         words: Int64[Tensor, "batch words"],
         segments: Int64[Tensor, "batch words"],
         attended: Mask,
+        index: Index = None,
     ) -> Prefix:
-        """What does not depend on the image: the embeddings alone, since both meet in the first layer."""
-        return Prefix(self.text_embeddings(words, segments), as_mask(attended))
+        """What does not depend on the image: the embeddings alone, since both meet in the first layer.
+
+        With an index of the attended words, and one of the attended regions, `join` does not compute padding.
+        """
+        return Prefix(self.text_embeddings(words, segments), as_mask(attended), index)
 
     def vision_prefix(
         self,
         regions: Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
         attended: Mask,
+        index: Index = None,
     ) -> Prefix:
         """What does not depend on the text."""
-        return Prefix(self.region_embeddings(regions, locations), as_mask(attended))
+        return Prefix(self.region_embeddings(regions, locations), as_mask(attended), index)
 
-    def join(self, text: Prefix, vision: Prefix) -> Output:
-        """Every layer, for pairs of prefixes."""
-        x, _ = self.through(text, vision, len(self.text_layers))
+    def join(self, text: Prefix, vision: Prefix, wanted: Wanted | None = None) -> Output:
+        """Every layer, for pairs of prefixes.
+
+        Only the `wanted` tokens and the first ones come out of the last layer; the others are zeros.
+        """
+        x, attended, index = self.through(text, vision, len(self.text_layers) - 1)
+        last = index
+        if wanted is not None:
+            last = in_one(text, vision, with_first(text, wanted.words), with_first(vision, wanted.regions))
+        for layer in self.text_layers[-1:]:
+            x = layer(x, x, attended, None, last, index)
         words, regions = x.split([text.tokens.shape[1], vision.tokens.shape[1]], 1)
         return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
 
@@ -146,7 +160,7 @@ class SingleStream(nn.Module):
         self, text: Prefix, vision: Prefix
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
         """The `text` and `vision` of `join`, for less: the last layer is computed for the first tokens alone."""
-        x, attended = self.through(text, vision, len(self.text_layers) - 1)
+        x, attended, _ = self.through(text, vision, len(self.text_layers) - 1)
         first = x[:, [0, text.tokens.shape[1]]]
         for layer in self.text_layers[-1:]:
             first = layer(first, x, attended)
@@ -164,13 +178,26 @@ class SingleStream(nn.Module):
                 for side in (text, vision)
             )
             attended = torch.cat(list(masks), 1)
+        index = in_one(text, vision, text.chosen, vision.chosen)
         for layer in self.text_layers[:layers]:
-            x = layer(x, x, attended)
-        return Prefix(x, attended)
+            x = layer(x, x, attended, None, index, index)
+        return Prefix(x, attended, index)
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
         """Scores of every word at some places of the text."""
         return self.word_scores(x, self.text_embeddings.words.weight)
+
+
+def in_one(text: Prefix, vision: Prefix, words: Index, regions: Index) -> Index:
+    """The index of words and the index of regions in the sequence of both; None if both are."""
+    if words is None and regions is None:
+        return None
+    (batch, of_text), of_vision = text.tokens.shape[:2], vision.tokens.shape[1]
+    every = torch.arange(batch * (of_text + of_vision), device=text.tokens.device).view(batch, -1)
+    places = every[:, :of_text].flatten(), every[:, of_text:].flatten()
+    return torch.cat(
+        [here if index is None else here[index] for here, index in zip(places, (words, regions), strict=True)]
+    )
 
 
 def load_pretrained(path: Path) -> ViLBERT | SingleStream:

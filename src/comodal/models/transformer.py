@@ -10,13 +10,14 @@ from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
 Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
+Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # tokens of a batch, row x length + column, each once; None: all
 NOT_ATTENDED = -10_000.0  # the score of a region that is padding
 
 
@@ -47,26 +48,34 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
-    ) -> Float[Tensor, "batch queries dim"]:
-        """`attended` is None where nothing is padding: only then a GPU can take its fastest kernel."""
-        queries, keys = self.queries_and_keys(x, context, gates)
-        values = self.split(self.value(context))
+        index: Index = None,
+        context_index: Index = None,
+    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "chosen dim"]:
+        """`attended` is None where nothing is padding: only then a GPU can take its fastest kernel.
+
+        With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
+        """
+        queries, keys = self.queries_and_keys(x, context, gates, index, context_index)
+        values = self.split(projected(self.value, context, context_index))
         dropout = self.dropout if self.training else 0.0
-        if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":  # there the kernel's backward is slow
+        on_cpu = queries.device.type == "cpu"
+        if on_cpu and (queries.dtype == torch.bfloat16 or dropout):  # there the kernel is slower than its parts
             mixed = F.dropout(compared(queries, keys, attended), dropout) @ values
         else:
             mask = None if attended is None else key_mask(attended)
             mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(chosen(mixed.transpose(1, 2).flatten(2), index))
 
     def queries_and_keys(
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
         gates: Gates | None = None,
+        index: Index = None,
+        context_index: Index = None,
     ) -> tuple[Float[Tensor, "batch heads queries size"], Float[Tensor, "batch heads keys size"]]:
         """What is compared with what."""
-        queries, keys = self.query(x), self.key(context)
+        queries, keys = projected(self.query, x, index), projected(self.key, context, context_index)
         if gates is not None:
             queries, keys = queries * gates.queries.unsqueeze(1), keys * gates.keys.unsqueeze(1)
         return self.split(queries), self.split(keys)
@@ -81,9 +90,34 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
+        index: Index = None,
+        context_index: Index = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """How much each query attends to each key; dropout is left out."""
-        return compared(*self.queries_and_keys(x, context, gates), attended)
+        return compared(*self.queries_and_keys(x, context, gates, index, context_index), attended)
+
+
+def chosen(
+    x: Float[Tensor, "batch tokens dim"], index: Index
+) -> Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"]:
+    """The tokens of an index, one after the other, or all of them as they are."""
+    return x if index is None else x.flatten(0, 1).index_select(0, index)
+
+
+def spread(
+    x: Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"], index: Index, batch: int, tokens: int
+) -> Float[Tensor, "batch tokens dim"]:
+    """Chosen tokens at their places again; the others are zero."""
+    if index is None:
+        return x
+    return x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, index, x).view(batch, tokens, -1)
+
+
+def projected(
+    layer: nn.Module, x: Float[Tensor, "batch tokens dim"], index: Index
+) -> Float[Tensor, "batch tokens inner"]:
+    """A layer of the tokens of an index; zero elsewhere."""
+    return spread(layer(chosen(x, index)), index, *x.shape[:2])
 
 
 def compared(
@@ -159,9 +193,23 @@ class TransformerLayer(nn.Module):
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
         gates: Gates | None = None,
+        index: Index = None,
+        context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        x = self.attention_norm(x + self.dropout(self.attention(x, context, attended, gates)))
-        return self.norm(x + self.dropout(self.feed_forward(x)))
+        """The stream after this layer.
+
+        Args:
+            x: The stream that this layer changes.
+            context: The stream that it attends to.
+            attended: Where `context` has tokens; None where nothing is padding.
+            gates: Of queries and keys, in dynamic attention.
+            index: The tokens of `x` to compute; the others come out as zeros. Padding costs nothing then.
+            context_index: Of `context`, all tokens that are attended to, or None.
+        """
+        mixed = self.attention(x, context, attended, gates, index, context_index)
+        changed = self.attention_norm(chosen(x, index) + self.dropout(mixed))
+        changed = self.norm(changed + self.dropout(self.feed_forward(changed)))
+        return spread(changed, index, *x.shape[:2])
 
 
 class TextGates(nn.Module):

@@ -7,17 +7,17 @@ The function is that of facebookresearch/vilbert-multi-task, proven by its own o
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
-from comodal.models.transformer import Activation, Gates, Mask, TextGates, TransformerLayer, as_mask, initialise
+from comodal.models.streams import Output, Prefix, Wanted, with_first
+from comodal.models.transformer import Activation, Gates, Index, Mask, TextGates, TransformerLayer, as_mask, initialise
 
 
 @dataclass(frozen=True)
@@ -149,26 +149,6 @@ def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: 
     )
 
 
-class Output(NamedTuple):
-    """Both streams after their last layers, and each pooled at its first token."""
-
-    words: Float[Tensor, "batch words text_dim"]
-    regions: Float[Tensor, "batch regions vision_dim"]
-    text: Float[Tensor, "batch joint"]
-    vision: Float[Tensor, "batch joint"]
-
-
-class Prefix(NamedTuple):
-    """A stream before it meets the other, and which of its tokens are there: to be kept, repeated and joined."""
-
-    tokens: Float[Tensor, "batch tokens dim"]
-    attended: Bool[Tensor, "batch tokens"] | None  # None: all of them
-
-    def take(self, rows: Int64[Tensor, "chosen"]) -> "Prefix":
-        """Some rows, each as often as it is named."""
-        return Prefix(self.tokens[rows], None if self.attended is None else self.attended[rows])
-
-
 class CoAttention(nn.Module):
     """One co-attention layer (ViLBERT, figure 2b): each stream queries the other.
 
@@ -184,7 +164,8 @@ class CoAttention(nn.Module):
 
     def forward(self, words: Prefix, regions: Prefix) -> tuple[Tensor, Tensor]:
         """Words and regions after they met."""
-        return self.text(words.tokens, *regions), self.vision(regions.tokens, *words)
+        text = self.text(words.tokens, regions.tokens, regions.attended, None, words.chosen, regions.chosen)
+        return text, self.vision(regions.tokens, words.tokens, words.attended, None, regions.chosen, words.chosen)
 
 
 def direction(stream: Stream, context: Stream, inner_dim: int, heads: int) -> TransformerLayer:
@@ -285,8 +266,13 @@ class ViLBERT(nn.Module):
         segments: Int64[Tensor, "batch words"],
         attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
+        index: Index = None,
     ) -> Prefix:
-        """The text stream up to the first co-attention layer: it does not depend on the image."""
+        """The text stream up to the first co-attention layer: it does not depend on the image.
+
+        With an index of the attended words, padding is not computed, here and in `join`.
+        """
+        assert tasks is None or index is None, "an index is of words without task tokens"
         if (tasks is not None) != (self.config.task_tokens > 0):
             raise ValueError(f"tasks must be given exactly when the model has task tokens ({self.config.task_tokens})")
         frozen, first, attended = self.config.frozen_text_layers, self.config.first_meeting[1], as_mask(attended)
@@ -295,38 +281,47 @@ class ViLBERT(nn.Module):
             if tasks is not None and attended is not None:
                 attended = torch.cat([attended.new_ones(attended.shape[0], 1), attended], 1)
             for layer in self.text_layers[:frozen]:
-                x = layer(x, x, attended)
+                x = layer(x, x, attended, None, index, index)
         for layer in self.text_layers[frozen:first]:
-            x = layer(x, x, attended)
-        return Prefix(x, attended)
+            x = layer(x, x, attended, None, index, index)
+        return Prefix(x, attended, index)
 
     def vision_prefix(
         self,
         regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
         attended: Mask,
+        index: Index = None,
     ) -> Prefix:
-        """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention."""
+        """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention.
+
+        With an index of the attended regions, padding is not computed, here and in `join`.
+        """
         frozen, first, attended = self.config.frozen_vision_layers, self.vision_layers_before_text, as_mask(attended)
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.region_embeddings(regions, locations)
             for layer in self.vision_layers[: min(frozen, first)]:
-                x = layer(x, x, attended)
+                x = layer(x, x, attended, None, index, index)
         for layer in self.vision_layers[frozen:first]:
-            x = layer(x, x, attended)
-        return Prefix(x, attended)
+            x = layer(x, x, attended, None, index, index)
+        return Prefix(x, attended, index)
 
     @property
     def vision_layers_before_text(self) -> int:
         """How many layers of vision do not depend on the text."""
         return 0 if self.config.dynamic_attention else self.config.first_meeting[0]
 
-    def join(self, text: Prefix, vision: Prefix) -> Output:
-        """Everything from the first co-attention layer on, for pairs of prefixes."""
+    def join(self, text: Prefix, vision: Prefix, wanted: Wanted | None = None) -> Output:
+        """Everything from the first co-attention layer on, for pairs of prefixes.
+
+        Only the `wanted` tokens and the first ones come out of the last layers; the others are zeros.
+        """
         text, vision = self.met(text, vision)
         vision_done, text_done = self.last_meeting
-        regions = self.through_vision(vision, text, vision_done, self.config.vision.layers)
-        words = self.through_text(text, text_done, self.config.text.layers)
+        of_words = text.chosen if wanted is None else with_first(text, wanted.words)
+        of_regions = vision.chosen if wanted is None else with_first(vision, wanted.regions)
+        regions = self.through_vision(vision, text, vision_done, self.config.vision.layers, last=of_regions)
+        words = self.through_text(text, text_done, self.config.text.layers, last=of_words)
         return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
 
     def join_pooled(
@@ -354,29 +349,38 @@ class ViLBERT(nn.Module):
         """Text and vision after the last co-attention layer."""
         vision_done, text_done = self.vision_layers_before_text, self.config.first_meeting[1]
         for i, (vision_layer, text_layer) in enumerate(self.config.schedule):
-            text = Prefix(self.through_text(text, text_done, text_layer), text.attended)
-            vision = Prefix(self.through_vision(vision, text, vision_done, vision_layer), vision.attended)
+            text = text._replace(tokens=self.through_text(text, text_done, text_layer))
+            vision = vision._replace(tokens=self.through_vision(vision, text, vision_done, vision_layer))
             vision_done, text_done = vision_layer, text_layer
             if self.config.co_attention:
                 words, regions = self.co_layers[i](text, vision)
-                text, vision = Prefix(words, text.attended), Prefix(regions, vision.attended)
+                text, vision = text._replace(tokens=words), vision._replace(tokens=regions)
         return text, vision
 
-    def through_text(self, text: Prefix, start: int, stop: int, rows: int | None = None) -> Tensor:
-        """Words through some of their own layers; `rows` is how many of the first tokens are wanted of each."""
+    def through_text(
+        self, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Words through some of their own layers.
+
+        `rows` is how many of the first tokens are wanted of each, `last` what the last of these layers computes.
+        """
         x = text.tokens
-        for layer in self.text_layers[start:stop]:
-            x = layer(x[:, :rows], x, text.attended)
+        for i in range(start, stop):
+            index = text.chosen if last is None or i < stop - 1 else last
+            x = self.text_layers[i](x[:, :rows], x, text.attended, None, index, text.chosen)
         return x
 
-    def through_vision(self, vision: Prefix, text: Prefix, start: int, stop: int, rows: int | None = None) -> Tensor:
-        """Regions through some of their own layers, which the text gates in dynamic attention."""
+    def through_vision(
+        self, vision: Prefix, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Regions through some of their own layers, which the text gates in dynamic attention; as `through_text`."""
         x = vision.tokens
         for i in range(start, stop):
-            gates: Gates | None = self.vision_gates[i](*text) if self.config.dynamic_attention else None
+            gates: Gates | None = self.vision_gates[i](text.tokens, text.attended) if self.vision_gates else None
+            index = vision.chosen if last is None or i < stop - 1 else last
             frozen = i < self.config.frozen_vision_layers
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-                x = self.vision_layers[i](x[:, :rows], x, vision.attended, gates)
+                x = self.vision_layers[i](x[:, :rows], x, vision.attended, gates, index, vision.chosen)
         return x
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:

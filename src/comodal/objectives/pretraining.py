@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.vilbert import Prefix, ViLBERT
+from comodal.models.streams import Prefix, Wanted
+from comodal.models.transformer import Index
+from comodal.models.vilbert import ViLBERT
 from comodal.objectives.alignment import alignment
 from comodal.objectives.contrastive import Contrast, EncodingContrast, mean_encoding
 from comodal.objectives.masked import (
@@ -38,6 +40,12 @@ def target_columns(
     if not targets or len(set(targets)) < len(targets):
         raise ValueError(f"region targets {list(targets)}: name one or more, each once")
     return {target: sizes[target] for target in targets}
+
+
+def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
+    """The index of the attended tokens on a CPU, whose time is matrix products; None, for all, elsewhere or if that is
+    all."""
+    return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
 
 
 def unimodal_dims(model: nn.Module) -> tuple[int, int]:
@@ -96,9 +104,11 @@ class Pretraining(nn.Module):
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
         regions = batch.tokens if model.config.region_tokens else batch.regions
-        text = model.text_prefix(batch.words, batch.segments, batch.words_attended)
-        vision = model.vision_prefix(regions, batch.locations, batch.regions_attended)
-        output = model.join(text, vision)
+        of_words = padding_left_out(batch.words_attended, batch.attended_words)
+        of_regions = padding_left_out(batch.regions_attended, batch.attended_regions)
+        text = model.text_prefix(batch.words, batch.segments, batch.words_attended, index=of_words)
+        vision = model.vision_prefix(regions, batch.locations, batch.regions_attended, index=of_regions)
+        output = model.join(text, vision, Wanted(batch.masked_words, batch.masked_regions))
         words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
         targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
         pairs = alignment(model.alignment_head(output.text, output.vision), batch.mismatched)
@@ -124,7 +134,8 @@ class Pretraining(nn.Module):
         assert self.contrast is not None
         matched = ~batch.mismatched
         negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
-        return self.contrast(mean_encoding(*text), mean_encoding(*vision), negatives, matched)
+        encoding = [mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
+        return self.contrast(encoding[0], encoding[1], negatives, matched)
 
     def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[Guess]:
         """Each target's loss, from its columns of the region head."""

@@ -23,8 +23,9 @@ from comodal.hardware import Compute, DeviceName, Precision, resolve
 from comodal.media.inputs import as_image, as_path
 from comodal.media.text import Words
 from comodal.models.checkpoint import load_model, model_folder
+from comodal.models.streams import Output, Prefix
 from comodal.models.task_model import TaskModel
-from comodal.models.vilbert import Output, Prefix, ViLBERT
+from comodal.models.vilbert import ViLBERT
 from comodal.serve.region_network import extractor_for
 from comodal.tasks.gqa import TASK as SCENES
 from comodal.tasks.grounding import HEAD as POINTING

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from comodal.hardware import Compute
 from comodal.models.single_stream import SingleStream
-from comodal.models.vilbert import Prefix, ViLBERT
+from comodal.models.streams import Prefix
+from comodal.models.vilbert import ViLBERT
 from comodal.tasks.gallery import Gallery
 from comodal.tasks.metrics import check_finite
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,7 +99,7 @@ def fit(
             losses.append({name: value.detach().float() for name, value in metrics.items()})
             keys += batch.keys
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-        means["gradient_norm"] = nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
+        means["gradient_norm"] = clipped(objective, clip_norm)
         pending.add(step, means, keys)
         read = pending.read() if compute.device.type == "cpu" else []
         optimizer.step()
@@ -107,6 +108,14 @@ def fit(
             read = pending.read()
         if read:
             yield read
+
+
+def clipped(objective: nn.Module, most: float) -> Float[Tensor, ""]:
+    """The norm of the gradient; gradients with a larger norm than `most` are scaled down to it."""
+    norm = nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
+    if most < math.inf:  # else the gradients would be read and written once more for nothing
+        nn.utils.clip_grads_with_norm_(objective.parameters(), most, norm)
+    return norm
 
 
 def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
