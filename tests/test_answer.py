@@ -12,7 +12,7 @@ from PIL import Image
 import comodal
 from comodal.cli.program import main
 from comodal.data.regions import RegionStore
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
 from comodal.media.text import Words
 from comodal.models.checkpoint import save_model
@@ -61,7 +61,7 @@ VQA, POINTING = Head("vqa", "answers", 3, 8), Head("regions", "regions", 1)
 @pytest.mark.parametrize("head", [VQA, Head("gqa", "answers", 3, 8)], ids=lambda head: head.name)
 def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tmp_path: Path, head: Head):
     run = run_of(world, tmp_path / "run", head, POINTING)
-    answerer, store = load(run), RegionStore(world / "store")
+    answerer, store = load(run, precision="fp32"), RegionStore(world / "store")
     seen = answerer.see(world / "images" / "b.png")
     np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
     text = "what is on the grass?"
@@ -122,7 +122,9 @@ def test_what_cannot_be_asked_is_told(world: Path, tmp_path: Path, capsys: pytes
     assert "nowhere.jpg" in capsys.readouterr().err
 
 
-def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(world: Path, tmp_path: Path):
+def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     lines = [{"image": f"{name}.png", "boxes": [[0, 0, 20, 20], [5, 5, 30, 40]]} for name in "ab"]
     (tmp_path / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     extract_regions(world / "images", tmp_path / "store", str(world / "network"), tmp_path / "boxes.jsonl")
@@ -136,8 +138,17 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(world: Path, t
     (tmp_path / "given.json").write_text("[[0, 0, 20, 20]]")
     words = ["align", str(world / "images" / "a.png"), "a dog", "--model", str(run)]
     assert main([*words, "--boxes", str(tmp_path / "given.json")]) == 0
-    (tmp_path / "given.json").write_text("[[0, 0, 0, 20]]")
-    assert main([*words, "--boxes", str(tmp_path / "given.json")]) == 1
+    capsys.readouterr()
+    for boxes, told in (
+        ([[0, 0, 0, 20]], "given.json: no boxes, or an empty one"),
+        ([[20, 20, 15, 30]], "given.json: boxes of left, top, width, height (xywh)"),
+        ([[0.1, 0.1, 0.5, 0.7]], "a.png: boxes are fractions: no value of the boxes is above 1"),
+    ):
+        (tmp_path / "given.json").write_text(json.dumps(boxes))
+        assert main([*words, "--boxes", str(tmp_path / "given.json")]) == 1
+        assert told in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(MediaError, match=r"a\.png: boxes are not corners: .*left, top, width, height"):
+        answerer.see(world / "images" / "a.png", np.array([[20, 20, 15, 30]], np.float32))
 
 
 def test_it_is_a_public_name(world: Path, tmp_path: Path):

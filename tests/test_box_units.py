@@ -1,6 +1,7 @@
 """Boxes of a source are judged together: in single records fractions and widths look like corners."""
 
 import base64
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from comodal.data.convert_regions import convert_regions
 from comodal.data.regions import RegionStore
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError
+from comodal.serve.image_list import read_boxes
+from comodal.serve.region_extractor import inside
 
 WIDTH, HEIGHT = 640, 480
 
@@ -46,6 +49,32 @@ def test_other_units_behind_the_first_records_are_found(tmp_path: Path):
     source = write(tmp_path / "source", ["corners"] * 40 + ["xywh"] * 60, rows=36)
     with pytest.raises(DataError, match="xywh"):
         convert_regions(source, tmp_path / "store")
+
+
+def write_list(path: Path, units: list[str], rows: int = 2) -> Path:
+    """A list of images with their boxes, as `comodal extract --boxes` takes it."""
+    rng = np.random.default_rng(1)
+    lines = [{"image": f"{n}.jpg", "boxes": boxes_of(rng, unit, rows).tolist()} for n, unit in enumerate(units)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(("units", "reason"), [("fractions", "normalized"), ("xywh", "xywh")])
+@pytest.mark.parametrize("rows", [1, 2, 36])
+def test_a_list_of_boxes_of_other_units_is_refused_as_a_whole(tmp_path: Path, units: str, reason: str, rows: int):
+    with pytest.raises(DataError, match=rf"boxes\.jsonl: .*{reason}"):
+        read_boxes(write_list(tmp_path / "boxes.jsonl", [units] * 60, rows), tmp_path)
+    assert len(read_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 60, rows), tmp_path).images) == 60
+
+
+def test_an_image_of_a_list_with_normalized_boxes_is_refused_alone(tmp_path: Path):
+    assert len(read_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 9 + ["fractions"]), tmp_path).images) == 10
+    rng = np.random.default_rng(0)
+    with pytest.raises(MediaError, match="boxes are fractions"):
+        inside(boxes_of(rng, "fractions", 3), WIDTH, HEIGHT)
+    boxes, first_pixel = boxes_of(rng, "corners", 3), np.array([[0, 0, 1, 1]], np.float32)
+    assert np.array_equal(inside(boxes, WIDTH, HEIGHT), boxes)
+    assert np.array_equal(inside(first_pixel, 20, 20), first_pixel)
 
 
 def test_one_wrong_record_costs_that_record(tmp_path: Path):

@@ -3,15 +3,16 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from comodal.console import Table
+from comodal.data.box_units import judge_source
 from comodal.data.legacy import Layout, read_records, recognise
-from comodal.data.legacy_records import CORNERS, FRACTIONS, Record, Skipped
+from comodal.data.legacy_records import Record, Skipped
 from comodal.data.regions import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.data.workplace import explained, only_one
 from comodal.errors import DataError
@@ -19,7 +20,6 @@ from comodal.files import stamp_of_all, write_whole
 from comodal.progress import Progress
 from comodal.text_files import parse_json, read_json_lines
 
-TOO_MANY = 0.25  # of the records: fewer are faults of single records
 LOOK = 25  # records that tell how many features a region has
 NOTES = ".report.part"  # what was skipped so far
 
@@ -88,7 +88,7 @@ def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, abo
                     notes.add(skipped)
                 meter.records += 1
         reasons = Counter(parse_json(line.decode(), notes.path)["reason"] for line in notes.lines)
-        check_units(source, reasons, len(writer.images))
+        judge_source(source, reasons, len(writer.images))
         write_whole(out / "report.jsonl", b"".join(notes.lines))
 
 
@@ -108,30 +108,10 @@ def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
                 units[record.reason] += 1
             if number >= LOOK and (sizes or units):
                 break
-    check_units(source, units, sum(sizes.values()))
+    judge_source(source, units, sum(sizes.values()))
     if not sizes:
         raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]
-
-
-def check_units(source: Path, skipped: Mapping[str, int], taken: int) -> None:
-    """Judges the boxes of a source as a whole: where many are of other units, the rest only looks as if it were not.
-
-    Raises:
-        DataError: They are fractions, or most likely left, top, width, height.
-    """
-    fractions, corners = skipped.get(FRACTIONS, 0), skipped.get(CORNERS, 0)
-    of = taken + fractions + corners
-    if fractions > TOO_MANY * of:
-        raise DataError(
-            f"{source}: normalized boxes: in {fractions:,} of {of:,} records no value is above 1 in an image of many "
-            "pixels; multiply them by the width and height of their image"
-        )
-    if corners > TOO_MANY * of:
-        raise DataError(
-            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {of:,} records a box ends before "
-            "it begins when read as left, top, right, bottom; add left and top to width and height"
-        )
 
 
 def take(record: Record, writer: RegionWriter) -> Skipped | None:

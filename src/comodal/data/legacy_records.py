@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from comodal.data.box_units import BoxUnitsError, check_units
 from comodal.data.restricted import RefusedPickleError
 from comodal.errors import DataError
 
@@ -18,11 +19,6 @@ NAMES = {
     "classes": ("cls_prob",),
     "image": ("image_id",),
 }
-BoxFault = Literal["boxes are fractions", "boxes are not corners"]
-FRACTIONS: BoxFault = "boxes are fractions"
-CORNERS: BoxFault = "boxes are not corners"
-LARGEST_FRACTION = 1.01  # of fractions that were rounded
-FEWEST_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
 FEWEST_NUMBERS = 16  # that show how features spread
 MOST_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
 OUTSIDE = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
@@ -45,19 +41,6 @@ class Skipped(NamedTuple):
     image: str
     reason: Literal["refused", "damaged", "does not fit", "id twice", "boxes are fractions", "boxes are not corners"]
     detail: str
-
-
-class BoxUnitsError(ValueError):
-    """Boxes that are not left, top, right, bottom in pixels.
-
-    Args:
-        reason: FRACTIONS or CORNERS.
-        detail: What was found.
-    """
-
-    def __init__(self, reason: BoxFault, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def taken(image: str, make: Callable[[], Record]) -> Record | Skipped:
@@ -96,20 +79,12 @@ def check_boxes(record: Record) -> None:
         BoxUnitsError: They are fractions, or end before they begin.
         ValueError: They leave the image.
     """
-    boxes, size = record.boxes, f"{record.width} x {record.height} pixels"
-    if (boxes[:, 2:] < boxes[:, :2]).any():
-        detail = (
-            "a box ends before it begins; boxes are left, top, right, bottom, these may be left, top, width, height"
-        )
-        raise BoxUnitsError(CORNERS, detail)
-    has_area = len(boxes) > 0 and (boxes[:, 2:] > boxes[:, :2]).all()
-    if has_area and boxes.max() <= LARGEST_FRACTION and min(record.width, record.height) >= FEWEST_PIXELS:
-        raise BoxUnitsError(FRACTIONS, f"no value of the boxes is above 1 in an image of {size}; boxes are in pixels")
+    check_units(record.boxes, record.width, record.height)
     sides = np.array([record.width, record.height])
     slack = 2 + OUTSIDE * sides
     corners = record.boxes.reshape(-1, 2)
     if (corners < -slack).any() or (corners > sides + slack).any():
-        raise ValueError(f"boxes leave the image of {size}")
+        raise ValueError(f"boxes leave the image of {record.width} x {record.height} pixels")
 
 
 def check_spread(features: Float[np.ndarray, "regions dim"]) -> None:

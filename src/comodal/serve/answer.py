@@ -17,6 +17,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from comodal.console import say, say_json
+from comodal.data.box_units import CORNERS, ends_before_it_begins, judge_source
 from comodal.data.captions import with_whole_image
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
@@ -92,7 +93,7 @@ class Answerer:
 
         Raises:
             DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
-            MediaError: The picture cannot be read, or is too thin.
+            MediaError: The picture cannot be read or is too thin, or the boxes are no corners in its pixels.
             TypeError: It is something else.
         """
         try:
@@ -233,6 +234,8 @@ def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
         found = np.array(read_json(boxes), np.float32).reshape(-1, 4)
     except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
+    if ends_before_it_begins(found):
+        judge_source(boxes, {CORNERS: 1}, 0)
     if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
         raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")
     return found

@@ -99,7 +99,7 @@ class Extractor:
         """The regions of a picture that stands upright, in given boxes (cut off at its edges) or its own.
 
         Raises:
-            MediaError: The picture is too thin, or a box lies outside it.
+            MediaError: The picture is too thin, a box lies outside it, or the boxes are no corners in pixels.
             DataError: There are no boxes.
         """
         return self.network(picture, self.boxes_in(picture, boxes))

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from comodal.data.box_units import CORNERS, FRACTIONS, BoxFault, ends_before_it_begins, judge_source, look_normalized
 from comodal.data.image_folder import FoundImages, find_images
 from comodal.errors import DataError
 from comodal.files import stamp_of
@@ -80,22 +82,47 @@ def read_boxes(path: Path, folder: Path) -> Listed:
     """Images with their boxes.
 
     Raises:
-        DataError: There is no such folder, the file cannot be read, or a line is not as it should be.
+        DataError: There is no such folder, the file cannot be read, a line is not as it should be, or the boxes are no
+            corners in pixels.
     """
     there(folder)
-    given, origin = [], path.name
+    given, origin = dict[int, Given](), path.name
     for number, entry in read_json_lines(path):
         try:
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-            if not ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all():
-                raise ValueError("a box is left, top, right, bottom, and none is empty")
-            given.append(Given(str(entry["image"]), boxes))
+            given[number] = Given(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
     if not given:
         raise DataError(f"{path} has no lines; each is like {LINE}")
-    return replace(each_once(given), boxes_from=origin)
+    check_boxes(path, given)
+    return replace(each_once(given.values()), boxes_from=origin)
+
+
+def check_boxes(path: Path, given: Mapping[int, Given]) -> None:
+    """The boxes of all lines, judged together, are corners in pixels, and none is empty.
+
+    Raises:
+        DataError: They are not, or a line has an empty box.
+    """
+    faults = Counter[str](fault for image in given.values() if (fault := fault_of(image.boxes)) is not None)
+    judge_source(path, faults, len(given) - faults.total())
+    for number, (_, boxes) in given.items():
+        if boxes is not None and not (boxes[:, 2:] > boxes[:, :2]).all():
+            raise DataError(
+                f"{path}, line {number}: a box is left, top, right, bottom in pixels, and none is empty; each line is "
+                f"like {LINE}"
+            )
+
+
+def fault_of(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault | None:
+    """What the boxes of an image of any size look like, if not like corners in pixels."""
+    if boxes is None:
+        return None
+    if ends_before_it_begins(boxes):
+        return CORNERS
+    return FRACTIONS if look_normalized(boxes) else None
 
 
 def there(folder: Path) -> Path:

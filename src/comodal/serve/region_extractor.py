@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from comodal.data.box_units import BoxUnitsError, check_units
 from comodal.data.regions import Regions
 from comodal.errors import MediaError
 
@@ -83,8 +84,13 @@ def inside(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> 
     """Boxes cut off at the edges of the picture.
 
     Raises:
-        MediaError: Nothing is left of one of them: they are of another picture, or of one that was turned.
+        MediaError: They are no corners in pixels, or nothing is left of one of them: they are of another picture, or of
+            one that was turned.
     """
+    try:
+        check_units(boxes, width, height)
+    except BoxUnitsError as error:
+        raise MediaError("the picture", error.reason, str(error)) from None
     cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     empty = (cut[:, 2] <= cut[:, 0]) | (cut[:, 3] <= cut[:, 1])
     if empty.any():

@@ -1,0 +1,85 @@
+"""Boxes are left, top, right, bottom in pixels; those of other units are found by what such boxes cannot be.
+
+Normalized boxes lie within the first pixel of a large image. Boxes of left, top, width, height (xywh) end before they
+begin when they are read as corners, though not every single one: a source of many images is judged as a whole.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.errors import DataError
+
+BoxFault = Literal["boxes are fractions", "boxes are not corners"]
+FRACTIONS: BoxFault = "boxes are fractions"
+CORNERS: BoxFault = "boxes are not corners"
+LARGEST_FRACTION = 1.01  # of fractions that were rounded
+FEWEST_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
+TOO_MANY = 0.25  # of the images: fewer are faults of single ones
+
+
+class BoxUnitsError(ValueError):
+    """Boxes that are not left, top, right, bottom in pixels.
+
+    Args:
+        reason: FRACTIONS or CORNERS.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: BoxFault, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def ends_before_it_begins(boxes: Float[np.ndarray, "regions 4"]) -> bool:
+    """Whether a box does, read as corners."""
+    return bool((boxes[:, 2:] < boxes[:, :2]).any())
+
+
+def look_normalized(boxes: Float[np.ndarray, "regions 4"]) -> bool:
+    """Whether there are boxes, none is empty, and none ends behind the first pixel."""
+    return len(boxes) > 0 and bool((boxes[:, 2:] > boxes[:, :2]).all()) and float(boxes.max()) <= LARGEST_FRACTION
+
+
+def check_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> None:
+    """The boxes of one image are corners in pixels, as far as they show it.
+
+    Raises:
+        BoxUnitsError: They are fractions, or end before they begin.
+    """
+    if ends_before_it_begins(boxes):
+        detail = (
+            "a box ends before it begins; boxes are left, top, right, bottom, these may be left, top, width, height"
+        )
+        raise BoxUnitsError(CORNERS, detail)
+    if look_normalized(boxes) and min(width, height) >= FEWEST_PIXELS:
+        detail = f"no value of the boxes is above 1 in an image of {width} x {height} pixels; multiply them by its size"
+        raise BoxUnitsError(FRACTIONS, detail)
+
+
+def judge_source(source: Path, faults: Mapping[str, int], taken: int) -> None:
+    """Judges the boxes of a source as a whole: where many are of other units, the rest only looks as if it were not.
+
+    Args:
+        source: The file or folder, for the error.
+        faults: Of how many images the boxes are fractions, or no corners.
+        taken: Of how many they are neither.
+
+    Raises:
+        DataError: They are fractions, or most likely left, top, width, height.
+    """
+    fractions, corners = faults.get(FRACTIONS, 0), faults.get(CORNERS, 0)
+    of = taken + fractions + corners
+    if fractions > TOO_MANY * of:
+        raise DataError(
+            f"{source}: normalized boxes: in {fractions:,} of {of:,} records no value is above 1 in an image of many "
+            "pixels; multiply them by the width and height of their image"
+        )
+    if corners > TOO_MANY * of:
+        raise DataError(
+            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {of:,} records a box ends before "
+            "it begins when read as left, top, right, bottom; add left and top to width and height"
+        )
