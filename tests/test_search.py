@@ -123,7 +123,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos: Path, tmp_path: Path, rerank: int):
     run = world / "run"
     expected = plainly(photos, run, TEXT, tmp_path / "store")
-    searcher = open_index(photos, run, rerank=rerank)
+    searcher = open_index(photos, run, rerank=rerank, precision="fp32")
     found = searcher.search(TEXT, top=rerank)
     assert (searcher.stage is None) == (rerank == 16) and found.scored == rerank == len(found.best)
     kept = {hit.image.name for hit in found.best}
@@ -134,8 +134,8 @@ def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos:
 
 
 def test_a_score_is_what_align_says_of_the_picture(world: Path, photos: Path):
-    found = open_index(photos, world / "run").search(TEXT, top=3)
-    answerer = comodal.load(world / "run")
+    found = open_index(photos, world / "run", precision="fp32").search(TEXT, top=3)
+    answerer = comodal.load(world / "run", precision="fp32")
     for hit in found.best:
         (said,) = answerer.align(answerer.see(hit.image), [TEXT])
         assert hit.score == pytest.approx(said.probability, abs=2e-3)  # the index is fp16
