@@ -39,7 +39,7 @@ def run(world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answerer(run: Path) -> Answerer:
-    return load(run)
+    return load(run, precision="fp32")
 
 
 def plainly(layer: torch.nn.Module, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -65,6 +65,15 @@ def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer
     np.testing.assert_allclose(found.words.sum(1), 1, atol=1e-5)  # the whole image's share is among them
     np.testing.assert_allclose(found.regions.sum(1), 1, atol=1e-5)
     torch.testing.assert_close(output.words, answerer.meet([pieces], seen).words, atol=1e-5, rtol=0)
+
+
+def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer: Answerer):
+    """As where bf16 is native: its prefix has the numbers that bfloat16 holds, and nothing else is rounded."""
+    pieces, seen = answerer.words.encode(QUESTION), answerer.see(world / "images" / "b.png").prefix
+    rounded = seen._replace(tokens=seen.tokens.bfloat16())
+    _, (found,) = attend(answerer.vilbert, pieces, rounded)
+    _, (expected,) = attend(answerer.vilbert, pieces, rounded._replace(tokens=rounded.tokens.float()))
+    assert np.array_equal(found.words, expected.words) and np.array_equal(found.regions, expected.regions)
 
 
 def test_layers_stand_in_their_order(answerer: Answerer):

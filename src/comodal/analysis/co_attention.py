@@ -104,12 +104,12 @@ def attend(
     model: ViLBERT, pieces: Sequence[int], vision: Prefix, segments: Sequence[int] | None = None
 ) -> tuple[Output, list[Layer]]:
     """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
-    co-attention layer."""
+    co-attention layer, in the precision of the weights."""
     words = torch.tensor([list(pieces)], device=device_of(model))
     parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)], device=words.device)
     text = model.text_prefix(words, parts, None)
     with recorded_attention(model) as maps:
-        output = model.join(text, vision)
+        output = model.join(text, vision._replace(tokens=vision.tokens.to(text.tokens.dtype)))
     means = {
         name: weights[0].mean(0).float().cpu().numpy()
         for name, weights in maps.items()
