@@ -1,6 +1,8 @@
 """One image, one line: what a run says of any picture is what evaluation says of the same one in a store."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,3 +155,17 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
 
 def test_it_is_a_public_name(world: Path, tmp_path: Path):
     assert isinstance(comodal.load(run_of(world, tmp_path / "run")), Answerer)
+
+
+def test_an_answer_does_not_wait_for_imports_that_it_does_not_need(world: Path):
+    """A new process: half of its time was importing torchvision, SciPy, Matplotlib, TensorBoard and `torch._dynamo`."""
+    run = run_of(world, world / "light")
+    words = ["align", str(world / "images" / "a.png"), "a dog", "--model", str(run)]
+    script = (
+        "import sys; from comodal.cli.program import main\n"
+        f"assert main({words!r}) == 0\n"
+        "heavy = {'torchvision', 'scipy', 'matplotlib', 'tensorboard', 'torch._dynamo'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

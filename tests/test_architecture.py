@@ -24,6 +24,7 @@ EVERYWHERE = {
     "progress",
     "distributed",
     "hardware",
+    "later",
     "environment",
     "workers",
 }

@@ -11,7 +11,15 @@ from safetensors.torch import save_file
 
 from comodal.errors import CheckpointError
 from comodal.models import checkpoint
-from comodal.models.checkpoint import checksum, from_json, load_model, read_about, save_model, untrained_like
+from comodal.models.checkpoint import (
+    NothingDrawn,
+    checksum,
+    from_json,
+    load_model,
+    read_about,
+    save_model,
+    untrained_like,
+)
 from comodal.models.l3net import L3EMBEDDING, Config, L3Net, openl3, small
 
 CONFIGS = [small(2, 28), *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING, openl3("mel256", "librosa")))]
@@ -188,3 +196,17 @@ def test_a_save_that_is_cut_short_leaves_the_old_model(folder: Path, monkeypatch
 def test_what_is_not_a_model_is_not_saved(tmp_path: Path):
     with pytest.raises(ValueError, match=r"not a model of comodal\.models"):
         save_model(torch.nn.Linear(1, 1), tmp_path, {})
+
+
+def test_reading_a_model_draws_nothing(tmp_path: Path):
+    """Its weights are those of the file, and random numbers go on as if nothing had been read."""
+    torch.manual_seed(0)
+    model = L3Net(small(4))
+    save_model(model, tmp_path / "model", {})
+    before = torch.get_rng_state()
+    with NothingDrawn():
+        layer = torch.nn.Linear(3, 3)
+    assert torch.equal(torch.get_rng_state(), before) and layer.weight.shape == (3, 3)
+    read = load_model(tmp_path / "model")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor, nn
 
 from comodal.data.batch import Batch, ClassBatch, PairBatch, TaskBatch

@@ -20,8 +20,8 @@ from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.streams import Prefix
 from comodal.models.vilbert import ViLBERT, load_vilbert
-from comodal.serve.answer import Answerer, load
-from comodal.serve.explain import Question, example_of
+from comodal.serve.answer import Answerer, Question, load
+from comodal.serve.explain import example_of
 from self_contained import check_page
 from small_tasks import COLOURS, SIDE, colour_of, write_colours, write_pretrained
 from small_tasks import config as small_config

@@ -36,7 +36,7 @@ from comodal.tasks.retrieval import recipe as retrieval
 from comodal.tasks.vcr import recipe as vcr
 from comodal.tasks.visual_genome import recipe as visual_genome
 from comodal.tasks.vqa import recipe as vqa
-from comodal.tasks.vqa import vocabulary_of
+from comodal.tasks.vqa_files import vocabulary_of
 from comodal.text_files import read_json, read_yaml
 
 RECIPES: dict[str, Callable[..., Any]] = {

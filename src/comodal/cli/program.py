@@ -23,6 +23,7 @@ from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import did_you_mean
 from comodal.errors import ComodalError, DataError
 from comodal.files import reason_of
+from comodal.later import find_object
 from comodal.media.stored.patterns import is_pattern
 from comodal.training.config import plain
 
@@ -126,11 +127,6 @@ def run_list(words: list[str]) -> int:
     return 0
 
 
-def load(target: str) -> Callable[..., Any]:
-    module, name = target.split(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def page_of_command(name: str) -> Page:
     """The help page of a command."""
     function = read_function(COMMANDS[name].target)
@@ -152,7 +148,7 @@ def run_command(name: str, words: list[str]) -> int:
     """Parses a command's words, and calls its function."""
 
     def call(values: dict[str, Any]) -> int:
-        load(COMMANDS[name].target)(**values)
+        find_object(COMMANDS[name].target)(**values)
         return 0
 
     return run_page(page_of_command(name), words, call)
@@ -167,7 +163,7 @@ def run_train(name: str, words: list[str]) -> int:
 
     def start(values: dict[str, Any]) -> int:
         parameters = {key: values.pop(key) for key in own & set(values)}
-        return int(load(TRAINER)(load(RECIPES[name].target), parameters, **values))
+        return int(find_object(TRAINER)(find_object(RECIPES[name].target), parameters, **values))
 
     return run_page(page_of_recipe(name), words, start)
 

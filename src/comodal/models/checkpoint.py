@@ -11,16 +11,18 @@ import os
 import re
 import typing
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from comodal.errors import CheckpointError
 from comodal.files import whole, write_whole
@@ -30,6 +32,7 @@ ModelType = typing.TypeVar("ModelType", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabularies have 2**18 pieces
+DRAWN_BY = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}  # what our models and PyTorch's layers call
 SPARE_PARAMETERS = 1_000  # of modules that a model makes and drops, or shares
 FLOATING = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
 CLASS_NAME = re.compile(r"[a-z][a-z0-9_]*:[A-Z][A-Za-z0-9]*")  # module:Class, without dots
@@ -79,7 +82,7 @@ def load_model(path: Path) -> nn.Module:
     config = from_json(config_class, described.get("config"), f"{folder / CONFIG}: config")
     check_shapes(model_class, config, folder)
     weights = read_weights(folder / WEIGHTS)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+    with torch.random.fork_rng(devices=[]), NothingDrawn():  # the weights made here are overwritten
         model = model_class(config)
     model.load_state_dict(weights)
     return model.eval()
@@ -93,7 +96,7 @@ def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> 
     """
     found = read_header(folder / WEIGHTS)
     try:
-        with torch.device("meta"), at_most(2 * len(found) + SPARE_PARAMETERS):
+        with torch.device("meta"), at_most(2 * len(found) + SPARE_PARAMETERS), NothingDrawn():
             expected = model_class(config).state_dict()
     except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{folder / CONFIG}: no model has this configuration: {first_line(error)}") from error
@@ -107,6 +110,22 @@ def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> 
         if is_float != expected[name].is_floating_point():
             kind = "floating point" if is_float else "an integer type"
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is of {kind}, which its model does not have there")
+
+
+class NothingDrawn(TorchFunctionMode):
+    """New parameters inside are left as they are, where they will be overwritten or have no numbers.
+
+    Drawing the weights of ViLBERT's base model takes a second, and drawing on the meta device imports
+    `torch._dynamo`, which takes another.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in DRAWN_BY:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 @contextmanager

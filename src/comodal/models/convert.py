@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
-from comodal.models.checkpoint import SPARE_PARAMETERS, at_most, check_finite, first_line, read_header, refuse_packed
+from comodal.models.checkpoint import (
+    SPARE_PARAMETERS,
+    NothingDrawn,
+    at_most,
+    check_finite,
+    first_line,
+    read_header,
+    refuse_packed,
+)
 from comodal.text_files import read_json_object
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
@@ -139,7 +147,7 @@ def check_sizes(
         CheckpointError: A tensor has another shape, or no model has this configuration.
     """
     try:
-        with torch.device("meta"), at_most(2 * len(shapes) + SPARE_PARAMETERS):
+        with torch.device("meta"), at_most(2 * len(shapes) + SPARE_PARAMETERS), NothingDrawn():
             model = build()
     except (RuntimeError, ValueError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: no network has the sizes of its configuration: {first_line(error)}") from error

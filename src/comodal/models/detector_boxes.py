@@ -13,7 +13,8 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
-from torchvision.ops import nms
+
+from comodal.models.box_ops import nms
 
 MEAN = (102.9801, 115.9465, 122.7717)  # of ImageNet's blue, green and red, in bytes (py-faster-rcnn's config.py)
 LARGEST = math.log(1000 / 16)  # how much a box may grow: maskrcnn-benchmark and Detectron2; Caffe has no limit

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d, roi_align
 
+from comodal.models.box_ops import roi_align
 from comodal.models.detector_boxes import fpn_levels
 
 STRIDES = (4, 8, 16, 32, 64)  # pixels to a cell of P2 to P6
@@ -70,10 +70,28 @@ class Told(NamedTuple):
     deltas: Float[Tensor, "regions fours"]  # of the box, for each class
 
 
+class FrozenNorm(nn.Module):
+    """Batch normalisation that never learns; it adds nothing to the variance (layers/batch_norm.py)."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Tensor:
+        scale = self.weight * self.running_var.rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
 def normed(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution with its norm, which adds nothing to the variance (layers/batch_norm.py)."""
+    """A convolution with its norm."""
     convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, FrozenBatchNorm2d(out, eps=0))
+    return nn.Sequential(convolution, FrozenNorm(out))
 
 
 class Block(nn.Module):
@@ -182,11 +200,11 @@ class FPN(nn.Module):
 def laid_out(model: FPN) -> FPN:
     """A network in the layout that is fastest, its norms inside its convolutions."""
     for module in list(model.modules()):
-        if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenBatchNorm2d):
+        if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenNorm):
             convolution, norm = module[0], module[-1]
             assert isinstance(convolution, nn.Conv2d)
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                convolution.weight, None, norm.running_mean, norm.running_var, 0.0, norm.weight, norm.bias
             )
             del module[-1]
     return model.eval().to(memory_format=torch.channels_last)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import nms
 
+from comodal.models.box_ops import nms
 from comodal.models.detector_boxes import (
     anchors_on,
     blue_green_red,

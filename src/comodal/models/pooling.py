@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.ops import roi_align
+
+from comodal.models.box_ops import roi_align
 
 
 def pool_boxes(
@@ -21,7 +22,7 @@ def pool_boxes(
     rows, columns = feature_maps.shape[2:]
     sides = boxes[0].new_tensor([columns, rows, columns, rows])
     scaled = [(of_one * sides).to(feature_maps.device, torch.float32) for of_one in boxes]
-    pooled = roi_align(feature_maps.float(), scaled, cells, aligned=True)
+    pooled = roi_align(feature_maps.float(), scaled, cells)
     return pooled.permute(0, 2, 3, 1).flatten(1)
 
 

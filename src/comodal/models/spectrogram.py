@@ -101,7 +101,8 @@ class Spectrogram(nn.Module):
         if not (0 < config.n_fft <= MAX_FFT and 0 <= config.mel_bands <= MAX_FFT and config.hop_samples > 0):
             raise ValueError(f"n_fft and mel_bands are at most {MAX_FFT:,} and hop_samples is at least 1, got {config}")
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.window_samples), persistent=False)
+        # Made on the meta device, it imports `torch._dynamo`, which takes a second.
+        self.register_buffer("window", torch.hann_window(config.window_samples, device="cpu"), persistent=False)
         if config.mel_bands:
             filters = filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
             self.register_buffer("filters", filters, persistent=False)

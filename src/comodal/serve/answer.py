@@ -28,11 +28,10 @@ from comodal.models.streams import Output, Prefix
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import ViLBERT
 from comodal.serve.region_network import extractor_for
-from comodal.tasks.gqa import TASK as SCENES
-from comodal.tasks.grounding import HEAD as POINTING
+from comodal.tasks.grounding_files import HEAD as POINTING
 from comodal.tasks.pair_scores import groups
-from comodal.tasks.vqa import HEAD as ANSWERING
-from comodal.tasks.vqa import vocabulary_of
+from comodal.tasks.vqa_files import GQA_HEAD, vocabulary_of
+from comodal.tasks.vqa_files import HEAD as ANSWERING
 from comodal.text_files import read_json, read_json_object
 
 MAX_REGIONS = 100
@@ -50,6 +49,13 @@ class Place(NamedTuple):
 
     box: tuple[float, ...]
     probability: float
+
+
+class Question(NamedTuple):
+    """A text beside a picture, and what the model said."""
+
+    text: str
+    answers: Sequence[Guess] | Sequence[Place]
 
 
 class Seen(NamedTuple):
@@ -144,7 +150,7 @@ class Answerer:
     def ask(self, image: Any, question: str, most: int = 5) -> list[Guess]:
         """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
         answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
-        head = ANSWERING if ANSWERING in heads or SCENES.head not in heads else SCENES.head
+        head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
         scores = self.scores(head, "vqa", self.words.encode(question), self.seen(image)).sigmoid()
         if len(scores) != len(answers):
             raise CheckpointError(

@@ -1,16 +1,13 @@
 """`comodal ask`, `fill`, `align` and `ground`: one image, one line."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from comodal.console import say, say_json
 from comodal.files import whole
 from comodal.hardware import DeviceName, Precision
-from comodal.serve.answer import Place, Seen, corners, load, show
-from comodal.serve.explain import Question, check_explanation, explain_to
+from comodal.later import find_object
+from comodal.serve.answer import Answerer, Place, Question, Seen, corners, load, show
 
 BELONGS = "belongs to the picture"
 
@@ -43,10 +40,10 @@ def ask(
         comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
     answerer = load(model, device, precision)
-    check_explanation(answerer, explain)
+    draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     guesses = answerer.ask(seen, question, top)
-    explain_to(explain, answerer, seen, [Question(question, guesses)])
+    draw(seen, [Question(question, guesses)])
     show(guesses, json)
 
 
@@ -78,11 +75,11 @@ def fill(
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
     answerer = load(model, device, precision)
-    check_explanation(answerer, explain)
+    draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     found = answerer.fill(seen, text, top)
     best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
-    explain_to(explain, answerer, seen, [Question(text, best_first)])
+    draw(seen, [Question(text, best_first)])
     for guesses in found:
         show(guesses, json)
 
@@ -113,10 +110,10 @@ def align(
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
     answerer = load(model, device, precision)
-    check_explanation(answerer, explain)
+    draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
-    explain_to(explain, answerer, seen, [Question(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
+    draw(seen, [Question(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
     show(found, json)
 
 
@@ -150,14 +147,27 @@ def ground(
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
     answerer = load(model, device, precision)
-    check_explanation(answerer, explain)
+    draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     places = answerer.ground(seen, phrase, top)
-    explain_to(explain, answerer, seen, [Question(phrase, places)])
+    draw(seen, [Question(phrase, places)])
     show_places(places, json)
     if out is not None:
+        figure = find_object("comodal.serve.draw_places:draw_places")(seen, places, phrase)
         with whole(out) as path:
-            draw(seen, places, phrase).savefig(path, format="png", dpi=120)
+            figure.savefig(path, format="png", dpi=120)
+
+
+def drawing(out: Path | None, answerer: Answerer) -> Callable[[Seen, Sequence[Question]], None]:
+    """What draws the attention of words to a file (`Explanation`); it does nothing where no file is wanted.
+
+    Raises:
+        ValueError: The file is of no kind that is drawn.
+        DataError: The model has no attention between words and regions.
+    """
+    if out is None:
+        return lambda _seen, _questions: None
+    return find_object("comodal.serve.explain:Explanation")(out, answerer)
 
 
 def show_places(places: list[Place], as_json: bool) -> None:
@@ -168,19 +178,3 @@ def show_places(places: list[Place], as_json: bool) -> None:
     for place in places:
         sides = " ".join(f"{side:.1f}" for side in place.box)
         say(f"{place.probability:6.3f}  {sides}")
-
-
-def draw(seen: Seen, places: list[Place], phrase: str) -> Figure:
-    """The picture with the boxes."""
-    height, width = seen.picture.shape[:2]
-    figure = Figure(figsize=(6, 0.4 + 6 * height / width), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.imshow(seen.picture)
-    axes.set_axis_off()
-    axes.set_title(phrase, fontsize=10)
-    for place in places:
-        left, top, right, bottom = place.box
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=2))
-        axes.text(left, top, f"{place.probability:.2f}", color="white", backgroundcolor="#00000080", fontsize=8)
-    return figure

@@ -35,8 +35,7 @@ from comodal.models.convert_volta import as_vilbert, is_volta
 from comodal.models.task_model import Config as TaskConfig
 from comodal.models.task_model import TaskModel
 from comodal.models.vilbert import Config, ViLBERT
-from comodal.tasks.vqa import ANSWERS, HEAD
-from comodal.tasks.vqa_files import read_answers
+from comodal.tasks.vqa_files import ANSWERS, HEAD, read_answers
 from comodal.text_files import read_json_object
 
 REPORT = "report.txt"

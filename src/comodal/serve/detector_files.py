@@ -20,6 +20,7 @@ from comodal.models.detector_c4 import C4
 from comodal.models.detector_fpn import FPN
 
 CAFFEMODEL = ".caffemodel"
+CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
 PICKLE = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 

@@ -6,49 +6,43 @@ The answers are those of the usual path; the attention is of the same text besid
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from comodal.analysis.attention_page import write_attention
 from comodal.analysis.co_attention import Example, attend, draw_attention, need_co_attention
 from comodal.files import whole
-from comodal.serve.answer import Answerer, Guess, Place, Seen
+from comodal.serve.answer import Answerer, Guess, Place, Question, Seen
 
 FIGURES = {".png": "png", ".svg": "svg"}
 TOLD = 3  # answers beside a figure; a page has all
 
 
-class Question(NamedTuple):
-    """A text beside a picture, and what the model said."""
+class Explanation:
+    """What draws the words of questions to a file; refuses before anything is computed.
 
-    text: str
-    answers: Sequence[Guess] | Sequence[Place]
-
-
-def check_explanation(answerer: Answerer, out: Path | None) -> None:
-    """Refuses before anything is computed.
+    Args:
+        out: A figure, or a page.
+        answerer: The model.
 
     Raises:
         ValueError: The file is of no kind that is drawn.
         DataError: The model has no attention between words and regions.
     """
-    if out is None:
-        return
-    if out.suffix not in {*FIGURES, ".html"}:
-        raise ValueError(f"--explain {out}: name a figure (.png or .svg) or a page (.html)")
-    need_co_attention(answerer.vilbert, answerer.folder)
 
+    def __init__(self, out: Path, answerer: Answerer) -> None:
+        if out.suffix not in {*FIGURES, ".html"}:
+            raise ValueError(f"--explain {out}: name a figure (.png or .svg) or a page (.html)")
+        need_co_attention(answerer.vilbert, answerer.folder)
+        self.out, self.answerer = out, answerer
 
-def explain_to(out: Path | None, answerer: Answerer, seen: Seen, questions: Sequence[Question]) -> None:
-    """Draws what the words of each question look at, where a file is wanted."""
-    if out is None:
-        return
-    shown = [example_of(answerer, seen, question) for question in questions]
-    if out.suffix == ".html":
-        rows = [[(named(answer), answer.probability) for answer in question.answers] for question in questions]
-        write_attention(out, shown, rows)
-        return
-    with whole(out) as path:
-        draw_attention(shown).savefig(path, format=FIGURES[out.suffix], dpi=110)
+    def __call__(self, seen: Seen, questions: Sequence[Question]) -> None:
+        """Draws what the words of each question look at."""
+        shown = [example_of(self.answerer, seen, question) for question in questions]
+        if self.out.suffix == ".html":
+            rows = [[(named(answer), answer.probability) for answer in question.answers] for question in questions]
+            write_attention(self.out, shown, rows)
+            return
+        with whole(self.out) as path:
+            draw_attention(shown).savefig(path, format=FIGURES[self.out.suffix], dpi=110)
 
 
 def example_of(answerer: Answerer, seen: Seen, question: Question) -> Example:

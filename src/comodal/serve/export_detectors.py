@@ -5,6 +5,7 @@ own of them, and features have been learnt from one way alone (models/detector_r
 """
 
 import torch
+import torchvision  # noqa: F401, an export needs what it tells of its kernels
 from jaxtyping import Float
 from torch import Tensor, nn
 

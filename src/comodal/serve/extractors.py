@@ -19,6 +19,7 @@ from comodal.data.regions import Regions
 from comodal.data.same_regions import named
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import find_device
+from comodal.later import find_object
 from comodal.models.checkpoint import CONFIG, load_model, model_folder
 from comodal.models.convert import FILES
 from comodal.models.convert_c4 import build_c4, is_c4
@@ -27,12 +28,11 @@ from comodal.models.detector_c4 import C4
 from comodal.models.detector_fpn import FPN
 from comodal.models.pooling import grid_boxes
 from comodal.serve.backbones import LITE0, Maps, Pooled, load_backbone
-from comodal.serve.detector_files import CAFFEMODEL, load_detector, read_detector
+from comodal.serve.detector_files import CAFFEMODEL, CLASS_SCORES, load_detector, read_detector
 from comodal.serve.extractors_c4 import C4Regions, HeadTypes, RuleNames, rules_of
 from comodal.serve.extractors_detr import load_detr
 from comodal.serve.extractors_fpn import FpnRegions, fpn_rules_of
 from comodal.serve.extractors_selective import selective_search
-from comodal.serve.extractors_torchvision import CLASS_SCORES, load_faster_rcnn
 from comodal.serve.region_extractor import RegionExtractor, check_shape, inside
 from comodal.text_files import read_json_object
 
@@ -173,6 +173,7 @@ def load_network(source: Source, device: str) -> RegionExtractor:
             f"{path}: not the weights of torchvision's Faster R-CNN or of a Visual Genome detector; "
             f"it begins with {list(state)[:3]}"
         )
+    load_faster_rcnn = find_object("comodal.serve.extractors_torchvision:load_faster_rcnn")
     return load_faster_rcnn(path, state, source.size, source.most, device)
 
 

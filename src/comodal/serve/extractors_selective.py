@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from torchvision.ops import nms
 
 from comodal.errors import DataError
+from comodal.models.box_ops import nms
 
 SIDE = 200  # short side that is searched: 0.4 s a picture, 300 takes 0.9 s
 SMALLEST = 10  # pixels of that

@@ -18,15 +18,15 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
-from torchvision.ops import nms
 
 from comodal.data.regions import Regions
 from comodal.errors import CheckpointError
+from comodal.models.box_ops import nms
 from comodal.models.convert import first_line
 from comodal.serve.backbones import fingerprint
+from comodal.serve.detector_files import CLASS_SCORES
 from comodal.serve.region_extractor import fingerprint_of
 
-CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"
 BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its file has
     "roi_heads.box_head.0.0.weight": fasterrcnn_resnet50_fpn_v2,
     "backbone.body.layer1.0.conv1.weight": fasterrcnn_resnet50_fpn,

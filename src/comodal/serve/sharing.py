@@ -26,9 +26,9 @@ from comodal.models.checkpoint import CONFIG, WEIGHTS, load_model, model_folder,
 from comodal.serve.backbones import LITE0
 from comodal.serve.region_network import check_kept
 from comodal.tasks.card import CARD, as_markdown, read_card
-from comodal.tasks.grounding import HEAD as POINTING
+from comodal.tasks.grounding_files import HEAD as POINTING
 from comodal.tasks.region_network import BESIDE_MODEL, FILES
-from comodal.tasks.vqa import HEAD as VQA
+from comodal.tasks.vqa_files import HEAD as VQA
 from comodal.text_files import read_text
 
 PAPERS = {

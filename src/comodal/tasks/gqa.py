@@ -15,6 +15,7 @@ from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start
 from comodal.tasks.one_answer import Asking, QuestionTask, evaluate_questions, question_run
+from comodal.tasks.vqa_files import GQA_HEAD
 from comodal.text_files import read_json
 from comodal.training.run import Run
 
@@ -63,7 +64,7 @@ def as_submitted(key: str, said: str) -> dict[str, str | int]:
     return {"questionId": key, "prediction": said}
 
 
-TASK = QuestionTask("gqa", "GQA", "gqa", read_questions, as_submitted, refuses_missing=True)
+TASK = QuestionTask("gqa", "GQA", GQA_HEAD, read_questions, as_submitted, refuses_missing=True)
 
 
 def recipe(

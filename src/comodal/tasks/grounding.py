@@ -26,7 +26,6 @@ from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
-from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, tell, training_of
 from comodal.tasks.examples import Example, Fixed, single
 from comodal.tasks.fine_tuning import (
@@ -40,7 +39,7 @@ from comodal.tasks.fine_tuning import (
     read_asked,
     read_parts,
 )
-from comodal.tasks.grounding_files import Expression, overlap, read_expressions
+from comodal.tasks.grounding_files import HEAD, Expression, overlap, read_expressions
 from comodal.tasks.image_rows import ImageRows
 from comodal.tasks.metrics import describe_interval
 from comodal.tasks.missing_images import (
@@ -53,7 +52,6 @@ from comodal.tasks.missing_images import (
 )
 from comodal.training.run import Run
 
-HEAD = Head("regions", "regions", 1)
 MAX_WORDS = 20
 MAX_REGIONS = 100
 RIGHT = 0.5  # IoU

@@ -18,10 +18,12 @@ from jaxtyping import Float
 
 from comodal.errors import DataError
 from comodal.files import write_whole
+from comodal.models.heads import Head
 from comodal.tasks.vcr_files import as_boxes
 from comodal.tasks.vqa_files import read_plain_pickle
 from comodal.text_files import read_json
 
+HEAD = Head("regions", "regions", 1)  # of models
 REFERENCE = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
 MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
 

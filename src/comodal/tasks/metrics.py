@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm
 
 from comodal.errors import DataError
 
@@ -101,7 +101,7 @@ def bootstrap_interval(
 
 def wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion of so many independent items."""
-    z = float(norm.ppf((1.0 + confidence) / 2.0))
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     middle = (share + z * z / (2.0 * items)) / (1.0 + z * z / items)
     half = z * math.sqrt(share * (1.0 - share) / items + z * z / (4.0 * items * items)) / (1.0 + z * z / items)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -36,8 +36,8 @@ from comodal.tasks.missing_images import (
     refuse_missing,
     scores_of,
 )
-from comodal.tasks.vqa import ANSWERS, Scored, asked_of, vocabulary_of
-from comodal.tasks.vqa_files import read_answers
+from comodal.tasks.vqa import Scored, asked_of
+from comodal.tasks.vqa_files import ANSWERS, read_answers, vocabulary_of
 from comodal.training.run import Run
 
 UNKNOWN = "answer is not in the vocabulary"

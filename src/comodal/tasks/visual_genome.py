@@ -14,8 +14,7 @@ from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.examples import Blank
 from comodal.tasks.fine_tuning import Setup, Start
 from comodal.tasks.one_answer import Asking, QuestionTask, evaluate_questions, question_run
-from comodal.tasks.vqa import HEAD
-from comodal.tasks.vqa_files import LEAST_QUESTIONS
+from comodal.tasks.vqa_files import HEAD, LEAST_QUESTIONS
 from comodal.tasks.vqa_metric import written
 from comodal.text_files import read_json
 from comodal.training.run import Run

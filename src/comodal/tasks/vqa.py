@@ -15,10 +15,9 @@ import numpy as np
 
 from comodal.console import say
 from comodal.data.loader import Workers
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.text import Words
-from comodal.models.checkpoint import model_folder
 from comodal.models.heads import Head
 from comodal.tasks.card import Card, Score, reasons, tell, training_of
 from comodal.tasks.examples import Blank, Example, Text, single
@@ -44,18 +43,20 @@ from comodal.tasks.missing_images import (
     scores_of,
 )
 from comodal.tasks.vqa_files import (
+    ANSWERS,
+    HEAD,
     LEAST_QUESTIONS,
     Question,
     build_answers,
     read_answers,
     read_questions,
     soft_scores,
+    vocabulary_of,
     write_results,
 )
 from comodal.tasks.vqa_metric import accuracy, written
 from comodal.training.run import Run
 
-HEAD, ANSWERS = "vqa", "answers.json"
 MAX_WORDS = 23  # the later original's; the first has 16, and cuts [SEP] off
 # ViLBERT, table 1 (test-dev); no official number for val
 PAPER = {("test-dev2015", 107_394): 0.7055}
@@ -270,14 +271,6 @@ def out_of_reach(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> di
     known = {written(answer) for answer in vocabulary}
     count = sum(known.isdisjoint(map(written, answers)) for answers in said)
     return {f"{NO_ANSWER} (scored all the same)": count} if count else {}
-
-
-def vocabulary_of(model: Path) -> list[str]:
-    """The answers that a fine-tuned model can give, from the file beside it."""
-    path = model_folder(model) / ANSWERS
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
-    return read_answers(path)
 
 
 def score(

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comodal.data.restricted import load_pickle
-from comodal.errors import DataError
+from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
+from comodal.models.checkpoint import model_folder
 from comodal.tasks.vqa_metric import written
 from comodal.text_files import read_json, read_lines
 
+HEAD, GQA_HEAD = "vqa", "gqa"  # of models
+ANSWERS = "answers.json"  # beside a model
 LEAST_QUESTIONS = 9
 SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
 
@@ -173,3 +176,11 @@ def read_results(path: Path, questions: Sequence[Question]) -> dict[int, str]:
     if missing:
         raise DataError(f"{path}: {len(missing):,} questions have no answer, the first is {missing[0]}")
     return found
+
+
+def vocabulary_of(model: Path) -> list[str]:
+    """The answers that a fine-tuned model can give, from the file beside it."""
+    path = model_folder(model) / ANSWERS
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
+    return read_answers(path)

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from comodal.files import json_line, write_whole
+from comodal.later import find_object
 from comodal.text_files import read_log
 
 SHOWN = ("loss", "accuracy", "samples_per_second", "mfu")
@@ -24,7 +23,8 @@ class Log:
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         write_whole(self.path, b"".join(json_line(line) for line in kept))
         self.file = self.path.open("a", buffering=1)
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        writer = find_object("torch.utils.tensorboard:SummaryWriter")
+        self.events = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
         """One line, and one event for each metric."""
