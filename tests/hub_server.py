@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,9 +83,22 @@ def served() -> Iterator[tuple[str, dict[str, bytes]]]:
     server.server_close()
 
 
-def comodal_at(address: str, home: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """A command of ours whose hub is that server."""
+COMMANDS = """
+import contextlib, io, json, sys
+from comodal.cli.program import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        status = main(words)
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def comodal_at(address: str, home: Path, *commands: Sequence[object]) -> list[tuple[int, str]]:
+    """Commands of ours whose hub is that server, one after the other in a process: how each ends, and what it says."""
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_nobody",
                                 "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
-    command = [sys.executable, "-m", "comodal", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    told = json.dumps([[str(word) for word in words] for words in commands])
+    command = [sys.executable, "-c", COMMANDS, told]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

@@ -49,6 +49,7 @@ def test_both_halves_of_caffes_detector(folder: Path, tmp_path: Path):
     assert_close(attributes.softmax(1), theirs["attr_prob"], **NUMBERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", **ids(PYRAMID))
 @torch.inference_mode()
 def test_both_halves_of_the_pyramids_detector(folder: Path, tmp_path: Path):

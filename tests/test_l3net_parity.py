@@ -131,6 +131,7 @@ def test_the_correspondence_network_is_l3embeddings():
     assert_close(output.logits.softmax(1), torch.from_numpy(theirs["probs0"]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_three_training_steps_are_l3embeddings():
     """Keras' l2 of 1e-5 has no half: it is a coupled weight decay of 2e-5, on kernels alone.
 

@@ -118,11 +118,10 @@ def test_shared_and_got_back_it_answers_with_the_same_bits(moved: Moved, tmp_pat
     assert "goes along in `regions_network/`" in card and "comodal ask photo.jpg" in card
     assert answered(tmp_path / "shared", moved.images) == moved.answered
     with served() as (address, files):
-        pushed = comodal_at(address, tmp_path / "home", "push", moved.fine_tuned, "me/small")
-        assert pushed.returncode == 0, pushed.stderr
+        commands = ("push", moved.fine_tuned, "me/small"), ("pull", "me/small", tmp_path / "got")
+        pushed, pulled = comodal_at(address, tmp_path / "home", *commands)
+        assert pushed[0] == pulled[0] == 0, pushed[1] + pulled[1]
         assert {f"regions_network/{name}" for name in KEPT} < files.keys()
-        pulled = comodal_at(address, tmp_path / "home", "pull", "me/small", tmp_path / "got")
-        assert pulled.returncode == 0, pulled.stderr
     assert answered(tmp_path / "got", moved.images) == moved.answered
 
 

@@ -1,7 +1,6 @@
 """Shared models: what goes along and what does not, and there and back over a server that speaks the hub's protocol."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,16 +77,16 @@ def test_there_and_back_over_the_hub(tmp_path: Path, hub: tuple[str, dict[str, b
     address, files = hub
     run = run_of(tmp_path)
 
-    def comodal(*words: object) -> subprocess.CompletedProcess[str]:
-        return comodal_at(address, tmp_path / "home", *words)
-
-    nobody = comodal("pull", "me/small", tmp_path / "nobody")
-    assert nobody.returncode == 1 and "me/small: not got from the hub" in nobody.stderr
-    assert "Traceback" not in nobody.stderr
-    pushed = comodal("push", run, "me/small", "--results", tmp_path / "results")
-    assert pushed.returncode == 0, pushed.stderr
+    nobody, pushed, pulled = comodal_at(
+        address,
+        tmp_path / "home",
+        ("pull", "me/small", tmp_path / "nobody"),
+        ("push", run, "me/small", "--results", tmp_path / "results"),
+        ("pull", "me/small", tmp_path / "got"),
+    )
+    assert nobody[0] == 1 and "me/small: not got from the hub" in nobody[1]
+    assert pushed[0] == 0, pushed[1]
     assert "model.safetensors" in files and not any("step.pt" in name for name in files)
-    pulled = comodal("pull", "me/small", tmp_path / "got")
-    assert pulled.returncode == 0, pulled.stderr
+    assert pulled[0] == 0, pulled[1]
     assert (tmp_path / "got" / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert load_model(tmp_path / "got").config == load_model(run).config

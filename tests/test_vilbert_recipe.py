@@ -83,6 +83,7 @@ def test_stopping_and_going_on_changes_no_bit(trained: Path, world, tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_two_processes_do_the_steps_of_one(world, tmp_path: Path):
     """Without dropout; hidden places are averaged in each part of a batch, as they are by accumulation."""
     words = ["comodal", "train", "vilbert"]
@@ -98,6 +99,7 @@ def test_two_processes_do_the_steps_of_one(world, tmp_path: Path):
     assert two == pytest.approx(one, rel=0.01)  # Adam's first steps have the sign of gradients, however small
 
 
+@pytest.mark.slow
 def test_it_learns_words_regions_and_alignment_of_pairs_that_it_has_not_seen(tmp_path: Path):
     """Which two of six things an image shows decides its caption: far above chance (0.5, and 1/6) in a minute."""
     world = write_captions(tmp_path, images=480)
