@@ -105,9 +105,12 @@ def chosen(
 
 
 def spread(
-    x: Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"], index: Index, batch: int, tokens: int
+    x: Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"],
+    index: Index,
+    batch: int | torch.SymInt,
+    tokens: int | torch.SymInt,
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Chosen tokens at their places again; the others are zero."""
+    """Chosen tokens at their places again; the others are zero. Sizes are symbols while the network is exported."""
     if index is None:
         return x
     return x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, index, x).view(batch, tokens, -1)
