@@ -4,17 +4,21 @@ Python's `tarfile` ends silently at a damaged header and reads extended headers 
 by itself, what cannot be one is skipped up to the next that can, and all that was skipped is told.
 """
 
-import tarfile
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-BLOCK = tarfile.BLOCKSIZE
+BLOCK = 512
 ZEROS = bytes(BLOCK)
+READ_AHEAD = 16 * BLOCK  # header, text and the next header often lie in one
 MAX_EXTENDED_BYTES = 1 << 20  # of a long name or a pax header
 SKIP_BYTES = 1 << 20  # of the zeros behind the end, at a time
-FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+FILES, FOLDERS = (b"0", b"\0", b"7"), b"5"  # kinds of members
+LINKS, SPARSE, WITHOUT_DATA = b"12", b"S", b"123456"
+LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL = b"L", b"K", (b"x", b"X"), b"g"
+POSIX = b"ustar\0"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -25,6 +29,7 @@ class Header(NamedTuple):
     start: int
     size: int
     problem: str = ""
+    truncated: bool = False
 
 
 class Damage(NamedTuple):
@@ -34,35 +39,53 @@ class Damage(NamedTuple):
     detail: str
 
 
-def read_headers(path: Path) -> Iterator[Header | Damage]:
-    """The members of an archive that are files or links, in its order, and what is damaged between them.
+class Fields(NamedTuple):
+    """What is used of a header block."""
+
+    name: str
+    size: int
+    kind: bytes
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator["TarReader"]:
+    """An archive, to read its headers and its small members in the order of the file.
 
     Raises:
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
-        end = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(8)
-        packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-        if packed:
-            yield Damage("compressed", f"it is packed with {packed}; unpack it first, members are read where they lie")
-            return
-        yield from _Scan(file, end).members()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield TarReader(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-class _Scan:
+class TarReader:
     """One pass over the blocks of an archive."""
 
-    def __init__(self, file: BinaryIO, end: int) -> None:
-        self.file = file
-        self.end = end
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.end = os.fstat(descriptor).st_size
+        self.ahead, self.ahead_at = b"", 0
         self.at = 0
         self.extended: dict[str, str] = {}  # of the next member
         self.lost_from: int | None = None
         self.ended = False  # behind the zeros that end an archive
 
+    def read(self, at: int, size: int) -> bytes:
+        """Bytes of the archive; fewer at its end."""
+        first = at - self.ahead_at
+        if not 0 <= first <= first + size <= len(self.ahead):
+            self.ahead, self.ahead_at, first = os.pread(self.descriptor, max(size, READ_AHEAD), at), at, 0
+        return self.ahead[first : first + size]
+
     def members(self) -> Iterator[Header | Damage]:
+        """The members that are files or links, in the order of the archive, and what is damaged between them."""
+        packed = next((name for magic, name in COMPRESSED.items() if self.read(0, 8).startswith(magic)), None)
+        if packed:
+            yield Damage("compressed", f"it is packed with {packed}; unpack it first, members are read where they lie")
+            return
         found = False
         while self.at + BLOCK <= self.end:
             block = self.read(self.at, BLOCK)
@@ -86,10 +109,6 @@ class _Scan:
         elif not self.ended and self.at < self.end:
             yield Damage("truncated", f"it ends at byte {self.end:,}, inside a header: members are missing")
 
-    def read(self, at: int, size: int) -> bytes:
-        self.file.seek(at)
-        return self.file.read(size)
-
     def skip_zeros(self) -> None:
         """Go to the first block with something in it."""
         while self.at + BLOCK <= self.end:
@@ -107,30 +126,28 @@ class _Scan:
             self.ended = True
         self.lost_from = None
 
-    def member(self, header: tarfile.TarInfo) -> Iterator[Header | Damage]:
+    def member(self, header: Fields) -> Iterator[Header | Damage]:
         """Take one header with what belongs to it, and go behind it."""
-        start = self.at + BLOCK
-        size = self.size_of(header)
-        has_data = header.type in FILES or header.type not in tarfile.SUPPORTED_TYPES
-        has_data |= header.type in (*PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        has_data |= header.type == tarfile.GNUTYPE_SPARSE
-        self.at = start + (-(-size // BLOCK) * BLOCK if has_data else 0)
-        name = self.extended.get("path", header.name)
-        if header.type in (*PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            yield from self.extend(header.type, start, size)
+        kind, start, size = header.kind, self.at + BLOCK, self.size_of(header)
+        self.at = start if kind in WITHOUT_DATA else start + -(-size // BLOCK) * BLOCK
+        if kind in (LONG_NAME, LONG_LINK, PAX_OF_ALL, *PAX):
+            yield from self.extend(kind, start, size)
             return
-        sparse = header.type == tarfile.GNUTYPE_SPARSE or any(one.startswith("GNU.sparse") for one in self.extended)
+        name = self.extended.get("path", header.name)
+        sparse = kind == SPARSE or any(one.startswith("GNU.sparse") for one in self.extended)
         self.extended = {}
         if sparse:
             yield Header(name, start, size, "a sparse file, whose bytes do not lie together")
-        elif header.islnk() or header.issym():
+        elif kind in LINKS:
             yield Header(name, start, 0, "a link, not a file")
-        elif header.type in FILES and start + size > self.end:
-            yield Header(name, start, size, f"the archive ends at byte {self.end:,}, inside this member")
-        elif header.type in FILES:
+        elif kind in FILES and start + size > self.end:
+            yield Header(
+                name, start, size, f"the archive ends at byte {self.end:,}, inside this member", truncated=True
+            )
+        elif kind in FILES:
             yield Header(name, start, size)
 
-    def size_of(self, header: tarfile.TarInfo) -> int:
+    def size_of(self, header: Fields) -> int:
         """A pax header's size counts where the number is too large for the header."""
         text = self.extended.get("size", "")
         return int(text) if text.isdecimal() and len(text) < 20 else header.size
@@ -138,22 +155,44 @@ class _Scan:
     def extend(self, kind: bytes, start: int, size: int) -> Iterator[Damage]:
         """Read what an extended header says of the next member."""
         if size > MAX_EXTENDED_BYTES or start + size > self.end:
+            self.at = start  # the size is not to be believed
             yield Damage("damaged", f"an extended header of {size:,} bytes at byte {start:,}")
             return
         data = self.read(start, size)
-        if kind == tarfile.GNUTYPE_LONGNAME:
+        if kind == LONG_NAME:
             self.extended["path"] = data.split(b"\0")[0].decode("utf-8", "surrogateescape")
         elif kind in PAX:
             self.extended |= parse_pax(data)
 
 
-def parse_header(block: bytes) -> tarfile.TarInfo | None:
-    """The header in a block, or None if its checksum or a number in it is wrong."""
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
+def parse_header(block: bytes) -> Fields | None:
+    """The header in a block, or None if its checksum or a number in it is wrong (POSIX.1-2017, ustar)."""
+    checksum = number_of(block[148:156])
+    if checksum is None:
         return None
-    return header if header.size >= 0 else None
+    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if checksum != total and checksum != total - 256 * sum(byte > 127 for byte in block):  # old ones sum signed bytes
+        return None
+    size = number_of(block[124:136])
+    if size is None:
+        return None
+    name, kind = text_of(block[:100]), block[156:157]
+    if block[257:263] == POSIX and block[345]:
+        name = f"{text_of(block[345:500])}/{name}"
+    return Fields(name, size, FOLDERS if kind == b"\0" and name.endswith("/") else kind)
+
+
+def text_of(field: bytes) -> str:
+    """A text up to its first null byte."""
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def number_of(field: bytes) -> int | None:
+    """Octal digits, or GNU's binary numbers; None if it is neither, or negative."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip()
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else None
 
 
 def parse_pax(data: bytes) -> dict[str, str]:

@@ -19,7 +19,7 @@ from comodal.media.stored.examples import (
     inner_name,
     kind_of,
 )
-from comodal.media.stored.tar_headers import Damage, Header, read_headers
+from comodal.media.stored.tar_headers import Damage, Header, TarReader, open_tar
 from comodal.media.stored.window import window
 from comodal.text_files import parse_json
 
@@ -37,70 +37,76 @@ class TarShard:
         """Examples in the order of their first members; damage stands where it is found."""
         samples: dict[str, dict[str, Header]] = {}
         found: list[Example] = []
-        for member in read_headers(self.path):
-            if isinstance(member, Damage):
-                found.append(Example("", fault=Fault(member.reason, member.detail)))
-                continue
-            name = inner_name(member.name)
-            key, ending = key_and_ending(name)
-            sample = samples.setdefault(key, {})
-            if ending in sample:
-                detail = f"{name} stands in the archive more than once; the first is taken"
-                found.append(Example(name, fault=Fault("key twice", detail)))
-            sample.setdefault(ending, member._replace(name=name))
-        for key, members in samples.items():
-            if any(map(is_wanted, members)):
-                yield self._example(key, members)
+        with open_tar(self.path) as tar:
+            for member in tar.members():
+                if isinstance(member, Damage):
+                    found.append(Example("", fault=Fault(member.reason, member.detail)))
+                    continue
+                name = inner_name(member.name)
+                key, ending = key_and_ending(name)
+                sample = samples.setdefault(key, {})
+                if ending in sample:
+                    detail = f"{name} stands in the archive more than once; the first is taken"
+                    found.append(Example(name, fault=Fault("key twice", detail)))
+                sample.setdefault(ending, member._replace(name=name))
+            for key, members in samples.items():
+                if any(map(is_wanted, members)):
+                    yield example_of(tar, key, members)
         yield from found
 
     def find(self, name: str) -> Place:
         """The place of a member; the first of several of one name."""
         if self._places is None:
             self._places = {}
-            for member in read_headers(self.path):
-                if isinstance(member, Header) and not member.problem:
-                    self._places.setdefault(inner_name(member.name), Place(member.start, member.size))
+            with open_tar(self.path) as tar:
+                for member in tar.members():
+                    if isinstance(member, Header) and not member.problem:
+                        self._places.setdefault(inner_name(member.name), Place(member.start, member.size))
         return self._places[name]
 
     def open(self, place: Place) -> OpenFile:
         """The bytes of a member, read from the archive as they are needed."""
         return window(self.path, place.start, place.size)
 
-    def _example(self, key: str, members: dict[str, Header]) -> Example:
-        example = Example(key)
-        for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
-            kind, member = kind_of(ending), members[ending]
-            if kind is not None:
-                example.members.setdefault(kind, (member.name, Place(member.start, member.size)))
-        for ending, member in members.items():
-            if is_wanted(ending) and example.fault is None:
-                example.fault = self._take(example, ending, member)
-        return example
 
-    def _take(self, example: Example, ending: str, member: Header) -> Fault | None:
-        """Read a text member; says why a member cannot be used."""
-        if member.problem:
-            reason = "truncated" if "ends at byte" in member.problem else "not a file"
-            return Fault(reason, f"{member.name}: {member.problem}")
-        if kind_of(ending):
-            large = member.size > MAX_MEMBER_BYTES
-            return Fault("too large", f"{member.name} has {member.size:,} bytes") if large else None
-        if member.size > MAX_TEXT_BYTES:
-            return Fault("too large", f"{member.name} has {member.size:,} bytes of text")
-        with self.open(Place(member.start, member.size)) as file:
-            data = file.read()
-        try:
-            text = data.decode("utf-8-sig")
-            if ending != "json":
-                example.texts[ending] = text
-                return None
-            value = parse_json(text, member.name)
-        except (UnicodeDecodeError, DataError) as error:
-            return Fault("damaged", f"{member.name}: {error}")
-        if not isinstance(value, dict):
-            return Fault("damaged", f"{member.name} is no JSON object")
-        example.metadata = value
-        return None
+def example_of(tar: TarReader, key: str, members: dict[str, Header]) -> Example:
+    """The members of one key; a text of them is read."""
+    example = Example(key)
+    for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
+        kind, member = kind_of(ending), members[ending]
+        if kind is not None:
+            example.members.setdefault(kind, (member.name, Place(member.start, member.size)))
+    for ending, member in members.items():
+        if is_wanted(ending) and example.fault is None:
+            example.fault = fault_of(member, ending) or (
+                None if kind_of(ending) else add_text(tar, example, ending, member)
+            )
+    return example
+
+
+def fault_of(member: Header, ending: str) -> Fault | None:
+    """Why a member cannot be read."""
+    if member.problem:
+        return Fault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
+    if member.size > (MAX_MEMBER_BYTES if kind_of(ending) else MAX_TEXT_BYTES):
+        return Fault("too large", f"{member.name} has {member.size:,} bytes")
+    return None
+
+
+def add_text(tar: TarReader, example: Example, ending: str, member: Header) -> Fault | None:
+    """Read a text or JSON into an example, or say why not."""
+    try:
+        text = tar.read(member.start, member.size).decode("utf-8-sig")
+        if ending != "json":
+            example.texts[ending] = text
+            return None
+        value = parse_json(text, member.name)
+    except (UnicodeDecodeError, DataError) as error:
+        return Fault("damaged", f"{member.name}: {error}")
+    if not isinstance(value, dict):
+        return Fault("damaged", f"{member.name} is no JSON object")
+    example.metadata = value
+    return None
 
 
 def is_wanted(ending: str) -> bool:
