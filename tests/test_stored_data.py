@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from comodal.data.sources import read_sources
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net import L3Net, small
+from comodal.serve.embed import embed_audio, embed_image
 from comodal.serve.extract import extract_regions
 from container_files import image_table, img2dataset, jpeg, save_to_disk, write_parquet, write_tar
 from make_media import make_tone, make_video
@@ -307,3 +309,33 @@ def test_without_pyarrow_one_sentence_says_what_to_install(
         assert "pip install 'comodal[parquet]'" in line
     with pytest.raises(DataError, match=r"pip install 'comodal\[parquet\]'"):
         read_captions(tmp_path / "set")
+
+
+def test_members_are_embedded_as_files_are(tmp_path: Path, network: str):
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for number in range(3):
+        (loose / f"0000{number:04d}.jpg").write_bytes(jpeg(number))
+    img2dataset(tmp_path / "set" / "0000.tar", 3)
+    embed_image([loose], network, tmp_path / "a")
+    found = embed_image([tmp_path / "set"], network, tmp_path / "b")
+    assert (found["embed.written"], found["embed.left_out"]) == (3, 0)
+    for number in range(3):
+        ours, theirs = (np.load(tmp_path / folder / f"0000{number:04d}.npz")["embedding"] for folder in ("b/0000", "a"))
+        assert np.array_equal(ours, theirs)
+    assert embed_image([tmp_path / "set" / "0000.tar"], network, tmp_path / "b")["embed.skipped"] == 3
+    tar = tmp_path / "set" / "0000.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.read_bytes().index(b"00000002.jpg") + 1000])
+    with pytest.raises(DataError, match=r"1 of 3 files .*00000002\.jpg: truncated"):
+        embed_image([tar], network, tmp_path / "b")
+
+
+def test_sounds_of_a_table_are_embedded(tmp_path: Path, network: str):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    tones = [make_tone(tmp_path / f"{n}.wav", 1.3, 48000, 300 + 100 * n) for n in range(2)]
+    audio = [{"bytes": tone.read_bytes(), "path": tone.name} for tone in tones]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "set.parquet")
+    embed_audio([*tones, tmp_path / "set.parquet"], network, tmp_path / "out")
+    for number in range(2):
+        ours, theirs = (np.load(tmp_path / "out" / name / f"{number}.npz")["embedding"] for name in ("set", ""))
+        assert np.array_equal(ours, theirs)

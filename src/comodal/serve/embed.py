@@ -24,7 +24,7 @@ from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.inputs import as_path, as_paths
 from comodal.media.kaiser import KaiserStream
 from comodal.media.refusal import Refusal
-from comodal.media.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from comodal.media.video import every_frame, iterate_frames, probe
 from comodal.models.convert_openl3 import Modality
 from comodal.models.spectrogram import FrontEnd
@@ -35,7 +35,6 @@ from comodal.serve.openl3_pixels import SCALED, SIDE, middle, squares, squares_a
 from comodal.serve.windows import EmptySoundError, iterate_windows
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 ENDINGS = ("_audio", "_image")
 
 
@@ -61,7 +60,7 @@ def embed_audio(
     the endings of the files: a.wav.npz, a.mp3.npz.
 
     Args:
-        files: sound files (or videos with sound), or folders of sound files.
+        files: sound files (or videos with sound), folders of them, or tar, Parquet or Arrow files with sound.
         model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         hop_seconds: time between windows of one second.
@@ -121,7 +120,7 @@ def embed_image(
     the endings of the files: a.jpg.npz, a.png.npz.
 
     Args:
-        files: pictures, or folders of pictures.
+        files: pictures, folders of them, or tar, Parquet or Arrow files with pictures.
         model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         workers: processes; 0 takes one per core.
@@ -144,7 +143,7 @@ def embed_image(
         comodal embed image pictures/ --model RUN --out vectors/
     """
     choice = Choice(as_openl3, None, precision, size, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), IMAGES, out if out is None else as_path(out), ("",))
+    model, jobs = as_path(model), plan(as_paths(files), {*IMAGE_SUFFIXES}, out if out is None else as_path(out), ("",))
     embedder = ready(model, choice, "image")
     work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
     together = Together(many, embedder.batch_size) if embedder.on_gpu else None
@@ -173,7 +172,7 @@ def embed_video(
     the endings of the files: a.mp4_audio.npz, a.webm_audio.npz.
 
     Args:
-        files: videos, or folders of videos.
+        files: videos, folders of them, or tar, Parquet or Arrow files with videos.
         model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
         out: folder of the results; without it they lie beside the files.
         frames_per_second: how often a frame is embedded: what a player shows at that moment.

@@ -15,9 +15,8 @@ from jaxtyping import Float32
 from comodal.errors import DataError
 from comodal.media.audio import stream_sound
 from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.l3net import Config
-from comodal.serve.embed import IMAGES
 from comodal.serve.export_formats import Run, quiet
 from comodal.serve.files import plan
 from comodal.serve.windows import iterate_windows
@@ -46,7 +45,7 @@ def examples(folder: Path, config: Config) -> dict[str, list[np.ndarray]]:
         raise DataError(f"{folder}: no folder of sounds and pictures")
     paths = {
         kind: [job.source for job in plan([folder], suffixes, None, ("",)).jobs] if holds(folder, suffixes) else []
-        for kind, suffixes in (("image", IMAGES), ("sound", AUDIO_SUFFIXES))
+        for kind, suffixes in (("image", frozenset(IMAGE_SUFFIXES)), ("sound", AUDIO_SUFFIXES))
     }
     batches: dict[str, list[np.ndarray]] = {}
     for kind, files in paths.items():

@@ -13,15 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from comodal.console import Table, say
+from comodal.data.stored_examples import containers_in, read_stored
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import shortened, stamp_of, whole
+from comodal.media.stored.examples import kind_of
+from comodal.media.stored.open_media import container_of, is_container
 from comodal.progress import track
 from comodal.workers import CRASHED, in_parallel
 
@@ -49,29 +52,54 @@ class Jobs(NamedTuple):
 
     jobs: list[Job]
     left_out: Counter[str]
+    damaged: tuple[Outcome, ...] = ()  # of containers
 
 
 def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> Jobs:
-    """One job for each file; a folder stands for all files in it with one of the suffixes.
+    """One job for each file; a folder stands for all files in it with one of the suffixes, and a tar, Parquet or Arrow
+    file, given or in a folder, for all members of the kind.
 
-    Results lie beside the file, or in `out` (the inner folders of a folder are kept); `name_results` says how they are
-    called.
+    Results lie beside the file, or in `out` (the inner folders of a folder are kept); those of a container in a folder
+    of its name without the suffix. `name_results` says how they are called.
 
     Raises:
         DataError: nothing is to be done, or two files would have the same result.
     """
     wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, by itself and with its folder
-    left_out = Counter[str]()
+    left_out, damaged = Counter[str](), list[Outcome]()
     for given in files:
-        found = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
+        every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
+        containers = [Path(name) for name in containers_in(map(str, every if given.is_dir() else [given]))]
+        for container in containers:
+            folder = container.parent
+            if out is not None:
+                folder = out / container.parent.relative_to(given if given.is_dir() else given.parent)
+            members, broken = members_of(container, suffixes)
+            wanted |= dict.fromkeys((path, folder / container.stem / inner) for path, inner in members)
+            damaged += broken
+        found = [path for path in every if not is_container(path.name)]
         inside = sorted(path for path in found if path.suffix.lower() in suffixes)
         left_out.update(path.suffix.lower() for path in found if path.suffix.lower() not in suffixes)
-        for path in inside if given.is_dir() else [given]:
+        for path in inside if given.is_dir() else [] if containers else [given]:
             folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
             wanted[path, folder] = None
-    if not wanted:
+    if not wanted and not damaged:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return Jobs(name_results(list(wanted), endings), left_out)
+    return Jobs(name_results(list(wanted), endings), left_out, tuple(damaged))
+
+
+def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, PurePosixPath]], list[Outcome]]:
+    """The paths of a container's members of the kind that the suffixes are of, each with its folder in the container;
+    and what is damaged."""
+    kind = kind_of(next(iter(suffixes)))
+    members, damaged = [], []
+    for stored in read_stored(container.parent, container.name):
+        if stored.example.fault is not None:
+            damaged.append(Outcome(Job(container.parent / stored.path, ()), 0, ": ".join(stored.example.fault)))
+        elif kind in stored.example.members:
+            name = PurePosixPath(stored.example.members[kind][0])
+            members.append((container / name, name.parent))
+    return members, damaged
 
 
 def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[Job]:
@@ -150,7 +178,7 @@ def run_files(
         DataError: some files could not be read; all the others are written by then.
         ValueError: workers is negative.
     """
-    jobs, left_out = planned
+    jobs, left_out, damaged = planned
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_done(job)]
@@ -167,12 +195,14 @@ def run_files(
             for job, outcome in in_parallel(partial(attempt, work=work), todo, processes)
         )
     done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
-    refused = sorted((outcome for outcome in done if outcome.problem), key=lambda outcome: outcome.job.source)
+    refused = sorted((one for one in (*done, *damaged) if one.problem), key=lambda outcome: outcome.job.source)
     noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
-    report(refused, noted, len(done) - len(refused), len(jobs) - len(todo), left_out)
+    report(refused, noted, sum(not outcome.problem for outcome in done), len(jobs) - len(todo), left_out)
     if refused:
         first = f"{refused[0].job.source}: {refused[0].problem}"
-        raise DataError(f"{len(refused)} of {len(jobs)} files could not be embedded (all others are), first {first}")
+        raise DataError(
+            f"{len(refused)} of {len(jobs) + len(damaged)} files could not be embedded (all others are), first {first}"
+        )
     return {
         "embed.written": float(len(done)),
         "embed.skipped": float(len(jobs) - len(todo)),
@@ -213,7 +243,12 @@ def is_done(job: Job) -> bool:
     if not all(result.is_file() for result in job.results):
         return False
     stamps = [read_source(result)[0] for result in job.results]
-    return all(stamp in ("", stamp_of(job.source)) for stamp in stamps)
+    return all(stamp in ("", stamp_of_source(job.source)) for stamp in stamps)
+
+
+def stamp_of_source(source: Path) -> str:
+    """Of a file, or of the container that holds a member."""
+    return stamp_of(container_of(source) or source)
 
 
 def sources_of(job: Job) -> set[str]:
@@ -240,7 +275,7 @@ def write_rows(
     Nothing is written if no row comes. The archive's comment is the stamp and the name of the source, if that is given.
     """
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
-    count, features, stamp = 0, 0, "" if source is None else stamp_of(source)  # before it is read
+    count, features, stamp = 0, 0, "" if source is None else stamp_of_source(source)  # before it is read
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=result.parent) as scratch:
         for rows in batches:

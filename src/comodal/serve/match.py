@@ -27,10 +27,9 @@ from comodal.media.audio import resample, stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.inputs import as_image, as_sound
 from comodal.media.refusal import Refusal
-from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.media.video import SILENT_PEAK, iterate_frames
 from comodal.models.l3net import L3Net, load_l3net
-from comodal.serve.embed import IMAGES
 
 NARROWEST = 16  # a picture may be so many times as long as it is wide, as a video's
 AT_ONCE = 64  # moments on a GPU; a CPU takes one at a time
@@ -136,7 +135,7 @@ def match_files(
     medium = Path("image in memory") if picture is not None else Path(medium)
     if picture is None and medium.suffix.lower() in AUDIO_SUFFIXES:
         raise DataError(f"{medium}: a sound; a picture or a video comes first, then the sound")
-    still = picture is not None or medium.suffix.lower() in IMAGES
+    still = picture is not None or medium.suffix.lower() in IMAGE_SUFFIXES
     if still and sound is None:
         raise DataError(f"{medium}: a picture has no sound; give a sound as the second file")
     rate = model.config.sample_rate
