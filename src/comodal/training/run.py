@@ -108,6 +108,7 @@ def train(
             "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
         )
     values, started = resolve(recipe, parameters), read_config(out / "config.yaml")
+    threads_before = torch.get_num_threads()
     if precision == "auto" and resume:
         precision = started.get("precision", "auto")
     compute = hardware.resolve(str(distributed.start(device)), precision)
@@ -134,6 +135,7 @@ def train(
             write_settings(out, recipe, values | options)
             return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
+        torch.set_num_threads(threads_before)
         distributed.stop()
 
 
