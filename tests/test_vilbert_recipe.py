@@ -177,6 +177,19 @@ def test_what_the_model_will_not_see_is_told(tmp_path: Path, capsys: pytest.Capt
         recipe(**values | {"max_words": 65})
 
 
+def test_one_image_is_no_validation(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with RegionWriter(tmp_path / "regions", DIM) as writer:
+        for image in "abc":
+            writer.add(image, np.ones((1, DIM), np.float32), np.float32([[0, 0, 9, 9]]), 10, 10)
+    lines = [
+        {"image": image, "caption": f"A thing {image}.", "split": split}
+        for image, split in (("a", "train"), ("b", "train"), ("c", "val"))
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert recipe(**settings((tmp_path / "regions", tmp_path / "captions.jsonl"))).validation is None
+    assert "one image for validation is too few" in capsys.readouterr().out
+
+
 def test_a_run_can_begin_with_another(trained: Path, world):
     run = recipe(**settings(world, start_from=trained))
     theirs = load_model(trained).state_dict()

@@ -77,7 +77,7 @@ class Scale:
     task_epochs: float
 
 
-SHORT = Scale(1400, 5.0, 200, 200, 3, 1000, "all_pairs", 600, 400, 1.0, 0.0)
+SHORT = Scale(1400, 5.0, 200, 200, 3, 1500, "all_pairs", 550, 600, 1.0, 0.0)
 FULL = Scale(1400, 10.0, 400, 400, 10, 1500, "avc", 1800, 1500, 0.0, 4.0)
 
 
@@ -148,9 +148,9 @@ def demo(
         full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. The default
             takes under five minutes on two cores: L3-Net scores all pairs of a batch, ViLBERT has a contrastive loss.
         videos: Synthetic videos; by default 1,400.
-        steps: Of L3-Net; by default 600, 1,800 in the full demo.
-        scenes: Images with captions; by default 1,000, 1,500 in the full demo.
-        caption_steps: Of ViLBERT; by default 400, 1,500 in the full demo.
+        steps: Of L3-Net; by default 550, 1,800 in the full demo.
+        scenes: Images with captions; by default 1,500.
+        caption_steps: Of ViLBERT; by default 600, 1,500 in the full demo.
         task_epochs: Of each of two tasks with labels (RefCOCO+, SNLI-VE); by default 0 (left out), 4 in the full demo.
         bert: A Hugging Face BERT that the text stream starts from. By default its weights are random: the few words of
             this world need no BERT, and six layers of MiniLM take five times as long.

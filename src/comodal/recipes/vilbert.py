@@ -215,6 +215,10 @@ def gather(data: Path, captions: Path, words: Path | None, validation_share: flo
         say(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
         raise DataError(f"{captions}: no caption of an image of {data} is for training")
+    if parts["validation"] and len({row for _, row in parts["validation"]}) == 1:  # a mismatched pair needs two
+        parts["validation"] = []
+        if distributed.is_main():
+            say(f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)")
     vocabulary = Words.read(words) if words else Words.of_texts(caption.caption for caption, _ in parts["train"])
     return Material(store, vocabulary, parts["train"], parts["validation"])
 
