@@ -1,6 +1,7 @@
 """The report is one file with the run's own numbers in it."""
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from comodal.analysis.curves import draw_curves
+from comodal.analysis.report import scores as scores_table
 from comodal.analysis.report import write_report
 from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
@@ -49,6 +51,15 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     assert '<tr class="spectrogram"><td>sounds</td><td>spectrogram</td><td class="number">0.750</td>' in text
     verdicts = judge(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
     assert f"Of 8 held-out pairs drawn for this page, {verdicts.accuracy:.1%}" in text
+
+
+def test_top_5_accuracy_names_its_system(tmp_path: Path):
+    values = {"vision.trained": 0.5, "vision.trained.top5": 0.9}
+    limits = {f"{name}.{end}": value for name, value in values.items() for end in ("low", "high")}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "results.json").write_text(json.dumps(values | limits))
+    rows = re.findall(r"<td>images</td><td>([^<]+)</td>", scores_table([tmp_path / "images"]))
+    assert rows == ["trained", "trained, top-5"]
 
 
 def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):

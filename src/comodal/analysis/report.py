@@ -164,10 +164,11 @@ def scores(results: list[Path]) -> str:
     for folder in results:
         found = read_json_object(folder / "results.json")
         for name in [key.removesuffix(".low") for key in found if key.endswith(".low")]:
-            system = name.split(".")[-1]
+            system = name.removesuffix(".top5").split(".")[-1]
+            label = f"{system}, top-5" if name.endswith(".top5") else system
             interval = f"{found[f'{name}.low']:.3f} to {found[f'{name}.high']:.3f}"
             rows.append(
-                f'<tr class="{html.escape(system)}"><td>{html.escape(folder.name)}</td><td>{html.escape(system)}</td>'
+                f'<tr class="{html.escape(system)}"><td>{html.escape(folder.name)}</td><td>{html.escape(label)}</td>'
                 f'<td class="number">{found[name]:.3f}</td><td class="number">{interval}</td>'
                 f'<td><div class="bar"><span style="width:{100 * found[name]:.1f}%"></span></div></td></tr>'
             )
