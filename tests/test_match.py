@@ -116,7 +116,7 @@ def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path
 
 
 def test_the_command_prints_a_table_or_json(run: Path, video: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["match", str(video), "--model", str(run), "--json"]) == 0
+    assert main(["match", str(video), "--model", str(run), "--precision", "fp32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == match_files(load_l3net(run), video).as_json()
     assert set(told["moments"][0]) == {"seconds", "together", "x", "y"}
