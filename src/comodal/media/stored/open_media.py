@@ -62,8 +62,8 @@ def container_of(path: Path) -> Path | None:
 
 
 def is_container(name: str) -> bool:
-    """Whether a file is a container by its name."""
-    return Path(name).suffix.lower() in CONTAINERS
+    """Whether a file is a container by its name; asked of every file of a folder, so that a Path is made of few."""
+    return name.lower().endswith(tuple(CONTAINERS)) and Path(name).suffix.lower() in CONTAINERS
 
 
 def open_container_file(path: Path) -> Container:
