@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from comodal.hardware import Compute, find_device, resolve, training_layout
+from comodal.hardware import LAYOUTS, Compute, find_device, resolve, training_layout
 from comodal.models.l3net import PAPER, L3Net
 from comodal.training.optim import adam
 from comodal.training.throughput import peak_flops
@@ -36,7 +36,7 @@ def training_step(batch: int, fast: bool, device: str) -> tuple[float, Step]:
         before = float(F.cross_entropy(model.eval()(image, sound).logits, together))
     model.train()
     if fast:
-        model = model.to(memory_format=training_layout(where))
+        model = model.to(memory_format=LAYOUTS[training_layout(compute, model)])
         optimizer = adam(model, LEARNING_RATE, WEIGHT_DECAY)
     else:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)

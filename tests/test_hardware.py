@@ -140,3 +140,26 @@ def test_loader_workers_are_two_for_a_cpu_and_shared_out_among_the_processes_of_
 def test_a_gpu_infers_in_batches_of_hundreds():
     assert hardware.Compute(torch.device("cuda", 0)).batch_size >= 100
     assert hardware.Compute(torch.device("cuda", 0)).sequence_batch >= 100
+
+
+@pytest.mark.parametrize(
+    ("instructions", "precision", "filters", "expected"),
+    [
+        ("AVX2", "fp32", 512, "contiguous"),
+        ("AVX2", "fp32", 64, "channels_last"),
+        ("AVX2", "bf16", 512, "channels_last"),
+        ("AVX512", "fp32", 512, "channels_last"),
+    ],
+)
+def test_wide_convolutions_are_contiguous_on_a_cpu_with_avx2_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    instructions: str,
+    precision: hardware.ResolvedPrecision,
+    filters: int,
+    expected: str,
+):
+    monkeypatch.setattr(hardware, "instruction_set", lambda: instructions)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, filters, 3))
+    compute = hardware.Compute(torch.device("cpu"), precision)
+    assert hardware.training_layout(compute, network) == expected
+    assert hardware.training_layout(hardware.Compute(torch.device("cuda"), "fp32"), network) == "channels_last"

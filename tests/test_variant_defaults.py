@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from comodal import hardware
 from comodal.errors import RecipeError
 from comodal.recipes import l3net, vilbert
 from comodal.training.run import train
@@ -53,7 +55,8 @@ def test_what_was_taken_is_written_and_resumed(shards: Path, tmp_path: Path, cap
     settings = {**SMALL, "data": shards, "validation_pairs": 0}
     assert train(l3net.recipe, {**settings, "steps": 1}, tmp_path / "run", device="cpu") == 0
     said = capsys.readouterr().err
-    assert "L3Net" in said and " parameters, on " in said and "cpu, fp32" in said and "batch size 64" in said
+    where = f"cpu, {hardware.resolve().precision}, {torch.get_num_threads()} threads, channels last"
+    assert all(part in said for part in ("L3Net", f" parameters, on {where}", "batch size 64"))
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["batch_size"] == 64 and written["learning_rate"] == 1e-3 and written["validate_every"] == 250
     assert train(l3net.recipe, {**settings, "steps": 2}, tmp_path / "run", resume=True, device="cpu") == 0

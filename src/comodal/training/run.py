@@ -24,7 +24,7 @@ from comodal.data.workplace import as_json, explained, only_one
 from comodal.environment import environment
 from comodal.errors import RecipeError
 from comodal.files import write_whole
-from comodal.hardware import Compute, DeviceName, Precision
+from comodal.hardware import LAYOUTS, Compute, DeviceName, Layout, Precision
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
@@ -69,6 +69,7 @@ def train(
     precision: Precision = "auto",
     accumulate: int = 1,
     compile: Literal["auto", "on", "off"] = "auto",
+    memory_layout: Literal["auto", "contiguous", "channels_last"] = "auto",
     log_every: int = 10,
     validate_every: int | None = None,
     checkpoint_minutes: float = 10.0,
@@ -89,6 +90,8 @@ def train(
             bf16: convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
         accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
         compile: Use torch.compile; auto does on CUDA alone, for on a CPU it is slower.
+        memory_layout: Order of the weights of convolutions in memory; auto takes the fastest for the model and the
+            machine, and a resumed run keeps its own.
         log_every: Steps between two lines of the log; they hold the mean over the steps between. On a GPU metrics are
             read then alone, so that a loss that is not finite is found up to so many steps later.
         validate_every: Steps between two validations, besides one at the end; by default the variant's, 500 or, for
@@ -127,11 +130,15 @@ def train(
             values |= run.resolved
             validate_every = run.validate_every if validate_every is None else validate_every
             options["validate_every"] = validate_every
+            if memory_layout == "auto":
+                usual = hardware.training_layout(compute, run.objective)
+                memory_layout = started.get("memory_layout", "channels_last") if resume and started else usual
+            options["memory_layout"] = memory_layout
             changed = changes(out / "config.yaml", values, options)
             distributed.barrier()
             about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
             every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
-            sitting = Sitting(run, out, compute, every, about)
+            sitting = Sitting(run, out, compute, every, memory_layout, about)
             write_settings(out, recipe, values | options)
             return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
@@ -171,11 +178,14 @@ class Every:
 class Sitting:
     """From where a run stands to its end, or to a signal."""
 
-    def __init__(self, run: Run, out: Path, compute: Compute, every: Every, about: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, out: Path, compute: Compute, every: Every, layout: Layout, about: dict[str, Any]
+    ) -> None:
         self.run = run
         self.out = out
         self.compute = compute
         self.every = every
+        self.layout: Layout = layout
         self.about = about
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.step = 0
@@ -190,7 +200,7 @@ class Sitting:
         """Trains to the end; returns the exit status."""
         run = self.run
         torch.manual_seed(run.seed + distributed.rank())
-        run.objective.to(self.compute.device).to(memory_format=hardware.training_layout(self.compute.device))
+        run.objective.to(self.compute.device).to(memory_format=LAYOUTS[self.layout])
         self.restore()
         speaks = distributed.is_main()
         with Stop() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
@@ -221,6 +231,8 @@ class Sitting:
         run, model = self.run, self.run.objective.get_submodule("model")
         weights = sum(parameter.numel() for parameter in model.parameters())
         where = f"{self.compute.device}, {self.compute.precision}, {torch.get_num_threads()} threads"
+        if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+            where += f", {self.layout.replace('_', ' ')}"
         processes = distributed.world_size()
         epochs = run.steps * run.batches.batch_size / len(run.batches.samples)
         return [
