@@ -22,9 +22,10 @@ from rich.console import Console
 from comodal.hardware import has_native_bf16
 from comodal.media.audio import stream_sound
 from comodal.media.image import read_image
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.checkpoint import load_model, model_folder, save_model
 from comodal.models.l3net import PAPER, L3Net
-from comodal.serve.embed import IMAGES, SOUNDS, image_embedding, sound_embedding
+from comodal.serve.embed_memory import image_embedding, sound_embedding
 from comodal.serve.embedder import Choice, Embedder, load_embedder
 from comodal.serve.export import export
 from comodal.tasks.tree import Labelled, compare, read_tree
@@ -108,8 +109,8 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
     load_model(digits / "run")
     shutil.copytree(model_folder(digits / "run"), folder / "model")
     trees = {
-        "image": read_tree(digits / "images", frozenset(IMAGES)),
-        "sound": read_tree(digits / "sounds", frozenset(SOUNDS)),
+        "image": read_tree(digits / "images", frozenset(IMAGE_SUFFIXES)),
+        "sound": read_tree(digits / "sounds", AUDIO_SUFFIXES),
     }
     (folder / "examples").mkdir()
     for items in trees.values():
