@@ -180,18 +180,48 @@ def test_a_store_that_was_begun_otherwise_is_left_alone(images: Path, network: P
         extract_regions(images, tmp_path / "full", str(network))
 
 
-def test_workers_that_die_are_told(images: Path, network: Path, tmp_path: Path):
-    """A worker that dies (as for want of memory) ends the command with a sentence; what was made stays."""
-    if sys.platform != "linux":
-        pytest.skip("kills the workers of this process")
-    code = COMMAND.replace("extract_regions(", "from comodal.serve import extract\nimport os, signal\n"
-                           "from comodal.errors import DataError\n"
-                           "extract.delayed_with = lambda *_: lambda image: extract.joblib.delayed(os._exit)(9)\n"
-                           "try:\n    extract_regions(", 1)  # fmt: skip
-    code = code.rstrip() + "\nexcept DataError as error:\n    print(error)\n"
-    command = [sys.executable, "-c", code, str(images), str(tmp_path / "store"), str(network)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "a worker died, perhaps for want of memory, at kind0/000.jpg or soon after" in found.stdout
+KILLS = """
+import os
+import sys
+from pathlib import Path
+from comodal.errors import DataError
+from comodal.serve import extract
+make_there = extract.make_there
+def kill(image, **others):
+    if image.image.endswith(sys.argv[4]):
+        os._exit(9)
+    return make_there(image, **others)
+extract.make_there = kill
+try:
+    extract.extract_regions(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], grid=2, workers=2)
+except DataError as error:
+    print(error)
+"""
+
+
+def kill_workers(images: Path, out: Path, network: Path, ending: str) -> str:
+    """What the command prints where images of this ending end the process that reads them."""
+    command = [sys.executable, "-c", KILLS, str(images), str(out), str(network), ending]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills the workers of this process")
+def test_an_image_that_ends_its_process_is_refused_alone(images: Path, network: Path, tmp_path: Path):
+    kill_workers(images, tmp_path / "store", network, "kind1/004.jpg")
+    store = RegionStore(tmp_path / "store")
+    assert len(store) == IMAGES - 1
+    assert "kind1/004" not in store.ids
+    lines = [json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["kind0/000.png", "kind0/bad.png", "kind1/004.jpg"]
+    assert lines[-1]["reason"] == "crashed the decoder"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kills the workers of this process")
+def test_workers_that_die_with_every_image_are_told(images: Path, network: Path, tmp_path: Path):
+    """As for want of memory: the command ends with a sentence; what was made stays."""
+    told = kill_workers(images, tmp_path / "store", network, ".jpg")
+    assert "a worker died, perhaps for want of memory, at kind0/000.jpg or soon after" in told
 
 
 def write_odd_images(folder: Path) -> None:

@@ -8,10 +8,11 @@ others have extracted come in through data/convert_regions.py.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,10 @@ from comodal.serve.extractors_c4 import HeadTypes, RuleNames
 from comodal.serve.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
 from comodal.serve.region_network import extractor_for, keep_network
 from comodal.text_files import read_json_lines
-from comodal.workers import Backend, running_on
+from comodal.workers import CRASHED, CRASHES, Backend, came_of, one_by_one, running_on
 
 A_PROCESS = 32  # images that are worth the start of a process
+SUSPECTS = 16  # images that are read one by one after a worker died: more than two processes have begun
 AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
 DOES_NOT_FIT = "numbers that do not fit"
 REPORT = "report.jsonl"
@@ -191,24 +193,41 @@ class Pool:
             with one_thread():
                 yield from (make(image, self.images, self.extractor) for image in todo)
             return
+        yield from self.in_workers(todo, processes)
+
+    def in_workers(self, todo: Sequence[Given], processes: int) -> Iterator[Made]:
+        """By worker processes. Where one dies, the next images are read one by one: what ends a process by itself is
+        refused.
+
+        Raises:
+            DataError: Workers die without an image to blame, or with all of them.
+        """
+        fingerprint = self.extractor.network.fingerprint
+        work = partial(
+            make_there, images=self.images, source=self.extractor.source, device=self.device, fingerprint=fingerprint
+        )
         streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
-        pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")
-        work = delayed_with(self.extractor, self.images, self.device)
-        for start in range(0, len(todo), len(todo) if streams else AT_ONCE):
-            part = todo[start:] if streams else todo[start : start + AT_ONCE]
+        done, failures = 0, 0
+        while done < len(todo):
+            pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")  # not used again
+            part = todo[done:] if streams else todo[done : done + AT_ONCE]
             try:
-                yield from pool(work(image) for image in part)
+                for made in pool(joblib.delayed(work)(image) for image in part):
+                    done += 1
+                    yield made
             except BrokenProcessPool as error:
-                raise DataError(
-                    f"a worker died, perhaps for want of memory, at {part[0].image} or soon after: "
-                    "the same command goes on there; try fewer workers"
-                ) from error
-
-
-def delayed_with(extractor: Extractor, images: Path, device: str) -> Callable[[Given], Any]:
-    """A call for a worker, which loads the network by itself."""
-    print_of = extractor.network.fingerprint
-    return lambda image: joblib.delayed(make_there)(image, images, extractor.source, device, print_of)
+                suspects = todo[done : done + SUSPECTS]
+                found = [came_of(future) for future in one_by_one(work, suspects)]
+                failures = failures + 1 if None not in found else 0
+                if failures == CRASHES or not any(found):
+                    raise DataError(
+                        f"a worker died, perhaps for want of memory, at {suspects[0].image} or soon after: "
+                        "the same command goes on there; try fewer workers"
+                    ) from error
+                done += len(suspects)
+                yield from (
+                    made or Made(image.image, None, *CRASHED) for image, made in zip(suspects, found, strict=True)
+                )
 
 
 def make_there(image: Given, images: Path, source: Source, device: str, fingerprint: str) -> Made:
