@@ -49,8 +49,8 @@ def store(tmp_path: Path) -> RegionStore:
 
 def tuned(tmp_path: Path, store: RegionStore, data: Path, **changed: object) -> Path:
     run = write_pretrained(tmp_path / "run", [QUESTION, LOOK])
-    settings = {"model": run, "questions": data, "regions": store.folder, "epochs": 25.0, "batch_size": 8,
-                "learning_rate": 2e-3, "workers": 0}  # fmt: skip
+    settings = {"model": run, "questions": data, "regions": store.folder, "epochs": 25.0, "batch_size": 24,
+                "learning_rate": 4e-3, "workers": 0}  # fmt: skip
     assert train(recipe, settings | changed, tmp_path / "gqa", device="cpu", precision="fp32") == 0
     return tmp_path / "gqa"
 

@@ -80,7 +80,7 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
     run = write_pretrained(tmp_path / "run", SENTENCES)
     settings = {
         "model": run, "references": references, "instances": instances, "regions": store.folder, "epochs": 60.0,
-        "batch_size": 8, "learning_rate": 2e-3, "workers": 0,
+        "batch_size": 32, "learning_rate": 5e-3, "workers": 0,
     }  # fmt: skip
     assert train(recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"

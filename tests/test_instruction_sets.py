@@ -14,7 +14,7 @@ import pytest
 from comodal import hardware
 
 HERE = Path(__file__).parent
-FILES = (
+NETWORKS = (
     "test_inference.py",
     "test_l3net_parity.py",
     "test_vilbert_parity.py",
@@ -22,6 +22,11 @@ FILES = (
     "test_fpn_parity.py",
     "test_spectrogram.py",
 )
+FILES = {  # of each mode, what depends on it: the parity of networks neither asks for bf16 nor has private kernels
+    "avx2": NETWORKS,
+    "without bf16": NETWORKS[:1],
+    "without private kernels": NETWORKS[:1],
+}
 MODES = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "COMODAL_TEST_WITHOUT": "bf16"},
     "without bf16": {"COMODAL_TEST_WITHOUT": "bf16"},
@@ -35,10 +40,9 @@ def test_numbers_hold_with_fewer_instructions(mode: str):
         pytest.skip("the CPU has no more than AVX2: the files run so in any case")
     if mode == "without bf16" and not hardware.has_native_bf16():
         pytest.skip("the CPU has no native bf16: the files run so in any case")
-    files = FILES if mode != "without private kernels" else FILES[:1]  # embedding alone has such kernels
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [*command, *(str(HERE / name) for name in files)],
+        [*command, *(str(HERE / name) for name in FILES[mode])],
         env=os.environ | MODES[mode],
         cwd=HERE.parent,
         capture_output=True,

@@ -201,7 +201,7 @@ def test_it_points_at_what_is_meant_and_without_boxes_only_says_where(tmp_path: 
     run = write_pretrained(tmp_path / "run", [f"the {colour} one" for colour in COLOURS])
     settings = {
         "model": run, "images": images, "sentences": sentences, "annotations": annotations, "regions": store.folder,
-        "validation": validation, "epochs": 40.0, "batch_size": 8, "learning_rate": 2e-3, "workers": 0,
+        "validation": validation, "epochs": 60.0, "batch_size": 32, "learning_rate": 4e-3, "workers": 0,
     }  # fmt: skip
     assert train(recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"

@@ -23,7 +23,7 @@ from comodal.models import single_stream
 from comodal.models.checkpoint import save_model
 from comodal.models.single_stream import SingleStream
 from comodal.models.vilbert import Config, Stream, ViLBERT
-from comodal.tasks import pair_scores
+from comodal.tasks import first_stage, pair_scores
 from comodal.tasks.first_stage import Map, Maps, Search, fit_maps
 from comodal.tasks.gallery import Collected, Gallery
 from comodal.tasks.pair_scores import Scorer
@@ -393,6 +393,13 @@ def test_the_controls_tell_nothing_apart(tmp_path: Path, store: RegionStore):
     assert card["settings"]["blank"] == "picture" and card["seeds"] == {"untrained": 0}
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on how well the first stage is fitted."""
+    monkeypatch.setattr(first_stage, "STEPS", 10)
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):
     splits: list[str | None] = ["test" if image in (0, 4) else "train" for image in IMAGES]
     captions = a_caption_file(tmp_path / "captions.jsonl", splits)
@@ -406,6 +413,7 @@ def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, ca
     assert "the first stage has the right one among its first 1" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_first_stage_is_on_the_card_and_is_never_fitted_on_the_gallery(tmp_path: Path, store: RegionStore):
     splits: list[str | None] = ["test" if image in (0, 4) else "train" for image in IMAGES]
     captions, run = a_caption_file(tmp_path / "captions.jsonl", splits), a_run(tmp_path / "run")

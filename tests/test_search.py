@@ -28,6 +28,7 @@ from comodal.serve.answer import load
 from comodal.serve.extract import extract_regions
 from comodal.serve.search import Searcher, open_index
 from comodal.serve.search_stage import FirstStage, Learnt
+from comodal.tasks import first_stage
 from comodal.tasks.first_stage import Map, Maps
 from plain_retrieval import plain_logits
 from self_contained import check_page
@@ -36,6 +37,7 @@ from small_tasks import config as small_config
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 NAMES = [(left, right) for left in COLOURS for right in COLOURS]
 TEXT = "a red thing left of a blue thing"
+STEPS = first_stage.STEPS
 
 
 def paint(path: Path, left: str, right: str, seed: int = 0) -> None:
@@ -62,6 +64,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract_regions(folder / "known", folder / "store", str(folder / "network"), grid=2, workers=1)
     save_run(folder, folder / "run")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on how well the first stage is fitted."""
+    monkeypatch.setattr(first_stage, "STEPS", 10)
+
+
+@pytest.fixture
+def enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does: `few_steps` comes before it."""
+    monkeypatch.setattr(first_stage, "STEPS", STEPS)
 
 
 def save_run(world: Path, run: Path, seed: int = 3, heads: tuple[Head, ...] = (), **sizes: int) -> Path:
@@ -141,6 +155,7 @@ def test_a_score_is_what_align_says_of_the_picture(world: Path, photos: Path):
         assert hit.score == pytest.approx(said.probability, abs=2e-3)  # the index is fp16
 
 
+@pytest.mark.usefixtures("enough_steps")
 def test_the_first_stage_brings_what_captions_have_taught(world: Path, photos: Path, capsys: pytest.CaptureFixture):
     """The network is one of chance; the two maps have learnt which colour is on which side."""
     searcher = open_index(photos, world / "run", rerank=4)
@@ -297,6 +312,7 @@ def test_what_cannot_be_read_is_told_once(world: Path, photos: Path, capsys: pyt
 # The command
 
 
+@pytest.mark.usefixtures("enough_steps")
 def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["search", str(photos), TEXT, "--model", str(world / "run"), "--rerank", "5"]
     page = tmp_path / "page.html"

@@ -42,7 +42,7 @@ def entailments(count: int = 40) -> list[dict]:
 
 
 MISSING = {"image is not in the store (scored as wrong)": 1}
-SETTINGS = {"epochs": 60.0, "batch_size": 8, "learning_rate": 1e-3, "workers": 0}
+SETTINGS = {"epochs": 80.0, "batch_size": 40, "learning_rate": 2e-3, "workers": 0}
 
 
 def test_entailment_is_learnt_from_picture_and_sentence_together(store: RegionStore, tmp_path: Path):

@@ -85,8 +85,8 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     run = write_pretrained(tmp_path / "run", [*SENTENCES, "? ."])
     data = write(tmp_path / "train.jsonl", [riddle(image, "train") for image in range(36)])
     settings = {
-        "model": run, "data": data, "regions": store.folder, "validation": data, "epochs": 60.0, "batch_size": 12,
-        "learning_rate": 2e-3, "workers": 0,
+        "model": run, "data": data, "regions": store.folder, "validation": data, "epochs": 30.0, "batch_size": 36,
+        "learning_rate": 6e-3, "workers": 0,
     }  # fmt: skip
     assert train(recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     val = write(tmp_path / "val.jsonl", [riddle(image, "val") for image in range(36, 40)])

@@ -122,7 +122,7 @@ def tuned(tmp_path: Path, store: RegionStore, **changed: object) -> Path:
     questions, annotations = write_files(tmp_path / "files", [*range(36), 999])
     settings = {
         "model": run, "questions": [questions], "annotations": [annotations], "regions": store.folder, "epochs": 25.0,
-        "batch_size": 8, "learning_rate": 2e-3, "workers": 0, "least_questions": 3,
+        "batch_size": 12, "learning_rate": 3e-3, "workers": 0, "least_questions": 3,
     }  # fmt: skip
     assert train(recipe, settings | changed, tmp_path / "vqa", device="cpu", precision="fp32") == 0
     return tmp_path / "vqa"
