@@ -12,7 +12,7 @@ from comodal.models.vilbert import ViLBERT
 from comodal.objectives.avc import Correspondence
 from comodal.objectives.pretraining import Pretraining
 from comodal.training import throughput
-from comodal.training.throughput import Throughput, count_flops, peak_flops
+from comodal.training.throughput import Throughput, about_count, about_time, count_flops, peak_flops
 from test_pretraining import CONFIG, FEATURES, batch
 
 
@@ -87,3 +87,15 @@ def test_mel_filters_count_too():
     """64 bands of 1,025 bins for each of 32 frames, which no gradient goes back through."""
     wanted = convolutions(8, 3, 64, 64) + convolutions(8, 1, 64, 32) + 2 * 64 * 1025 * 32
     assert count_flops(Correspondence(L3Net(small(8, 64))), pairs(2, 64)) == pytest.approx(2 * wanted, rel=1e-3)
+
+
+def test_the_expected_time_is_that_of_the_operations_at_a_typical_utilisation():
+    """A third of 989 TFLOP/s gives 2,800 pairs of 122.6 GFLOP a second."""
+    assert 2_500 < 1 / Throughput(122.6e9, 989e12).expected_seconds(1.0) < 3_200
+
+
+def test_estimates_are_written_with_few_digits():
+    times = {0.2: "1 s", 63.0: "60 s", 421.0: "7 min", 6_900.0: "100 min", 7_900.0: "2 h", 86_400.0 * 163: "200 days"}
+    assert {seconds: about_time(seconds) for seconds in times} == {k: f"about {v}" for k, v in times.items()}
+    counts = {1.23e12: "1.2 T", 8.01e9: "8 G", 9.97e8: "1 G", 4.6e5: "0.46 M", 3.14e16: "31 P"}
+    assert {number: about_count(number) for number in counts} == counts

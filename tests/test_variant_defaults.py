@@ -1,5 +1,6 @@
 """What a variant is trained with where nothing is said: numbers of its own, written down, and kept by a resumed run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_what_was_taken_is_written_and_resumed(shards: Path, tmp_path: Path, cap
     said = capsys.readouterr().err
     where = f"cpu, {hardware.resolve().precision}, {torch.get_num_threads()} threads, channels last"
     assert all(part in said for part in ("L3Net", f" parameters, on {where}", "batch size 64"))
+    assert re.search(r": about [\d,]+ (s|min), estimated from [\d.]+ [MG]FLOP a step\n", said), said
+    assert said.index("estimated from") < said.index("step 1 of 1")
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["batch_size"] == 64 and written["learning_rate"] == 1e-3 and written["validate_every"] == 250
     assert train(l3net.recipe, {**settings, "steps": 2}, tmp_path / "run", resume=True, device="cpu") == 0

@@ -35,10 +35,9 @@ from comodal.training.config import changes, name_of, plain, read_config, resolv
 from comodal.training.fit import NotFiniteError, fit, validate
 from comodal.training.log import Log, as_note
 from comodal.training.stop import Stop
-from comodal.training.throughput import Throughput
+from comodal.training.throughput import Throughput, about_count, about_time
 
 ENVIRONMENT = "environment.json"  # hardware and versions of the last start
-SHORT_SECONDS = 10.0  # of computing, before the operations of a sample are counted
 DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
 
 
@@ -239,8 +238,17 @@ class Sitting:
             f"{self.out}: {type(model).__name__}, {weights:,} parameters, on {where}"
             + (f", {processes} processes" if processes > 1 else ""),
             f"{self.out}: {len(run.batches.samples):,} samples, batch size {run.batches.batch_size:,}, "
-            f"{run.steps:,} steps ({epochs:.1f} epochs); the expected time follows after the first step",
+            f"{run.steps:,} steps ({epochs:.1f} epochs)",
         ]
+
+    def expected_time(self) -> str:
+        """How long the steps that are left may take, before one of them was timed."""
+        if self.throughput is None:
+            return f"{self.out}: the expected time follows after the first step"
+        samples = self.run.batches.batch_size / distributed.world_size()
+        operations = samples * self.throughput.sample_flops
+        seconds = (self.run.steps - self.step) * self.throughput.expected_seconds(samples)
+        return f"{self.out}: {about_time(seconds)}, estimated from {about_count(operations)}FLOP a step"
 
     def finish(self) -> None:
         """Writes the model and what serving needs beside it."""
@@ -262,7 +270,7 @@ class Sitting:
         return left if self.first is None else chain([self.first], left)
 
     def measure(self) -> None:
-        """Counts the operations of a sample, which takes a second or two: a short run goes without."""
+        """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
         if distributed.is_main() and self.first is not None:
             share = self.run.batches.batch_size // (distributed.world_size() * self.every.parts)
             self.throughput = Throughput.measured(self.run.objective, self.first, share, self.compute)
@@ -272,7 +280,6 @@ class Sitting:
         """The objective as it is called: compiled, and over all processes."""
         objective = self.run.objective
         if compile:
-            self.measure()
             objective.compile()
         if distributed.world_size() == 1:
             return objective
@@ -286,7 +293,11 @@ class Sitting:
     def steps(self, compile: bool, stop: Stop, progress: Progress, log: Log | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""
         run, every, left = self.run, self.every, range(self.step, self.run.steps)
-        batches, objective = self.batches(), self.parallel(compile)
+        batches = self.batches()
+        self.measure()
+        if left:
+            progress.say(self.expected_time())
+        objective = self.parallel(compile)
         computing = (run.optimizer, run.learning_rate, left, self.compute, every.parts)
         began = time.monotonic()
         for read in fit(objective, batches, *computing, is_read=self.is_read):
@@ -323,8 +334,6 @@ class Sitting:
             "samples_per_second": steps * self.run.batches.batch_size / seconds,
             "seconds": self.seconds,
         }
-        if self.seconds > SHORT_SECONDS:
-            self.measure()
         if self.throughput is not None:
             metrics["mfu"] = self.throughput.mfu(metrics["samples_per_second"] / distributed.world_size())
         progress.show(self.step, as_note(metrics))

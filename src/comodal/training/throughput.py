@@ -41,6 +41,11 @@ PEAKS = {
 }
 MATRIX = 1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
 REPEATS = 3
+# Of the peak in training, to estimate by: small networks on CPUs reach 0.2, full-width ones on CPUs 0.4 to 0.8 and on
+# large GPUs some 0.4 (docs/performance.md).
+TYPICAL_UTILIZATION = 0.35
+TIME_UNITS = {"days": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}
+PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Throughput:
     def mfu(self, samples_per_second: float) -> float:
         """The fraction of the device's peak, at so many samples a second on it."""
         return samples_per_second * self.sample_flops / self.peak_flops
+
+    def expected_seconds(self, samples: float) -> float:
+        """An estimate of how long a process trains on so many samples, at a typical utilisation of its device."""
+        return samples * self.sample_flops / (TYPICAL_UTILIZATION * self.peak_flops)
 
 
 def count_flops(objective: nn.Module, batch: Batch) -> int:
@@ -98,3 +107,16 @@ def peak_flops(compute: Compute) -> float:
         (left @ left)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     return 2 * MATRIX**3 / min(seconds[1:])
+
+
+def about_time(seconds: float) -> str:
+    """A rough duration for people, in the largest unit of which there are at least two: about 3 h, about 100 min."""
+    unit = next((name for name, length in TIME_UNITS.items() if seconds >= 2 * length), "s")
+    return f"about {max(1.0, float(f'{seconds / TIME_UNITS[unit]:.1g}')):,.0f} {unit}"
+
+
+def about_count(number: float) -> str:
+    """A number with two digits and the prefix of its unit, such as "1.2 T"."""
+    rounded = float(f"{number:.2g}")
+    prefix = next((name for name, size in PREFIXES.items() if rounded >= size), "M")
+    return f"{rounded / PREFIXES[prefix]:,g} {prefix}"
