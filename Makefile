@@ -29,7 +29,7 @@ check-slow: setup
 
 bench: setup
 	mkdir -p build
-	for script in ingest pairs training_step embedding engines regions retrieval search vilbert_step; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
+	for script in ingest pairs training_step embedding engines regions retrieval search vilbert_step busy_machine; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
 
 clean:
 	rm -rf demo build
