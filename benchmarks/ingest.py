@@ -1,7 +1,8 @@
 """How fast videos become clips: decoding, scaling, JPEG and FLAC of ten seconds, on one core.
 
 Prints times real time per core for 360p and 720p H.264 with 25, 5 and 1 pictures a second, each beside the plain route
-(PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC), timed in turn in one run.
+(PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC) and beside decoding alone, the
+most that any route can reach (all pictures and sound, nothing kept), timed in turn in one run.
 
     python benchmarks/ingest.py [--video FILE ...] [--repeats 5] [--out results.json]
 """
@@ -22,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from comodal.hardware import instruction_set
 from comodal.media.audio import encode_flac
 from comodal.media.video import read_clip
 
@@ -86,6 +88,14 @@ def plain(path: Path, rate: float) -> int:
     return size + len(encode_flac(np.concatenate(sounds), 48000))
 
 
+def decode_only(path: Path, _rate: float) -> int:
+    """All pictures and blocks of sound, whatever the rate; returns how many."""
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        video.codec_context.thread_count = 1
+        return sum(frame.time < SECONDS for frame in container.decode(video, audio))
+
+
 def seconds_of(work: Callable[[Path, float], int], path: Path, rate: float) -> float:
     began = time.process_time()
     work(path, rate)
@@ -94,13 +104,17 @@ def seconds_of(work: Callable[[Path, float], int], path: Path, rate: float) -> f
 
 def measure(path: Path, rate: float, repeats: int) -> dict[str, float]:
     """Medians of `repeats` runs of each route, in turn; processor time, so that a busy machine matters less."""
-    times = [(seconds_of(ours, path, rate), seconds_of(plain, path, rate)) for _ in range(repeats)]
+    works = (ours, plain, decode_only)
+    for work in works:
+        work(path, rate)  # to warm up
+    times = [[seconds_of(work, path, rate) for work in works] for _ in range(repeats)]
     length = read_clip(path, seconds=SECONDS, frames_per_second=1.0).seconds
-    ratios = sorted(theirs / mine for mine, theirs in times)
+    ratios = sorted(theirs / mine for mine, theirs, _ in times)
     return {
-        "times_real_time": length / statistics.median(mine for mine, _ in times),
-        "plain_times_real_time": length / statistics.median(theirs for _, theirs in times),
+        "times_real_time": length / statistics.median(mine for mine, _, _ in times),
+        "plain_times_real_time": length / statistics.median(theirs for _, theirs, _ in times),
         "ratio": statistics.median(ratios),
+        "of_decode_only": statistics.median(decoding / mine for mine, _, decoding in times),
         "ratio_lowest": ratios[0],
         "ratio_highest": ratios[-1],
     }
@@ -113,9 +127,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
-    table = Table(
-        "video", "pictures/s", "times real time", "plain route", "ratio", "spread", title="Ingest on one core"
-    )
+    columns = ("video", "pictures/s", "times real time", "plain route", "ratio", "spread", "of decoding alone")
+    table = Table(*columns, title=f"Ingest on one core ({instruction_set()})")
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         videos = {path.stem: path for path in arguments.video or ()} or {
@@ -126,7 +139,8 @@ def main() -> None:
                 found = measure(path, rate, arguments.repeats)
                 results |= {f"ingest.{name}.{rate:g}.{key}": value for key, value in found.items()}
                 cells = [f"{found[key]:.1f}" for key in ("times_real_time", "plain_times_real_time", "ratio")]
-                table.add_row(name, f"{rate:g}", *cells, f"{found['ratio_lowest']:.1f} - {found['ratio_highest']:.1f}")
+                spread = f"{found['ratio_lowest']:.1f} - {found['ratio_highest']:.1f}"
+                table.add_row(name, f"{rate:g}", *cells, spread, f"{found['of_decode_only']:.0%}")
     Console().print(table)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -324,7 +324,8 @@ def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.Au
 
 def _seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
     """Ticks of a stream or a frame in seconds; 0 where it has none."""
-    return float(ticks * timed.time_base) if ticks and timed.time_base else 0.0
+    base = timed.time_base
+    return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
 
 def _fault(error: av.FFmpegError) -> str:

