@@ -1,8 +1,8 @@
 """How fast videos become clips: decoding, scaling, JPEG and FLAC of ten seconds, on one core.
 
 Prints times real time per core for 360p and 720p H.264 with 25, 5 and 1 pictures a second, each beside the plain route
-(PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC) and beside decoding alone, the
-most that any route can reach (all pictures and sound, nothing kept), timed in turn in one run.
+(PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC) and beside decoding alone,
+the most that any route can reach (all pictures and sound, nothing kept), timed in turn in one run.
 
     python benchmarks/ingest.py [--video FILE ...] [--repeats 5] [--out results.json]
 """
