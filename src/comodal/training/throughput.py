@@ -41,8 +41,8 @@ PEAKS = {
 }
 MATRIX = 1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
 REPEATS = 3
-# Of the peak in training, to estimate by: small networks on CPUs reach 0.2, full-width ones on CPUs 0.4 to 0.8 and on
-# large GPUs some 0.4 (docs/performance.md).
+# Of the peak in training, to estimate by: on CPUs small networks reach 0.2 and full-width ones 0.4 to 0.8
+# (docs/performance.md); not measured on GPUs.
 TYPICAL_UTILIZATION = 0.35
 TIME_UNITS = {"days": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}
 PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
