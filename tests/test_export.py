@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -123,11 +124,12 @@ def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
     with torch.inference_mode():
         expected = load_model(run).embed_sound(sound)[0]
     openvino = import_openvino(path)
-    everywhere = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     ours = open_openvino(path, "bf16")({"sound": sound.numpy()})[0][0]
     cosine = F.cosine_similarity(torch.from_numpy(ours), expected, 0)
     assert cosine > 0.999
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    is_restricted = "ONEDNN_MAX_CPU_ISA" in os.environ  # which OpenVINO's list of capabilities does not see
+    if not is_restricted and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        everywhere = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
         theirs = torch.from_numpy(everywhere([sound.numpy()])[0][0].copy())
         assert 1 - F.cosine_similarity(theirs, expected, 0) > 3 * (1 - cosine)
 

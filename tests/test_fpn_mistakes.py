@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d, roi_align
+from torchvision.ops import roi_align
 
 import test_fpn_parity
 from comodal.models import detector_boxes, detector_fpn, detector_fpn_regions
@@ -17,13 +17,13 @@ from comodal.models.detector_fpn import FPN, Block
 from detector_fixtures import PYRAMID, fpn_of
 
 Patch = pytest.MonkeyPatch
-BLOCK, CLIP, LEVELS, RED, PAD, NORM, DILATE = (
+BLOCK, CLIP, LEVELS, RED, PAD, FUSE, DILATE = (
     Block.__init__,
     detector_boxes.clip,
     detector_boxes.fpn_levels,
     detector_boxes.blue_green_red,
     F.pad,
-    FrozenBatchNorm2d.__init__,
+    detector_fpn.fuse_conv_bn_weights,
     F.interpolate,
 )
 
@@ -47,7 +47,15 @@ def groups_of_one_channel_fewer(patch: Patch) -> None:
 
 
 def norms_add_to_the_variance(patch: Patch) -> None:
-    patch.setattr(FrozenBatchNorm2d, "__init__", lambda self, channels, **_eps: NORM(self, channels, 1e-2))
+    def norm(self: detector_fpn.FrozenNorm, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-2).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+    def fuse(weight: Tensor, bias: None, mean: Tensor, variance: Tensor, _eps: float, *affine: Tensor) -> object:
+        return FUSE(weight, bias, mean, variance, 1e-2, *affine)
+
+    patch.setattr(detector_fpn.FrozenNorm, "forward", norm)
+    patch.setattr(detector_fpn, "fuse_conv_bn_weights", fuse)
 
 
 def aligned(patch: Patch) -> None:

@@ -7,6 +7,7 @@ ViLBERT on two tasks with labels. Every part goes on where it stopped when the c
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from comodal.analysis.report import run_parts
 from comodal.console import Table, say, say_heading
 from comodal.data.ingest import prepare_videos
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import json_line, write_whole
 from comodal.playground.make import make_playground
 from comodal.recipes import l3net, vilbert
 from comodal.serve.extract import extract_regions
@@ -28,15 +29,13 @@ from comodal.tasks.grounding import evaluate_grounding
 from comodal.tasks.images import evaluate_images
 from comodal.tasks.retrieval import evaluate_retrieval
 from comodal.tasks.sounds import evaluate_esc50
-from comodal.text_files import read_log
+from comodal.text_files import read_json_lines, read_log
 from comodal.training.run import Run, train
 
 VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere
-IMAGE_SIZE = 64
 EXTRACT_WORKERS = 1  # a worker process takes longer to start than this network to see a thousand images
 WARM_UP_STEPS = 50
 CACHE_MEGABYTES = 1000  # all decoded clips of the world
-SHORT_SIDE = 73  # 8/7 of the picture's side: what training crops from
 TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
 TASK_SETS = {"coco": "images", "flickr30k": "flickr30k-images"}  # of the tasks with labels: RefCOCO+ and SNLI-VE
 REFERENCES = ("references", "instances", "regions")
@@ -57,10 +56,12 @@ class Scale:
         images: Images in each of the splits train and test of the image folder.
         windows: Seconds of each clip of the ESC-50 folder that are used.
         scenes: Images with captions.
+        image_size: Of L3-Net, in pixels; frames are kept at 8/7 of it, which training crops from.
         objective: Of L3-Net.
         steps: Of L3-Net.
         caption_steps: Of ViLBERT.
         contrastive_weight: Of ViLBERT's contrastive loss.
+        captions: Of each held-out image in retrieval; the world has three.
         task_epochs: Of each of two tasks with labels; 0 leaves them out.
     """
 
@@ -70,15 +71,17 @@ class Scale:
     images: int
     windows: int
     scenes: int
+    image_size: int
     objective: l3net.Objective
     steps: int
     caption_steps: int
     contrastive_weight: float
+    captions: int
     task_epochs: float
 
 
-SHORT = Scale(1400, 5.0, 200, 200, 3, 1500, "all_pairs", 550, 600, 1.0, 0.0)
-FULL = Scale(1400, 10.0, 400, 400, 10, 1500, "avc", 1800, 1500, 0.0, 4.0)
+SHORT = Scale(1400, 5.0, 200, 200, 2, 1500, 48, "all_pairs", 500, 450, 1.0, 1, 0.0)
+FULL = Scale(1400, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 1500, 0.0, 3, 4.0)
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ def demo(
         full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. The default
             takes under five minutes on two cores: L3-Net scores all pairs of a batch, ViLBERT has a contrastive loss.
         videos: Synthetic videos; by default 1,400.
-        steps: Of L3-Net; by default 550, 1,800 in the full demo.
+        steps: Of L3-Net; by default 500, 1,800 in the full demo.
         scenes: Images with captions; by default 1,500.
-        caption_steps: Of ViLBERT; by default 600, 1,500 in the full demo.
+        caption_steps: Of ViLBERT; by default 450, 1,500 in the full demo.
         task_epochs: Of each of two tasks with labels (RefCOCO+, SNLI-VE); by default 0 (left out), 4 in the full demo.
         bert: A Hugging Face BERT that the text stream starts from. By default its weights are random: the few words of
             this world need no BERT, and six layers of MiniLM take five times as long.
@@ -165,7 +168,7 @@ def demo(
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
     started, parts = time.perf_counter(), Parts(folder)
-    given = {
+    given: dict[str, Any] = {
         "videos": videos,
         "steps": steps,
         "scenes": scenes,
@@ -180,7 +183,7 @@ def demo(
     numbers = measure(parts, scale)
     say_heading("ViLBERT: images and captions")
     learn_captions(parts, scale, bert, seed)
-    numbers |= measure_captions(parts)
+    numbers |= measure_captions(parts, scale)
     if scale.task_epochs:
         say_heading("ViLBERT: tasks with labels")
         learn_tasks(parts, scale, seed)
@@ -208,16 +211,21 @@ def make_data(parts: Parts, scale: Scale, seed: int) -> None:
         seed=seed,
     )
     say_heading("prepare: videos to shards")
-    prepare_videos(parts.playground / "videos.jsonl", parts.shards, short_side=SHORT_SIDE, frames_per_second=5.0)
+    prepare_videos(
+        parts.playground / "videos.jsonl",
+        parts.shards,
+        short_side=math.ceil(scale.image_size * 8 / 7),
+        frames_per_second=5.0,
+    )
 
 
 def learn(parts: Parts, scale: Scale, seed: int) -> None:
-    """A small network, long enough to learn this world; decoded clips stay in memory."""
+    """A small network, long enough to learn this world; one core computes while the other reads pairs."""
     settings: dict[str, Any] = {
         "data": parts.shards,
         "variant": "small",
         "width": 8,
-        "image_size": IMAGE_SIZE,
+        "image_size": scale.image_size,
         "objective": scale.objective,
         "steps": scale.steps,
         "learning_rate": 2e-3,
@@ -227,12 +235,12 @@ def learn(parts: Parts, scale: Scale, seed: int) -> None:
         "cache_megabytes": CACHE_MEGABYTES,
         "seed": seed,
     }
-    finish(l3net.recipe, settings, parts.run)
+    finish(l3net.recipe, settings, parts.run, threads=1)
 
 
-def finish(recipe: Callable[..., Run], settings: dict[str, Any], out: Path) -> None:
+def finish(recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None) -> None:
     """Trains to the last step. A training that was stopped (Ctrl-C) stops the demo."""
-    if train(recipe, settings, out, resume=True):
+    if train(recipe, settings, out, resume=True, threads=threads):
         raise KeyboardInterrupt
 
 
@@ -257,10 +265,10 @@ def learn_captions(parts: Parts, scale: Scale, bert: Path | None, seed: int) -> 
     finish(vilbert.recipe, settings, parts.caption_run)
 
 
-def measure_captions(parts: Parts) -> dict[str, float]:
+def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
     """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
     found = evaluate_retrieval(
-        parts.caption_run, parts.scenes / "captions.jsonl", parts.regions, out=parts.scores("retrieval")
+        parts.caption_run, write_queries(parts, scale.captions), parts.regions, out=parts.scores("retrieval")
     )
     last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
     numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in TASKS.items()}
@@ -269,6 +277,14 @@ def measure_captions(parts: Parts) -> dict[str, float]:
         numbers[f"vilbert.retrieval.untrained.{cut}"] = found[f"retrieval.untrained.text_to_image.{cut}"]
         numbers[f"vilbert.retrieval.chance.{cut}"] = found[f"retrieval.chance.{cut}"]
     return numbers
+
+
+def write_queries(parts: Parts, most: int) -> Path:
+    """The captions of held-out images that retrieval takes: so many of each image."""
+    lines = [line for _, line in read_json_lines(parts.scenes / "captions.jsonl") if line["split"] == "test"]
+    queries = parts.folder / "queries.jsonl"
+    write_whole(queries, b"".join(json_line(line | {"captions": line["captions"][:most]}) for line in lines))
+    return queries
 
 
 def learn_tasks(parts: Parts, scale: Scale, seed: int) -> None:

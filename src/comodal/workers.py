@@ -20,6 +20,7 @@ import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.errors import DataError
+from comodal.text_files import read_text
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
 CRASHES = 3  # how often in a row workers may die without a file to blame
@@ -135,5 +136,5 @@ def noted(work: Callable[[A], T], item: A, place: int, journal: Path) -> tuple[i
 
 def begun(journal: Path) -> list[int]:
     """The items that the workers had begun last."""
-    texts = [path.read_text() for path in journal.iterdir()]
+    texts = [read_text(path) for path in journal.iterdir()]
     return sorted(int(text) for text in texts if text)

@@ -42,6 +42,9 @@ def target_columns(
     return {target: sizes[target] for target in targets}
 
 
+WIDE = 512  # features of the text stream from which on products outweigh the copies that leaving tokens out takes
+
+
 def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
     """The index of the attended tokens on a CPU, whose time is matrix products; None, for all, elsewhere or if that is
     all."""
@@ -104,11 +107,13 @@ class Pretraining(nn.Module):
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
         regions = batch.tokens if model.config.region_tokens else batch.regions
-        of_words = padding_left_out(batch.words_attended, batch.attended_words)
-        of_regions = padding_left_out(batch.regions_attended, batch.attended_regions)
+        is_wide = model.config.text.dim >= WIDE
+        of_words = padding_left_out(batch.words_attended, batch.attended_words) if is_wide else None
+        of_regions = padding_left_out(batch.regions_attended, batch.attended_regions) if is_wide else None
         text = model.text_prefix(batch.words, batch.segments, batch.words_attended, index=of_words)
         vision = model.vision_prefix(regions, batch.locations, batch.regions_attended, index=of_regions)
-        output = model.join(text, vision, Wanted(batch.masked_words, batch.masked_regions))
+        wanted = Wanted(batch.masked_words, batch.masked_regions) if is_wide else None
+        output = model.join(text, vision, wanted)
         words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
         targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
         pairs = alignment(model.alignment_head(output.text, output.vision), batch.mismatched)

@@ -6,7 +6,6 @@ its media file where each row has another one, else by its number.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from typing import Any, cast, get_args
 from comodal.errors import DataError
 from comodal.media.stored.arrow_columns import damage_told, open_columns, read_rows
 from comodal.media.stored.examples import Example, Kind, OpenFile, Place, inner_name, kind_of
+from comodal.text_files import parse_json
 
 FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio", "Video": "video"}  # of `datasets`
 COLUMNS: dict[str, Kind] = {
@@ -121,9 +121,9 @@ class TableFile:
 def features_of(schema: Any) -> dict[str, dict[str, Any]]:
     """What `datasets` says of the columns in the file, if anything."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"].decode(), "huggingface")["info"]["features"]
         return {name: one for name, one in features.items() if isinstance(one, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (DataError, KeyError, ValueError, TypeError, AttributeError):
         return {}
 
 
