@@ -80,7 +80,7 @@ class Scale:
     task_epochs: float
 
 
-SHORT = Scale(1400, 5.0, 200, 200, 2, 1500, 48, "all_pairs", 500, 450, 1.0, 1, 0.0)
+SHORT = Scale(1400, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 500, 600, 1.0, 1, 0.0)
 FULL = Scale(1400, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 1500, 0.0, 3, 4.0)
 
 
@@ -153,7 +153,7 @@ def demo(
         videos: Synthetic videos; by default 1,400.
         steps: Of L3-Net; by default 500, 1,800 in the full demo.
         scenes: Images with captions; by default 1,500.
-        caption_steps: Of ViLBERT; by default 450, 1,500 in the full demo.
+        caption_steps: Of ViLBERT; by default 600, 1,500 in the full demo.
         task_epochs: Of each of two tasks with labels (RefCOCO+, SNLI-VE); by default 0 (left out), 4 in the full demo.
         bert: A Hugging Face BERT that the text stream starts from. By default its weights are random: the few words of
             this world need no BERT, and six layers of MiniLM take five times as long.
