@@ -21,7 +21,7 @@ from comodal.training.run import train
 from small_world import write_world
 
 SETTINGS = {"variant": "small", "width": 4, "image_size": 16, "batch_size": 8, "validation_pairs": 16}
-OPTIONS = {"device": "cpu", "log_every": 1, "validate_every": 10}
+OPTIONS = {"precision": "fp32", "device": "cpu", "log_every": 1, "validate_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +119,11 @@ def test_a_resumed_run_keeps_its_precision(shards: Path, tmp_path: Path, monkeyp
     """As on another machine, where auto would choose another one."""
     out = tmp_path / "run"
     monkeypatch.setattr("comodal.hardware.cpu_has_native_bf16", lambda: True)
-    train(recipe, settings(shards, 1), out, **OPTIONS)
+    train(recipe, settings(shards, 1), out, **{**OPTIONS, "precision": "auto"})
     assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bf16"
     monkeypatch.setattr("comodal.hardware.cpu_has_native_bf16", lambda: False)
     with pytest.warns(UserWarning, match="bf16 is not native"):
-        train(recipe, settings(shards, 2), out, resume=True, **OPTIONS)
+        train(recipe, settings(shards, 2), out, resume=True, **{**OPTIONS, "precision": "auto"})
     assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bf16"
     assert json.loads((out / "environment.json").read_text())["packages"]["torch"]
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_keys(shards: Path,
     """A learning rate of 1e30 makes the weights overflow within two steps."""
     out = tmp_path / "run"
     with pytest.raises(FloatingPointError, match="at step"):
-        train(recipe, {**settings(shards, 20), "learning_rate": 1e30}, out, precision="fp32", **OPTIONS)
+        train(recipe, {**settings(shards, 20), "learning_rate": 1e30}, out, **OPTIONS)
     told = json.loads((out / "not_finite.json").read_text())
     assert told["step"] >= 1
     assert "clip" in json.dumps(told["keys"])
