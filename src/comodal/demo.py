@@ -148,8 +148,8 @@ def demo(
 
     Args:
         folder: Where everything goes; the same command goes on where it stopped.
-        full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. The default
-            takes under five minutes on two cores: L3-Net scores all pairs of a batch, ViLBERT has a contrastive loss.
+        full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. By
+            default L3-Net scores all pairs of a batch, and ViLBERT has a contrastive loss: they learn in fewer steps.
         videos: Synthetic videos; by default 1,400.
         steps: Of L3-Net; by default 500, 1,800 in the full demo.
         scenes: Images with captions; by default 1,500.
