@@ -1,15 +1,19 @@
 """The plain pretraining losses that benchmarks compare with are those of the objective, padded or not."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
+from comodal.objectives import pretraining
 from comodal.objectives.pretraining import Pretraining
 from plain_vilbert import plain_losses
 from vilbert_fixtures import FIXTURES, batch_of, model_of, tensors
 
 
-def test_the_objective_gives_the_plain_losses_and_gradients():
-    """Heads at hidden places, no padding and fused attention leave both unchanged."""
+@pytest.mark.parametrize("wide", [0, pretraining.WIDE], ids=["without padding", "with padding"])
+def test_the_objective_gives_the_plain_losses_and_gradients(wide: int, monkeypatch: pytest.MonkeyPatch):
+    """Heads at masked positions, no padding (of wide models) and fused attention leave both unchanged."""
+    monkeypatch.setattr(pretraining, "WIDE", wide)
     folder = FIXTURES / "pretrain_vt0"
     model, inputs = model_of(folder), tensors(folder, "inputs")
     batch = batch_of(inputs, "classes")

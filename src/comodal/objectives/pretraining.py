@@ -42,7 +42,7 @@ def target_columns(
     return {target: sizes[target] for target in targets}
 
 
-WIDE = 512  # features of the text stream from which on products outweigh the copies that leaving tokens out takes
+WIDE = 512  # features of the text stream; in narrower models leaving tokens out takes longer than computing them
 
 
 def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
