@@ -1,5 +1,6 @@
 """The contrastive losses within a batch: closed forms, plain double loops, and rows that do not count."""
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,18 @@ from torch.testing import assert_close
 from comodal.data.batch import CaptionBatch, PairBatch
 from comodal.data.pairs import MatchedPairs
 from comodal.data.shards import Shards
+from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
+from comodal.models.heads import mean_encoding
 from comodal.models.l3net import L3Net
 from comodal.models.l3net import small as small_l3net
-from comodal.models.vilbert import ViLBERT
+from comodal.models.vilbert import ViLBERT, load_vilbert
 from comodal.objectives.avc import AllPairs, Correspondence
-from comodal.objectives.contrastive import contrast, mean_encoding
+from comodal.objectives.contrastive import contrast
 from comodal.objectives.pretraining import Pretraining
 from comodal.recipes import l3net, vilbert
+from comodal.tasks.gallery import gather
+from comodal.tasks.retrieval import evaluate_retrieval
 from comodal.training.log import read_log
 from comodal.training.run import train
 from small_captions import write_captions
@@ -157,7 +162,7 @@ def test_l3net_is_trained_on_all_pairs_and_validated_on_the_papers(tmp_path: Pat
 
 def contrasted(weight: float = 1.0) -> Pretraining:
     torch.manual_seed(0)
-    return Pretraining(ViLBERT(CONFIG), contrastive_weight=weight).eval()
+    return Pretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=weight).eval()
 
 
 def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
@@ -170,15 +175,14 @@ def test_texts_and_images_are_contrasted_before_they_meet():
     trained = contrasted(0.5)
     given = with_matches([False, True, False, False, False], [0, 1, 2, 3, 3])
     given = replace(given, words_attended=torch.arange(7) < torch.tensor([7, 5, 3, 4, 6])[:, None])
-    metrics, model, heads = trained(given), trained.model, trained.contrast
-    assert heads is not None
+    metrics, model, head = trained(given), trained.model, trained.model.contrastive_head
     rows, kept = [], [0, 2, 3, 4]
     for i in kept:
         length = int(given.words_attended[i].sum())
         words, shown = given.words[i : i + 1, :length], given.words_attended[i : i + 1, :length]
         text = model.text_prefix(words, given.segments[i : i + 1, :length], shown).tokens[0].mean(0)
         here = given.regions[i : i + 1], given.locations[i : i + 1], given.regions_attended[i : i + 1]
-        rows.append((heads.first(text), heads.second(model.vision_prefix(*here).tokens[0].mean(0))))
+        rows.append((head.text(text), head.vision(model.vision_prefix(*here).tokens[0].mean(0))))
     scores = torch.tensor([[torch.cosine_similarity(t, v, 0).item() / 0.07 for _, v in rows] for t, _ in rows])
     negatives = ~torch.eye(4, dtype=torch.bool)
     negatives[2, 3] = negatives[3, 2] = False
@@ -196,15 +200,14 @@ def test_a_batch_without_two_matched_pairs_teaches_the_projections_nothing(misma
     metrics = trained(with_matches(mismatched, [0, 1, 2]))
     metrics["loss"].backward()
     assert metrics["contrastive_loss"].item() == 0
-    assert trained.contrast is not None
-    for parameter in trained.contrast.parameters():
+    for parameter in trained.model.contrastive_head.parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum().item() == pytest.approx(0, abs=1e-6)
     assert all(p.grad.isfinite().all() for p in trained.model.parameters() if p.grad is not None)
 
 
 def test_without_a_weight_nothing_is_contrasted():
     trained = objective("classes")
-    assert trained.contrast is None
+    assert trained.model.contrastive_head is None
     assert "contrastive_loss" not in trained(batch())
 
 
@@ -213,8 +216,7 @@ def test_a_single_stream_has_nothing_to_contrast():
         Pretraining(vilbert.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
 
 
-def test_the_saved_model_is_a_plain_vilbert(tmp_path: Path):
-    """The projections belong to the objective: the weight changes no name and no initial weight of the model."""
+def test_the_head_changes_no_other_weight_and_is_saved(tmp_path: Path):
     regions, captions = write_captions(tmp_path)
     values = {"data": regions, "captions": captions, "variant": "small", "batch_size": 8, "workers": 0, "steps": 2}
     values |= {"validation_pairs": 16, "learning_rate": 1e-9}
@@ -226,6 +228,41 @@ def test_the_saved_model_is_a_plain_vilbert(tmp_path: Path):
         models.append(load_model(out).state_dict())
         named = read_log(out / "metrics.jsonl")[-1].keys()
         assert ("contrastive_loss" in named) == bool(weight)
-    assert models[0].keys() == models[1].keys()
+    new = {name for name in models[1] if name.startswith("contrastive_head.")}
+    assert len(new) == 5 and models[0].keys() == models[1].keys() - new
     for name in models[0]:
         assert_close(models[0][name], models[1][name], rtol=0, atol=1e-6)
+
+
+def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
+    """Each query alone, without padding or batches, by torch's cosine similarity."""
+    regions, captions = write_captions(tmp_path)
+    values = {"data": regions, "captions": captions, "variant": "small", "batch_size": 8, "workers": 0, "steps": 6}
+    values |= {"validation_pairs": 0, "contrastive_weight": 1.0, "dropout": 0.0}
+    train(vilbert.recipe, values, tmp_path / "run", device="cpu", precision="fp32")
+    out = tmp_path / "results"
+    evaluate_retrieval(tmp_path / "run", captions, regions, split="all", scores="contrastive", out=out, device="cpu")
+    model = load_vilbert(tmp_path / "run").eval()
+    head = model.contrastive_head
+    assert head is not None
+    gallery = gather(tmp_path / "run", model.config, captions, regions, "all", 36, "nothing").gallery
+    texts, images = [], []
+    with torch.no_grad():
+        for number in range(len(gallery.lengths)):
+            words = gallery.text(number)[None]
+            texts.append(head.text(model.text_prefix(words, torch.zeros_like(words), None).tokens[0].mean(0)))
+        for number in range(len(gallery.counts)):
+            seen = gallery.image(number)
+            tokens = model.vision_prefix(seen.regions[None], seen.locations[None], None).tokens
+            images.append(head.vision(tokens[0].mean(0)))
+    with (out / "ranks.csv").open() as file:
+        ranks = [int(row["trained"]) for row in csv.DictReader(file) if row["direction"] == "text_to_image"]
+    for text, image, rank in zip(gallery.text_of.tolist(), gallery.image_of.tolist(), ranks, strict=True):
+        cosines = torch.stack([torch.cosine_similarity(texts[text], other, 0) for other in images])
+        better = int((cosines > cosines[image] + 1e-6).sum())
+        ties = int((abs(cosines - cosines[image]) <= 1e-6).sum())
+        assert better < rank <= better + ties
+    with pytest.raises(CheckpointError, match="run0"):
+        values["contrastive_weight"] = 0.0
+        train(vilbert.recipe, values, tmp_path / "run0", device="cpu", precision="fp32")
+        evaluate_retrieval(tmp_path / "run0", captions, regions, scores="contrastive")

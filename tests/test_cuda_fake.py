@@ -87,7 +87,11 @@ def test_vilbert_trains_with_every_target(targets: tuple[str, ...], precision: s
 
 
 def test_vilbert_trains_with_a_contrast_of_encodings():
-    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(CONFIG), contrastive_weight=1.0), caption_batch(), "bf16")
+    train_on_the_fake_gpu(
+        lambda: Pretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=1.0),
+        caption_batch(),
+        "bf16",
+    )
 
 
 @pytest.mark.parametrize("changed", [{"dynamic_attention": True}, {"co_attention": False}, {"frozen_text_layers": 1}])

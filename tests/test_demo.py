@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from comodal import demo
 from comodal.cli.program import main
+from comodal.demo import demo
 
 SMALL = ("--videos", "30", "--steps", "4", "--scenes", "40", "--caption-steps", "4")
 L3NET = {

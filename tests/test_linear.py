@@ -127,10 +127,19 @@ def test_the_same_probe_again():
     assert torch.equal(first.weight, again.weight)
 
 
-def test_more_features_than_items():
-    features, target = made_up(20)
-    wide = features.repeat(1, 1, 10)
-    assert (Problem(wide, target, CLASSES, "svm").fit(1.0, 200).predict(wide) == target.numpy()).all()
+def test_more_features_than_items_is_scikit_learns_too():
+    """Fewer rows than features are fitted in coordinates of their span; weights and answers are those of all."""
+    rng = np.random.default_rng(3)
+    target = torch.arange(40) % 4
+    rows = rng.normal(size=(40, 300)).astype(np.float32)
+    rows[:, :4] += 2 * np.eye(4, dtype=np.float32)[target.numpy()]
+    found = Problem(torch.from_numpy(rows)[:, None], target, 4, "logistic").fit(0.01, 300)
+    scaler = StandardScaler().fit(rows)
+    theirs = LogisticRegression(C=0.01, max_iter=5000, tol=1e-8).fit(scaler.transform(rows), target.numpy())
+    np.testing.assert_allclose(found.weight.numpy(), theirs.coef_, atol=2e-4)
+    unseen = rng.normal(size=(50, 300)).astype(np.float32)
+    probabilities = theirs.predict_proba(scaler.transform(unseen))
+    np.testing.assert_allclose(found.scores(torch.from_numpy(unseen)[:, None]).numpy(), probabilities, atol=1e-3)
 
 
 def test_a_fold_that_holds_nothing_is_said():

@@ -37,6 +37,11 @@ def say_heading(sentence: object) -> None:
     Console().rule(Text(printable(sentence)))
 
 
+def say_text(text: str) -> None:
+    """Print again what this file has printed in another process."""
+    print(text, end="", flush=True)
+
+
 def say_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     print(printable(json.dumps(value, ensure_ascii=False)), flush=True)

@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Entry("comodal.demo:demo", "playground, training, evaluation and a report, in minutes"),
+    "demo": Entry("comodal.demo.demo:demo", "playground, training, evaluation and a report, in minutes"),
     "playground": Entry("comodal.playground.make:make_playground", "synthetic videos with audio, images with captions"),
     "prepare videos": Entry("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
     "prepare pairs": Entry("comodal.data.pair_folders:prepare_pairs", "images and audio in class folders -> shards"),

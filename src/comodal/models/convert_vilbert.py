@@ -312,6 +312,7 @@ def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:
         "task_tokens": TASK_TOKENS if values[TASK_KEY] else 0,
         "first_position": 0,
         "region_tokens": 0,
+        "contrastive_dim": 0,
     }
     try:
         config = from_json(Config, described, str(path))
@@ -328,6 +329,8 @@ def to_original_config(config: Config) -> dict[str, object]:
     """
     if config.region_tokens or config.first_position or config.task_tokens not in (0, TASK_TOKENS):
         raise ValueError("the original has no visual tokens as input, no RoBERTa positions, and 20 task tokens or none")
+    if config.contrastive_dim:
+        raise ValueError("the original has no contrastive head (--contrastive-weight)")
     values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in WHOLE.items()}
     values |= {theirs: getattr(config.text, ours) for ours, theirs in STREAM.items()}
     values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in STREAM.items()}

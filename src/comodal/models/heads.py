@@ -3,6 +3,7 @@
 ViLBERT, sections 3.1 and 3.2; the task heads are those of facebookresearch/vilbert-multi-task (`VILBertForVLTasks`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ from comodal.models.transformer import ACTIVATIONS, NOT_ATTENDED, Activation, in
 
 Fusion = Literal["mul", "sum"]
 POOLED_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
+INITIAL_TEMPERATURE = 0.07  # of the contrastive head: CLIP's and ALBEF's
+MAX_SCALE = 100.0  # of its similarities, CLIP's: a temperature of 0.01
 FIRST_CODES_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
 
 
@@ -68,6 +71,44 @@ class AlignmentHead(nn.Module):
 
     def forward(self, text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"]) -> Tensor:
         return self.classifier(self.dropout(fused(text, vision, self.fusion)))
+
+
+class ContrastiveHead(nn.Module):
+    """Projects the mean encodings of both streams to one space (image-text contrastive learning, ALBEF, section 3.2).
+
+    Two linear projections to unit length, and a learned temperature. Departs from ALBEF: the mean over the tokens in
+    place of the first token, no momentum encoder.
+    """
+
+    def __init__(self, text_dim: int, vision_dim: int, dim: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(text_dim, dim)
+        self.vision = nn.Linear(vision_dim, dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+
+    def embed_text(self, encoding: Float[Tensor, "batch text_dim"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of texts."""
+        return F.normalize(self.text(encoding).float())
+
+    def embed_image(self, encoding: Float[Tensor, "batch vision_dim"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of images."""
+        return F.normalize(self.vision(encoding).float())
+
+    def forward(
+        self, text: Float[Tensor, "texts text_dim"], image: Float[Tensor, "images vision_dim"]
+    ) -> Float[Tensor, "texts images"]:
+        """The cosine of every text with every image, over the temperature."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE) * (self.embed_text(text) @ self.embed_image(image).T)
+
+
+def mean_encoding(
+    tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
+) -> Float[Tensor, "batch dim"]:
+    """The mean over the tokens that are there; None says that all are."""
+    if attended is None:
+        return tokens.mean(1)
+    present = attended.unsqueeze(2).to(tokens.dtype)
+    return (tokens * present).sum(1) / present.sum(1).clamp(min=1)
 
 
 HeadKind = Literal["answers", "linear", "pairs", "regions", "words"]

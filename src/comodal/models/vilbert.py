@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.embeddings import RegionEmbeddings, TextEmbeddings
-from comodal.models.heads import AlignmentHead, Fusion, RegionHead, WordHead
+from comodal.models.heads import AlignmentHead, ContrastiveHead, Fusion, RegionHead, WordHead
 from comodal.models.streams import Output, Prefix, Wanted, with_first
 from comodal.models.transformer import Activation, Gates, Index, Mask, TextGates, TransformerLayer, as_mask, initialise
 
@@ -74,6 +74,7 @@ class Config:
         frozen_vision_layers: The first layers of vision that keep their weights.
         region_tokens: Regions are visual tokens, so many of them, and not features; 0 for features.
         initializer_range: Deviation of the first weights. 0.02 suits streams that are some 768 wide.
+        contrastive_dim: Features of the space of texts and images of the contrastive loss; 0 without it.
     """
 
     vocabulary: int = 30_522
@@ -95,6 +96,7 @@ class Config:
     frozen_vision_layers: int = 0
     region_tokens: int = 0
     initializer_range: float = 0.02
+    contrastive_dim: int = 0
 
     def __post_init__(self) -> None:
         before = (0, 0)
@@ -208,12 +210,9 @@ class ViLBERT(nn.Module):
             text.dropout,
             text.norm_eps,
         )
+        dropout = text.dropout  # the text's, in the original too
         self.region_embeddings = RegionEmbeddings(
-            vision.dim,
-            config.region_features,
-            config.region_tokens,
-            text.dropout,  # the text's, in the original too
-            vision.norm_eps,
+            vision.dim, config.region_features, config.region_tokens, dropout, vision.norm_eps
         )
         self.text_layers = nn.ModuleList(direction(text, text, text.dim, text.heads) for _ in range(text.layers))
         self.vision_layers = nn.ModuleList(
@@ -228,6 +227,8 @@ class ViLBERT(nn.Module):
         self.region_head = RegionHead(vision.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
         self.apply(partial(initialise, deviation=config.initializer_range))
+        dims = text.dim, vision.dim, config.contrastive_dim
+        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # changes no other weight
         self.freeze()
 
     def freeze(self) -> None:

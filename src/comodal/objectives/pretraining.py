@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
+from comodal.models.heads import mean_encoding
 from comodal.models.streams import Prefix, Wanted
 from comodal.models.transformer import Index
-from comodal.models.vilbert import ViLBERT
 from comodal.objectives.alignment import alignment
-from comodal.objectives.contrastive import Contrast, EncodingContrast, mean_encoding
+from comodal.objectives.contrastive import Contrast, contrast
 from comodal.objectives.masked import (
     Guess,
     RegionTarget,
@@ -51,13 +51,6 @@ def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor
     return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
 
 
-def unimodal_dims(model: nn.Module) -> tuple[int, int]:
-    """Features of a token before the first co-attention layer, of text and of vision."""
-    if not isinstance(model, ViLBERT):
-        raise ValueError(f"a {type(model).__name__} has no encoders of one modality: the contrastive weight must be 0")
-    return model.config.text.dim, model.config.vision.dim
-
-
 class Pretraining(nn.Module):
     """The weighted sum of the three losses, and how often each likeliest answer is right.
 
@@ -76,7 +69,7 @@ class Pretraining(nn.Module):
         negatives: Regions that `contrast` compares with (the original: 128, of which 127 are drawn).
         contrastive_weight: Of the contrast between the mean encodings of texts and images before the first
             co-attention layer (not in the paper), over the matched pairs of the batch of one process. Captions of one
-            image are no negatives of each other. 0 leaves it out.
+            image are no negatives of each other. It needs a model with `contrastive_dim`. 0 leaves it out.
         seed: With the keys of a batch it decides which regions those are.
     """
 
@@ -102,7 +95,8 @@ class Pretraining(nn.Module):
         self.negatives = negatives
         self.seed = seed
         self.contrastive_weight = contrastive_weight
-        self.contrast = EncodingContrast(*unimodal_dims(model)) if contrastive_weight else None
+        if contrastive_weight and getattr(model, "contrastive_head", None) is None:
+            raise ValueError(f"this {type(model).__name__} has no contrastive head: the contrastive weight must be 0")
 
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
@@ -128,7 +122,7 @@ class Pretraining(nn.Module):
             "region_accuracy": targets[0].accuracy,
             "alignment_accuracy": pairs.accuracy,
         }
-        if self.contrast is not None:
+        if self.contrastive_weight:
             compared = self.compare(text, vision, batch)
             metrics["loss"] = metrics["loss"] + self.contrastive_weight * compared.loss
             metrics |= {"contrastive_loss": compared.loss, "contrastive_accuracy": compared.accuracy}
@@ -136,11 +130,10 @@ class Pretraining(nn.Module):
 
     def compare(self, text: Prefix, vision: Prefix, batch: CaptionBatch) -> Contrast:
         """The contrast of the matched pairs."""
-        assert self.contrast is not None
         matched = ~batch.mismatched
         negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
-        encoding = [mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
-        return self.contrast(encoding[0], encoding[1], negatives, matched)
+        encodings = [mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
+        return contrast(self.model.contrastive_head(*encodings), negatives, matched)
 
     def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[Guess]:
         """Each target's loss, from its columns of the region head."""

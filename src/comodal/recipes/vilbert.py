@@ -51,6 +51,7 @@ class Defaults(NamedTuple):
 
 PAPER_DEFAULTS = Defaults(60_000, 512, 1e-4, 500)
 SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
+CONTRASTIVE_DIM = 128
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 Pairs = list[tuple[Caption, int]]
 
@@ -155,7 +156,15 @@ def recipe(
         raise ValueError("--variant single_stream has no encoders of one modality: leave out --contrastive-weight")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model(variant, material, targets, regions_as == "tokens", bert, dropout)
+        model = new_model(
+            variant,
+            material,
+            targets,
+            regions_as == "tokens",
+            bert,
+            dropout,
+            CONTRASTIVE_DIM if contrastive_weight else 0,
+        )
     check_length(model, max_words)
     pretrained, report = fill(model, bert, allow_missing)
     if start_from is not None:
@@ -178,9 +187,7 @@ def recipe(
     if validation_pairs and material.validation:
         length = -(-validation_pairs // batch_size) * batch_size
         validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        objective = Pretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
+    objective = Pretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
     return Run(
         objective=objective,
         batches=Loader(pairs(material.train, seed), batch_size, workers),
@@ -242,6 +249,7 @@ def new_model(
     tokens: bool,
     bert: Path | None,
     dropout: float | None,
+    contrastive_dim: int,
 ) -> nn.Module:
     """A model of the right sizes, its weights by chance."""
     store, vocabulary = material.store, material.words.size
@@ -265,7 +273,11 @@ def new_model(
         rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
         return single_stream.SingleStream(single_stream.Config(*sizes, *rest))
     sized: Config = replace(
-        config, region_features=store.dim, region_targets=columns, region_tokens=inputs if tokens else 0
+        config,
+        region_features=store.dim,
+        region_targets=columns,
+        region_tokens=inputs if tokens else 0,
+        contrastive_dim=contrastive_dim,
     )
     return ViLBERT(sized)
 

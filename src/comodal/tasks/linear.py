@@ -89,6 +89,12 @@ class Problem:
         self.target = target.repeat_interleave(features.shape[1])
         self.mean, self.scale = standardisation(self.rows)
         self.rows.sub_(self.mean).div_(self.scale)
+        self.basis: Tensor | None = None
+        if len(self.rows) < self.rows.shape[1]:
+            # The weights of least norm lie in the span of the rows: over an orthonormal basis of it the problem is the
+            # same, with as many features as there are rows.
+            self.basis, coordinates = torch.linalg.qr(self.rows.mT)
+            self.rows = coordinates.mT.contiguous()
         self.gram = self.rows.mT @ self.rows / len(self.rows)
         self.weight = self.rows.new_zeros(classes, self.rows.shape[1])
         self.bias = self.rows.new_zeros(classes, 1)
@@ -122,7 +128,8 @@ class Problem:
         optimizer.step(closure)
         self.weight = torch.linalg.solve_triangular(factor, rounded.detach(), upper=False, left=False)
         self.bias = bias.detach()
-        return Probe(self.classifier, strength, self.mean, self.scale, self.weight, self.bias.clone())
+        weight = self.weight if self.basis is None else self.weight @ self.basis.mT
+        return Probe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
 
 
 def standardisation(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from comodal.hardware import Compute
+from comodal.models.heads import mean_encoding
 from comodal.models.single_stream import SingleStream
 from comodal.models.streams import Prefix
 from comodal.models.vilbert import ViLBERT
@@ -130,6 +131,21 @@ class Scorer:
                 prefixes = [found[number].float() for number in part.tolist()]
                 rows += [torch.cat([prefix.mean(0), prefix.amax(0)]) for prefix in prefixes]
         return torch.stack(rows).cpu()
+
+    @torch.inference_mode()
+    def contrastive_matrix(self) -> Float32[np.ndarray, "texts images"]:
+        """The cosines of all texts and images of the gallery in the space of the contrastive loss."""
+        assert isinstance(self.model, ViLBERT) and self.model.contrastive_head is not None
+        head, found = self.model.contrastive_head, []
+        for prefixes, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
+            with self.compute.autocast():
+                numbers = np.arange(len(prefixes.sizes))
+                kept = [prefixes.of(part) for part in np.array_split(numbers, max(1, len(numbers) // BLOCK))]
+                means = [mean_encoding(tokens[None], None) for part in kept for _, tokens in sorted(part.items())]
+                found.append(embed(torch.cat(means)).float())
+        scores = (found[0] @ found[1].T).cpu().numpy()
+        check_finite(scores, "similarities of texts and images")
+        return scores
 
     def _joined(
         self, words: Float[Tensor, "batch words dim"], regions: Float[Tensor, "batch regions vision_dim"]

@@ -14,7 +14,7 @@ its captions is right, in whoever's words.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -57,6 +57,7 @@ HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
 PAPER_REGIONS = 36
 LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking
 Whole = ViLBERT | SingleStream | TaskModel
+Scores = Literal["alignment", "contrastive"]
 
 
 def recipe(
@@ -117,6 +118,7 @@ class Settings(NamedTuple):
     rerank: int | None
     seed: int
     zero_shot: bool
+    scores: Scores
 
 
 class Result(NamedTuple):
@@ -133,6 +135,7 @@ def evaluate_retrieval(
     regions: Path,
     split: Split | None = None,
     zero_shot: bool = False,
+    scores: Scores = "alignment",
     blank: Blank = "nothing",
     rerank: int | None = None,
     device: DeviceName = "auto",
@@ -153,6 +156,9 @@ def evaluate_retrieval(
             what the run held out where they name no split. Without either, all.
         zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
             other way.
+        scores: contrastive ranks by the cosine of the encodings of text and image before the first co-attention layer,
+            of a model that was trained with `--contrastive-weight`: each side is computed once. alignment scores every
+            pair with the whole model.
         blank: Leave out the text or the picture: the control of a model that was trained so.
         rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
@@ -178,14 +184,18 @@ def evaluate_retrieval(
     """
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
+    if scores == "contrastive" and rerank is not None:
+        raise ValueError("--scores contrastive ranks everything: leave out --rerank")
     started = time.perf_counter()
     trained = load_scoring(model, zero_shot)
+    if scores == "contrastive":
+        check_contrastive(trained, model)
     material = gather(model, below(trained).config, captions, regions, split, max_regions, blank)
     gallery, split = material.gallery, material.split
     if rerank is not None:
         check_first_stage(material, captions, split)
     say(describe(gallery, split))
-    settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot)
+    settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores)
     results = {"trained": ask(trained, material, settings, "trained")}
     results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
@@ -201,7 +211,7 @@ def evaluate_retrieval(
         say(cost_of(numbers, rerank))
     if out is not None:
         write(out, numbers, systems, gallery)
-        told = {"rerank": rerank, "precision": settings.compute.precision, "max_regions": max_regions}
+        told = {"rerank": rerank, "scores": scores, "precision": settings.compute.precision, "max_regions": max_regions}
         write_card(card_of(numbers, material, split, way, model, captions, told, seed), out)
     return numbers
 
@@ -219,6 +229,16 @@ def load_scoring(path: Path, zero_shot: bool) -> Whole:
         there = ", ".join(model.heads)
         raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
     return model
+
+
+def check_contrastive(model: Whole, path: Path) -> None:
+    """The network below the heads has a contrastive head.
+
+    Raises:
+        CheckpointError: It was trained without one.
+    """
+    if getattr(below(model), "contrastive_head", None) is None:
+        raise CheckpointError(f"{path} was trained without --contrastive-weight; rank by --scores alignment")
 
 
 def check_first_stage(material: Collected, captions: Path, split: Split) -> None:
@@ -240,6 +260,8 @@ def describe_way(model: Whole, material: Collected, settings: Settings) -> Way:
     """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
     fitted = None if settings.rerank is None else min(len(material.train), MOST_CAPTIONS)
     exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_REGIONS and fitted is None
+    if settings.scores == "contrastive":
+        return Way("contrastive", None, False)
     if way_of(model, settings.zero_shot) is not None:
         return Way("fine-tuned", fitted, exact and is_papers_network(below(model)))
     return Way("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
@@ -279,7 +301,10 @@ def ask(model: Whole, material: Collected, settings: Settings, name: str) -> Res
     if settings.rerank is not None:
         return search(scorer, material, settings)
     started = time.perf_counter()
-    scores = scorer.matrix(lambda tiles: iter(track(tiles, f"scoring pairs, {name}")))
+    if settings.scores == "contrastive":
+        scores = scorer.contrastive_matrix()
+    else:
+        scores = scorer.matrix(lambda tiles: iter(track(tiles, f"scoring pairs, {name}")))
     rate = scores.size / (time.perf_counter() - started)
     return Result(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
 

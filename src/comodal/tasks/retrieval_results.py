@@ -28,12 +28,12 @@ class Way(NamedTuple):
     """How pairs were ranked.
 
     Args:
-        scored_by: By the alignment head of pretraining, or by the one of fine-tuning.
+        scored_by: By the alignment head of pretraining, by the one of fine-tuning, or by the contrastive encodings.
         fitted: How many captions of the training split a first stage was fitted on; None without one.
         is_papers: Whether network and settings are the paper's.
     """
 
-    scored_by: Literal["zero-shot", "fine-tuned"]
+    scored_by: Literal["zero-shot", "fine-tuned", "contrastive"]
     fitted: int | None
     is_papers: bool
 

@@ -3,23 +3,32 @@
 `comodal demo DIR` makes videos, shards and a small L3-Net; of images with captions, regions with the features of that
 L3-Net and a small ViLBERT; the scores of both beside controls, and a page to look at. The short demo trains both with
 the contrastive losses that learn in fewer steps; `--full` trains longer with the papers' objectives, and fine-tunes
-ViLBERT on two tasks with labels. Every part goes on where it stopped when the command is given again.
+ViLBERT on two tasks with labels. What does not wait for a training runs beside it in a second process. Every part
+continues where it stopped when the command is given again.
 """
 
+import contextlib
+import io
 import json
 import math
+import os
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.analysis.page import write_page
 from comodal.analysis.report import run_parts
-from comodal.console import Table, say, say_heading
+from comodal.console import Table, say, say_heading, say_text
 from comodal.data.ingest import prepare_videos
+from comodal.demo.demo_parts import FULL, SHORT, Parts, Scale
 from comodal.errors import DataError
-from comodal.files import json_line, write_whole
+from comodal.files import write_whole
 from comodal.playground.make import make_playground
 from comodal.recipes import l3net, vilbert
 from comodal.serve.extract import extract_regions
@@ -27,12 +36,12 @@ from comodal.tasks import entailment, grounding
 from comodal.tasks.entailment import evaluate_entailment
 from comodal.tasks.grounding import evaluate_grounding
 from comodal.tasks.images import evaluate_images
-from comodal.tasks.retrieval import evaluate_retrieval
+from comodal.tasks.retrieval import Scores, evaluate_retrieval
 from comodal.tasks.sounds import evaluate_esc50
-from comodal.text_files import read_json_lines, read_log
+from comodal.text_files import read_log
 from comodal.training.run import Run, train
+from comodal.workers import end_with
 
-VIDEO_SECONDS = 2.5  # room for a second of sound to begin anywhere
 EXTRACT_WORKERS = 1  # a worker process takes longer to start than this network to see a thousand images
 WARM_UP_STEPS = 50
 CACHE_MEGABYTES = 1000  # all decoded clips of the world
@@ -43,94 +52,6 @@ KEYS = {
     "vision": ("trained", "untrained", "pixels"),
     "sound": ("trained", "untrained", "spectrogram", "log_mel"),
 }
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much data is made, and how long and by which objectives is trained.
-
-    Args:
-        videos: Of the synthetic world.
-        frames_per_second: Of these videos.
-        sounds: Clips of the ESC-50 folder.
-        images: Images in each of the splits train and test of the image folder.
-        windows: Seconds of each clip of the ESC-50 folder that are used.
-        scenes: Images with captions.
-        image_size: Of L3-Net, in pixels; frames are kept at 8/7 of it, which training crops from.
-        objective: Of L3-Net.
-        steps: Of L3-Net.
-        caption_steps: Of ViLBERT.
-        contrastive_weight: Of ViLBERT's contrastive loss.
-        captions: Of each held-out image in retrieval; the world has three.
-        task_epochs: Of each of two tasks with labels; 0 leaves them out.
-    """
-
-    videos: int
-    frames_per_second: float
-    sounds: int
-    images: int
-    windows: int
-    scenes: int
-    image_size: int
-    objective: l3net.Objective
-    steps: int
-    caption_steps: int
-    contrastive_weight: float
-    captions: int
-    task_epochs: float
-
-
-SHORT = Scale(1400, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 500, 600, 1.0, 1, 0.0)
-FULL = Scale(1400, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 1500, 0.0, 3, 4.0)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where each part of the demo lies."""
-
-    folder: Path
-
-    @property
-    def playground(self) -> Path:
-        return self.folder / "playground"
-
-    @property
-    def shards(self) -> Path:
-        return self.folder / "shards"
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def scenes(self) -> Path:
-        return self.playground / "scenes"
-
-    @property
-    def regions(self) -> Path:
-        return self.folder / "regions"
-
-    @property
-    def caption_run(self) -> Path:
-        return self.folder / "caption_run"
-
-    @property
-    def references(self) -> tuple[Path, Path, Path]:
-        """RefCOCO+'s two files, and the regions of its pictures."""
-        folder = self.playground / "coco" / "refcoco+"
-        return folder / "refs(unc).p", folder / "instances.json", self.task_regions("coco")
-
-    def statements(self, split: str) -> Path:
-        return self.playground / "flickr30k" / f"snli_ve_{split}.jsonl"
-
-    def task_regions(self, name: str) -> Path:
-        return self.folder / f"{name}_regions"
-
-    def task_run(self, name: str) -> Path:
-        return self.folder / f"{name}_run"
-
-    def scores(self, name: str) -> Path:
-        return self.folder / name
 
 
 def demo(
@@ -150,10 +71,10 @@ def demo(
         folder: Where everything goes; the same command goes on where it stopped.
         full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. By
             default L3-Net scores all pairs of a batch, and ViLBERT has a contrastive loss: they learn in fewer steps.
-        videos: Synthetic videos; by default 1,400.
-        steps: Of L3-Net; by default 500, 1,800 in the full demo.
+        videos: Synthetic videos; by default 1,000, 1,400 in the full demo.
+        steps: Of L3-Net; by default 350, 1,800 in the full demo.
         scenes: Images with captions; by default 1,500.
-        caption_steps: Of ViLBERT; by default 600, 1,500 in the full demo.
+        caption_steps: Of ViLBERT; by default 300, 1,500 in the full demo.
         task_epochs: Of each of two tasks with labels (RefCOCO+, SNLI-VE); by default 0 (left out), 4 in the full demo.
         bert: A Hugging Face BERT that the text stream starts from. By default its weights are random: the few words of
             this world need no BERT, and six layers of MiniLM take five times as long.
@@ -176,19 +97,25 @@ def demo(
         "task_epochs": task_epochs,
     }
     scale = replace(FULL if full else SHORT, **{name: value for name, value in given.items() if value is not None})
-    make_data(parts, scale, seed)
-    say_heading("L3-Net: audio-visual correspondence")
-    learn(parts, scale, seed)
-    say_heading("evaluation of L3-Net: linear probes beside their controls")
-    numbers = measure(parts, scale)
-    say_heading("ViLBERT: images and captions")
-    learn_captions(parts, scale, bert, seed)
-    numbers |= measure_captions(parts, scale)
+    with second_process() as beside:
+        make_videos(parts, scale, seed)
+        labelled = beside.submit(make_labelled, parts, scale, seed)
+        say_heading("L3-Net: audio-visual correspondence")
+        learn(parts, scale, seed)
+        labelled.result()
+        evaluated = beside.submit(evaluate, parts, scale)
+        say_heading("ViLBERT: images and captions")
+        learn_captions(parts, scale, bert, seed)
+        numbers = measure_captions(parts, scale)
+        say_heading("evaluation of L3-Net: linear probes beside their controls")
+        done = evaluated.result()
+    say_text(done.text)
+    numbers = done.numbers | numbers
     if scale.task_epochs:
         say_heading("ViLBERT: tasks with labels")
         learn_tasks(parts, scale, seed)
         numbers |= measure_tasks(parts)
-    report(parts, scale)
+    write_page(folder / "report.html", "comodal demo", done.page + report_captions(parts, scale))
     numbers["seconds"] = time.perf_counter() - started
     write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     print_table(numbers)
@@ -196,27 +123,68 @@ def demo(
     return numbers
 
 
-def make_data(parts: Parts, scale: Scale, seed: int) -> None:
-    """The synthetic world, and the shards of its videos."""
-    say_heading("synthetic data: videos with sound, images with captions")
+class Evaluated(NamedTuple):
+    """What the second process found: flat numbers, parts of the page, and what was printed."""
+
+    numbers: dict[str, float]
+    page: list[str]
+    text: str
+
+
+@contextlib.contextmanager
+def second_process() -> Iterator[ProcessPoolExecutor]:
+    """A process beside this one, with one thread of computation. It ends with this one, however that ends."""
+    pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=prepare_process, initargs=(os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def prepare_process(command: int) -> None:
+    """In the second process: Ctrl-C is for the command that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(command)
+    torch.set_num_threads(1)
+
+
+def make_videos(parts: Parts, scale: Scale, seed: int) -> None:
+    """The synthetic videos, and their shards."""
+    say_heading("synthetic data: videos with audio")
     make_playground(
-        parts.playground,
+        parts.videos,
         videos=scale.videos,
-        seconds=VIDEO_SECONDS,
-        sounds=scale.sounds,
-        images=scale.images,
-        scenes=scale.scenes,
+        seconds=scale.video_seconds,
+        sounds=0,
+        images=0,
+        scenes=0,
+        side=scale.side,
         frames_per_second=scale.frames_per_second,
-        tasks=tuple(TASK_SETS) if scale.task_epochs else (),
         seed=seed,
     )
     say_heading("prepare: videos to shards")
     prepare_videos(
-        parts.playground / "videos.jsonl",
+        parts.videos / "videos.jsonl",
         parts.shards,
         short_side=math.ceil(scale.image_size * 8 / 7),
         frames_per_second=5.0,
     )
+
+
+def make_labelled(parts: Parts, scale: Scale, seed: int) -> None:
+    """Labelled audio and images, and images with captions."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        make_playground(
+            parts.playground,
+            videos=0,
+            sounds=scale.sounds,
+            images=scale.images,
+            scenes=scale.scenes,
+            side=scale.side,
+            tasks=tuple(TASK_SETS) if scale.task_epochs else (),
+            seed=seed,
+            workers=1,
+        )
 
 
 def learn(parts: Parts, scale: Scale, seed: int) -> None:
@@ -228,7 +196,7 @@ def learn(parts: Parts, scale: Scale, seed: int) -> None:
         "image_size": scale.image_size,
         "objective": scale.objective,
         "steps": scale.steps,
-        "learning_rate": 2e-3,
+        "learning_rate": scale.learning_rate,
         "warm_up_steps": min(WARM_UP_STEPS, scale.steps),
         "final_fraction": 0.02,
         "workers": 1,
@@ -267,9 +235,9 @@ def learn_captions(parts: Parts, scale: Scale, bert: Path | None, seed: int) -> 
 
 def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
     """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
-    found = evaluate_retrieval(
-        parts.caption_run, write_queries(parts, scale.captions), parts.regions, out=parts.scores("retrieval")
-    )
+    captions = parts.scenes / "captions.jsonl"
+    scores: Scores = "contrastive" if scale.contrastive_weight else "alignment"
+    found = evaluate_retrieval(parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval"))
     last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
     numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in TASKS.items()}
     for cut in ("r1", "r5", "r10"):
@@ -277,14 +245,6 @@ def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
         numbers[f"vilbert.retrieval.untrained.{cut}"] = found[f"retrieval.untrained.text_to_image.{cut}"]
         numbers[f"vilbert.retrieval.chance.{cut}"] = found[f"retrieval.chance.{cut}"]
     return numbers
-
-
-def write_queries(parts: Parts, most: int) -> Path:
-    """The captions of held-out images that retrieval takes: so many of each image."""
-    lines = [line for _, line in read_json_lines(parts.scenes / "captions.jsonl") if line["split"] == "test"]
-    queries = parts.folder / "queries.jsonl"
-    write_whole(queries, b"".join(json_line(line | {"captions": line["captions"][:most]}) for line in lines))
-    return queries
 
 
 def learn_tasks(parts: Parts, scale: Scale, seed: int) -> None:
@@ -326,15 +286,22 @@ def measure_tasks(parts: Parts) -> dict[str, float]:
     return numbers
 
 
-def report(parts: Parts, scale: Scale) -> None:
-    """One page about both systems."""
-    scores = [parts.scores("sounds"), parts.scores("images")]
-    page = run_parts(parts.run, parts.shards, scores, truth=parts.playground / "worlds.jsonl")
+def report_captions(parts: Parts, scale: Scale) -> list[str]:
+    """The parts of the page about ViLBERT."""
     tasks = ("grounding", "entailment") if scale.task_epochs else ()
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
     captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
-    page += run_parts(parts.caption_run, parts.regions, scores, captions, images)
-    write_page(parts.folder / "report.html", "comodal demo", page)
+    return run_parts(parts.caption_run, parts.regions, scores, captions, images)
+
+
+def evaluate(parts: Parts, scale: Scale) -> Evaluated:
+    """L3-Net's numbers and its parts of the page, in the second process."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
+        numbers = measure(parts, scale)
+        scores = [parts.scores("sounds"), parts.scores("images")]
+        page = run_parts(parts.run, parts.shards, scores, truth=parts.videos / "worlds.jsonl")
+    return Evaluated(numbers, page, text.getvalue())
 
 
 def measure(parts: Parts, scale: Scale) -> dict[str, float]:
