@@ -127,8 +127,7 @@ def base(count: int = 6) -> Config:
 
 def large(count: int = 6) -> Config:
     """BERT-large with 2, 4 or 6 co-attention layers, as in the original's configurations."""
-    text = Stream(1024, 24, 16, 4096)
-    return Config(text=text, vision=Stream(1024, count, 8, 1024), schedule=meetings(24, count))
+    return Config(text=Stream(1024, 24, 16, 4096), vision=Stream(1024, count, 8, 1024), schedule=meetings(24, count))
 
 
 def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> Config:
