@@ -54,5 +54,13 @@ bench: setup
 	mkdir -p build
 	for script in ingest pairs training_step embedding engines regions retrieval search vilbert_step busy_machine; do $(BIN)/python benchmarks/$$script.py --out build/$$script.json || exit 1; done
 
+# The site of the documentation, in build/docs; warnings are errors.
+docs: $(BIN)/.docs-installed
+	$(TEST_ENVIRONMENT) $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+$(BIN)/.docs-installed: $(BIN)/.installed
+	$(PIP_INSTALL) -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
 	rm -rf demo build
