@@ -23,11 +23,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.pair_folders import prepare_pairs
+from comodal.data.shards.paired_files import prepare_pairs
 from comodal.errors import DataError
-from comodal.recipes.l3net import recipe
-from comodal.tasks.images import evaluate_images
-from comodal.tasks.sound_folders import evaluate_sounds
+from comodal.recipes.avc_pretraining import recipe
+from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.image.linear_classification import evaluate_images
 from comodal.training.run import train
 
 SHORT_SIDE = 37  # 8/7 of 32: training crops from it

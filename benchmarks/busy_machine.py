@@ -23,10 +23,10 @@ import torch
 
 # isort: on
 from comodal.hardware import LAYOUTS, instruction_set, resolve_threads
-from comodal.models.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, small
 from comodal.objectives.avc import correspondence
 from comodal.training.allocator import keep_freed_memory
-from comodal.training.optim import adam
+from comodal.training.optimization import adam
 from machine import save
 
 BATCH = 64

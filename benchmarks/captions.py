@@ -22,16 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from comodal.data.caption_files import read_captions
-from comodal.data.caption_matching import matched, split_pairs
-from comodal.data.regions import RegionStore
-from comodal.media.text import Words
-from comodal.models.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.vilbert import Config, ViLBERT
-from comodal.recipes.vilbert import recipe
-from comodal.serve.backbones import LITE0
-from comodal.serve.extract import extract_regions
-from comodal.tasks.retrieval import evaluate_retrieval
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.regions.region_store import RegionStore
+from comodal.media.tokenizer import Words
+from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.recipes.vilbert_pretraining import recipe
+from comodal.regions.backbones import LITE0
+from comodal.regions.extract import extract_regions
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
 from comodal.training.run import train
 
 HELD_OUT, EVERY = 112, 5

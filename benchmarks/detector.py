@@ -24,12 +24,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.models import detector_fpn
-from comodal.models.convert_c4 import CAFFE_SCALES
-from comodal.models.detector_boxes import blue_green_red, cell_anchors, resized
-from comodal.models.detector_c4 import C4, STRIDE, Config, laid_out
-from comodal.models.detector_fpn_regions import FpnFound, FpnRules, fpn_regions
-from comodal.models.detector_rules import Found, Rules, caffe_regions, chosen
+from comodal.models.convert.convert_c4 import CAFFE_SCALES
+from comodal.models.detectors import detector_fpn
+from comodal.models.detectors.detector_boxes import blue_green_red, cell_anchors, resized
+from comodal.models.detectors.detector_c4 import C4, STRIDE, Config, laid_out
+from comodal.models.detectors.detector_fpn_regions import FpnFound, FpnRules, fpn_regions
+from comodal.models.detectors.detector_rules import Found, Rules, caffe_regions, chosen
 from machine import report, save, seconds_in_turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

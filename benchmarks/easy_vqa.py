@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from comodal.data.regions import RegionStore
-from comodal.media.text import Words
+from comodal.data.regions.region_store import RegionStore
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert import ViLBERT, small
-from comodal.serve.extract import extract_regions
-from comodal.tasks.vqa import evaluate_vqa, recipe
+from comodal.models.vilbert.vilbert import ViLBERT, small
+from comodal.regions.extract import extract_regions
+from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, recipe
 from comodal.training.run import train
 
 ANNOTATORS = 10

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from comodal.hardware import DTYPES, has_native_bf16
-from comodal.models.inference import fast
-from comodal.models.l3net import PAPER, L3Net
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import PAPER, L3Net
 from machine import describe_machine, matrix_product, report, save, seconds_in_turn
 
 TERA_OPERATIONS = {"image": 2 * 10.26e9 / 1e12, "sound": 2 * 10.21e9 / 1e12}  # one forward pass of a tower

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from comodal.recipes.vilbert import recipe
-from comodal.serve.tokens import prepare_tokens
-from comodal.tasks.retrieval import evaluate_retrieval
+from comodal.recipes.vilbert_pretraining import recipe
+from comodal.regions.visual_tokens import prepare_tokens
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
 from comodal.text_files import read_log
 from comodal.training.run import train
 

@@ -22,11 +22,11 @@ from PIL import Image, ImageEnhance
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.clips import Augmentation, Clips
-from comodal.data.pairs import Pairs
-from comodal.data.shards import Shards, ShardWriter
+from comodal.data.shards.clip_dataset import Augmentation, Clips
+from comodal.data.shards.pair_sampler import Pairs
+from comodal.data.shards.shard_reader import Shards, ShardWriter
 from comodal.media.audio import encode_flac
-from comodal.media.augment import jitter_colour, random_flip, random_gain
+from comodal.media.augmentation import jitter_colour, random_flip, random_gain
 from comodal.media.image import encode_jpeg
 
 IMAGE_SIZE, SAMPLE_RATE, SECONDS, FRAMES, CLIPS = 224, 48_000, 10.0, 50, 40

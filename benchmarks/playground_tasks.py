@@ -20,10 +20,13 @@ from typing import Any
 
 import torch
 
-from comodal.playground.make import make_playground
-from comodal.recipes import vilbert
-from comodal.serve.extract import extract_regions
-from comodal.tasks import entailment, grounding, nlvr2, retrieval, vcr, vqa
+from comodal.recipes import vilbert_pretraining
+from comodal.regions.extract import extract_regions
+from comodal.synthetic.synthesize import make_playground
+from comodal.tasks.retrieval import caption_retrieval
+from comodal.tasks.vision_language import nlvr2, snli_ve, vcr
+from comodal.tasks.vision_language.grounding import refcoco
+from comodal.tasks.vision_language.question_answering import vqa
 from comodal.training.run import train
 
 SETS = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
@@ -60,19 +63,19 @@ def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
             epochs=16,
         ),
         "grounding": Task(
-            grounding.recipe,
+            refcoco.recipe,
             dict(zip(("references", "instances", "regions"), references, strict=True)),
             partial(
-                grounding.evaluate_grounding, references=references[0], instances=references[1], regions=references[2]
+                refcoco.evaluate_grounding, references=references[0], instances=references[1], regions=references[2]
             ),
             "grounding.accuracy",
             epochs=2,  # after eight, chance has caught up
             blank="text",
         ),
         "entailment": Task(
-            entailment.recipe,
+            snli_ve.recipe,
             {"data": statements / "snli_ve_train.jsonl", "regions": told},
-            partial(entailment.evaluate_entailment, data=statements / "snli_ve_dev.jsonl", regions=told),
+            partial(snli_ve.evaluate_entailment, data=statements / "snli_ve_dev.jsonl", regions=told),
             "entailment.accuracy",
             epochs=10,
         ),
@@ -92,9 +95,9 @@ def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
             learning_rate=2e-4,
         ),
         "retrieval": Task(
-            retrieval.recipe,
+            caption_retrieval.recipe,
             {"captions": captions, "regions": told},
-            partial(retrieval.evaluate_retrieval, captions=captions, regions=told, split="validation"),
+            partial(caption_retrieval.evaluate_retrieval, captions=captions, regions=told, split="validation"),
             "retrieval.text_to_image.r10",
             epochs=4,  # each caption stands in four pairs
             learning_rate=2e-4,
@@ -129,7 +132,7 @@ def pretrain(out: Path, detector: str, captioned: int, steps: int) -> Path:
         "words": world / "vocab.txt", "variant": "small", "dropout": 0.0, "steps": steps, "batch_size": 64,
         "learning_rate": 5e-4, "workers": 0,
     }  # fmt: skip
-    train(vilbert.recipe, settings, out / "pretrained", resume=True, threads=torch.get_num_threads())
+    train(vilbert_pretraining.recipe, settings, out / "pretrained", resume=True, threads=torch.get_num_threads())
     return out / "pretrained"
 
 

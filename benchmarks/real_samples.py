@@ -22,13 +22,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.caption_files import read_captions
-from comodal.data.regions import RegionStore
-from comodal.media.text import Words
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.regions.region_store import RegionStore
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert import ViLBERT, small
-from comodal.serve.extract import extract_regions
-from comodal.tasks import entailment, gqa, nlvr2, retrieval, visual_genome, vqa
+from comodal.models.vilbert.vilbert import ViLBERT, small
+from comodal.regions.extract import extract_regions
+from comodal.tasks.retrieval import caption_retrieval
+from comodal.tasks.vision_language import nlvr2, snli_ve
+from comodal.tasks.vision_language.question_answering import gqa, visual_genome, vqa
 from comodal.training.run import train
 
 BLANKS = ("nothing", "picture")
@@ -70,14 +72,14 @@ def samples_of(data: Path, regions: Path) -> dict[str, Sample]:
             "visual_genome.accuracy",
         ),
         "SNLI-VE": Sample(
-            entailment.recipe, said, partial(entailment.evaluate_entailment, **said),
+            snli_ve.recipe, said, partial(snli_ve.evaluate_entailment, **said),
             "entailment.accuracy",
         ),
         "NLVR2": Sample(nlvr2.recipe, pairs, partial(nlvr2.evaluate_nlvr2, **pairs), "nlvr2.accuracy"),
         "Flickr30k Entities": Sample(
-            retrieval.recipe,
+            caption_retrieval.recipe,
             told | {"captions": unlisted(data / "flickr30k" / "sentences", regions.parent / "sentences")},
-            partial(retrieval.evaluate_retrieval, **told, split="all"),
+            partial(caption_retrieval.evaluate_retrieval, **told, split="all"),
             "retrieval.text_to_image.r1",
         ),
     }  # fmt: skip

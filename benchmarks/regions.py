@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.caption_files import Caption
-from comodal.data.captions import Captions
-from comodal.data.regions import RegionStore, RegionWriter
-from comodal.media.text import Words
+from comodal.data.captions.caption_dataset import Captions
+from comodal.data.captions.caption_files import Caption
+from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.media.tokenizer import Words
 from machine import save
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

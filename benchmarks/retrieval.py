@@ -20,15 +20,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.caption_files import Caption
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.captions.caption_files import Caption
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve
-from comodal.media.text import SPECIAL, Words
-from comodal.models.vilbert import Config, ViLBERT
-from comodal.tasks.first_stage import Maps, Search, fit
-from comodal.tasks.gallery import Gallery
-from comodal.tasks.pair_scores import Scorer
-from comodal.tasks.ranks import answers_to_texts
+from comodal.media.tokenizer import SPECIAL, Words
+from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.tasks.retrieval.first_stage import Maps, Search, fit
+from comodal.tasks.retrieval.gallery import Gallery
+from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.retrieval_ranks import answers_to_texts
 from machine import save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

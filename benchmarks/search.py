@@ -23,15 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.regions import RegionStore
-from comodal.media.text import Words
+from comodal.data.regions.region_store import RegionStore
+from comodal.inference.search import Searcher, open_index
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net
-from comodal.models.l3net import small as small_l3net
-from comodal.models.vilbert import ViLBERT, base, small
-from comodal.playground.scenes import write_scene, write_scene_lists
-from comodal.serve.extract import extract_regions
-from comodal.serve.search import Searcher, open_index
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.l3net import small as small_l3net
+from comodal.models.vilbert.vilbert import ViLBERT, base, small
+from comodal.regions.extract import extract_regions
+from comodal.synthetic.caption_scenes import write_scene, write_scene_lists
 from machine import save
 
 SIDE = 128

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comodal.data.region_appender import RegionAppender
-from comodal.data.regions import RegionStore, RegionWriter
-from comodal.serve.search_index import wanted_of
+from comodal.data.regions.region_appender import RegionAppender
+from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.inference.search_index import wanted_of
 from machine import clock, describe_machine, save
 
 SMALL = 1_000  # images of the other store

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from comodal.hardware import LAYOUTS, Compute, find_device, resolve, training_layout
-from comodal.models.l3net import PAPER, L3Net
-from comodal.training.optim import adam
+from comodal.models.l3net.l3net import PAPER, L3Net
+from comodal.training.optimization import adam
 from comodal.training.throughput import peak_flops
 from machine import Step, Worker, matrix_product, report, save, seconds_in_turn, synchronize
 

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from comodal.data.batch import CaptionBatch
 from comodal.hardware import Compute, ResolvedPrecision, resolve
-from comodal.models.vilbert import Config, ViLBERT
+from comodal.models.vilbert.vilbert import Config, ViLBERT
 from comodal.objectives.pretraining import Pretraining
-from comodal.training.fit import fit
-from comodal.training.optim import adamw
+from comodal.training.optimization import adamw
+from comodal.training.training_loop import fit
 from machine import Step, Worker, describe_machine, save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from comodal.models.caffemodel import read_caffemodel
-from comodal.models.convert import read_tensors
-from comodal.models.convert_c4 import build_c4, build_c4_from_caffe, is_c4
-from comodal.models.convert_fpn import build_fpn, is_fpn
-from comodal.models.detector_c4 import C4
-from comodal.models.detector_fpn import FPN
-from comodal.models.detector_fpn_regions import FpnRules
-from comodal.models.detector_rules import LxmertRules, Rules
+from comodal.models.convert.caffemodel import read_caffemodel
+from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, is_c4
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.detectors.detector_c4 import C4
+from comodal.models.detectors.detector_fpn import FPN
+from comodal.models.detectors.detector_fpn_regions import FpnRules
+from comodal.models.detectors.detector_rules import LxmertRules, Rules
 from comodal.text_files import read_json
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "detector"

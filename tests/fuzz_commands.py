@@ -26,7 +26,7 @@ from PIL import Image
 
 from comodal.cli.program import main as comodal
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
+from comodal.models.l3net.l3net import Config, L3Net
 from synthetic_media import tone, write_video
 
 SECONDS = 120  # for one command

@@ -26,13 +26,13 @@ import torch
 from safetensors.torch import load_file
 
 from comodal.errors import DataError
+from comodal.hub import save_pretrained
+from comodal.inference.embed_files import embed_audio
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.playground.make import make_playground
-from comodal.recipes.l3net import recipe
-from comodal.serve.embed import embed_audio
-from comodal.serve.export import export
-from comodal.serve.sharing import save_pretrained
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.recipes.avc_pretraining import recipe
+from comodal.runtimes.export import export
+from comodal.synthetic.synthesize import make_playground
 from comodal.training.run import train
 from small_world import write_world
 

@@ -17,7 +17,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
-from comodal.data.convert_regions import convert_regions
+from comodal.data.regions.convert_features import convert_regions
 
 TRACED = {"convert_regions.py", "regions.py", "files.py"}
 DELICATE = {"whole", "write_whole", "write_about", "_finish", "__exit__", "__enter__", "convert_regions"}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_pool
 
-from comodal.models.detector_boxes import anchors_on, clip, decode_caffe
-from comodal.models.detector_c4 import C4, Block, Config
-from comodal.models.detector_rules import Rules
+from comodal.models.detectors.detector_boxes import anchors_on, clip, decode_caffe
+from comodal.models.detectors.detector_c4 import C4, Block, Config
+from comodal.models.detectors.detector_rules import Rules
 
 
 class PlainBlock(nn.Module):

@@ -11,7 +11,7 @@ import lmdb
 import numpy as np
 import torch
 
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 
 
 def write_plain(store: RegionStore, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT
 
 NOTHING = -1  # no loss at this place
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comodal.data.regions import RegionWriter
+from comodal.data.regions.region_store import RegionWriter
 
 KINDS = ("ball", "bell", "bird", "clock", "drum", "frog")
 DIM = 16

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from comodal.data.regions import RegionStore, RegionWriter, add_tokens, token_dtype
+from comodal.data.regions.region_store import RegionStore, RegionWriter, add_tokens, token_dtype
 
 DIM, CLASSES, TOKENS, WIDTH, HEIGHT = 8, 5, 30, 64, 48
 

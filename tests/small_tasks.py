@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comodal.data.regions import RegionStore, RegionWriter
-from comodal.media.text import Words
+from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
 
 COLOURS = ("red", "green", "blue", "grey")
 QUESTION = "what colour is it"

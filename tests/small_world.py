@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comodal.data.shards import ShardWriter
+from comodal.data.shards.shard_reader import ShardWriter
 from comodal.media.audio import encode_flac
 from comodal.media.image import encode_jpeg
 

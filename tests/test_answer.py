@@ -13,19 +13,19 @@ from PIL import Image
 
 import comodal
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
-from comodal.media.text import Words
+from comodal.inference.vision_language import Answerer, load
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.heads import Head
-from comodal.models.l3net import L3Net, small
-from comodal.models.task_model import Config, TaskModel
-from comodal.models.vilbert import ViLBERT
-from comodal.serve.answer import Answerer, load
-from comodal.serve.extract import extract_regions
-from comodal.tasks.examples import Example, single
-from comodal.tasks.fine_tuning import Asked, answer
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.regions.extract import extract_regions
+from comodal.tasks.vision_language.text_image_examples import Example, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import Asked, answer
 from small_tasks import config as small_config
 
 TEXT = "what is on the grass ? a red dog stands left of it"

@@ -3,9 +3,11 @@
 import ast
 import builtins
 import dis
+import graphlib
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ EVERYWHERE = {
     "progress",
     "distributed",
     "hardware",
-    "later",
+    "lazy_import",
     "environment",
     "workers",
 }
@@ -33,14 +35,18 @@ MAY_IMPORT = {
     "data": {"media"},
     "models": set(),
     "objectives": {"data.batch", "models"},
-    "training": {"data.batch", "data.loader", "data.workplace", "models.checkpoint"},
+    "training": {"data.batch", "data.loader", "data.output_folder", "models.checkpoint"},
     "tasks": {"media", "data", "models", "training"},
     "analysis": {"media", "data", "models", "tasks"},
-    "serve": {"media", "data", "models", "tasks", "analysis"},
-    "playground": {"media", "data.workplace"},
-    "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "serve", "playground"},
+    "regions": {"media", "data", "models", "tasks", "analysis"},
+    "runtimes": {"media", "data", "models", "tasks"},
+    "inference": {"media", "data", "models", "tasks", "analysis", "regions", "runtimes"},
+    "synthetic": {"media", "data.output_folder"},
+    "recipes": {"media", "data", "models", "objectives", "training", "tasks", "analysis", "regions", "inference"},
 }
-AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "openl3", *EVERYWHERE}
+AT_THE_TOP = {"__init__", "__main__", "cli", "demo", "hear", "hub", "openl3", *EVERYWHERE}
+PUBLIC_PACKAGES = {"openl3"}
+MAX_FILES = 16  # of a folder, besides __init__.py
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -75,6 +81,29 @@ def test_imports_follow_the_direction_of_the_data(path: Path):
         assert parts[0] in allowed or ".".join(parts[:2]) in allowed, f"{folder} must not import {target}"
 
 
+def test_no_files_and_no_folders_import_each_other_in_a_circle():
+    files = {module_name(path).removesuffix(".__init__"): imports_of(path) for path in MODULES}
+    folders: dict[str, set[str]] = {}
+    for name, targets in files.items():
+        folder = name.rpartition(".")[0]
+        for target in targets & files.keys():
+            of_target = target.rpartition(".")[0]
+            if folder and of_target and folder != of_target:
+                folders.setdefault(folder, set()).add(of_target)
+    for graph in (files, folders):
+        graphlib.TopologicalSorter({name: (targets & graph.keys()) - {name} for name, targets in graph.items()}).prepare()
+
+
+def test_folders_are_small_and_no_file_name_stands_twice():
+    names: dict[str, Path] = {}
+    for path in MODULES:
+        if path.name != "__init__.py":
+            assert path.name not in names, f"{path} and {names[path.name]}"
+            names[path.name] = path
+    for folder in {path.parent for path in MODULES}:
+        assert len(list(folder.glob("*.py"))) <= MAX_FILES, folder
+
+
 def test_nobody_imports_the_command_line_or_a_recipe():
     for path in MODULES:
         if module_name(path).split(".")[0] in {"cli", "__main__", "demo", "__init__", "recipes"}:
@@ -84,7 +113,8 @@ def test_nobody_imports_the_command_line_or_a_recipe():
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py" and p.parent != PACKAGE], ids=str)
 def test_sub_packages_export_nothing(path: Path):
-    assert path.read_text() == ""
+    if path.parent.name not in PUBLIC_PACKAGES:
+        assert path.read_text() == ""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -113,8 +143,8 @@ def test_no_import_hides_in_a_function(path: Path):
 def test_containers_are_opened_in_one_place(path: Path):
     """Training from shards must not need FFmpeg; only media and what makes videos may open containers."""
     text = path.read_text()
-    if module_name(path).split(".")[0] not in {"media", "playground"}:
-        assert "import av" not in text
+    if module_name(path).split(".")[0] not in {"media", "synthetic"}:
+        assert not re.search(r"import av\b", text)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -166,7 +196,8 @@ def test_public_names_are_not_hidden_by_modules():
 def test_training_modules_do_not_need_ffmpeg():
     code = (
         "import sys\nsys.modules['av'] = None\n"
-        "import comodal.data.clips, comodal.data.loader, comodal.recipes.l3net, comodal.training.run"
+        "import comodal.data.shards.clip_dataset, comodal.data.loader\n"
+        "import comodal.recipes.avc_pretraining, comodal.training.run"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

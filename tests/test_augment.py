@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from comodal.media.augment import jitter_colour, random_crop, random_flip, random_gain
+from comodal.media.augmentation import jitter_colour, random_crop, random_flip, random_gain
 
 
 class Chance(np.random.Generator):

@@ -3,7 +3,7 @@
 import torch
 import torchvision
 
-from comodal.models import box_ops
+from comodal.models.detectors import box_ops
 
 
 def drawn(count: int, generator: torch.Generator) -> torch.Tensor:

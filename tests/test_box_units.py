@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.data.convert_regions import convert_regions
-from comodal.data.regions import RegionStore
+from comodal.data.regions.convert_features import convert_regions
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError, MediaError
-from comodal.serve.image_list import read_boxes
-from comodal.serve.region_extractor import inside
+from comodal.regions.image_list import read_boxes
+from comodal.regions.region_extractor import inside
 
 WIDTH, HEIGHT = 640, 480
 

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
-from comodal.models.caffemodel import read_caffemodel
-from comodal.models.convert_c4 import build_c4, build_c4_from_caffe, from_caffe
-from comodal.models.detector_c4 import Config
-from comodal.models.detector_rules import caffe_regions
-from comodal.serve.detector_files import load_detector, read_detector
-from comodal.serve.extractors import Source, load_extractor
+from comodal.models.convert.caffemodel import read_caffemodel
+from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, from_caffe
+from comodal.models.detectors.detector_c4 import Config
+from comodal.models.detectors.detector_rules import caffe_regions
+from comodal.regions.detector_files import load_detector, read_detector
+from comodal.regions.extractors import Source, load_extractor
 from detector_fixtures import CAFFE, FIXTURES, c4_of, caffe_rules, tensors
 
 KEYS = FIXTURES / "frcnn_vg_r101c4_keys.json"

@@ -11,10 +11,11 @@ from torchvision.ops import nms, roi_align
 
 import test_c4_parity
 import test_detector_boxes
-from comodal.models import convert_c4, detector_boxes, detector_c4, detector_rules
-from comodal.models.detector_boxes import LARGEST, ONES, cell_anchors, decoded
-from comodal.models.detector_c4 import Block
-from comodal.models.detector_rules import Rules, Seen
+from comodal.models.convert import convert_c4
+from comodal.models.detectors import detector_boxes, detector_c4, detector_rules
+from comodal.models.detectors.detector_boxes import LARGEST, ONES, cell_anchors, decoded
+from comodal.models.detectors.detector_c4 import Block
+from comodal.models.detectors.detector_rules import Rules, Seen
 from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of
 
 Patch = pytest.MonkeyPatch

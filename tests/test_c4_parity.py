@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.detector_c4 import C4, Config, Proposed
-from comodal.models.detector_rules import (
+from comodal.models.detectors.detector_c4 import C4, Config, Proposed
+from comodal.models.detectors.detector_rules import (
     Rules,
     Seen,
     caffe_regions,

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
-from comodal.models.l3net import L3Net, openl3, small
+from comodal.models.l3net.l3net import L3Net, openl3, small
 
 CONFIG = small(4, 32)
 

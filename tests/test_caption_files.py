@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.caption_files import Caption, read_captions
-from comodal.data.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_files import Caption, read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
 from comodal.errors import DataError
 
 Write = Callable[..., Path]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from comodal.data.caption_pairs import CaptionPairs, EpochPairs, Mismatches
+from comodal.data.captions.caption_pairs import CaptionPairs, EpochPairs, Mismatches
 from comodal.errors import DataError
 
 NONE = Mismatches(share=0.0)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from comodal.data.caption_files import read_captions
-from comodal.data.caption_matching import matched
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched
 from comodal.errors import DataError
 
 

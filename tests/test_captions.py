@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comodal.data.batch import CaptionBatch, TokenInput
-from comodal.data.caption_files import Caption
-from comodal.data.caption_pairs import Mismatches
-from comodal.data.captions import Captions, Hiding
+from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_files import Caption
+from comodal.data.captions.caption_pairs import Mismatches
+from comodal.data.captions.masking import overlapping
 from comodal.data.loader import Loader
-from comodal.data.masking import overlapping
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from small_regions import CLASSES, DIM, HEIGHT, WIDTH, Image, some_images, write_store
 
 WORDS = Words.read(Path(__file__).parent / "fixtures/vilbert/words/vocab.txt")

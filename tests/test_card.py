@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from comodal.errors import DataError
-from comodal.tasks.card import Card, Score, results, write_card
+from comodal.tasks.evaluation.results_card import Card, Score, results, write_card
 
 
 def card_of(folder: Path, value: float) -> Card:

@@ -20,7 +20,7 @@ from comodal.models.checkpoint import (
     save_model,
     untrained_like,
 )
-from comodal.models.l3net import L3EMBEDDING, Config, L3Net, openl3, small
+from comodal.models.l3net.l3net import L3EMBEDDING, Config, L3Net, openl3, small
 
 CONFIGS = [small(2, 28), *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING, openl3("mel256", "librosa")))]
 
@@ -50,7 +50,7 @@ def test_a_model_comes_back_as_it_was(config: Config, tmp_path: Path):
 def test_a_runs_folder_stands_for_its_model(folder: Path):
     assert load_model(folder.parent).config == load_model(folder).config
     about = read_about(folder.parent)
-    assert (about["recipe"], about["steps"], about["class"]) == ("l3net", 3, "l3net:L3Net")
+    assert (about["recipe"], about["steps"], about["class"]) == ("l3net", 3, "L3Net")
 
 
 def test_loading_leaves_the_stream_of_chance_alone(folder: Path):

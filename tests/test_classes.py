@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 
 from comodal.cli.program import main
-from comodal.data.clips import Augmentation
+from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3_classifier import load_l3_classifier
-from comodal.models.l3net import L3Net, small
-from comodal.tasks import image_classes, sound_classes
-from comodal.tasks.classes import LabelledItems, parted
-from comodal.tasks.image_classes import PictureReader, evaluate_image_classes
-from comodal.tasks.image_views import Showing
-from comodal.tasks.images import evaluate_images
-from comodal.tasks.sound_classes import SoundReader, evaluate_sound_classes
-from comodal.tasks.tree import Labelled
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net_classifier import load_l3_classifier
+from comodal.tasks.audio import audio_classification
+from comodal.tasks.audio.audio_classification import SoundReader, evaluate_sound_classes
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.image import image_classification
+from comodal.tasks.image.image_classification import PictureReader, evaluate_image_classes
+from comodal.tasks.image.image_views import Showing
+from comodal.tasks.image.linear_classification import evaluate_images
+from comodal.tasks.l3net_fine_tuning import LabelledItems, parted
 from comodal.text_files import read_log
 from comodal.training.run import train
 
@@ -77,7 +78,7 @@ def image_settings(model: Path, data: Path, epochs: float = 12.0, **more: object
 @pytest.fixture(scope="module")
 def run(model: Path, stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(image_classes.recipe, image_settings(model, stripes), out, **OPTIONS) == 0
+    assert train(image_classification.recipe, image_settings(model, stripes), out, **OPTIONS) == 0
     return out
 
 
@@ -124,7 +125,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(
 def test_stopping_and_going_on_changes_no_bit(
     model: Path, stripes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    reads, plain = iter(range(200)), image_classes.read_picture
+    reads, plain = iter(range(200)), image_classification.read_picture
 
     def ends(item: Labelled, short_side: int) -> np.ndarray:
         if next(reads, None) is None:
@@ -133,10 +134,10 @@ def test_stopping_and_going_on_changes_no_bit(
 
     settings, out = image_settings(model, stripes), tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(DataError, match="the disk is gone"):
-        patched.setattr(image_classes, "read_picture", ends)
-        train(image_classes.recipe, settings, out, checkpoint_minutes=0.0, **OPTIONS)
+        patched.setattr(image_classification, "read_picture", ends)
+        train(image_classification.recipe, settings, out, checkpoint_minutes=0.0, **OPTIONS)
     assert 0 < len(losses(out)) < len(losses(run))
-    train(image_classes.recipe, settings, out, resume=True, **OPTIONS)
+    train(image_classification.recipe, settings, out, resume=True, **OPTIONS)
     assert losses(out) == losses(run)
     ours, theirs = load_model(out).state_dict(), load_model(run).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -151,8 +152,8 @@ def test_the_tower_of_its_modality_is_trained_and_nothing_else(model: Path, run:
 
 def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(model: Path, stripes: Path):
     pretrained = load_model(model).state_dict()
-    begun = image_classes.recipe(**image_settings(model, stripes, learning_rate=3e-4))
-    scratch = image_classes.recipe(**image_settings(model, stripes, learning_rate=3e-4, start="scratch"))
+    begun = image_classification.recipe(**image_settings(model, stripes, learning_rate=3e-4))
+    scratch = image_classification.recipe(**image_settings(model, stripes, learning_rate=3e-4, start="scratch"))
     name = "image_tower.layers.conv1_1.convolution.weight"
     assert torch.equal(begun.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
     assert not torch.equal(scratch.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
@@ -162,7 +163,9 @@ def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(mo
 
 def test_a_fine_tuned_network_can_be_probed_and_tuned_again(run: Path, stripes: Path):
     assert evaluate_images(run, stripes, systems=["trained"], workers=1)["vision.trained"] >= 0.9
-    begun = image_classes.recipe(**image_settings(run, stripes)).objective.get_submodule("model.l3net").state_dict()
+    begun = (
+        image_classification.recipe(**image_settings(run, stripes)).objective.get_submodule("model.l3net").state_dict()
+    )
     below = load_l3_classifier(run, "picture").l3net.state_dict()
     assert all(torch.equal(begun[name], below[name]) for name in below)
 
@@ -185,7 +188,7 @@ def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):
 
 
 def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
-    run = image_classes.recipe(**image_settings(model, stripes, validation_share=0.25))
+    run = image_classification.recipe(**image_settings(model, stripes, validation_share=0.25))
     assert run.validation is not None
     held = {item.name for item in run.validation.samples.items}  # type: ignore[attr-defined]
     trained = {item.name for item in run.batches.samples.items}  # type: ignore[attr-defined]
@@ -211,7 +214,7 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
         "batch_size": 8,
         "workers": 0,
     }
-    assert train(sound_classes.recipe, settings, tmp_path / "run", **OPTIONS) == 0
+    assert train(audio_classification.recipe, settings, tmp_path / "run", **OPTIONS) == 0
     numbers = evaluate_sound_classes(tmp_path / "run", tones, windows=2, workers=1, out=tmp_path / "out")
     assert numbers["sound.fine_tuned"] >= 0.9
     assert numbers["sound.items"] == 12
@@ -227,12 +230,12 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
 
 
 def test_of_official_files_the_round_of_a_fold_decides_who_is_trained_on(model: Path, tones: Path):
-    sounds = sound_classes.read_sounds(tones, "esc50")
-    one = sound_classes.round_with(sounds, 2)
-    fitted, tested = (sound_classes.chosen(sounds, side, test=False) for side in (one.fitted, one.tested))
+    sounds = audio_classification.read_sounds(tones, "esc50")
+    one = audio_classification.round_with(sounds, 2)
+    fitted, tested = (audio_classification.chosen(sounds, side, test=False) for side in (one.fitted, one.tested))
     numbers = [{int(item.path.stem) // 2 % 3 + 1 for item in items} for items in (fitted, tested)]
     assert numbers == [{1, 3}, {2}]
-    run = sound_classes.recipe(model, tones, "esc50", fold=2, workers=0)
+    run = audio_classification.recipe(model, tones, "esc50", fold=2, workers=0)
     assert run.batches.samples.items == fitted  # type: ignore[attr-defined]
 
 
@@ -257,7 +260,7 @@ def test_other_models_classes_and_folders_are_told(model: Path, run: Path, strip
     with pytest.raises(CheckpointError, match="it tells classes of pictures, not of sounds"):
         evaluate_sound_classes(run, tones)
     with pytest.raises(DataError, match=r"there is no fold 7; there are \[1, 2, 3\]"):
-        sound_classes.recipe(model, tones, "esc50", fold=7)
+        audio_classification.recipe(model, tones, "esc50", fold=7)
     for side in ("train", "test"):
         (tmp_path / side / "oblique").mkdir(parents=True)
         (tmp_path / side / "vertical").mkdir()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.data.clips import Augmentation, Clips
-from comodal.data.pairs import Pairs
-from comodal.data.shards import Shards, ShardWriter
+from comodal.data.shards.clip_dataset import Augmentation, Clips
+from comodal.data.shards.pair_sampler import Pairs
+from comodal.data.shards.shard_reader import Shards, ShardWriter
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac, encode_flac
 from comodal.media.image import decode_jpeg, encode_jpeg

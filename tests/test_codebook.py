@@ -16,10 +16,10 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import save_model
-from comodal.models.clustering import Fitted, fit_codebook, principal_axes, tree_shape
-from comodal.models.codebook import Codebook, Config, load_codebook
-from comodal.models.l3net import Config as L3NetConfig
-from comodal.models.l3net import L3Net
+from comodal.models.codebook.clustering import Fitted, fit_codebook, principal_axes, tree_shape
+from comodal.models.codebook.codebook import Codebook, Config, load_codebook
+from comodal.models.l3net.l3net import Config as L3NetConfig
+from comodal.models.l3net.l3net import L3Net
 
 
 def blocks(features: Tensor, size: int = 700) -> Iterator[Tensor]:

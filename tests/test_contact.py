@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from comodal.analysis.contact import contact_sheet, draw_spectrogram, draw_waveform
+from comodal.analysis.contact_sheet import contact_sheet, draw_spectrogram, draw_waveform
 from comodal.errors import DataError
 from small_world import write_world
 

@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from comodal.data.batch import CaptionBatch, PairBatch
-from comodal.data.pairs import MatchedPairs
-from comodal.data.shards import Shards
+from comodal.data.shards.pair_sampler import MatchedPairs
+from comodal.data.shards.shard_reader import Shards
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
-from comodal.models.heads import mean_encoding
-from comodal.models.l3net import L3Net
-from comodal.models.l3net import small as small_l3net
-from comodal.models.vilbert import ViLBERT, load_vilbert
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.l3net import small as small_l3net
+from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
 from comodal.objectives.avc import AllPairs, Correspondence
 from comodal.objectives.contrastive import contrast
 from comodal.objectives.pretraining import Pretraining
-from comodal.recipes import l3net, vilbert
-from comodal.tasks.gallery import gather
-from comodal.tasks.retrieval import evaluate_retrieval
-from comodal.training.log import read_log
+from comodal.recipes import avc_pretraining, vilbert_pretraining
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
+from comodal.tasks.retrieval.gallery import gather
 from comodal.training.run import train
+from comodal.training.run_log import read_log
 from small_captions import write_captions
 from small_world import write_world
 from test_pretraining import CONFIG, SINGLE, batch, objective
@@ -153,7 +153,7 @@ def test_l3net_is_trained_on_all_pairs_and_validated_on_the_papers(tmp_path: Pat
     write_world(tmp_path / "data" / "validation", 6, seed=1)
     values = {"data": tmp_path / "data", "variant": "small", "width": 4, "image_size": 16, "batch_size": 8}
     values |= {"objective": "all_pairs", "steps": 2, "validation_pairs": 16, "workers": 0}
-    assert train(l3net.recipe, values, tmp_path / "run", device="cpu", precision="fp32", log_every=1) == 0
+    assert train(avc_pretraining.recipe, values, tmp_path / "run", device="cpu", precision="fp32", log_every=1) == 0
     lines = {line["split"]: line for line in read_log(tmp_path / "run" / "metrics.jsonl")}
     assert "contrastive_loss" in lines["train"] and "contrastive_loss" not in lines["validation"]
     assert 0 <= lines["validation"]["accuracy"] <= 1
@@ -213,7 +213,7 @@ def test_without_a_weight_nothing_is_contrasted():
 
 def test_a_single_stream_has_nothing_to_contrast():
     with pytest.raises(ValueError, match="SingleStream"):
-        Pretraining(vilbert.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
+        Pretraining(vilbert_pretraining.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
 
 
 def test_the_head_changes_no_other_weight_and_is_saved(tmp_path: Path):
@@ -224,7 +224,7 @@ def test_the_head_changes_no_other_weight_and_is_saved(tmp_path: Path):
     for weight in (0.0, 1.0):
         out = tmp_path / f"run{weight}"
         values["contrastive_weight"] = weight
-        assert train(vilbert.recipe, values, out, device="cpu", precision="fp32", log_every=1) == 0
+        assert train(vilbert_pretraining.recipe, values, out, device="cpu", precision="fp32", log_every=1) == 0
         models.append(load_model(out).state_dict())
         named = read_log(out / "metrics.jsonl")[-1].keys()
         assert ("contrastive_loss" in named) == bool(weight)
@@ -239,7 +239,7 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
     regions, captions = write_captions(tmp_path)
     values = {"data": regions, "captions": captions, "variant": "small", "batch_size": 8, "workers": 0, "steps": 6}
     values |= {"validation_pairs": 0, "contrastive_weight": 1.0, "dropout": 0.0}
-    train(vilbert.recipe, values, tmp_path / "run", device="cpu", precision="fp32")
+    train(vilbert_pretraining.recipe, values, tmp_path / "run", device="cpu", precision="fp32")
     out = tmp_path / "results"
     evaluate_retrieval(tmp_path / "run", captions, regions, split="all", scores="contrastive", out=out, device="cpu")
     model = load_vilbert(tmp_path / "run").eval()
@@ -264,5 +264,5 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
         assert better < rank <= better + ties
     with pytest.raises(CheckpointError, match="run0"):
         values["contrastive_weight"] = 0.0
-        train(vilbert.recipe, values, tmp_path / "run0", device="cpu", precision="fp32")
+        train(vilbert_pretraining.recipe, values, tmp_path / "run0", device="cpu", precision="fp32")
         evaluate_retrieval(tmp_path / "run0", captions, regions, scores="contrastive")

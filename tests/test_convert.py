@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
-from comodal.models.convert import read_tensors
-from comodal.models.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.convert_vilbert import fill_from_original, read_original_config, to_original
-from comodal.models.single_stream import Config as SingleStreamConfig
-from comodal.models.single_stream import SingleStream
-from comodal.models.vilbert import Config, Stream, ViLBERT, base, large, meetings
+from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.convert.convert_vilbert import fill_from_original, read_original_config, to_original
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, base, large, meetings
 
 TINY = Config(
     vision=Stream(12, 1, 3, 20), joint_dim=20, joint_heads=5, schedule=((0, 11),), region_features=7, region_targets=9

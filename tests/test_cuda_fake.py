@@ -12,23 +12,23 @@ import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor, nn
 
 from comodal.data.batch import Batch, ClassBatch, PairBatch, TaskBatch
-from comodal.models.heads import Head
-from comodal.models.inference import fast
-from comodal.models.l3_classifier import classifier_on
-from comodal.models.l3net import L3Net, small
-from comodal.models.single_stream import SingleStream
-from comodal.models.task_model import Config as TaskConfig
-from comodal.models.task_model import TaskModel
-from comodal.models.vilbert import ViLBERT
+from comodal.inference.embedder import Choice, Embedder
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net_classifier import classifier_on
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.task_model import Config as TaskConfig
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import AllPairs, Correspondence
 from comodal.objectives.pretraining import Pretraining, target_columns
-from comodal.recipes.l3net import VARIANTS
-from comodal.serve.backbones import Backbone, Pooled, l3net_maps
-from comodal.serve.embedder import Choice, Embedder
-from comodal.serve.extractors_c4 import C4Regions
-from comodal.serve.extractors_fpn import FpnRegions
-from comodal.tasks.classes import Classification
-from comodal.tasks.fine_tuning import (
+from comodal.recipes.avc_pretraining import VARIANTS
+from comodal.regions.backbones import Backbone, Pooled, l3net_maps
+from comodal.regions.extractors_c4 import C4Regions
+from comodal.regions.extractors_fpn import FpnRegions
+from comodal.tasks.l3net_fine_tuning import Classification
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuning,
     fitting_regions,
     one_class,
@@ -36,8 +36,8 @@ from comodal.tasks.fine_tuning import (
     scores_of,
     soft_answers,
 )
-from comodal.training.fit import fit, validate
-from comodal.training.optim import adam, adamw
+from comodal.training.optimization import adam, adamw
+from comodal.training.training_loop import fit, validate
 from detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
 from fake_gpu import GPU, FakeCompute, fake_gpu
 from test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS

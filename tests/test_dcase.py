@@ -12,13 +12,13 @@ import torch
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.playground.acoustic_scenes import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
-from comodal.playground.options import Options
-from comodal.tasks.dcase import SCENES, evaluate_dcase, read_dcase
-from comodal.tasks.rounds import PARTS
-from comodal.tasks.sound_features import Features
-from comodal.tasks.sound_probe import How
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
+from comodal.synthetic.synthesis_options import Options
+from comodal.tasks.audio.audio_features import Features
+from comodal.tasks.audio.audio_probe import How
+from comodal.tasks.audio.dcase import SCENES, evaluate_dcase, read_dcase
+from comodal.tasks.evaluation.cross_validation import PARTS
 
 COMPUTE = Compute(torch.device("cpu"), "fp32")
 

@@ -9,10 +9,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from comodal.analysis.describe import flattened, inspect
+from comodal.analysis.inspect_path import flattened, inspect
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
+from comodal.models.l3net.l3net import Config, L3Net
 from small_regions import TOKENS, some_images, write_store
 from small_world import write_world
 from synthetic_media import tone, write_video

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import box_iou, nms
 
-from comodal.models.detector_boxes import (
+from comodal.models.detectors.detector_boxes import (
     anchors_on,
     blue_green_red,
     cell_anchors,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.ops import roi_pool
 
-from comodal.models.detector_c4 import C4, Config, laid_out
-from comodal.models.detector_pool import maxima, pool_regions
-from comodal.models.detector_rules import Rules, caffe_regions
+from comodal.models.detectors.detector_c4 import C4, Config, laid_out
+from comodal.models.detectors.detector_rules import Rules, caffe_regions
+from comodal.models.detectors.roi_pooling import maxima, pool_regions
 from plain_detector import PlainC4, same_c4
 
 

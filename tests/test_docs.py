@@ -21,15 +21,15 @@ import comodal
 from comodal.cli.parser import Parser
 from comodal.cli.program import page_of_command, page_of_recipe
 from comodal.cli.tables import COMMANDS, RECIPES
-from comodal.data.regions import RegionStore
-from comodal.media.text import Words
+from comodal.data.regions.region_store import RegionStore
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.heads import Head
-from comodal.models.l3net import L3Net, small
-from comodal.models.task_model import Config, TaskModel
-from comodal.models.vilbert import ViLBERT
-from comodal.serve.extract import extract_regions
-from comodal.tasks.fine_tuning import Setup, read_parts
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.regions.extract import extract_regions
+from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, read_parts
 from small_tasks import config as small_config
 from synthetic_media import tone, write_video
 

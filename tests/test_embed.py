@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from comodal.errors import DataError
+from comodal.inference.embed_files import embed_audio, embed_image, embed_video, hop_samples
+from comodal.inference.embed_inputs import image_embedding, sound_embedding
+from comodal.inference.embedder import Choice, load_embedder
+from comodal.media.audio_windows import count_windows, iterate_windows
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.inference import fast
-from comodal.models.l3net import Config, L3Net
-from comodal.serve.embed import embed_audio, embed_image, embed_video, hop_samples
-from comodal.serve.embed_memory import image_embedding, sound_embedding
-from comodal.serve.embedder import Choice, load_embedder
-from comodal.serve.windows import count_windows, iterate_windows
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import Config, L3Net
 from synthetic_media import tone, write_video
 
 RATE = 48_000
@@ -132,7 +132,7 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path, model
                 file.write(0.1 * noise(1, second)[:8000])
         code = (
             "import resource, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(1)\n"
-            "from comodal.serve.embed import embed_audio\n"
+            "from comodal.inference.embed_files import embed_audio\n"
             f"embed_audio([Path({str(path)!r})], Path({str(model)!r}), Path({str(tmp_path)!r}), hop_seconds=2.0)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.analysis.attention_page import row_of, smaller
 from comodal.analysis.co_attention import attend, draw_attention, examples, lit, need_co_attention
+from comodal.analysis.pages.attention_page import row_of, smaller
 from comodal.cli.program import main
 from comodal.errors import DataError
+from comodal.inference.explain import example_of
+from comodal.inference.vision_language import Answerer, Question, load
 from comodal.models.checkpoint import save_model
-from comodal.models.streams import Prefix
-from comodal.models.vilbert import ViLBERT, load_vilbert
-from comodal.serve.answer import Answerer, Question, load
-from comodal.serve.explain import example_of
+from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
 from self_contained import check_page
 from small_tasks import COLOURS, SIDE, colour_of, write_colours, write_pretrained
 from small_tasks import config as small_config

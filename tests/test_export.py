@@ -17,23 +17,24 @@ from torch.nn import functional as F
 
 from comodal.cli.program import main
 from comodal.errors import CheckpointError, DataError
-from comodal.models import single_stream, vilbert
+from comodal.inference import embedder
+from comodal.inference.embed_files import embed_audio, embed_image, embed_video
+from comodal.inference.embedder import Choice, resolve_engine
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.heads import Head
-from comodal.models.l3net import L3EMBEDDING, PAPER, L3Net, load_l3net, openl3, small
-from comodal.models.single_stream import SingleStream
-from comodal.models.spectrogram import Spectrogram
-from comodal.models.task_model import Config as TaskConfig
-from comodal.models.task_model import TaskModel
-from comodal.models.vilbert import Stream, ViLBERT
-from comodal.serve import embedder, export_engine, export_formats
-from comodal.serve import export as export_module
-from comodal.serve.embed import embed_audio, embed_image, embed_video
-from comodal.serve.embedder import Choice, resolve_engine
-from comodal.serve.export import export, opened
-from comodal.serve.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
-from comodal.serve.export_networks import cells
-from comodal.serve.export_sound import PortableSpectrogram
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, load_l3net, openl3, small
+from comodal.models.l3net.spectrogram import Spectrogram
+from comodal.models.vilbert import single_stream, vilbert
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.task_model import Config as TaskConfig
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import Stream, ViLBERT
+from comodal.runtimes import export as export_module
+from comodal.runtimes import export_formats, exported_engines
+from comodal.runtimes.export import export, opened
+from comodal.runtimes.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
+from comodal.runtimes.export_networks import cells
+from comodal.runtimes.export_spectrogram import PortableSpectrogram
 from synthetic_media import write_video
 
 NETWORK = dataclasses.replace(small(2, 32), spectrogram=PAPER.spectrogram)
@@ -171,7 +172,7 @@ def test_auto_takes_an_exported_engine_only_where_it_is_faster_or_asked_for(
     run: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, precision: str, installed: bool, expected: str
 ):
     monkeypatch.setattr(embedder, "can_fuse_convolution", lambda _: fused)
-    monkeypatch.setattr(export_engine, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(exported_engines, "find_spec", lambda _: object() if installed else None)
     choice = Choice(engine="auto", precision=precision)
     model = load_l3net(run)
     assert resolve_engine(run, model, choice) == expected

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.models.checkpoint import save_model
-from comodal.models.detector_boxes import blue_green_red, resized, short_side_scale
-from comodal.models.detector_c4 import CELLS, STRIDE
-from comodal.models.detector_fpn_regions import see
-from comodal.models.detector_pool import maxima, pool_regions
-from comodal.serve.export import export
+from comodal.models.detectors.detector_boxes import blue_green_red, resized, short_side_scale
+from comodal.models.detectors.detector_c4 import CELLS, STRIDE
+from comodal.models.detectors.detector_fpn_regions import see
+from comodal.models.detectors.roi_pooling import maxima, pool_regions
+from comodal.runtimes.export import export
 from detector_fixtures import CAFFE, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, ids, tensors
 
 NUMBERS = {"rtol": 0, "atol": 1e-3}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net, load_l3net, small
+from comodal.models.l3net.l3net import L3Net, load_l3net, small
 from comodal.models.pooling import grid_boxes, pool_boxes
-from comodal.serve.backbones import load_backbone
-from comodal.serve.prepare_regions import prepare_regions
+from comodal.regions.backbones import load_backbone
+from comodal.regions.prepare_regions import prepare_regions
 
 
 @pytest.fixture(scope="module")

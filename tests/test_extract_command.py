@@ -19,18 +19,18 @@ import torch
 from PIL import Image
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore, RegionWriter
-from comodal.data.same_regions import check_same_regions
+from comodal.data.regions.region_compatibility import check_same_regions
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net, small
-from comodal.serve import extract
-from comodal.serve.extract import extract_regions
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.regions import extract
+from comodal.regions.extract import extract_regions
 
 COMMAND = """
 import sys
 from pathlib import Path
-from comodal.serve.extract import extract_regions
+from comodal.regions.extract import extract_regions
 extract_regions(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], grid=2, workers=2)
 """
 IMAGES = 80  # more than two processes' worth
@@ -185,7 +185,7 @@ import os
 import sys
 from pathlib import Path
 from comodal.errors import DataError
-from comodal.serve import extract
+from comodal.regions import extract
 make_there = extract.make_there
 def kill(image, **others):
     if image.image.endswith(sys.argv[4]):

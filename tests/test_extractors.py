@@ -15,11 +15,11 @@ from torchvision.ops import box_iou, roi_align
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net, load_l3net, small
-from comodal.serve.backbones import load_backbone
-from comodal.serve.extractors import Extractor, Source, load_extractor, source_of
-from comodal.serve.extractors_torchvision import load_faster_rcnn
-from comodal.serve.region_extractor import RegionExtractor
+from comodal.models.l3net.l3net import L3Net, load_l3net, small
+from comodal.regions.backbones import load_backbone
+from comodal.regions.extractors import Extractor, Source, load_extractor, source_of
+from comodal.regions.extractors_torchvision import load_faster_rcnn
+from comodal.regions.region_extractor import RegionExtractor
 
 
 @pytest.fixture(scope="module")

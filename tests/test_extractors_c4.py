@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.models.detector_boxes import nms_plus_one
-from comodal.models.detector_rules import LxmertRules, Rules, caffe_regions, chosen
-from comodal.serve.convert_detector import convert_detector
-from comodal.serve.extract import extract_regions
-from comodal.serve.extractors import Source, load_extractor, source_of
-from comodal.serve.extractors_c4 import C4Regions, rules_of
-from comodal.serve.region_extractor import RegionExtractor
+from comodal.models.detectors.detector_boxes import nms_plus_one
+from comodal.models.detectors.detector_rules import LxmertRules, Rules, caffe_regions, chosen
+from comodal.regions.convert_detector import convert_detector
+from comodal.regions.extract import extract_regions
+from comodal.regions.extractors import Source, load_extractor, source_of
+from comodal.regions.extractors_c4 import C4Regions, rules_of
+from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import CAFFE, c4_of, tensors
 
 if not CAFFE:

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
 from comodal.media.image import read_image
-from comodal.models.convert import read_tensors
-from comodal.models.detector_fpn_regions import FpnRules, fpn_regions
-from comodal.serve.convert_detector import convert_detector
-from comodal.serve.extract import extract_regions
-from comodal.serve.extractors import Source, load_extractor, source_of
-from comodal.serve.extractors_fpn import fpn_rules_of
-from comodal.serve.region_extractor import RegionExtractor
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions
+from comodal.regions.convert_detector import convert_detector
+from comodal.regions.extract import extract_regions
+from comodal.regions.extractors import Source, load_extractor, source_of
+from comodal.regions.extractors_fpn import fpn_rules_of
+from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, tensors
 
 if not PYRAMID:

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.data.clips import Augmentation
+from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net, load_l3net, pooled
-from comodal.tasks import image_features
-from comodal.tasks.feature_cache import FeatureFile
-from comodal.tasks.image_features import GRIDS, Where, features_of, grid_of, make_system
-from comodal.tasks.image_views import Showing, View, show, ten_crops
-from comodal.tasks.tree import Labelled
+from comodal.models.l3net.l3net import Config, L3Net, load_l3net, pooled
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.feature_cache import FeatureFile
+from comodal.tasks.image import image_features
+from comodal.tasks.image.image_features import GRIDS, Where, features_of, grid_of, make_system
+from comodal.tasks.image.image_views import Showing, View, show, ten_crops
 
 SHOWING = Showing(28, Augmentation(), 0)  # short side 32
 MIDDLE, TEN, RANDOM = View("middle"), View("ten"), View("random", 1)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from comodal import files
 from comodal.files import NAME_BYTES, json_line, reason_of, shortened, temporary_name, whole, write_whole
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
+from comodal.models.l3net.l3net import Config, L3Net
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path):

@@ -7,15 +7,16 @@ import pytest
 import soundfile
 from PIL import Image
 
-from comodal.data.shards import ShardWriter
+from comodal.data.shards.shard_reader import ShardWriter
 from comodal.media.audio import encode_flac
 from comodal.media.image import encode_jpeg
-from comodal.recipes import l3net
-from comodal.tasks import image_classes, sound_classes
-from comodal.tasks.image_classes import evaluate_image_classes
-from comodal.tasks.images import evaluate_images
-from comodal.tasks.sound_classes import evaluate_sound_classes
-from comodal.tasks.sound_folders import evaluate_sounds
+from comodal.recipes import avc_pretraining
+from comodal.tasks.audio import audio_classification
+from comodal.tasks.audio.audio_classification import evaluate_sound_classes
+from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.image import image_classification
+from comodal.tasks.image.image_classification import evaluate_image_classes
+from comodal.tasks.image.linear_classification import evaluate_images
 from comodal.text_files import read_log
 from comodal.training.run import train
 
@@ -73,7 +74,12 @@ def test_few_labels_go_further_on_what_correspondence_has_taught(tmp_path: Path)
     write_labels(tmp_path, 8, 40)
     settings = {"data": tmp_path / "pairs", "variant": "small", "width": 8, "image_size": 28, "steps": 600}
     settings |= {"batch_size": 32, "learning_rate": 2e-3, "warm_up_steps": 50, "final_fraction": 0.05, "mirror": False}
-    assert train(l3net.recipe, settings | {"validation_pairs": 512, "workers": 1}, tmp_path / "run", device="cpu") == 0
+    assert (
+        train(
+            avc_pretraining.recipe, settings | {"validation_pairs": 512, "workers": 1}, tmp_path / "run", device="cpu"
+        )
+        == 0
+    )
     told = [line["accuracy"] for line in read_log(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
     assert told[-1] > 0.8
     frozen = evaluate_images(tmp_path / "run", tmp_path / "pictures", workers=1)
@@ -82,8 +88,13 @@ def test_few_labels_go_further_on_what_correspondence_has_taught(tmp_path: Path)
     for start in ("pretrained", "scratch"):
         more = {"model": tmp_path / "run", "start": start, "batch_size": 8, "workers": 0}
         pictures, sounds = (tmp_path / f"{start}_{modality}" for modality in ("pictures", "sounds"))
-        train(image_classes.recipe, {**more, "data": tmp_path / "pictures", "mirror": False}, pictures, device="cpu")
-        train(sound_classes.recipe, {**more, "data": tmp_path / "sounds"}, sounds, device="cpu")
+        train(
+            image_classification.recipe,
+            {**more, "data": tmp_path / "pictures", "mirror": False},
+            pictures,
+            device="cpu",
+        )
+        train(audio_classification.recipe, {**more, "data": tmp_path / "sounds"}, sounds, device="cpu")
         tuned[start] = evaluate_image_classes(pictures, tmp_path / "pictures", workers=1)
         tuned[start] |= evaluate_sound_classes(sounds, tmp_path / "sounds", windows=1, workers=1)
     assert frozen["vision.trained"] > frozen["vision.untrained"] + 0.3

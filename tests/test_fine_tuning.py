@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from comodal.data.batch import TaskBatch
-from comodal.data.regions import RegionWriter
+from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import load_model, read_about
-from comodal.models.heads import Head
-from comodal.models.task_model import TaskModel
-from comodal.tasks.examples import Example, Examples, Fixed, single
-from comodal.tasks.fine_tuning import (
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.tasks.vision_language.text_image_examples import Example, Examples, Fixed, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
     Setup,
     answer,
     fitting_regions,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.fit import NotFiniteError, Pending, clipped, fit, validate
+from comodal.training.training_loop import NotFiniteError, Pending, clipped, fit, validate
 
 CPU = Compute(torch.device("cpu"))
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from comodal.errors import CheckpointError
-from comodal.models.convert import read_tensors
-from comodal.models.convert_fpn import RENAMES, build_fpn, is_fpn, our_name
-from comodal.models.detector_fpn import FPN, Config
+from comodal.models.convert.convert_fpn import RENAMES, build_fpn, is_fpn, our_name
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.detectors.detector_fpn import FPN, Config
 from detector_fixtures import FIXTURES, PYRAMID
 
 KEYS = FIXTURES / "vqa_mrcnn_x152fpn_keys.json"

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 import test_fpn_parity
-from comodal.models import detector_boxes, detector_fpn, detector_fpn_regions
-from comodal.models.detector_boxes import LARGEST, ONES, decoded
-from comodal.models.detector_fpn import FPN, Block
+from comodal.models.detectors import detector_boxes, detector_fpn, detector_fpn_regions
+from comodal.models.detectors.detector_boxes import LARGEST, ONES, decoded
+from comodal.models.detectors.detector_fpn import FPN, Block
 from detector_fixtures import PYRAMID, fpn_of
 
 Patch = pytest.MonkeyPatch

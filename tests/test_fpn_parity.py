@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.detector_boxes import blue_green_red, resized, short_side_scale
-from comodal.models.detector_fpn import FPN, STRIDES, laid_out
-from comodal.models.detector_fpn_regions import FpnRules, fpn_regions, propose, see
+from comodal.models.detectors.detector_boxes import blue_green_red, resized, short_side_scale
+from comodal.models.detectors.detector_fpn import FPN, STRIDES, laid_out
+from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions, propose, see
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, ids, tensors
 
 PIXELS = 1e-2

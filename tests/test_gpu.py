@@ -10,18 +10,18 @@ from torch.testing import assert_close
 
 from comodal.data.batch import PairBatch
 from comodal.hardware import resolve
-from comodal.models.inference import fast
-from comodal.models.l3net import L3Net, small
-from comodal.models.vilbert import ViLBERT
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import Correspondence
 from comodal.objectives.pretraining import Pretraining
-from comodal.recipes import l3net
-from comodal.serve.backbones import Backbone, Pooled, l3net_maps
-from comodal.training.fit import NotFiniteError, fit
-from comodal.training.log import read_log
-from comodal.training.optim import adam
+from comodal.recipes import avc_pretraining
+from comodal.regions.backbones import Backbone, Pooled, l3net_maps
+from comodal.training.optimization import adam
 from comodal.training.run import train
+from comodal.training.run_log import read_log
 from comodal.training.throughput import peak_flops
+from comodal.training.training_loop import NotFiniteError, fit
 from small_world import write_world
 from test_pretraining import CONFIG
 from test_pretraining import batch as caption_batch
@@ -120,7 +120,10 @@ def test_a_run_trains_compiled_resumes_and_tells_its_use_of_the_gpu(tmp_path: Pa
         write_world(tmp_path / "shards" / split, 12)
     settings = {"data": tmp_path / "shards", "variant": "small", "width": 8, "batch_size": 8, "workers": 2}
     for steps in (20, 40):
-        assert train(l3net.recipe, settings | {"steps": steps}, tmp_path / "run", resume=True, device="cuda") == 0
+        assert (
+            train(avc_pretraining.recipe, settings | {"steps": steps}, tmp_path / "run", resume=True, device="cuda")
+            == 0
+        )
     lines = [line for line in read_log(tmp_path / "run" / "metrics.jsonl") if line["split"] == "train"]
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
     assert all(0 < line["mfu"] < 1 for line in lines)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.tasks.gqa import TASK, evaluate_gqa, question_of, read_questions, recipe
-from comodal.tasks.one_answer import score
+from comodal.tasks.vision_language.question_answering.gqa import TASK, evaluate_gqa, question_of, read_questions, recipe
+from comodal.tasks.vision_language.question_answering.single_answer import score
 from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 

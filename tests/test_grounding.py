@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.media.text import Words
-from comodal.serve.extract import read_boxes
-from comodal.tasks.grounding import evaluate_grounding, examples_of, recipe
-from comodal.tasks.grounding_files import overlap, prepare_boxes, read_expressions
+from comodal.media.tokenizer import Words
+from comodal.regions.extract import read_boxes
+from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding, examples_of, recipe
+from comodal.tasks.vision_language.grounding.refcoco_files import overlap, prepare_boxes, read_expressions
 from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 from vilbert_fixtures import FIXTURES

@@ -9,15 +9,15 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from comodal.data.caption_files import Caption
-from comodal.data.regions import RegionStore
+from comodal.data.captions.caption_files import Caption
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.heads import Head
-from comodal.models.task_model import Config, TaskModel
-from comodal.tasks.hard_negatives import Choices, mean_features, nearest
-from comodal.tasks.retrieval import evaluate_retrieval, recipe
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval, recipe
+from comodal.tasks.retrieval.hard_negatives import Choices, mean_features, nearest
 from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 

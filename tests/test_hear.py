@@ -9,7 +9,7 @@ import torch
 from comodal.errors import CheckpointError
 from comodal.hear import Model, get_scene_embeddings, get_timestamp_embeddings, load_model, windows_of
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net, load_l3net, openl3, small
+from comodal.models.l3net.l3net import L3Net, load_l3net, openl3, small
 
 RATE = 48_000
 

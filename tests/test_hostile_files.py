@@ -13,16 +13,16 @@ import h5py
 import numpy as np
 import pytest
 
-from comodal.data import arrays
-from comodal.data.arrays import read_npz
-from comodal.data.hdf5 import open_hdf5
-from comodal.data.legacy import read_records
-from comodal.data.restricted import load_npy
+from comodal.data import numpy_files
+from comodal.data.hdf5_files import open_hdf5
+from comodal.data.numpy_files import read_npz
+from comodal.data.regions.feature_files import read_records
+from comodal.data.regions.safe_unpickler import load_npy
 from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.inference.openl3_files import read_openl3
 from comodal.media.image import read_image
-from comodal.models import caffemodel
-from comodal.models.caffemodel import read_caffemodel
-from comodal.serve.openl3_files import read_openl3
+from comodal.models.convert import caffemodel
+from comodal.models.convert.caffemodel import read_caffemodel
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%\xe9\n%%EndComments\n(/etc/passwd) (r) file\n%%EOF\n"
 
@@ -134,7 +134,7 @@ def test_arrays_take_no_more_memory_than_their_file(tmp_path: Path):
 
 
 def test_an_npz_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(arrays, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(numpy_files, "MAX_BYTES", 10**6)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("embedding.npy", npy_header((2 * 10**6,), "|u1") + bytes(2 * 10**6))
     with pytest.raises(DataError, match=r"a.npz.*unpacks to"):
@@ -150,7 +150,7 @@ def test_npz_files_are_read_as_numpy_reads_them(tmp_path: Path):
     }
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     found = read_npz(tmp_path / "a.npz")
-    assert found.keys() == arrays.keys()
+    assert found.keys() == numpy_files.keys()
     assert all(np.array_equal(found[name], arrays[name]) and found[name].dtype == arrays[name].dtype for name in arrays)
 
 

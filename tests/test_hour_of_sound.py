@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import PAPER, L3Net
+from comodal.models.l3net.l3net import PAPER, L3Net
 
 RATE, SECONDS = 44_100, 3600
 CODE = (

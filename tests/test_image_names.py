@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comodal.data.caption_files import read_captions
-from comodal.data.caption_matching import matched
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched
+from comodal.data.file_batches import Job, Rows, is_done, write_rows
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.files import stamp_of
-from comodal.media.text import Words
-from comodal.serve.files import Job, Rows, is_done, write_rows
-from comodal.serve.image_list import images_of
-from comodal.tasks.image_rows import ImageRows
+from comodal.media.tokenizer import Words
+from comodal.regions.image_list import images_of
+from comodal.tasks.vision_language.image_rows import ImageRows
 
 
 def store_of(folder: Path, *names: str) -> RegionStore:

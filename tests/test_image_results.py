@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.tasks import imagenet_files
-from comodal.tasks.card import read_card, write_card
-from comodal.tasks.image_probe import Found
-from comodal.tasks.image_results import ImageResults
-from comodal.tasks.imagenet_files import Pictures
-from comodal.tasks.tree import Labelled
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.results_card import read_card, write_card
+from comodal.tasks.image import imagenet_files
+from comodal.tasks.image.image_probe import Found
+from comodal.tasks.image.image_results import ImageResults
+from comodal.tasks.image.imagenet_files import Pictures
 
 CLASSES = [f"n0000000{number}" for number in range(7)]
 PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from comodal.errors import DataError
-from comodal.tasks.imagenet_files import WITHOUT_CLASS, read_pictures
+from comodal.tasks.image.imagenet_files import WITHOUT_CLASS, read_pictures
 
 # The devkit's first four classes; by their names the tench would come first.
 KIT_FOX, SETTER, HUSKY, TENCH = "n02119789", "n02100735", "n02110185", "n01440764"

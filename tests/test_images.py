@@ -10,11 +10,11 @@ from PIL import Image
 
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.tasks.image_features import plain_pixels
-from comodal.tasks.imagenet_files import SUFFIXES
-from comodal.tasks.images import evaluate_images
-from comodal.tasks.tree import read_tree
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.tasks.class_folders import read_tree
+from comodal.tasks.image.image_features import plain_pixels
+from comodal.tasks.image.imagenet_files import SUFFIXES
+from comodal.tasks.image.linear_classification import evaluate_images
 
 
 def write_images(folder: Path, count: int, seed: int) -> None:

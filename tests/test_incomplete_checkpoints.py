@@ -11,12 +11,12 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.convert import read_tensors
-from comodal.models.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.l3net import L3Net
-from comodal.models.l3net import small as small_l3net
-from comodal.models.vilbert import Config, Stream, ViLBERT, meetings
-from comodal.serve.convert import convert
+from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.l3net import small as small_l3net
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, meetings
+from comodal.tasks.vision_language.convert_vilbert_files import convert
 
 STREAM = Stream(dim=16, layers=4, heads=2, intermediate=24)
 TINY = Config(

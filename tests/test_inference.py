@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from comodal.models import inference
-from comodal.models.inference import fast
-from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
+from comodal.models.l3net import fused_vgg
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
 
 NARROW = {
     "paper": dataclasses.replace(PAPER, width=8),
@@ -63,7 +63,7 @@ def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
             plain = model.image_tower(model.normalised(image))
         assert (plain - quick.image_map(image)).norm() / plain.norm() < 1e-5
     for layer in quick._image_tower.layers.values():
-        assert len(layer.packings) == (inference.PACKINGS if layer.fused else 0)
+        assert len(layer.packings) == (fused_vgg.PACKINGS if layer.fused else 0)
 
 
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
@@ -75,7 +75,7 @@ def test_in_bfloat16_embeddings_keep_their_direction(config: Config):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_the_private_operations_it_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "can_fuse_convolution", lambda _: False)
+    monkeypatch.setattr(fused_vgg, "can_fuse_convolution", lambda _: False)
     for plain, quick in both(NARROW["openl3 mel128"], dtype):
         assert F.cosine_similarity(plain, quick).min() > 0.999
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from comodal.data import make_shards as making
-from comodal.data.ingest import plan_videos, prepare_videos, sample_of, unique_keys
-from comodal.data.make_shards import Plan, Sample, make_shards, plan_shards
-from comodal.data.report import describe_shards
-from comodal.data.shards import Shards
-from comodal.data.sources import Source
+from comodal.data.output_folder import only_one
+from comodal.data.shards import shard_runner as making
+from comodal.data.shards.ingest import plan_videos, prepare_videos, sample_of, unique_keys
+from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_report import describe_shards
+from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards
+from comodal.data.shards.video_sources import Source
 from comodal.data.split_names import SPLITS
-from comodal.data.workplace import only_one
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
 from comodal.media.video import Clip, read_clip
@@ -35,7 +35,7 @@ SMALL = {"short_side": 32, "sample_rate": 16000, "frames_per_second": 2.0, "vide
 COMMAND = """
 import sys
 from pathlib import Path
-from comodal.data.ingest import prepare_videos
+from comodal.data.shards.ingest import prepare_videos
 prepare_videos(Path(sys.argv[1]), Path(sys.argv[2]), short_side=32, sample_rate=16000, frames_per_second=2.0,
                videos_per_shard=3, workers=2)
 """

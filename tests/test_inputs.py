@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.inputs import as_image, as_images, as_paths, as_sound
+from comodal.media.user_inputs import as_image, as_images, as_paths, as_sound
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 CHANNELS = np.random.default_rng(1).uniform(-0.9, 0.9, (500, 2))

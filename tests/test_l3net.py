@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, pooled, small
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, pooled, small
 
 
 def pair(image_size: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ def test_the_whole_network_compiles_into_one_graph():
     """
     code = """
 import torch
-from comodal.models.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, small
 model = L3Net(small(4, 32))
 image, sound = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.randn(2, 48_000)
 compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from comodal.models.l3net import L3Net, openl3, pooled
-from comodal.models.vgg import LAYERS, Tower
+from comodal.models.l3net.l3net import L3Net, openl3, pooled
+from comodal.models.l3net.vgg import LAYERS, Tower
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "l3net"
 THEIR_NAME = {"kapre014": "kapre014", "kapre03": "kapre036", "librosa": "librosa"}

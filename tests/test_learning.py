@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from comodal.data.batch import PairBatch
-from comodal.data.clips import Augmentation, Clips
 from comodal.data.loader import Loader
-from comodal.data.pairs import Pairs
-from comodal.data.shards import Shards
+from comodal.data.shards.clip_dataset import Augmentation, Clips
+from comodal.data.shards.pair_sampler import Pairs
+from comodal.data.shards.shard_reader import Shards
 from comodal.hardware import Compute
 from comodal.objectives.avc import Correspondence
-from comodal.recipes.l3net import recipe
+from comodal.recipes.avc_pretraining import recipe
 from comodal.text_files import read_log
-from comodal.training.fit import fit, validate
-from comodal.training.optim import adam
+from comodal.training.optimization import adam
 from comodal.training.run import train
+from comodal.training.training_loop import fit, validate
 from small_world import write_world
 
 CPU = Compute(torch.device("cpu"))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.data.convert_regions import convert_regions
-from comodal.data.legacy import Skipped, read_records, recognise
-from comodal.data.regions import RegionStore, locations
+from comodal.data.regions.convert_features import convert_regions
+from comodal.data.regions.feature_files import Skipped, read_records, recognise
+from comodal.data.regions.region_store import RegionStore, locations
 from comodal.errors import DataError
 
 lmdb = pytest.importorskip("lmdb")

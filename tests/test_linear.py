@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from comodal.errors import DataError
-from comodal.tasks.linear import Problem, choose_strength, fit_probe
-from comodal.tasks.linear_steps import best_classes
+from comodal.tasks.evaluation.linear_probe import Problem, choose_strength, fit_probe
+from comodal.tasks.evaluation.linear_probe_sgd import best_classes
 
 ITEMS, FEATURES, CLASSES = 300, 24, 4
 

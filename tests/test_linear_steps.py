@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from comodal.tasks import linear_steps
-from comodal.tasks.linear_steps import Rows, Steps, choose_strength_in_steps, fit_in_steps
+from comodal.tasks.evaluation import linear_probe_sgd
+from comodal.tasks.evaluation.linear_probe_sgd import Rows, Steps, choose_strength_in_steps, fit_in_steps
 
 ITEMS, FEATURES, CLASSES = 1200, 16, 4
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_the_svm_answers_as_liblinear_does(solver: str):
 
 
 def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear_steps, "BLOCK_BYTES", 2 * FEATURES * 100)  # a hundred rows
+    monkeypatch.setattr(linear_probe_sgd, "BLOCK_BYTES", 2 * FEATURES * 100)  # a hundred rows
     features, target = made_up(250)
     features[:, 0, 0] = np.arange(250)
     chosen = np.arange(250) % 3 > 0
@@ -66,7 +66,7 @@ def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch:
 
 
 def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear_steps, "BLOCK_BYTES", 2 * FEATURES * 100)
+    monkeypatch.setattr(linear_probe_sgd, "BLOCK_BYTES", 2 * FEATURES * 100)
     features, target = made_up(250)
     features[:, 0, 3] = 7.0
     chosen = np.arange(250) % 3 > 0
@@ -81,7 +81,7 @@ def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch
 def test_epochs_read_the_views_in_turn():
     features, target = made_up(64)
     rows = Rows([features, features + 100], target, everything(target))
-    means = [float(batch.mean()) for batch, _ in linear_steps.batches(rows, Steps("adam", 4, 64, CPU, 0))]
+    means = [float(batch.mean()) for batch, _ in linear_probe_sgd.batches(rows, Steps("adam", 4, 64, CPU, 0))]
     assert [mean > 50 for mean in means] == [False, True, False, True]
 
 

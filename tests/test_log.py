@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from comodal.text_files import read_log
-from comodal.training.log import Log, as_note
+from comodal.training.run_log import Log, as_note
 
 
 def write(folder: Path, after: int, steps: range) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from comodal.data.masking import hide_regions, hide_words, intersection_over_union, overlapping
+from comodal.data.captions.masking import hide_regions, hide_words, intersection_over_union, overlapping
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures/vilbert/data/masking.json").read_text())
 BOXES = np.array(FIXTURE["boxes"])

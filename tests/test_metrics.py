@@ -6,7 +6,7 @@ from scipy.stats import binomtest, norm
 from sklearn import metrics as theirs
 
 from comodal.errors import DataError
-from comodal.tasks.metrics import (
+from comodal.tasks.evaluation.metrics import (
     accuracy,
     bootstrap_interval,
     check_finite,

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from comodal.errors import DataError
-from comodal.tasks import entailment, gqa, nlvr2, visual_genome
-from comodal.tasks.grounding import shares
-from comodal.tasks.missing_images import (
+from comodal.tasks.evaluation.missing_images import (
     accuracy_of,
     denominators,
     is_papers_run,
@@ -16,6 +14,9 @@ from comodal.tasks.missing_images import (
     refuse_missing,
     scores_of,
 )
+from comodal.tasks.vision_language import nlvr2, snli_ve
+from comodal.tasks.vision_language.grounding.refcoco import shares
+from comodal.tasks.vision_language.question_answering import gqa, visual_genome
 
 
 def test_both_denominators_worked_by_hand():
@@ -47,7 +48,7 @@ def test_where_nothing_is_missing_there_is_one_score():
 def test_the_official_scripts_that_refuse_are_followed():
     """NLVR2's and GQA's end on a missing prediction; SNLI-VE and Visual Genome have no official script."""
     assert nlvr2.TASK.refuses_missing and gqa.TASK.refuses_missing
-    assert not entailment.TASK.refuses_missing and not visual_genome.TASK.refuses_missing
+    assert not snli_ve.TASK.refuses_missing and not visual_genome.TASK.refuses_missing
     refuse_missing(Path("dev.json"), "NLVR2", [], 7)
     with pytest.raises(DataError, match=r"dev\.json: the images of 2 of 7 items .* 'dev-1-0-0'"):
         refuse_missing(Path("dev.json"), "NLVR2", ["dev-1-0-0", "dev-2-0-0"], 7)

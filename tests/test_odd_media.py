@@ -12,11 +12,11 @@ from PIL import Image
 import comodal.openl3 as openl3
 from comodal.cli.program import main
 from comodal.errors import MediaError
+from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.media.audio import read_sound, stream_sound
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.serve.embed import embed_audio, embed_image
+from comodal.models.l3net.l3net import Config, L3Net
 from synthetic_media import tone
 
 RATE = 48_000

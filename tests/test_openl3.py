@@ -17,14 +17,14 @@ from PIL import Image
 import comodal.openl3 as openl3
 import openl3_layouts as layouts
 from comodal.errors import CheckpointError, DataError
-from comodal.media.kaiser import KaiserStream, resample_kaiser
+from comodal.inference.embed_files import embed_audio, embed_image, embed_video
+from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.openl3_files import load_openl3
+from comodal.inference.openl3_images import squares
+from comodal.media.resample_kaiser import KaiserStream, resample_kaiser
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.serve.embed import embed_audio, embed_image, embed_video
-from comodal.serve.embedder import Choice, Embedder, load_embedder
-from comodal.serve.openl3_files import load_openl3
-from comodal.serve.openl3_models import EmbeddingModel
-from comodal.serve.openl3_pixels import squares
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.openl3.openl3_models import EmbeddingModel
 from synthetic_media import tone, write_video
 from test_l3net_parity import reference
 
@@ -414,7 +414,7 @@ def test_an_hour_of_sound_takes_less_than_a_gigabyte(folder: Path, tmp_path: Pat
     weights = folder / "openl3_audio_mel128_music-v0_4_0.h5.gz"
     code = (
         "import resource\nfrom pathlib import Path\nimport numpy as np, torch\ntorch.set_num_threads(1)\n"
-        "from comodal.serve import embed\nfrom comodal.serve.embedder import Embedder\n"
+        "from comodal.serve import embed\nfrom comodal.inference.embedder import Embedder\n"
         "plain, calls = Embedder.sound, []\n"
         "def sound(self, windows):\n"  # every 200th batch through the network, the others with its last answer
         "    if len(calls) % 200 == 0 or len(windows) != len(calls[-1][0]):\n"

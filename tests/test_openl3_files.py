@@ -12,10 +12,10 @@ import torch
 
 import openl3_layouts as layouts
 from comodal.errors import CheckpointError
+from comodal.inference.openl3_files import convert_openl3, find_openl3, load_openl3, read_openl3
 from comodal.models.checkpoint import load_model, read_about
-from comodal.models.l3net import L3Net
-from comodal.models.l3net import openl3 as openl3_config
-from comodal.serve.openl3_files import convert_openl3, find_openl3, load_openl3, read_openl3
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.l3net import openl3 as openl3_config
 from test_l3net_parity import correspondence, put_weights
 
 
@@ -226,7 +226,7 @@ def test_a_pickle_that_runs_something_is_not_run(tmp_path: Path):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("comodal.serve.openl3_files.MAX_BYTES", 1000)
+    monkeypatch.setattr("comodal.inference.openl3_files.MAX_BYTES", 1000)
     (tmp_path / "bomb.h5.gz").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(CheckpointError, match="it unpacks to more than 1,000 bytes"):
         load_openl3(tmp_path / "bomb.h5.gz")

@@ -6,8 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.fit import fit
-from comodal.training.optim import adam, adamw, linear, parameter_groups, schedule
+from comodal.training.optimization import adam, adamw, linear, parameter_groups, schedule
+from comodal.training.training_loop import fit
 
 
 def test_kernels_decay_and_biases_and_norms_do_not():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.pairs import Pairs, moment
+from comodal.data.shards.pair_sampler import Pairs, moment
 from comodal.errors import DataError
 
 

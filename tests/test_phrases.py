@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.tasks.grounding import Gathered
-from comodal.tasks.phrase_files import (
+from comodal.tasks.vision_language.grounding.flickr30k_entities import evaluate_phrases, recipe, score
+from comodal.tasks.vision_language.grounding.flickr30k_entities_files import (
     NO_BOX,
     NOT_VISUAL,
     SCENE,
@@ -21,7 +21,7 @@ from comodal.tasks.phrase_files import (
     read_phrases,
     read_sentences,
 )
-from comodal.tasks.phrases import evaluate_phrases, recipe, score
+from comodal.tasks.vision_language.grounding.refcoco import Gathered
 from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.data.caption_files import Caption
-from comodal.data.captions import Captions, Hiding
-from comodal.media.text import Words
+from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_files import Caption
+from comodal.media.tokenizer import Words
 from small_regions import some_images, write_store
 
 pytest.importorskip("lmdb")

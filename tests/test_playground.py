@@ -12,10 +12,10 @@ import soundfile
 from PIL import Image
 
 from comodal.errors import DataError
-from comodal.playground.make import make_playground
-from comodal.playground.picture import render_frame
-from comodal.playground.synthesis import render_sound
-from comodal.playground.world import KINDS, Purpose, make_world
+from comodal.synthetic.audio_synthesis import render_sound
+from comodal.synthetic.rendering import render_frame
+from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.world import KINDS, Purpose, make_world
 from process_groups import kill_when
 
 SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "scenes": 10, "side": 64, "sound_seconds": 1.0}
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_end(playground: Path, tmp_path: Path):
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path):
-    code = "import sys, pathlib; from comodal.playground.make import make_playground as make; "
+    code = "import sys, pathlib; from comodal.synthetic.synthesize import make_playground as make; "
     code += "make(pathlib.Path(sys.argv[1]), videos=100_000, workers=2)"
     assert kill_when(code, tmp_path / "world", begun=lambda: any(tmp_path.rglob("*.mp4")))
 

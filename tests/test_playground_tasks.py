@@ -14,18 +14,18 @@ import pytest
 import soundfile
 from PIL import Image
 
-from comodal.data.caption_files import read_captions
-from comodal.data.regions import RegionStore, RegionWriter
-from comodal.data.restricted import load_pickle
-from comodal.media.text import Words
-from comodal.playground.acoustic_scenes import SCENES_2013, SCENES_TAU
-from comodal.playground.make import make_playground
-from comodal.playground.task_sets import TASK_SETS
-from comodal.playground.world import KINDS, SILENT_KINDS
-from comodal.tasks import entailment, nlvr2
-from comodal.tasks.grounding_files import read_expressions
-from comodal.tasks.image_rows import ImageRows
-from comodal.tasks.vqa_files import read_questions
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.data.regions.safe_unpickler import load_pickle
+from comodal.media.tokenizer import Words
+from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU
+from comodal.synthetic.formats.task_sets import TASK_SETS
+from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.world import KINDS, SILENT_KINDS
+from comodal.tasks.vision_language import nlvr2, snli_ve
+from comodal.tasks.vision_language.grounding.refcoco_files import read_expressions
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.question_answering.vqa_files import read_questions
 
 SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "sounds": 0, "scenes": 80, "side": 64, "sound_seconds": 1.0}
 PICTURES = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
@@ -205,8 +205,8 @@ def test_nlvr2_and_snli_ve_are_read_by_the_tasks(world: Path):
             assert all((folder / f"{image}.png").is_file() for image in statement.images)
     for split in ("train", "dev", "test"):
         path = world / f"flickr30k/snli_ve_{split}.jsonl"
-        statements, left_out = entailment.read_statements(path)
-        assert not left_out and {statement.label for statement in statements} == set(entailment.CLASSES)
+        statements, left_out = snli_ve.read_statements(path)
+        assert not left_out and {statement.label for statement in statements} == set(snli_ve.CLASSES)
         assert len({statement.key for statement in statements}) == len(statements)
         for record in lines(path):
             assert (world / f"flickr30k/flickr30k-images/{record['Flickr30K_ID']}.jpg").is_file()

@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from comodal.playground.captions import captions, relation, scene_captions
-from comodal.playground.motion import box_at, outline, pose_at
-from comodal.playground.picture import Painter, paint_background, render_frame
-from comodal.playground.shapes import SILENT, SOUNDING
-from comodal.playground.synthesis import render_sound
-from comodal.playground.world import (
+from comodal.synthetic.audio_synthesis import render_sound
+from comodal.synthetic.formats.sentences import captions, relation, scene_captions
+from comodal.synthetic.motion import box_at, outline, pose_at
+from comodal.synthetic.rendering import Painter, paint_background, render_frame
+from comodal.synthetic.shapes import SILENT, SOUNDING
+from comodal.synthetic.world import (
     KINDS,
     LARGE,
     SILENT_KINDS,

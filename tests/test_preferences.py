@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from comodal.analysis.preferences import (
+from comodal.analysis.unit_activations import Moments
+from comodal.analysis.unit_selectivity import (
     SYSTEMS,
     counts,
     favourites,
@@ -15,9 +16,8 @@ from comodal.analysis.preferences import (
     study_units,
     switched_on,
 )
-from comodal.analysis.units import Moments
-from comodal.models.l3net import L3Net, small
-from comodal.models.vgg import LAYERS
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.vgg import LAYERS
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from comodal.data.pair_folders import at_least_a_second, by_split_and_class, draw_pairs, prepare_pairs
-from comodal.data.shards import Shards
+from comodal.data.shards.paired_files import at_least_a_second, by_split_and_class, draw_pairs, prepare_pairs
+from comodal.data.shards.shard_reader import Shards
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
 from make_media import make_tone

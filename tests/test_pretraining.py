@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.data.batch import CaptionBatch, TokenInput
-from comodal.models.single_stream import Config as SingleStreamConfig
-from comodal.models.single_stream import SingleStream
-from comodal.models.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import (
     Negatives,

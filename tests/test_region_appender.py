@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.data import region_appender
-from comodal.data.region_appender import RegionAppender
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.regions import region_appender
+from comodal.data.regions.region_appender import RegionAppender
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 
 DIM, CLASSES, IMAGES = 5, 3, 40

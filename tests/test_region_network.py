@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
+from comodal.hub import save_pretrained
+from comodal.inference.vision_language import load
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3net import L3Net, small
-from comodal.serve import region_network
-from comodal.serve.answer import load
-from comodal.serve.convert_detector import convert_detector
-from comodal.serve.extract import extract_regions
-from comodal.serve.extractors import extractor_like
-from comodal.serve.sharing import save_pretrained
-from comodal.tasks.region_network import remembered
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.regions import region_network
+from comodal.regions.convert_detector import convert_detector
+from comodal.regions.extract import extract_regions
+from comodal.regions.extractors import extractor_like
+from comodal.tasks.vision_language.region_record import remembered
 from detector_fixtures import CAFFE
 from hub_server import comodal_at, served
 

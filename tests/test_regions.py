@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comodal.data.regions import RegionStore, RegionWriter, locations
+from comodal.data.regions.region_store import RegionStore, RegionWriter, locations
 from comodal.errors import DataError
 from small_regions import some_images, write_store
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.analysis.curves import draw_curves
-from comodal.analysis.report import scores as scores_table
-from comodal.analysis.report import write_report
-from comodal.analysis.verdicts import draw_histogram, draw_pairs, judge
+from comodal.analysis.pages.curves import draw_curves
+from comodal.analysis.pages.report import scores as scores_table
+from comodal.analysis.pages.report import write_report
+from comodal.analysis.pair_predictions import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
-from comodal.models.l3net import Config, L3Net
-from comodal.tasks.card import Card, Score, write_card
-from comodal.tasks.results import Comparison
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.tasks.evaluation.results_card import Card, Score, write_card
+from comodal.tasks.evaluation.system_comparison import Comparison
 from self_contained import check_page
 from small_world import write_world
 from test_describe import write_run

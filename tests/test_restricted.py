@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comodal.data.restricted import ALLOWED, RefusedPickleError, load_npy, load_pickle
+from comodal.data.regions.safe_unpickler import ALLOWED, RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
 
 VALUES = st.recursive(

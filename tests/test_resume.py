@@ -15,7 +15,7 @@ import yaml
 
 from comodal.errors import CheckpointError, RecipeError
 from comodal.models.checkpoint import load_model
-from comodal.recipes.l3net import recipe
+from comodal.recipes.avc_pretraining import recipe
 from comodal.text_files import read_log
 from comodal.training.run import train
 from small_world import write_world

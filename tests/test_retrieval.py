@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.data.caption_files import Caption
-from comodal.data.captions import Captions, Hiding
-from comodal.data.regions import RegionStore
+from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_files import Caption
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
-from comodal.media.text import Words
-from comodal.models import single_stream
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.single_stream import SingleStream
-from comodal.models.vilbert import Config, Stream, ViLBERT
-from comodal.tasks import first_stage, pair_scores
-from comodal.tasks.first_stage import Map, Maps, Search, fit_maps
-from comodal.tasks.gallery import Collected, Gallery
-from comodal.tasks.pair_scores import Scorer
-from comodal.tasks.ranks import (
+from comodal.models.vilbert import single_stream
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.tasks.retrieval import first_stage, pair_scores
+from comodal.tasks.retrieval.caption_retrieval import Settings, describe_way, evaluate_retrieval
+from comodal.tasks.retrieval.first_stage import Map, Maps, Search, fit_maps
+from comodal.tasks.retrieval.gallery import Collected, Gallery
+from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.retrieval_ranks import (
     answers_to_images,
     answers_to_texts,
     chance,
@@ -37,7 +38,6 @@ from comodal.tasks.ranks import (
     rank_of_best,
     ranks_of_matrix,
 )
-from comodal.tasks.retrieval import Settings, describe_way, evaluate_retrieval
 from plain_retrieval import plain_logits
 from small_regions import DIM, TOKENS, some_images, write_store
 from vilbert_fixtures import FIXTURES, model_of, tensors, text_inputs, vision_inputs

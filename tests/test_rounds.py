@@ -8,9 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from comodal.tasks.linear import choose_strength, fit_probe
-from comodal.tasks.perceptron import PerceptronProblem
-from comodal.tasks.rounds import (
+from comodal.tasks.evaluation.cross_validation import (
     PARTS,
     AnyClassifier,
     Round,
@@ -20,6 +18,8 @@ from comodal.tasks.rounds import (
     fit_round,
     one_split,
 )
+from comodal.tasks.evaluation.linear_probe import choose_strength, fit_probe
+from comodal.tasks.evaluation.mlp_probe import PerceptronProblem
 
 FOLDS = np.arange(60) % 4 + 1
 TRUTH = np.arange(60) // 4 % 3

@@ -14,22 +14,23 @@ from PIL import Image
 
 import comodal
 from comodal.cli.program import main
-from comodal.data.captions import with_whole_image
-from comodal.data.regions import RegionStore
+from comodal.data.captions.caption_dataset import with_whole_image
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.media.text import Words
+from comodal.inference import search_index
+from comodal.inference.search import Searcher, open_index
+from comodal.inference.search_first_stage import FirstStage, Learnt
+from comodal.inference.vision_language import load
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.heads import Head
-from comodal.models.l3net import L3Net, small
-from comodal.models.task_model import Config, TaskModel
-from comodal.models.vilbert import ViLBERT
-from comodal.serve import extract, search_index
-from comodal.serve.answer import load
-from comodal.serve.extract import extract_regions
-from comodal.serve.search import Searcher, open_index
-from comodal.serve.search_stage import FirstStage, Learnt
-from comodal.tasks import first_stage
-from comodal.tasks.first_stage import Map, Maps
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.regions import extract
+from comodal.regions.extract import extract_regions
+from comodal.tasks.retrieval import first_stage
+from comodal.tasks.retrieval.first_stage import Map, Maps
 from plain_retrieval import plain_logits
 from self_contained import check_page
 from small_tasks import config as small_config
@@ -196,7 +197,7 @@ def test_no_picture_is_read_twice(world: Path, photos: Path, monkeypatch: pytest
     first = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16
     monkeypatch.setattr(extract, "load_extractor", lambda *_: pytest.fail("the network was loaded"))
-    monkeypatch.setattr("comodal.serve.search_stage.fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("comodal.inference.search_first_stage.fit", lambda *_: pytest.fail("fitted again"))
     again = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16 and again.best == first.best
 

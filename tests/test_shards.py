@@ -15,7 +15,7 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comodal.data.shards import Shards, ShardWriter
+from comodal.data.shards.shard_reader import Shards, ShardWriter
 from comodal.errors import DataError
 
 KEYS = st.text(

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from comodal.errors import CheckpointError, DataError
+from comodal.hub import save_pretrained
 from comodal.models.checkpoint import load_model
-from comodal.serve.sharing import save_pretrained
 from hub_server import comodal_at, served
 from small_tasks import QUESTION, write_pretrained
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.random import Generator
 from sklearn.linear_model import LogisticRegression
 
-from comodal.data.pairs import Pair, Pairs
+from comodal.data.shards.pair_sampler import Pair, Pairs
 
 FRAMES_A_SECOND, SECONDS, CLIPS = 25, 4.0, 40
 FINE = 50  # bins of a fiftieth of the grid's period

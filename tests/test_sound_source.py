@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.analysis.layers import map_of, picture_side
-from comodal.analysis.light import as_warmth, enlarged, lit
-from comodal.analysis.pointing import (
+from comodal.analysis.heatmaps import as_warmth, enlarged, lit
+from comodal.analysis.layer_activations import map_of, picture_side
+from comodal.analysis.localization import contributions, strongest_place, verdicts_by_place
+from comodal.analysis.pointing_game import (
     Scene,
     beside,
     centre,
@@ -20,9 +21,8 @@ from comodal.analysis.pointing import (
     read_scenes,
     side_by_side,
 )
-from comodal.analysis.sound_source import contributions, strongest_place, verdicts_by_place
 from comodal.errors import DataError
-from comodal.models.l3net import Config, L3Net, small
+from comodal.models.l3net.l3net import Config, L3Net, small
 from small_world import write_world
 
 SOUND = torch.zeros(1, 48_000)

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import update_bn
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model, untrained_like
-from comodal.models.l3net import Config, L3Net, load_l3net
-from comodal.tasks.sound_features import cut_windows, extract, read_whole
-from comodal.tasks.sound_folders import evaluate_sounds
-from comodal.tasks.sounds import check_clips, evaluate_esc50, read_esc50, read_meta
+from comodal.models.l3net.l3net import Config, L3Net, load_l3net
+from comodal.tasks.audio.audio_features import cut_windows, extract, read_whole
+from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
 COLUMNS = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]

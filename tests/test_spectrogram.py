@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models import spectrogram as front_ends
-from comodal.models.mel import filter_bank, hertz_to_mel, mel_to_hertz
-from comodal.models.spectrogram import Spectrogram, SpectrogramConfig
+from comodal.models.l3net import spectrogram as front_ends
+from comodal.models.l3net.mel_filters import filter_bank, hertz_to_mel, mel_to_hertz
+from comodal.models.l3net.spectrogram import Spectrogram, SpectrogramConfig
 
 SECOND = torch.arange(48_000) / 48_000
 

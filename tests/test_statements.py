@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.tasks import entailment, nlvr2
-from comodal.tasks.image_rows import ImageRows
+from comodal.tasks.vision_language import nlvr2, snli_ve
+from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.training.run import train
 from small_tasks import COLOURS, DIM, colour_of, write_colours, write_pretrained
 
@@ -48,16 +48,16 @@ SETTINGS = {"epochs": 80.0, "batch_size": 40, "learning_rate": 2e-3, "workers": 
 def test_entailment_is_learnt_from_picture_and_sentence_together(store: RegionStore, tmp_path: Path):
     run, data = write_pretrained(tmp_path / "run", SENTENCES), write(tmp_path / "train.jsonl", entailments())
     settings = SETTINGS | {"model": run, "data": data, "regions": store.folder, "validation": data}
-    assert train(entailment.recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
+    assert train(snli_ve.recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"
-    found = entailment.evaluate_entailment(tmp_path / "tuned", data, store.folder, out=out)
+    found = snli_ve.evaluate_entailment(tmp_path / "tuned", data, store.folder, out=out)
     assert found["entailment.accuracy"] >= 0.95
     assert found["entailment.chance"] == 0.5
     for blank in (
         "picture",
         "text",
     ):  # a sentence alone, or a picture alone, says nothing: each is half of the time true
-        blind = entailment.evaluate_entailment(tmp_path / "tuned", data, store.folder, blank=blank)
+        blind = snli_ve.evaluate_entailment(tmp_path / "tuned", data, store.folder, blank=blank)
         assert blind["entailment.accuracy"] == pytest.approx(0.5, abs=0.15)
     predictions = dict(line.split(",") for line in (out / "predictions.csv").read_text().splitlines())
     assert len(predictions) == 80
@@ -109,7 +109,7 @@ def test_official_lines_are_read(tmp_path: Path):
     assert (statement.key, statement.label, left_out) == ("test1-0-1-0", "False", {})
     assert statement.group == "test1-0"  # the set whose pictures and sentences were made together
     disputed = {"Flickr30K_ID": "1", "pairID": "1.jpg#0r1", "sentence2": "A dog.", "gold_label": "-"}
-    statements, left_out = entailment.read_statements(write(tmp_path / "dev.jsonl", [disputed]))
+    statements, left_out = snli_ve.read_statements(write(tmp_path / "dev.jsonl", [disputed]))
     assert (statements, left_out) == ([], {"annotators do not agree": 1})
 
 
@@ -135,10 +135,10 @@ def test_without_labels_there_are_predictions_and_no_score(
 ):
     run, data = write_pretrained(tmp_path / "run", SENTENCES), write(tmp_path / "train.jsonl", entailments())
     settings = SETTINGS | {"model": run, "data": data, "regions": store.folder, "epochs": 0.2}
-    train(entailment.recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32")
+    train(snli_ve.recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32")
     without = [{name: value for name, value in entry.items() if name != "gold_label"} for entry in entailments(3)]
     test = write(tmp_path / "test.jsonl", [*without, {**without[0], "Flickr30K_ID": "999", "pairID": "x"}])
-    found = entailment.evaluate_entailment(tmp_path / "tuned", test, store.folder, out=tmp_path / "out")
+    found = snli_ve.evaluate_entailment(tmp_path / "tuned", test, store.folder, out=tmp_path / "out")
     assert found == {"entailment.items": 7.0}
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 6
     card = json.loads((tmp_path / "out" / "card.json").read_text())
@@ -146,7 +146,7 @@ def test_without_labels_there_are_predictions_and_no_score(
     said = capsys.readouterr().out
     assert "1 scored as wrong: image is not in the store" in said and "there is no score" in said
     labelled = write(tmp_path / "some.jsonl", [*entailments(3), entailments(1)[0] | {"Flickr30K_ID": "999"}])
-    found = entailment.evaluate_entailment(tmp_path / "tuned", labelled, store.folder, out=tmp_path / "out")
+    found = snli_ve.evaluate_entailment(tmp_path / "tuned", labelled, store.folder, out=tmp_path / "out")
     assert found["entailment.accuracy"] == pytest.approx(found["entailment.accuracy.answered"] * 6 / 7)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["counts"] == MISSING | {"items": 7, "answered": 6}
@@ -154,7 +154,7 @@ def test_without_labels_there_are_predictions_and_no_score(
     assert card["settings"]["95 % interval"].startswith("Wilson, 7 items in 4 pictures")
     half = write(tmp_path / "half.jsonl", [*entailments(2), without[0] | {"pairID": "y"}])
     with pytest.raises(DataError, match=r"half\.jsonl: 1 of 5 statements have no label, the first is y"):
-        entailment.evaluate_entailment(tmp_path / "tuned", half, store.folder)
+        snli_ve.evaluate_entailment(tmp_path / "tuned", half, store.folder)
 
 
 @pytest.mark.parametrize(

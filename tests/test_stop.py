@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from comodal.text_files import read_log
-from comodal.training.stop import Stop
+from comodal.training.interruption import Stop
 from small_world import write_world
 
 WORDS = "--variant small --width 4 --image_size 16 --batch_size 8 --validation_pairs 0 --steps 100000 --device cpu"

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from comodal.cli.program import main
-from comodal.data.caption_files import read_captions
-from comodal.data.caption_matching import matched
-from comodal.data.ingest import prepare_videos
-from comodal.data.pair_folders import prepare_pairs
-from comodal.data.regions import RegionStore
-from comodal.data.shards import Shards
-from comodal.data.sources import read_sources
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched
+from comodal.data.regions.region_store import RegionStore
+from comodal.data.shards.ingest import prepare_videos
+from comodal.data.shards.paired_files import prepare_pairs
+from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.video_sources import read_sources
 from comodal.errors import DataError
+from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import L3Net, small
-from comodal.serve.embed import embed_audio, embed_image
-from comodal.serve.extract import extract_regions
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.regions.extract import extract_regions
 from container_files import image_table, img2dataset, jpeg, save_to_disk, write_parquet, write_tar
 from make_media import make_tone, make_video
 
@@ -93,7 +93,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_on_any_number_of_workers(
     webvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     prepare_videos(webvid, tmp_path / "whole", **SMALL, workers=1, backend="sequential")
-    from comodal.data import ingest
+    from comodal.data.shards import ingest
 
     original, calls = ingest.read_clip, []
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from comodal.analysis.co_attention import files_of
-from comodal.analysis.report import write_report
+from comodal.analysis.pages.report import write_report
 from comodal.analysis.task_examples import Verdict, attended, pointed, rightness, table
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.hardware import Compute
-from comodal.tasks.examples import Example, Examples, Fixed, joined, single
-from comodal.tasks.fine_tuning import read_asked, scores_of
-from comodal.tasks.vqa import evaluate_vqa
+from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa
+from comodal.tasks.vision_language.text_image_examples import Example, Examples, Fixed, joined, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import read_asked, scores_of
 from self_contained import check_page
 from small_tasks import SIDE
 from test_vqa import store, tuned, write_files

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from comodal.analysis.report import write_report
+from comodal.analysis.pages.report import write_report
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.heads import Head
-from comodal.models.task_model import Config, TaskModel
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
 from self_contained import check_page
 from small_tasks import config
 

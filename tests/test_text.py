@@ -13,7 +13,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from comodal.errors import DataError
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 
 # 190 pieces of our own, laid out as BERT's vocabulary is
 SMALL = Path(__file__).parent / "fixtures/vilbert/words/vocab.txt"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import comodal
-from comodal.data.caption_files import read_captions
+from comodal.data.captions.caption_files import read_captions
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import read_config
-from comodal.tasks.entailment import read_statements
-from comodal.tasks.vqa_files import read_answers
+from comodal.tasks.vision_language.question_answering.vqa_files import read_answers
+from comodal.tasks.vision_language.snli_ve import read_statements
 from comodal.text_files import (
     MAX_DEPTH,
     parse_csv,
@@ -174,7 +174,13 @@ def test_nothing_else_reads_text_files():
     """Another reader would end lines elsewhere, keep a byte order mark, or follow a file to any depth."""
     package = Path(comodal.__file__).parent
     others = {  # our own journal, a member of a tar, a copy, source text, and /proc
-        *("data/regions.py", "data/region_index.py", "data/shards.py", "playground/refcoco.py", "cli/signatures.py"),
+        *(
+            "data/regions/region_store.py",
+            "data/regions/region_index.py",
+            "data/shards/shard_reader.py",
+            "synthetic/formats/refcoco_set.py",
+            "cli/signatures.py",
+        ),
         *("hardware.py", "environment.py", "text_files.py"),
     }
     names = ("json.load", "read_text(encoding", ".read_text()", "yaml.safe_load", "yaml.load", "csv.reader", "csv.Dict")

@@ -7,8 +7,8 @@ import torch
 
 from comodal.data.batch import PairBatch
 from comodal.hardware import Compute
-from comodal.models.l3net import PAPER, L3Net, small
-from comodal.models.vilbert import ViLBERT
+from comodal.models.l3net.l3net import PAPER, L3Net, small
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import Correspondence
 from comodal.objectives.pretraining import Pretraining
 from comodal.training import throughput

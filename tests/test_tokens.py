@@ -12,13 +12,13 @@ from PIL import Image
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score
 
-from comodal.analysis.tokens import Region, TokenUse, crop, perplexity, tokens_page
-from comodal.data.regions import RegionStore, RegionWriter
+from comodal.analysis.token_statistics import Region, TokenUse, crop, perplexity, tokens_page
+from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import decode_jpeg
 from comodal.models.checkpoint import read_about
-from comodal.models.codebook import load_codebook
-from comodal.serve.tokens import draw_sample, prepare_tokens
+from comodal.models.codebook.codebook import load_codebook
+from comodal.regions.visual_tokens import draw_sample, prepare_tokens
 
 
 def test_perplexity_of_equal_use_is_the_number_of_tokens_and_of_one_token_one():
@@ -223,7 +223,7 @@ def test_a_killed_command_leaves_no_tokens_or_the_right_ones(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"comodal.serve.tokens.{step}", killed)
+        patch.setattr(f"comodal.regions.visual_tokens.{step}", killed)
         with pytest.raises(Killed):
             prepare_tokens(tmp_path / "s", tokens=8)
     store = RegionStore(tmp_path / "s")

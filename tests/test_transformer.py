@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.transformer import Attention, Gates, TextGates, TransformerLayer, recorded_attention
+from comodal.models.vilbert.transformer import Attention, Gates, TextGates, TransformerLayer, recorded_attention
 
 generator = torch.Generator().manual_seed(0)
 

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from comodal.analysis.layers import POOL4, picture_side, sound_side, strongest
-from comodal.analysis.unit_report import SHOWN, gallery, image_cells, sound_cells, unit_parts
-from comodal.analysis.units import Moments, Unit, heat_maps, rank_units, read_moments
+from comodal.analysis.layer_activations import POOL4, picture_side, sound_side, strongest
+from comodal.analysis.pages.unit_report import SHOWN, gallery, image_cells, sound_cells, unit_parts
+from comodal.analysis.unit_activations import Moments, Unit, heat_maps, rank_units, read_moments
 from comodal.errors import DataError
-from comodal.models.l3net import Config, L3Net, small
+from comodal.models.l3net.l3net import Config, L3Net, small
 from small_world import write_world
 
 

@@ -12,10 +12,10 @@ import torch
 
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net import Config, L3Net
-from comodal.playground.options import Options
-from comodal.playground.urban_sounds import jobs, write_lists
-from comodal.tasks.urban_sounds import evaluate_us8k, read_urban_sounds
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.synthetic.formats.urbansound8k_files import jobs, write_lists
+from comodal.synthetic.synthesis_options import Options
+from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urban_sounds
 
 OPTIONS = Options(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.3, seed=0

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.text import Words
-from comodal.tasks.examples import joined
-from comodal.tasks.grounding_files import prepare_boxes
-from comodal.tasks.vcr import evaluate_vcr, recipe, without_labels
-from comodal.tasks.vcr_files import COLUMNS, PEOPLE, names_of, read_riddles, told
+from comodal.media.tokenizer import Words
+from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
+from comodal.tasks.vision_language.text_image_examples import joined
+from comodal.tasks.vision_language.vcr import evaluate_vcr, recipe, without_labels
+from comodal.tasks.vision_language.vcr_files import COLUMNS, PEOPLE, names_of, read_riddles, told
 from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 from vilbert_fixtures import FIXTURES

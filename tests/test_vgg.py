@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from comodal.models.vgg import LAYERS, Tower, initialise
+from comodal.models.l3net.vgg import LAYERS, Tower, initialise
 
 # Layer: filters, parameters with 3 or with 1 input channels, and the size of its map for a picture and a spectrogram.
 TABLE = {

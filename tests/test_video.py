@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media import container
+from comodal.media.containers import container
 from comodal.media.image import decode_jpeg
-from comodal.media.refusal import Refusal
+from comodal.media.refused_formats import Refusal
 from comodal.media.video import Clip, iterate_frames, probe, read_clip
 from synthetic_media import name_channels, numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
 

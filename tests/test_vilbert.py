@@ -10,13 +10,13 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.convert_vilbert import original_names
-from comodal.models.heads import TaskHeads
-from comodal.models.single_stream import Config as SingleStreamConfig
-from comodal.models.single_stream import SingleStream
-from comodal.models.streams import Wanted
-from comodal.models.transformer import recorded_attention
-from comodal.models.vilbert import Config, Stream, ViLBERT, base, large, load_vilbert, small
+from comodal.models.convert.convert_vilbert import original_names
+from comodal.models.vilbert.heads import TaskHeads
+from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.streams import Wanted
+from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, base, large, load_vilbert, small
 
 Model = TypeVar("Model", ViLBERT, SingleStream)
 TINY = Config(

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.convert import fill, read_tensors
-from comodal.models.convert_vilbert import is_never_used, original_names, to_original
-from comodal.models.streams import Prefix
-from comodal.models.transformer import recorded_attention
-from comodal.models.vilbert import Config, ViLBERT
+from comodal.models.convert.convert_vilbert import is_never_used, original_names, to_original
+from comodal.models.convert.state_dicts import fill, read_tensors
+from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.vilbert import Config, ViLBERT
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import Negatives, masked_classes, masked_contrast
 from comodal.objectives.pretraining import Pretraining

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comodal.analysis.report import write_report
-from comodal.data.regions import RegionWriter
+from comodal.analysis.pages.report import write_report
+from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import load_model
-from comodal.models.vilbert import ViLBERT
-from comodal.recipes.vilbert import recipe
-from comodal.serve.tokens import prepare_tokens
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.recipes.vilbert_pretraining import recipe
+from comodal.regions.visual_tokens import prepare_tokens
 from comodal.text_files import read_log
+from comodal.training.interruption import Stop
 from comodal.training.run import train
-from comodal.training.stop import Stop
 from small_captions import DIM, KINDS, write_captions
 
 SETTINGS = {

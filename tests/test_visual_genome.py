@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from comodal.cli.program import main
-from comodal.tasks.visual_genome import evaluate_visual_genome, read_questions, recipe
+from comodal.tasks.vision_language.question_answering.visual_genome import (
+    evaluate_visual_genome,
+    read_questions,
+    recipe,
+)
 from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 

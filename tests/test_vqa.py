@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.analysis.report import write_report
-from comodal.data.regions import RegionStore
+from comodal.analysis.pages.report import write_report
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.tasks.vqa import evaluate_vqa, out_of_reach, recipe, score
-from comodal.tasks.vqa_files import (
+from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, out_of_reach, recipe, score
+from comodal.tasks.vision_language.question_answering.vqa_files import (
     Question,
     build_answers,
     read_answers,
@@ -21,7 +21,13 @@ from comodal.tasks.vqa_files import (
     soft_scores,
     write_results,
 )
-from comodal.tasks.vqa_metric import accuracy, on_one_line, with_digits, without_punctuation, written
+from comodal.tasks.vision_language.question_answering.vqa_metric import (
+    accuracy,
+    on_one_line,
+    with_digits,
+    without_punctuation,
+    written,
+)
 from comodal.training.run import train
 from self_contained import check_page
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from comodal import workers
+from comodal.data.file_batches import Job, Jobs, run_files
 from comodal.errors import DataError
-from comodal.serve.files import Job, Jobs, run_files
 from comodal.workers import in_parallel, one_by_one
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from comodal.data.file_batches import Job, attempt, plan
 from comodal.errors import MediaWarning
 from comodal.media.audio import read_sound
 from comodal.media.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
-from comodal.serve.files import Job, attempt, plan
 from synthetic_media import tone, write_video
 
 FIXTURES = Path(__file__).parent / "fixtures" / "media"

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from comodal.cli.program import main
-from comodal.data.regions import RegionStore
+from comodal.data.regions.region_store import RegionStore
 from comodal.files import whole, write_whole
 from comodal.hardware import find_device
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import save_model
-from comodal.models.heads import Head
-from comodal.models.l3net import L3Net, small
-from comodal.models.task_model import Config, TaskModel
-from comodal.serve.extract import extract_regions
+from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.regions.extract import extract_regions
 from small_tasks import config as small_config
 
 ANSWERS = ["yes", "no", "two"]

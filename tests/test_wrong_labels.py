@@ -7,10 +7,10 @@ import pytest
 
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import read_config
-from comodal.serve.image_list import read_boxes
-from comodal.tasks.card import Card, Score, read_card, results, write_card
-from comodal.tasks.grounding_files import prepare_boxes
-from comodal.tasks.vcr_files import boxes_of_tree, read_riddles
+from comodal.regions.image_list import read_boxes
+from comodal.tasks.evaluation.results_card import Card, Score, read_card, results, write_card
+from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
+from comodal.tasks.vision_language.vcr_files import boxes_of_tree, read_riddles
 from comodal.text_files import read_json, read_json_lines
 
 DEEP = "[" * 100_000  # more than a reader's stack

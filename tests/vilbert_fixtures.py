@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.convert import read_tensors
-from comodal.models.convert_vilbert import fill_from_original, heads_in, read_original_config
-from comodal.models.heads import TaskHeads
-from comodal.models.streams import Output
-from comodal.models.transformer import Attention
-from comodal.models.vilbert import ViLBERT
+from comodal.models.convert.convert_vilbert import fill_from_original, heads_in, read_original_config
+from comodal.models.convert.state_dicts import read_tensors
+from comodal.models.vilbert.heads import TaskHeads
+from comodal.models.vilbert.streams import Output
+from comodal.models.vilbert.transformer import Attention
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "vilbert"

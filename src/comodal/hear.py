@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.errors import CheckpointError
-from comodal.serve.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Choice, Embedder, load_embedder
 
 SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # those in which HEAR's tasks come
 TIMESTAMP_HOP = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms

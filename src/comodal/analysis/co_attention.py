@@ -12,19 +12,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from comodal.data.caption_files import read_captions
-from comodal.data.caption_matching import matched, split_pairs
-from comodal.data.captions import with_whole_image
+from comodal.data.captions.caption_dataset import with_whole_image
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
 from comodal.data.image_folder import find_images
-from comodal.data.regions import Regions, RegionStore
+from comodal.data.regions.region_store import Regions, RegionStore
 from comodal.errors import DataError
 from comodal.hardware import device_of
 from comodal.media.image import read_image
-from comodal.media.text import Words
+from comodal.media.tokenizer import Words
 from comodal.models.checkpoint import model_folder
-from comodal.models.streams import Output, Prefix
-from comodal.models.transformer import recorded_attention
-from comodal.models.vilbert import ViLBERT
+from comodal.models.vilbert.streams import Output, Prefix
+from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.vilbert import ViLBERT
 
 MAX_REGIONS = 36
 WORDS_SHOWN = 4  # beside a picture; more go on below

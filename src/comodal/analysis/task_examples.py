@@ -16,27 +16,27 @@ import torch
 from jaxtyping import Float
 
 from comodal.analysis import co_attention
-from comodal.analysis.attention_page import draw_regions, smaller, words_of
 from comodal.analysis.co_attention import attend, decided, files_of, need_co_attention, outline
-from comodal.analysis.page import picture, section
-from comodal.analysis.verdicts import BAD, GOOD
+from comodal.analysis.pages.attention_page import draw_regions, smaller, words_of
+from comodal.analysis.pages.html_page import picture, section
+from comodal.analysis.pair_predictions import BAD, GOOD
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.hardware import Compute
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
-from comodal.models.heads import Head
-from comodal.tasks.entailment import recipe as entailment
-from comodal.tasks.examples import Example, Examples
-from comodal.tasks.fine_tuning import Answered, Asked, answer, read_asked
-from comodal.tasks.gqa import recipe as gqa
-from comodal.tasks.grounding import recipe as grounding
-from comodal.tasks.nlvr2 import recipe as nlvr2
-from comodal.tasks.phrases import recipe as phrases
-from comodal.tasks.retrieval import recipe as retrieval
-from comodal.tasks.vcr import recipe as vcr
-from comodal.tasks.visual_genome import recipe as visual_genome
-from comodal.tasks.vqa import recipe as vqa
-from comodal.tasks.vqa_files import vocabulary_of
+from comodal.models.vilbert.heads import Head
+from comodal.tasks.retrieval.caption_retrieval import recipe as retrieval
+from comodal.tasks.vision_language.grounding.flickr30k_entities import recipe as phrases
+from comodal.tasks.vision_language.grounding.refcoco import recipe as grounding
+from comodal.tasks.vision_language.nlvr2 import recipe as nlvr2
+from comodal.tasks.vision_language.question_answering.gqa import recipe as gqa
+from comodal.tasks.vision_language.question_answering.visual_genome import recipe as visual_genome
+from comodal.tasks.vision_language.question_answering.vqa import recipe as vqa
+from comodal.tasks.vision_language.question_answering.vqa_files import vocabulary_of
+from comodal.tasks.vision_language.snli_ve import recipe as entailment
+from comodal.tasks.vision_language.text_image_examples import Example, Examples
+from comodal.tasks.vision_language.vcr import recipe as vcr
+from comodal.tasks.vision_language.vilbert_fine_tuning import Answered, Asked, answer, read_asked
 from comodal.text_files import read_json, read_yaml
 
 RECIPES: dict[str, Callable[..., Any]] = {

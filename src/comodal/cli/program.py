@@ -23,9 +23,9 @@ from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import did_you_mean
 from comodal.errors import ComodalError, DataError
 from comodal.files import reason_of
-from comodal.later import find_object
-from comodal.media.stored.patterns import is_pattern
-from comodal.training.config import plain
+from comodal.lazy_import import find_object
+from comodal.media.archives.path_patterns import is_pattern
+from comodal.training.run_config import plain
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 GIVEN_BY_RECIPE = frozenset({"recipe", "parameters"})

@@ -15,73 +15,137 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "demo": Entry("comodal.demo.demo:demo", "playground, training, evaluation and a report, in minutes"),
-    "playground": Entry("comodal.playground.make:make_playground", "synthetic videos with audio, images with captions"),
-    "prepare videos": Entry("comodal.data.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"),
-    "prepare pairs": Entry("comodal.data.pair_folders:prepare_pairs", "images and audio in class folders -> shards"),
-    "prepare regions": Entry("comodal.serve.prepare_regions:prepare_regions", "features or images -> a region store"),
+    "playground": Entry(
+        "comodal.synthetic.synthesize:make_playground", "synthetic videos with audio, images with captions"
+    ),
+    "prepare videos": Entry(
+        "comodal.data.shards.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"
+    ),
+    "prepare pairs": Entry(
+        "comodal.data.shards.paired_files:prepare_pairs", "images and audio in class folders -> shards"
+    ),
+    "prepare regions": Entry("comodal.regions.prepare_regions:prepare_regions", "features or images -> a region store"),
     "prepare boxes": Entry(
-        "comodal.tasks.grounding_files:prepare_boxes", "COCO's objects or detections -> boxes for regions"
+        "comodal.tasks.vision_language.grounding.refcoco_files:prepare_boxes",
+        "COCO's objects or detections -> boxes for regions",
     ),
-    "prepare tokens": Entry("comodal.serve.tokens:prepare_tokens", "a region store -> a visual token for each region"),
-    "extract": Entry("comodal.serve.extract:extract_regions", "a folder of images -> a region store"),
+    "prepare tokens": Entry(
+        "comodal.regions.visual_tokens:prepare_tokens", "a region store -> a visual token for each region"
+    ),
+    "extract": Entry("comodal.regions.extract:extract_regions", "a folder of images -> a region store"),
     "env": Entry("comodal.environment:env", "what was detected of this machine, and what will be used"),
-    "inspect": Entry("comodal.analysis.describe:inspect", "what a shard folder, run, checkpoint or embedding is"),
-    "doctor": Entry("comodal.serve.doctor:doctor", "which frontend and network made an embedding, and how exactly"),
-    "evaluate esc50": Entry("comodal.tasks.sounds:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"),
-    "evaluate dcase": Entry("comodal.tasks.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"),
-    "evaluate us8k": Entry("comodal.tasks.urban_sounds:evaluate_us8k", "UrbanSound8K in its ten folds"),
-    "evaluate sounds": Entry("comodal.tasks.sound_folders:evaluate_sounds", "a probe on class folders of audio files"),
-    "evaluate retrieval": Entry("comodal.tasks.retrieval:evaluate_retrieval", "images by captions, captions by images"),
-    "evaluate vqa": Entry("comodal.tasks.vqa:evaluate_vqa", "VQA v2: answers, the official accuracy, a submission"),
-    "evaluate gqa": Entry("comodal.tasks.gqa:evaluate_gqa", "GQA: answers, accuracy by question type, a submission"),
-    "evaluate visual_genome": Entry(
-        "comodal.tasks.visual_genome:evaluate_visual_genome", "Visual Genome's questions, scored as VQA"
+    "inspect": Entry("comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"),
+    "doctor": Entry("comodal.openl3.doctor:doctor", "which frontend and network made an embedding, and how exactly"),
+    "evaluate esc50": Entry(
+        "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
     ),
-    "evaluate vcr": Entry("comodal.tasks.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"),
-    "evaluate grounding": Entry("comodal.tasks.grounding:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg"),
-    "evaluate phrases": Entry("comodal.tasks.phrases:evaluate_phrases", "Flickr30k Entities: phrase grounding"),
-    "evaluate nlvr2": Entry("comodal.tasks.nlvr2:evaluate_nlvr2", "is a sentence true of two images"),
-    "evaluate entailment": Entry("comodal.tasks.entailment:evaluate_entailment", "SNLI-VE: visual entailment"),
-    "evaluate images": Entry("comodal.tasks.images:evaluate_images", "linear probe on ImageNet or an ImageFolder"),
+    "evaluate dcase": Entry(
+        "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"
+    ),
+    "evaluate us8k": Entry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
+    "evaluate sounds": Entry(
+        "comodal.tasks.audio.audio_folders:evaluate_sounds", "a probe on class folders of audio files"
+    ),
+    "evaluate retrieval": Entry(
+        "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval", "images by captions, captions by images"
+    ),
+    "evaluate vqa": Entry(
+        "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",
+        "VQA v2: answers, the official accuracy, a submission",
+    ),
+    "evaluate gqa": Entry(
+        "comodal.tasks.vision_language.question_answering.gqa:evaluate_gqa",
+        "GQA: answers, accuracy by question type, a submission",
+    ),
+    "evaluate visual_genome": Entry(
+        "comodal.tasks.vision_language.question_answering.visual_genome:evaluate_visual_genome",
+        "Visual Genome's questions, scored as VQA",
+    ),
+    "evaluate vcr": Entry(
+        "comodal.tasks.vision_language.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"
+    ),
+    "evaluate grounding": Entry(
+        "comodal.tasks.vision_language.grounding.refcoco:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg"
+    ),
+    "evaluate phrases": Entry(
+        "comodal.tasks.vision_language.grounding.flickr30k_entities:evaluate_phrases",
+        "Flickr30k Entities: phrase grounding",
+    ),
+    "evaluate nlvr2": Entry("comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "is a sentence true of two images"),
+    "evaluate entailment": Entry(
+        "comodal.tasks.vision_language.snli_ve:evaluate_entailment", "SNLI-VE: visual entailment"
+    ),
+    "evaluate images": Entry(
+        "comodal.tasks.image.linear_classification:evaluate_images", "linear probe on ImageNet or an ImageFolder"
+    ),
     "evaluate image_classes": Entry(
-        "comodal.tasks.image_classes:evaluate_image_classes", "images, by a network fine-tuned for their classes"
+        "comodal.tasks.image.image_classification:evaluate_image_classes",
+        "images, by a network fine-tuned for their classes",
     ),
     "evaluate sound_classes": Entry(
-        "comodal.tasks.sound_classes:evaluate_sound_classes", "audio, by a network fine-tuned for its classes"
+        "comodal.tasks.audio.audio_classification:evaluate_sound_classes",
+        "audio, by a network fine-tuned for its classes",
     ),
-    "results": Entry("comodal.tasks.card:results", "the results cards of several evaluations -> one table"),
-    "report": Entry("comodal.analysis.report:write_report", "curves, scores, predictions and units of a run: a page"),
-    "match": Entry("comodal.serve.match:match", "do the image or video and the audio correspond, when, and where"),
-    "ask": Entry("comodal.serve.commands:ask", "an image and a question -> answers"),
-    "fill": Entry("comodal.serve.commands:fill", "an image and a sentence with [MASK] -> words"),
-    "align": Entry("comodal.serve.commands:align", "an image and texts -> how likely each matches it"),
-    "ground": Entry("comodal.serve.commands:ground", "an image and a phrase -> the box that it refers to"),
-    "search": Entry("comodal.serve.search:search", "a folder of images and a text -> the images that match it"),
-    "convert vilbert": Entry("comodal.serve.convert:convert", "ViLBERT's published weights -> a model, and back"),
-    "convert openl3": Entry("comodal.serve.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
-    "convert detector": Entry("comodal.serve.convert_detector:convert_detector", "a detector's weights -> a model"),
-    "export": Entry("comodal.serve.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, verified"),
-    "share": Entry("comodal.serve.sharing:save_pretrained", "a model as a folder to publish, with a model card"),
-    "push": Entry("comodal.serve.sharing:push_to_hub", "a model -> the Hugging Face hub"),
-    "pull": Entry("comodal.serve.sharing:from_pretrained", "the Hugging Face hub -> a model"),
-    "embed audio": Entry("comodal.serve.embed:embed_audio", "audio files -> one vector per hop, .npz"),
-    "embed image": Entry("comodal.serve.embed:embed_image", "images -> one vector each, .npz"),
-    "embed video": Entry("comodal.serve.embed:embed_video", "videos -> vectors of audio and frames, .npz"),
+    "results": Entry(
+        "comodal.tasks.evaluation.results_card:results", "the results cards of several evaluations -> one table"
+    ),
+    "report": Entry(
+        "comodal.analysis.pages.report:write_report", "curves, scores, predictions and units of a run: a page"
+    ),
+    "match": Entry("comodal.inference.match:match", "do the image or video and the audio correspond, when, and where"),
+    "ask": Entry("comodal.inference.vision_language_commands:ask", "an image and a question -> answers"),
+    "fill": Entry("comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> words"),
+    "align": Entry(
+        "comodal.inference.vision_language_commands:align", "an image and texts -> how likely each matches it"
+    ),
+    "ground": Entry(
+        "comodal.inference.vision_language_commands:ground", "an image and a phrase -> the box that it refers to"
+    ),
+    "search": Entry("comodal.inference.search:search", "a folder of images and a text -> the images that match it"),
+    "convert vilbert": Entry(
+        "comodal.tasks.vision_language.convert_vilbert_files:convert",
+        "ViLBERT's published weights -> a model, and back",
+    ),
+    "convert openl3": Entry("comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
+    "convert detector": Entry("comodal.regions.convert_detector:convert_detector", "a detector's weights -> a model"),
+    "export": Entry("comodal.runtimes.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, verified"),
+    "share": Entry("comodal.hub:save_pretrained", "a model as a folder to publish, with a model card"),
+    "push": Entry("comodal.hub:push_to_hub", "a model -> the Hugging Face hub"),
+    "pull": Entry("comodal.hub:from_pretrained", "the Hugging Face hub -> a model"),
+    "embed audio": Entry("comodal.inference.embed_files:embed_audio", "audio files -> one vector per hop, .npz"),
+    "embed image": Entry("comodal.inference.embed_files:embed_image", "images -> one vector each, .npz"),
+    "embed video": Entry("comodal.inference.embed_files:embed_video", "videos -> vectors of audio and frames, .npz"),
 }
 RECIPES = {
-    "l3net": Entry("comodal.recipes.l3net:recipe", "audio-visual correspondence on clips of video, without labels"),
-    "vilbert": Entry("comodal.recipes.vilbert:recipe", "masked modeling and alignment on images with captions"),
-    "image_classes": Entry("comodal.tasks.image_classes:recipe", "image classification, by a fine-tuned L3-Net"),
-    "sound_classes": Entry("comodal.tasks.sound_classes:recipe", "sound classification, by a fine-tuned L3-Net"),
-    "vqa": Entry("comodal.tasks.vqa:recipe", "VQA v2: questions about images"),
-    "gqa": Entry("comodal.tasks.gqa:recipe", "GQA: compositional questions about images"),
-    "visual_genome": Entry("comodal.tasks.visual_genome:recipe", "Visual Genome: questions about images"),
-    "vcr": Entry("comodal.tasks.vcr:recipe", "VCR: which answer, and which rationale"),
-    "grounding": Entry("comodal.tasks.grounding:recipe", "RefCOCO, RefCOCO+, RefCOCOg: referring expressions"),
-    "phrases": Entry("comodal.tasks.phrases:recipe", "Flickr30k Entities: phrase grounding"),
-    "retrieval": Entry("comodal.tasks.retrieval:recipe", "caption-based image retrieval"),
-    "nlvr2": Entry("comodal.tasks.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
-    "entailment": Entry("comodal.tasks.entailment:recipe", "SNLI-VE: does an image entail a sentence"),
+    "l3net": Entry(
+        "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
+    ),
+    "vilbert": Entry(
+        "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
+    ),
+    "image_classes": Entry(
+        "comodal.tasks.image.image_classification:recipe", "image classification, by a fine-tuned L3-Net"
+    ),
+    "sound_classes": Entry(
+        "comodal.tasks.audio.audio_classification:recipe", "sound classification, by a fine-tuned L3-Net"
+    ),
+    "vqa": Entry("comodal.tasks.vision_language.question_answering.vqa:recipe", "VQA v2: questions about images"),
+    "gqa": Entry(
+        "comodal.tasks.vision_language.question_answering.gqa:recipe", "GQA: compositional questions about images"
+    ),
+    "visual_genome": Entry(
+        "comodal.tasks.vision_language.question_answering.visual_genome:recipe", "Visual Genome: questions about images"
+    ),
+    "vcr": Entry("comodal.tasks.vision_language.vcr:recipe", "VCR: which answer, and which rationale"),
+    "grounding": Entry(
+        "comodal.tasks.vision_language.grounding.refcoco:recipe", "RefCOCO, RefCOCO+, RefCOCOg: referring expressions"
+    ),
+    "phrases": Entry(
+        "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
+    ),
+    "retrieval": Entry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
+    "nlvr2": Entry("comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
+    "entailment": Entry("comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"),
 }
 TRAINER = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
 GROUPS = {

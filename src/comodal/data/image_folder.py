@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from comodal.data.sources import files_in, folder_of_files
-from comodal.data.stored_examples import read_stored
+from comodal.data.shards.archive_sources import read_stored
+from comodal.data.shards.video_sources import files_in, folder_of_files
 from comodal.errors import DataError
-from comodal.media.stored.examples import Fault
-from comodal.media.stored.open_media import is_container
-from comodal.media.stored.patterns import is_pattern
+from comodal.media.archives.archive_samples import Fault
+from comodal.media.archives.open_media import is_container
+from comodal.media.archives.path_patterns import is_pattern
 from comodal.media.suffixes import IMAGE_SUFFIXES
 
 

@@ -22,22 +22,23 @@ from typing import Any, NamedTuple
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
-from comodal.analysis.page import write_page
-from comodal.analysis.report import run_parts
+from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.report import run_parts
 from comodal.console import Table, say, say_heading, say_text
-from comodal.data.ingest import prepare_videos
+from comodal.data.shards.ingest import prepare_videos
 from comodal.demo.demo_parts import FULL, SHORT, Parts, Scale
 from comodal.errors import DataError
 from comodal.files import write_whole
-from comodal.playground.make import make_playground
-from comodal.recipes import l3net, vilbert
-from comodal.serve.extract import extract_regions
-from comodal.tasks import entailment, grounding
-from comodal.tasks.entailment import evaluate_entailment
-from comodal.tasks.grounding import evaluate_grounding
-from comodal.tasks.images import evaluate_images
-from comodal.tasks.retrieval import Scores, evaluate_retrieval
-from comodal.tasks.sounds import evaluate_esc50
+from comodal.recipes import avc_pretraining, vilbert_pretraining
+from comodal.regions.extract import extract_regions
+from comodal.synthetic.synthesize import make_playground
+from comodal.tasks.audio.esc50 import evaluate_esc50
+from comodal.tasks.image.linear_classification import evaluate_images
+from comodal.tasks.retrieval.caption_retrieval import Scores, evaluate_retrieval
+from comodal.tasks.vision_language import snli_ve
+from comodal.tasks.vision_language.grounding import refcoco
+from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding
+from comodal.tasks.vision_language.snli_ve import evaluate_entailment
 from comodal.text_files import read_log
 from comodal.training.run import Run, train
 from comodal.workers import end_with
@@ -203,7 +204,7 @@ def learn(parts: Parts, scale: Scale, seed: int) -> None:
         "cache_megabytes": CACHE_MEGABYTES,
         "seed": seed,
     }
-    finish(l3net.recipe, settings, parts.run, threads=1)
+    finish(avc_pretraining.recipe, settings, parts.run, threads=1)
 
 
 def finish(recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None) -> None:
@@ -230,7 +231,7 @@ def learn_captions(parts: Parts, scale: Scale, bert: Path | None, seed: int) -> 
         "workers": 0,
         "seed": seed,
     }
-    finish(vilbert.recipe, settings, parts.caption_run)
+    finish(vilbert_pretraining.recipe, settings, parts.caption_run)
 
 
 def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
@@ -263,8 +264,8 @@ def learn_tasks(parts: Parts, scale: Scale, seed: int) -> None:
     }
     said = {"data": parts.statements("train"), "validation": parts.statements("dev")}
     tasks = (
-        ("grounding", grounding.recipe, dict(zip(REFERENCES, parts.references, strict=True))),
-        ("entailment", entailment.recipe, said | {"regions": parts.task_regions("flickr30k")}),
+        ("grounding", refcoco.recipe, dict(zip(REFERENCES, parts.references, strict=True))),
+        ("entailment", snli_ve.recipe, said | {"regions": parts.task_regions("flickr30k")}),
     )
     for name, recipe, files in tasks:
         finish(recipe, common | files, parts.task_run(name))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from comodal.recipes import l3net
+from comodal.recipes import avc_pretraining
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scale:
     windows: int
     scenes: int
     image_size: int
-    objective: l3net.Objective
+    objective: avc_pretraining.Objective
     steps: int
     learning_rate: float
     caption_steps: int

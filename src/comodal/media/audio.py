@@ -16,7 +16,8 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refusal import (
+from comodal.media.archives.open_media import open_media
+from comodal.media.refused_formats import (
     LOUDEST,
     MAX_SAMPLE_RATE,
     MIN_SAMPLE_RATE,
@@ -24,10 +25,9 @@ from comodal.media.refusal import (
     describe_impostor,
     read_head,
 )
-from comodal.media.stored.open_media import open_media
 
 try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
-    from comodal.media import container_audio
+    from comodal.media.containers import container_audio
 except ImportError:
     container_audio = None  # type: ignore[assignment]
 

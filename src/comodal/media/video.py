@@ -27,7 +27,8 @@ from jaxtyping import Float32, UInt8
 
 from comodal.errors import MediaError
 from comodal.media.audio import read_sound, resample
-from comodal.media.container import (
+from comodal.media.containers.audio_segments import AudioJoiner
+from comodal.media.containers.container import (
     LOST_SECONDS,
     ONE_LENGTH,
     Track,
@@ -38,9 +39,8 @@ from comodal.media.container import (
     open_container,
 )
 from comodal.media.image import encode_jpeg_planes
-from comodal.media.join_audio import AudioJoiner
-from comodal.media.refusal import Refusal
-from comodal.media.upright import Upright
+from comodal.media.image_orientation import Upright
+from comodal.media.refused_formats import Refusal
 
 MIN_SECONDS = 1.0
 SILENT_PEAK = 1e-3

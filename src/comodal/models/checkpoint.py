@@ -1,6 +1,6 @@
 """A model as a folder: `model.safetensors` (weights) and `config.json` (class, configuration, where it came from).
 
-Nothing is unpickled, and the class that config.json names is looked up in `comodal.models` alone. Each file is written
+Nothing is unpickled, and the class that config.json names is looked up in the table MODELS. Each file is written
 to a temporary name and renamed when whole, the weights first: a folder with a config.json is a model.
 """
 
@@ -35,7 +35,16 @@ MAX_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabulari
 DRAWN_BY = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}  # what our models and PyTorch's layers call
 SPARE_PARAMETERS = 1_000  # of modules that a model makes and drops, or shares
 FLOATING = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
-CLASS_NAME = re.compile(r"[a-z][a-z0-9_]*:[A-Z][A-Za-z0-9]*")  # module:Class, without dots
+MODELS = {  # the class that config.json names, and its module in comodal.models
+    "L3Net": "l3net.l3net",
+    "L3Classifier": "l3net.l3net_classifier",
+    "ViLBERT": "vilbert.vilbert",
+    "SingleStream": "vilbert.single_stream",
+    "TaskModel": "vilbert.task_model",
+    "C4": "detectors.detector_c4",
+    "FPN": "detectors.detector_fpn",
+    "Codebook": "codebook.codebook",
+}
 
 
 def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> None:
@@ -49,12 +58,12 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
     Raises:
         CheckpointError: A weight is NaN or infinite; nothing is written.
     """
-    module = type(model).__module__
-    if not module.startswith("comodal.models.") or not dataclasses.is_dataclass(model.config):
-        raise ValueError(f"{type(model).__qualname__} of {module} is not a model of comodal.models")
+    name = type(model).__name__
+    if type(model).__module__ != f"comodal.models.{MODELS.get(name)}":
+        raise ValueError(f"{name} of {type(model).__module__} is not one of the models {', '.join(MODELS)}")
     described = {
-        "class": f"{module.removeprefix('comodal.models.')}:{type(model).__name__}",
-        "config": dataclasses.asdict(model.config),
+        "class": name,
+        "config": dataclasses.asdict(typing.cast(typing.Any, model.config)),
         "comodal": version("comodal"),
         "about": dict(about),
     }
@@ -188,20 +197,15 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def resolve(name: object, folder: Path) -> tuple[type[nn.Module], type]:
-    """A model's class and its module's `Config`; anything outside comodal.models is refused."""
-    refused = CheckpointError(f"{folder / CONFIG}: {name!r} is not the class of a model of comodal.models")
-    if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
-        raise refused
-    module_name, class_name = name.split(":")
-    if not (Path(__file__).parent / f"{module_name}.py").is_file():
-        raise refused
-    module = importlib.import_module(f"comodal.models.{module_name}")
-    found, config = vars(module).get(class_name), vars(module).get("Config")
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module.__name__):
-        raise refused
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise refused
-    return found, config
+    """A model's class, from the table, and the dataclass that is its only argument.
+
+    Raises:
+        CheckpointError: The table has no such class.
+    """
+    if not isinstance(name, str) or name not in MODELS:
+        raise CheckpointError(f"{folder / CONFIG}: {name!r:.80} is not one of the models {', '.join(MODELS)}")
+    found = vars(importlib.import_module(f"comodal.models.{MODELS[name]}"))[name]
+    return found, typing.get_type_hints(found.__init__)["config"]
 
 
 def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from comodal.models.box_ops import roi_align
+from comodal.models.detectors.box_ops import roi_align
 
 
 def pool_boxes(

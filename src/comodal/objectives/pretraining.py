@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.heads import mean_encoding
-from comodal.models.streams import Prefix, Wanted
-from comodal.models.transformer import Index
+from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.vilbert.streams import Prefix, Wanted
+from comodal.models.vilbert.transformer import Index
 from comodal.objectives.alignment import alignment
 from comodal.objectives.contrastive import Contrast, contrast
 from comodal.objectives.masked import (

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.loader import Loader
-from comodal.data.workplace import as_json, explained, only_one
+from comodal.data.output_folder import as_json, explained, only_one
 from comodal.environment import environment
 from comodal.errors import RecipeError
 from comodal.files import write_whole
@@ -29,13 +29,13 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
-from comodal.training.best import Best
+from comodal.training.best_weights import Best
 from comodal.training.checkpoints import Checkpoints, State
-from comodal.training.config import changes, name_of, plain, read_config, resolve, write_config
-from comodal.training.fit import NotFiniteError, fit, validate
-from comodal.training.log import Log, as_note
-from comodal.training.stop import Stop
+from comodal.training.interruption import Stop
+from comodal.training.run_config import changes, name_of, plain, read_config, resolve, write_config
+from comodal.training.run_log import Log, as_note
 from comodal.training.throughput import Throughput, about_count, about_time
+from comodal.training.training_loop import NotFiniteError, fit, validate
 
 ENVIRONMENT = "environment.json"  # hardware and versions of the last start
 DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128

@@ -1,0 +1,92 @@
+"""A contact sheet: what is in the shards, at a glance. Each row is a clip: its frames, then its sound."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from comodal.data.shards.shard_reader import Shards
+from comodal.files import write_whole
+from comodal.media.audio import decode_flac
+from comodal.media.image import decode_jpeg, resize_short_side
+
+THUMBNAIL = 120  # short side of a frame on the sheet, in pixels
+
+
+def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, start: int = 0) -> None:
+    """Draws clips of a split: equally spaced frames, the waveform and the spectrogram, with key and label.
+
+    Args:
+        shards: folder of one split, as `comodal prepare` wrote it.
+        out: the picture to write, .png or .jpg.
+        clips: how many clips, taken at equal distances from `start` on.
+        frames: how many frames of each.
+        start: the first clip.
+
+    Raises:
+        DataError: there are no shards, or they are damaged.
+    """
+    if clips < 1 or frames < 1:
+        raise ValueError(f"clips ({clips}) and frames ({frames}) must be at least 1")
+    opened = Shards(shards)
+    if not 0 <= start < len(opened):
+        raise ValueError(f"start ({start}) is not one of {len(opened)} clips")
+    chosen = np.unique(np.linspace(start, len(opened) - 1, min(clips, len(opened) - start)).round().astype(int))
+    widths = [1.0] * frames + [2.2, 2.2]
+    figure = Figure(figsize=(1.6 * sum(widths), 1.5 * len(chosen)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(chosen), frames + 2, squeeze=False, width_ratios=widths)
+    for row, clip in zip(grid, chosen, strict=True):
+        draw_clip(row, opened, int(clip))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png" if out.suffix == ".png" else "jpg", dpi=90)
+    write_whole(out, picture.getvalue())
+
+
+def draw_clip(row: np.ndarray, shards: Shards, clip: int) -> None:
+    """One clip in a row of axes: frames, waveform, spectrogram."""
+    record = shards.record(clip)
+    spots = row[:-2]
+    for axes in spots:
+        axes.axis("off")
+    places = np.linspace(0, len(record["frames"]) - 1, min(len(spots), len(record["frames"]))).round().astype(int)
+    height, width = 0, 0
+    for axes, place in zip(spots, places, strict=False):
+        frame = decode_jpeg(shards.read(clip, record["frames"][place]))
+        height, width, _ = frame.shape
+        axes.imshow(resize_short_side(frame, THUMBNAIL))
+        axes.set_title(f"{record['frame_seconds'][place]:.2f} s", fontsize=7)
+    label = record.get("label", "")
+    sound, sample_rate = decode_flac(shards.read(clip, "flac"))
+    wave, spectrum = row[-2:]
+    draw_waveform(wave, sound, sample_rate)
+    about = f"{record['key'][:48]}\n{label}  {record['seconds']:.2f} s, {width} x {height}"
+    wave.set_title(about.replace("$", "\\$"), fontsize=7)
+    draw_spectrogram(spectrum, sound, sample_rate)
+
+
+def draw_waveform(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
+    """The lowest and highest sample of each of 400 pieces."""
+    pieces = np.array_split(sound, min(400, len(sound)))
+    seconds = np.linspace(0.0, len(sound) / sample_rate, len(pieces))
+    axes.fill_between(seconds, [p.min() for p in pieces], [p.max() for p in pieces], color="#3b6ea5", linewidth=0.3)
+    axes.set_ylim(-1.0, 1.0)
+    axes.tick_params(labelsize=6)
+
+
+def draw_spectrogram(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
+    """Decibels from the loudest down to -80, low frequencies at the bottom."""
+    window = 1024
+    padded = np.pad(sound, (0, max(0, window - len(sound))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[:: max(1, len(padded) // 400)]
+    power = np.abs(np.fft.rfft(frames * np.hanning(window).astype(np.float32), axis=1)) ** 2
+    level = 10.0 * np.log10(np.maximum(power, 1e-10))
+    extent = (0.0, len(padded) / sample_rate, 0.0, sample_rate / 2000.0)
+    shown = (level - level.max()).T
+    axes.imshow(shown, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-80.0, vmax=0.0)
+    axes.set_ylabel("kHz", fontsize=6)
+    axes.tick_params(labelsize=6)

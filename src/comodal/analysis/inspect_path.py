@@ -1,0 +1,202 @@
+"""What a path is: shards, a run, a model, a checkpoint, embeddings, a playground, scores, or a media file."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from comodal.analysis.contact_sheet import contact_sheet
+from comodal.console import Table, say
+from comodal.data.numpy_files import read_npz
+from comodal.data.regions.region_store import RegionStore
+from comodal.data.shards.shard_report import describe_shards
+from comodal.data.split_names import SPLITS
+from comodal.errors import DataError, MediaError, RecipeError
+from comodal.media.image import read_image
+from comodal.media.video import probe
+from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config, refuse_packed
+from comodal.text_files import read_json_object, read_log, read_yaml
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+Description = dict[str, Any]
+
+
+def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
+    """Says what a path is: shards, run, model, checkpoint, embeddings, playground, scores, video, sound or picture.
+
+    Args:
+        path: a file or folder.
+        sheet: for shards: a picture (.png or .jpg) to draw with frames and sound of some clips.
+
+    Returns:
+        "kind", and what is known about it: counts, sizes, settings, parameters, metrics.
+
+    Raises:
+        DataError: there is nothing, or it is none of these.
+
+    Examples:
+        comodal inspect shards/
+        comodal inspect shards/ --sheet clips.png
+        comodal inspect runs/first
+        comodal inspect vectors/street.npz
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    refuse_packed(path)
+    description = describe_folder(path) if path.is_dir() else describe_file(path)
+    print_description(path, description)
+    if sheet is not None:
+        splits = [split for split in SPLITS if any((path / split).glob("*.index"))]
+        contact_sheet(path / splits[0] if splits else path, sheet)
+    return description
+
+
+def describe_folder(path: Path) -> Description:
+    """A folder of ours, by the files that only it has."""
+    about = read_json_object(path / "about.json") if (path / "about.json").is_file() else {}
+    if about.get("kind") == "playground":
+        return {**about, "files": count_files(path)}
+    if about.get("kind") == "regions":
+        return {**RegionStore(path).about, "bytes": sum(file.stat().st_size for file in path.glob("*.bin"))}
+    if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
+        return describe_run(path)
+    if (path / CONFIG).is_file():
+        return {"kind": "model", **describe_model(path)}
+    if (path / "results.json").is_file():
+        return {"kind": "scores", **read_json_object(path / "results.json")}
+    if about or any(path.glob("*.index")) or any(path.glob("*/*.index")):
+        return {**describe_shards(path), "kind": "shards"}
+    found = count_files(path)
+    raise DataError(f"{path}: none of shards, regions, run, model, scores, playground; it holds {found or 'nothing'}")
+
+
+def describe_file(path: Path) -> Description:
+    """A file of ours, or a media file."""
+    readers: dict[str, Callable[[Path], Description]] = {
+        ".npz": describe_vectors,
+        ".tar": describe_tar,
+        ".index": describe_tar,
+        ".pt": describe_checkpoint,
+        ".safetensors": lambda file: {"kind": "model", **describe_model(file.parent)},
+    }
+    if path.name == CONFIG or path.suffix in readers:
+        return readers.get(path.suffix, readers[".safetensors"])(path)
+    if path.suffix.lower() in IMAGES:
+        height, width, _ = read_image(path).shape
+        return {"kind": "picture", "width": width, "height": height}
+    return describe_medium(path)
+
+
+def describe_medium(path: Path) -> Description:
+    """A sound file as soundfile sees it, or else a video."""
+    try:
+        sound = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        try:
+            return {"kind": "video", **probe(path)._asdict()}
+        except MediaError as error:
+            raise DataError(f"{path}: nothing that comodal knows ({error.reason}: {error.detail})") from error
+    return {
+        "kind": "sound",
+        "seconds": sound.duration,
+        "sample_rate": sound.samplerate,
+        "channels": sound.channels,
+        "format": f"{sound.format} {sound.subtype}",
+    }
+
+
+def describe_run(path: Path) -> Description:
+    """Settings, how far it is, the last metrics of each split, and the model if there is one."""
+    settings = read_yaml(path / "config.yaml", RecipeError) if (path / "config.yaml").is_file() else {}
+    last: dict[str, dict] = {}
+    best = 0.0
+    for line in read_log(path / "metrics.jsonl"):
+        last[line["split"]] = line
+        best = max(best, line.get("accuracy", 0.0)) if line["split"] == "validation" else best
+    checkpoints = sorted(file.name for file in (path / "checkpoints").glob("[0-9]*"))
+    description: Description = {"kind": "run", "settings": settings, **last, "checkpoints": checkpoints}
+    if "validation" in last:
+        description["best_validation_accuracy"] = best
+    if (path / "model" / CONFIG).is_file():
+        model = describe_model(path / "model")
+        description["model"] = {name: model[name] for name in ("class", "config", "parameters", "parameters_of")}
+    return description
+
+
+def describe_model(path: Path) -> Description:
+    """Class, configuration, where it came from, parameters; the weights are read and checked."""
+    described = read_config(model_folder(path))
+    model = load_model(path)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return {
+        **described,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_of": {name: number for name, number in parts.items() if number},
+    }
+
+
+def describe_vectors(path: Path) -> Description:
+    """Shape, times and values of an embedding."""
+    arrays = read_npz(path)
+    missing = {"embedding", "timestamps"} - set(arrays)
+    if missing:
+        raise DataError(f"{path}: no {sorted(missing)[0]!r}, only {', '.join(arrays) or 'nothing'}")
+    embedding, timestamps = arrays["embedding"], arrays["timestamps"]
+    if embedding.ndim != 2 or not embedding.size or timestamps.shape != embedding.shape[:1]:
+        raise DataError(f"{path}: vectors of the shape {embedding.shape} and timestamps of {timestamps.shape}")
+    if embedding.dtype.kind != "f" or timestamps.dtype.kind not in "fiu":
+        raise DataError(f"{path}: vectors are {embedding.dtype} and timestamps {timestamps.dtype}, not numbers")
+    return {
+        "kind": "embeddings",
+        "vectors": len(embedding),
+        "features": embedding.shape[-1],
+        "first_seconds": float(timestamps[0]),
+        "last_seconds": float(timestamps[-1]),
+        "mean_norm": float(np.linalg.norm(embedding, axis=-1).mean()),
+        "zeros": float((embedding == 0).mean()),
+        "not_finite": int((~np.isfinite(embedding)).sum()),
+    }
+
+
+def describe_tar(path: Path) -> Description:
+    """One shard stands for the folder that it lies in."""
+    return {**describe_shards(path.parent), "kind": "shards"}
+
+
+def describe_checkpoint(path: Path) -> Description:
+    """A file for going on with a run; what can be said of it stands in the run's folder."""
+    run = describe_run(path.parent.parent)
+    return {**run, "kind": "checkpoint", "bytes": path.stat().st_size, "run": str(path.parent.parent)}
+
+
+def count_files(path: Path) -> dict[str, int]:
+    """How many files of each ending a folder holds."""
+    counts: dict[str, int] = {}
+    for file in path.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            counts[file.suffix or file.name] = counts.get(file.suffix or file.name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def print_description(path: Path, description: Description) -> None:
+    """Names and values, one a line, inner ones with a dot."""
+    table = Table("", "", header=False)
+    say(f"{path}: {description['kind']}")
+    for name, value in flattened(description, ""):
+        if name != "kind":
+            table.add_row(name, value)
+    table.show()
+
+
+def flattened(value: object, name: str) -> list[tuple[str, str]]:
+    """Leaves of nested settings with their dotted names."""
+    if isinstance(value, dict) and value:
+        return [row for key, inner in value.items() for row in flattened(inner, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return [(name, str(value))]
+    if isinstance(value, int):
+        return [(name, f"{value:,}" if abs(value) >= 10_000 else str(value))]
+    return [(name, f"{value:.4g}" if math.isfinite(value) else str(value))]

@@ -1,0 +1,74 @@
+"""What every layer of L3-Net's two towers gives for pictures and for sounds."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from comodal.hardware import device_of, inference_batch
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.vgg import LAYERS, Tower
+from comodal.tasks.evaluation.metrics import check_finite
+
+BATCH = 8
+POOL4 = LAYERS[-1]  # pool4 takes the largest value of each unit of conv4_2
+
+
+class Side(NamedTuple):
+    """One of the two towers, and what turns bytes or a waveform into its input."""
+
+    tower: Tower
+    prepare: Callable[[Tensor], Tensor]
+
+
+def picture_side(model: L3Net) -> Side:
+    return Side(model.image_tower, model.normalised)
+
+
+def sound_side(model: L3Net) -> Side:
+    return Side(model.sound_tower, model.spectrogram)
+
+
+@contextmanager
+def watched(tower: Tower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Shows the map of each layer, after its norm and ReLU, while the tower computes."""
+
+    def shown(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _layer, _inputs, output: see(name, output)
+
+    handles = [layer.register_forward_hook(shown(name)) for name, layer in tower.layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def strongest(side: Side, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
+    """The largest value of each channel of each layer anywhere in its map, for each input."""
+    found: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
+    device = device_of(side.tower)
+    with watched(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
+        for part in inputs.split(max(BATCH, inference_batch(device))):
+            side.tower(side.prepare(part.to(device)))
+    values = {name: torch.cat(parts).float().cpu().numpy() for name, parts in found.items()}
+    for name, of_layer in values.items():
+        check_finite(of_layer, f"units of {name}")
+    return values
+
+
+def map_of(side: Side, layer: str) -> Callable[[Tensor], Tensor]:
+    """Bytes or waveforms to the map of one layer, on the CPU."""
+
+    def feature_map(inputs: Tensor) -> Tensor:
+        kept: dict[str, Tensor] = {}
+        with watched(side.tower, kept.__setitem__):
+            side.tower(side.prepare(inputs.to(device_of(side.tower))))
+        return kept[layer].cpu()
+
+    return feature_map

@@ -1,0 +1,115 @@
+"""A page about the attention between words and regions: every co-attention layer, in both directions."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from comodal.analysis.co_attention import Example, Layer, draw_boxes, lit
+from comodal.analysis.pages.html_page import photograph, picture, section, write_page
+from comodal.media.image import resize_short_side
+
+THUMBNAIL = 150  # short side of a lit picture, in pixels
+
+
+def write_attention(out: Path, shown: Sequence[Example], answers: Sequence[Sequence[tuple[str, float]]]) -> None:
+    """One self-contained page.
+
+    Args:
+        out: The page to write.
+        shown: Texts beside a picture.
+        answers: What the model says of each, and how likely.
+    """
+    parts = ["<h1>What the words look at</h1>"]
+    for example, said in zip(shown, answers, strict=True):
+        rows = "".join(
+            f'<tr><td>{html.escape(text)}</td><td class="number">{probability:.3f}</td></tr>'
+            for text, probability in said
+        )
+        table = f"<table><tr><th>answer</th><th>probability</th></tr>{rows}</table>"
+        body = picture(draw_regions(example), "the picture with its regions") + table
+        parts.append(section(example.text, "The picture with its regions, and what the model says.", body))
+        parts.append(section("Attention", ABOUT, layers_of(example)))
+    write_page(out, "What the words look at", parts)
+
+
+ABOUT = (
+    "Of each co-attention layer, mean of its heads. The brighter a region, the more the word attends to it; the whole "
+    "image, which is a region too, is the number beside it. Then the other direction: how much one region attends to "
+    "each word. Attention says where the model looks, not why it answers as it does."
+)
+
+
+def draw_regions(example: Example) -> Figure:
+    """The picture with its regions, large."""
+    height, width = example.picture.shape[:2]
+    figure = Figure(figsize=(5, 5 * height / width), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    draw_boxes(axes, example)
+    return figure
+
+
+def layers_of(example: Example) -> str:
+    """All layers, the last one first and open, the others folded away."""
+    small = smaller(example)
+    parts = []
+    for number in reversed(range(len(example.layers))):
+        opened = " open" if number == len(example.layers) - 1 else ""
+        layer = example.layers[number]
+        body = words_of(small, layer) + region_of(small, layer, row_of(example, layer))
+        parts.append(f"<details{opened}><summary>Co-attention layer {number + 1}</summary>{body}</details>")
+    return "".join(parts)
+
+
+def smaller(example: Example) -> Example:
+    """The same on a small picture."""
+    height, width = example.picture.shape[:2]
+    resized = resize_short_side(example.picture, min(THUMBNAIL, height, width))
+    scale = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
+    return example._replace(picture=resized, boxes=example.boxes * scale)
+
+
+def words_of(example: Example, layer: Layer) -> str:
+    """The picture as each word sees it."""
+    figures = []
+    for word in example.shown:
+        weights, name = layer.words[word], example.pieces[word]
+        best = f"best {weights[1:].max(initial=0.0):.3f}, whole image {weights[0]:.3f}"
+        figures.append(
+            f"<figure>{photograph(light(example, weights[1:]), name)}"
+            f"<figcaption><b>{html.escape(name)}</b><br/>{best}</figcaption></figure>"
+        )
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def region_of(example: Example, layer: Layer, row: int) -> str:
+    """One region, and how much it attends to each word."""
+    name = f"region {row}" if row else "the whole image"
+    cells = "".join(
+        f'<tr><td>{html.escape(piece)}</td><td class="number">{weight:.3f}</td>'
+        f'<td><div class="bar"><span style="width:{100 * weight:.1f}%"></span></div></td></tr>'
+        for piece, weight in zip(example.pieces, layer.regions[row].tolist(), strict=True)
+    )
+    head = f"<tr><th>word</th><th>attention of {name}</th><th></th></tr>"
+    lit_alone = light(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
+    shown = f"<figure>{photograph(lit_alone, name)}<figcaption>{name}</figcaption></figure>"
+    return f'<div class="row">{shown}<div><table>{head}{cells}</table></div></div>'
+
+
+def row_of(example: Example, layer: Layer) -> int:
+    """The region that is meant, or else the one that the shown words look at most; 0 is the whole image."""
+    if example.pointed is None:
+        return 1 + int(layer.words[example.shown, 1:].mean(0).argmax())
+    found = (example.boxes == np.array(example.pointed, example.boxes.dtype)).all(1)
+    return 1 + int(found.argmax()) if found.any() else 0
+
+
+def light(example: Example, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
+    """The lit picture in bytes."""
+    return (lit(example, attention) * 255).round().astype(np.uint8)

@@ -1,0 +1,90 @@
+"""The part of a report about where in the picture the sound is."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from comodal.analysis.heatmaps import as_warmth, enlarged, lit
+from comodal.analysis.localization import Source, strongest_place, verdicts_by_place
+from comodal.analysis.pages.html_page import picture, section
+from comodal.analysis.pointing_game import Scene, pointing_game, side_by_side
+from comodal.analysis.unit_activations import Moments
+from comodal.models.l3net.l3net import L3Net
+
+SHOWN = 12
+TITLES = {
+    "trained": "trained: the place with the best verdict",
+    "contributions": "trained: the place that adds most to the verdict",
+    "untrained": "untrained: the place with the best verdict",
+    "centre": "the middle of the picture",
+}
+
+
+def source_parts(model: L3Net, moments: Moments, scenes: Sequence[Scene], seed: int = 0) -> list[str]:
+    """Maps over held-out pictures; with scenes whose truth is known, also how often they point at what sounds."""
+    text = (
+        "Held-out pictures with their own sound; bright where that place alone goes best with the sound, from the "
+        "worst to the best place of each picture, and a cross at the best."
+    )
+    places = np.unique(np.linspace(0, len(moments.names) - 1, SHOWN).round().astype(int)).tolist()
+    pictures = [np.ascontiguousarray(moments.image[place].permute(1, 2, 0).numpy()) for place in places]
+    shown = [
+        Scene("", image, moments.sound[place].numpy(), (), frozenset())
+        for place, image in zip(places, pictures, strict=True)
+    ]
+    parts = [section("Where the sound is", text, picture(draw_scenes(model, shown), "where the sound is"))]
+    return [*parts, game_part(model, scenes, seed)] if scenes else parts
+
+
+def game_part(model: L3Net, scenes: Sequence[Scene], seed: int) -> str:
+    """The pointing game as a table, and some of the pictures side by side."""
+    found = pointing_game(model, scenes, seed)
+    text = (
+        f"How often the highest point of the map lies in the box of an object that sounds: in {len(scenes)} held-out "
+        "pictures alone, and in pairs of them side by side, of which only one is heard (framed: what sounds)."
+    )
+    rows = "".join(
+        f'<tr class="{name}"><td>{TITLES[name]}</td><td class="number">{hits["alone"]:.3f}</td>'
+        f'<td class="number">{hits["beside"]:.3f}</td></tr>'
+        for name, hits in found.items()
+    )
+    head = "<tr><th>points at</th><th>one picture</th><th>two side by side</th></tr>"
+    drawn = picture(draw_scenes(model, side_by_side(scenes, seed)[:SHOWN]), "two pictures, one sound")
+    return section("Does it point at what sounds?", text, f"<table>{head}{rows}</table>{drawn}")
+
+
+def draw_scenes(model: L3Net, scenes: Sequence[Scene], columns: int = 6) -> Figure:
+    """Each scene's picture, lit by its map, with its boxes."""
+    columns = columns if scenes[0].picture.shape[1] < 1.5 * scenes[0].picture.shape[0] else columns // 2
+    rows = -(-len(scenes) // columns)
+    figure = Figure(
+        figsize=(9.6, 9.6 / columns * rows * scenes[0].picture.shape[0] / scenes[0].picture.shape[1] + 0.25 * rows),
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, scene in zip(figure.axes, scenes, strict=False):
+        image = torch.from_numpy(scene.picture).permute(2, 0, 1)[None]
+        source = verdicts_by_place(model, image, torch.from_numpy(scene.sound)[None])
+        draw_source(axes, scene.picture, source)
+        for left, top, right, bottom in scene.boxes:
+            axes.add_patch(
+                Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=1.2)
+            )
+    return figure
+
+
+def draw_source(axes: Axes, shown: np.ndarray, source: Source) -> None:
+    """A picture lit by its map, a cross at the best place, P(together) above it."""
+    size = shown.shape[:2]
+    warmth = as_warmth(enlarged(source.places, size)[0].numpy())
+    x, y = strongest_place(source.places[0], size)
+    axes.imshow(lit(shown, warmth))
+    axes.plot(x - 0.5, y - 0.5, marker="+", color="#35d0ba", markersize=10, markeredgewidth=2)
+    axes.set_title(f"P(together) {float(source.together[0]):.2f}", fontsize=8)

@@ -1,0 +1,199 @@
+"""One page that shows what a run has learnt; a single HTML file that needs nothing else."""
+
+import html
+from pathlib import Path
+
+from comodal.analysis.pages.caption_report import caption_parts
+from comodal.analysis.pages.curves import draw_curves
+from comodal.analysis.pages.html_page import embedded, header, picture, section, settings, write_page
+from comodal.analysis.pages.localization_report import source_parts
+from comodal.analysis.pages.task_report import task_parts
+from comodal.analysis.pages.unit_report import unit_parts
+from comodal.analysis.pair_predictions import draw_histogram, draw_pairs, judge
+from comodal.analysis.pointing_game import read_scenes
+from comodal.analysis.unit_activations import read_moments
+from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.models.checkpoint import load_model, refuse_packed
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.tasks.evaluation.results_card import CARD, interval, number, read_card
+from comodal.text_files import read_json_object, read_log
+
+
+def write_report(
+    run: Path,
+    out: Path,
+    data: Path | None = None,
+    results: list[Path] | None = None,
+    captions: Path | None = None,
+    images: Path | None = None,
+    pairs: int = 64,
+    seed: int = 1,
+    truth: Path | None = None,
+    moments: int = 400,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Writes one HTML page about a run: curves, scores, verdicts on held-out pairs, what single units see and hear
+    (with sounds to play), whether they go with classes, and where in the picture the sound is.
+
+    Args:
+        run: the run's folder.
+        out: the page to write.
+        data: what it was trained on (or other): shards, of which pairs and activations of units are shown;
+            or a region store.
+        results: folders that `evaluate ... --out` wrote, with results cards or without.
+        captions: of a ViLBERT's region store, for its attention between words and regions.
+        images: the folder of their images; of a task's run, of its region store's: examples are then shown.
+        pairs: how many held-out pairs are judged.
+        seed: of the pairs, and of the untrained network that stands beside.
+        truth: where what sounds is, `worlds.jsonl` of a playground: the map of the sound's place is then scored.
+        moments: of how many clips, at most, units and places are studied.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Raises:
+        DataError: the run, its data or the results are not there, or do not belong together.
+
+    Examples:
+        comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
+        comodal report RUN report.html --data shards/ --truth playground/worlds.jsonl
+        comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
+        comodal report runs/vqa report.html --images images/
+    """
+    parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments, device, precision)
+    write_page(out, f"{run.name}: what was learnt", parts)
+
+
+def run_parts(
+    run: Path,
+    data: Path | None = None,
+    results: list[Path] | None = None,
+    captions: Path | None = None,
+    images: Path | None = None,
+    pairs: int = 64,
+    seed: int = 1,
+    truth: Path | None = None,
+    moments: int = 400,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> list[str]:
+    """The parts of a page about a run; the parameters are those of `write_report`."""
+    refuse_packed(run)
+    if not (run / "metrics.jsonl").is_file():
+        raise DataError(f"{run}: no run here (no metrics.jsonl)")
+    compute = resolve(device, precision)
+    model = load_model(run).to(compute.device) if (run / "model").is_dir() else None
+    measured = [folder for folder in results or [] if (folder / "results.json").is_file() or not has_card(folder)]
+    cards = [card(folder) for folder in results or [] if folder not in measured]
+    if isinstance(model, ViLBERT):
+        retrieved = [
+            folder for folder in measured if not has_card(folder) or read_card(folder / CARD)["task"] == "retrieval"
+        ]
+        cards = [card(folder) for folder in results or [] if folder not in retrieved]
+        with compute.autocast():
+            parts = caption_parts(run, model, data, captions, images, retrieved)
+        return [*parts, *cards, settings(run)]
+    if isinstance(model, TaskModel):
+        if data or captions or truth:
+            raise DataError(
+                f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at, and "
+                "--images FOLDER shows examples that it was validated on"
+            )
+        return [*task_parts(run, images, compute), *map(card, results or []), settings(run)]
+    parts = [
+        header(
+            run,
+            "From videos alone: does this picture go with this sound? No label was used.",
+            "accuracy",
+            "accuracy on held-out pairs (chance: 0.5)",
+        ),
+        curves(run),
+    ]
+    if measured:
+        parts += [scores(measured), confusions(measured)]
+    parts += cards
+    if data is not None:
+        if not isinstance(model, L3Net):
+            raise DataError(f"{run}: no model that pairs and units could be shown of")
+        split = validation_split(data)
+        with compute.autocast():
+            studied = read_moments(split, model, moments)
+            scenes = read_scenes(split, truth, model, moments) if truth is not None else []
+            parts += [verdicts(model, split, pairs, seed), *unit_parts(model, studied, seed)]
+            parts += source_parts(model, studied, scenes, seed)
+    return [*parts, settings(run)]
+
+
+def has_card(folder: Path) -> bool:
+    return (folder / CARD).is_file()
+
+
+def card(folder: Path) -> str:
+    """A results card as a table."""
+    found = read_card(folder / CARD)
+    rows = "".join(
+        f'<tr><td>{html.escape(name)}</td><td class="number">{number(score["value"])}</td>'
+        f'<td class="number">{interval(score)}</td><td class="number">{number(score["paper"])}</td></tr>'
+        for name, score in found["scores"].items()
+    )
+    head = "<tr><th>score</th><th>value</th><th>95 %</th><th>paper</th></tr>"
+    counted = ", ".join(f"{name} {count:,}" for name, count in found["counts"].items())
+    text = f"Of {found['model']}. {counted}" + (f". Regions: {found['regions']}" if found["regions"] else "")
+    return section(f"{found['title']}, {found['split']}", text, f"<table>{head}{rows}</table>")
+
+
+def validation_split(data: Path) -> Path:
+    """The held-out split of a folder of shards, or the folder itself if it is a split."""
+    return next((data / name for name in ("validation", "test") if any((data / name).glob("*.index"))), data)
+
+
+def curves(run: Path) -> str:
+    """Loss and accuracy by step; of a run on all pairs the loss of pairs, which is what validation has."""
+    lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
+    figure = draw_curves(lines)
+    text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
+    return section("Learning", text, picture(figure, "loss and accuracy by step"))
+
+
+def scores(results: list[Path]) -> str:
+    """Each evaluation's systems, the trained one beside its baselines."""
+    rows = []
+    for folder in results:
+        found = read_json_object(folder / "results.json")
+        for name in [key.removesuffix(".low") for key in found if key.endswith(".low")]:
+            system = name.removesuffix(".top5").split(".")[-1]
+            label = f"{system}, top-5" if name.endswith(".top5") else system
+            interval = f"{found[f'{name}.low']:.3f} to {found[f'{name}.high']:.3f}"
+            rows.append(
+                f'<tr class="{html.escape(system)}"><td>{html.escape(folder.name)}</td><td>{html.escape(label)}</td>'
+                f'<td class="number">{found[name]:.3f}</td><td class="number">{interval}</td>'
+                f'<td><div class="bar"><span style="width:{100 * found[name]:.1f}%"></span></div></td></tr>'
+            )
+    head = "<tr><th>task</th><th>features</th><th>accuracy</th><th>95 %</th><th></th></tr>"
+    text = "A linear classifier on frozen features: of this network, of an untrained one, and plain ones."
+    return section("What the features are good for", text, f"<table>{head}{''.join(rows)}</table>")
+
+
+def confusions(results: list[Path]) -> str:
+    """The confusion matrices of the trained features."""
+    figures = [
+        f"<figure>{embedded((folder / 'confusion.png').read_bytes(), f'confusion matrix of {folder.name}')}"
+        f"<figcaption>{html.escape(folder.name)}</figcaption></figure>"
+        for folder in results
+        if (folder / "confusion.png").is_file()
+    ]
+    text = "Rows are true classes, columns are answers from the trained features."
+    return section("Which classes are confused", text, f'<div class="pair">{"".join(figures)}</div>')
+
+
+def verdicts(model: L3Net, split: Path, pairs: int, seed: int) -> str:
+    """Held-out pairs with the model's verdict."""
+    found = judge(model, split, pairs, seed)
+    text = (
+        f"Of {len(found.together)} held-out pairs drawn for this page, {found.accuracy:.1%} are judged rightly (green)."
+    )
+    body = picture(draw_pairs(model, found), "pairs with verdicts") + picture(draw_histogram(found), "P(together)")
+    return section("Do they belong together?", text, body)

@@ -1,0 +1,47 @@
+"""The parts of a report about a model that was fine-tuned for a task with words and pictures."""
+
+from pathlib import Path
+
+from comodal.analysis.pages.curves import draw_curves
+from comodal.analysis.pages.html_page import header, picture, section
+from comodal.analysis.task_examples import example_parts
+from comodal.errors import RecipeError
+from comodal.hardware import Compute
+from comodal.models.checkpoint import read_config
+from comodal.text_files import read_log, read_yaml
+
+TITLES = {
+    "vqa": "questions about pictures (VQA)",
+    "gqa": "questions about scenes (GQA)",
+    "visual_genome": "questions about pictures (Visual Genome)",
+    "vcr": "visual commonsense reasoning (VCR)",
+    "grounding": "referring expressions",
+    "phrases": "phrases of captions (Flickr30k Entities)",
+    "retrieval": "caption-based image retrieval",
+    "nlvr2": "statements about two pictures (NLVR2)",
+    "entailment": "visual entailment (SNLI-VE)",
+}
+STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
+
+
+def task_parts(run: Path, images: Path | None, compute: Compute) -> list[str]:
+    """Header and curves, and with the folder of its images examples of what it answers."""
+    told, about = read_yaml(run / "config.yaml", RecipeError), read_config(run / "model")["about"]
+    task = str(about.get("recipe")) if isinstance(about, dict) else ""
+    begun = STARTS.get(str(told.get("start")), "").format(Path(str(told.get("model"))).name)
+    blank = told.get("blank", "nothing")
+    without = "" if blank == "nothing" else f", without the {blank}"
+    sentence = f"Fine-tuned on labels: {TITLES.get(task, task)}; begun {begun}{without}."
+    chosen = about.get("chosen") if isinstance(about, dict) else None
+    if isinstance(chosen, dict):  # the weights that did best, not the last ones, whose accuracy stands below
+        sentence += f" The model is that of step {chosen['step']:,}: accuracy {chosen['accuracy']:.3f} on validation."
+    lines = read_log(run / "metrics.jsonl")
+    return [
+        header(run, sentence, "accuracy", "accuracy on validation examples at the end"),
+        section(
+            "Learning",
+            "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",
+            picture(draw_curves(lines, chance=None), "loss and accuracy by step"),
+        ),
+        *(example_parts(run, task, images, compute) if images is not None else []),
+    ]

@@ -1,0 +1,86 @@
+"""Does the network think that they belong together? Held-out pairs with its verdict beside the truth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from comodal.data.batch import PairBatch
+from comodal.data.shards.clip_dataset import Clips
+from comodal.data.shards.pair_sampler import Pairs
+from comodal.data.shards.shard_reader import Shards
+from comodal.hardware import device_of, inference_batch
+from comodal.models.l3net.l3net import L3Net
+from comodal.tasks.evaluation.metrics import check_finite
+
+BATCH = 8
+GOOD, BAD = "#15803d", "#b91c1c"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Pairs, and the probability that the model gives to their belonging together."""
+
+    pairs: PairBatch
+    together: Float[np.ndarray, " batch"]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the pairs that fall on the right side of one half."""
+        check_finite(self.together, "probabilities of the pairs")
+        return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
+
+
+def judge(model: L3Net, shards: Path, pairs: int, seed: int) -> Verdicts:
+    """The first pairs of a seed from the clips of a split, as in validation: centre crops, nothing changed."""
+    opened, config = Shards(shards), model.config
+    sampler = Pairs(opened, seed, config.sound_seconds)
+    clips = Clips(opened, sampler, config.image_size, config.sample_rate, None)
+    batch = clips.batch([(0, index) for index in range(pairs)])
+    with torch.inference_mode():
+        device = device_of(model)
+        size = max(BATCH, inference_batch(device))
+        parts = zip(batch.image.split(size), batch.sound.split(size), strict=True)
+        logits = torch.cat([model(image.to(device), sound.to(device)).logits.float().cpu() for image, sound in parts])
+    return Verdicts(batch, logits.float().softmax(-1)[:, 1].numpy())
+
+
+def draw_pairs(model: L3Net, verdicts: Verdicts, columns: int = 8) -> Figure:
+    """Picture over spectrogram, P(together) over both, green where the verdict is right."""
+    shown = min(columns, len(verdicts.together))
+    figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, shown, squeeze=False)
+    with torch.inference_mode():
+        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown].to(device_of(model)))[:, 0].cpu().numpy()
+    for place in range(shown):
+        probability, truth = float(verdicts.together[place]), bool(verdicts.pairs.together[place])
+        above, below = grid[:, place]
+        above.imshow(verdicts.pairs.image[place].permute(1, 2, 0).numpy())
+        below.imshow(spectrograms[place], origin="lower", aspect="auto", cmap="magma")
+        colour = GOOD if (probability > 0.5) == truth else BAD
+        above.set_title(f"P(together) {probability:.2f}", fontsize=8, color=colour, fontweight="bold")
+        below.set_title("truth: together" if truth else "truth: apart", fontsize=8, color="#444444")
+        for axes in (above, below):
+            axes.set_xticks([])
+            axes.set_yticks([])
+    return figure
+
+
+def draw_histogram(verdicts: Verdicts) -> Figure:
+    """How P(together) is spread over the pairs that are together and those that are apart."""
+    figure = Figure(figsize=(6.0, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    truth = verdicts.pairs.together.numpy()
+    shares = [verdicts.together[truth], verdicts.together[~truth]]
+    axes.hist(shares, bins=20, range=(0.0, 1.0), label=["together", "apart"], color=["#3b6ea5", "#d9a441"])
+    axes.set_xlabel("P(together)")
+    axes.set_ylabel("pairs")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,167 @@
+"""Does the map point at what sounds? Measured where the truth is known, beside baselines.
+
+The pointing game (Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016, section 4.1, here without
+a margin of pixels): a hit is a highest point that lies in the box of an object that sounds. It is played twice:
+
+- on a picture as it is, with its own sound;
+- on two pictures side by side, of which one is heard. In the playground's videos the object that sounds fills two
+  fifths of the picture, so that the centre hits nearly always; of two pictures nothing but the sound tells which one to
+  point at, and half of what points blindly at an object is wrong.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from comodal.analysis.localization import contributions, strongest_place, verdicts_by_place
+from comodal.analysis.unit_activations import read_moment
+from comodal.data.shards.shard_reader import Shards
+from comodal.errors import DataError
+from comodal.media.image import centre_crop
+from comodal.models.calibration import calibrate_norms
+from comodal.models.checkpoint import untrained_like
+from comodal.models.l3net.l3net import L3Net
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.text_files import read_json_lines
+
+Box = tuple[float, float, float, float]
+Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
+
+
+class Scene(NamedTuple):
+    """A square picture, its second of sound, and the objects that sound: their boxes in pixels and their kinds."""
+
+    key: str
+    picture: UInt8[np.ndarray, "size size 3"]
+    sound: Float[np.ndarray, " samples"]
+    boxes: tuple[Box, ...]
+    kinds: frozenset[str]
+
+
+def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[Scene]:
+    """Clips of a split whose boxes are known: the frame that is nearest to a moment of known boxes.
+
+    Args:
+        shards: Folder of one split.
+        truth: JSON lines as the playground's `worlds.jsonl`: key, height, box_seconds, and objects with kind, sounding
+            and boxes (left, top, right, bottom in pixels of the video, one for each of box_seconds).
+        model: Whose pictures and sounds these are to be.
+        count: At most so many, from equally spaced clips.
+
+    Raises:
+        DataError: No clip of the split is in the truth, or the truth is of another form.
+    """
+    worlds, opened = read_worlds(truth), Shards(shards)
+    known = [clip for clip in range(len(opened)) if opened.key(clip) in worlds]
+    if not known:
+        raise DataError(f"{truth}: none of its {len(worlds)} videos is in {shards}, which begins with {opened.key(0)}")
+    chosen = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(int)).tolist()
+    scenes = [read_scene(opened, known[place], worlds[opened.key(known[place])], model) for place in chosen]
+    return [scene for scene in scenes if scene.boxes]
+
+
+def read_worlds(truth: Path) -> dict[str, dict]:
+    """The lines by their keys."""
+    worlds = {}
+    for number, world in read_json_lines(truth):
+        absent = {"key", "height", "box_seconds", "objects"} - set(world)
+        if absent:
+            raise DataError(f"{truth}, line {number}: no {sorted(absent)[0]!r}; worlds.jsonl of a playground has")
+        worlds[world["key"]] = world
+    return worlds
+
+
+def read_scene(shards: Shards, clip: int, world: dict, model: L3Net) -> Scene:
+    """One clip, its boxes brought to the square in the middle of the frame."""
+    frames, moments = np.array(shards.record(clip)["frame_seconds"]), np.array(world["box_seconds"])
+    apart = np.abs(frames[:, None] - moments[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
+    frame, moment = divmod(int(apart.argmin()), len(moments))
+    picture, sound = read_moment(shards, clip, frame, model)
+    height, width, _ = picture.shape
+    size, scale = min(height, width), height / world["height"]
+    sounding = [thing for thing in world["objects"] if thing["sounding"]]
+    inside = []
+    for thing in sounding:
+        edges = np.array(thing["boxes"][moment]) * scale - np.array([(width - size) // 2, (height - size) // 2] * 2)
+        left, top, right, bottom = np.clip(edges, 0, size).tolist()
+        inside += [(left, top, right, bottom)] if right > left and bottom > top else []
+    return Scene(
+        shards.key(clip), centre_crop(picture, size), sound, tuple(inside), frozenset(t["kind"] for t in sounding)
+    )
+
+
+def beside(heard: Scene, other: Scene, left: bool) -> Scene:
+    """Two pictures side by side with the sound of the first, which stands on the left or on the right."""
+    pictures = (heard.picture, other.picture) if left else (other.picture, heard.picture)
+    shift = 0 if left else other.picture.shape[1]
+    boxes = tuple((box[0] + shift, box[1], box[2] + shift, box[3]) for box in heard.boxes)
+    return heard._replace(picture=np.concatenate(pictures, 1), boxes=boxes)
+
+
+def side_by_side(scenes: Sequence[Scene], seed: int) -> list[Scene]:
+    """Each scene beside one in which nothing of its kinds sounds, left and right by chance; none if there is none."""
+    rng, pairs = np.random.default_rng(seed), []
+    for scene in scenes:
+        others = [other for other in scenes if not other.kinds & scene.kinds]
+        if others:
+            pairs.append(beside(scene, others[rng.integers(len(others))], bool(rng.random() < 0.5)))
+    return pairs
+
+
+def points_into(point: tuple[float, float], boxes: Sequence[Box]) -> bool:
+    """Whether a point lies in one of some boxes."""
+    x, y = point
+    return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
+
+
+def play(pointer: Pointer, scenes: Sequence[Scene]) -> float:
+    """Share of the scenes in which the highest point of the map lies in a box of what sounds."""
+    hits = []
+    for scene in scenes:
+        image = torch.from_numpy(scene.picture.copy()).permute(2, 0, 1)[None]
+        places = pointer(image, torch.from_numpy(scene.sound)[None])[0]
+        check_finite(places.numpy(), f"map of {scene.key}")
+        hits.append(points_into(strongest_place(places, scene.picture.shape[:2]), scene.boxes))
+    return float(np.mean(hits))
+
+
+def centre(scenes: Sequence[Scene]) -> float:
+    """The same for pointing at the middle of the picture."""
+    middles = [(scene.picture.shape[1] / 2, scene.picture.shape[0] / 2) for scene in scenes]
+    return float(np.mean([points_into(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
+
+
+def calibrated_control(model: L3Net, scenes: Sequence[Scene], seed: int) -> L3Net:
+    """A network of the same shape with initial weights, whose batch norms fit the scenes."""
+    control = untrained_like(model, seed)
+    pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
+    calibrate_norms(control, control, pictures, torch.from_numpy(np.stack([scene.sound for scene in scenes])))
+    return control
+
+
+def pointing_game(model: L3Net, scenes: Sequence[Scene], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Hits of each way to point, on pictures alone ("alone") and on two side by side ("beside").
+
+    Args:
+        model: The trained network.
+        scenes: At least two with different kinds.
+        seed: Of the pairs and of the untrained weights.
+
+    Raises:
+        ValueError: No two scenes can stand beside each other.
+    """
+    pairs, untrained = side_by_side(scenes, seed), calibrated_control(model, scenes, seed)
+    if not pairs:
+        raise ValueError(f"of {len(scenes)} scenes no two have different kinds of objects that sound")
+    pointers: dict[str, Pointer] = {
+        "trained": lambda image, sound: verdicts_by_place(model, image, sound).places,
+        "contributions": lambda image, sound: contributions(model, image, sound).places,
+        "untrained": lambda image, sound: verdicts_by_place(untrained, image, sound).places,
+    }
+    found = {name: {"alone": play(way, scenes), "beside": play(way, pairs)} for name, way in pointers.items()}
+    return found | {"centre": {"alone": centre(scenes), "beside": centre(pairs)}}

@@ -1,0 +1,195 @@
+"""What the tokens of a region store are like: how often each is used, and the regions nearest to its centre."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from comodal.analysis.pages.html_page import STYLE, picture, section
+from comodal.errors import MediaError
+from comodal.media.image import encode_jpeg, read_image, resize_short_side
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CROP = 84  # short side of a region on the page, in pixels
+MORE_STYLE = """
+.token { display: flex; align-items: flex-start; gap: .5rem; padding: .5rem 0; border-top: 1px solid var(--line); }
+.token > b { flex: 0 0 8.5rem; font-weight: 600; }
+.token > div { display: flex; flex-wrap: wrap; gap: .5rem; }
+.token > b span { display: block; color: var(--soft); font-weight: 400; }
+.token figure { margin: 0; }
+.token img { margin: 0; height: 84px; max-width: 150px; object-fit: cover; border-radius: 4px; }
+.token code { font-size: .75rem; color: var(--soft); display: block; max-width: 150px; overflow-wrap: anywhere; }
+"""
+
+
+class Region(NamedTuple):
+    """Where a region is: an image's id and size in pixels, and a box x1, y1, x2, y2."""
+
+    image: str
+    width: int
+    height: int
+    box: Sequence[float]
+
+
+class TokenUse:
+    """Counts tokens as they are assigned, and keeps the rows of the regions nearest to each centre."""
+
+    def __init__(self, tokens: int, examples: int) -> None:
+        self.counts = np.zeros(tokens, np.int64)
+        self.rows = np.full((tokens, examples), -1)
+        self.distances = np.full((tokens, examples), np.inf, np.float32)
+
+    def add(
+        self, first_row: int, tokens: Int[np.ndarray, " regions"], distances: Float[np.ndarray, " regions"]
+    ) -> None:
+        """Regions in consecutive rows of the store, and how far they lie from the centres of their tokens."""
+        counts = np.bincount(tokens, minlength=len(self.counts))
+        self.counts += counts
+        order = np.lexsort((distances, tokens))
+        sorted_tokens = tokens[order]
+        rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[sorted_tokens]  # 0 for a token's nearest
+        examples = self.rows.shape[1]
+        near = rank < examples
+        rows, far = np.full_like(self.rows, -1), np.full_like(self.distances, np.inf)
+        rows[sorted_tokens[near], rank[near]] = first_row + order[near]
+        far[sorted_tokens[near], rank[near]] = distances[order[near]]
+        rows, far = np.concatenate([self.rows, rows], 1), np.concatenate([self.distances, far], 1)
+        best = np.argsort(far, axis=1, kind="stable")[:, :examples]
+        self.rows, self.distances = np.take_along_axis(rows, best, 1), np.take_along_axis(far, best, 1)
+
+    def summary(self) -> dict[str, float]:
+        """Tokens, how many are used, perplexity, smallest and largest."""
+        return {
+            "tokens": float(len(self.counts)),
+            "used": float((self.counts > 0).sum()),
+            "perplexity": perplexity(self.counts),
+            "largest": float(self.counts.max()),
+            "smallest": float(self.counts.min()),
+        }
+
+    def shown(self, count: int) -> list[int]:
+        """Used tokens at equal distances from the most to the least frequent."""
+        order = np.argsort(-self.counts, kind="stable")[: int((self.counts > 0).sum())]
+        places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+        return order[places].tolist()
+
+
+def perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
+    """The exponential of the entropy of how often each token is used: the number of tokens if all are equally."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def tokens_page(
+    title: str, use: TokenUse, inertia: Sequence[float], examples: dict[int, list[Region]], images: Path | None
+) -> str:
+    """One HTML page that needs nothing else.
+
+    Args:
+        title: Of the page.
+        use: Counts of the tokens.
+        inertia: Mean squared distance at each level, if the codebook was fitted here.
+        examples: Regions nearest to the centre of each token that is shown.
+        images: Folder of the images, for crops.
+    """
+    facts = "".join(
+        f'<div class="fact"><b>{number:,.{1 if name == "perplexity" else 0}f}</b><span>{name}</span></div>'
+        for name, number in use.summary().items()
+    )
+    files = find_images(images) if images else {}
+    parts = [
+        f'<h1>{html.escape(title)}</h1><div class="facts">{facts}</div>',
+        section(
+            "How often each token is used",
+            "From the most frequent to the rarest. Perplexity is the number of equally frequent tokens that would be "
+            "as hard to guess.",
+            picture(draw_sizes(use.counts), "regions by token, sorted"),
+        ),
+        levels(inertia),
+        section(
+            "What tokens stand for",
+            f"{len(examples)} tokens from the most to the least frequent, each with the regions nearest to its centre.",
+            "".join(token_row(token, use.counts, regions, files) for token, regions in examples.items()),
+        ),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}{MORE_STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def draw_sizes(counts: Int[np.ndarray, " tokens"]) -> Figure:
+    """Regions by token, sorted, on a logarithmic scale."""
+    figure = Figure(figsize=(9.0, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    used = np.sort(counts[counts > 0])[::-1]
+    axes.fill_between(np.arange(1, len(used) + 1), used, 0.5, step="mid", color="#3b6ea5", linewidth=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("token, by frequency")
+    axes.set_ylabel("regions")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def levels(inertia: Sequence[float]) -> str:
+    """The inertia of each level as a table, if it is known."""
+    if not inertia:
+        return ""
+    rows = "".join(
+        f'<tr><td>{level}</td><td class="number">{value:.4f}</td></tr>' for level, value in enumerate(inertia, 1)
+    )
+    text = "Mean squared distance of the sample to the chosen node; features have length 1 after the projection."
+    return section("Levels of the tree", text, f"<table><tr><th>level</th><th>inertia</th></tr>{rows}</table>")
+
+
+def token_row(token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[Region], files: dict[str, Path]) -> str:
+    """One token: its number, its size, its nearest regions."""
+    cells = "".join(region_cell(region, files) for region in regions)
+    return f'<div class="token"><b>token {token}<span>{counts[token]:,} regions</span></b><div>{cells}</div></div>'
+
+
+def region_cell(region: Region, files: dict[str, Path]) -> str:
+    """A crop where the image is there and can be read, and where the region is."""
+    box = ", ".join(f"{side:.0f}" for side in region.box)
+    words = html.escape(f"{region.image}: {box}")
+    names = (region.image, region.image.rpartition(".")[0], Path(region.image).name, Path(region.image).stem)
+    path = next((files[name] for name in names if name in files), None)
+    jpeg = crop(path, region) if path else None
+    if jpeg is None:
+        return f"<figure><code>{words}</code></figure>"
+    data = base64.b64encode(jpeg).decode()
+    return f'<figure><img alt="{words}" title="{words}" src="data:image/jpeg;base64,{data}"></figure>'
+
+
+def crop(path: Path, region: Region) -> bytes | None:
+    """The region as a small JPEG, or None if it cannot be cut. The file may have another size than the store says."""
+    try:
+        image = read_image(path)
+    except MediaError:
+        return None
+    height, width, _ = image.shape
+    scale = np.array([width / region.width, height / region.height] * 2)
+    left, top, right, bottom = (
+        np.clip(np.array(region.box) * scale, 0, [width, height] * 2).round().astype(int).tolist()
+    )
+    if right <= left or bottom <= top:
+        return None
+    short, long = sorted((bottom - top, right - left))
+    size = max(1, min(CROP, 2 * CROP * short // long))
+    return encode_jpeg(resize_short_side(image[top:bottom, left:right], size), quality=80)
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """Pictures below a folder by their names without suffix, with the folders inside it and without them."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES]
+    whole = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {path.stem: path for path in paths} | whole

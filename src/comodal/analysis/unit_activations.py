@@ -1,0 +1,99 @@
+"""What makes a unit fire: its strongest pictures or sounds, and where in them it fires (L3-Net, section 4.4).
+
+Units are ranked by how far their strongest examples stand above all others, so that units that are dead or fire for
+everything come last.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from comodal.analysis.heatmaps import enlarged
+from comodal.data.shards.shard_reader import Shards
+from comodal.errors import DataError
+from comodal.media.audio import decode_flac
+from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
+from comodal.models.l3net.l3net import L3Net
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One frame of each of many clips, and the second of sound around it; `labels` is empty if a clip has none."""
+
+    image: UInt8[Tensor, "moments 3 size size"]
+    sound: Float[Tensor, "moments samples"]
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One channel: the moments at which it fires most, strongest first, and how strongly."""
+
+    channel: int
+    moments: Int[np.ndarray, " top"]
+    strengths: Float[np.ndarray, " top"]
+
+
+def read_moments(shards: Path, model: L3Net, count: int) -> Moments:
+    """The middle of equally spaced clips of a split: its frame, cut as in validation, and the second around it."""
+    opened, size = Shards(shards), model.config.image_size
+    images, sounds, names, labels = [], [], [], []
+    for clip in np.unique(np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int)).tolist():
+        record = opened.record(clip)
+        image, sound = read_moment(opened, clip, len(record["frames"]) // 2, model)
+        images.append(centre_crop(image, size))
+        sounds.append(sound)
+        names.append(str(record.get("label", record["key"])))
+        labels += [str(record["label"])] if record.get("label") is not None else []
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    known = tuple(labels) if len(labels) == len(names) else ()
+    return Moments(pixels, torch.from_numpy(np.stack(sounds)), tuple(names), known)
+
+
+def read_moment(
+    shards: Shards, clip: int, frame: int, model: L3Net
+) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
+    """A whole frame, its short side 8/7 of the model's picture as in training, and the second of sound around it.
+
+    Raises:
+        DataError: The sound has another sample rate than the model hears.
+    """
+    record, config = shards.record(clip), model.config
+    short_side = round(config.image_size * 8 / 7)
+    image = decode_jpeg(shards.read(clip, record["frames"][frame]), min_short_side=short_side)
+    latest = max(0.0, record["seconds"] - config.sound_seconds)
+    start = min(max(0.0, record["frame_seconds"][frame] - config.sound_seconds / 2), latest)
+    sound, sample_rate = decode_flac(shards.read(clip, "flac"), start, config.sound_seconds)
+    if sample_rate != config.sample_rate:
+        raise DataError(
+            f"{shards.folder}: sound of {sample_rate} samples a second; the model hears {config.sample_rate}"
+        )
+    return resize_short_side(image, short_side), np.pad(
+        sound, (0, round(config.sound_seconds * sample_rate) - len(sound))
+    )
+
+
+def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top: int) -> list[Unit]:
+    """The units whose `top` strongest moments lie furthest above their mean, in deviations."""
+    order = np.argsort(-activations, axis=0, kind="stable")[:top]
+    deviation = activations.std(0)
+    above = np.take_along_axis(activations, order, axis=0).mean(0) - activations.mean(0)
+    score = np.divide(above, deviation, out=np.zeros_like(above), where=deviation > 0)
+    chosen = np.argsort(-score, kind="stable")[:units]
+    return [Unit(int(c), order[:, c], activations[order[:, c], c]) for c in chosen]
+
+
+@torch.inference_mode()
+def heat_maps(
+    feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: Unit, size: tuple[int, int]
+) -> Float[np.ndarray, "top height width"]:
+    """Where the unit fires in each of its moments, at the size of the input; 1 where it fires most."""
+    found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
+    large = enlarged(found, size).clamp(min=0.0)
+    return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

@@ -1,0 +1,287 @@
+"""Captions beside the regions of an image, with words and regions hidden (ViLBERT, sections 3.1 and 3.2).
+
+Every sample is a function of (seed, epoch, index): which caption meets which image (caption_pairs.py), and what is
+hidden of both. A batch is as long as its longest caption and as wide as its richest image.
+
+Row 0 of the regions is the whole image: the sum of the features that can be seen over the number of regions, as in the
+paper's code (vilbert_beta). `faithful` is the original's later code (vilbert-multi-task) where that differs from the
+paper: a random word may be any number of the vocabulary, and row 0 is divided by `max_regions` less the regions that
+overlap a chosen one, padding counted. (That a mismatched caption may be of the same image is chosen in `Mismatches`.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+
+from comodal.data.batch import CaptionBatch, TokenInput
+from comodal.data.captions.caption_files import Caption
+from comodal.data.captions.caption_pairs import CaptionPairs, Mismatches
+from comodal.data.captions.masking import (
+    CHOSEN,
+    OVERLAP,
+    HiddenRegions,
+    HiddenWords,
+    hide_regions,
+    hide_words,
+    overlapping,
+)
+from comodal.data.regions.region_store import Regions, RegionStore, locations
+from comodal.media.tokenizer import MAX_WORDS, Words
+
+HIDING = 2  # keeps this chance apart from that of the order
+MAX_REGIONS = 36  # the original's features have 36 regions an image
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """How much is hidden.
+
+    Attributes:
+        words: Share of the words that the model is to tell.
+        regions: Share of the regions that the model is to tell.
+        overlap: Hide also the regions whose IoU with one of these is above this, without asking for them. 12-in-1 has
+            0.4; the paper and the original's code do not hide them.
+        tell_mismatched: Ask for what is hidden in pairs that do not belong together, too, as the paper does. 12-in-1
+            does not; there, too, words and regions are hidden, or else a [MASK] would tell that a pair belongs.
+        faithful: Random words and row 0 as in the original's code.
+    """
+
+    words: float = CHOSEN
+    regions: float = CHOSEN
+    overlap: float | None = None
+    tell_mismatched: bool = True
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.words <= 1 and 0 <= self.regions <= 1):
+            raise ValueError(f"shares are from 0 to 1, got {self.words} and {self.regions}")
+
+
+class _Draws(NamedTuple):
+    """Uniform draws; 1, which chooses nothing, where there is no word or region."""
+
+    words: Float[np.ndarray, "batch words"]
+    replacements: Float[np.ndarray, "batch words"]
+    regions: Float[np.ndarray, "batch regions"]
+
+
+class _Regions(NamedTuple):
+    """The regions of a batch as they are in the store; row 0 of features, locations and tokens is the whole image."""
+
+    features: Float32[np.ndarray, "batch rows features"]
+    locations: Float32[np.ndarray, "batch rows 5"]
+    tokens: Int64[np.ndarray, "batch rows"]
+    boxes: Float32[np.ndarray, "batch regions 4"]
+    attended: Bool[np.ndarray, "batch regions"]
+
+
+class Captions:
+    """Batches of any (epoch, index); read from the first on, they are a validation set that never changes.
+
+    Args:
+        captions: Captions, each with the row of its image in the store.
+        store: The regions of the images.
+        words: The vocabulary.
+        seed: Of the order, the mismatches and what is hidden.
+        batch_size: Samples of one step, over all processes together: so many captions of similar length stand together.
+        max_words: Word pieces of a caption with [CLS] and [SEP]; longer ones lose their end.
+        max_regions: Regions of an image; further ones are left out, so a store should have its best regions first.
+        hiding: What is hidden.
+        mismatches: How many pairs do not belong together.
+
+    Raises:
+        DataError: There are no captions, or all are of one image.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[tuple[Caption, int]],
+        store: RegionStore,
+        words: Words,
+        seed: int,
+        batch_size: int,
+        max_words: int = MAX_WORDS,
+        max_regions: int = MAX_REGIONS,
+        hiding: Hiding = Hiding(),
+        mismatches: Mismatches = Mismatches(),  # noqa: B008
+    ) -> None:
+        if max_regions < 1:
+            raise ValueError(f"max_regions ({max_regions}) must be positive")
+        self.store, self.seed, self.max_regions, self.hiding = store, seed, max_regions, hiding
+        self.encoded = words.encode_all((caption.caption for caption, _ in captions), max_words)
+        self.starts = np.cumsum(self.encoded.lengths) - self.encoded.lengths
+        self.keys = np.array([caption.key.encode() for caption, _ in captions])  # flat, so that workers share them
+        self.counts = np.minimum(store.counts, max_regions)
+        rows = np.array([row for _, row in captions], np.int64)
+        self.pairs = CaptionPairs(rows, self.encoded.lengths, self.counts, seed, batch_size, mismatches)
+        self.special, self.padding, self.mask = words.special, words.padding, words.mask
+        self.random_words = np.arange(words.size) if hiding.faithful else words.ordinary
+
+    def __len__(self) -> int:
+        """Samples in an epoch: as many as captions."""
+        return len(self.pairs)
+
+    @property
+    def truncated(self) -> int:
+        """Captions that were longer than `max_words` and lost their end."""
+        return self.encoded.truncated
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> CaptionBatch:
+        """The samples of these (epoch, index), in this order."""
+        captions, rows, mismatched = self._pairs(places)
+        words, attended = self._words(captions)
+        seen = self._regions(rows)
+        draws = self._draws(places, attended, seen.attended)
+        hidden_words = self._hide_words(words, attended, draws)
+        hidden_regions = self._hide_regions(seen, draws.regions)
+        told = (~mismatched | self.hiding.tell_mismatched)[:, None]
+        masked_words = np.flatnonzero(hidden_words.chosen.reshape(words.shape) & told)
+        images, regions = np.nonzero(hidden_regions.chosen & told)
+        features = seen.features[images, regions + 1]
+        tokens = seen.tokens[images, regions + 1] - len(TokenInput)
+        self._finish(seen, hidden_regions)
+        regions_attended = np.pad(seen.attended, ((0, 0), (1, 0)), constant_values=True)
+        return CaptionBatch(
+            words=torch.from_numpy(hidden_words.words.reshape(words.shape)),
+            segments=torch.zeros(words.shape, dtype=torch.int64),
+            words_attended=torch.from_numpy(attended),
+            regions=torch.from_numpy(seen.features),
+            locations=torch.from_numpy(seen.locations),
+            regions_attended=torch.from_numpy(regions_attended),
+            images=torch.from_numpy(rows),
+            mismatched=torch.from_numpy(mismatched),
+            masked_words=torch.from_numpy(masked_words),
+            word_targets=torch.from_numpy(words.ravel()[masked_words]),
+            masked_regions=torch.from_numpy(images * seen.features.shape[1] + regions + 1),
+            region_features=torch.from_numpy(features),
+            region_classes=torch.from_numpy(self._classes(rows, images, regions)),
+            region_tokens=torch.from_numpy(tokens if self.store.tokens else tokens[:0]),
+            tokens=torch.from_numpy(seen.tokens),
+            attended_words=torch.from_numpy(np.flatnonzero(attended)),
+            attended_regions=torch.from_numpy(np.flatnonzero(regions_attended)),
+            keys=tuple(self.key(caption, row) for caption, row in zip(captions.tolist(), rows.tolist(), strict=True)),
+        )
+
+    def key(self, caption: int, row: int) -> str:
+        """What a sample is made of, to find it again by hand."""
+        return f"image {self.store.ids[row]}, caption {self.keys[caption].decode()}"
+
+    def _pairs(self, places: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Captions, rows of images, and whether they do not belong together."""
+        every = [(self.pairs.epoch(epoch), index) for epoch, index in places]
+        return (
+            np.array([epoch.captions[index] for epoch, index in every], np.int64),
+            np.array([epoch.rows[index] for epoch, index in every], np.int64),
+            np.array([epoch.mismatched[index] for epoch, index in every], bool),
+        )
+
+    def _words(
+        self, captions: Int64[np.ndarray, "batch"]
+    ) -> tuple[Int64[np.ndarray, "batch words"], Bool[np.ndarray, "batch words"]]:
+        """The captions as they are, padded to the longest, and where they are."""
+        lengths = self.encoded.lengths[captions]
+        columns = np.arange(lengths.max())
+        attended = columns < lengths[:, None]
+        words = np.full(attended.shape, self.padding, np.int64)
+        words[attended] = self.encoded.words[(self.starts[captions][:, None] + columns)[attended]]
+        return words, attended
+
+    def _draws(
+        self,
+        places: Sequence[tuple[int, int]],
+        words: Bool[np.ndarray, "batch words"],
+        regions: Bool[np.ndarray, "batch regions"],
+    ) -> _Draws:
+        """Each sample's own chance: as many numbers as it has words and regions, whatever else is in the batch."""
+        draws = _Draws(np.ones(words.shape), np.zeros(words.shape), np.ones(regions.shape))
+        lengths, counts = words.sum(axis=1).tolist(), regions.sum(axis=1).tolist()
+        for row, ((epoch, index), length, count) in enumerate(zip(places, lengths, counts, strict=True)):
+            chance = np.random.default_rng((self.seed, epoch, index, HIDING)).random(2 * length + count)
+            draws.words[row, :length] = chance[:length]
+            draws.replacements[row, :length] = chance[length : 2 * length]
+            draws.regions[row, :count] = chance[2 * length :]
+        return draws
+
+    def _hide_words(
+        self, words: Int64[np.ndarray, "batch words"], attended: Bool[np.ndarray, "batch words"], draws: _Draws
+    ) -> HiddenWords:
+        maskable = attended & ~np.isin(words, self.special)
+        replacements = self.random_words[(draws.replacements * len(self.random_words)).astype(np.int64)]
+        flat = words.ravel(), maskable.ravel(), draws.words.ravel(), replacements.ravel()
+        return hide_words(*flat, self.mask, self.hiding.words)
+
+    def _regions(self, rows: Int64[np.ndarray, "batch"]) -> _Regions:
+        """The regions of images, padded to the most."""
+        images = [self.store.regions(row) for row in rows.tolist()]
+        counts = self.counts[rows]
+        attended = np.arange(counts.max()) < counts[:, None]
+        shape = (len(images), attended.shape[1] + 1)
+        features = torch.empty((*shape, self.store.dim))  # _finish makes row 0
+        self.store.fill(rows.tolist(), features[:, 1:])
+        boxes = np.zeros((*attended.shape, 4), np.float32)
+        fractions = np.zeros((*shape, 5), np.float32)
+        tokens = np.full(shape, TokenInput.PADDING, np.int64)
+        fractions[:, 0], tokens[:, 0] = WHOLE_IMAGE, TokenInput.IMAGE
+        for row, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
+            inside = slice(1, count + 1)
+            boxes[row, :count] = image.boxes[:count]
+            fractions[row, inside] = locations(image.boxes[:count], image.width, image.height)
+            tokens[row, inside] = TokenInput.IMAGE
+            if image.tokens is not None:
+                tokens[row, inside] = image.tokens[:count].astype(np.int64) + len(TokenInput)
+        return _Regions(features.numpy(), fractions, tokens, boxes, attended)
+
+    def _hide_regions(self, seen: _Regions, draws: Float[np.ndarray, "batch regions"]) -> HiddenRegions:
+        chosen, hidden = (part.reshape(draws.shape) for part in hide_regions(draws.ravel(), self.hiding.regions))
+        if self.hiding.overlap is not None:
+            hidden |= _overlapping(seen, chosen, self.hiding.overlap) & ~chosen
+        return HiddenRegions(chosen, hidden)
+
+    def _finish(self, seen: _Regions, hidden: HiddenRegions) -> None:
+        """Hides what is hidden and makes row 0, in place."""
+        seen.features[:, 1:][hidden.hidden] = 0
+        seen.tokens[:, 1:][hidden.hidden] = TokenInput.HIDDEN
+        if self.hiding.faithful:
+            counts = self.max_regions - _overlapping(seen, hidden.chosen, OVERLAP).sum(axis=1)
+        else:
+            counts = seen.attended.sum(axis=1)
+        seen.features[:, 1:].sum(axis=1, out=seen.features[:, 0])
+        seen.features[:, 0] /= np.maximum(counts, 1)[:, None].astype(np.float32)
+
+    def _classes(
+        self,
+        rows: Int64[np.ndarray, "batch"],
+        images: Int64[np.ndarray, "hidden"],
+        regions: Int64[np.ndarray, "hidden"],
+    ) -> Float32[np.ndarray, "hidden classes"]:
+        """The class probabilities of the hidden regions alone: those of all are too many numbers to read."""
+        if self.store.probabilities is None:
+            return np.empty((len(images), 0), np.float32)
+        return self.store.probabilities[self.store.firsts[rows[images]] + regions].astype(np.float32)
+
+
+def _overlapping(
+    seen: _Regions, chosen: Bool[np.ndarray, "batch regions"], threshold: float
+) -> Bool[np.ndarray, "batch regions"]:
+    """The regions of each image that overlap a chosen one of it."""
+    found = np.zeros_like(chosen)
+    for row, count in enumerate(seen.attended.sum(axis=1).tolist()):
+        found[row, :count] = overlapping(seen.boxes[row, :count], chosen[row, :count], threshold)
+    return found
+
+
+def with_whole_image(
+    inside: Regions, most: int
+) -> tuple[Float32[np.ndarray, "rows features"], Float32[np.ndarray, "rows 5"]]:
+    """Features and locations of one image's first regions, nothing hidden, behind row 0 for the whole of it."""
+    count = min(len(inside.boxes), most)
+    features = np.zeros((count + 1, inside.features.shape[1]), np.float32)
+    features[1:] = inside.features[:count]
+    features[0] = features[1:].sum(0) / max(count, 1)
+    whole_image = np.array([WHOLE_IMAGE], np.float32)
+    return features, np.concatenate([whole_image, locations(inside.boxes[:count], inside.width, inside.height)])

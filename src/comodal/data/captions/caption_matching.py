@@ -1,0 +1,93 @@
+"""Which image of a region store each caption belongs to, and which split.
+
+A caption carries all names of its image, in the same order in the whole file. Taken is the kind of name that most
+captions share with the store; to take the first that fits, caption by caption, would join an image's running number to
+another image's id.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from comodal.data.captions.caption_files import Caption
+from comodal.data.image_ids import coco_number
+from comodal.data.shards.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.errors import DataError
+
+NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well
+LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
+SHOWN = 3
+
+
+class Matched(NamedTuple):
+    """Captions with the row of their image in a store, and those whose image is not there."""
+
+    pairs: list[tuple[Caption, int]]
+    unmatched: list[Caption]
+
+    def not_taken(self, refused: Counter[str]) -> str:
+        """How many captions are left out, by reason, to be said behind something else; "" where all are taken."""
+        reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
+        return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
+
+
+def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
+    """Finds the image of each caption in a store, by the kind of name that most captions share with it.
+
+    Raises:
+        DataError: Next to nothing fits: the names are of another kind.
+    """
+    every = list(captions)
+    rows: dict[str, int] = {}
+    for place, name in enumerate(store_ids):
+        rows.setdefault(name, place)
+    without_folder = Counter(map(_last_part, store_ids))
+    for place, name in enumerate(store_ids):
+        if without_folder[_last_part(name)] == 1:  # a store of several folders, captions that name the file alone
+            rows.setdefault(_last_part(name), place)
+    hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
+    stems = (caption.image[1] for caption in every if len(caption.image) > 1)
+    if any(map(coco_number, stems)) and any(coco_number(_last_part(name)) for name in store_ids):
+        hits = Counter({place: count for place, count in hits.items() if place not in NUMBERS})
+    kind = min(hits, key=lambda place: (-hits[place], place in NUMBERS, place), default=1)
+    found = Matched([], [])
+    for caption in every:
+        row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
+        if row is None:
+            found.unmatched.append(caption)
+        else:
+            found.pairs.append((caption, row))
+    images = len({row for _, row in found.pairs})
+    if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(store_ids)):
+        asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:SHOWN]]
+        raise DataError(
+            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of "
+            f"{len(store_ids)} images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
+            f"{'; '.join(store_ids[:SHOWN]) or 'nothing'}"
+        )
+    return found
+
+
+def _last_part(image: str) -> str:
+    return image.rpartition("/")[2]
+
+
+def split_pairs(
+    pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation: float, test: float
+) -> dict[str, list[tuple[Caption, int]]]:
+    """The captions of each split: all captions of an image in one.
+
+    The split is the file's; that which is held out most if it gives several for one image; else by hash of the id.
+    """
+    every = list(pairs)
+    own: dict[int, set[str | None]] = {}
+    for caption, row in every:
+        own.setdefault(row, set()).add(caption.split)
+    split_of = {
+        row: next((split for split in HELD_OUT_FIRST if split in said), split_by_hash(store_ids[row], validation, test))
+        for row, said in own.items()
+    }
+    parts: dict[str, list[tuple[Caption, int]]] = {split: [] for split in HELD_OUT_FIRST}
+    for caption, row in every:
+        parts[split_of[row]].append((caption, row))
+    return parts

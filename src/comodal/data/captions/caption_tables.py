@@ -1,0 +1,113 @@
+"""Captions in tables: CSV and TSV files with a line of names, and the same names in JSON Lines.
+
+Read are Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment` and `raw,sentids,split,filename`,
+Hugging Face's metadata.csv and metadata.jsonl (`file_name,text`), open_clip's `filepath <tab> title`, and their like.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from comodal.errors import DataError
+from comodal.media.archives.archive_samples import Container
+from comodal.text_files import parse_csv, parse_json, split_lines
+
+IMAGE_COLUMNS = (
+    "image", "img_path", "file_name", "filename", "image_name", "image_path", "filepath", "file_path", "path", "file",
+    "url", "image_url",
+)  # fmt: skip
+CAPTION_COLUMNS = ("caption", "captions", "sentences", "sentence", "text", "comment", "raw", "title", "description")
+SPLIT_COLUMN = "split"
+DELIMITERS = ("\t", "|", ",", ";")
+
+
+class Row(NamedTuple):
+    """An image with its caption or captions; None where the row is cut short."""
+
+    image: str | None
+    captions: Any
+    split: str | None
+
+
+class Columns(NamedTuple):
+    """Where the cells stand, and how they are separated."""
+
+    delimiter: str
+    image: int
+    caption: int
+    split: int | None
+    width: int
+
+
+def pick(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of the first of some names that an entry has, or None."""
+    return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+
+def columns_of(text: str) -> Columns | None:
+    """The columns that the first line of a text names, or None if it is no line of names."""
+    first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
+    for delimiter in DELIMITERS:
+        names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
+        image, caption = (next((name for name in known if name in names), None)
+                          for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
+        if image is not None and caption is not None:
+            split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
+            return Columns(delimiter, names.index(image), names.index(caption), split, len(names))
+    return None
+
+
+def table_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
+    """The rows below the line of names; commas that nobody has quoted stay in a caption that stands last.
+
+    Raises:
+        DataError: It is not a table.
+    """
+    if columns.delimiter in "|\t":  # these files quote nothing
+        rows = (line.split(columns.delimiter) for line in split_lines(text) if line.strip())
+    else:
+        rows = (row for _, row in parse_csv(text, path, columns.delimiter))
+    next(rows, None)
+    for row in rows:
+        if len(row) > columns.width and columns.caption == columns.width - 1:
+            row = [*row[: columns.caption], columns.delimiter.join(row[columns.caption :])]
+        if len(row) < columns.width:
+            yield Row(None, None, None)
+            continue
+        split = row[columns.split].strip() if columns.split is not None else ""
+        yield Row(row[columns.image].strip(), several(row[columns.caption]), split or None)
+
+
+def container_rows(path: Path, container: Container) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file without media. An image is called by `key` where img2dataset names it by its
+    URL, and what could not be downloaded has none.
+
+    Raises:
+        DataError: It has no columns of images and captions.
+    """
+    has_any = False
+    for example in container.examples():
+        entry = {name.lower(): value for name, value in example.metadata.items()}
+        image = pick(entry, IMAGE_COLUMNS)
+        if "url" in entry and entry.get("key") is not None:
+            image = entry["key"]
+        has_any = has_any or (image is not None and pick(entry, CAPTION_COLUMNS) is not None)
+        if entry.get("status", "success") != "success":
+            image = None
+        captions, split = pick(entry, CAPTION_COLUMNS), entry.get(SPLIT_COLUMN)
+        yield Row(str(image) if image is not None else "", captions, str(split) if split else None)
+    if not has_any:
+        raise DataError(
+            f"{path}: no row with an image ({', '.join(IMAGE_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})"
+        )
+
+
+def several(cell: str) -> Any:
+    """A cell that is a JSON list of captions as a list; any other as it is."""
+    text = cell.strip()
+    if not (text.startswith('["') and text.endswith('"]')):
+        return cell
+    try:
+        return parse_json(text, "a list of captions")
+    except DataError:
+        return cell

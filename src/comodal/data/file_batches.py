@@ -1,0 +1,302 @@
+"""Many files through one piece of work: what is to be done, in parallel, and a report of what could not be read.
+
+OpenL3 lost the pending results of other files when the last one was already there (its `process_audio_file`); here
+every file is written by itself, under a temporary name that is renamed when whole.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from comodal.console import Table, say
+from comodal.data.shards.archive_sources import containers_in, read_stored
+from comodal.errors import DataError, MediaError, noticed, one_item
+from comodal.files import shortened, stamp_of, whole
+from comodal.media.archives.archive_samples import kind_of
+from comodal.media.archives.open_media import container_of, is_container
+from comodal.progress import track
+from comodal.workers import CRASHED, in_parallel
+
+COPY_BYTES = 1 << 20
+
+
+class Job(NamedTuple):
+    """A file and what is made of it."""
+
+    source: Path
+    results: tuple[Path, ...]
+
+
+class Outcome(NamedTuple):
+    """How a job went: rows written, or why not; and what was noticed, as that a file is truncated."""
+
+    job: Job
+    rows: int
+    problem: str
+    notes: tuple[str, ...] = ()
+
+
+class Jobs(NamedTuple):
+    """What is to be done, and the suffixes of the files in the folders that are not of the kind."""
+
+    jobs: list[Job]
+    left_out: Counter[str]
+    damaged: tuple[Outcome, ...] = ()  # of containers
+
+
+def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> Jobs:
+    """One job for each file; a folder stands for all files in it with one of the suffixes, and a tar, Parquet or Arrow
+    file, given or in a folder, for all members of the kind.
+
+    Results lie beside the file, or in `out` (the inner folders of a folder are kept); those of a container in a folder
+    of its name without the suffix. `name_results` says how they are called.
+
+    Raises:
+        DataError: nothing is to be done, or two files would have the same result.
+    """
+    wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, by itself and with its folder
+    left_out, damaged = Counter[str](), list[Outcome]()
+    for given in files:
+        every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
+        containers = [Path(name) for name in containers_in(map(str, every if given.is_dir() else [given]))]
+        for container in containers:
+            folder = container.parent
+            if out is not None:
+                folder = out / container.parent.relative_to(given if given.is_dir() else given.parent)
+            members, broken = members_of(container, suffixes)
+            wanted |= dict.fromkeys((path, folder / container.stem / inner) for path, inner in members)
+            damaged += broken
+        found = [path for path in every if not is_container(path.name)]
+        inside = sorted(path for path in found if path.suffix.lower() in suffixes)
+        left_out.update(path.suffix.lower() for path in found if path.suffix.lower() not in suffixes)
+        for path in inside if given.is_dir() else [] if containers else [given]:
+            folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
+            wanted[path, folder] = None
+    if not wanted and not damaged:
+        raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
+    return Jobs(name_results(list(wanted), endings), left_out, tuple(damaged))
+
+
+def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, PurePosixPath]], list[Outcome]]:
+    """The paths of a container's members of the kind that the suffixes are of, each with its folder in the container;
+    and what is damaged."""
+    kind = kind_of(next(iter(suffixes)))
+    members, damaged = [], []
+    for stored in read_stored(container.parent, container.name):
+        if stored.example.fault is not None:
+            damaged.append(Outcome(Job(container.parent / stored.path, ()), 0, ": ".join(stored.example.fault)))
+        elif kind in stored.example.members:
+            name = PurePosixPath(stored.example.members[kind][0])
+            members.append((container / name, name.parent))
+    return members, damaged
+
+
+def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[Job]:
+    """Of files, and the folders of their results, the jobs: results are called NAME + ending + .npz.
+
+    Where a result would be of several files, or is there and was made from a file of another name, results keep the
+    suffixes of their files (a.wav.npz, a.mp3.npz); one that is there under such a name is kept.
+
+    Raises:
+        DataError: files of the same name would have the same result.
+    """
+
+    def job(source: Path, folder: Path, name: str) -> Job:
+        return Job(source, tuple(folder / shortened(f"{name}{ending}.npz") for ending in endings))
+
+    def keeps(source: Path, folder: Path) -> bool:
+        of_another = sources_of(job(source, folder, source.stem)) - {"", source.name}
+        return bool(of_another) or source.name in sources_of(job(source, folder, source.name))
+
+    keeping = {pair for pair in wanted if keeps(*pair)}
+    while True:
+        jobs = {pair: job(*pair, pair[0].name if pair in keeping else pair[0].stem) for pair in wanted}
+        times = Counter(planned.results[0] for planned in jobs.values())
+        alike = {pair for pair, planned in jobs.items() if times[planned.results[0]] > 1}
+        if alike <= keeping:
+            break
+        keeping |= alike
+    if alike:
+        first = min(alike)
+        second = min(pair for pair in alike if pair != first and jobs[pair].results == jobs[first].results)
+        raise DataError(f"{first[0]} and {second[0]} would both be written to {jobs[first].results[0]}")
+    return list(jobs.values())
+
+
+def attempt_each(jobs: Sequence[Job], work: Callable[[Job], int]) -> list[Outcome]:
+    """Runs jobs in this process."""
+    return [attempt(job, work) for job in jobs]
+
+
+def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
+    """Runs one job; what goes wrong with its file is an outcome."""
+    with noticed() as notes:
+        try:
+            with one_item(job.source):
+                rows, problem = work(job), ""
+        except MediaError as error:
+            rows, problem = 0, f"{error.reason}: {error.detail}"
+    return Outcome(job, rows, problem, tuple(dict.fromkeys(notes)))
+
+
+class Together(NamedTuple):
+    """Work on several files at once in this process, for a GPU, and on how many."""
+
+    work: Callable[[Sequence[Job]], list[Outcome]]
+    size: int
+
+
+def run_files(
+    planned: Jobs, work: Callable[[Job], int], workers: int, overwrite: bool, together: Together | None = None
+) -> dict[str, float]:
+    """Runs the jobs whose results are not all there, and reports.
+
+    Args:
+        planned: what to do.
+        work: writes the results of a job and returns how many rows there are.
+        workers: processes; 0 takes one per core.
+        overwrite: make results again that exist.
+        together: does the same for several jobs at once, in this process. Without it more than one job is done by
+            worker processes, so that a file that crashes its decoder costs itself alone.
+
+    Returns:
+        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, as of a truncated one) and
+        embed.left_out (files in the folders whose names do not end like the kind's).
+
+    Raises:
+        DataError: some files could not be read; all the others are written by then.
+        ValueError: workers is negative.
+    """
+    jobs, left_out, damaged = planned
+    if workers < 0:
+        raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
+    todo = [job for job in jobs if overwrite or not is_done(job)]
+    processes = min(len(todo), workers or os.cpu_count() or 1)
+    calls: Iterable[Outcome]
+    if together is not None:
+        starts = range(0, len(todo), together.size)
+        calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
+    elif len(todo) == 1:
+        calls = attempt_each(todo, work)
+    else:
+        calls = (
+            outcome or Outcome(job, 0, ": ".join(CRASHED))
+            for job, outcome in in_parallel(partial(attempt, work=work), todo, processes)
+        )
+    done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
+    refused = sorted((one for one in (*done, *damaged) if one.problem), key=lambda outcome: outcome.job.source)
+    noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
+    report(refused, noted, sum(not outcome.problem for outcome in done), len(jobs) - len(todo), left_out)
+    if refused:
+        first = f"{refused[0].job.source}: {refused[0].problem}"
+        raise DataError(
+            f"{len(refused)} of {len(jobs) + len(damaged)} files could not be embedded (all others are), first {first}"
+        )
+    return {
+        "embed.written": float(len(done)),
+        "embed.skipped": float(len(jobs) - len(todo)),
+        "embed.windows": float(sum(outcome.rows for outcome in done)),
+        "embed.noted": float(len(noted)),
+        "embed.left_out": float(left_out.total()),
+    }
+
+
+def report(refused: list[Outcome], noted: list[Outcome], written: int, skipped: int, left_out: Counter[str]) -> None:
+    """One line of counts, and tables of the files that could not be read, and of those that are not whole."""
+    say(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
+    if left_out:
+        endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+        say(f"{left_out.total()} files of other kinds were left out: {endings}; give them by name to try them")
+    if refused:
+        table = Table("file", "reason")
+        for outcome in refused:
+            table.add_row(str(outcome.job.source), outcome.problem)
+        table.show()
+    if noted:
+        table = Table("file", "note")
+        for outcome in noted:
+            table.add_row(str(outcome.job.source), "; ".join(outcome.notes))
+        table.show()
+
+
+class Rows(NamedTuple):
+    """A batch of vectors, their times, and which of them are of silence; None where the file is not to say it."""
+
+    vectors: Float32[np.ndarray, "rows features"]
+    seconds: Float[np.ndarray, " rows"] | None
+    silent: Bool[np.ndarray, " rows"] | None = None
+
+
+def is_done(job: Job) -> bool:
+    """Whether all results are there and are of the file as it is, and not of another that had its name before."""
+    if not all(result.is_file() for result in job.results):
+        return False
+    stamps = [read_source(result)[0] for result in job.results]
+    return all(stamp in ("", stamp_of_source(job.source)) for stamp in stamps)
+
+
+def stamp_of_source(source: Path) -> str:
+    """Of a file, or of the container that holds a member."""
+    return stamp_of(container_of(source) or source)
+
+
+def sources_of(job: Job) -> set[str]:
+    """The names of the files that the results were made from, as far as they are there."""
+    return {read_source(result)[1] for result in job.results if result.is_file()}
+
+
+def read_source(result: Path) -> tuple[str, str]:
+    """The stamp and the name of the file that a result was made from; "" where it does not say them."""
+    try:
+        with zipfile.ZipFile(result) as archive:
+            stamp, _, name = archive.comment.partition(b" ")
+    except (OSError, zipfile.BadZipFile):
+        return "", ""
+    return stamp.decode("ascii", "replace"), os.fsdecode(name)
+
+
+def write_rows(
+    result: Path, batches: Iterable[Rows], about: Mapping[str, object] | None = None, source: Path | None = None
+) -> int:
+    """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
+
+    The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
+    Nothing is written if no row comes. The archive's comment is the stamp and the name of the source, if that is given.
+    """
+    columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
+    count, features, stamp = 0, 0, "" if source is None else stamp_of_source(source)  # before it is read
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=result.parent) as scratch:
+        for rows in batches:
+            count, features = count + len(rows.vectors), rows.vectors.shape[1]
+            scratch.write(np.ascontiguousarray(rows.vectors, dtype="<f4").tobytes())
+            for name, column in (("timestamps", rows.seconds), ("silent", rows.silent)):
+                columns[name] += [] if column is None else [column]
+        if not count:
+            return 0
+        with whole(result) as part, zipfile.ZipFile(part, "w") as archive:
+            with archive.open("embedding.npy", "w", force_zip64=True) as entry:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}
+                np.lib.format.write_array_header_1_0(entry, header)
+                scratch.seek(0)
+                shutil.copyfileobj(scratch, entry, COPY_BYTES)
+            for name, parts in columns.items():
+                if parts:
+                    with archive.open(f"{name}.npy", "w") as entry:
+                        np.lib.format.write_array(entry, np.concatenate(parts), allow_pickle=False)
+            archive.comment = b"" if source is None else stamp.encode() + b" " + os.fsencode(source.name)
+            if about is not None:
+                with archive.open("about.npy", "w") as entry:
+                    np.lib.format.write_array(entry, np.array(json.dumps(about)), allow_pickle=False)
+    return count

@@ -1,0 +1,279 @@
+"""Region features as people have them, read record by record; no pickle is trusted (restricted.py).
+
+| layout | what |
+|---|---|
+| lmdb | the original's LMDB (vilbert-multi-task: arrays), its first one (vilbert_beta: rows of text, base64), MMF's |
+| tensorpack | the original's pretraining LMDB: msgpack records of features, classes, boxes, sizes, id |
+| npy | files of the original's extractor, or MMF's pairs NAME.npy and NAME_info.npy, in a folder |
+| tsv | bottom-up-attention's TSV with 6 columns, 7 (class probabilities) or LXMERT's 10 |
+| hdf5 | image_features with image_bb and spatial_features, of fixed or of `pos_boxes` rows; imgid2idx.pkl beside it |
+
+A folder of several LMDB or TSV files is read as one, in the order of their names. None holds the whole image as a
+region: the original's readers add it, and so do ours (data/captions/caption_dataset.py).
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from comodal.data.hdf5_files import check_bytes, open_hdf5
+from comodal.data.regions.feature_records import Record, Skipped, record_of, taken
+from comodal.data.regions.safe_unpickler import RefusedPickleError, load_npy, load_pickle
+from comodal.errors import DataError
+from comodal.text_files import read_json
+
+Layout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
+COLUMNS = {
+    6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
+    7: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features", "cls_prob"),
+    10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
+         "boxes", "features"),
+}  # fmt: skip
+HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
+HEADINGS = ("image_id", "img_id")
+EXTRA = 'needs the extra: pip install "comodal[legacy]"'
+
+Entries = Iterator[tuple[str, Callable[[], Record]]]  # a name, and what makes the record when it is wanted
+Tell = Callable[[float], object]  # which part of the source is read
+
+
+def recognise(source: Path) -> Layout:
+    """The layout of a file or folder.
+
+    Raises:
+        DataError: It is not there, or none that is read.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: there is no such file or folder")
+    kinds: dict[str, Layout] = {
+        ".lmdb": "lmdb", ".mdb": "lmdb", ".tsv": "tsv", ".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy",
+    }  # fmt: skip
+    if (source / "data.mdb").is_file() or any(source.glob("*.lmdb")):
+        return "lmdb"
+    if source.is_dir() and any(source.rglob("*.npy")):
+        return "npy"
+    if source.is_dir() and any(source.glob("*.tsv*")):
+        return "tsv"
+    for suffix in (suffix.lower() for suffix in source.suffixes if source.is_file()):
+        if suffix in kinds:
+            return kinds[suffix]
+    raise DataError(
+        f"{source} is no file of region features that comodal knows. It reads LMDB (of vilbert-multi-task, "
+        "vilbert_beta, MMF and tensorpack), bottom-up-attention's and LXMERT's .tsv, folders of .npy, and .hdf5"
+    )
+
+
+def read_records(
+    source: Path, layout: Layout, start: int = 0, tell: Tell = lambda _share: None
+) -> Generator[Record | Skipped, None, None]:
+    """All records of a source from one on, one at a time; what cannot be taken comes as Skipped.
+
+    Raises:
+        DataError: The source as a whole cannot be read.
+    """
+    readers: dict[Layout, tuple[Callable[[Path, Tell], Entries], str]] = {
+        "lmdb": (lmdb_entries, "*.lmdb"),
+        "tensorpack": (lmdb_entries, "*.lmdb"),
+        "npy": (npy_entries, ""),
+        "tsv": (tsv_entries, "*.tsv*"),
+        "hdf5": (hdf5_entries, ""),
+    }
+    entries, pattern = readers[layout]
+    has_parts = pattern and source.is_dir() and not (source / "data.mdb").is_file()
+    parts = sorted(source.glob(pattern)) if has_parts else [source]
+    number = 0
+    for index, part in enumerate(parts):
+        for name, make in entries(part, lambda share, index=index: tell((index + share) / len(parts))):  # type: ignore[misc]
+            if number >= start:
+                yield taken(name, make)
+            number += 1
+
+
+def lmdb_entries(source: Path, tell: Tell) -> Entries:
+    """Any of the LMDBs; its own list of keys, which a killed writer leaves out, is not needed."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise DataError(f"{source}: LMDB {EXTRA}") from error
+    try:
+        with (
+            lmdb.open(str(source), subdir=source.is_dir(), readonly=True, lock=False) as environment,
+            environment.begin(buffers=True) as transaction,
+        ):
+            check_length(source, environment)
+            keys = transaction.get(b"keys")
+            if keys is not None and (faults := fault_of(bytes(keys))):
+                yield "keys", faults
+            count = environment.stat()["entries"]
+            for number, (key, value) in enumerate(transaction.cursor()):
+                name = bytes(key).decode("utf-8", "replace")
+                tell(number / count)
+                if name not in ("keys", "__keys__", "__len__"):
+                    yield name, partial(lmdb_record, value, name)
+    except lmdb.Error as error:
+        raise DataError(f"{source}: not a whole LMDB ({error})") from error
+
+
+def check_length(source: Path, environment: Any) -> None:
+    """Whoever reads behind the end of a cut LMDB is killed by the system, so that has to be seen before."""
+    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    found = (source / "data.mdb" if source.is_dir() else source).stat().st_size
+    if found < wanted:
+        raise DataError(f"{source}: {found:,} of {wanted:,} bytes are there: it was not copied to its end")
+
+
+def fault_of(keys: bytes) -> Callable[[], Record] | None:
+    """The list of keys is not needed, but a dangerous one tells what the file is."""
+    try:
+        load_pickle(keys)
+    except DataError as error:
+        return partial(fail, error)
+    return None
+
+
+def fail(error: DataError) -> Record:
+    """Raises an error when its turn has come."""
+    raise error
+
+
+def lmdb_record(value: memoryview, name: str) -> Record:
+    """A value of an LMDB: a pickle begins with 0x80 or an ASCII letter, a msgpack list of eight with 0x98."""
+    data = bytes(value)
+    if data[:1] == b"\x98":
+        return tensorpack_record(data)
+    fields = load_pickle(data)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a {type(fields).__name__}, not a dictionary")
+    return record_of(fields, name)
+
+
+def tensorpack_record(data: bytes) -> Record:
+    """The pretraining records: features, classes, boxes, number, height, width, id, caption."""
+    try:
+        import msgpack
+    except ImportError as error:
+        raise DataError(f"tensorpack's LMDB {EXTRA}") from error
+    try:
+        values = msgpack.unpackb(data, raw=False, object_hook=msgpack_array, strict_map_key=False)
+    except (msgpack.UnpackException, UnicodeDecodeError) as error:
+        raise ValueError(f"not a whole msgpack record ({error})") from error
+    features, classes, boxes, count, height, width, image = values[:7]
+    named = {"features": features, "cls_prob": classes, "boxes": boxes, "num_boxes": count}
+    return record_of(named | {"image_h": height, "image_w": width, "image_id": image}, str(image))
+
+
+def msgpack_array(value: dict) -> Any:
+    """msgpack_numpy's way to say an array; objects (which it pickles) are refused."""
+    fields = {(name.decode() if isinstance(name, bytes) else name): item for name, item in value.items()}
+    if "nd" not in fields:
+        return value
+    kind = fields.get("kind", b"")
+    if kind in (b"O", "O"):
+        raise RefusedPickleError("refused: it holds pickled objects")
+    dtype = np.dtype(fields["type"] if isinstance(fields["type"], str) else fields["type"].decode())
+    if dtype.hasobject:
+        raise RefusedPickleError("refused: it holds pickled objects")
+    return np.frombuffer(fields["data"], dtype).reshape(fields.get("shape", ()))
+
+
+def npy_entries(source: Path, tell: Tell) -> Entries:
+    """One file an image, or two; the id is the one in it, or the file's path below the folder."""
+    files = [source] if source.is_file() else sorted(source.rglob("*.npy"))
+    root = source.parent if source.is_file() else source
+    for number, path in enumerate(files):
+        tell(number / len(files))
+        if not path.stem.endswith("_info"):
+            image = path.relative_to(root).with_suffix("").as_posix()
+            yield image, partial(npy_record, path, image)
+
+
+def npy_record(path: Path, image: str) -> Record:
+    """The original's dictionary in a file, or features with MMF's dictionary beside them."""
+    value = load_npy(path)
+    if isinstance(value, dict):
+        return record_of(value, image)
+    info = load_npy(path.with_name(f"{path.stem}_info.npy"))
+    if not isinstance(info, dict):
+        raise ValueError(f"{path.stem}_info.npy holds a {type(info).__name__}, not a dictionary")
+    return record_of(info | {"features": value}, image)
+
+
+def tsv_entries(source: Path, tell: Tell) -> Entries:
+    """A line an image, base64 in its columns."""
+    size, done = source.stat().st_size, 0
+    with source.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            done += len(line)
+            tell(done / size)
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            name = cells[0].decode("utf-8", "replace")
+            if name not in HEADINGS:
+                yield name or f"line {number}", partial(tsv_record, cells)
+
+
+def tsv_record(cells: list[bytes]) -> Record:
+    """Bottom-up-attention writes width before height, LXMERT height before width."""
+    if len(cells) not in COLUMNS:
+        raise ValueError(f"{len(cells)} columns; there are tables of {', '.join(map(str, COLUMNS))}")
+    return record_of(dict(zip(COLUMNS[len(cells)], cells, strict=True)), "")
+
+
+def hdf5_entries(source: Path, tell: Tell) -> Entries:
+    """Rows of all images, or a block of rows for each; sizes follow from the boxes in pixels and in fractions."""
+    with open_hdf5(source) as file:
+        lacking = [name for name in HDF5_COLUMNS if name not in file]
+        if lacking:
+            raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
+        fixed = file["image_features"].ndim == 3
+        if not fixed:
+            check_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
+        ends = file["pos_boxes"][:].tolist() if not fixed else []
+        blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
+        names = ids_beside(source, len(blocks))
+        for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
+            tell(index / len(blocks))
+            yield name, partial(hdf5_record, file, block, name)
+
+
+def hdf5_record(file: Any, block: int | slice, name: str) -> Record:
+    """One image; rows of zeros at the end are padding."""
+    try:
+        for column in HDF5_COLUMNS:
+            rows = 1 if isinstance(block, int) else len(range(*block.indices(len(file[column]))))
+            check_bytes(file[column], rows, column)
+        features, boxes, shares = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
+    except OSError as error:  # h5py's own, for a damaged part of a file
+        raise ValueError(str(error)) from error
+    there = boxes[:, 2] > boxes[:, 0]
+    if not there.any():
+        raise ValueError("no box has a width")
+    widest, highest = int(np.argmax(shares[:, 2] * there)), int(np.argmax(shares[:, 3] * there))
+    width, height = float(boxes[widest, 2] / shares[widest, 2]), float(boxes[highest, 3] / shares[highest, 3])
+    if not (np.isfinite(width) and np.isfinite(height)):
+        raise ValueError("the size of the image does not follow from its boxes")
+    return Record(name, features[there], boxes[there], round(width), round(height), None)
+
+
+def ids_beside(source: Path, count: int) -> list[str]:
+    """The images' ids from NAME_imgid2idx or imgid2idx, .pkl or .json, beside the file.
+
+    Raises:
+        DataError: There is none, it does not say the id of every row, or could run code.
+    """
+    names = [f"{stem}{suffix}" for stem in (f"{source.stem}_imgid2idx", "imgid2idx") for suffix in (".pkl", ".json")]
+    path = next((source.parent / name for name in names if (source.parent / name).is_file()), None)
+    if path is None:
+        raise DataError(f"{source} does not say whose its rows are: put {names[0]} beside it ({{image id: row}})")
+    try:
+        found = read_json(path) if path.suffix == ".json" else load_pickle(path.read_bytes())
+        ids = {int(row): str(image) for image, row in found.items()}
+    except DataError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not ids with their rows ({error})") from error
+    if missing := [row for row in range(count) if row not in ids]:
+        raise DataError(f"{path} says no id for {len(missing):,} of {count:,} rows, row {missing[0]} for one")
+    return [ids[row] for row in range(count)]

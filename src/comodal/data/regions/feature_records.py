@@ -1,0 +1,156 @@
+"""One record of other people's feature files: numbers that fit together, whatever its writer called them."""
+
+import binascii
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.data.regions.box_units import BoxUnitsError, check_units
+from comodal.data.regions.safe_unpickler import RefusedPickleError
+from comodal.errors import DataError
+
+NAMES = {
+    "features": ("features", "feature"),
+    "boxes": ("boxes", "bbox"),
+    "width": ("image_w", "image_width"),
+    "height": ("image_h", "image_height"),
+    "classes": ("cls_prob",),
+    "image": ("image_id",),
+}
+FEWEST_NUMBERS = 16  # that show how features spread
+MOST_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
+OUTSIDE = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
+
+
+class Record(NamedTuple):
+    """The regions of one image; boxes are left, top, right, bottom in pixels."""
+
+    image: str
+    features: Float[np.ndarray, "regions dim"]
+    boxes: Float[np.ndarray, "regions 4"]
+    width: int
+    height: int
+    classes: Float[np.ndarray, "regions classes"] | None
+
+
+class Skipped(NamedTuple):
+    """A record that is not taken."""
+
+    image: str
+    reason: Literal["refused", "damaged", "does not fit", "id twice", "boxes are fractions", "boxes are not corners"]
+    detail: str
+
+
+def taken(image: str, make: Callable[[], Record]) -> Record | Skipped:
+    """A record, or why it is not one."""
+    try:
+        record = make()
+        check(record)
+        return record
+    except RefusedPickleError as error:
+        return Skipped(image, "refused", str(error))
+    except BoxUnitsError as error:
+        return Skipped(image, error.reason, str(error))
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        return Skipped(image, "damaged", str(error) if isinstance(error, DataError | ValueError) else repr(error))
+
+
+def check(record: Record) -> None:
+    """Raises a ValueError unless all numbers fit together."""
+    rows = len(record.features)
+    classes = rows if record.classes is None else len(record.classes)
+    if record.features.ndim != 2 or record.boxes.shape != (rows, 4) or classes != rows:
+        raise ValueError(f"features {record.features.shape}, boxes {record.boxes.shape} and {classes} classes")
+    if record.width < 1 or record.height < 1:
+        raise ValueError(f"an image of {record.width} x {record.height} pixels")
+    for name, numbers in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise ValueError(f"{name} are not finite numbers")
+    check_boxes(record)
+    check_spread(record.features)
+
+
+def check_boxes(record: Record) -> None:
+    """Boxes are corners in pixels, within the image.
+
+    Raises:
+        BoxUnitsError: They are fractions, or end before they begin.
+        ValueError: They leave the image.
+    """
+    check_units(record.boxes, record.width, record.height)
+    sides = np.array([record.width, record.height])
+    slack = 2 + OUTSIDE * sides
+    corners = record.boxes.reshape(-1, 2)
+    if (corners < -slack).any() or (corners > sides + slack).any():
+        raise ValueError(f"boxes leave the image of {record.width} x {record.height} pixels")
+
+
+def check_spread(features: Float[np.ndarray, "regions dim"]) -> None:
+    """Numbers that were read with another width than they were written with differ by tens of orders of magnitude.
+
+    Raises:
+        ValueError: These do.
+    """
+    magnitudes = np.abs(features[features != 0])
+    if len(magnitudes) >= FEWEST_NUMBERS:
+        small, large = np.log2(np.percentile(magnitudes.astype(np.float64), [5, 95]))
+        if large - small > MOST_OCTAVES:
+            raise ValueError(
+                f"features from 2^{small:.0f} to 2^{large:.0f}: their bytes are not of the type that they are read as "
+                "(float64 or float16 as float32?)"
+            )
+
+
+def record_of(values: dict[str, Any], image: str) -> Record:
+    """A record of a dictionary, whatever its writer called things; text is base64 of float32.
+
+    The original's extractor always writes 100 rows and counts in num_boxes those with a score above 0; its readers
+    take all rows, and so does this one.
+    """
+    found: dict[str, Any] = {
+        ours: next((values[name] for name in names if values.get(name) is not None), None)
+        for ours, names in NAMES.items()
+    }
+    lacking = [name for name in ("features", "boxes", "width", "height") if found[name] is None]
+    if lacking:
+        raise ValueError(f"no {', '.join(lacking)} among {sorted(map(str, values))}")
+    is_text = isinstance(found["boxes"], str | bytes)
+    boxes = numbers(found["boxes"], whole_number(values["num_boxes"]) if is_text else None, 4)
+    rows = len(boxes)
+    if whole_number(values.get("num_boxes", rows)) > rows:
+        raise ValueError(f"num_boxes says {values['num_boxes']}, there are {rows} boxes")
+    features = numbers(found["features"], rows, None)
+    if not isinstance(found["features"], str | bytes) and np.asarray(found["features"]).dtype.kind != "f":
+        raise ValueError(f"features of {np.asarray(found['features']).dtype}: quantized features are not read")
+    classes = None if found["classes"] is None else numbers(found["classes"], rows, None)
+    name = found["image"].decode() if isinstance(found["image"], bytes) else found["image"]
+    width, height = whole_number(found["width"]), whole_number(found["height"])
+    return Record(image if name is None else str(name), features, boxes, width, height, classes)
+
+
+def whole_number(value: Any) -> int:
+    """A number that may be text."""
+    return int(float(value))
+
+
+def numbers(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
+    """Numbers in so many rows and columns as float32, of an array or of base64; None is as many as there are."""
+    if isinstance(value, str | bytes):
+        data = binascii.a2b_base64(value, strict_mode=True)
+        if rows and columns and len(data) != 4 * rows * columns:
+            raise ValueError(f"{len(data)} bytes, not {4 * rows * columns} for {rows} x {columns} numbers of float32")
+        if rows and len(data) % (4 * rows):
+            raise ValueError(f"{len(data)} bytes do not make {rows} rows of float32")
+        array = np.frombuffer(data, "<f4")
+    else:
+        array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        raise ValueError(f"an array of {array.dtype} and shape {array.shape}, not numbers in rows")
+    if array.ndim == 1:
+        known = rows if columns is None else columns
+        if not known or len(array) % known or (rows and columns and len(array) != rows * columns):
+            raise ValueError(f"{len(array)} numbers do not make {'' if rows is None else rows} rows")
+        array = array.reshape(-1, len(array) // known if columns is None else columns)
+    return array.astype(np.float32, copy=False)

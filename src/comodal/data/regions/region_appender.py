@@ -1,0 +1,133 @@
+"""Images added to a region store that is whole, at the same cost however many it holds.
+
+Rows go behind those that are there, and a line for each image into `added-N.jsonl`, N being the images of the index
+file. Nothing of that counts before about.json says so, which is replaced whole: a process that is killed leaves the
+store of its last commit, and the next one cuts off what stands behind. When more images were added than the index file
+has, a new index file is written, so that opening a store stays fast.
+"""
+
+import hashlib
+import json
+import os
+import time
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.data.output_folder import explained
+from comodal.data.regions.region_index import pack_index
+from comodal.data.regions.region_store import (
+    INDEX,
+    RegionStore,
+    check_regions,
+    index_of,
+    widths_of,
+    write_about,
+    write_regions,
+)
+from comodal.errors import DataError
+from comodal.files import write_whole
+
+COMMIT_SECONDS = 10.0  # how much work a killed process may lose
+
+
+class RegionAppender:
+    """Adds images to a store.
+
+    Args:
+        store: As it was opened; one without visual tokens, which are made of all regions.
+
+    Raises:
+        DataError: It has visual tokens, or cannot be written.
+    """
+
+    def __init__(self, store: RegionStore) -> None:
+        if store.tokens:
+            raise DataError(f"{store.folder} has visual tokens: no image can be added")
+        self.store, self.folder, self.about = store, store.folder, dict(store.about)
+        self.known: set[str] = set()
+        self.files: dict[str, BinaryIO] = {}
+        self.lines: list[bytes] = []
+        self.regions = 0  # of the images that wait for a commit
+        self.committed = time.monotonic()
+
+    def __enter__(self) -> "RegionAppender":
+        with explained(self.folder):
+            if "added" not in self.about:
+                self.about |= {"added": 0, "added_file": f"added-{self.about['images']}.jsonl"}
+                self.about |= {"indexed": self.about["images"]}
+                write_about(self.folder, self.about)  # from here on files may be longer than what counts
+            for name, width in widths_of(self.about).items():
+                self.files[name] = file = (self.folder / name).open("r+b")
+                file.truncate(self.about["regions"] * width)
+                file.seek(0, os.SEEK_END)
+            self.added = (self.folder / self.about["added_file"]).open("ab")
+            self.added.truncate(self.about["added"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with explained(self.folder):
+            try:
+                self.commit()
+                if self.about["images"] > 2 * self.about["indexed"]:
+                    self._write_index()
+            finally:
+                for file in (*self.files.values(), self.added):
+                    file.close()
+
+    def add(
+        self,
+        image: str,
+        features: Float[np.ndarray, "regions dim"],
+        boxes: Float[np.ndarray, "regions 4"],
+        width: int,
+        height: int,
+        classes: Float[np.ndarray, "regions classes"] | None = None,
+    ) -> None:
+        """Adds an image.
+
+        Raises:
+            ValueError: It is there already, or numbers do not fit or are not finite.
+        """
+        if image in self.known or self.store.find(image) is not None:
+            raise ValueError(f"image {image} is in the store already")
+        check_regions(self.about, image, features, boxes, width, height, classes)
+        with explained(self.folder):
+            write_regions(self.files, np.dtype(self.about["dtype"]), features, boxes, classes)
+        self.lines.append(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
+        self.regions += len(boxes)
+        self.known.add(image)
+        if time.monotonic() - self.committed > COMMIT_SECONDS:
+            with explained(self.folder):
+                self.commit()
+
+    def commit(self) -> None:
+        """Makes the images that were added so far part of the store."""
+        if not self.lines:
+            return
+        data = b"".join(self.lines)
+        self.added.write(data)
+        for file in (*self.files.values(), self.added):
+            file.flush()
+            os.fsync(file.fileno())
+        fresh = self.about | {"added": self.about["added"] + len(data)}
+        fresh |= {"images": self.about["images"] + len(self.lines), "regions": self.about["regions"] + self.regions}
+        fresh["fingerprint"] = hashlib.sha256(self.about["fingerprint"].encode() + data).hexdigest()[:16]
+        write_about(self.folder, fresh)
+        self.about, self.lines, self.regions, self.committed = fresh, [], 0, time.monotonic()
+
+    def _write_index(self) -> None:
+        """One index file of all images; its predecessors are removed when it counts."""
+        old = [self.folder / self.about.get("index", INDEX), self.folder / self.about["added_file"]]
+        images = self.about["images"]
+        fresh: dict[str, Any] = {"index": f"index-{images}.bin", "added_file": f"added-{images}.jsonl"}
+        write_whole(self.folder / fresh["index"], pack_index(index_of(self.folder, self.about)))
+        write_whole(self.folder / fresh["added_file"], b"")
+        self.about |= fresh | {"added": 0, "indexed": images}
+        write_about(self.folder, self.about)
+        for path in old:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Whether a model may read the regions of a store: those of another network are numbers without a meaning to it.
+
+Training writes beside the model what its regions were made of (regions.json, `RegionStore.described`); every store says
+the same of itself. The fingerprint is of the weights and of what changes the features of a box. Where the boxes are is
+not part of it: the same network over other boxes is what VCR and RefCOCO+ ask about.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from comodal import distributed
+from comodal.console import say
+from comodal.data.regions.region_store import RegionStore, read_about, write_about
+from comodal.errors import CheckpointError, DataError
+from comodal.text_files import read_json_object
+
+REGIONS = "regions.json"
+PLACES = ("boxes", "grid", "most")
+
+
+def learnt_from(model: Path) -> dict[str, Any] | None:
+    """What the regions of a model's training were made of, or None where it does not say.
+
+    Args:
+        model: The model's own folder, with its config.json.
+
+    Raises:
+        CheckpointError: regions.json is damaged.
+    """
+    path = model / REGIONS
+    if not path.is_file():
+        return None
+    made = read_json_object(path, CheckpointError).get("made_from")
+    if not isinstance(made, dict):
+        raise CheckpointError(f"{path}: made_from is {made!r}, not an object")
+    return made
+
+
+def check_same_regions(model: Path, store: RegionStore) -> None:
+    """Refuses features that the model was not trained on; what cannot be told is said in a line.
+
+    Args:
+        model: The model's own folder, with its config.json.
+        store: What it is to read.
+
+    Raises:
+        DataError: The store's features are of other weights or settings, and nobody has said that they will do.
+        CheckpointError: regions.json is damaged.
+    """
+    learnt, made = learnt_from(model), store.about["made_from"]
+    if learnt is None or learnt == made:
+        return
+    known, found = learnt.get("fingerprint"), made.get("fingerprint")
+    if known is None or found is None:
+        warn(
+            f"{model} has learnt from regions of {named(learnt)}, {store.folder} has those of {named(made)}: "
+            "whether they are of the same kind cannot be told"
+        )
+    elif known != found and known not in store.about.get("also_for", []):
+        raise DataError(
+            f"{store.folder} has features of {named(made)} and {model} was trained on {named(learnt)}: "
+            f"`comodal extract IMAGES STORE --like {model}` makes such; whoever knows that these will do, "
+            f"extracts them with --also-for {model}"
+        )
+    elif known == found and any(learnt.get(name) != made.get(name) for name in PLACES):
+        warn(f"{store.folder} has other boxes than {model} was trained on: {places(made)}, not {places(learnt)}")
+
+
+def accept(store: Path, model: Path) -> None:
+    """Writes into a store that a model may read it, although its features are of other weights or settings.
+
+    Raises:
+        DataError: The model does not say what it has learnt from.
+    """
+    known = (learnt_from(model) or {}).get("fingerprint")
+    if known is None:
+        raise DataError(f"{model} does not say of what regions it has learnt, so it reads any of the right size")
+    about = read_about(store)
+    write_about(store, about | {"also_for": sorted({*about.get("also_for", []), known})})
+
+
+def named(made: dict[str, Any]) -> str:
+    """What regions were made of, in a few words."""
+    if "fingerprint" not in made:
+        return " ".join(str(made[name]) for name in ("layout", "source") if name in made) or "an unknown kind"
+    shown = {name: made[name] for name in ("size", "cells", "maps") if made.get(name)}
+    settings = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return f"{made.get('name', 'a network')} ({settings}; {made['fingerprint']})"
+
+
+def places(made: dict[str, Any]) -> str:
+    """Where boxes are, in a few words."""
+    number = {"grid": "grid", "own": "most", "selective": "most"}.get(str(made.get("boxes")))
+    return f"{made.get('boxes')} {made.get(number) if number else ''}".strip()
+
+
+def warn(sentence: str) -> None:
+    """A line for people, once for all processes."""
+    if distributed.is_main():
+        say(sentence, stderr=True)

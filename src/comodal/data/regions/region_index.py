@@ -1,0 +1,134 @@
+"""The index of a region store: the ids of its images, where their rows stand, and their sizes; flat arrays."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Int64
+
+from comodal.data.numpy_files import DAMAGED, read_npy
+from comodal.errors import DataError
+
+ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
+
+
+class Listed(NamedTuple):
+    """An image of a store."""
+
+    image: str
+    regions: int
+    width: int
+    height: int
+
+
+class Ids(Sequence[str]):
+    """The images' ids in the order of the store, and the way back; flat arrays that processes share."""
+
+    def __init__(self, id_bytes: np.ndarray, id_ends: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
+        self.id_bytes, self.id_ends, self.hashes, self.order = id_bytes, id_ends, hashes, order
+
+    def __len__(self) -> int:
+        return len(self.id_ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        first = int(self.id_ends[row - 1]) if row else 0
+        return self.id_bytes[first : int(self.id_ends[row])].tobytes().decode()
+
+    def find(self, image: str) -> int | None:
+        """The row of an id, or None."""
+        wanted = hash_of(image)
+        for place in range(*np.searchsorted(self.hashes, [wanted, wanted + np.uint64(1)]).tolist()):
+            if self[int(self.order[place])] == image:
+                return int(self.order[place])
+        return None
+
+    def rows_of(self, images: Sequence[str]) -> Int64[np.ndarray, " images"]:
+        """The rows of many ids at once, -1 for those that are not there."""
+        rows = np.full(len(images), -1, np.int64)
+        if not len(self):
+            return rows
+        wanted = np.array([hash_of(image) for image in images], np.uint64)
+        places = np.searchsorted(self.hashes, wanted)
+        for at in np.flatnonzero(self.hashes[np.minimum(places, len(self) - 1)] == wanted).tolist():
+            row = int(self.order[places[at]])
+            found = row if self[row] == images[at] else self.find(images[at])  # another id may have the same hash
+            rows[at] = -1 if found is None else found
+        return rows
+
+
+def hash_of(image: str) -> np.uint64:
+    """Eight bytes of an id; one less than the largest, so that one more can be counted."""
+    number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
+    return np.uint64(min(number, 2**64 - 2))
+
+
+def arrays_of(images: Iterable[Listed]) -> dict[str, np.ndarray]:
+    """What is kept of images: their ids, where their rows begin, their sizes, and hashes of the ids to find them by."""
+    listed = list(images)
+    names = [image[0].encode() for image in listed]
+    hashes = np.array([hash_of(image[0]) for image in listed], np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    return {
+        "id_bytes": np.frombuffer(b"".join(names), np.uint8),
+        "id_ends": np.cumsum([len(name) for name in names], dtype=np.uint64),
+        "hashes": hashes[order],
+        "order": order.astype(np.uint64),
+        "firsts": np.cumsum([0, *(image[1] for image in listed)], dtype=np.int64),
+        "sizes": np.array([image[2:] for image in listed], np.uint32).reshape(-1, 2),
+    }
+
+
+def joined(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of two lists of images as those of one list."""
+    hashes = np.concatenate([first["hashes"], second["hashes"]])
+    order = np.argsort(hashes, kind="stable")
+    rows = np.concatenate([first["order"], second["order"] + np.uint64(len(first["order"]))])
+    return {
+        "id_bytes": np.concatenate([first["id_bytes"], second["id_bytes"]]),
+        "id_ends": np.concatenate([first["id_ends"], second["id_ends"] + np.uint64(len(first["id_bytes"]))]),
+        "hashes": hashes[order],
+        "order": rows[order],
+        "firsts": np.concatenate([first["firsts"], second["firsts"][1:] + first["firsts"][-1]]),
+        "sizes": np.concatenate([first["sizes"], second["sizes"]]),
+    }
+
+
+def pack_index(arrays: dict[str, np.ndarray]) -> bytes:
+    """The index file: numpy arrays one behind the other, none of objects."""
+    file = io.BytesIO()
+    for name in ARRAYS:
+        np.save(file, arrays[name], allow_pickle=False)
+    return file.getvalue()
+
+
+def read_index(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an index file."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            return {name: read_npy(file, size - file.tell()) for name in ARRAYS}
+    except DAMAGED as error:
+        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
+
+
+def read_added(path: Path, size: int) -> list[Listed]:
+    """The images that were added behind an index file: so many bytes of lines, whatever stands behind them."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(size)
+        if len(data) < size:
+            raise ValueError(f"{len(data):,} bytes instead of {size:,}")
+        return [Listed(*json.loads(line)) for line in data.splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error

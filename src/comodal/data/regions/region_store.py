@@ -1,0 +1,360 @@
+"""A store of image regions: features, boxes, class probabilities and visual tokens in flat memory-mapped files.
+
+features.bin   rows x dim, fp16 or fp32; the regions of an image lie together, images in the order of the index
+boxes.bin      rows x 4 fp32: left, top, right, bottom in pixels of the image
+classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (where there are any)
+tokens.bin     rows of uint16 or uint32 (where `comodal prepare tokens` has been)
+index.bin      of each image its id, its first row, its number of rows, its width and height (region_index.py)
+network/       the network that made them, where that is a model folder (tasks/vision_language/region_record.py)
+about.json     what all that is; written last, so that a store without it is not one yet
+
+Processes that open one store share its pages; nothing is read before it is asked for, and nothing is a pickle.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Num, Shaped
+from torch import Tensor
+
+from comodal.data.output_folder import as_json, explained
+from comodal.data.regions.region_index import Ids, Listed, arrays_of, joined, pack_index, read_added, read_index
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.text_files import read_json_object
+
+FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
+    "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
+)  # fmt: skip
+MOST_PIXELS = 2**31 - 1  # of a side
+FeatureType = Literal["float16", "float32"]
+
+
+class Regions(NamedTuple):
+    """The regions of one image; views of the files, not copies. Classes and tokens are None where there are none."""
+
+    features: Float[np.ndarray, "regions dim"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    classes: Float[np.ndarray, "regions classes"] | None
+    tokens: Num[np.ndarray, " regions"] | None
+    width: int
+    height: int
+
+
+def locations(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 5"]:
+    """Left, top, right, bottom and area as fractions of the image (ViLBERT, section 3.1); no pixel is added."""
+    scaled = boxes / np.array([width, height, width, height], np.float32)
+    areas = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return np.column_stack([scaled, areas]).astype(np.float32)
+
+
+class RegionStore:
+    """Reads a store.
+
+    Args:
+        folder: What a RegionWriter made.
+
+    Raises:
+        DataError: There is no store, or it is damaged or not finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.about = read_about(self.folder)
+        arrays = index_of(self.folder, self.about)
+        self.ids = Ids(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
+        self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
+        self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
+        self.dim, self.classes, self.tokens = (int(self.about[name]) for name in ("dim", "classes", "tokens"))
+        self.soft = bool(self.about.get("classes_from_tokens"))  # classes are a soft assignment to tokens
+        self.fingerprint = str(self.about["fingerprint"])
+        rows = int(self.firsts[-1])
+        self.features = self._open(FEATURES, self.about["dtype"], rows, self.dim)
+        self.feature_rows = self._tensor(rows)
+        self.boxes = self._open(BOXES, "<f4", rows, 4)
+        self.probabilities = self._open(CLASSES, "<f2", rows, self.classes) if self.classes else None
+        self.token_rows = self._open(TOKENS, token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
+        """A worker opens the files anew, and shares their pages."""
+        return RegionStore, (self.folder,)
+
+    @property
+    def counts(self) -> Shaped[np.ndarray, " images"]:
+        """Regions of each image."""
+        return np.diff(self.firsts)
+
+    def find(self, image: str) -> int | None:
+        """The row of an image, or None."""
+        return self.ids.find(image)
+
+    def described(self) -> bytes:
+        """What the regions are, for a model that learns from them: it can tell others apart, and make its own."""
+        about = {"dim": self.dim, "made_from": self.about["made_from"], "fingerprint": self.fingerprint}
+        return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
+
+    def regions(self, row: int) -> Regions:
+        """The regions of the image in a row."""
+        inside = slice(int(self.firsts[row]), int(self.firsts[row + 1]))
+        return Regions(
+            self.features[inside],
+            self.boxes[inside],
+            None if self.probabilities is None else self.probabilities[inside],
+            None if self.token_rows is None else self.token_rows[inside],
+            int(self.sizes[row, 0]),
+            int(self.sizes[row, 1]),
+        )
+
+    def fill(self, rows: Sequence[int], out: Float32[Tensor, "batch most dim"]) -> None:
+        """Writes the features of images into a batch: of each its first `most` regions, and 0 where it has fewer."""
+        most = out.shape[1]
+        for image, row in zip(out, rows, strict=True):
+            first, last = int(self.firsts[row]), int(self.firsts[row + 1])
+            count = min(last - first, most)
+            image[:count].copy_(self.feature_rows[first : first + count])  # twenty times as fast as numpy from fp16
+            image[count:].zero_()
+
+    def _tensor(self, rows: int) -> Float[Tensor, "regions dim"]:
+        """The features as torch reads them: the same pages, and no copy."""
+        kind = torch.float16 if self.features.dtype == np.float16 else torch.float32
+        if not rows:
+            return torch.empty((0, self.dim), dtype=kind)
+        path = str(self.folder / FEATURES)
+        return torch.from_file(path, shared=False, size=rows * self.dim, dtype=kind).view(rows, self.dim)
+
+    def _open(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
+        path, wanted = self.folder / name, rows * columns * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else -1
+        if found < wanted or (found > wanted and "added" not in self.about):
+            what = "is not there" if found < 0 else f"has {found:,} bytes, not {wanted:,}"
+            raise DataError(f"{path} {what}: the store is damaged; make it anew, or copy it again")
+        if not wanted:
+            return np.empty((rows, columns), dtype)
+        # A plain view: numpy's memmap class makes every slice slower
+        return np.asarray(np.memmap(path, dtype, "r", shape=(rows, columns)))
+
+
+class RegionWriter:
+    """Writes a store image by image; one that was killed goes on after the last whole image.
+
+    Args:
+        folder: The store; made if it is not there.
+        dim: Features of a region.
+        classes: Class probabilities of a region; 0 for none.
+        dtype: How features are kept. fp16 keeps 11 bits, and half the disk.
+        about: What the features are, for people and for `comodal inspect`: JSON values.
+
+    Raises:
+        DataError: The folder holds another store, or something else, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dim: int,
+        classes: int = 0,
+        dtype: FeatureType = "float16",
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.dim, self.classes = Path(folder), dim, classes
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "made_from": about or {}}
+        self.images: list[Listed] = []
+        self.known: set[str] = set()
+        self.files: dict[str, BinaryIO] = {}
+        self.journal: BinaryIO
+
+    def __enter__(self) -> "RegionWriter":
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "about.json").exists():
+                raise DataError(f"{self.folder} is finished already; give another folder, or delete this one")
+            self._recall()
+            rows = sum(image.regions for image in self.images)
+            for name, width in widths_of(self.about).items():
+                part = self.folder / f".{name}.part"
+                if (self.folder / name).exists():  # killed while it gave the files their names
+                    (self.folder / name).replace(part)
+                file = part.open("ab")
+                self.files[name] = file
+                if file.tell() < rows * width:
+                    raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and begin anew")
+                file.truncate(rows * width)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with explained(self.folder):
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                for file in (*self.files.values(), self.journal):
+                    file.close()
+
+    def add(
+        self,
+        image: str,
+        features: Float[np.ndarray, "regions dim"],
+        boxes: Float[np.ndarray, "regions 4"],
+        width: int,
+        height: int,
+        classes: Float[np.ndarray, "regions classes"] | None = None,
+    ) -> None:
+        """Adds an image.
+
+        Raises:
+            ValueError: It is there already, or numbers do not fit or are not finite.
+        """
+        if image in self.known:
+            raise ValueError(f"image {image} is in the store already")
+        check_regions(self.about, image, features, boxes, width, height, classes)
+        with explained(self.folder):
+            write_regions(self.files, self.dtype, features, boxes, classes)
+            self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
+            self.journal.flush()
+        self.images.append(Listed(image, len(boxes), width, height))
+        self.known.add(image)
+
+    def _recall(self) -> None:
+        """Reads which images a killed writer left whole."""
+        path, begun = self.folder / JOURNAL, json.dumps(self.about, sort_keys=True)
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # behind the last end stands what was cut
+        if lines:
+            if lines[0].decode() != begun:
+                raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
+            self.images = [Listed(*json.loads(line)) for line in lines[1:]]
+            self.known = {image[0] for image in self.images}
+            self.journal = path.open("rb+")
+            self.journal.truncate(sum(len(line) + 1 for line in lines))
+            self.journal.seek(0, os.SEEK_END)
+        elif any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+            raise DataError(f"{self.folder} is not empty and not a region store: give another folder")
+        else:
+            self.journal = path.open("wb")
+            self.journal.write(begun.encode() + b"\n")
+            self.journal.flush()
+
+    def _finish(self) -> None:
+        for name, file in self.files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            (self.folder / f".{name}.part").replace(self.folder / name)
+        index = pack_index(arrays_of(self.images))
+        write_whole(self.folder / INDEX, index)
+        digest = hashlib.sha256(index)
+        digest.update(json.dumps(self.about, sort_keys=True).encode())
+        about = self.about | {"kind": "regions", "format": 1, "tokens": 0, "fingerprint": digest.hexdigest()[:16]}
+        about |= {"images": len(self.images), "regions": sum(image.regions for image in self.images)}
+        write_about(self.folder, about)
+        (self.folder / JOURNAL).unlink()
+
+
+def index_of(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a store's index, with the images that were added behind it (region_appender.py)."""
+    arrays = read_index(folder / about.get("index", INDEX))
+    added = read_added(folder / about["added_file"], about["added"]) if "added" in about else []
+    return joined(arrays, arrays_of(added)) if added else arrays
+
+
+def check_regions(
+    about: dict[str, Any],
+    image: str,
+    features: np.ndarray,
+    boxes: np.ndarray,
+    width: int,
+    height: int,
+    classes: np.ndarray | None,
+) -> None:
+    """The regions of an image fit a store.
+
+    Raises:
+        ValueError: They do not, or numbers are not finite.
+    """
+    rows, dim, columns, dtype = len(boxes), about["dim"], about["classes"], np.dtype(about["dtype"])
+    half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
+    if half_a_sign or max(width, height) > MOST_PIXELS:
+        raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
+    if features.shape != (rows, dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
+        shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
+        raise ValueError(f"image {image}: {shapes}; features have {dim} columns, boxes 4")
+    if (classes is None and columns) or (classes is not None and classes.shape != (rows, columns)):
+        found = "no" if classes is None else f"{classes.shape}"
+        raise ValueError(f"image {image}: {found} class probabilities; the store has {columns} of each region")
+    largest = np.finfo(dtype).max
+    for name, numbers in (("features", features), ("boxes", boxes), ("classes", classes)):
+        if numbers is not None and not (np.abs(numbers) <= largest).all():
+            raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {dtype.name}")
+
+
+def widths_of(about: dict[str, Any]) -> dict[str, int]:
+    """The files of a store that grow with its regions, and the bytes of a region in each."""
+    widths = {FEATURES: about["dim"] * np.dtype(about["dtype"]).itemsize, BOXES: 16, CLASSES: 2 * about["classes"]}
+    return {name: width for name, width in widths.items() if width}
+
+
+def write_regions(
+    files: dict[str, BinaryIO], dtype: np.dtype, features: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None
+) -> None:
+    """The regions of an image behind those that are there, out of this process's hands."""
+    files[FEATURES].write(packed(features, dtype))
+    files[BOXES].write(boxes.astype("<f4").tobytes())
+    if classes is not None:
+        files[CLASSES].write(packed(classes, np.dtype("<f2")))
+    for file in files.values():
+        file.flush()
+
+
+def packed(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
+    """Numbers as they stand in a file. Torch rounds to fp16 a hundred times as fast as numpy, to the same bits."""
+    if dtype.itemsize == 2:
+        return torch.from_numpy(numbers.astype(np.float32)).half().numpy().tobytes()
+    return numbers.astype(dtype).tobytes()
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a store says of itself."""
+    path = folder / "about.json"
+    if not path.is_file():
+        begun = (folder / JOURNAL).exists()
+        what = "is not finished: run the same command again" if begun else "is not a region store: it has no about.json"
+        raise DataError(f"{folder} {what}")
+    about = read_json_object(path)
+    if about.get("kind") != "regions":
+        raise DataError(f"{folder} holds {about.get('kind', 'something else')}, not regions")
+    return about
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """about.json, whole or as it was."""
+    write_whole(folder / "about.json", as_json(about))
+
+
+def token_dtype(tokens: int) -> np.dtype:
+    """How visual tokens are kept, by how many there are."""
+    return np.dtype("<u2" if tokens <= 2**16 else "<u4")
+
+
+def withdraw_tokens(folder: Path) -> None:
+    """Before new tokens are written: the store has none, and no class probabilities that were made of them."""
+    about = read_about(folder)
+    made = bool(about.get("classes_from_tokens"))
+    write_about(folder, about | {"tokens": 0, "classes": 0 if made else about["classes"], "classes_from_tokens": False})
+
+
+def add_tokens(folder: Path, tokens: int, classes: int) -> None:
+    """Tokens.bin is whole, and so are class probabilities made of tokens if `classes` is not 0."""
+    about = read_about(folder) | {"tokens": tokens}
+    write_about(folder, about | ({"classes": classes, "classes_from_tokens": True} if classes else {}))

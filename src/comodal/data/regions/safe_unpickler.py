@@ -1,0 +1,226 @@
+"""Pickles without trust: plain values and numpy arrays are read, everything else is refused by its name.
+
+A pickle is a program; whoever opens a downloaded feature file with `pickle.load` runs what its writer chose. Here its
+only functions are our own, which rebuild arrays, and OrderedDict, so that nothing else can be called.
+"""
+
+import io
+import pickle
+import pickletools
+import re
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comodal.data.numpy_files import read_npy
+from comodal.errors import DataError
+
+DAMAGED = (
+    pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, ValueError, TypeError,
+    MemoryError, OverflowError, RecursionError, SystemError,
+)  # fmt: skip
+MAX_HEADER_BYTES = 10_000  # of an .npy file
+PLAIN = (str, bytes, int, float, bool, type(None), np.generic, np.ndarray)
+TYPE_CODE = re.compile(r"[biuf][1248]|[SU]\d{0,6}|O8?|b1")
+
+
+class RefusedPickleError(DataError):
+    """A pickle that asks for something that could run code."""
+
+
+def text_as_bytes(text: str, encoding: str) -> bytes:
+    """How old protocols keep bytes: as text in Latin-1."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes kept as {encoding}")
+    return text.encode("latin1")
+
+
+def empty_bytes() -> bytes:
+    """How old protocols keep no bytes: as a call of `bytes`, which would take a length too."""
+    return b""
+
+
+class Allowed:
+    """A function as a pickle sees it: it can be called, and nothing of it can be changed."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __call__(self, *values: Any) -> Any:
+        return self.function(*values)
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedPickleError("refused: it changes a function")
+
+
+class Type:
+    """Stands for numpy.dtype: numbers, text and objects, and their order of bytes."""
+
+    def __init__(self, code: str | bytes, *_flags: Any) -> None:
+        self.code = code.decode() if isinstance(code, bytes) else code
+        self.order = "="
+        if not TYPE_CODE.fullmatch(self.code):
+            raise ValueError(f"an array of the type {self.code!r}")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = str(state[1]) if str(state[1]) in "<>|=" else "="
+        if any(part is not None for part in state[2:5]):
+            raise ValueError("an array with fields")
+
+    @property
+    def real(self) -> np.dtype:
+        """What it stands for."""
+        return np.dtype(f"{self.order}{self.code}" if self.order in "<>" else self.code)
+
+
+class Array:
+    """Stands for an array until the whole pickle is read, so that no pickle reaches into numpy."""
+
+    def __init__(self) -> None:
+        self.state: tuple[tuple[int, ...], Type, bool, Any] | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        shape, dtype, fortran, data = state[-4:]
+        if not isinstance(dtype, Type):
+            raise ValueError("an array without a type")
+        self.state = shape, dtype, bool(fortran), data
+
+    def real(self, whole: Callable[[Any], Any]) -> np.ndarray:
+        """What it stands for; `whole` makes real what an array of objects holds."""
+        if self.state is None:
+            raise ValueError("an array without content")
+        shape, dtype, fortran, data = self.state
+        if dtype.code.startswith("O"):
+            flat = np.empty(len(data), object)
+            for place, item in enumerate(whole(data)):
+                flat[place] = item
+        else:
+            flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real)
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def no_array(*_values: Any) -> Any:
+    """Stands for numpy.ndarray, of which a pickle may speak, but which it may not call."""
+    raise RefusedPickleError("refused: it calls numpy.ndarray")
+
+
+def empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> Array:
+    """The array that is filled next."""
+    return Array()
+
+
+def array_of(data: bytes | bytearray, dtype: Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Protocol 5's way to say an array."""
+    return np.frombuffer(data, dtype.real).reshape(shape, order="F" if order == "F" else "C")
+
+
+def scalar_of(dtype: Type, data: bytes | str) -> Any:
+    """One number."""
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real, 1)[0]
+
+
+ALLOWED: dict[tuple[str, str], Allowed] = {
+    ("collections", "OrderedDict"): Allowed(dict),
+    ("_codecs", "encode"): Allowed(text_as_bytes),
+    ("__builtin__", "bytes"): Allowed(empty_bytes),
+    ("numpy", "ndarray"): Allowed(no_array),
+    ("numpy", "dtype"): Allowed(Type),
+}
+for _package in ("numpy.core", "numpy._core"):  # the name before numpy 2, and since
+    ALLOWED[f"{_package}.multiarray", "_reconstruct"] = Allowed(empty_array)
+    ALLOWED[f"{_package}.multiarray", "scalar"] = Allowed(scalar_of)
+    ALLOWED[f"{_package}.numeric", "_frombuffer"] = Allowed(array_of)
+
+
+class Whole:
+    """Makes real what stands for arrays; what stands in two places is made once, so that no pickle unfolds forever."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, PLAIN):
+            return value
+        if id(value) not in self.made:
+            self.made[id(value)] = self._make(value)
+        return self.made[id(value)]
+
+    def _make(self, value: Any) -> Any:
+        if isinstance(value, Array):
+            return value.real(self)
+        if isinstance(value, dict):
+            return {self(key): self(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self(item) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self(item) for item in value)
+        if isinstance(value, Type):
+            return value.real
+        raise ValueError(f"a {type(value).__name__}, which no file of features holds")
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Finds nothing but what is allowed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise RefusedPickleError(f"refused: it asks for {module}.{name}, which could run code")
+        return ALLOWED[module, name]
+
+    def persistent_load(self, _identity: Any) -> Any:
+        raise RefusedPickleError("refused: it asks for an object from elsewhere")
+
+
+def check_memo(data: bytes) -> None:
+    """No place in the memo is beyond the pickle's own length: its table is as long as its last place, whoever wrote it.
+
+    Raises:
+        ValueError: One is; nine bytes could take all memory.
+    """
+    for operation, place, _ in pickletools.genops(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > len(data):
+            raise ValueError(f"place {place} in a pickle of {len(data)} bytes")
+
+
+def load_pickle(data: bytes) -> Any:
+    """The value of a pickle of plain values and arrays.
+
+    Raises:
+        RefusedPickleError: It asks for something else; nothing of it was run.
+        DataError: It is damaged.
+    """
+    try:
+        check_memo(data)
+        return Whole()(RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load())
+    except DAMAGED as error:
+        raise DataError(f"a damaged pickle ({type(error).__name__}: {error})") from error
+
+
+def load_npy(path: Path) -> Any:
+    """An .npy file; what np.save made of a dictionary comes back as one.
+
+    Raises:
+        RefusedPickleError: It holds objects that could run code.
+        DataError: It is damaged or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            _, _, dtype = read(file, max_header_size=MAX_HEADER_BYTES)
+            if dtype.hasobject:
+                value = load_pickle(file.read())
+                return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+            file.seek(0)
+            return read_npy(file, path.stat().st_size)
+    except RefusedPickleError as error:
+        raise RefusedPickleError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except (DataError, SyntaxError, tokenize.TokenError, *DAMAGED) as error:  # the first two of its header
+        raise DataError(f"{path}: not a whole .npy file ({error})") from error

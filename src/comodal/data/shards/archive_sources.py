@@ -1,0 +1,134 @@
+"""Examples of tar, Parquet and Arrow files as the rest of the package knows them: label, split, group and captions.
+
+| field | from the JSON member or the columns |
+|---|---|
+| label | `label`, `labels`, `class_name`, `class` or `category`: a text, a number or a list; else a `.cls` member |
+| split | `split` or `subset`; else a folder or the beginning of the file's name, as in `train-00000-of-00004.parquet` |
+| group | `group`, else what names the source video: `video_id`, `videoID`, `youtube_id` or `url` |
+| captions | `caption` or `captions`; else the `.txt` member, a caption a line; else other columns of captions |
+
+Left out are what stands beside containers and is not data: img2dataset's and video2dataset's table and statistics of
+each tar (`00000.parquet` or `00000_stats.json` beside `00000.tar`), the JSON files of `save_to_disk`, and its cache.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from comodal.data.captions.caption_tables import CAPTION_COLUMNS, pick
+from comodal.data.split_names import IMAGE_SPLIT_NAMES as SPLITS
+from comodal.errors import DataError
+from comodal.files import reason_of
+from comodal.media.archives.archive_samples import Example, Fault
+from comodal.media.archives.open_media import is_container, open_container_file
+
+LABEL_FIELDS = ("label", "labels", "class_name", "class", "category")
+GROUP_FIELDS = ("group", "video_id", "videoID", "youtube_id", "url")
+SPLIT_FIELDS = ("split", "subset")
+OF_A_FILE = re.compile(r"([a-z]+)[-_.]")
+OF_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+CONCERNED = (".tar", ".arrow", ".parquet", ".json")  # a Path of each of 100,000 files takes half a second
+CACHE = re.compile(r"(cache|tmp)-?.*\.arrow|.*-indices.*\.arrow")
+
+
+class Stored(NamedTuple):
+    """An example with the file that holds it, by its path below a folder."""
+
+    file: str
+    example: Example
+
+    @property
+    def path(self) -> str:
+        """Of the example in a report."""
+        return f"{self.file}/{self.example.name}" if self.example.name else self.file
+
+
+def read_stored(root: Path, name: str) -> Iterator[Stored]:
+    """All examples of a container; one that cannot be read is an example with a fault.
+
+    Raises:
+        DataError: It needs a package that is not installed.
+    """
+    path = root / name
+    try:
+        container = open_container_file(path)
+    except OSError as error:
+        yield Stored(name, Example("", fault=Fault("unreadable", reason_of(error))))
+        return
+    except DataError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise
+        yield Stored(name, Example("", fault=Fault("unreadable", str(error))))
+        return
+    try:
+        for example in container.examples():
+            yield Stored(name, example)
+    except (DataError, OSError) as error:
+        yield Stored(name, Example("", fault=Fault("damaged", str(error))))
+
+
+def without_side_files(names: Iterable[str]) -> list[str]:
+    """The files of a folder without those that only describe a container beside them."""
+    every = list(names)
+    concerned = {name: PurePosixPath(name) for name in every if name.lower().endswith(CONCERNED)}
+    tars = {path.with_suffix("") for path in concerned.values() if path.suffix.lower() == ".tar"}
+    arrows = {path.parent for path in concerned.values() if path.suffix.lower() == ".arrow"}
+    arrows |= {folder.parent for folder in arrows}
+
+    def is_side_file(path: PurePosixPath) -> bool:
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            return path.with_suffix("") in tars
+        if suffix == ".arrow":
+            return CACHE.fullmatch(path.name) is not None
+        if suffix == ".json" and path.stem.endswith("_stats"):
+            return path.with_name(path.stem.removesuffix("_stats")) in tars
+        return path.name in OF_DATASETS and path.parent in arrows
+
+    return [name for name in every if name not in concerned or not is_side_file(concerned[name])]
+
+
+def containers_in(names: Iterable[str]) -> list[str]:
+    """Those of the files of a folder that are containers and no side files."""
+    return [name for name in without_side_files(names) if is_container(name)]
+
+
+def labels_of(example: Example) -> tuple[str, ...]:
+    """The classes of an example."""
+    value = pick(example.metadata, LABEL_FIELDS)
+    if value is None and example.texts.get("cls", "").strip():
+        value = example.texts["cls"].strip()
+    values = value if isinstance(value, list) else [value]
+    return tuple(str(one) for one in values if isinstance(one, str | int) and not isinstance(one, bool) and one != "")
+
+
+def group_of(stored: Stored) -> str:
+    """What an example is a part of, such as its source video: all of it goes into one split."""
+    value = pick(stored.example.metadata, GROUP_FIELDS)
+    return str(value) if isinstance(value, str | int) and value != "" else stored.path
+
+
+def split_of(stored: Stored) -> str | None:
+    """The split of an example: its own, or that of its file.
+
+    Raises:
+        ValueError: Its own is not known.
+    """
+    own = pick(stored.example.metadata, SPLIT_FIELDS)
+    if own is not None and own != "":
+        if str(own).lower() not in SPLITS:
+            raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {own!r}")
+        return SPLITS[str(own).lower()]
+    path = PurePosixPath(stored.file.lower())
+    start = OF_A_FILE.match(path.name)
+    named = [*path.parts[:-1], start[1] if start else path.stem]
+    return next((SPLITS[part] for part in named if part in SPLITS), None)
+
+
+def captions_of(example: Example) -> Any:
+    """The caption or the captions of an example, None without any."""
+    own = pick(example.metadata, ("caption", "captions"))
+    if own is None and example.texts.get("txt", "").strip():
+        return [line for line in example.texts["txt"].split("\n") if line.strip()]
+    return pick(example.metadata, CAPTION_COLUMNS) if own is None else own

@@ -1,0 +1,156 @@
+"""Pairs of a frame and a second of sound, read out of shards (L3-Net, sections 2 and 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from comodal.data.batch import PairBatch
+from comodal.data.shards.decoded_cache import DecodedCache
+from comodal.data.shards.pair_sampler import Pair, Pairs
+from comodal.data.shards.shard_reader import Shards
+from comodal.errors import DataError, MediaError
+from comodal.media.audio import decode_flac
+from comodal.media.augmentation import jitter_colour, random_crop, random_flip, random_gain
+from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
+
+ROUNDING_SAMPLES = 2  # times in records are rounded
+AUGMENTATION = 1  # keeps the chance of the augmentation apart from that of the pairs
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much a picture and a sound are changed at random, besides the crop.
+
+    The paper names the kinds and the 10 %; the ranges of brightness and saturation are l3embedding's
+    (data/avc/sample.py).
+    """
+
+    mirror: bool = True
+    brightness: float = 32 / 255
+    saturation: float = 0.5
+    volume: float = 0.1
+
+
+class Clips:
+    """Batches of any (epoch, index) of a sequence of pairs.
+
+    Args:
+        shards: Clips of frames (JPEG) and sound (FLAC), as `comodal prepare` writes them.
+        pairs: Which frame meets which second of sound.
+        image_size: Side of the pictures; they are cut from frames resized to 8/7 of it (the paper: 224 from 256).
+        sample_rate: Of the sound that the model hears.
+        augmentation: None for evaluation: centre crops, and no chance but in the pair.
+        cache_bytes: Decoded frames and audio that stay in memory; then audio is decoded whole.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        pairs: Pairs,
+        image_size: int,
+        sample_rate: int,
+        augmentation: Augmentation | None,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.shards = shards
+        self.pairs = pairs
+        self.image_size = image_size
+        self.sample_rate = sample_rate
+        self.augmentation = augmentation
+        self.cache = DecodedCache(cache_bytes) if cache_bytes else None
+
+    def __len__(self) -> int:
+        """Pairs in an epoch: as many as clips."""
+        return len(self.shards)
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> PairBatch:
+        """The pairs of these (epoch, index), in this order."""
+        pairs = [self.pairs(epoch, index) for epoch, index in places]
+        images = np.empty((len(pairs), self.image_size, self.image_size, 3), np.uint8)
+        sounds = np.empty((len(pairs), round(self.pairs.sound_seconds * self.sample_rate)), np.float32)
+        for row, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+            images[row], sounds[row] = self.read(pair, *place)
+        return PairBatch(
+            image=torch.from_numpy(images).permute(0, 3, 1, 2),  # channels last in memory, as the frames are
+            sound=torch.from_numpy(sounds),
+            together=torch.tensor([pair.together for pair in pairs]),
+            sources=torch.tensor([self.pairs.groups[pair.image_clip] for pair in pairs]),
+            keys=tuple(self.key(pair) for pair in pairs),
+        )
+
+    def read(self, pair: Pair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The picture and the second of sound of a pair, changed at random if they are augmented."""
+        if self.cache is None:
+            image, sound = self.image(pair), self.sound(pair)
+        else:
+            image = self.cache.get(("image", pair.image_clip, pair.frame), lambda: self.image(pair))
+            whole = self.cache.get(("sound", pair.sound_clip), lambda: self.whole_sound(pair.sound_clip))
+            sound = self.second_of(pair, whole[round(pair.start_seconds * self.sample_rate) :])
+        if self.augmentation is None:
+            return centre_crop(image, self.image_size), sound
+        rng = np.random.default_rng((self.pairs.seed, epoch, index, AUGMENTATION))
+        image = random_crop(image, self.image_size, rng)
+        if self.augmentation.mirror:
+            image = random_flip(image, rng)
+        image = jitter_colour(image, self.augmentation.brightness, self.augmentation.saturation, rng)
+        return image, random_gain(sound, self.augmentation.volume, rng)
+
+    def image(self, pair: Pair) -> np.ndarray:
+        """The whole frame of a pair, its short side at most 8/7 of the size of the crop."""
+        short_side = round(self.image_size * 8 / 7)
+        name = self.shards.record(pair.image_clip)["frames"][pair.frame]
+        data = self.shards.read(pair.image_clip, name)
+        try:
+            image = decode_jpeg(data, min_short_side=short_side)
+        except MediaError as error:
+            raise DataError(f"{self.place(pair.image_clip)}, {name}: {error.detail}") from error
+        if min(image.shape[:2]) > short_side:
+            return resize_short_side(image, short_side)
+        if min(image.shape[:2]) < self.image_size:
+            raise DataError(
+                f"{self.place(pair.image_clip)}: its frames are {image.shape[1]} x {image.shape[0]}, smaller than the "
+                f"model's {self.image_size}: prepare again with --short_side {short_side}, or train with a smaller "
+                "--image_size"
+            )
+        return image
+
+    def sound(self, pair: Pair) -> np.ndarray:
+        """The second of sound of a pair."""
+        return self.second_of(pair, self.decode(pair.sound_clip, pair.start_seconds, self.pairs.sound_seconds))
+
+    def whole_sound(self, clip: int) -> np.ndarray:
+        """All of a clip's sound."""
+        return self.decode(clip, 0.0, None)
+
+    def decode(self, clip: int, start_seconds: float, seconds: float | None) -> np.ndarray:
+        """Sound of a clip, or a part of it."""
+        data = self.shards.read(clip, "flac")
+        try:
+            sound, sample_rate = decode_flac(data, start_seconds, seconds)
+        except MediaError as error:
+            raise DataError(f"{self.place(clip)}, flac: {error.detail}") from error
+        if sample_rate != self.sample_rate:
+            raise DataError(
+                f"{self.place(clip)}: its sound has {sample_rate} samples a second, the model hears "
+                f"{self.sample_rate}: prepare again with --sample_rate {self.sample_rate}"
+            )
+        return sound
+
+    def second_of(self, pair: Pair, sound: np.ndarray) -> np.ndarray:
+        """The first second of this sound; a sample or two may be missing, for times are rounded."""
+        length = round(self.pairs.sound_seconds * self.sample_rate)
+        missing = length - len(sound)
+        if missing > ROUNDING_SAMPLES:
+            raise DataError(f"{self.place(pair.sound_clip)}: its sound ends before the length that its record tells")
+        return np.pad(sound, (0, missing)) if missing > 0 else sound[:length]
+
+    def place(self, clip: int) -> str:
+        """Where to look for a clip."""
+        return f"{self.shards.folder}: clip {self.shards.key(clip)}"
+
+    def key(self, pair: Pair) -> str:
+        """What a pair is made of, to find it again by hand."""
+        image_key, sound_key = self.shards.key(pair.image_clip), self.shards.key(pair.sound_clip)
+        return f"{image_key} frame {pair.frame}, {sound_key} sound from {pair.start_seconds:.3f} s"

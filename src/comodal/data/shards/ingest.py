@@ -1,0 +1,264 @@
+"""Videos to shards: `comodal prepare videos`.
+
+The first seconds of each video become a clip: frames at a chosen rate as JPEG and mono sound as FLAC, with their times
+on one clock, so that a frame and its second of sound can be cut anywhere without the video (L3-Net, section 3: 10 s).
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+
+from comodal.console import say
+from comodal.data.shards.kinetics_sounds import KINETICS_SOUNDS
+from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards, refusal
+from comodal.data.shards.splits import fraction_of, split_by_hash, split_of_groups
+from comodal.data.shards.video_sources import ListFormat, Source, StoredSource, folder_of_files, plain, read_sources
+from comodal.data.split_names import SPLITS
+from comodal.errors import DataError, MediaError
+from comodal.files import stamp_of_all
+from comodal.media.archives.open_media import places_known
+from comodal.media.audio import encode_flac
+from comodal.media.refused_formats import Refusal
+from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip, read_clip_with_audio
+from comodal.workers import Backend
+
+CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
+LONGEST_KEY = 120  # so that a member's name stays below the 255 bytes of a file system
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a clip is: the parameters of `read_clip`."""
+
+    seconds: float
+    frames_per_second: float
+    short_side: int
+    quality: int
+    sample_rate: int
+
+
+def prepare_videos(
+    source: Path,
+    out: Path,
+    files: Path | None = None,
+    list_format: ListFormat = "auto",
+    lists: Sequence[Path] | None = None,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    split: Literal["own", "hash"] = "own",
+    validation: float = 0.1,
+    test: float = 0.1,
+    seconds: float = 10.0,
+    frames_per_second: float = 5.0,
+    short_side: int = 256,
+    quality: int = 85,
+    sample_rate: int = 48000,
+    videos_per_shard: int = 32,
+    workers: int = -1,
+    backend: Backend = "loky",
+) -> dict[str, Any]:
+    """Make shards of clips from a folder or a list of videos.
+
+    Killed and started again, the command goes on; when all is done it does nothing. The result does not depend on the
+    number of workers. What was refused, and why, is in OUT/report.jsonl.
+
+    Args:
+        source: A folder of videos, of tar shards (WebDataset, video2dataset) or of Parquet or Arrow files (Hugging
+            Face), one such file, or a pattern of files ("shards/{00000..00099}.tar"); or a list: Kinetics CSV or JSON,
+            VGGSound, AudioSet CSV, Flickr-SoundNet URLs, or JSON Lines.
+        out: The folder of shards to make.
+        files: The folder that holds the files of a list; by default the list's own folder.
+        list_format: The format of the list; by default it is recognised.
+        lists: Further lists of the same files, such as the lists of the other splits.
+        classes: Labels to keep; kinetics-sounds stands for the 34 classes of the paper.
+        limit: Take this many videos alone, chosen by the hash of their keys.
+        split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
+            rest by a hash; hash splits all by a hash. Clips of one source video are never in two splits.
+        validation: The part of the source videos that a hash puts into validation.
+        test: The part of the source videos that a hash puts into test.
+        seconds: How much of each video is taken, from its beginning or the list's start.
+        frames_per_second: Pictures per second.
+        short_side: Smaller side of the pictures.
+        quality: JPEG quality, 1 to 100.
+        sample_rate: Of the sound, in Hz.
+        videos_per_shard: Videos that one task reads and one tar file holds.
+        workers: Processes; -1 is one per core.
+        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+
+    Returns:
+        What about.json holds: options, clips and seconds taken by split, files refused by reason.
+
+    Raises:
+        DataError: The source cannot be read, OUT holds something else, or the disk is full.
+
+    Examples:
+        comodal prepare videos clips/ shards/
+        comodal prepare videos webvid/ shards/
+        comodal prepare videos "webvid/{00000..00099}.tar" shards/
+        comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
+        comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
+    """
+    _check(validation, test, limit, videos_per_shard)
+    source, out = Path(source), Path(out)
+    sources = read_sources(source, files, list_format, leave_out=out)
+    if lists and source.is_dir():
+        raise ValueError(f"--lists are read beside a list, and {source} is a folder")
+    for further in lists or ():
+        sources += read_sources(Path(further), folder_of_files(source, files), list_format)
+    if not sources:
+        raise DataError(f"{source} names no files")
+    sources = of_classes(sources, list(classes) if classes else [])
+    media = Media(seconds, frames_per_second, short_side, quality, sample_rate)
+    choice = {"classes": classes and list(classes), "limit": limit, "split": split}
+    sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
+    plan, root = plan_videos(sources, asdict(media) | choice | sizes), folder_of_files(source, files)
+    paths = sorted({item.file for shard in plan.shards for item in shard.items})
+    plan = replace(plan, contents=stamp_of_all(root / path for path in paths))
+    read = partial(read_video, root=root, media=media)
+    return make_shards(plan, read, out, workers, backend)
+
+
+def of_classes(sources: list[Source], classes: list[str]) -> list[Source]:
+    """Sources with one of these labels; says which classes the sources do not have."""
+    if not classes:
+        return sources
+    wanted = {
+        paper: plain(name or paper)
+        for group in classes
+        for paper, name in (KINETICS_SOUNDS if group == "kinetics-sounds" else {group: group}).items()
+    }
+    there = {plain(label) for source in sources for label in source.labels}
+    missing = [paper for paper, name in wanted.items() if name not in there]
+    kept = [source for source in sources if {plain(label) for label in source.labels} & set(wanted.values())]
+    say(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
+    if missing:
+        say(f"classes that the source does not have: {', '.join(missing)}")
+    if not kept:
+        raise DataError(f"no file has one of the classes {', '.join(classes)}")
+    return kept
+
+
+def plan_videos(sources: list[Source], options: dict[str, Any]) -> Plan[Source]:
+    """Which video goes into which shard; in each split in an order that a hash of the key gives."""
+    sources = sorted(unique_keys(sources), key=lambda source: (fraction_of(source.key), source.key))
+    sources = sources[: options["limit"]]
+    validation, test = options["validation"], options["test"]
+    if options["split"] == "own":
+        splits = split_of_groups(sources, validation, test)
+    else:
+        sources = [replace(source, split=None) for source in sources]
+        splits = {source.group: split_by_hash(source.group, validation, test) for source in sources}
+    good: dict[str, list[Source]] = {split: [] for split in SPLITS}
+    refused, seen = [], set()
+    for source in sources:
+        split, identity = splits[source.group], (source.path, source.start_seconds)
+        if source.missing:
+            refused.append(refusal(source, split, "missing", "the list names it, and there is no such file"))
+        elif isinstance(source, StoredSource) and source.fault is not None:
+            refused.append(refusal(source, split, *source.fault))
+        elif identity in seen:
+            refused.append(refusal(source, split, "listed twice", "the same part of the same file"))
+        elif source.split not in (None, split):
+            refused.append(refusal(source, source.split or split, "in two splits", f"its video is also in {split}"))
+        else:
+            good[split].append(source)
+        seen.add(identity)
+    return Plan("clips", options, plan_shards(good, options["videos_per_shard"]), tuple(refused))
+
+
+def unique_keys(sources: list[Source]) -> list[Source]:
+    """Keys without dots, slashes and blanks, each once: those that would be equal get a hash of their path."""
+    keys = [re.sub(r"[^\w+=@,-]+", "_", source.key) for source in sources]
+    repeated = {key for key, count in Counter(keys).items() if count > 1}
+    return [
+        replace(source, key=f"{key[:LONGEST_KEY]}-{short_hash(source)}" if key in repeated or long(key) else key)
+        for source, key in zip(sources, keys, strict=True)
+    ]
+
+
+def long(key: str) -> bool:
+    return len(key.encode()) > LONGEST_KEY
+
+
+def short_hash(source: Source) -> str:
+    text = f"{source.path}\n{source.key}\n{source.start_seconds}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_video(source: Source, root: Path, media: Media) -> Sample:
+    """One clip of one video.
+
+    Raises:
+        MediaError: The video cannot be used.
+    """
+    path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
+    if seconds < MIN_SECONDS:
+        raise MediaError(path, Refusal.TOO_SHORT, f"the list gives it {seconds:g} s")
+    settings = asdict(replace(media, seconds=seconds))
+    if isinstance(source, StoredSource):
+        return sample_of(source, read_stored_clip(source, root, settings))
+    start_seconds = source.start_seconds if source.start_seconds and is_whole(source, path) else 0.0
+    return sample_of(source, read_clip(path, start_seconds=start_seconds, **settings))
+
+
+def read_stored_clip(source: StoredSource, root: Path, settings: dict[str, Any]) -> Clip:
+    """A clip of a video in a container; its sound may be a file of its own beside it, as video2dataset stores it."""
+    path, audio = root / source.path, root / (source.audio or "")
+    places = {path: source.place, audio: source.audio_place}
+    with places_known({path: place for path, place in places.items() if place is not None}):
+        try:
+            return read_clip(path, **settings)
+        except MediaError as error:
+            if error.reason != Refusal.NO_SOUND or source.audio is None:
+                raise
+        return read_clip_with_audio(path, audio, **settings)
+
+
+def is_whole(source: Source, path: Path) -> bool:
+    """Whether a file is all of the source video rather than the part that the list means: people store both under the
+    bare id."""
+    length = probe(path).seconds
+    return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
+
+
+def sample_of(source: Source, clip: Clip) -> Sample:
+    """The members and the record of a clip: the sound from time 0 to the end, the frames within it."""
+    sound = np.concatenate([np.zeros(round(clip.sound_start_seconds * clip.sample_rate), np.float32), clip.sound])
+    sound = sound[: round(clip.seconds * clip.sample_rate)]
+    times = [round(time, 6) for time in clip.frame_seconds if time < clip.seconds]
+    frames = {f"{number:04d}.jpg": clip.frames[number] for number in range(len(times))}
+    height, width, *_ = simplejpeg.decode_jpeg_header(clip.frames[0])
+    record = {
+        "key": source.key,
+        "source": source.path,
+        "group": source.group,
+        "frame_seconds": times,
+        "frames": list(frames),
+        "seconds": round(clip.seconds, 6),
+        "sample_rate": clip.sample_rate,
+        "width": width,
+        "height": height,
+    }
+    if isinstance(source, StoredSource) and source.captions:
+        record["caption"] = source.captions[0] if len(source.captions) == 1 else list(source.captions)
+    if source.labels:
+        record["label"] = source.labels[0] if len(source.labels) == 1 else list(source.labels)
+    return Sample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
+
+
+def _check(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a number of videos, got {limit}")
+    if videos_per_shard < 1:
+        raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")

@@ -1,0 +1,250 @@
+"""Pictures and sounds that belong together without a video: `comodal prepare pairs`.
+
+Both come in class folders, or in containers with labels; a picture and a sound of the same class make a pair, written
+like a clip with one frame.
+With handwritten and spoken digits this is a controlled study of audio-visual correspondence that runs in minutes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.data.shards.archive_sources import Stored, group_of, labels_of, read_stored, split_of
+from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards
+from comodal.data.shards.splits import split_by_hash
+from comodal.data.shards.video_sources import files_in, folder_of_files
+from comodal.data.split_names import SPLIT_NAMES, SPLITS
+from comodal.errors import DataError, MediaError
+from comodal.files import stamp_of_all
+from comodal.media.archives.archive_samples import Fault, Kind
+from comodal.media.archives.open_media import container_of, is_container
+from comodal.media.archives.path_patterns import is_pattern
+from comodal.media.audio import encode_flac, read_sound
+from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.workers import Backend
+
+LEAST_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
+CACHED_SOUNDS = 1024  # of 10 to 70 kB each
+
+Files = dict[tuple[str, str], list[str]]  # by split and class
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and a sound of one class."""
+
+    key: str
+    image: str
+    sound: str
+    label: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.image} + {self.sound}"
+
+
+@dataclass(frozen=True)
+class Media:
+    """How pictures and sounds are written."""
+
+    seconds: float
+    short_side: int
+    quality: int
+    sample_rate: int
+
+
+def prepare_pairs(
+    images: Path,
+    sounds: Path,
+    out: Path,
+    pairs: int | None = None,
+    seed: int = 0,
+    validation: float = 0.1,
+    test: float = 0.1,
+    seconds: float = 10.0,
+    short_side: int = 256,
+    quality: int = 85,
+    sample_rate: int = 48000,
+    pairs_per_shard: int = 512,
+    workers: int = -1,
+    backend: Backend = "loky",
+) -> dict[str, Any]:
+    """Make shards of pairs from pictures in class folders and sounds in class folders.
+
+    Folders are `class/file`, or `train/class/file`, `validation/class/file` and `test/class/file`; files outside such
+    folders are split by a hash of their path. No file is in two splits. In each split every file of the kind that has
+    more files is used before any is used again; its partner is drawn from those of the same class.
+
+    Args:
+        images: Folder of pictures; or tar shards, Parquet or Arrow files of pictures with labels (a folder of them, one
+            file, or a pattern).
+        sounds: The same of sounds. Those shorter than a second get silence on both sides.
+        out: The folder of shards to make.
+        pairs: Pairs in each split; by default as many as there are pictures or sounds, whichever are more.
+        seed: Of the draw of partners.
+        validation: The part of the files that a hash puts into validation.
+        test: The part of the files that a hash puts into test.
+        seconds: How much of a sound is kept, from its beginning.
+        short_side: Smaller side of the pictures, which are made smaller or larger.
+        quality: JPEG quality, 1 to 100.
+        sample_rate: Of the sound, in Hz.
+        pairs_per_shard: Pairs that one task makes and one tar file holds.
+        workers: Processes; -1 is one per core.
+        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+
+    Returns:
+        What about.json holds: options, pairs and seconds taken by split, files refused by reason.
+
+    Raises:
+        DataError: A folder cannot be read or no class has both, OUT holds something else, or the disk is full.
+
+    Examples:
+        comodal prepare pairs mnist/ spoken_digits/ shards/ --short_side 36
+        comodal prepare pairs mnist.parquet spoken_digits.parquet shards/ --short_side 36
+    """
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
+    if seconds < LEAST_SECONDS:
+        raise ValueError(f"seconds must be at least {LEAST_SECONDS}, got {seconds}")
+    if pairs is not None and pairs < 1:
+        raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
+    media = Media(seconds, short_side, quality, sample_rate)
+    draw = {"pairs": pairs, "seed": seed, "validation": validation, "test": test, "pairs_per_shard": pairs_per_shard}
+    shown_in, heard_in = (folder_of_files(Path(folder), None) for folder in (images, sounds))
+    pictures, damaged_pictures = by_split_and_class(Path(images), validation, test, "image")
+    recordings, damaged_sounds = by_split_and_class(Path(sounds), validation, test, "audio")
+    drawn = {split: draw_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
+    if not any(drawn.values()):
+        raise DataError(f"no class folder of {images} has the name of one of {sounds}")
+    shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    heard = sorted({pair.sound for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
+    contents = stamp_of_all(dict.fromkeys(container_of(path) or path for path in paths))
+    refused = (*alone(pictures, recordings), *damaged_pictures, *damaged_sounds)
+    plan = Plan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
+    read = partial(read_pair, images=shown_in, sounds=heard_in, media=media)
+    return make_shards(plan, read, Path(out), workers, backend)
+
+
+def by_split_and_class(folder: Path, validation: float, test: float, kind: Kind) -> tuple[Files, list[dict[str, Any]]]:
+    """The files of `[split/]class/.../file`, and the media of one kind in containers by their labels; by split and
+    class. Also lines of the report about what is damaged in containers.
+
+    Raises:
+        DataError: There is no such folder or file, or nothing in it has a class.
+    """
+    if not (folder.is_dir() or is_pattern(folder) or (folder.is_file() and is_container(folder.name))):
+        raise DataError(f"{folder}: there is no such folder, and no tar, Parquet or Arrow file of that name")
+    root, names = files_in(folder)
+    found: Files = {}
+    damaged: list[dict[str, Any]] = []
+    for name in names:
+        if is_container(name):
+            for stored in read_stored(root, name):
+                damaged += add_stored(found, stored, kind, validation, test)
+            continue
+        folders = list(PurePosixPath(name).parts[:-1])
+        split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
+        if split:
+            folders.pop(0)
+        if folders:
+            place = (split or split_by_hash(name, validation, test), folders[0])
+            found.setdefault(place, []).append(name)
+    if not found:
+        raise DataError(f"{folder} has no class folders with files in them, and no containers with labels")
+    return found, damaged
+
+
+def add_stored(found: Files, stored: Stored, kind: Kind, validation: float, test: float) -> Iterator[dict[str, Any]]:
+    """Add the media of an example to the files of its class, or give a line of the report that says why not."""
+    fault, labels, split = stored.example.fault, labels_of(stored.example), None
+    try:
+        split = split_of(stored)
+    except ValueError as error:
+        fault = fault or Fault("unknown split", str(error))
+    split = split or split_by_hash(group_of(stored), validation, test)
+    if fault is None and kind in stored.example.members:
+        for label in labels[:1]:
+            found.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
+        fault = None if labels else Fault("no label", "neither its metadata nor a .cls member names its class")
+    if fault is not None:
+        yield {
+            "key": stored.path, "path": stored.path, "split": split, "status": "refused", "reason": fault.reason,
+            "detail": fault.detail,
+        }  # fmt: skip
+
+
+def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed: int) -> list[Pair]:
+    """The pairs of one split; pair n is a function of (seed, split, n) and of the lists of files."""
+    classes = sorted({label for place, label in images if place == split and (split, label) in sounds})
+    pictures = [(label, name) for label in classes for name in images[split, label]]
+    recordings = [(label, name) for label in classes for name in sounds[split, label]]
+    if not classes:
+        return []
+    more, partners = (pictures, sounds) if len(pictures) >= len(recordings) else (recordings, images)
+    order = np.random.default_rng((seed, SPLITS.index(split))).permutation(len(more))
+    drawn = []
+    for n in range(pairs or len(more)):
+        label, name = more[order[n % len(more)]]
+        choices = partners[split, label]
+        partner = choices[np.random.default_rng((seed, SPLITS.index(split), n)).integers(len(choices))]
+        image, sound = (name, partner) if more is pictures else (partner, name)
+        drawn.append(Pair(f"{split}_{n:07d}", image, sound, label))
+    return drawn
+
+
+def alone(images: Files, sounds: Files) -> Iterator[dict[str, Any]]:
+    """Lines of the report about files whose class has nothing of the other kind in their split."""
+    for ours, others, other in ((images, sounds, "sound"), (sounds, images, "picture")):
+        for (split, label), names in sorted(ours.items()):
+            if (split, label) not in others:
+                for name in names:
+                    yield {
+                        "key": name, "path": name, "split": split, "status": "refused", "reason": "no partner",
+                        "detail": f"there is no {other} of class {label} in {split}",
+                    }  # fmt: skip
+
+
+def read_pair(pair: Pair, images: Path, sounds: Path, media: Media) -> Sample:
+    """One pair as a clip of one frame, which stands in the middle.
+
+    Raises:
+        MediaError: The picture or the sound cannot be used.
+    """
+    picture = resize_short_side(read_image(images / pair.image), media.short_side)
+    flac, samples = _flac(sounds / pair.sound, media.seconds, media.sample_rate)
+    length = samples / media.sample_rate
+    record = {
+        "key": pair.key,
+        "source": pair.image,
+        "sound_source": pair.sound,
+        "group": pair.sound,
+        "label": pair.label,
+        "frame_seconds": [length / 2],
+        "frames": ["0000.jpg"],
+        "seconds": length,
+        "sample_rate": media.sample_rate,
+        "width": picture.shape[1],
+        "height": picture.shape[0],
+    }
+    return Sample({"0000.jpg": encode_jpeg(picture, media.quality), "flac": flac}, record)
+
+
+@lru_cache(CACHED_SOUNDS)
+def _flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int]:
+    """A sound and its number of samples; sounds are few and each is in several pairs."""
+    sound = at_least_a_second(read_sound(path, sample_rate, seconds=seconds), sample_rate)
+    if not np.any(sound):
+        raise MediaError(path, "silent", "every sample is zero")
+    return encode_flac(sound, sample_rate), len(sound)
+
+
+def at_least_a_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
+    """The sound with silence before and after it, as much on both sides, if it is shorter than a second."""
+    lacking = max(round(LEAST_SECONDS * sample_rate) - len(sound), 0)
+    return np.pad(sound, (lacking // 2, lacking - lacking // 2))

@@ -1,0 +1,238 @@
+"""Tar shards in the WebDataset convention, with an index beside each for checked random access.
+
+A sample is several members whose names share a key: `key.0000.jpg`, `key.flac`, `key.json`. The webdataset library and
+`tar` read the shards front to back; `Shards` reads any member of any sample with one `pread`, in any order, from forked
+or spawned workers, and compares its checksum.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from comodal.data.shards.shard_index import BLOCK, MEMBER, Index, damaged, pack_index, read_index
+from comodal.errors import DataError
+from comodal.files import temporary_name, write_whole
+from comodal.text_files import read_json_object
+
+HANDLES = 128  # open files per process; the usual limit is 1024
+LARGEST_MEMBER = 2**32 - 1  # the index keeps sizes in 32 bits
+
+
+class ShardWriter:
+    """Writes one shard; the tar and its index take their names when both are whole.
+
+    The same samples give the same bytes: times, owners and modes in the tar are fixed. No samples, no file.
+
+    Examples:
+        >>> with ShardWriter(Path("train/000000.tar")) as shard:
+        ...     shard.write("a", {"flac": b"fLaC"}, {"label": "bell"})
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix != ".tar":
+            raise ValueError(f"a shard is a .tar file, got {path}")
+        self.path = path
+        self.samples: list[tuple[str, str, int]] = []
+        self.members: list[tuple[int, int, int, str]] = []
+        self.keys: set[str] = set()
+        self.temporary = temporary_name(path)
+        self.file = self.temporary.open("wb")
+
+    def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
+        """Append a sample; the record becomes its member `json`, and its `group` stands in the index as well (there a
+        line break in it is written `\\n`)."""
+        text = self.check(key, members, record)
+        group = str(record.get("group", key)).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+        self.keys.add(key)
+        self.samples.append((key, group, len(self.members)))
+        for name, data in (members | {"json": text}).items():
+            self._append(key, name, data)
+
+    def check(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> bytes:
+        """The record as JSON.
+
+        Raises:
+            ValueError: The sample cannot be in this shard.
+        """
+        if not key or key in self.keys or set(key) & set("./\n"):
+            raise ValueError(f"a key is unique in its shard and has no dot, slash or line break; got {key!r}")
+        for name, data in members.items():
+            if len(data) > LARGEST_MEMBER:
+                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {LARGEST_MEMBER:,}")
+        text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace")
+
+    def _append(self, key: str, name: str, data: bytes) -> None:
+        header = tarfile.TarInfo(f"{key}.{name}")
+        header.size = len(data)
+        self.file.write(header.tobuf(tarfile.PAX_FORMAT))
+        self.members.append((self.file.tell() // BLOCK, len(data), zlib.crc32(data), name))
+        self.file.write(data)
+        self.file.write(bytes(-len(data) % BLOCK))
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self.samples:
+                self._finish()
+        finally:
+            self._discard()
+
+    def _finish(self) -> None:
+        self.file.write(bytes(2 * BLOCK))  # the end of a tar is two empty blocks
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        index = pack_index(self.file.tell(), self.samples, self.members)
+        self.file.close()
+        self.temporary.replace(self.path)
+        write_whole(self.path.with_suffix(".index"), index)
+
+    def _discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
+        self.file.close()
+
+
+class _Handle:
+    """An open file, closed when nobody holds it any more, so that a thread may read while another opens files."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.descriptor = -1
+            raise DataError(f"{path}: {error.strerror}") from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class Shards:
+    """All samples of a folder of shards, in the order of the shards' names.
+
+    May be pickled, forked and read from several threads.
+
+    Args:
+        folder: For example OUT/train, as `comodal prepare` made it.
+
+    Raises:
+        DataError: The folder has no shards, a tar is missing or cut short, an index is damaged, or the preparation of
+            the folder has not finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        _finished(folder)
+        self.indexes: list[Index] = []
+        for path in sorted(folder.glob("[!.]*.index")):
+            self.indexes.append(read_index(path))
+            _check_size(self.indexes[-1])
+        if not self.indexes:
+            raise DataError(f"{folder} has no shards (000000.tar with 000000.index, as `comodal prepare` writes them)")
+        self.starts = list(accumulate((len(index) for index in self.indexes), initial=0))
+        self._handles: dict[Path, _Handle] = {}
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handles": {}, "_cached": None}
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for index in self.indexes for key in index.keys.decode().split("\n")]
+
+    @property
+    def groups(self) -> list[str]:
+        """The source video of each sample, without reading the samples."""
+        return [group for index in self.indexes for group in index.groups.decode().split("\n")]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any byte of any sample does: a hash of the indexes, which hold the members' checksums."""
+        text = "".join(f"{index.path.name} {index.checksum:08x}\n" for index in self.indexes)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def key(self, i: int) -> str:
+        index, sample = self._locate(i)
+        return index.key(sample)
+
+    def members(self, i: int) -> list[str]:
+        index, _ = self._locate(i)
+        return [index.names[name] for name in self._rows(i)["name"]]
+
+    def record(self, i: int) -> dict[str, Any]:
+        return json.loads(self.read(i, "json"))
+
+    def read(self, i: int, member: str) -> bytes:
+        """One member of one sample.
+
+        Raises:
+            DataError: The bytes are not those that were written, or the sample has no such member.
+        """
+        index, _ = self._locate(i)
+        rows = self._rows(i)
+        tar = index.path.with_suffix(".tar")
+        try:
+            row = rows[rows["name"] == index.names.index(member)][0]
+        except (ValueError, IndexError):
+            raise DataError(f"{tar}: {self.key(i)} has no {member}, only {', '.join(self.members(i))}") from None
+        data = self._pread(tar, int(row["block"]) * BLOCK, int(row["size"]))
+        if len(data) != row["size"] or zlib.crc32(data) != row["checksum"]:
+            raise DataError(damaged(tar, f"{member} of {self.key(i)} has a wrong checksum"))
+        return data
+
+    def _locate(self, i: int) -> tuple[Index, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)} in {self.folder}")
+        shard = bisect_right(self.starts, i) - 1
+        return self.indexes[shard], i - self.starts[shard]
+
+    def _rows(self, i: int) -> np.ndarray:
+        cached = self._cached
+        if cached is None or cached[0] != i:
+            index, sample = self._locate(i)
+            start, size = index.span(sample)
+            data = self._pread(index.path, start, size)
+            if len(data) != size:
+                raise DataError(damaged(index.path, "it is shorter than when it was opened"))
+            cached = self._cached = (i, np.frombuffer(data, MEMBER))
+        return cached[1]
+
+    def _pread(self, path: Path, start: int, size: int) -> bytes:
+        handle = self._handles.get(path)
+        if handle is None:
+            if len(self._handles) >= HANDLES:
+                self._handles.pop(next(iter(self._handles)), None)
+            handle = self._handles[path] = _Handle(path)
+        return os.pread(handle.descriptor, size, start)
+
+
+def _finished(folder: Path) -> None:
+    about = folder.parent / "about.json"
+    if about.is_file() and not read_json_object(about).get("finished", True):
+        raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to go on")
+
+
+def _check_size(index: Index) -> None:
+    tar = index.path.with_suffix(".tar")
+    try:
+        size = tar.stat().st_size
+    except OSError as error:
+        raise DataError(damaged(tar, f"{error.strerror}")) from error
+    if size != index.tar_bytes:
+        raise DataError(damaged(tar, f"it has {size:,} bytes instead of {index.tar_bytes:,}"))

@@ -1,0 +1,68 @@
+"""What a folder of shards holds, and what was refused: as a table, and as numbers."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from comodal.console import Table
+from comodal.data.shards.shard_reader import Shards
+from comodal.data.split_names import SPLITS
+from comodal.errors import DataError
+from comodal.text_files import read_json_lines, read_json_object
+
+
+def print_report(about: dict[str, Any]) -> None:
+    """The table at the end of `comodal prepare`."""
+    table = Table("split", "taken", "hours", right=[1, 2])
+    for split in SPLITS:
+        table.add_row(split, f"{about['taken'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
+    table.show()
+    if about["refused"]:
+        reasons = Table("refused because", "files", right=[1])
+        for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
+            reasons.add_row(reason, f"{count:,}")
+        reasons.show()
+
+
+def describe_shards(folder: Path) -> dict[str, Any]:
+    """What a folder of shards holds: OUT of `comodal prepare`, or one split of it.
+
+    Raises:
+        DataError: There are no shards, or they are damaged.
+    """
+    out = folder if (folder / "about.json").is_file() else folder.parent
+    splits = [split for split in SPLITS if (folder / split).is_dir()] or [folder.name]
+    about = out / "about.json"
+    description: dict[str, Any] = read_json_object(about) if about.is_file() else {}
+    if description and not description["finished"]:
+        return description | {"splits": {}}
+    root = folder if splits != [folder.name] else folder.parent
+    holding = [split for split in splits if any((root / split).glob("[!.]*.index"))]
+    if not holding:
+        raise DataError(f"{folder} holds no shards")
+    lines = _taken(out)
+    return description | {"splits": {split: _describe_split(root / split, lines.get(split, [])) for split in holding}}
+
+
+def _taken(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the report by split."""
+    report = out / "report.jsonl"
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for _, line in read_json_lines(report) if report.is_file() else ():
+        if line["status"] == "taken":
+            lines.setdefault(line["split"], []).append(line)
+    return lines
+
+
+def _describe_split(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    shards = Shards(folder)
+    return {
+        "clips": len(shards),
+        "shards": len(shards.indexes),
+        "bytes": sum(index.tar_bytes for index in shards.indexes),
+        "hours": round(sum(line["seconds"] for line in lines) / 3600, 4),
+        "frames": sum(line["frames"] for line in lines),
+        "sizes": dict(Counter(line["size"] for line in lines).most_common(5)),
+        "labels": dict(Counter(line["label"] for line in lines if "label" in line).most_common()),
+        "fingerprint": shards.fingerprint,
+    }

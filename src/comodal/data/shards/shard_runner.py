@@ -1,0 +1,289 @@
+"""Carries out a plan of shards: in parallel, resumable, and with a report of what was refused and why.
+
+One shard is one task. Its tar, its index and its part of the report take their names when they are whole, the report
+last, which says that the shard is finished: killed at any moment and run again, the work goes on with the next shard
+and ends with the same bytes, whatever the number of workers.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import Field, asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import joblib
+
+from comodal.console import say
+from comodal.data.output_folder import as_json, check_same, explained, only_one, remove_parts
+from comodal.data.shards.shard_reader import ShardWriter
+from comodal.data.shards.shard_report import print_report
+from comodal.data.split_names import SPLITS
+from comodal.errors import DataError, MediaError, noticed, one_item
+from comodal.files import json_line, whole, write_whole
+from comodal.progress import Progress
+from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
+from comodal.workers import CRASHED, CRASHES, Backend, one_by_one, running_on
+
+
+@runtime_checkable
+class Item(Protocol):
+    """Something that becomes one sample; a dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+I = TypeVar("I", bound=Item)  # noqa: E741
+
+
+class Sample(NamedTuple):
+    members: dict[str, bytes]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard(Generic[I]):
+    """The items of one shard, in their order."""
+
+    split: str
+    number: int
+    items: tuple[I, ...]
+
+    def path(self, out: Path) -> Path:
+        return out / self.split / f"{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Plan(Generic[I]):
+    """All that is to be done, decided before any file is opened."""
+
+    kind: str  # "clips" or "pairs"
+    options: dict[str, Any]  # as JSON; another value makes other shards
+    shards: tuple[Shard[I], ...]
+    refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
+    contents: str = ""  # a stamp of the files, so that one that was replaced is no longer the same
+
+    def fingerprint(self) -> str:
+        items = [[shard.split, shard.number, [asdict(item) for item in shard.items]] for shard in self.shards]
+        text = json.dumps([items, self.refused, self.contents], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[Shard[I], ...]:
+    """The items of each split, cut into shards."""
+    return tuple(
+        Shard(split, start // items_per_shard, tuple(items[start : start + items_per_shard]))
+        for split, items in split_of.items()
+        for start in range(0, len(items), items_per_shard)
+    )
+
+
+def refusal(item: Item, split: str, reason: str, detail: str) -> dict[str, Any]:
+    """A line of the report."""
+    return {
+        "key": item.key, "path": item.path, "split": split, "status": "refused", "reason": reason, "detail": detail,
+    }  # fmt: skip
+
+
+def make_shards(
+    plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int, backend: Backend
+) -> dict[str, Any]:
+    """Make what is not there yet, merge the report, print its summary and return it.
+
+    Args:
+        plan: What to make.
+        read: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
+        out: The folder of the shards.
+        workers: Processes; -1 is one per core.
+        backend: Where the workers run, by joblib's name.
+
+    Raises:
+        DataError: `out` holds something else, another command writes there, or the disk is full.
+    """
+    if workers != -1 and workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
+    with running_on(backend), explained(out), only_one(out):
+        about = out / "about.json"
+        fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
+        finished_before = check_same(out, fresh)
+        todo = [shard for shard in plan.shards if not is_finished(shard, out)]
+        if todo or not finished_before:
+            write_whole(about, as_json(fresh | {"finished": False}))
+            remove_parts(out)
+            make_all(todo, plan, read, out, workers)
+            report = merge_report(plan, out)
+            write_whole(about, as_json(fresh | {"finished": True} | report))
+        else:
+            say(f"{out} is finished already; nothing to do")
+        summary = read_json_object(about)
+    print_report(summary)
+    return summary
+
+
+def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int) -> None:
+    """Make shards in parallel; a file that kills its worker is found, refused and left out."""
+    for split in {shard.split for shard in todo}:
+        (out / split).mkdir(parents=True, exist_ok=True)
+    workers = joblib.cpu_count() if workers == -1 else workers
+    total = sum(len(shard.items) for shard in plan.shards)
+    counter = ClipCounter(out, total - sum(len(shard.items) for shard in todo))
+    failures = 0
+    with Progress("clips", total, counter.before, counter.poll):
+        while todo:
+            crashed = known_crashes(out)
+            streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
+            returned = "generator_unordered" if streams else "list"
+            # one job would run in this process, which a crash of the decoder would end: so two, one waiting
+            pool = joblib.Parallel(n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as=returned)
+            try:
+                for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
+                    counter.add(*made)
+            except BrokenProcessPool as error:
+                blamed = blame(todo, read, out)
+                write_whole(out / "crashed.json", as_json(sorted(crashed | blamed)))
+                failures = 0 if blamed else failures + 1
+                if failures == CRASHES:
+                    raise DataError(f"{out}: workers keep dying, perhaps for want of memory; try fewer") from error
+            else:
+                if not all(is_finished(shard, out) for shard in todo):
+                    raise DataError(f"{out} is not where the workers write: it must be on a file system that all share")
+            todo = [shard for shard in todo if not is_finished(shard, out)]
+
+
+def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed: frozenset[str]) -> tuple[int, float]:
+    """Write one shard with its part of the report; returns how many items and how many seconds of media."""
+    tar, lines = shard.path(out), []
+    progress = tar.with_name(f".{tar.stem}.progress")
+    progress.unlink(missing_ok=True)
+    with explained(out), progress.open("w", buffering=1) as started_file:
+        with ShardWriter(tar) as writer:
+            for item in shard.items:
+                try:
+                    if item.key in crashed:
+                        raise MediaError(item.path, *CRASHED)
+                    with noticed() as notes, one_item(item.path):
+                        sample = read(item)
+                        writer.check(item.key, sample.members, sample.record)
+                except MediaError as error:
+                    line = refusal(item, shard.split, error.reason, error.detail)
+                else:
+                    writer.write(item.key, sample.members, sample.record)
+                    line = taken(item, shard.split, sample) | ({"notes": notes} if notes else {})
+                lines.append(line)
+                started_file.write(f"{line.get('seconds', 0.0)}\n")
+        write_whole(report_of(tar), b"".join(json_line(line) for line in lines))
+    progress.unlink(missing_ok=True)
+    return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)
+
+
+def taken(item: Item, split: str, sample: Sample) -> dict[str, Any]:
+    """A line of the report about a sample that is in the shards."""
+    record = sample.record
+    line = {"key": item.key, "path": item.path, "split": split, "status": "taken", "seconds": record["seconds"]}
+    size = f"{record['width']}x{record['height']}"
+    return line | {"frames": len(record["frames"]), "size": size} | {k: record[k] for k in ("label",) if k in record}
+
+
+def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> frozenset[str]:
+    """Of the items that were being read when a worker died, those that kill a process of their own."""
+    blamed = set()
+    for shard in todo:
+        progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
+        if progress.is_file() and not is_finished(shard, out):
+            suspects = shard.items[len(read_lines(progress)) :][:1]
+            blamed |= {item.key for item in suspects if kills(read, item)}
+    return frozenset(blamed)
+
+
+def kills(read: Callable[[I], Sample], item: I) -> bool:
+    """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
+    (found,) = one_by_one(read, [item])
+    return isinstance(found.exception(), BrokenProcessPool)
+
+
+def known_crashes(out: Path) -> frozenset[str]:
+    path = out / "crashed.json"
+    return frozenset(read_json(path)) if path.is_file() else frozenset()
+
+
+class ClipCounter:
+    """Counts what finished shards report and what unfinished ones have come to.
+
+    Args:
+        out: The folder of the shards.
+        before: Items that were done before.
+    """
+
+    def __init__(self, out: Path, before: int) -> None:
+        self.out, self.before = out, before
+        self.items, self.seconds, self.seen = 0, 0.0, 0
+        self.start = time.monotonic()
+
+    def add(self, items: int, seconds: float) -> None:
+        """A shard is finished."""
+        self.items += items
+        self.seconds += seconds
+
+    def poll(self) -> tuple[int, str]:
+        """Items in all, and how fast they come."""
+        items, seconds = started(self.out)
+        items, seconds = self.items + items, self.seconds + seconds
+        self.seen = max(self.seen, items)
+        elapsed = max(time.monotonic() - self.start, 1e-9)
+        return self.before + self.seen, f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
+
+
+def started(out: Path) -> tuple[int, float]:
+    """How many items, and how many seconds of media, the shards that are being made have come to."""
+    seconds = []
+    for path in out.glob("*/.*.progress"):
+        with contextlib.suppress(DataError, ValueError):
+            seconds += [float(line) for line in read_lines(path)]
+    return len(seconds), sum(seconds, 0.0)
+
+
+def report_of(tar: Path) -> Path:
+    return tar.with_suffix(".report.jsonl")
+
+
+def is_finished(shard: Shard, out: Path) -> bool:
+    """Its report is there, and unless it refused everything, so are the tar and the index."""
+    tar = shard.path(out)
+    if not report_of(tar).is_file():
+        return False
+    whole = tar.is_file() and tar.with_suffix(".index").is_file()
+    return whole or not any('"taken"' in line for line in read_lines(report_of(tar)))
+
+
+def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
+    """Write OUT/report.jsonl and count what is in it."""
+    clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
+    with whole(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
+        for line in report_lines(plan, out):
+            merged.write(json_line(line))
+            if line["status"] == "taken":
+                clips[line["split"]] += 1
+                seconds[line["split"]] += line["seconds"]
+            else:
+                refused[line["reason"]] += 1
+    return {
+        "taken": {split: clips[split] for split in SPLITS},
+        "seconds": {split: round(seconds[split], 3) for split in SPLITS},
+        "refused": dict(sorted(refused.items())),
+    }
+
+
+def report_lines(plan: Plan, out: Path) -> Iterator[dict[str, Any]]:
+    for shard in plan.shards:
+        yield from (line for _, line in read_json_lines(report_of(shard.path(out))))
+    yield from plan.refused

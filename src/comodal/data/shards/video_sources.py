@@ -1,0 +1,342 @@
+"""What to ingest: a folder of videos, or an official list with the folder that holds its files.
+
+Lists that are recognised from their first lines:
+
+- Kinetics CSV (`label,youtube_id,time_start,time_end,split[,is_cc]`); files are `<id>_<start:06d>_<end:06d>.mp4`, in
+  folders by label (with spaces or underscores), by split, or flat.
+- Kinetics JSON (`{id: {"annotations": {"label", "segment"}, "subset"}}`), with files as for the CSV.
+- VGGSound's vggsound.csv (`id,start,label,split`); files are `<id>_<start:06d>.mp4`, also with the end.
+- AudioSet CSV (three comment lines, `YTID, start_seconds, end_seconds, "labels"`); files are named by the id, with or
+  without the times in seconds or milliseconds.
+- Flickr-SoundNet's urls_public.txt (`http://www.flickr.com/videos/<owner>/<photo id>/...`); files are `<photo id>.mp4`.
+- JSON Lines: `path`, and if known `key`, `label` (one or a list), `group` (the source video), `split`, `start`.
+
+A file is looked for anywhere below the folder. A name with times is the clip itself; under the bare id may stand the
+clip or the whole source video, which its length tells.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+from comodal.data.shards.archive_sources import (
+    Stored,
+    captions_of,
+    group_of,
+    labels_of,
+    read_stored,
+    split_of,
+    without_side_files,
+)
+from comodal.data.split_names import SPLIT_NAMES, SPLITS
+from comodal.errors import DataError
+from comodal.media.archives.archive_samples import Fault, Place
+from comodal.media.archives.open_media import is_container
+from comodal.media.archives.path_patterns import expand, is_pattern
+from comodal.media.suffixes import VIDEO_SUFFIXES
+from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
+
+ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]
+VGGSOUND = re.compile(r"[\w-]{11},\d+,.*,(train|test)", re.ASCII)
+VGGSOUND_SECONDS = 10.0
+CLIP_OF_YOUTUBE = re.compile(r"([\w-]{11})_(\d+)_(\d+)", re.ASCII)  # <11 characters>_<start>_<end>
+FLICKR = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video, or a part of one, that is to become a clip."""
+
+    path: str  # below the folder of files; of a missing file, its name in the list
+    key: str
+    group: str  # the source video: its clips all go into one split
+    labels: tuple[str, ...] = ()
+    split: str | None = None
+    start_seconds: float = 0.0  # where the clip is in the source video, if the file may be all of that
+    clip_seconds: float | None = None
+    missing: bool = False  # the list names it, and there is no such file
+
+    @property
+    def file(self) -> str:
+        """The file that holds it, below the folder of files."""
+        return self.path
+
+
+@dataclass(frozen=True)
+class StoredSource(Source):
+    """A video in a container: a tar, Parquet or Arrow file."""
+
+    container: str = ""
+    place: Place | None = None
+    audio: str | None = None  # the audio of a video without any, below the folder of files
+    audio_place: Place | None = None
+    captions: tuple[str, ...] = ()
+    fault: Fault | None = None  # why it cannot be used
+
+    @property
+    def file(self) -> str:
+        return self.container
+
+
+def read_sources(
+    source: Path, files: Path | None = None, list_format: ListFormat = "auto", leave_out: Path | None = None
+) -> list[Source]:
+    """Everything that a folder or a list names, in its own order; files that a list names in vain are `missing`.
+
+    Args:
+        source: A folder or a list.
+        files: The folder that holds a list's files; by default the folder of the list.
+        list_format: What `source` is; by default recognised.
+        leave_out: A folder below `source` that is not looked into.
+
+    Raises:
+        DataError: There is no such folder or list, it cannot be read, or its format is not known.
+    """
+    if list_format not in get_args(ListFormat):
+        raise ValueError(f"list_format is one of {', '.join(get_args(ListFormat))}, got {list_format!r}")
+    matches = is_pattern(source)
+    if not source.exists() and not matches:
+        raise DataError(f"{source}: there is no such folder or list")
+    if source.is_dir() or matches or is_container(source.name):
+        if list_format not in ("auto", "folder"):
+            raise DataError(f"{source} is not a list in the format {list_format}")
+        return list(_files(*files_in(source, leave_out)))
+    root = folder_of_files(source, files)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder to hold the files of {source.name}")
+    text = read_text(source)
+    kind = recognise(source, text) if list_format == "auto" else list_format
+    if kind == "jsonl":
+        return list(_json_lines(source, text, root))
+    readers = {
+        "kinetics": _kinetics,
+        "kinetics-json": _kinetics_json,
+        "vggsound": _vggsound,
+        "audioset": _audioset,
+        "flickr-soundnet": _flickr,
+    }
+    if kind not in readers:
+        raise DataError(f"{source} is a file, not a folder")
+    try:
+        return list(readers[kind](source, text, Files(root)))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(f"{source} is not a list in the format {kind}: {error!r}") from error
+
+
+def folder_of_files(source: Path, files: Path | None) -> Path:
+    """What the paths of the sources are relative to."""
+    if is_pattern(source):
+        return expand(source).root
+    return source if source.is_dir() else files or source.parent
+
+
+def files_in(source: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
+    """The files of a folder, of a pattern, or a file alone, with the folder that their paths are relative to."""
+    if is_pattern(source):
+        return expand(source)
+    if source.is_dir():
+        return source, without_side_files(walk(source, leave_out))
+    return source.parent, [source.name]
+
+
+def recognise(source: Path, text: str) -> ListFormat:
+    """The format of a list, from its first lines."""
+    lines = [line for line in split_lines(text[:10_000]) if line.strip()][:3]
+    first = lines[0] if lines else ""
+    if first.startswith("{"):
+        is_kinetics = not is_json_lines(text) and all(
+            f'"{name}"' in text[:10_000] for name in ("annotations", "subset")
+        )
+        return "kinetics-json" if is_kinetics else "jsonl"
+    if VGGSOUND.fullmatch(first.strip()):
+        return "vggsound"
+    if FLICKR.match(first):
+        return "flickr-soundnet"
+    if first.startswith("#") and any("YTID" in line for line in lines):
+        return "audioset"
+    if {"youtube_id", "time_start", "time_end"} <= set(first.replace('"', "").split(",")):
+        return "kinetics"
+    raise DataError(
+        f"{source} is no list that comodal knows: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet "
+        "URLs or JSON Lines. "
+        f"It begins with {first[:80]!r}"
+    )
+
+
+def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
+    """All files below a folder, also through links, as sorted relative paths."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        here = Path(parent).resolve()
+        if here in seen or here == (leave_out and leave_out.resolve()):
+            folders.clear()
+            continue
+        seen.add(here)
+        below = Path(parent).relative_to(folder).as_posix()
+        found += names if below == "." else [f"{below}/{name}" for name in names]
+    return sorted(found)
+
+
+def _files(root: Path, names: list[str]) -> Iterator[Source]:
+    """Files one by one, and the examples of those that are containers."""
+    for name in names:
+        if is_container(name) and (root / name).is_file():
+            yield from map(_stored, read_stored(root, name))
+        elif (root / name).exists():
+            yield _in_folder(name)
+        else:
+            yield Source(name, name, name, missing=True)
+
+
+def _stored(stored: Stored) -> StoredSource:
+    """The video of an example, with the audio beside it."""
+    example = stored.example
+    name, place = example.members.get("video", (example.name, None))
+    audio, audio_place = example.members.get("audio", (None, None))
+    fault, split, captions = example.fault, None, captions_of(example)
+    if fault is None and place is None:
+        fault = Fault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
+    try:
+        split = split_of(stored)
+    except ValueError as error:
+        fault = fault or Fault("unknown split", str(error))
+    several = captions if isinstance(captions, list) else [captions]
+    return StoredSource(
+        f"{stored.file}/{name}" if name else stored.file,
+        key=f"{stored.file}/{example.key}" if example.key else stored.file,
+        group=group_of(stored),
+        labels=labels_of(example),
+        split=split,
+        container=stored.file,
+        place=place,
+        audio=f"{stored.file}/{audio}" if audio else None,
+        audio_place=audio_place,
+        captions=tuple(one for one in several if isinstance(one, str)),
+        fault=fault,
+    )
+
+
+def _in_folder(name: str) -> Source:
+    """A file of a folder: `[split/][...label/]file`."""
+    path = PurePosixPath(name)
+    folders = list(path.parts[:-1])
+    split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
+    if split:
+        folders.pop(0)
+    clip = CLIP_OF_YOUTUBE.fullmatch(path.stem)
+    group = clip.group(1) if clip else str(PurePosixPath(*folders, path.name))
+    return Source(name, str(PurePosixPath(*folders, path.stem)), group, tuple(folders[-1:]), split)
+
+
+class Files:
+    """Finds the files of a list by their name without its suffix."""
+
+    def __init__(self, root: Path) -> None:
+        self.by_stem: dict[str, list[PurePosixPath]] = {}
+        for name in walk(root):
+            path = PurePosixPath(name)
+            self.by_stem.setdefault(path.stem, []).append(path)
+
+    def find(self, stem: str, label: str = "") -> str | None:
+        """The file of that name; among several a video rather than a side file, in the folder of the label."""
+        found = self.by_stem.get(stem, [])
+        return min(found, key=lambda path: _preference(path, label)).as_posix() if found else None
+
+
+def _preference(path: PurePosixPath, label: str) -> tuple[bool, bool, str]:
+    return path.suffix.lower() not in VIDEO_SUFFIXES, plain(path.parent.name) != plain(label), path.as_posix()
+
+
+def plain(label: str) -> str:
+    """Folders of a label are written with spaces or underscores."""
+    return label.replace("_", " ").strip().casefold()
+
+
+def _clip(
+    files: Files, video: str, start: float, end: float, names: list[str], labels: tuple[str, ...], split: str | None
+) -> Source:
+    """A clip of a YouTube video: a file that is the clip (one of `names`), or else the whole video."""
+    for name in names:
+        found = files.find(name, labels[0] if labels else "")
+        if found:
+            return Source(found, names[0], video, labels, split)
+    found = files.find(video)
+    if found:
+        return Source(found, names[0], video, labels, split, start, end - start)
+    return Source(names[0], names[0], video, labels, split, start, end - start, missing=True)
+
+
+def _kinetics(source: Path, text: str, files: Files) -> Iterator[Source]:
+    rows = parse_csv(text, source)
+    _, columns = next(rows)
+    for row in (dict(zip(columns, cells, strict=False)) for _, cells in rows):
+        video, start, end = row["youtube_id"], float(row["time_start"]), float(row["time_end"])
+        names = [f"{video}_{int(start):06d}_{int(end):06d}"]
+        labels = (row["label"],) if row.get("label") else ()
+        yield _clip(files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower()))
+
+
+def _kinetics_json(source: Path, text: str, files: Files) -> Iterator[Source]:
+    for video, entry in parse_json(text, source).items():
+        label, (start, end) = entry["annotations"].get("label"), map(float, entry["annotations"]["segment"])
+        names = [f"{video}_{int(start):06d}_{int(end):06d}"]
+        split = SPLIT_NAMES.get(str(entry.get("subset", "")).lower())
+        yield _clip(files, video, start, end, names, (str(label),) if label else (), split)
+
+
+def _vggsound(source: Path, text: str, files: Files) -> Iterator[Source]:
+    for _, (video, start, label, split) in parse_csv(text, source):
+        first, last = int(start), int(start) + int(VGGSOUND_SECONDS)
+        names = [
+            f"{video}_{time}" for time in (f"{first:06d}", f"{first:06d}_{last:06d}", f"{first}", f"{first}_{last}")
+        ]
+        yield _clip(files, video, float(first), first + VGGSOUND_SECONDS, names, (label,), SPLIT_NAMES[split])
+
+
+def _audioset(source: Path, text: str, files: Files) -> Iterator[Source]:
+    lines = "\n".join(line for line in split_lines(text) if not line.startswith("#"))
+    for _, (video, start, end, labels) in parse_csv(lines, source, skip_space=True):
+        first, last = int(float(start)), int(float(end))
+        times = [f"{first:06d}_{last:06d}", f"{first * 1000}_{last * 1000}", f"{first}_{last}"]
+        times += [f"{first:06d}", f"{first}"]
+        names = [f"{prefix}{video}_{time}" for prefix in ("", "Y") for time in times]
+        yield _clip(files, video, float(start), float(end), names, tuple(labels.split(",")), None)
+
+
+def _flickr(_: Path, text: str, files: Files) -> Iterator[Source]:
+    for line in split_lines(text):
+        if line.strip():
+            photo = line.strip().split("/")[5]  # http: / / host / videos / owner / photo id
+            found = files.find(photo)
+            yield Source(found or photo, photo, photo, missing=found is None)
+
+
+def _json_lines(source: Path, text: str, root: Path) -> Iterator[Source]:
+    for number, entry in parse_json_lines(text, source):
+        try:
+            yield _json_line(entry, root)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
+
+
+def _json_line(entry: dict[str, Any], root: Path) -> Source:
+    name = str(PurePosixPath(entry["path"]))
+    label, split = entry.get("label", []), entry.get("split")
+    if split is not None and split not in SPLIT_NAMES:
+        raise ValueError(f"split is one of {', '.join(SPLITS)}, got {split!r}")
+    return Source(
+        name,
+        key=str(entry.get("key", PurePosixPath(name).with_suffix(""))),
+        group=str(entry.get("group", name)),
+        labels=(label,) if isinstance(label, str) else tuple(label),
+        split=SPLIT_NAMES[split] if split else None,
+        start_seconds=float(entry.get("start", 0.0)),
+        missing=not (root / name).is_file(),
+    )

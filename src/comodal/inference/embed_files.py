@@ -1,0 +1,397 @@
+"""Files in, vectors out: `.npz` with `embedding` and `timestamps`, named and windowed as OpenL3's users expect.
+
+Sound of any length is read, embedded and written in bounded memory. Files run in parallel; what cannot be read is
+reported when all the others are written; what exists is not made again. With weights of OpenL3 the files also say
+which windows are silent, and `about` how they were made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from itertools import count, islice
+from pathlib import Path
+from typing import TypeAlias
+
+import joblib
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+
+from comodal.data.file_batches import Job, Outcome, Rows, Together, attempt, attempt_each, plan, run_files, write_rows
+from comodal.errors import MediaError
+from comodal.hardware import DeviceName, EmbedPrecision
+from comodal.inference.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.inference.openl3_images import SCALED, SIDE, middle, squares, squares_as_openl3
+from comodal.media.audio import native_blocks, stream_sound
+from comodal.media.audio_windows import EmptySoundError, iterate_windows
+from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.refused_formats import Refusal
+from comodal.media.resample_kaiser import KaiserStream
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from comodal.media.user_inputs import as_path, as_paths
+from comodal.media.video import every_frame, iterate_frames, probe
+from comodal.models.convert.convert_openl3 import Modality
+from comodal.models.l3net.spectrogram import FrontEnd
+from comodal.runtimes.export_formats import EngineChoice
+
+Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
+ENDINGS = ("_audio", "_image")
+
+
+def embed_audio(
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
+    hop_seconds: float = 0.1,
+    centre: bool = True,
+    batch_size: int | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    size: int | None = None,
+    as_openl3: OpenL3Version | None = None,
+    front_end: FrontEnd | None = None,
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
+    engine: EngineChoice = "auto",
+) -> dict[str, float]:
+    """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
+
+    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
+    the endings of the files: a.wav.npz, a.mp3.npz.
+
+    Args:
+        files: sound files (or videos with sound), folders of them, or tar, Parquet or Arrow files with sound.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; without it they lie beside the files.
+        hop_seconds: time between windows of one second.
+        centre: window k is centred on its timestamp (half a window of silence on the left), otherwise it begins there.
+        batch_size: windows held at a time, by default 32 or on a GPU 256; it bounds memory and changes no result.
+        workers: processes; 0 takes one per core.
+        overwrite: make results again that exist.
+        size: features of a vector; without it all (6144), OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
+        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+
+    Returns:
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+
+    Raises:
+        DataError: some files could not be read; all the others are written by then.
+
+    Examples:
+        comodal embed audio recordings/ --model RUN --out vectors/
+    """
+    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
+    choice = Choice(as_openl3, front_end, precision, size, device, engine=engine)
+    model, jobs = as_path(model), plan(as_paths(files), AUDIO_SUFFIXES, out if out is None else as_path(out), ("",))
+    embedder = ready(model, choice, "sound")
+    work = partial(
+        write_sound,
+        model=model,
+        choice=choice,
+        hop_seconds=hop_seconds,
+        centre=centre,
+        batch_size=batch_size or embedder.batch_size,
+    )
+    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
+
+
+def embed_image(
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    size: int | None = None,
+    as_openl3: OpenL3Version | None = None,
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
+    engine: EngineChoice = "auto",
+) -> dict[str, float]:
+    """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
+
+    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
+    the endings of the files: a.jpg.npz, a.png.npz.
+
+    Args:
+        files: pictures, folders of them, or tar, Parquet or Arrow files with pictures.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; without it they lie beside the files.
+        workers: processes; 0 takes one per core.
+        overwrite: make results again that exist.
+        size: features of a vector; without it all (8192), OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+
+    Returns:
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+
+    Raises:
+        DataError: some files could not be read; all the others are written by then.
+
+    Examples:
+        comodal embed image pictures/ --model RUN --out vectors/
+    """
+    choice = Choice(as_openl3, None, precision, size, device, engine=engine)
+    model, jobs = as_path(model), plan(as_paths(files), {*IMAGE_SUFFIXES}, out if out is None else as_path(out), ("",))
+    embedder = ready(model, choice, "image")
+    work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
+    together = Together(many, embedder.batch_size) if embedder.on_gpu else None
+    return run_files(jobs, work, workers, overwrite, together)
+
+
+def embed_video(
+    files: Sequence[Path | str],
+    model: Path | str,
+    out: Path | str | None = None,
+    frames_per_second: float = 1.0,
+    hop_seconds: float = 0.1,
+    centre: bool = True,
+    batch_size: int | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    as_openl3: OpenL3Version | None = None,
+    front_end: FrontEnd | None = None,
+    device: DeviceName = "auto",
+    precision: EmbedPrecision = "auto",
+    engine: EngineChoice = "auto",
+) -> dict[str, float]:
+    """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
+
+    Where these would be of several files, or are there and were made from a file of another name, the results keep
+    the endings of the files: a.mp4_audio.npz, a.webm_audio.npz.
+
+    Args:
+        files: videos, folders of them, or tar, Parquet or Arrow files with videos.
+        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; without it they lie beside the files.
+        frames_per_second: how often a frame is embedded: what a player shows at that moment.
+        hop_seconds: time between windows of one second of sound.
+        centre: window k is centred on its timestamp.
+        batch_size: windows or frames held at a time, by default 32 or on a GPU 256; it bounds memory and changes no
+            result.
+        workers: processes; 0 takes one per core.
+        overwrite: make results again that exist.
+        as_openl3: reproduce this version of OpenL3 itself, which embeds every frame, squashed to 256 x 256.
+        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
+        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+
+    Returns:
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+
+    Raises:
+        DataError: some files could not be read; all the others are written by then.
+
+    Examples:
+        comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
+    """
+    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
+        raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
+    choice = Choice(as_openl3, front_end, precision, None, device, engine=engine)
+    model, jobs = as_path(model), plan(as_paths(files), VIDEO_SUFFIXES, out if out is None else as_path(out), ENDINGS)
+    embedder = ready(model, choice, "image", "sound")
+    work = partial(
+        write_video,
+        model=model,
+        choice=choice,
+        frames_per_second=frames_per_second,
+        hop_seconds=hop_seconds,
+        centre=centre,
+        batch_size=batch_size or embedder.batch_size,
+    )
+    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
+
+
+def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
+    """Reads the model, so that a wrong one is told before any file is opened."""
+    embedder = load_embedder(model, choice)
+    for modality in modalities:
+        embedder.prepare(modality)
+    return embedder
+
+
+def in_this_process(work: Callable[[Job], int], workers: int, embedder: Embedder) -> Together | None:
+    """On a GPU, whose memory processes would share out, this process does all unless several are asked for."""
+    return Together(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
+
+
+def sound_rows(
+    blocks: Iterable[Float[np.ndarray, " samples"]],
+    embedder: Embedder,
+    hop_seconds: float,
+    centre: bool,
+    batch_size: int,
+) -> Iterator[Rows]:
+    """Batches of vectors and timestamps of the sound whose consecutive blocks come in."""
+    places = count()
+    rate = embedder.config.sample_rate
+    window = round(embedder.config.sound_seconds * rate)
+    hop = hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
+    for windows in iterate_windows(blocks, window, hop, centre, batch_size):
+        vectors, silent = embedder.sound(windows)
+        seconds = np.array([next(places) for _ in windows]) * hop_seconds
+        yield Rows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
+
+
+def hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
+    """Samples from window to window; OpenL3 cuts off what is not whole, and gives timestamps as if it did not."""
+    return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
+
+
+def image_vectors(
+    images: Iterable[Picture], embedder: Embedder, batch_size: int
+) -> Iterator[Float32[np.ndarray, "images features"]]:
+    """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
+    if embedder.about:
+        prepare = squares_as_openl3 if embedder.choice.as_openl3 else squares
+        pixels = (prepare(image[None])[0] for image in images)
+        while ready_made := list(islice(pixels, batch_size)):
+            yield embedder.pixels(np.stack(ready_made))
+        return
+    size = embedder.config.image_size
+    cut = (centre_crop(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
+    while batch := list(islice(cut, batch_size)):
+        yield embedder.images(np.stack(batch))
+
+
+def blocks_of(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
+    """The sound of a file at the network's rate, in blocks."""
+    if not embedder.about:
+        yield from stream_sound(path, embedder.config.sample_rate)
+        return
+    stream = None
+    for rate, block in native_blocks(path):
+        if stream is None and rate != embedder.config.sample_rate:
+            stream = KaiserStream(rate, embedder.config.sample_rate)
+        yield block if stream is None else stream.push(block)
+    if stream is not None:
+        yield stream.finish()
+
+
+def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
+    """How a file was made; OpenL3's own files do not say it."""
+    if not embedder.about or embedder.choice.as_openl3:
+        return None
+    network = {**embedder.about, "front_end": embedder.front_end, "precision": embedder.precision}
+    return {"comodal": version("comodal"), **network, **made}
+
+
+def write_sound(job: Job, model: Path, choice: Choice, hop_seconds: float, centre: bool, batch_size: int) -> int:
+    """The sound of one file; returns how many windows there are."""
+    embedder = load_embedder(model, choice)
+    batches = sound_rows(blocks_of(job.source, embedder), embedder, hop_seconds, centre, batch_size)
+    about = about_file(embedder, hop_seconds=hop_seconds, centre=centre)
+    try:
+        return write_rows(job.results[0], batches, about, job.source)
+    except EmptySoundError:
+        raise MediaError(job.source, Refusal.NO_SOUND, "not one sample of sound") from None
+
+
+def write_image(job: Job, model: Path, choice: Choice) -> int:
+    """One picture; returns 1."""
+    embedder = load_embedder(model, choice)
+    (vector,) = image_vectors([read_picture(job, choice)], embedder, 1)
+    return write_vector(job, vector, embedder)
+
+
+def write_images(jobs: Sequence[Job], model: Path, choice: Choice) -> list[Outcome]:
+    """Several pictures: read side by side, embedded together."""
+    embedder, read = load_embedder(model, choice), dict[int, Picture]()
+
+    def keep(job: Job, place: int) -> int:
+        read[place] = read_picture(job, choice)
+        return 1
+
+    parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
+    outcomes = parallel(joblib.delayed(attempt)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
+    if read:
+        places = sorted(read)
+        vectors = np.concatenate(list(image_vectors([read[i] for i in places], embedder, len(places))))
+        for place, vector in zip(places, vectors, strict=True):
+            outcomes[place] = attempt(jobs[place], partial(write_vector, vector=vector[None], embedder=embedder))
+    return outcomes
+
+
+def read_picture(job: Job, choice: Choice) -> Picture:
+    """The picture of a job.
+
+    Raises:
+        MediaError: It cannot be read, or OpenL3 would not take it.
+    """
+    picture = read_image(job.source)
+    if choice.as_openl3 and min(picture.shape[:2]) < SIDE:
+        raise MediaError(job.source, Refusal.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels")
+    return picture
+
+
+def write_vector(job: Job, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
+    """The result of one picture; returns 1."""
+    seconds = None if embedder.choice.as_openl3 else np.zeros(1)
+    return write_rows(job.results[0], [Rows(vector, seconds)], about_file(embedder), job.source)
+
+
+def write_video(
+    job: Job,
+    model: Path,
+    choice: Choice,
+    frames_per_second: float,
+    hop_seconds: float,
+    centre: bool,
+    batch_size: int,
+) -> int:
+    """Frames, then sound; frames stay written where there is no sound."""
+    sound, picture = job.results
+    embedder = load_embedder(model, choice)
+    if choice.as_openl3:
+        rows = write_rows(picture, rows_as_openl3(job.source, embedder, batch_size), source=job.source)
+    else:
+        batches = frame_rows(iterate_frames(job.source, frames_per_second), embedder, batch_size)
+        about = about_file(embedder, frames_per_second=frames_per_second)
+        rows = write_rows(picture, batches, about, job.source)
+    if not rows:
+        raise MediaError(job.source, Refusal.NO_PICTURE, "not one picture could be decoded")
+    return rows + write_sound(Job(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
+
+
+def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+    """Vectors of pictures and their times."""
+    times: list[float] = []
+
+    def frames() -> Iterator[Picture]:
+        for seconds, frame in timed:
+            times.append(seconds)
+            yield frame
+
+    for batch in image_vectors(frames(), embedder, batch_size):
+        yield Rows(batch, np.array(times[-len(batch) :]))
+
+
+def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+    """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
+    second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
+    rate = probe(path).frames_per_second
+
+    def frames() -> Iterator[Picture]:
+        for _, frame in every_frame(path):
+            squashed = Image.fromarray(frame).resize((SCALED, SCALED), Image.Resampling.BICUBIC)
+            yield middle(np.asarray(squashed)[None])[0]
+
+    largest = max((int(frame.max()) for frame in frames()), default=1) or 1
+    places, pixels = count(), frames()
+    while batch := list(islice(pixels, batch_size)):
+        vectors = embedder.pixels((np.stack(batch) / np.float32(largest)).astype(np.float32))
+        yield Rows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))

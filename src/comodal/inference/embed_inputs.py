@@ -1,0 +1,68 @@
+"""Audio and images in memory, or one file, to vectors; many files go through `embed.py`."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from comodal.inference.embed_files import image_vectors, sound_rows
+from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.media.user_inputs import as_images, as_sound
+from comodal.models.l3net.l3net import L3Net
+
+Model: TypeAlias = L3Net | Embedder | Path | str
+
+
+def sound_embedding(
+    sound: Any,
+    sample_rate: int | float | None,
+    model: Model,
+    hop_seconds: float = 0.1,
+    centre: bool = True,
+    batch_size: int | None = None,
+) -> tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]:
+    """Vectors of a sound, and their timestamps in seconds; channels are mixed, and resampled to the model's rate.
+
+    Args:
+        sound: A path, an array (samples,) or (samples, channels), or a tensor (samples,) or (channels, samples).
+        sample_rate: Of samples in memory; None for a file, which has its own.
+        model: What embeds: an L3Net, an embedder, or the path of a run, a model or a file of OpenL3.
+        hop_seconds: Time between windows.
+        centre: Window k is centred on its timestamp.
+        batch_size: Windows at a time; by default what suits the device.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: It has no sample, samples that are not finite, or no sample rate.
+        MediaError: The file cannot be read.
+    """
+    embedder = embedder_of(model)
+    blocks = [embedder.resampled(*as_sound(sound, sample_rate))]
+    batches = list(sound_rows(blocks, embedder, hop_seconds, centre, batch_size or embedder.batch_size))
+    return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])
+
+
+def image_embedding(images: Any, model: Model, batch_size: int | None = None) -> Float32[np.ndarray, "images features"]:
+    """Vectors of images of any sizes: each is resized and cropped to the model's square.
+
+    Args:
+        images: One or a list of paths, PIL images, arrays (height, width, 3) or tensors (3, height, width) of bytes; or
+            several images in one array or tensor.
+        model: What embeds: an L3Net, an embedder, or the path of a run, a model or a file of OpenL3.
+        batch_size: Images at a time; by default what suits the device.
+
+    Raises:
+        TypeError: One is something else.
+        ValueError: There are none, or one has another shape than an image.
+        MediaError: A file cannot be read.
+    """
+    embedder = embedder_of(model)
+    return np.concatenate(list(image_vectors(as_images(images), embedder, batch_size or embedder.batch_size)))
+
+
+def embedder_of(model: Model) -> Embedder:
+    """What embeds, from any form that a caller may have it in."""
+    if isinstance(model, str | Path):
+        return load_embedder(Path(model), Choice())
+    return model if isinstance(model, Embedder) else Embedder(model, Choice(), {})

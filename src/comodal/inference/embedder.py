@@ -1,0 +1,251 @@
+"""A network ready to embed: its front end, precision and size chosen, and what OpenL3 does differently.
+
+Weights from OpenL3 get what they were made for: sound resampled by `kaiser_best`, pictures cropped as OpenL3 crops
+them, and the network cut where OpenL3 cuts it.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Shaped, UInt8
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.hardware import DTYPES, EmbedPrecision, can_fuse_convolution, inference_batch, resolve
+from comodal.inference.openl3_files import is_openl3, load_openl3
+from comodal.media.audio import resample
+from comodal.media.resample_kaiser import resample_kaiser
+from comodal.models.checkpoint import model_folder, read_about
+from comodal.models.convert.convert_openl3 import Modality
+from comodal.models.l3net.fused_vgg import FusedTower
+from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net, pooled
+from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram
+from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram
+from comodal.runtimes.export_formats import Engine, EngineChoice
+from comodal.runtimes.exported_engines import Exports, fastest_export
+
+OpenL3Version = Literal["0.4.2"]
+HELD = 32  # windows or images, on a CPU
+FULL = {"image": IMAGE_GRID, "sound": SOUND_GRID}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a caller may choose about a network.
+
+    Args:
+        as_openl3: Reproduce what this version of OpenL3 itself gives, its mistakes included.
+        front_end: How OpenL3's spectrogram is made; None: as the weights were trained, with `as_openl3` kapre03.
+        precision: auto takes what the hardware computes fastest (bf16 or fp32), with `as_openl3` fp32.
+        size: Features of a vector; None: all, one vector's worth of each cell of the grid.
+        device: Where PyTorch computes: auto (CUDA, else MPS, else the CPU) or the name of a device.
+        representation: linear, mel128 or mel256, for a file of weights that does not say it.
+        engine: What computes: PyTorch, or an embedder that `comodal export` has written; auto is `resolve_engine`'s.
+    """
+
+    as_openl3: OpenL3Version | None = None
+    front_end: FrontEnd | None = None
+    precision: EmbedPrecision = "auto"
+    size: int | None = None
+    device: str = "auto"
+    representation: Representation | None = None
+    engine: EngineChoice = "torch"
+
+
+class Embedder:
+    """Sound and pictures to vectors.
+
+    Args:
+        model: The network; its weights of this moment are used.
+        choice: See there.
+        about: What is known of weights from OpenL3 (representation, towers, files); empty for our own.
+        exports: The embedders of an engine other than PyTorch.
+    """
+
+    def __init__(self, model: L3Net, choice: Choice, about: dict[str, object], exports: Exports | None = None) -> None:
+        self.choice, self.about, self.exports = choice, about, exports
+        if exports is None and choice.precision == "int8":
+            raise ValueError("int8 is for exported embedders: --engine onnx or openvino, after `comodal export --int8`")
+        if (choice.as_openl3 or choice.front_end) and not about:
+            raise ValueError("as_openl3 and front_end are for weights of OpenL3, and these are none")
+        self.front_end = choice.front_end or ("kapre03" if choice.as_openl3 else str(about.get("front_end", "")))
+        self.config = model.config
+        if about and self.front_end != about.get("front_end"):
+            front: FrontEnd = self.front_end  # type: ignore[assignment]
+            self.config = dataclasses.replace(
+                self.config,
+                spectrogram=openl3_spectrogram(about["representation"], front),  # type: ignore[arg-type]
+            )
+        precision: EmbedPrecision = "fp32" if choice.as_openl3 and choice.precision == "auto" else choice.precision
+        if exports is not None:
+            self.device, self.precision = torch.device("cpu"), exports.precision
+        else:
+            assert precision != "int8"
+            compute = resolve(choice.device, precision)
+            self.device, self.precision = compute.device, compute.precision
+        self.model = model.to(self.device)
+        self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
+        self.sound_type = torch.float32
+        if self.front_end == "librosa":  # computes in float64; 80 dB under a pure tone that can be seen
+            self.sound_type = torch.float64
+            self.spectrogram.double().window = torch.hann_window(
+                self.config.spectrogram.window_samples, dtype=torch.float64, device=self.device
+            )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on another device than the CPU."""
+        return self.device.type != "cpu"
+
+    @property
+    def batch_size(self) -> int:
+        """Windows or images that are held at a time."""
+        return max(HELD, inference_batch(self.device))
+
+    @property
+    def hides_silence(self) -> bool:
+        """In decibels under the loudest, silence is as loud as can be: its vectors mean nothing and are zero here."""
+        return self.config.spectrogram.scale == "decibels" and not self.choice.as_openl3
+
+    @cached_property
+    def image_tower(self) -> FusedTower:
+        """The picture's network, prepared when the first picture comes."""
+        return self._tower("image")
+
+    @cached_property
+    def sound_tower(self) -> FusedTower:
+        """The sound's network, prepared when the first sound comes."""
+        return self._tower("sound")
+
+    def prepare(self, modality: Modality) -> None:
+        """Reads what sound or pictures need, so that what is missing is told before any of them is opened."""
+        self.grid(modality)
+        if self.exports is not None:
+            self.exports.open(modality)
+        else:
+            assert self.image_tower if modality == "image" else self.sound_tower
+
+    def _tower(self, modality: Modality) -> FusedTower:
+        if self.about and modality not in self.about["towers"]:  # type: ignore[operator]
+            held = " and ".join(self.about["towers"])  # type: ignore[arg-type]
+            files = ", ".join(self.about["files"])  # type: ignore[arg-type]
+            raise CheckpointError(f"{files}: holds the network of the {held}, not of the {modality}")
+        tower = self.model.image_tower if modality == "image" else self.model.sound_tower
+        return FusedTower(tower, DTYPES[self.precision], self.config.embedding == "convolution")
+
+    def grid(self, modality: Modality) -> tuple[int, int]:
+        """Cells that a map is pooled to, for the size that was chosen."""
+        rows, columns = FULL[modality]
+        channels = 8 * self.config.width
+        if self.choice.size in (None, rows * columns * channels):
+            return rows, columns
+        if self.choice.size == channels:
+            return 1, 1
+        raise ValueError(f"size is {self.choice.size}; this network has {channels} or {rows * columns * channels}")
+
+    @torch.inference_mode()
+    def sound(
+        self, windows: Float[np.ndarray, "windows samples"]
+    ) -> tuple[Float32[np.ndarray, "windows features"], np.ndarray]:
+        """Vectors of windows at the network's rate, and which of them hold nothing but zeros."""
+        if self.exports is not None:
+            vectors = self._exported(windows.astype(np.float32, copy=False), "sound")
+        else:
+            parts = self._parts(torch.from_numpy(windows).to(self.device, self.sound_type))
+            vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
+        silent = np.asarray(~windows.any(axis=1))
+        if self.hides_silence:
+            vectors[silent] = 0.0
+        return vectors, silent
+
+    @torch.inference_mode()
+    def spectra(
+        self, decibels: Float32[np.ndarray, "windows 1 bands frames"]
+    ) -> Float32[np.ndarray, "windows features"]:
+        """Vectors of spectrograms that someone else made."""
+        return self._vectors(self._parts(torch.from_numpy(decibels).to(self.device)), "sound")
+
+    @torch.inference_mode()
+    def images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
+        """Vectors of pictures of the network's size."""
+        if self.exports is not None:
+            return self._exported(squares.transpose(0, 3, 1, 2), "image")
+        bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
+        return self._vectors([self.model.normalised(part) for part in self._parts(bytes_)], "image")
+
+    @torch.inference_mode()
+    def pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
+        """Vectors of pictures whose values are what the network takes."""
+        if self.exports is not None:  # which take the bytes that these values were made of
+            return self.images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
+        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+        return self._vectors(self._parts(values), "image")
+
+    def _parts(self, batch: Tensor) -> list[Tensor]:
+        """As many rows at a time as are the fastest on this device."""
+        return list(batch.split(inference_batch(self.device)))
+
+    def _vectors(self, parts: list[Tensor], modality: Modality) -> Float32[np.ndarray, "rows features"]:
+        tower = self.image_tower if modality == "image" else self.sound_tower
+        return torch.cat([pooled(tower(part), self.grid(modality)).float() for part in parts]).cpu().numpy()
+
+    def _exported(
+        self, batch: Shaped[np.ndarray, "rows ..."], modality: Modality
+    ) -> Float32[np.ndarray, "rows features"]:
+        """What the exported embedder gives; the largest of all cells where one vector's worth is wanted."""
+        assert self.exports is not None
+        vectors = self.exports(modality, batch)
+        if self.grid(modality) == (1, 1):
+            return vectors.reshape(len(vectors), -1, 8 * self.config.width).max(1)
+        return vectors
+
+    def resampled(self, sound: Float[np.ndarray, " samples"], rate: int | float) -> Float[np.ndarray, " new_samples"]:
+        """A whole sound at the network's rate."""
+        if self.about:
+            return resample_kaiser(sound, rate, self.config.sample_rate)
+        return resample(sound.astype(np.float32), round(rate), self.config.sample_rate)
+
+
+@cache
+def load_embedder(path: Path, choice: Choice) -> Embedder:
+    """A network from a run's or model's folder, or from a file of OpenL3; read once in each process.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it is another kind of model.
+    """
+    if choice.engine not in {"auto", "torch"} and (
+        is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
+    ):
+        raise ValueError(
+            f"--engine {choice.engine} computes on the CPU what `comodal export` has written of a model's folder; "
+            "as_openl3, front_end and device are for PyTorch"
+        )
+    if is_openl3(path):
+        found = load_openl3(path, representation=choice.representation)
+        return Embedder(found.model, choice, found.about)
+    model = load_l3net(path)
+    about = read_about(model_folder(path)).get("openl3")
+    engine = resolve_engine(path, model, choice)
+    exports = None if engine == "torch" else Exports(path, model, engine, choice.precision)
+    return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)
+
+
+def resolve_engine(path: Path, model: L3Net, choice: Choice) -> Engine:
+    """The engine of a choice. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
+
+    Where they do not, and where 8 bits are asked for, it takes an exported engine if there is one of these weights.
+    """
+    if choice.engine != "auto":
+        return choice.engine
+    if choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}:
+        return "torch"
+    if choice.precision != "int8":
+        compute = resolve(choice.device, choice.precision)
+        if compute.device.type != "cpu" or can_fuse_convolution(compute.dtype):
+            return "torch"
+    return fastest_export(path, model, choice.precision) or "torch"

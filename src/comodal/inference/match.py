@@ -1,0 +1,286 @@
+"""Do this picture, or this video, and this sound belong together: how surely, when, and where in the picture.
+
+A moment is a frame and the second of sound around it. The whole frame is judged, at the scale of training (short side
+8/7 of the model's picture), so that the verdict and the map of its places are about the same picture. Held in memory:
+one frame and one second (on a GPU 64 of each), and of each moment its verdict, its map and a JPEG.
+"""
+
+import io
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from comodal.analysis.localization import strongest_place, verdicts_by_place
+from comodal.analysis.pages.match_page import Moment, draw_moments, write_moments
+from comodal.console import Table, say, say_json
+from comodal.errors import DataError, MediaError
+from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.audio import resample, stream_sound
+from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.media.refused_formats import Refusal
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from comodal.media.user_inputs import as_image, as_sound
+from comodal.media.video import SILENT_PEAK, iterate_frames
+from comodal.models.l3net.l3net import L3Net, load_l3net
+
+NARROWEST = 16  # a picture may be so many times as long as it is wide, as a video's
+AT_ONCE = 64  # moments on a GPU; a CPU takes one at a time
+MISSING = 0.05  # of the shortest sound: coders cut off a few milliseconds
+ROWS = 20  # of the printed table
+DRAWN = {".png", ".html"}
+
+
+@dataclass(frozen=True)
+class Match:
+    """The verdict on each moment; `together` is the mean of those that are not silent."""
+
+    medium: Path
+    sound: Path
+    moments: tuple[Moment, ...]
+
+    @property
+    def together(self) -> float:
+        """P(together), from 0 to 1."""
+        return float(np.mean([moment.together for moment in self.moments if moment.together is not None]))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; x and y are fractions of the upright picture, from its upper left."""
+        moments = [{"seconds": round(m.seconds, 3), "together": m.together, "x": m.x, "y": m.y} for m in self.moments]
+        return {"medium": str(self.medium), "sound": str(self.sound), "together": self.together, "moments": moments}
+
+
+def match(
+    files: list[Path],
+    model: Path,
+    hop_seconds: float = 1.0,
+    json: bool = False,
+    out: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> Match:
+    """Says whether a picture or a video and a sound belong together: the probability, over time, and where.
+
+    Args:
+        files: A picture or a video, then a sound (or a video, whose sound is taken); a video alone is matched with its
+            own sound.
+        model: Run folder or model folder of an L3-Net.
+        hop_seconds: Time from one verdict to the next; each hears one second (or what the model hears).
+        json: Print JSON in place of the table.
+        out: A picture (.png) or a page (.html) to draw: the verdict over time, and frames lit where the sound is.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Returns:
+        The verdicts; `.together` is their mean, silent moments left out.
+
+    Raises:
+        MediaError: A file cannot be read, has no sound or picture, or is silent or too short.
+        DataError: A picture came without a sound, or more than two files came.
+
+    Examples:
+        comodal match video.mp4 --model RUN
+        comodal match picture.jpg bark.wav --model RUN --out where.png
+        comodal match video.mp4 other.mp3 --model RUN --hop-seconds 0.5 --json
+    """
+    if out is not None and out.suffix.lower() not in DRAWN:
+        raise ValueError(f"--out {out}: a drawing is a .png or a .html")
+    if len(files) > 2:
+        raise DataError(f"{len(files)} files; match takes a picture or a video, and a sound")
+    network, compute = load_l3net(model), resolve(device, precision)
+    with compute.autocast():
+        found = match_files(network.to(compute.device), files[0], files[1] if len(files) > 1 else None, hop_seconds)
+    if json:
+        say_json(found.as_json())
+    else:
+        print_match(found)
+    if out is not None and out.suffix.lower() == ".html":
+        write_moments(out, title(found), found.together, found.moments)
+    elif out is not None:
+        drawing = io.BytesIO()
+        draw_moments(title(found), found.moments).savefig(drawing, format="png", dpi=110)
+        write_whole(out, drawing.getvalue())
+    return found
+
+
+def match_files(
+    model: L3Net, medium: Any, sound: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
+) -> Match:
+    """Verdicts on a picture or a video, and a sound or its own.
+
+    Args:
+        model: In evaluation mode.
+        medium: The path of a picture or a video; or a PIL image, an array (height, width, 3) or a tensor (3, height,
+            width) of bytes.
+        sound: The path of a sound or a video; None for the video's own sound; or an array (samples,) or (samples,
+            channels), or a tensor (samples,) or (channels, samples).
+        hop_seconds: Time from one verdict to the next.
+        sample_rate: Of a sound in memory.
+
+    Raises:
+        MediaError: A file cannot be read, has no sound or picture, or is silent or too short.
+        DataError: A picture came without a sound.
+        TypeError: It is something else.
+    """
+    if not 0.01 <= hop_seconds <= 3600:
+        raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
+    picture = None if isinstance(medium, str | Path) else as_image(medium)
+    medium = Path("image in memory") if picture is not None else Path(medium)
+    if picture is None and medium.suffix.lower() in AUDIO_SUFFIXES:
+        raise DataError(f"{medium}: a sound; a picture or a video comes first, then the sound")
+    still = picture is not None or medium.suffix.lower() in IMAGE_SUFFIXES
+    if still and sound is None:
+        raise DataError(f"{medium}: a picture has no sound; give a sound as the second file")
+    rate = model.config.sample_rate
+    if sound is None or isinstance(sound, str | Path):
+        heard = medium if sound is None else Path(sound)
+        blocks = stream_sound(heard, rate, block_seconds=1.0)
+    else:
+        samples, its_rate = as_sound(sound, sample_rate)
+        heard, blocks = Path("audio in memory"), iter([resample(samples, round(its_rate), rate)])
+    shown = still_frames(medium, picture) if still else video_frames(medium, hop_seconds)
+    try:
+        with closing(shown) as frames:
+            moments = list(judged(model, medium, frames, blocks, hop_seconds))
+    except MediaError as error:
+        if sound is None and error.reason == Refusal.NO_SOUND:
+            raise MediaError(medium, error.reason, f"{error.detail}; give a sound as the second file") from None
+        raise
+    if not moments:
+        least = f"{max(model.config.sound_seconds, hop_seconds / 2):g} s"
+        raise MediaError(heard, Refusal.TOO_SHORT, f"a verdict needs {least} of sound, and a picture at that time")
+    if all(moment.together is None for moment in moments):
+        raise MediaError(heard, Refusal.SILENT, "nothing in it is louder than -60 dB, so nothing can be matched")
+    return Match(medium, heard, tuple(moments))
+
+
+def judged(
+    model: L3Net,
+    medium: Path,
+    frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    blocks: Iterable[Float[np.ndarray, " _"]],
+    hop_seconds: float,
+) -> Iterator[Moment]:
+    """The moments in the middles of the hops, until sound or picture ends."""
+    rate = model.config.sample_rate
+    window = round(model.config.sound_seconds * rate)
+    begins = (max(0, round(hop_seconds * (place + 0.5) * rate) - window // 2) for place in count())
+    middles = (hop_seconds * (place + 0.5) for place in count())
+    size = round(model.config.image_size * 8 / 7)
+    small = (scaled(picture, size, medium) for picture in frames)
+    shown = zip(middles, windows(blocks, begins, window), small, strict=False)
+    at_once = 1 if next(model.parameters()).device.type == "cpu" else AT_ONCE
+    while some := list(islice(shown, at_once)):
+        yield from judge(model, some)
+
+
+def scaled(
+    picture: UInt8[np.ndarray, "height width 3"], short_side: int, medium: Path
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """A whole frame as the network sees it.
+
+    Raises:
+        MediaError: It is narrower than 1 : 16.
+    """
+    height, width, _ = picture.shape
+    if max(height, width) > NARROWEST * min(height, width):
+        raise MediaError(medium, Refusal.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}")
+    return resize_short_side(picture, short_side)
+
+
+def still_frames(
+    path: Path, picture: UInt8[np.ndarray, "height width 3"] | None = None
+) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
+    """A picture (that of the file, unless there is one), as long as it is asked for."""
+    yield from repeat(read_image(path) if picture is None else picture)
+
+
+def video_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
+    """What a video shows in the middle of each hop."""
+    for number, (_, picture) in enumerate(iterate_frames(path, 2 / hop_seconds)):
+        if number % 2:
+            yield picture
+
+
+def windows(
+    blocks: Iterable[Float[np.ndarray, " _"]], begins: Iterable[int], window: int
+) -> Iterator[Float[np.ndarray, " window"]]:
+    """The windows that begin at given samples, in ascending order, of the sound whose consecutive blocks come in.
+
+    At the end they move back into the sound, as long as their middles lie in it. Of a sound as long as one window, a
+    twentieth may be missing.
+    """
+    source, held, first, ended = iter(blocks), np.zeros(0, np.float32), 0, False
+    for wanted in begins:
+        while not ended and first + len(held) < wanted + window:
+            block = next(source, None)
+            ended = block is None
+            if block is not None:
+                held = np.concatenate([held, block])
+            dropped = max(0, min(wanted - window - first, len(held)))
+            held, first = held[dropped:], first + dropped
+        end = first + len(held)
+        if wanted + window // 2 >= end or end < window * (1 - MISSING):
+            return
+        begin = max(0, min(wanted, end - window)) - first
+        piece = held[begin : begin + window]
+        yield np.pad(piece, (0, window - len(piece)))
+
+
+def judge(
+    model: L3Net, some: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
+) -> list[Moment]:
+    """The verdicts on some moments, each its time, its sound and its frame; frames of one size go through the network
+    together. It is None for a moment that is silent, for silence goes with nothing and with all."""
+    if len({frame.shape for _, _, frame in some}) > 1:
+        return [moment for one in some for moment in judge(model, [one])]
+    device = next(model.parameters()).device
+    loud = [i for i, (_, sound, _) in enumerate(some) if np.abs(sound).max() >= SILENT_PEAK]
+    found: dict[int, tuple[float, Float32[np.ndarray, "_ _"]]] = {}
+    if loud:
+        image = torch.from_numpy(np.stack([some[i][2] for i in loud])).permute(0, 3, 1, 2).to(device)
+        heard = torch.from_numpy(np.stack([some[i][1] for i in loud])).to(device)
+        source = verdicts_by_place(model, image, heard)
+        together, places = source.together.float().cpu().tolist(), source.places.float().cpu().numpy()
+        found = dict(zip(loud, zip(together, places, strict=True), strict=True))
+    moments = []
+    for i, (seconds, _, frame) in enumerate(some):
+        if i not in found:
+            moments.append(Moment(seconds, None, None, None, None, encode_jpeg(frame)))
+            continue
+        probability, of_places = found[i]
+        height, width, _ = frame.shape
+        x, y = strongest_place(torch.from_numpy(of_places), (height, width))
+        placed = (probability, round(x / width, 4), round(y / height, 4), of_places)
+        moments.append(Moment(seconds, *placed, encode_jpeg(frame)))
+    return moments
+
+
+def title(found: Match) -> str:
+    """What was matched."""
+    own = found.sound == found.medium
+    return f"{found.medium.name} and {'its own sound' if own else found.sound.name}"
+
+
+def print_match(found: Match) -> None:
+    """The mean, and a table of at most 20 moments at equal distances."""
+    moments = found.moments
+    shown = np.unique(np.linspace(0, len(moments) - 1, min(ROWS, len(moments))).round().astype(int)).tolist()
+    silent = sum(moment.together is None for moment in moments)
+    about = f"{len(shown)} of {len(moments)} moments; {silent} silent; places as fractions from the upper left"
+    table = Table("second", "P(together)", "strongest at x, y", caption=about)
+    for place in shown:
+        moment = moments[place]
+        cells = (
+            ("silent", "") if moment.together is None else (f"{moment.together:.3f}", f"{moment.x:.2f}, {moment.y:.2f}")
+        )
+        table.add_row(f"{moment.seconds:.2f}", *cells)
+    say(f"{title(found)}: P(together) {found.together:.3f}")
+    table.show()

@@ -1,0 +1,223 @@
+"""The published weights of OpenL3 and its relatives, read without TensorFlow: .h5, .h5.gz, .pth.tar.
+
+Keras' layout of HDF5: the attribute `layer_names` lists groups in their order, each group's `weight_names` its data.
+Versions 0.2 and 0.3 of OpenL3 begin with the constants of the front end; l3embedding's own checkpoints hold the whole
+network, nested once or, where it was trained on several GPUs, twice.
+"""
+
+import gzip
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comodal.console import say
+from comodal.data.hdf5_files import open_hdf5
+from comodal.errors import CheckpointError, DataError
+from comodal.files import write_whole
+from comodal.models.checkpoint import CONFIG, save_model
+from comodal.models.convert.convert_openl3 import Modality, Weights, build, config_of, find_weights
+from comodal.models.convert.state_dicts import Filled, read_tensors
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.spectrogram import FrontEnd, Representation
+
+HDF5, GZIP = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
+MAX_BYTES = 1_000_000_000  # of a decompressed file; the largest that is known has 60 million
+NAME = re.compile(r"(linear|mel128|mel256)(?:_(music|env))?")
+FOLDER = "COMODAL_OPENL3"
+PUBLISHED = "https://github.com/marl/openl3/raw/models/"
+VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
+
+
+class OpenL3(NamedTuple):
+    """A network read from one or two files, what became of their tensors, and what they are."""
+
+    model: L3Net
+    filled: Filled
+    towers: tuple[Modality, ...]
+    about: dict[str, object]
+
+
+def is_openl3(path: Path) -> bool:
+    """Whether a path means a file of weights and not a model's folder."""
+    return path.is_file() and path.name != CONFIG and path.suffix != ".safetensors"
+
+
+def read_openl3(path: Path) -> dict[str, Tensor]:
+    """A file's tensors in the order of its layers, kernels as PyTorch has them.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or of another kind.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head.startswith(GZIP):
+            with gzip.open(path) as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise CheckpointError(f"{path}: refused, it unpacks to more than {MAX_BYTES:,} bytes")
+            if not data.startswith(HDF5):
+                raise CheckpointError(f"{path}: what it unpacks to is not HDF5")
+            return read_hdf5(path, data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CheckpointError(f"{path}: a damaged or truncated .gz file ({error}); download it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    return read_hdf5(path) if head == HDF5 else read_tensors(path)
+
+
+def read_hdf5(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
+    """The weights of Keras' layers in their order, from a file or what it unpacks to."""
+    state: dict[str, Tensor] = {}
+    try:
+        with open_hdf5(path, content) as file:
+            root = file.get("model_weights", file)
+            if not any(name.startswith("layer_names") for name in root.attrs):
+                raise CheckpointError(f"{path}: HDF5, but not the weights of a Keras model (no layer_names)")
+            for layer in names_in(root, "layer_names"):
+                for name in names_in(root[layer], "weight_names"):
+                    state[f"{layer}/{name}"] = tensor_of(root[layer][name], name)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return state
+
+
+def names_in(group: Any, attribute: str) -> list[str]:
+    """A list of names; Keras splits a long one into `weight_names0`, `weight_names1` and so on."""
+    parts = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(parts)}" in group.attrs:
+        parts.append(f"{attribute}{len(parts)}")
+    names = [name for part in parts for name in group.attrs[part]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def tensor_of(dataset: Any, name: str) -> Tensor:
+    """One tensor of floats; kernels of (rows, columns, inputs, outputs) are turned, those of (inputs, outputs) too."""
+    if dataset.dtype.kind != "f" or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_BYTES:
+        raise ValueError(f"{name} is {dataset.dtype} of {dataset.shape}")
+    values = np.asarray(dataset[()], dtype=np.float32)
+    if name.split("/")[-1].startswith("kernel") and values.ndim == 4:
+        values = values.transpose(3, 2, 0, 1)
+    elif name.split("/")[-1].startswith("kernel") and values.ndim == 2:
+        values = values.T
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def load_openl3(
+    path: Path,
+    other: Path | None = None,
+    representation: Representation | None = None,
+    front_end: FrontEnd = "kapre014",
+) -> OpenL3:
+    """A network from a file of weights; what no file has is zero.
+
+    Args:
+        path: OpenL3's file of the sound or of the picture, torchopenl3's, or a whole network of l3embedding.
+        other: the file of the other modality.
+        representation: the spectrogram that the weights were trained with; without it, what the file or its name says.
+        front_end: how the spectrogram is made; kapre014 is what the weights were trained with.
+
+    Raises:
+        CheckpointError: A file is damaged, of another network, or does not say its representation.
+    """
+    parts = [(find_weights(read_openl3(file), file), file) for file in (path, other) if file is not None]
+    towers = tuple(tower for weights, _ in parts for tower in weights.towers)
+    chosen = one_representation(parts, representation)
+    model, filled = build(parts, config_of([weights for weights, _ in parts], chosen, front_end))
+    content = {found for file in (path, other) if file for found in NAME.findall(file.name)[:1] if found[1]}
+    about: dict[str, object] = {
+        "files": [file.name for _, file in parts],
+        "towers": list(towers),
+        "representation": chosen,
+        "front_end": front_end,
+        "content": next(iter(content))[1] if content else "",
+    }
+    return OpenL3(model, filled, towers, about)
+
+
+def one_representation(parts: list[tuple[Weights, Path]], given: Representation | None) -> Representation:
+    """What the caller says, the file's own constants, or its name; a picture's network fits all three."""
+    for weights, path in parts:
+        inside = weights.representation
+        if given is not None and inside is not None and inside != given:
+            raise CheckpointError(f"{path}: its front end makes {inside}, not {given}")
+        given = given or inside
+    for weights, path in sorted(parts, key=lambda part: "sound" not in part[0].towers):
+        named = NAME.findall(path.name)
+        given = given or (named[0][0] if named else None)
+        if given is None and "sound" in weights.towers:
+            what = "convert it (comodal convert openl3) with --representation linear, mel128 or mel256"
+            raise CheckpointError(f"{path}: neither its name nor its content tells its spectrogram; {what}")
+    return given or "mel256"
+
+
+def convert_openl3(
+    source: Path,
+    out: Path,
+    other: Path | None = None,
+    representation: Representation | None = None,
+    front_end: FrontEnd = "kapre014",
+) -> dict[str, float]:
+    """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model's folder, with an account of every name.
+
+    Args:
+        source: an .h5, .h5.gz or .pth.tar file.
+        out: the model's folder; report.txt in it says what became of every tensor.
+        other: the file of the other modality, so that the model has both; otherwise the one that is missing is zero.
+        representation: linear, mel128 or mel256, where neither the file nor its name says it.
+        front_end: kapre014 is what the published weights were trained with.
+
+    Returns:
+        convert.filled, convert.new and convert.unused: how many tensors.
+
+    Raises:
+        CheckpointError: A file is damaged or of another network; nothing is written.
+
+    Examples:
+        comodal convert openl3 openl3_audio_mel256_music.h5.gz model/ --other openl3_image_mel256_music.h5.gz
+    """
+    found = load_openl3(source, other, representation, front_end)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
+    save_model(found.model, out, {"openl3": found.about})
+    lacking = sorted({"image", "sound"} - set(found.towers))
+    say(f"{out}: {found.filled.lines()[0]}; report.txt names them")
+    if lacking:
+        say(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
+    counts = {"filled": found.filled.filled, "new": found.filled.new, "unused": found.filled.unused}
+    return {f"convert.{name}": float(len(names)) for name, names in counts.items()}
+
+
+def weights_folders() -> list[Path]:
+    """Where published files are looked for: $COMODAL_OPENL3, then the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comodal" / "openl3"
+    return [Path(os.environ[FOLDER]), cache] if os.environ.get(FOLDER) else [cache]
+
+
+def find_openl3(modality: Modality, representation: str, content: str) -> Path:
+    """The published file of one network in one of the folders.
+
+    Raises:
+        CheckpointError: It is not there; says where to get it and where to put it.
+    """
+    stem = f"openl3_{'audio' if modality == 'sound' else 'image'}_{representation}_{content}"
+    endings = ["", *(f"-{version}" for version in VERSIONS)]
+    names = [f"{stem}{ending}{suffix}" for ending in endings for suffix in (".h5", ".h5.gz")]
+    if modality == "sound":
+        names += [f"torchopenl3_{representation}_{content}_{size}.pth.tar" for size in (512, 6144)]
+    folders = weights_folders()
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    wanted = f"{stem}-{VERSIONS[0]}.h5.gz"
+    raise CheckpointError(
+        f"no weights of {stem} in {' or '.join(map(str, folders))}: get {PUBLISHED}{wanted} and put it there as it is, "
+        f"or name its folder in the environment variable {FOLDER}"
+    )

@@ -1,0 +1,338 @@
+"""`comodal search`: the pictures of a folder by what they show, in words.
+
+The folder's index (search_index.py) is made once. Then a first stage (search_stage.py) ranks all pictures by one matrix
+product, and the model scores the best of them, together with the text; without a first stage it scores them all.
+"""
+
+import html
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from comodal.analysis.pages.html_page import photograph, section, write_page
+from comodal.console import say, say_json
+from comodal.data.regions.region_compatibility import check_same_regions
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute, DeviceName, Precision
+from comodal.inference.search_first_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, words_of
+from comodal.inference.search_index import BOXES, HERE, Pictures, in_step
+from comodal.inference.vision_language import Answerer, load
+from comodal.media.image import read_image, resize_short_side
+from comodal.models.checkpoint import model_folder
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.regions.extract import Pool, like_those_of
+from comodal.tasks.retrieval.caption_retrieval import HEAD, way_of
+from comodal.tasks.retrieval.pair_scores import Scorer
+
+THUMBNAIL = 224  # short side of a picture on a page, in pixels
+
+
+class Hit(NamedTuple):
+    """A picture that was found: how likely the text belongs to it, or the score of a model fine-tuned for retrieval."""
+
+    image: Path
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best pictures, and what finding them took.
+
+    Args:
+        text: What was searched.
+        score_is: What the scores are.
+        best: The best first.
+        pictures: How many there are.
+        scored: How many the model has scored.
+        first_stage_milliseconds: For all pictures; None where there was no first stage.
+        recall: How often the first stage keeps the right picture, measured on held-out captions; None if it was not.
+        seconds: Of the whole search.
+    """
+
+    text: str
+    score_is: str
+    best: Sequence[Hit]
+    pictures: int
+    scored: int
+    first_stage_milliseconds: float | None
+    recall: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """Pictures that are searched by text.
+
+    Args:
+        answerer: The model.
+        pictures: What is searched.
+        stage: What ranks them first; without it the model scores all.
+        rerank: How many of the first stage's best the model scores.
+        compute: Where the model is, and the precision of its layers.
+    """
+
+    answerer: Answerer
+    pictures: Pictures
+    stage: FirstStage | None
+    rerank: int
+    compute: Compute
+
+    def search(self, text: str, top: int = 10) -> Found:
+        """The pictures that fit a text best.
+
+        Args:
+            text: What they show.
+            top: How many.
+        """
+        check_text(self.answerer, text)
+        if top < 1 or (self.stage is not None and top > self.rerank):
+            raise ValueError(
+                f"top ({top}) must be from 1 to rerank ({self.rerank}), how many pictures the model scores"
+            )
+        began, places, milliseconds = time.perf_counter(), np.arange(len(self.pictures)), None
+        if self.stage is not None:
+            places = self.stage.nearest(self.answerer, text, self.pictures, self.rerank, self.compute)
+            milliseconds = 1000 * (time.perf_counter() - began)
+        places = np.sort(places)  # equal scores stand in the order of the names
+        scores = self.scores(text, places)
+        best = np.argsort(-scores, kind="stable")[:top]
+        if not self.fine_tuned:
+            scores = torch.from_numpy(scores).sigmoid().numpy()
+        hits = [Hit(self.pictures.folder / self.pictures.names[places[i]], float(scores[i])) for i in best.tolist()]
+        return Found(
+            text=text,
+            score_is="score" if self.fine_tuned else "P(aligned)",
+            best=hits,
+            pictures=len(self.pictures),
+            scored=len(places),
+            first_stage_milliseconds=milliseconds,
+            recall=None if self.stage is None else self.stage.recall(self.rerank, len(self.pictures)),
+            seconds=time.perf_counter() - began,
+        )
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether a head that was trained to choose scores, and not alignment's."""
+        return isinstance(self.answerer.model, TaskModel)
+
+    def scores(self, text: str, places: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
+        """How well a text fits some pictures, by the model."""
+        found = np.empty(len(places), np.float32)
+        for start in range(0, len(places), AT_ONCE):
+            rows = self.pictures.rows[places[start : start + AT_ONCE]]
+            gallery = gallery_like(self.answerer, [(words_of(text), row) for row in rows.tolist()], self.pictures.store)
+            way = way_of(self.answerer.model, zero_shot=False)
+            scorer = Scorer(self.answerer.vilbert, gallery, self.compute, score=way)
+            images = np.searchsorted(gallery.rows, rows)
+            found[start : start + AT_ONCE] = scorer.pairs(np.zeros_like(images), images)
+        return found
+
+
+def search(
+    folder: Path,
+    text: str,
+    model: Path,
+    index: Path | None = None,
+    top: int = 10,
+    rerank: int = 50,
+    captions: Path | None = None,
+    regions: Path | None = None,
+    boxes: str | None = None,
+    detector: str | None = None,
+    workers: int = -1,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    json: bool = False,
+    out: Path | None = None,
+) -> Found:
+    """Finds pictures of a folder by a text: how likely it belongs to each, the likeliest first.
+
+    The first search makes an index of the folder, which takes as long as `comodal extract`; killed and started again,
+    it goes on. Later ones add pictures that are new or changed, and leave out those that are gone.
+
+    Args:
+        folder: The folder of pictures.
+        text: What they show.
+        model: A pretrained run, or one that was fine-tuned by `comodal train retrieval`.
+        index: Where the index lies; by default in .comodal-index within the folder.
+        top: How many pictures are shown.
+        rerank: How many of the first stage's best the model scores.
+        captions: What the first stage is fitted on; by default the captions of the run's training, if they are there.
+        regions: The region store of the captions' images.
+        boxes: Where the model has learnt from given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
+            or own, grid or selective. The index remembers it.
+        detector: Where the network that makes the model's regions lies, if it was moved.
+        workers: Processes that make regions; -1 is one per core.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process makes the regions alone.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes the order
+            of pictures that hardly differ.
+        json: Print JSON.
+        out: A page (.html) of the pictures.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: There are no pictures, or the index is damaged, of another kind, or cannot be written.
+        CheckpointError: There is no ViLBERT, or it is fine-tuned for something else.
+
+    Examples:
+        comodal search photos/ "a dog on a beach" --model runs/vilbert
+        comodal search photos/ "a dog on a beach" --model runs/vilbert --top 20 --out dogs.html
+        comodal search photos/ "a dog on a beach" --model vilbert/ --captions captions.jsonl --regions regions/
+    """
+    if out is not None and out.suffix.lower() != ".html":
+        raise ValueError(f"--out {out}: a page is a .html")
+    opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, workers, device, precision)
+    found = opened.search(text, top)
+    for line in told(opened, found):
+        say(line, stderr=True)
+    show(found, json)
+    if out is not None:
+        write_hits(out, found)
+    return found
+
+
+def open_index(
+    folder: Path,
+    model: Path,
+    index: Path | None = None,
+    rerank: int = 50,
+    captions: Path | None = None,
+    regions: Path | None = None,
+    boxes: str | None = None,
+    detector: str | None = None,
+    workers: int = -1,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> Searcher:
+    """The pictures of a folder, to search them again and again; their index is made or completed first.
+
+    The arguments are those of `search`.
+
+    Raises:
+        DataError: There are no pictures, or the index is damaged, of another kind, or cannot be written.
+        CheckpointError: There is no ViLBERT, or it is fine-tuned for something else.
+    """
+    if rerank < 1:
+        raise ValueError(f"rerank ({rerank}) must be at least 1")
+    if workers != -1 and workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
+    if (captions is None) != (regions is None):
+        raise ValueError("--captions and --regions go together: captions, and the region store of their images")
+    answerer = load(model, device, precision)
+    check_model(answerer)
+    new_pool = partial(pool_of, folder, model, detector, workers, device)
+    pictures = in_step(folder, index or folder / HERE, answerer.regions["made_from"], boxes, new_pool)
+    check_same_regions(model_folder(model), pictures.store)
+    stage = None
+    if len(pictures) > rerank:
+        known = None if captions is None or regions is None else Known(captions, regions)
+        stage = first_stage_of(answerer, pictures, known, answerer.compute)
+    return Searcher(answerer, pictures, stage, rerank, answerer.compute)
+
+
+def pool_of(
+    folder: Path, model: Path, detector: str | None, workers: int, device: DeviceName, boxes: str | None
+) -> Pool:
+    """What makes the regions of the pictures, of the kind that a model has learnt from.
+
+    Raises:
+        DataError: It has learnt from features that were made elsewhere, or boxes must be given and are not.
+        CheckpointError: There is no such network.
+    """
+    kind: Any = boxes if boxes in (None, *BOXES) else "given"
+    extractor = like_those_of(model, detector, kind, device)
+    if extractor.source.boxes == "given" and kind != "given":
+        raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
+    return Pool(extractor, folder, device, workers, "loky")
+
+
+def check_model(answerer: Answerer) -> None:
+    """The model scores pairs of a text and regions.
+
+    Raises:
+        CheckpointError: It is fine-tuned for something else.
+        DataError: It reads something else.
+    """
+    model, config = answerer.model, answerer.vilbert.config
+    if isinstance(model, TaskModel) and HEAD.name not in model.heads:
+        there = ", ".join(model.heads)
+        raise CheckpointError(
+            f"{answerer.folder} is fine-tuned for {there}: search with a pretrained run, or with one of "
+            "`comodal train retrieval`"
+        )
+    if config.task_tokens:
+        raise DataError(f"{answerer.folder} has task tokens (12-in-1); fine-tune it for retrieval to search with it")
+    if config.region_tokens:
+        raise DataError(f"{answerer.folder} reads visual tokens, which are not made of new pictures; train on features")
+
+
+def check_text(answerer: Answerer, text: str) -> None:
+    """There are words, and the model knows some of them; if not, a line says so."""
+    pieces = answerer.words.encode(text)[1:-1]
+    if not pieces:
+        raise ValueError("the text is empty: say what the pictures show")
+    if all(piece == answerer.words.unknown for piece in pieces):
+        say(
+            f"warning: {answerer.folder} knows none of the words of {text!r}, so the order of the pictures says "
+            "nothing",
+            stderr=True,
+        )
+
+
+def told(opened: Searcher, found: Found) -> list[str]:
+    """How the pictures were searched, in a line or two."""
+    stage, count = opened.stage, found.pictures
+    lines = []
+    if stage is not None:
+        lines.append(
+            f"first stage: {count:,} pictures in {found.first_stage_milliseconds:.1f} ms, {found.scored:,} kept"
+        )
+        if found.recall is None:
+            lines.append("how often it keeps the right one is not known: there are no held-out captions")
+        else:
+            share, held_out = stage.share(opened.rerank, count), stage.learnt.held_out
+            lines.append(
+                f"measured on {len(stage.ranks):,} held-out captions: as large a share, the first {share:,} of "
+                f"{held_out:,} pictures, has the right one for {found.recall:.1%} of them"
+            )
+    elif count > opened.rerank:
+        lines.append(
+            "there is no first stage, so the model scores every picture: --captions FILE --regions STORE fit one, on "
+            "captions of images whose regions are of the same kind"
+        )
+    lines.append(f"{found.scored:,} of {count:,} pictures scored, {found.seconds:.2f} s in all")
+    if opened.pictures.refused:
+        lines.append(f"{opened.pictures.refused:,} more cannot be read: {opened.pictures.index / 'refused.jsonl'}")
+    return lines
+
+
+def show(found: Found, as_json: bool) -> None:
+    """Prints what was found for people, or as JSON."""
+    if as_json:
+        best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
+        say_json(vars(found) | {"best": best})
+        return
+    say(f"{found.score_is:>10}  picture")
+    for hit in found.best:
+        say(f"{hit.score:10.3f}  {hit.image}")
+
+
+def write_hits(out: Path, found: Found) -> None:
+    """One page of the pictures, small."""
+    figures = []
+    for place, hit in enumerate(found.best, 1):
+        picture = read_image(hit.image)
+        small = photograph(resize_short_side(picture, min(THUMBNAIL, *picture.shape[:2])), hit.image.name)
+        caption = f"{place}. {hit.score:.3f} {html.escape(hit.image.name)}"
+        figures.append(f"<figure>{small}<figcaption>{caption}</figcaption></figure>")
+    about = f"{found.score_is} of {found.text!r}: the best {len(found.best):,} of {found.pictures:,} pictures"
+    write_page(out, found.text, [section(found.text, about, f'<div class="row">{"".join(figures)}</div>')])

@@ -1,0 +1,306 @@
+"""The pictures of a folder as regions on disk, kept in step with the folder: what a search reads instead of pictures.
+
+about.json             which store is the index; written last, so that what was killed goes on
+regions-N/             that store (data/regions/region_store.py); the id of a picture is its path and a stamp
+refused.jsonl          which pictures could not be read, and why
+first_stage-*          their vectors (search_stage.py)
+
+The stamp is of an image's size, time and given boxes. An image with another stamp, or none, is added to the store
+(data/regions/region_appender.py), at a cost that does not depend on the others. One that is gone is no longer found.
+When more than half of the store is of such images, the others are copied into a new store; no image is read twice.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from comodal.console import say
+from comodal.data.image_folder import find_images
+from comodal.data.output_folder import as_json, explained, only_one
+from comodal.data.regions.region_appender import RegionAppender
+from comodal.data.regions.region_compatibility import named
+from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.errors import DataError
+from comodal.files import json_line, write_whole
+from comodal.media.archives.open_media import container_of
+from comodal.regions.extract import Pool, add, with_bar
+from comodal.regions.image_list import Given, Listed, read_boxes, refused_of
+from comodal.text_files import read_json_lines, read_json_object
+from comodal.workers import running_on
+
+HERE = ".comodal-index"  # in the folder of the pictures
+KIND = "search index"
+ABOUT, REFUSED, STORES = "about.json", "refused.jsonl", "regions-"
+BOXES = ("own", "grid", "selective")  # other words are a file
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index says of itself.
+
+    Args:
+        store: The folder of its regions, within the index.
+        folder: Of the pictures, from where the index lies.
+        boxes: Where boxes come from, as the command was told.
+    """
+
+    store: str
+    folder: str
+    boxes: str | None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What can be found.
+
+    Args:
+        folder: Of the pictures.
+        index: The folder that this is read from.
+        store: Their regions, and those of pictures that are gone.
+        names: Their paths below the folder, sorted.
+        rows: Their rows in the store.
+        refused: How many more there are that cannot be read.
+    """
+
+    folder: Path
+    index: Path
+    store: RegionStore
+    names: Sequence[str]
+    rows: Int64[np.ndarray, "pictures"]
+    refused: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the folder holds.
+
+    Args:
+        images: By their ids in the store, in the order of their paths.
+        refused: Those that need no opening to be refused, as lines of the report.
+    """
+
+    images: dict[str, Given]
+    refused: Sequence[dict[str, str]]
+
+
+def in_step(
+    folder: Path, index: Path, learnt: dict[str, Any], boxes: str | None, new_pool: Callable[[str | None], Pool]
+) -> Pictures:
+    """The pictures of a folder, of which the index is made or completed first.
+
+    Args:
+        folder: Of the pictures.
+        index: Where they are kept.
+        learnt: What the regions of the model's training were made of.
+        boxes: Where boxes come from: own, grid, selective or a file; by default from where they came before.
+        new_pool: What makes regions with boxes from there; asked only if there is something to make.
+
+    Raises:
+        DataError: There is no picture, the index is damaged, of another folder or of other boxes, or cannot be written.
+    """
+    about = read_about(index)
+    if about is not None:
+        check_same(index, about, folder, boxes)
+        check_network(index, about, learnt)
+        boxes = about.boxes
+    wanted = wanted_of(folder, boxes)
+    while (found := known(folder, index, about, wanted)) is None:
+        with writable(index), only_one(index), running_on("loky"):
+            about = extended(index, about, wanted, About("", os.path.relpath(folder, index), boxes), new_pool(boxes))
+    if not found.names:
+        raise DataError(f"{folder}: none of its {found.refused:,} pictures can be read; {index / REFUSED} says why")
+    return found
+
+
+def known(folder: Path, index: Path, about: About | None, wanted: Wanted) -> Pictures | None:
+    """What the index holds of the pictures that are wanted, or None if it lacks some."""
+    if about is None:
+        return None
+    store, refused = open_store(index, about), read_refused(index)
+    rows = store.ids.rows_of(list(wanted.images))
+    there = rows >= 0
+    if not all(found or name in refused for name, found in zip(wanted.images, there.tolist(), strict=True)):
+        return None
+    names = [given.image for given, found in zip(wanted.images.values(), there.tolist(), strict=True) if found]
+    return Pictures(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
+
+
+def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, pool: Pool) -> About:
+    """Adds what is wanted to the store that is there, or makes a new one where most of that is no longer wanted."""
+    before = None if about is None else open_store(index, about)
+    if about is not None and before is not None:
+        there = before.ids.rows_of(list(wanted.images)) >= 0
+        if 2 * int(there.sum()) >= len(before):
+            known = {name for name, found in zip(wanted.images, there.tolist(), strict=True) if found}
+            with RegionAppender(before) as appender:
+                make_missing(index, appender, known, wanted, pool)
+            report(index, open_store(index, about))
+            return about
+    number = 1 + (int(about.store.removeprefix(STORES)) if about else 0)
+    out = index / f"{STORES}{number}"
+    if not (out / ABOUT).exists():  # killed before it became the index
+        network = pool.extractor.network
+        with RegionWriter(out, network.feature_dim, network.num_classes, about=pool.extractor.about) as writer:
+            if before is not None:
+                copy(before, wanted, writer)
+            make_missing(index, writer, writer.known, wanted, pool)
+    fresh = About(out.name, fresh.folder, fresh.boxes)
+    write_whole(index / ABOUT, as_json({"kind": KIND, "format": 1} | asdict(fresh)))
+    for old in index.glob(f"{STORES}*"):
+        if old != out:
+            shutil.rmtree(old)
+    report(index, RegionStore(out))
+    return fresh
+
+
+def make_missing(
+    index: Path, writer: RegionWriter | RegionAppender, known: Collection[str], wanted: Wanted, pool: Pool
+) -> None:
+    """Makes the regions of pictures that are neither known nor were refused, and reports which are refused."""
+    refused = {name: line for name, line in read_refused(index).items() if name in wanted.images}
+    todo = {name: given for name, given in wanted.images.items() if name not in known and name not in refused}
+    made = with_bar(pool(list(todo.values())), len(wanted.images), len(todo))
+    for name, one in zip(todo, made, strict=True):
+        if found := add(writer, one, name):
+            refused[name] = {"id": name} | found._asdict()
+    write_whole(index / REFUSED, b"".join(json_line(line) for line in [*refused.values(), *wanted.refused]))
+
+
+def copy(before: RegionStore, wanted: Wanted, writer: RegionWriter) -> None:
+    """The regions of pictures that are as they were."""
+    for row, name in enumerate(before.ids):
+        if name in wanted.images and name not in writer.known:
+            features, boxes, classes, _, width, height = before.regions(row)
+            writer.add(name, features, boxes, width, height, classes)
+
+
+def wanted_of(folder: Path, boxes: str | None) -> Wanted:
+    """All pictures of a folder, or those of a file of boxes."""
+    found = find_images(folder)
+    listed = Listed(tuple(Given(name, None) for name in found.names), refused_of(found))
+    if boxes is not None and boxes not in BOXES:
+        listed = read_boxes(Path(boxes), folder)
+    images = {f"{given.image}#{stamp(folder, given)}": given for given in sorted(listed.images, key=lambda g: g.image)}
+    return Wanted(images, [{"id": line.image} | line._asdict() for line in listed.refused])
+
+
+def stamp(folder: Path, given: Given) -> str:
+    """Of a picture's size, time and given boxes; another one means another picture."""
+    boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
+    try:
+        try:
+            status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
+        except NotADirectoryError:
+            status = (container_of(folder / given.image) or folder / given.image).stat()
+        marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
+    except OSError:  # why not, is told when it is read
+        marks = f"[{boxes}]"
+    return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
+
+
+def read_about(index: Path) -> About | None:
+    """What an index says of itself, or None where there is none yet.
+
+    Raises:
+        DataError: It is damaged, or something else.
+    """
+    path = index / ABOUT
+    if not path.exists():
+        return None
+    try:
+        about = read_json_object(path)
+    except DataError as error:
+        raise DataError(f"{error} Delete {index}, and the next search makes it anew") from error
+    try:
+        if about["kind"] != KIND:
+            raise DataError(f"{index} holds {about['kind']}, not a {KIND}: give another --index")
+        if not re.fullmatch(rf"{STORES}\d+", about["store"]):
+            raise ValueError(about["store"])
+        return About(about["store"], str(about["folder"]), about["boxes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
+
+
+def open_store(index: Path, about: About) -> RegionStore:
+    """The regions of an index.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    try:
+        return RegionStore(index / about.store)
+    except DataError as error:
+        raise DataError(f"{error}. Delete {index}, and the next search makes it anew") from error
+
+
+def read_refused(index: Path) -> dict[str, dict[str, str]]:
+    """The lines of the report by the ids of the pictures."""
+    path = index / REFUSED
+    if not path.exists():
+        return {}
+    try:
+        return {str(line["id"]): line for _, line in read_json_lines(path)}
+    except (DataError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
+
+
+def check_same(index: Path, about: About, folder: Path, boxes: str | None) -> None:
+    """The index is of this folder and of these boxes.
+
+    Raises:
+        DataError: It is not.
+    """
+    if os.path.relpath(folder, index) != about.folder:
+        other = os.path.normpath(index / about.folder)
+        raise DataError(f"{index} is the index of {other}, not of {folder}: give another --index")
+    if boxes is not None and boxes != about.boxes:
+        made = about.boxes or "the model's kind"
+        raise DataError(f"{index} was made with boxes of {made}, not {boxes}: give another --index, or delete it")
+
+
+def check_network(index: Path, about: About, learnt: dict[str, Any]) -> None:
+    """The regions are made by the network of the model's own.
+
+    Raises:
+        DataError: They are not.
+    """
+    made = open_store(index, about).about["made_from"]
+    if made.get("fingerprint") != learnt.get("fingerprint"):
+        raise DataError(
+            f"{index} has regions of {named(made)}, and the model has learnt from those of {named(learnt)}: "
+            "give another --index, or delete it"
+        )
+
+
+@contextmanager
+def writable(index: Path) -> Iterator[None]:
+    """Says what to do where the index cannot be written."""
+    try:
+        index.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file, not a folder" if error.errno == errno.EEXIST else error.strerror
+        raise DataError(f"{index}: {reason}; --index FOLDER says where else the index may lie") from error
+    with explained(index):
+        yield
+
+
+def report(index: Path, store: RegionStore) -> None:
+    """Counts what the index holds and what was refused, by reason."""
+    reasons = Counter(line["reason"] for line in read_refused(index).values())
+    counts = "".join(f", {count:,} refused ({reason})" for reason, count in reasons.most_common())
+    say(f"{index}: {len(store):,} pictures{counts}", stderr=True)

@@ -1,0 +1,256 @@
+"""One image and a text in; an answer, a word, a verdict or a box out.
+
+A run remembers what its regions were made of (regions.json), so that the regions of any picture can be made the same
+way: by the same detector, in the cells of a grid over the same vision network (kept beside the model), or in the boxes
+that the user gives.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from comodal.console import say, say_json
+from comodal.data.captions.caption_dataset import with_whole_image
+from comodal.data.regions.box_units import CORNERS, ends_before_it_begins, judge_source
+from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.hardware import Compute, DeviceName, Precision, resolve
+from comodal.media.tokenizer import Words
+from comodal.media.user_inputs import as_image, as_path
+from comodal.models.checkpoint import load_model, model_folder
+from comodal.models.vilbert.streams import Output, Prefix
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.regions.region_network import extractor_for
+from comodal.tasks.retrieval.pair_scores import groups
+from comodal.tasks.vision_language.grounding.refcoco_files import HEAD as POINTING
+from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, vocabulary_of
+from comodal.tasks.vision_language.question_answering.vqa_files import HEAD as ANSWERING
+from comodal.text_files import read_json, read_json_object
+
+MAX_REGIONS = 100
+
+
+class Guess(NamedTuple):
+    """Something that the model says, and how sure it is."""
+
+    text: str
+    probability: float
+
+
+class Place(NamedTuple):
+    """A box in pixels, left, top, right, bottom, and how sure the model is that it is meant."""
+
+    box: tuple[float, ...]
+    probability: float
+
+
+class Question(NamedTuple):
+    """A text beside a picture, and what the model said."""
+
+    text: str
+    answers: Sequence[Guess] | Sequence[Place]
+
+
+class Seen(NamedTuple):
+    """A picture as the model reads it."""
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A run that is asked about pictures.
+
+    Args:
+        folder: Of the run or model.
+        model: A ViLBERT, with or without heads.
+        words: Its vocabulary.
+        regions: What its regions are made of.
+        compute: Where the model is, and in which precision it computes.
+    """
+
+    folder: Path
+    model: ViLBERT | TaskModel
+    words: Words
+    regions: dict[str, Any]
+    compute: Compute
+
+    @property
+    def vilbert(self) -> ViLBERT:
+        """The network below the heads."""
+        return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
+
+    @torch.inference_mode()
+    def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> Seen:
+        """Reads a picture and makes its regions.
+
+        Args:
+            image: A path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes.
+            boxes: Left, top, right, bottom in pixels; by default the grid of the run's regions.
+
+        Raises:
+            DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
+            MediaError: The picture cannot be read or is too thin, or the boxes are no corners in its pixels.
+            TypeError: It is something else.
+        """
+        try:
+            extractor = extractor_for(self.folder, self.regions["made_from"], device=str(self.compute.device))
+        except DataError as error:
+            raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
+        picture = as_image(image)
+        try:
+            found = extractor(picture, boxes)
+        except MediaError as error:
+            path = image if isinstance(image, str | Path) else error.path
+            raise MediaError(path, error.reason, error.detail) from None
+        read, places = (
+            torch.from_numpy(part)[None].to(self.compute.device) for part in with_whole_image(found, MAX_REGIONS)
+        )
+        with self.compute.autocast():
+            prefix = self.vilbert.vision_prefix(read, places, None)
+        return Seen(picture, found.boxes[:MAX_REGIONS], prefix)
+
+    def seen(self, image: Any) -> Seen:
+        """An image as the model reads it, whether `see` has read it before or not."""
+        return image if isinstance(image, Seen) else self.see(image)
+
+    @torch.inference_mode()
+    def meet(self, texts: Sequence[Sequence[int]], seen: Seen) -> Output:
+        """Both streams after texts of one length met an image."""
+        if self.vilbert.config.task_tokens:
+            raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
+        words = torch.tensor([list(pieces) for pieces in texts], device=self.compute.device)
+        with self.compute.autocast():
+            text = self.vilbert.text_prefix(words, torch.zeros_like(words), None)
+            each = torch.zeros(len(words), dtype=torch.int64, device=words.device)
+            output = self.vilbert.join(text, seen.prefix.take(each))
+        return Output(*(tensor.float() for tensor in output))
+
+    def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: Seen) -> Tensor:
+        """What a head says.
+
+        Raises:
+            CheckpointError: The model has no such head.
+        """
+        if not isinstance(self.model, TaskModel) or head not in self.model.heads:
+            raise CheckpointError(f"{self.folder} is not fine-tuned for {wanted}: `comodal train {wanted}` does that")
+        output = self.meet([pieces], seen)
+        with torch.inference_mode():
+            return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
+
+    def ask(self, image: Any, question: str, most: int = 5) -> list[Guess]:
+        """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
+        answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
+        head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
+        scores = self.scores(head, "vqa", self.words.encode(question), self.seen(image)).sigmoid()
+        if len(scores) != len(answers):
+            raise CheckpointError(
+                f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
+            )
+        best = highest(scores, most)
+        return [Guess(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def fill(self, image: Any, text: str, most: int = 5) -> list[list[Guess]]:
+        """The likeliest words for each [MASK] of a text."""
+        pieces = self.words.encode(text)
+        hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
+        if not hidden:
+            what = f"has no [MASK] to fill in the first {len(pieces) - 2} pieces of words, which are read"
+            raise ValueError(f"{textwrap.shorten(repr(text), 80)} {what}")
+        output = self.meet([pieces], self.seen(image))
+        with torch.inference_mode():
+            shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
+        best = highest(shares, most)
+        return [
+            [Guess(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def align(self, image: Any, texts: str | Sequence[str]) -> list[Guess]:
+        """How likely each text belongs to the picture; those of one length are computed together."""
+        texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
+        pieces = [self.words.encode(text) for text in texts]
+        lengths, likely = np.array([len(text) for text in pieces], np.int64), np.zeros(len(texts))
+        for chosen in groups(lengths, self.compute.sequence_batch):
+            output = self.meet([pieces[i] for i in chosen.tolist()], seen)
+            with torch.inference_mode():
+                logits = self.vilbert.alignment_head(output.text, output.vision)
+            likely[chosen] = logits.float().softmax(1)[:, 0].cpu().numpy()
+        return [Guess(text, float(p)) for text, p in zip(texts, likely, strict=True)]
+
+    def ground(self, image: Any, phrase: str, most: int = 1) -> list[Place]:
+        """The boxes that a phrase most likely means; the whole picture may be one."""
+        seen = self.seen(image)
+        scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
+        height, width = seen.picture.shape[:2]
+        boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
+        best = highest(scores, most)
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
+
+
+def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "auto") -> Answerer:
+    """A run or model folder of a ViLBERT, to ask about pictures.
+
+    Args:
+        run: The folder.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Raises:
+        CheckpointError: There is no ViLBERT, or it does not remember its regions.
+        DataError: Its vocabulary is missing.
+    """
+    run = as_path(run)
+    model, path = load_model(run), model_folder(run) / "regions.json"
+    if not isinstance(model, ViLBERT | TaskModel):
+        raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
+    regions = read_json_object(path, CheckpointError) if path.is_file() else {}
+    if not isinstance(regions.get("made_from"), dict):
+        raise CheckpointError(f"{path} says of what regions the model has learnt; it is missing, or has no made_from")
+    compute = resolve(device, precision)
+    return Answerer(run, model.to(compute.device), Words.read(run), regions, compute)
+
+
+def highest(scores: Tensor, most: int) -> Any:
+    """The highest of the last dimension and their places, as `topk`; fewer where there are no more.
+
+    Raises:
+        ValueError: Not one is wanted.
+    """
+    if most < 1:
+        raise ValueError(f"top ({most}) must be at least 1")
+    return scores.topk(min(most, scores.shape[-1]))
+
+
+def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
+    """Boxes of a JSON file: a list of left, top, right, bottom."""
+    if boxes is None:
+        return None
+    try:
+        found = np.array(read_json(boxes), np.float32).reshape(-1, 4)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
+    if ends_before_it_begins(found):
+        judge_source(boxes, {CORNERS: 1}, 0)
+    if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
+        raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")
+    return found
+
+
+def show(guesses: Sequence[Guess], as_json: bool) -> None:
+    """Prints guesses for people, or as JSON."""
+    if as_json:
+        say_json([guess._asdict() for guess in guesses])
+        return
+    for guess in guesses:
+        say(f"{guess.probability:6.3f}  {guess.text}")

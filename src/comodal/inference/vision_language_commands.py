@@ -1,0 +1,180 @@
+"""`comodal ask`, `fill`, `align` and `ground`: one image, one line."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from comodal.console import say, say_json
+from comodal.files import whole
+from comodal.hardware import DeviceName, Precision
+from comodal.inference.vision_language import Answerer, Place, Question, Seen, corners, load, show
+from comodal.lazy_import import find_object
+
+BELONGS = "belongs to the picture"
+
+
+def ask(
+    image: Path,
+    question: str,
+    model: Path,
+    boxes: Path | None = None,
+    top: int = 5,
+    json: bool = False,
+    explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Answers a question about a picture, with how likely each answer is.
+
+    Args:
+        image: The picture.
+        question: In words.
+        model: A run that was fine-tuned by `comodal train vqa`.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        top: How many answers.
+        json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Examples:
+        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
+    """
+    answerer = load(model, device, precision)
+    draw = drawing(explain, answerer)
+    seen = answerer.see(image, corners(boxes))
+    guesses = answerer.ask(seen, question, top)
+    draw(seen, [Question(question, guesses)])
+    show(guesses, json)
+
+
+def fill(
+    image: Path,
+    text: str,
+    model: Path,
+    boxes: Path | None = None,
+    top: int = 5,
+    json: bool = False,
+    explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Fills the [MASK]s of a sentence about a picture.
+
+    Args:
+        image: The picture.
+        text: A sentence with one [MASK] or more.
+        model: A pretrained run.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        top: How many words for each.
+        json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Examples:
+        comodal fill meadow.jpg "a [MASK] on the grass" --model run/
+    """
+    answerer = load(model, device, precision)
+    draw = drawing(explain, answerer)
+    seen = answerer.see(image, corners(boxes))
+    found = answerer.fill(seen, text, top)
+    best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
+    draw(seen, [Question(text, best_first)])
+    for guesses in found:
+        show(guesses, json)
+
+
+def align(
+    image: Path,
+    texts: list[str],
+    model: Path,
+    boxes: Path | None = None,
+    json: bool = False,
+    explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """How likely each of some texts belongs to a picture, the likeliest first.
+
+    Args:
+        image: The picture.
+        texts: One or more.
+        model: A pretrained run.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Examples:
+        comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
+    """
+    answerer = load(model, device, precision)
+    draw = drawing(explain, answerer)
+    seen = answerer.see(image, corners(boxes))
+    found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
+    draw(seen, [Question(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
+    show(found, json)
+
+
+def ground(
+    image: Path,
+    phrase: str,
+    model: Path,
+    boxes: Path | None = None,
+    out: Path | None = None,
+    top: int = 1,
+    json: bool = False,
+    explain: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Finds what a phrase means in a picture: left, top, right, bottom in pixels.
+
+    Args:
+        image: The picture.
+        phrase: As one would say it.
+        model: A run that was fine-tuned by `comodal train grounding`.
+        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        out: A PNG of the picture with the box drawn on it.
+        top: How many boxes.
+        json: Print JSON.
+        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Examples:
+        comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
+    """
+    answerer = load(model, device, precision)
+    draw = drawing(explain, answerer)
+    seen = answerer.see(image, corners(boxes))
+    places = answerer.ground(seen, phrase, top)
+    draw(seen, [Question(phrase, places)])
+    show_places(places, json)
+    if out is not None:
+        figure = find_object("comodal.inference.draw_boxes:draw_places")(seen, places, phrase)
+        with whole(out) as path:
+            figure.savefig(path, format="png", dpi=120)
+
+
+def drawing(out: Path | None, answerer: Answerer) -> Callable[[Seen, Sequence[Question]], None]:
+    """What draws the attention of words to a file (`Explanation`); it does nothing where no file is wanted.
+
+    Raises:
+        ValueError: The file is of no kind that is drawn.
+        DataError: The model has no attention between words and regions.
+    """
+    if out is None:
+        return lambda _seen, _questions: None
+    return find_object("comodal.inference.explain:Explanation")(out, answerer)
+
+
+def show_places(places: list[Place], as_json: bool) -> None:
+    """Prints boxes for people, or as JSON."""
+    if as_json:
+        say_json([place._asdict() for place in places])
+        return
+    for place in places:
+        sides = " ".join(f"{side:.1f}" for side in place.box)
+        say(f"{place.probability:6.3f}  {sides}")

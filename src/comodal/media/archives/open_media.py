@@ -1,0 +1,82 @@
+"""Media by path, whether a file of its own or a member of a container: `shards/00000.tar/000001.mp4`.
+
+The path of a member is that of its container and its name in it. The readers of images, audio and video open all they
+read here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+
+from comodal.errors import DataError, MediaError
+from comodal.media.archives.archive_samples import Container, OpenFile, Place
+from comodal.media.archives.parquet_table import TableFile
+from comodal.media.archives.tar_shard import TarShard
+
+CONTAINERS: dict[str, Callable[[Path], Container]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
+OPEN = 4  # containers that a process keeps, with the names of their members
+_known: ContextVar[dict[Path, Place]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
+
+
+def open_media(path: Path) -> OpenFile:
+    """The bytes of a file, or of a member of a container.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+        MediaError: The container is damaged, or has no such member.
+    """
+    try:
+        return path.open("rb")
+    except NotADirectoryError:
+        container = container_of(path)
+        if container is None:
+            raise
+    try:
+        opened = open_container_file(container)
+        place = _known.get().get(path) or opened.find(path.relative_to(container).as_posix())
+        return opened.open(place)
+    except KeyError:
+        raise MediaError(path, "missing", f"{container.name} has no such member") from None
+    except DataError as error:
+        raise MediaError(path, "unreadable", str(error)) from error
+
+
+@contextmanager
+def places_known(places: dict[Path, Place]) -> Iterator[None]:
+    """Spare the search for members whose place is known."""
+    token = _known.set(places)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def container_of(path: Path) -> Path | None:
+    """The container whose member a path is, or None if it is no path of a member."""
+    for parent in path.parents:
+        if parent.suffix.lower() in CONTAINERS and parent.is_file():
+            return parent
+    return None
+
+
+def is_container(name: str) -> bool:
+    """Whether a file is a container by its name; asked of every file of a folder, so that a Path is made of few."""
+    return name.lower().endswith(tuple(CONTAINERS)) and Path(name).suffix.lower() in CONTAINERS
+
+
+def open_container_file(path: Path) -> Container:
+    """A container; the same object until the file changes.
+
+    Raises:
+        OSError: It cannot be read.
+        DataError: It is damaged, or its reader is not installed.
+    """
+    status = path.stat()
+    return _opened(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(OPEN)
+def _opened(path: Path, _changed: int, _size: int) -> Container:
+    return CONTAINERS[path.suffix.lower()](path)

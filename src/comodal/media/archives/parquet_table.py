@@ -1,0 +1,160 @@
+"""Parquet and Arrow files of Hugging Face's `datasets`: a row is an example.
+
+Media stand in a column of `{"bytes", "path"}` (Image, Audio and Video of `datasets`), or of plain bytes. Columns of
+text, numbers and lists of text are metadata; numbers of a ClassLabel become its names. A row is called by the name of
+its media file where each row has another one, else by its number.
+"""
+
+import io
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, cast, get_args
+
+from comodal.errors import DataError
+from comodal.media.archives.archive_samples import Example, Kind, OpenFile, Place, inner_name, kind_of
+from comodal.media.archives.arrow_columns import damage_told, open_columns, read_rows
+from comodal.text_files import parse_json
+
+FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio", "Video": "video"}  # of `datasets`
+COLUMNS: dict[str, Kind] = {
+    "image": "image", "img": "image", "jpg": "image", "jpeg": "image", "png": "image", "picture": "image",
+    "audio": "audio", "wav": "audio", "flac": "audio", "speech": "audio", "video": "video", "mp4": "video",
+}  # fmt: skip
+MAX_NAME = 200
+
+
+class TableFile:
+    """One Parquet or Arrow file.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns = open_columns(path)
+        with damage_told(path):
+            self.features = features_of(self.columns.schema)
+            self.media = media_columns(self.columns.schema, self.features)
+            self.metadata = [field.name for field in self.columns.schema if is_metadata(field.type)]
+        self._last: tuple[tuple[int, int], list[Any]] | None = None
+
+    def examples(self) -> Iterator[Example]:
+        """The rows in their order, without the bytes of their media."""
+        for row, values in enumerate(read_rows(self.path, self.columns, self.metadata)):
+            told = {name: self._named(name, value) for name, value in values.items() if value is not None}
+            example = Example(self._keys[row], metadata=told)
+            for kind, column in self.media.items():
+                example.members[kind] = (self._name(row, kind), Place(row, column))
+            yield example
+
+    def find(self, name: str) -> Place:
+        """The row and the column of a member."""
+        path = PurePosixPath(name)
+        ending = path.suffix[1:]
+        kind = cast(Kind, ending) if ending in get_args(Kind) else kind_of(name)
+        if kind not in self.media:
+            raise KeyError(name)
+        return Place(self._rows[path.with_suffix("").name], self.media[kind])
+
+    def open(self, place: Place) -> OpenFile:
+        """The bytes of a member.
+
+        Raises:
+            DataError: The row has none, or the file is damaged.
+        """
+        row, column = place
+        group = 0
+        while row >= self.columns.groups[group]:
+            row -= self.columns.groups[group]
+            group += 1
+        with damage_told(self.path):
+            if self._last is None or self._last[0] != (group, column):
+                name = self.columns.schema.field(column).name
+                self._last = ((group, column), self.columns.read(group, [name]).column(0))
+            value = self._last[1][row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            where = value.get("path") if isinstance(value, dict) else None
+            detail = f"no bytes but the path {where!r}; embed the files (datasets: `embed_table_storage`)"
+            raise DataError(f"{self.path}, row {place.start}: {detail if where else 'no value'}")
+        return io.BytesIO(data)
+
+    @cached_property
+    def _paths(self) -> dict[Kind, list[str]]:
+        """The names of the media files of each row, "" without."""
+        found: dict[Kind, list[str]] = {}
+        for kind, column in self.media.items():
+            field = self.columns.schema.field(column)
+            if is_struct_of_bytes(field.type):
+                rows = read_rows(self.path, self.columns, [f"{field.name}.path"])
+                found[kind] = [inner_name((row[field.name] or {}).get("path") or "").rpartition("/")[2] for row in rows]
+        return found
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        """What each row is called."""
+        for paths in self._paths.values():
+            stems = [PurePosixPath(path).stem for path in paths]
+            if all(stems) and len({*stems}) == len(stems) and max(map(len, stems)) <= MAX_NAME:
+                return stems
+        return [f"{row:06d}" for row in range(sum(self.columns.groups))]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self._keys)}
+
+    def _name(self, row: int, kind: Kind) -> str:
+        """The key with the suffix of the row's file if that tells the kind, else with the kind."""
+        path = self._paths[kind][row] if kind in self._paths else ""
+        return f"{self._keys[row]}{PurePosixPath(path).suffix if kind_of(path) == kind else f'.{kind}'}"
+
+    def _named(self, column: str, value: Any) -> Any:
+        """The name of a class, of a value that is a number of `datasets`' ClassLabel."""
+        names = self.features.get(column, {}).get("names")
+        if isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names):
+            return names[value]
+        return value
+
+
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
+    """What `datasets` says of the columns in the file, if anything."""
+    try:
+        features = parse_json((schema.metadata or {})[b"huggingface"].decode(), "huggingface")["info"]["features"]
+        return {name: one for name, one in features.items() if isinstance(one, dict)}
+    except (DataError, KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def media_columns(schema: Any, features: dict[str, dict[str, Any]]) -> dict[Kind, int]:
+    """The column of each kind of media: the first that `datasets` calls so, or whose name and type say so."""
+    found: dict[Kind, int] = {}
+    for number, field in enumerate(schema):
+        named = FEATURES.get(str(features.get(field.name, {}).get("_type"))) or COLUMNS.get(field.name.lower())
+        if named and (is_struct_of_bytes(field.type) or is_bytes(field.type)):
+            found.setdefault(named, number)
+    return found
+
+
+def is_bytes(kind: Any) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def is_struct_of_bytes(kind: Any) -> bool:
+    """`{"bytes": binary, "path": string}`."""
+    import pyarrow.types
+
+    return pyarrow.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}
+
+
+def is_metadata(kind: Any) -> bool:
+    """Text, a number, a truth value, or a list of them."""
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)

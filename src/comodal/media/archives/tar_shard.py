@@ -1,0 +1,121 @@
+"""Tar shards in the WebDataset convention: members whose names are equal up to the first dot belong together.
+
+webdataset, video2dataset (`000001.mp4`, `.json`, `.txt`, `.m4a`) and img2dataset (`000001.jpg`, `.json`, `.txt`) write
+them. Members are read where they lie, and none is unpacked. Unlike the webdataset library, members of one key need not
+stand side by side.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from comodal.errors import DataError
+from comodal.media.archives.archive_samples import (
+    MAX_MEMBER_BYTES,
+    MAX_TEXT_BYTES,
+    Example,
+    Fault,
+    OpenFile,
+    Place,
+    inner_name,
+    kind_of,
+)
+from comodal.media.archives.file_window import window
+from comodal.media.archives.tar_headers import Damage, Header, TarReader, open_tar
+from comodal.text_files import parse_json
+
+TEXTS = ("txt", "cls")
+
+
+class TarShard:
+    """One tar file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, Place] | None = None
+
+    def examples(self) -> Iterator[Example]:
+        """Examples in the order of their first members; damage stands where it is found."""
+        samples: dict[str, dict[str, Header]] = {}
+        found: list[Example] = []
+        with open_tar(self.path) as tar:
+            for member in tar.members():
+                if isinstance(member, Damage):
+                    found.append(Example("", fault=Fault(member.reason, member.detail)))
+                    continue
+                name = inner_name(member.name)
+                key, ending = key_and_ending(name)
+                sample = samples.setdefault(key, {})
+                if ending in sample:
+                    detail = f"{name} stands in the archive more than once; the first is taken"
+                    found.append(Example(name, fault=Fault("key twice", detail)))
+                sample.setdefault(ending, member._replace(name=name))
+            for key, members in samples.items():
+                if any(map(is_wanted, members)):
+                    yield example_of(tar, key, members)
+        yield from found
+
+    def find(self, name: str) -> Place:
+        """The place of a member; the first of several of one name."""
+        if self._places is None:
+            self._places = {}
+            with open_tar(self.path) as tar:
+                for member in tar.members():
+                    if isinstance(member, Header) and not member.problem:
+                        self._places.setdefault(inner_name(member.name), Place(member.start, member.size))
+        return self._places[name]
+
+    def open(self, place: Place) -> OpenFile:
+        """The bytes of a member, read from the archive as they are needed."""
+        return window(self.path, place.start, place.size)
+
+
+def example_of(tar: TarReader, key: str, members: dict[str, Header]) -> Example:
+    """The members of one key; a text of them is read."""
+    example = Example(key)
+    for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
+        kind, member = kind_of(ending), members[ending]
+        if kind is not None:
+            example.members.setdefault(kind, (member.name, Place(member.start, member.size)))
+    for ending, member in members.items():
+        if is_wanted(ending) and example.fault is None:
+            example.fault = fault_of(member, ending) or (
+                None if kind_of(ending) else add_text(tar, example, ending, member)
+            )
+    return example
+
+
+def fault_of(member: Header, ending: str) -> Fault | None:
+    """Why a member cannot be read."""
+    if member.problem:
+        return Fault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
+    if member.size > (MAX_MEMBER_BYTES if kind_of(ending) else MAX_TEXT_BYTES):
+        return Fault("too large", f"{member.name} has {member.size:,} bytes")
+    return None
+
+
+def add_text(tar: TarReader, example: Example, ending: str, member: Header) -> Fault | None:
+    """Read a text or JSON into an example, or say why not."""
+    try:
+        text = tar.read(member.start, member.size).decode("utf-8-sig")
+        if ending != "json":
+            example.texts[ending] = text
+            return None
+        value = parse_json(text, member.name)
+    except (UnicodeDecodeError, DataError) as error:
+        return Fault("damaged", f"{member.name}: {error}")
+    if not isinstance(value, dict):
+        return Fault("damaged", f"{member.name} is no JSON object")
+    example.metadata = value
+    return None
+
+
+def is_wanted(ending: str) -> bool:
+    """Whether members of that ending are read."""
+    return ending == "json" or ending in TEXTS or kind_of(ending) is not None
+
+
+def key_and_ending(name: str) -> tuple[str, str]:
+    """`folder/000001.mp4` is `folder/000001` and `mp4`; the key ends at the first dot of the last part."""
+    folder, slash, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    return f"{folder}{slash}{key}", ending.lower()

@@ -1,0 +1,197 @@
+"""Decoded blocks of audio, mixed down and put where their timestamps say.
+
+The number of samples is the better clock from block to block: containers round timestamps to milliseconds, Vorbis
+timestamps are off by 10 ms where the size of blocks changes, and some recorders write them with a jitter of 20 ms. The
+timestamps are the better clock in the long run: audio has pauses, starts late, and its sample rate is not exact. So a
+deviation counts when the next second of audio agrees with it.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+import numpy as np
+import soxr
+from jaxtyping import Float32
+
+from comodal.errors import MediaError
+from comodal.media.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal
+
+MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
+SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
+TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger lasting deviation is a pause or an overlap
+TOLERANCES = {"vorbis": 0.025}  # FFmpeg takes the delay between a long and a short block for none
+AGREEING_SECONDS = 1.0
+MAX_PENDING = 256  # blocks
+SILENCE_SAMPLES = 1 << 16  # at a time
+
+Mono: TypeAlias = Float32[np.ndarray, " samples"]
+
+
+class AudioJoiner:
+    """Joins blocks of audio: silence for pauses, overlaps cut, jitter ignored.
+
+    Args:
+        path: for messages.
+        codec: the name of the decoder.
+        until: nothing is given out behind these seconds.
+        from_zero: give silence until the audio begins.
+    """
+
+    def __init__(self, path: Path, codec: str, until: float = float("inf"), from_zero: bool = False) -> None:
+        self.path = path
+        self.from_zero = from_zero
+        self.tolerance = TOLERANCES.get(codec, TOLERANCE_SECONDS)
+        self.until = until
+        self.rate = 0
+        self.start = 0.0
+        self.samples = 0  # joined so far, counted from `origin`
+        self.origin = 0.0  # where the first block begins, which may be before zero
+        self.pending: deque[tuple[float, Mono]] = deque()
+
+    @property
+    def end(self) -> float:
+        """Where the joined audio ends, in seconds."""
+        return self.origin + self.samples / max(self.rate, 1)
+
+    def join(self, frame: av.AudioFrame, begins: float) -> Iterator[Mono]:
+        """What is certain, given the next frame, which begins at `begins` seconds.
+
+        Raises:
+            MediaError: unreadable, for a sample rate that is absurd or changes.
+        """
+        if not self.rate:
+            self.rate = checked_rate(self.path, frame.sample_rate)
+            self.start = max(begins, 0.0)
+            self.origin = min(begins, 0.0) if self.from_zero else begins
+            if self.from_zero:
+                yield from self._silence(round(self.start * self.rate))
+        if frame.sample_rate != self.rate:
+            detail = f"audio of {frame.sample_rate} samples a second, {self.rate} at its beginning"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+        self.pending.append((begins, mix_down(self.path, frame)))
+        yield from self._settle(last=False)
+
+    def finish(self) -> Iterator[Mono]:
+        """The rest."""
+        yield from self._settle(last=True)
+
+    def _settle(self, last: bool) -> Iterator[Mono]:
+        while self.pending:
+            begins, block = self.pending[0]
+            if abs(begins - self.end) > self.tolerance:
+                held = sum(len(later) for _, later in self.pending)
+                if not last and held < AGREEING_SECONDS * self.rate and len(self.pending) < MAX_PENDING:
+                    return
+                shift = round(self._agreed_deviation() * self.rate)
+                if shift > 0:
+                    yield from self._silence(shift)
+                block = block[max(-shift, 0) :]
+            self.pending.popleft()
+            yield from self._put(block)
+
+    def _agreed_deviation(self) -> float:
+        """The smallest deviation of the pending blocks from where they would lie, if all deviate to one side."""
+        expected, smallest = self.end, 0.0
+        for number, (begins, block) in enumerate(self.pending):
+            deviation = begins - expected
+            if abs(deviation) <= self.tolerance or deviation * smallest < 0:
+                return 0.0
+            if number == 0 or abs(deviation) < abs(smallest):
+                smallest = deviation
+            expected += len(block) / self.rate
+        return smallest
+
+    def _silence(self, samples: int) -> Iterator[Mono]:
+        while samples > 0 and self.end < self.until:
+            yield from self._put(np.zeros(min(samples, SILENCE_SAMPLES), np.float32))
+            samples -= SILENCE_SAMPLES
+        self.samples += max(samples, 0)
+
+    def _put(self, block: Mono) -> Iterator[Mono]:
+        before = round(-self.end * self.rate)  # samples before zero: a clip from the middle begins within a block
+        keep = max(round((self.until - self.end) * self.rate), 0) if self.until < float("inf") else len(block)
+        self.samples += len(block)
+        audible = block[max(before, 0) : keep]
+        if len(audible):
+            yield audible
+
+
+class AudioChain:
+    """Joins blocks of audio as they come, whatever their timestamps say, at the sample rate of the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rate = 0
+        self.source_rate = 0
+        self.resampler: soxr.ResampleStream | None = None
+
+    def join(self, frame: av.AudioFrame, _begins: float) -> Iterator[Mono]:
+        """What comes next.
+
+        Raises:
+            MediaError: unreadable, for a sample rate that is absurd.
+        """
+        if frame.sample_rate != self.source_rate:
+            yield from self.finish()
+            self.source_rate = checked_rate(self.path, frame.sample_rate)
+            self.rate = self.rate or self.source_rate
+            if self.source_rate != self.rate:
+                self.resampler = soxr.ResampleStream(self.source_rate, self.rate, 1, dtype="float32")
+        block = mix_down(self.path, frame)
+        yield block if self.resampler is None else self.resampler.resample_chunk(block)
+
+    def finish(self) -> Iterator[Mono]:
+        """The rest of what has another sample rate."""
+        if self.resampler is not None:
+            yield self.resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        self.resampler = None
+
+
+def checked_rate(path: Path, rate: int) -> int:
+    """A sample rate that can be.
+
+    Raises:
+        MediaError: unreadable.
+    """
+    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+        raise MediaError(path, Refusal.UNREADABLE, f"audio of {rate} samples a second")
+    return rate
+
+
+def mix_down(path: Path, frame: av.AudioFrame) -> Mono:
+    """The plain mean of all channels (as OpenL3 does, core.py `preprocess_audio`), full scale at 1.
+
+    Raises:
+        MediaError: unreadable, for more than 8 planes, or floats that are no audio.
+    """
+    channels, sample_type = frame.layout.nb_channels, SAMPLE_TYPES[frame.format.packed.name]
+    if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
+        if channels > MAX_PLANES:
+            detail = f"{channels} channels of audio, the limit is {MAX_PLANES}"
+            raise MediaError(path, Refusal.UNREADABLE, detail)
+        planes = frame.planes[:channels]
+        samples = np.stack([np.frombuffer(memoryview(plane), sample_type, frame.samples) for plane in planes])
+    else:
+        packed = np.frombuffer(memoryview(frame.planes[0]), sample_type, frame.samples * channels)
+        samples = packed.reshape(-1, channels).T
+    with np.errstate(over="ignore", invalid="ignore"):
+        mixed = samples.mean(axis=0, dtype=np.float32)
+    if sample_type == np.uint8:
+        return (mixed - 128) / 128
+    if np.issubdtype(sample_type, np.integer):
+        return mixed / np.float32(2.0 ** (8 * samples.itemsize - 1))
+    return check_level(path, mixed)
+
+
+def check_level(path: Path, mono: Mono) -> Mono:
+    """Floats that can be audio.
+
+    Raises:
+        MediaError: unreadable.
+    """
+    if not (np.abs(mono) <= LOUDEST).all():
+        raise MediaError(path, Refusal.UNREADABLE, "samples that are nan, infinite or beyond all measure")
+    return mono

@@ -1,0 +1,342 @@
+"""Containers (mp4, mkv, webm, avi, mpg, ...) through PyAV, guarded against what files in the wild do.
+
+Whatever a file claims, reading it ends: sizes, rates, counts of pictures and of packets are bounded, only local files
+of known formats are opened, and every fault of FFmpeg becomes a MediaError.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+
+from comodal.errors import MediaError
+from comodal.media.archives.open_media import open_media
+from comodal.media.containers.edit_lists import edit_ends
+from comodal.media.containers.timeline import NO_ZERO, Timeline
+from comodal.media.refused_formats import MAX_GAP_SECONDS, Refusal, describe_impostor, read_head
+
+av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
+
+MAX_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
+MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400
+MAX_IDLE_PACKETS = 2_000  # of the stream that is whole already, while the other one is waited for
+ONE_LENGTH = {"matroska,webm", "flv"}  # formats whose header tells the length of the whole, not of each stream
+LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
+JOINED = {"matroska,webm", "flv", "avi", "mpegts", "mpeg"}  # whose packets go on to the end, but for an index
+MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
+OPEN_SECONDS = 30.0
+RUN_UP_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
+# Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
+FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
+    "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape,caf,voc,mpc,mpc8,tak,truehd,mlp,loas,"
+    "xwma,nistsphere"
+)
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+SIZE_IN_HEADER = {"avi", MP4, "matroska,webm"}
+SIGNATURES = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"\x1a\x45\xdf\xa3": 0, b"AVI ": 8, b"OggS": 0, b"\0\0\x01\xba": 0}
+MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+
+
+@dataclass
+class Track:
+    """One stream of a container while it is read. Seconds are on the clock of the clip.
+
+    `last` is where the presentation ends, on the clock of the file. `start` is None until something was decoded; `end`
+    is where the last decoded frame ends; `lost_since` is the time of the first packet that could not be decoded, until
+    a later one could (decoders give out what came before it late); `losses` counts such packets, of which there may be
+    any number unless `strict`. Whoever reads sets `done` when nothing more of the stream is wanted.
+    """
+
+    path: Path
+    stream: av.VideoStream | av.AudioStream
+    zero: float
+    last: float = float("inf")
+    start: float | None = None
+    end: float = 0.0
+    frames: int = 0
+    lost_since: float | None = None
+    failure: str = ""
+    done: bool = False
+    strict: bool = True
+    losses: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What the stream is, in a reader's words."""
+        return "picture" if self.stream.type == "video" else "sound"
+
+    @property
+    def promised_end(self) -> float | None:
+        """Where the stream ends by its own header, if that says."""
+        stream = self.stream
+        format_name = stream.container.format.name
+        if format_name in NO_ZERO:  # no header; FFmpeg's guess overlooks that timestamps start again
+            return None
+        in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
+        if in_avi and stream.frames and stream.average_rate:
+            length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
+            return _seconds(stream, stream.start_time) + length - self.zero
+        if stream.duration and format_name not in ONE_LENGTH:
+            return min(_seconds(stream, stream.start_time) + _seconds(stream, stream.duration), self.last) - self.zero
+        # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
+        end = _clock_seconds(stream.metadata.get("DURATION", ""))
+        return None if end is None else end - self.zero
+
+    def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
+        """Note a decoded frame and return when it begins.
+
+        Raises:
+            MediaError: truncated, if too much was lost before it; too large, if frames come without end; unreadable, if
+                it is hours from the one before it.
+        """
+        begins = self.end if frame.time is None else float(frame.time) - self.zero
+        if begins - self.end > MAX_GAP_SECONDS:
+            detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+        if self.lost_since is not None and begins >= self.lost_since:
+            if self.strict and begins - self.end > LOST_SECONDS:
+                detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
+                raise MediaError(self.path, Refusal.TRUNCATED, detail)
+            self.lost_since = None
+        self.frames += 1
+        if self.start is None:
+            self.start = begins
+        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
+            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
+            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
+        self.end = max(self.end, begins + self._length(frame, begins))
+        return begins
+
+    def _length(self, frame: av.VideoFrame | av.AudioFrame, begins: float) -> float:
+        if isinstance(frame, av.AudioFrame):
+            return frame.samples / max(frame.sample_rate, 1)
+        if frame.duration:
+            return min(_seconds(frame, frame.duration), MAX_GAP_SECONDS)
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / rate) if rate else max(begins - self.end, 0.0)
+
+    def lose(self, packet: av.Packet, failure: str) -> None:
+        """Note that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
+        self.failure = failure
+        if self.start is not None:
+            self.losses += 1
+            begins = self.end if packet.pts is None else _seconds(self.stream, packet.pts) - self.zero
+            self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
+
+    def check_whole(self, seconds: float) -> None:
+        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` where it is longer."""
+        if self.start is None:
+            raise self.nothing_decoded()
+        promised = self.promised_end
+        if promised is not None and self.end < min(promised, seconds) - LOST_SECONDS:
+            detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
+            raise MediaError(self.path, Refusal.TRUNCATED, detail)
+
+    def nothing_decoded(self) -> MediaError:
+        """Why the stream is refused when not one frame came out of it."""
+        if self.failure:
+            return MediaError(self.path, Refusal.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
+        if self.promised_end:
+            detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
+            return MediaError(self.path, Refusal.TRUNCATED, detail)
+        if self.kind == "picture":
+            return MediaError(self.path, Refusal.NO_PICTURE, "not one picture in the stream")
+        return MediaError(self.path, Refusal.NO_SOUND, "not one sample of sound in the stream")
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """Open a local media file.
+
+    Raises:
+        MediaError: missing, unreadable, not a video, or truncated (a known container whose index is not there).
+    """
+    head = read_head(path)
+    impostor = describe_impostor(head)
+    if impostor:
+        raise MediaError(path, Refusal.NOT_A_VIDEO, impostor)
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
+    if head[4:8] in MP4_BOXES and edit_ends(path) is not None:
+        options["advanced_editlist"] = "0"
+    try:
+        source = f"file:{path.absolute()}" if path.is_file() else open_media(path)
+        container = av.open(source, "r", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
+    except av.error.ExitError:
+        raise MediaError(path, Refusal.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
+    except av.FFmpegError as error:
+        if any(head[offset:].startswith(signature) for signature, offset in SIGNATURES.items()):
+            detail = f"it begins like a video but has no usable index ({_fault(error)})"
+            raise MediaError(path, Refusal.TRUNCATED, detail) from None
+        raise MediaError(path, Refusal.NOT_A_VIDEO, "no known video format") from None
+    with container:
+        yield container
+
+
+def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
+    """The main picture and the main sound of its program, as FFmpeg would choose; album covers are no picture.
+
+    Raises:
+        MediaError: too large, or unreadable if there is no decoder.
+    """
+    video = container.streams.best("video")
+    if not isinstance(video, av.VideoStream) or video.disposition & Disposition.attached_pic:
+        pictures = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+        video = next(pictures, None)
+    audio = container.streams.best("audio", related=video)
+    if not isinstance(audio, av.AudioStream):
+        audio = next(iter(container.streams.audio), None)
+    for stream in (video, audio):
+        if stream is not None and stream.codec_context is None:
+            raise MediaError(path, Refusal.UNREADABLE, f"no decoder for its {stream.type}")
+        if stream is not None:
+            stream.codec_context.thread_count = 1  # processes run in parallel, one per core
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    if audio is not None:
+        _forget_channel_order(audio)
+        if audio.codec_context.name == "alac" and container.format.name == "caf":
+            # A last packet holds as many samples as it says, and FFmpeg 8.1 cuts off the rest of a full one once more.
+            audio.codec_context.options |= {"flags2": "skip_manual"}
+    if video is not None:
+        _check_size(container, path, video.codec_context.width, video.codec_context.height)
+    return video, audio
+
+
+def _forget_channel_order(audio: av.AudioStream) -> None:
+    """Leave of an unusual order of channels its number alone, which is all that the mean of the channels needs.
+
+    PyAV 18 frees the list of such an order once for every frame and so crashes. The replaced one is freed here, once.
+    """
+    layout = audio.codec_context.layout
+    if " channels (" in layout.name:
+        audio.codec_context.layout = f"{layout.nb_channels} channels"
+
+
+def _check_size(container: InputContainer, path: Path, width: int, height: int) -> None:
+    """Refuse what is too large. FFmpeg puts 0 for a size that it refuses itself, after logging it to nobody."""
+    if width * height > MAX_PIXELS:
+        raise MediaError(path, Refusal.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_PIXELS:,} pixels")
+    if width * height == 0 and container.format.name in SIZE_IN_HEADER:
+        raise MediaError(path, Refusal.TOO_LARGE, "no decoder takes the size that its header declares for pictures")
+
+
+def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
+    """Tracks on one clock; its zero is where the first of the streams begins."""
+    there = [stream for stream in streams if stream is not None]
+    starts = [_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
+    zero, ends = min(starts, default=0.0), {}
+    if there and there[0].container.format.name == MP4:
+        zero, ends = max(zero, 0.0), edit_ends(path) or {}  # what lies before the edits has negative times
+    return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
+
+
+def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
+    """Let the clock of tracks begin `start_seconds` later, and reading at a key frame some time before that.
+
+    What is decoded before has negative times. Where a format cannot be searched, or its timestamps may start again,
+    reading begins at the beginning.
+
+    Raises:
+        MediaError: too short, if a stream ends before that by its own header.
+    """
+    for track in tracks:
+        promised = track.promised_end
+        if promised is not None and promised <= start_seconds:
+            detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
+            raise MediaError(track.path, Refusal.TOO_SHORT, detail)
+        track.zero += start_seconds
+    if container.format.name in NO_ZERO:
+        return
+    microseconds = round((tracks[0].zero - RUN_UP_SECONDS) * 1e6)
+    with suppress(av.FFmpegError):
+        container.seek(microseconds, backward=True)
+
+
+def decode(
+    container: InputContainer, tracks: Sequence[Track], wanted: Sequence[Track] | None = None
+) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
+    """Decoded frames in one pass through the file, until the file ends or all wanted tracks are `done`.
+
+    Args:
+        container: the open file.
+        tracks: all that are on the clock, also those that are not wanted.
+        wanted: those to decode; by default all.
+
+    Raises:
+        MediaError: unreadable, if the timestamps of one track alone start again, or tracks appear in the middle.
+    """
+    by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
+    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    idle = 0
+    for packet in timeline.align(_packets(container, tracks)):
+        track = by_index.get(packet.stream.index)
+        if track is None:
+            continue
+        idle = idle + 1 if track.done else 0
+        if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
+            return
+        if not track.done:
+            for frame in _frames(track, packet):
+                if frame.time is None or frame.time < track.last:
+                    yield track, frame
+
+
+def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
+    """Packets in the order of the file. One that breaks off ends there, and what its decoders still hold comes out."""
+    read = 0
+    try:
+        for packet in container.demux([track.stream for track in tracks]):
+            if packet.size == 0 and packet.dts is None:
+                _check_read(container, tracks, read)
+            read = max(read, (packet.pos or 0) + packet.size)
+            yield packet
+    except IndexError:  # PyAV's
+        detail = "a stream appears in the middle of the file, as where files of different programs are joined"
+        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail) from None
+    except av.FFmpegError as error:
+        for track in tracks:
+            track.failure = _fault(error)
+            flush = av.Packet()
+            flush.stream = track.stream
+            yield flush
+
+
+def _check_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
+    """Refuse a video of which FFmpeg reads the first part alone, as it does where files of some formats are joined."""
+    unread = container.size - read
+    joined = container.format.name in JOINED and any(track.kind == "picture" for track in tracks)
+    if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
+        detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
+        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail)
+
+
+def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+    try:
+        return packet.decode()
+    except av.FFmpegError as error:
+        track.lose(packet, _fault(error))
+        return []
+
+
+def _seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
+    """Ticks of a stream or a frame in seconds; 0 where it has none."""
+    base = timed.time_base
+    return ticks * base.numerator / base.denominator if ticks and base else 0.0
+
+
+def _fault(error: av.FFmpegError) -> str:
+    """What FFmpeg said last, without the path, which is told anyway."""
+    return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
+
+
+def _clock_seconds(text: str) -> float | None:
+    """Seconds of a clock reading such as 00:01:02.500000000; None if it is none."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None

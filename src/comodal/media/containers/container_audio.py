@@ -1,0 +1,97 @@
+"""The audio of a container, block by block, with a warning for what is not there.
+
+A file of audio alone, in a format without a timeline of its own (mp3, wav, flac, ogg, ...), is the samples that are in
+it one after another, whatever its header says. In a video, and in mp4 and Matroska, audio is where its timestamps say.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from comodal.errors import MediaError, MediaWarning
+from comodal.media.archives.open_media import open_media
+from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
+from comodal.media.containers.container import LOST_SECONDS, Track, choose_streams, decode, make_tracks, open_container
+from comodal.media.refused_formats import Refusal
+
+TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
+# Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.
+WITH_LENGTH = TIMED - {"mpegts"} | {"w64", "flac", "aiff", "caf", "asf", "wv", "tta", "ape", "avi", "au"}
+UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # of the data of a WAV file that went through a pipe, or is longer than 4 GB
+XING_BYTES = 1 << 12
+XING = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file that says how many there are
+
+
+def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
+    """The sound of a container, block by block with its sample rate, from zero on the clock of its picture and sound.
+
+    Warns:
+        MediaWarning: the file ends before its header says, or a part of it cannot be decoded.
+
+    Raises:
+        MediaError: the file cannot be opened, or has no sound.
+    """
+    with open_container(path) as container:
+        video, audio = choose_streams(container, path)
+        if audio is None:
+            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
+        tracks = make_tracks(path, audio, video)
+        sound = tracks[0]
+        sound.strict = False
+        timed = video is not None or container.format.name in TIMED
+        codec = audio.codec_context.name
+        joiner = AudioJoiner(path, codec, from_zero=True) if timed else AudioChain(path)
+        for _, frame in decode(container, tracks, [sound]):
+            assert isinstance(frame, av.AudioFrame)
+            for block in joiner.join(frame, sound.take(frame)):
+                yield joiner.rate, block
+        for block in joiner.finish():
+            yield joiner.rate, block
+        sound.check_whole(0.0)
+        warn_of_losses(container, sound)
+
+
+def warn_of_losses(container: InputContainer, sound: Track) -> None:
+    """Say what the header promises and the file does not hold."""
+    promised = sound.promised_end if _has_length(container, sound.path) else None
+    if container.format.name == "wav":  # of which FFmpeg tells the length that is there
+        promised = _seconds_of_wav(sound.path)
+    if promised is not None and sound.end < promised - LOST_SECONDS:
+        detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
+        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
+    if sound.losses:
+        detail = f"damaged: {sound.losses} packets of sound cannot be decoded ({sound.failure})"
+        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
+
+
+def _has_length(container: InputContainer, path: Path) -> bool:
+    """Whether the length of the audio is in the header, and not a guess."""
+    if container.format.name != "mp3":
+        return container.format.name in WITH_LENGTH
+    with open_media(path) as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":  # ID3v2.4, section 3.1: the size of the tag in four times seven bits
+            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+            head = b""
+        head += file.read(XING_BYTES)
+    return any(mark in head for mark in XING)
+
+
+def _seconds_of_wav(path: Path) -> float | None:
+    """What the header of a WAV file says; None where it was written before the length was known, or is damaged."""
+    bytes_a_second = 0
+    with open_media(path) as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            kind, size = struct.unpack("<4sI", head)
+            if kind == b"data":
+                return size / bytes_a_second if bytes_a_second and size not in UNKNOWN_SIZES else None
+            body = file.read(min(size, 16)) if kind == b"fmt " else b""
+            if len(body) == 16:
+                bytes_a_second = struct.unpack_from("<I", body, 8)[0]
+            file.seek(size + size % 2 - len(body), 1)
+    return None

@@ -1,0 +1,85 @@
+"""Edit lists of mp4 and mov files: which part of a track is presented, and from when (ISO/IEC 14496-12, 8.6.6).
+
+FFmpeg lets the picture of an edit that begins inside a frame begin with the next frame, and so shifts it against the
+sound by up to the length of a frame. Where each track has one edit, as nearly always, its timestamps are the exact ones
+if it applies the offset alone (`advanced_editlist=0`); then only the end of the edit is left to observe.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from comodal.errors import MediaError
+from comodal.media.archives.archive_samples import OpenFile
+from comodal.media.archives.open_media import open_media
+from comodal.media.refused_formats import Refusal
+
+CONTAINERS = {b"moov", b"trak", b"edts"}
+MAX_BOXES = 10_000
+MAX_EDITS = 3  # of a track; more than an empty one and another are FFmpeg's task
+NORMAL_RATE = 1 << 16
+
+
+def edit_ends(path: Path) -> dict[int, float] | None:
+    """Track numbers with the seconds at which their presentation ends, as far as it has an end.
+
+    Returns None where a track has several edits, or one at another speed, or the boxes are damaged.
+
+    Raises:
+        MediaError: unreadable, for several files in one: their fragments cannot be told apart.
+    """
+    ends: dict[int, float] = {}
+    scale = track = movies = 0
+    try:
+        with open_media(path) as file:
+            for kind, body in _boxes(file, 0, file.seek(0, os.SEEK_END)):
+                wide = body[:1] == b"\1"
+                movies += kind == b"moov"
+                if movies > 1:
+                    raise MediaError(path, Refusal.UNREADABLE, "it is several mp4 files joined byte by byte")
+                if kind == b"mvhd":
+                    scale = struct.unpack_from(">I", body, 20 if wide else 12)[0]
+                elif kind == b"tkhd":
+                    track = struct.unpack_from(">I", body, 20 if wide else 12)[0]
+                elif kind == b"elst":
+                    seconds = _end(body, wide, scale)
+                    if seconds is None:
+                        return None
+                    if seconds:
+                        ends[track] = seconds
+    except (struct.error, OSError, ZeroDivisionError):
+        return None
+    return ends
+
+
+def _end(body: bytes, wide: bool, scale: int) -> float | None:
+    """Where the one edit of a track ends, 0 for an open end; None where there are several."""
+    count = struct.unpack_from(">I", body, 4)[0]
+    if count > MAX_EDITS:
+        return None
+    entry = ">Qqi" if wide else ">Iii"
+    edits = [struct.unpack_from(entry, body, 8 + number * struct.calcsize(entry)) for number in range(count)]
+    empty = edits.pop(0)[0] if edits and edits[0][1] == -1 else 0
+    if len(edits) > 1 or any(start < 0 or rate != NORMAL_RATE for _, start, rate in edits):
+        return None
+    return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
+
+
+def _boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the first bytes of each box, and of those inside boxes that hold a track's edits."""
+    for _ in range(MAX_BOXES):
+        if start + 8 > end:
+            return
+        file.seek(start)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        body = start + 8
+        if size == 1:
+            size, body = struct.unpack(">Q", file.read(8))[0], start + 16
+        size = end - start if size == 0 else size
+        if size < body - start:
+            return
+        yield kind, file.read(min(read, start + size - body))
+        if kind in CONTAINERS:
+            yield from _boxes(file, body, min(start + size, end), read)
+        start += size

@@ -1,0 +1,172 @@
+"""One clock for the streams of a container whose timestamps start again, or leap, in the middle of the file.
+
+Segments of MPEG-TS that were joined byte by byte are the usual case: each has timestamps of its own. All streams of a
+segment share one offset, which puts the segment behind the one before it. So picture and sound stay together, and
+nothing is lost.
+
+- A decoding timestamp that is smaller than the one before it in its stream starts a new segment, in every format.
+- In MPEG-TS and MPEG-PS, where timestamps have no zero, so does a leap forward of more than 10 s (FFmpeg's rule).
+- Elsewhere a leap forward is a pause in the stream, and stays one.
+
+A leap counts where all streams make it. If one stream leaps forward alone, it has a pause; if it leaps back alone,
+picture and sound cannot be put on one clock, and the file is refused.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.stream import Stream
+
+from comodal.errors import MediaError
+from comodal.media.refused_formats import Refusal
+
+NO_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
+BACK_SECONDS = 0.1  # muxers repeat timestamps by less
+FORWARD_SECONDS = 10.0
+WAIT_SECONDS = 3.0  # streams of one segment are less apart in the file
+MAX_HELD_PACKETS = 2_000
+MAX_HELD_BYTES = 1 << 26
+SEAM_SECONDS = 0.045  # by so much may one stream of a segment run into the next one: one picture and 5 ms
+
+
+@dataclass
+class _Course:
+    """Where a stream stands, in seconds of its own timestamps."""
+
+    stream: Stream
+    segment: int = 0
+    last: float | None = None  # decoding time of the last packet
+    due: float = 0.0  # when the next one is expected
+    end: float = 0.0  # of what was presented in this segment
+    held: list[av.Packet] = field(default_factory=list)  # of the next segment
+    advance: float = 0.0  # since another stream is held
+
+    def __post_init__(self) -> None:
+        base = self.stream.time_base or Fraction(0)
+        self.ratio = base.numerator, base.denominator  # the same numbers as by Fraction, at a tenth of its time
+
+    def seconds(self, ticks: int) -> float:
+        numerator, denominator = self.ratio
+        return ticks * numerator / denominator
+
+    def follow(self, packet: av.Packet) -> None:
+        """Note a packet that continues the segment."""
+        if packet.dts is None:
+            return
+        begins = self.seconds(packet.dts)
+        step = 0.0 if self.last is None else max(begins - self.last, 0.0)
+        length = self.seconds(packet.duration) if packet.duration else step
+        self.advance += step
+        self.end = max(self.end if self.last is not None else begins, self._shown(packet) + length)
+        self.last, self.due = begins, begins + length
+
+    def first_shown(self) -> float:
+        """When what is held begins to be presented."""
+        return self._shown(self.held[0])
+
+    def restart(self, segment: int) -> None:
+        self.segment, self.last, self.held = segment, None, []
+
+    def _shown(self, packet: av.Packet) -> float:
+        ticks = packet.dts if packet.pts is None else packet.pts
+        return self.due if ticks is None else self.seconds(ticks)
+
+
+class Timeline:
+    """Gives the packets of some streams timestamps that go on through the whole file.
+
+    Packets are held only where a stream has leapt and another one has not come there yet.
+    """
+
+    def __init__(self, path: Path, streams: Sequence[Stream], format_name: str) -> None:
+        self.path = path
+        self.leaps_forward = format_name in NO_ZERO
+        self.courses = {stream.index: _Course(stream) for stream in streams}
+        self.segment = 0
+        self.offset = 0.0
+        self.held: list[av.Packet] = []
+        self.held_bytes = 0
+
+    def align(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+        """The packets, their timestamps changed in place.
+
+        Raises:
+            MediaError: unreadable, if the timestamps of one stream alone start again.
+        """
+        for packet in packets:
+            if packet.size == 0 and packet.dts is None:  # the file has ended
+                yield from self._meet()
+                yield packet
+            else:
+                yield from self._place(packet)
+
+    def _place(self, packet: av.Packet) -> Iterator[av.Packet]:
+        course = self.courses[packet.stream_index]
+        if course.held or self._leaps(course, packet):
+            if not course.held and course.segment < self.segment:  # the others are there already
+                course.restart(self.segment)
+            else:
+                yield from self._hold(course, packet)
+                return
+        course.follow(packet)
+        yield self._shifted(packet)
+        if self.held and course.advance > WAIT_SECONDS:
+            yield from self._stay()
+
+    def _leaps(self, course: _Course, packet: av.Packet) -> bool:
+        if course.last is None or packet.dts is None:
+            return False
+        begins = course.seconds(packet.dts)
+        return begins < course.last - BACK_SECONDS or (self.leaps_forward and begins > course.due + FORWARD_SECONDS)
+
+    def _hold(self, course: _Course, packet: av.Packet) -> Iterator[av.Packet]:
+        if not self.held:
+            for other in self.courses.values():
+                other.advance = 0.0
+        course.held.append(packet)
+        self.held.append(packet)
+        self.held_bytes += packet.size
+        waiting = [other for other in self.courses.values() if other.last is not None and not other.held]
+        if not waiting or len(self.held) > MAX_HELD_PACKETS or self.held_bytes > MAX_HELD_BYTES:
+            yield from self._meet()
+
+    def _meet(self) -> Iterator[av.Packet]:
+        """All streams have come to the new segment, or give nothing more: put it behind the one before it."""
+        leapt = [course for course in self.courses.values() if course.held]
+        if not leapt:
+            return
+        rises = {course.stream.type: course.end - course.first_shown() for course in leapt}
+        rise = max(rises.values())
+        if rise - min(rises.values()) <= SEAM_SECONDS:
+            rise = rises.get("video", rise)
+        self.offset += rise
+        self.segment += 1
+        for course in leapt:
+            course.restart(self.segment)
+        yield from self._release()
+
+    def _stay(self) -> Iterator[av.Packet]:
+        """One stream has leapt, and another one goes on as before: what leapt has a pause."""
+        for course in self.courses.values():
+            if course.held and course.first_shown() < (course.last or 0.0):
+                kind = "picture" if course.stream.type == "video" else "sound"
+                detail = f"the timestamps of its {kind} start again at {course.end + self.offset:.2f} s, no others do"
+                raise MediaError(self.path, Refusal.UNREADABLE, detail)
+            if course.held:
+                course.restart(course.segment)
+        yield from self._release()
+
+    def _release(self) -> Iterator[av.Packet]:
+        held, self.held, self.held_bytes = self.held, [], 0
+        for packet in held:
+            yield from self._place(packet)
+
+    def _shifted(self, packet: av.Packet) -> av.Packet:
+        if self.offset and packet.time_base:
+            ticks = round(self.offset / packet.time_base)
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+        return packet

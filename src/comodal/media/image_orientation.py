@@ -1,0 +1,110 @@
+"""Decoded pictures made ready: scaled, turned upright, in the colours that JPEG and RGB expect.
+
+Planes go from the decoder to JPEG without a detour through RGB, which costs half as much again.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from jaxtyping import UInt8
+
+from comodal.errors import MediaError
+from comodal.media.image import Chroma, Luma
+from comodal.media.refused_formats import Refusal
+
+HD_LINES = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
+# Codes of ITU-T H.273, table 4, as FFmpeg passes them on.
+MATRICES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+MAX_ASPECT = 16.0  # of a picture's sides; beyond, a short side of 256 would make a picture of any size
+
+
+class Upright:
+    """Scales pictures to a short side of `short_side` (None: leaves their size) and turns them as they should be seen.
+
+    Smaller pictures are enlarged, so that all pictures of a shard can be cut alike (l3embedding does the same). Pixels
+    that are not square are made square; transparency is dropped. Averages areas: fast bilinear is 7 % faster and three
+    times as far from a Lanczos filter at 720p. One instance per video, because setting up the scaler takes long.
+    """
+
+    def __init__(self, path: Path, short_side: int | None, pixel_aspect: Fraction | None) -> None:
+        self.path = path
+        self.short_side = short_side
+        usable = pixel_aspect is not None and 1 / 4 <= pixel_aspect <= 4
+        self.pixel_aspect = float(pixel_aspect) if pixel_aspect is not None and usable else 1.0
+        self.reformatter = VideoReformatter()
+
+    def planes(self, frame: av.VideoFrame) -> tuple[Luma, Chroma, Chroma]:
+        """Full-range BT.601 luma, and blue and red differences at half size: what a JPEG file holds."""
+        width, height = (length + length % 2 for length in self.size(frame))
+        scaled = self._scale(frame, width, height, "yuv420p")
+        luma, blue, red = (turn(_pixels(plane), frame) for plane in scaled.planes)
+        return luma, blue, red
+
+    def rgb(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+        """Red, green and blue, as a screen shows them."""
+        width, height = self.size(frame)
+        return turn(self._scale(frame, width, height, "rgb24").to_ndarray(), frame)
+
+    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Width and height of a picture after scaling and before turning.
+
+        Raises:
+            MediaError: too large, for a picture narrower than 1 : 16.
+        """
+        width, height = frame.width * self.pixel_aspect, float(frame.height)
+        short, long = sorted((width, height))
+        if long > MAX_ASPECT * short:
+            detail = f"a picture of {frame.width} x {frame.height} is narrower than 1 : {MAX_ASPECT:.0f}"
+            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
+        scale = 1.0 if self.short_side is None else self.short_side / short
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def _scale(self, frame: av.VideoFrame, width: int, height: int, pixel_format: str) -> av.VideoFrame:
+        guess = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+        try:
+            return self.reformatter.reformat(
+                frame,
+                width,
+                height,
+                pixel_format,
+                src_colorspace=MATRICES.get(frame.colorspace, guess),
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.JPEG,
+                interpolation=Interpolation.AREA,
+                threads=1,
+            )
+        except av.FFmpegError as error:
+            detail = f"pictures of format {frame.format.name} cannot be converted ({error.strerror})"
+            raise MediaError(self.path, Refusal.UNREADABLE, detail) from None
+
+
+def turn(pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame) -> UInt8[np.ndarray, "..."]:
+    """Turn and mirror pixels as the display matrix of their frame says, to the nearest quarter turn.
+
+    The matrix maps (x, y) to (a x + c y, b x + d y), with y downwards (FFmpeg, libavutil/display.h).
+    """
+    side_data: Any = frame.side_data  # PyAV's types know one kind alone
+    if "DISPLAYMATRIX" not in side_data:
+        return pixels
+    a, b, _, c, d = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32)[:5].tolist()
+    across, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _pixels(plane: av.video.plane.VideoPlane) -> UInt8[np.ndarray, "rows columns"]:
+    """A plane without the padding at the end of its rows."""
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

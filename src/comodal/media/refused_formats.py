@@ -1,0 +1,71 @@
+"""Why a file is refused, in a few words that a report counts, and what files are that hold no media at all."""
+
+import os
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+from comodal.errors import MediaError
+from comodal.media.archives.open_media import open_media
+
+HEAD_BYTES = 512
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
+LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
+MAX_GAP_SECONDS = 6 * 3600.0  # for which a picture may stay, or audio pause; a longer one is a broken timestamp
+
+
+class Refusal(StrEnum):
+    """The `reason` of every MediaError that reading media raises."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    NOT_A_VIDEO = "not a video"
+    NO_PICTURE = "no picture"
+    NO_SOUND = "no sound"
+    TOO_SHORT = "too short"
+    TRUNCATED = "truncated"
+    SILENT = "silent"
+    TOO_LARGE = "too large"
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a regular file that can be read.
+
+    Raises:
+        MediaError: missing, or unreadable (a folder, a pipe, no permission, a name that is no text).
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(path).decode(errors="replace")
+        raise MediaError(name, Refusal.UNREADABLE, "its name is not UTF-8; rename it") from None
+    try:
+        if is_special(path):
+            raise MediaError(path, Refusal.UNREADABLE, "not a regular file")
+        with open_media(path) as file:
+            return file.read(HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(path, Refusal.MISSING, "there is no such file") from None
+    except OSError as error:
+        raise MediaError(path, Refusal.UNREADABLE, error.strerror or str(error)) from None
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is something of that name which is no regular file: a folder, a pipe that would wait, a device."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except NotADirectoryError:  # a member of a container
+        return False
+
+
+def describe_impostor(head: bytes) -> str | None:
+    """What a file is that begins with `head`, when that alone shows that it holds no media."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page or XML"
+    if all(byte in b"\t\n\r\x0c" or 32 <= byte < 127 for byte in head):
+        return "plain text"
+    return None

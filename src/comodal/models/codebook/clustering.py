@@ -1,0 +1,193 @@
+"""Fits a codebook: principal axes of a sample of region features, then k-means at each node of a tree.
+
+Features behind a ReLU differ in length and are far from centred, so they are scaled to length 1, centred, turned to
+their principal axes, partly whitened, and scaled to length 1 again before they are clustered. The clustering is
+scikit-learn's, from k-means++ starts. Memory: the sample once in projected form (1 GB for a million regions of 256
+numbers), and once more while the first level is fitted.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances_argmin_min
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.models.codebook.codebook import Codebook, Config, project
+
+LARGEST_FLAT = 2000  # tokens; beyond, a tree unless one asks for depth 1
+USUAL_BRANCHING = 12  # VideoBERT's
+MEMBERS = 40  # a node is split if its sample has so many for each child
+BATCH, PASSES = 16_384, 20  # of mini-batch k-means: regions at a time, times over the sample at most
+STARTS = 3
+LLOYD = 20_000_000  # distances an iteration: below, all points at every iteration; above, mini-batches
+SMALLEST_VARIANCE = 1e-6  # of an axis, of features of length 1: what lies below is rounding
+
+Blocks: TypeAlias = Callable[[], Iterable[Tensor]]
+
+
+class Fitted(NamedTuple):
+    """A codebook, and the mean squared distance to the chosen node at each level."""
+
+    codebook: Codebook
+    inertia: tuple[float, ...]
+
+
+class Tree(NamedTuple):
+    """Nodes level by level: centres, children of each, how many stand on the first level, inertia by level."""
+
+    centres: Float32[np.ndarray, "nodes projection"]
+    children: list[list[int]]
+    roots: int
+    inertia: tuple[float, ...]
+
+
+def tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
+    """Children of each node and levels for so many tokens.
+
+    Without a depth: plain k-means up to 2,000 tokens, and beyond that the tree whose branching is nearest to 12.
+    """
+    if tokens < 2 or (depth is not None and depth < 1):
+        raise ValueError(f"tokens ({tokens}) must be at least 2 and depth ({depth}) at least 1")
+    if depth is None and tokens <= LARGEST_FLAT:
+        return tokens, 1
+    deepest = int(math.log2(tokens))
+    depths = range(2, deepest + 1) if depth is None else [depth]
+    shapes = [(root, levels) for levels in depths if (root := round(tokens ** (1 / levels))) ** levels == tokens]
+    if shapes:
+        return min(shapes, key=lambda shape: abs(math.log(shape[0] / USUAL_BRANCHING)))
+    levels = depth or max(2, round(math.log(tokens, USUAL_BRANCHING)))
+    below = max(2, int(tokens ** (1 / levels)))
+    near = f"{below**levels:,} ({below}^{levels}) or {(below + 1) ** levels:,} ({below + 1}^{levels})"
+    raise ValueError(f"a tree of {levels} levels cannot have {tokens:,} tokens; take {near}, or depth 1")
+
+
+def fit_codebook(
+    blocks: Blocks, tokens: int, depth: int | None = None, projection: int = 256, whitening: float = 0.5, seed: int = 0
+) -> Fitted:
+    """Fits a codebook to a sample of features.
+
+    Args:
+        blocks: Called twice; gives the sample in blocks of (regions, dim), so that it need not fit into memory.
+        tokens: How many; the tree may end with fewer where its nodes have few members or features repeat.
+        depth: Levels; see `tree_shape`.
+        projection: Principal axes that are kept.
+        whitening: Each axis is divided by its standard deviation to this power: 0 leaves it, 1 whitens.
+        seed: Of the k-means++ starts; the same seed and sample give the same codebook.
+    """
+    branching, levels = tree_shape(tokens, depth)
+    mean, axes = principal_axes(blocks(), projection, whitening)
+    points = np.concatenate([project(block, mean, axes).numpy() for block in blocks()])
+    if len(points) < tokens:
+        raise ValueError(f"{len(points):,} regions cannot give {tokens:,} tokens")
+    tree = grow(points, branching, levels, seed)
+    return Fitted(as_codebook(tree, mean, axes), tree.inertia)
+
+
+def principal_axes(
+    blocks: Iterable[Float[Tensor, "_ dim"]], projection: int, whitening: float
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim projection"]]:
+    """Mean of the features scaled to length 1, and their principal axes, each divided by its deviation**whitening."""
+    count, total, products = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for block in blocks:
+        rows = F.normalize(block.float())
+        count, total, products = count + len(rows), total + rows.double().sum(0), products + (rows.mT @ rows).double()
+    if not count:
+        raise ValueError("no regions to fit a codebook to")
+    mean = total / count
+    variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    variances, axes = variances.flip(0)[:projection], axes.flip(1)[:, :projection]
+    kept = variances > SMALLEST_VARIANCE
+    if not kept.any():
+        raise ValueError("all region features are the same; there is nothing to cluster")
+    variances, axes = variances[kept], axes[:, kept]
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # LAPACK leaves them open
+    return mean.float(), (axes * signs * variances ** (-whitening / 2)).float()
+
+
+def grow(points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int) -> Tree:
+    """Splits nodes level by level; one with too few members, or with one distinct feature, stays a leaf."""
+    centres: list[np.ndarray] = []
+    children: list[list[int]] = []
+    inertia: list[float] = []
+    roots, squared = 0, np.zeros(len(points), np.float32)
+    frontier = [(-1, np.arange(len(points)))]
+    for level in range(depth):
+        following = []
+        for parent, members in frontier:
+            if level and len(members) < MEMBERS * branching:
+                continue
+            inside = points[members] if level else points
+            found, nearest, distances = cluster(inside, branching, seed)
+            if level and len(found) < 2:
+                continue
+            squared[members] = distances
+            for place, centre in enumerate(found):
+                if level:
+                    children[parent].append(len(centres))
+                following.append((len(centres), members[nearest == place]))
+                centres.append(centre)
+                children.append([])
+        frontier = following
+        roots = roots or len(centres)
+        inertia.append(float(squared.mean(dtype=np.float64)))
+    return Tree(np.stack(centres), children, roots, tuple(inertia))
+
+
+def cluster(
+    points: Float32[np.ndarray, "regions projection"], clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """k-means of one node: centres that are nearest to some point, and each point's centre and squared distance.
+
+    One OpenMP thread: with more, scikit-learn adds up in an order that changes from run to run.
+    """
+    if len(points) * clusters <= LLOYD:
+        fit = KMeans(clusters, n_init=STARTS, random_state=seed)
+    else:
+        fit = MiniBatchKMeans(
+            clusters,
+            n_init=1,
+            batch_size=max(BATCH, 4 * clusters),
+            max_iter=PASSES,
+            compute_labels=False,
+            random_state=seed,
+        )
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: told by the table
+        centres = fit.fit(points).cluster_centers_.astype(np.float32)
+        nearest, squared = pairwise_distances_argmin_min(points, centres, metric="sqeuclidean")
+    used, nearest = np.unique(nearest, return_inverse=True)
+    return centres[used], nearest, squared
+
+
+def as_codebook(tree: Tree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
+    """The tree's tensors, with the leaves numbered."""
+    leaves = [node for node, inside in enumerate(tree.children) if not inside]
+    levels = np.zeros(len(tree.children), np.int64)
+    for node, inside in enumerate(tree.children):
+        levels[inside] = levels[node] + 1
+    config = Config(
+        dim=axes.shape[0],
+        projection=axes.shape[1],
+        tokens=len(leaves),
+        nodes=len(tree.children),
+        roots=tree.roots,
+        branching=max(map(len, tree.children)),
+        depth=int(levels.max()) + 1,
+    )
+    codebook = Codebook(config)
+    codebook.mean.copy_(mean)
+    codebook.axes.copy_(axes)
+    codebook.centres.copy_(torch.from_numpy(tree.centres))
+    for node, inside in enumerate(tree.children):
+        codebook.below[node, : len(inside)] = torch.tensor(inside, dtype=torch.long)
+    codebook.token[torch.tensor(leaves)] = torch.arange(len(leaves))
+    return codebook.eval()

@@ -1,0 +1,136 @@
+"""Visual tokens: a codebook over region features, searched as a tree (what ViLBERT, section 2.2, discusses and turns
+down as its input).
+
+Here tokens are a target for masked regions, an input to compare with, and stand in for the class probabilities of
+regions that no classifier has seen. Hierarchical k-means is VideoBERT's (Sun et al., 2019, section 4.2: branching 12,
+depth 4): a feature is compared with 4 x 12 centres instead of 20,736. Depth 1 is plain k-means.
+`models/codebook/clustering.py` fits a codebook.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model
+
+ROWS = 1024  # regions searched at a time: their children's centres take 42 MB at branching 40 and 256 dimensions
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a fitted tree.
+
+    Args:
+        dim: Length of a region's feature.
+        projection: Length after the projection.
+        tokens: Leaves of the tree.
+        nodes: All nodes below the root.
+        roots: Nodes of the first level, which come first.
+        branching: Most children of any of these nodes; 0 in a tree of depth 1.
+        depth: Levels.
+    """
+
+    dim: int
+    projection: int
+    tokens: int
+    nodes: int
+    roots: int
+    branching: int = 0
+    depth: int = 1
+
+
+class Codebook(nn.Module):
+    """Nodes stand level by level; tokens number the leaves in that order, without gaps, siblings side by side."""
+
+    mean: Tensor
+    axes: Tensor
+    centres: Tensor
+    below: Tensor
+    token: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if not 1 <= config.roots <= config.nodes or not 1 <= config.tokens <= config.nodes or config.depth < 1:
+            raise ValueError(f"{config} is not the shape of a tree")
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.dim))
+        self.register_buffer("axes", torch.zeros(config.dim, config.projection))
+        self.register_buffer("centres", torch.zeros(config.nodes, config.projection))
+        self.register_buffer("below", torch.full((config.nodes, config.branching), -1))  # children; -1: none
+        self.register_buffer("token", torch.full((config.nodes,), -1))  # -1: not a leaf
+
+    def forward(self, features: Float[Tensor, "regions dim"]) -> Int64[Tensor, " regions"]:
+        """The token of each region: the leaf where a walk ends that takes the nearest child at every node."""
+        return self.descend(self.projected(features))
+
+    def projected(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions projection"]:
+        """Features as the tree compares them: of length 1, centred, on the principal axes, of length 1 again."""
+        if features.shape[1] != self.config.dim:
+            raise ValueError(f"features of {features.shape[1]} numbers; this codebook takes {self.config.dim}")
+        return project(features, self.mean, self.axes)
+
+    def descend(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
+        """The tokens of projected features."""
+        return torch.cat([self.token[self.leaf(part)] for part in points.split(ROWS)])
+
+    def leaf(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
+        """The nodes at which walks end."""
+        node = torch.cdist(points, self.centres[: self.config.roots]).argmin(1)
+        for _ in range(self.config.depth - 1):
+            children = self.below[node]  # (regions, branching)
+            distances = torch.cdist(points.unsqueeze(1), self.centres[children]).squeeze(1)
+            nearest = distances.masked_fill(children < 0, torch.inf).argmin(1, keepdim=True)
+            node = torch.where(children[:, 0] < 0, node, children.gather(1, nearest).squeeze(1))
+        return node
+
+    def leaf_centres(self) -> Float[Tensor, "tokens projection"]:
+        """The centre of each token, in projected features."""
+        return self.centres[self.token >= 0]
+
+    def distances(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions tokens"]:
+        """Euclidean distance of each region to each token's centre, both projected.
+
+        The smallest is not always `forward`'s choice: a walk down a tree may pass the nearest leaf by.
+        """
+        return torch.cdist(self.projected(features), self.leaf_centres())
+
+    def probabilities(
+        self, features: Float[Tensor, "regions dim"], nearest: int = 8, temperature: float = 0.1
+    ) -> Float[Tensor, "regions tokens"]:
+        """A soft assignment: exp(-distance / temperature) over the nearest tokens, 0 for all others; sums to 1."""
+        if nearest < 1 or temperature <= 0:
+            raise ValueError(f"nearest ({nearest}) must be at least 1 and temperature ({temperature}) positive")
+        distances = self.distances(features)
+        closest, tokens = distances.topk(min(nearest, self.config.tokens), largest=False)
+        return torch.zeros_like(distances).scatter_(1, tokens, torch.softmax(-closest / temperature, 1))
+
+
+def project(
+    features: Float[Tensor, "regions dim"], mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]
+) -> Float[Tensor, "regions projection"]:
+    """Length 1, centre, principal axes, length 1; in single precision, whatever the features and autocast say."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize((F.normalize(features.float()) - mean) @ axes)
+
+
+def codebook_folder(path: Path) -> Path:
+    """Where the codebook of a region store lies; any other path is taken for a codebook's own."""
+    inside = path / "codebook"
+    return inside if inside.is_dir() else path
+
+
+def load_codebook(path: Path) -> Codebook:
+    """Reads a codebook from its folder, or from a region store that has one.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it is another kind of model.
+    """
+    model = load_model(codebook_folder(path))
+    if not isinstance(model, Codebook):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a Codebook")
+    return model

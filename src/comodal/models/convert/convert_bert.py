@@ -1,0 +1,111 @@
+"""A pretrained BERT as the text stream (ViLBERT, section 3.1), from any Hugging Face checkpoint of BERT or RoBERTa."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import from_json
+from comodal.models.convert.convert_vilbert import STREAM as ORIGINAL_STREAM
+from comodal.models.convert.convert_vilbert import original_names, said_once
+from comodal.models.convert.state_dicts import (
+    FILES,
+    INDEX,
+    Filled,
+    check_complete,
+    check_sizes,
+    fill,
+    read_shapes,
+    read_tensors,
+)
+from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.text_files import read_json_object
+
+OURS = ("text_embeddings.", "text_layers.", "word_scores.")
+WEIGHTS = (*FILES, *(f"{name}{INDEX}" for name in FILES))
+ROBERTA = {
+    "roberta.": "bert.",
+    "lm_head.dense.": "cls.predictions.transform.dense.",
+    "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
+    "lm_head.bias": "cls.predictions.bias",
+    "lm_head.decoder.": "cls.predictions.decoder.",
+    "embeddings.": "bert.embeddings.",  # a model without heads has no prefix
+    "encoder.": "bert.encoder.",
+    "pooler.": "bert.pooler.",
+}
+STREAM = ORIGINAL_STREAM | {"norm_eps": "layer_norm_eps"}
+DEFAULTS: dict[str, object] = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "model_type": "bert"}
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions follow the padding word
+
+
+def config_for_bert(bert: Path, like: Config) -> Config:
+    """A configuration whose text stream is that of a BERT.
+
+    Args:
+        bert: The folder of a Hugging Face checkpoint, or a file in it.
+        like: Everything else. Its co-attention layers keep their places in the vision stream, and stand before the
+            last layers of the BERT.
+
+    Raises:
+        CheckpointError: There is no config.json, or it is not a BERT's, or it has fewer layers than co-attention needs.
+    """
+    path = (bert if bert.is_dir() else bert.parent) / "config.json"
+    values = DEFAULTS | read_json_object(path, CheckpointError)
+    if missing := [key for key in (*STREAM.values(), "vocab_size", "max_position_embeddings") if key not in values]:
+        raise CheckpointError(f"{path}: not the configuration of a BERT, it lacks {missing}")
+    kind, positions = values["model_type"], values["position_embedding_type"]
+    if kind not in ("bert", *ROBERTA_TYPES) or positions != "absolute":
+        raise CheckpointError(f"{path}: a {kind} with {positions} positions; this reads BERT and RoBERTa")
+    text = from_json(Stream, {ours: values[theirs] for ours, theirs in STREAM.items()}, str(path))
+    padding = values.get("pad_token_id", 1) if kind in ROBERTA_TYPES else -1
+    sizes = {
+        "vocabulary": values["vocab_size"],
+        "positions": values["max_position_embeddings"],
+        "segments": values.get("type_vocab_size", 2),
+        "first_position": padding + 1 if isinstance(padding, int) else padding,
+    }
+    checked = {name: from_json(int, value, f"{path}: {name}") for name, value in sizes.items()}
+    first = text.layers - len(like.schedule)
+    if first < 0:
+        raise CheckpointError(f"{path}: {text.layers} layers cannot hold {len(like.schedule)} co-attention layers")
+    schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(like.schedule))
+    config = replace(like, text=text, schedule=schedule, **checked)
+    if not bert.is_dir() or any((bert / name).is_file() for name in WEIGHTS):
+        shapes = {bert_name(name): shape for name, shape in read_shapes(bert).items()}
+        check_sizes(lambda: ViLBERT(config), names_in_bert, shapes, bert)
+    return config
+
+
+def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) -> Filled:
+    """Puts a BERT's weights into the text stream of a model, and into its word head where the file has one.
+
+    Args:
+        model: A ViLBERT, or another model with its text stream.
+        path: The folder of a Hugging Face checkpoint, or its model.safetensors or pytorch_model.bin.
+        allow_missing: Leave tensors of the text stream that the file does not have at random.
+
+    Returns:
+        What became of every weight; `filled` are the model's parameters that came from BERT.
+
+    Raises:
+        CheckpointError: The file is damaged, holds more than tensors, lacks some, or is not a BERT that fits the model.
+    """
+    state = {bert_name(name): tensor for name, tensor in read_tensors(path).items()}
+    names = names_in_bert(model)
+    if "bert.embeddings.word_embeddings.weight" not in state:
+        raise CheckpointError(f"{path}: not a BERT, it has no word embeddings; it begins with {list(state)[:3]}")
+    return check_complete(fill(model, said_once(state), names, path), names, path, allow_missing)
+
+
+def names_in_bert(model: nn.Module) -> dict[str, str]:
+    """Our name -> BERT's, of the text stream and the word head."""
+    return {ours: theirs for ours, theirs in original_names(model).items() if ours.startswith(OURS)}
+
+
+def bert_name(name: str) -> str:
+    """A name as BERT with its heads has it."""
+    for theirs, usual in ROBERTA.items():
+        if name.startswith(theirs):
+            return usual + name.removeprefix(theirs)
+    return name

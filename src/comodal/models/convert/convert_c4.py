@@ -1,0 +1,252 @@
+"""Published weights of the Visual Genome Faster R-CNN into our C4, whoever wrote the file.
+
+Five containers of one network: Caffe's own layers (peteanderson80, jiasenlu), and Detectron2's names with "nothing"
+last and box deltas ten and five times as large (Hugging Face's frcnn-vg-finetuned, airsplay's py-bottom-up-attention)
+or with Caffe's numbers (MILVLG's bottom-up-attention.pytorch). Ours has "nothing" first, deltas as they are used, one
+score of each anchor, and batch normalisation folded into the convolutions. Loading is strict: every tensor of the
+network comes from the file, and what is left over is told.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.models.convert.state_dicts import Filled, fill, without
+from comodal.models.detectors.detector_boxes import cell_anchors
+from comodal.models.detectors.detector_c4 import C4, STRIDE, Config
+
+EPSILON = 1e-5  # caffe.proto's BatchNormParameter, and Detectron2's FrozenBatchNorm2d
+DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # Detectron2's box weights are one through these
+CAFFE_SCALES = (4, 8, 16, 32)  # of anchors (experiments/cfgs/faster_rcnn_end2end_resnet.yml)
+STEM, HEAD = "backbone.stem.conv1", "roi_heads.box_predictor"
+NORM = ("weight", "bias", "running_mean", "running_var")
+RENAMES = (  # Detectron2's modules -> ours
+    (r"backbone\.stem\.conv1", "stem"),
+    (r"(?:backbone|roi_heads)\.(res[2-5]\.\d+\.\w+)", r"\1"),
+    (r"proposal_generator\.rpn_head\.conv", "proposal"),
+    (r"proposal_generator\.rpn_head\.objectness_logits", "proposal_scores"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas", "proposal_deltas"),
+    (r"roi_heads\.box_predictor\.cls_score", "class_scores"),
+    (r"roi_heads\.box_predictor\.bbox_pred", "box_deltas"),
+    (r"roi_heads\.box_predictor\.(?:cls_embedding|cls_embed)", "class_embedding"),
+    (r"roi_heads\.box_predictor\.(?:fc_attr|attr_linear1)", "attribute"),
+    (r"roi_heads\.box_predictor\.(?:attr_score|attr_linear2)", "attribute_scores"),
+)
+ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors(?:\.0)?")
+CAFFE = {  # Caffe's layers -> ours
+    "conv1": "stem",
+    "rpn_conv/3x3": "proposal",
+    "rpn_cls_score": "proposal_scores",
+    "rpn_bbox_pred": "proposal_deltas",
+    "cls_score": "class_scores",
+    "bbox_pred": "box_deltas",
+    "cls_embedding": "class_embedding",
+    "fc_attr": "attribute",
+    "attr_score": "attribute_scores",
+}
+CAFFE_PLACE = re.compile(r"([2-5])([a-z])(\d*)_branch(1|2[abc])")
+BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+IGNORED = re.compile(r".*\.num_batches_tracked|pixel_mean|pixel_std")  # no part of what the network computes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A file's tensors by our modules: `stem.weight`, `res2.0.conv1.norm.running_mean`, `cell_anchors`.
+
+    Args:
+        tensors: Our name -> tensor.
+        unused: The file's names for which we have no place.
+    """
+
+    tensors: dict[str, Tensor]
+    unused: tuple[str, ...]
+
+
+def is_c4(state: Mapping[str, Tensor]) -> bool:
+    """Whether a file's names are those of Detectron2's C4 with a head for attributes."""
+    return f"{STEM}.weight" in state and f"{HEAD}.cls_score.weight" in state
+
+
+def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, Filled]:
+    """The network of a file under Detectron2's names.
+
+    Raises:
+        CheckpointError: It is another network, or a tensor is missing or of another shape.
+    """
+    return network_of(from_detectron2(state), path)
+
+
+def build_c4_from_caffe(
+    layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...] = CAFFE_SCALES
+) -> tuple[C4, Filled]:
+    """The network of a `.caffemodel`, which does not hold its anchors.
+
+    Args:
+        layers: Tensors of each layer.
+        path: Of the file, for messages.
+        scales: Of the anchors, in cells.
+
+    Raises:
+        CheckpointError: It is another network, or a tensor is missing or of another shape.
+    """
+    return network_of(from_caffe(layers, path, scales), path)
+
+
+def from_detectron2(state: Mapping[str, Tensor]) -> Parts:
+    """By our modules; norms are called `norm` there, too."""
+    tensors, unused = {}, []
+    for name, tensor in state.items():
+        if ANCHORS.fullmatch(name):
+            tensors["cell_anchors"] = tensor
+            continue
+        module, _, last = name.rpartition(".")
+        bare = module.removesuffix(".norm")
+        ours = next((re.sub(theirs, our, bare) for theirs, our in RENAMES if re.fullmatch(theirs, bare)), None)
+        if ours is None or last == "num_batches_tracked":
+            unused.append(name)
+        else:
+            tensors[f"{ours}{module[len(bare) :]}.{last}"] = tensor.float()
+    return Parts(tensors, tuple(name for name in unused if not IGNORED.fullmatch(name)))
+
+
+def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> Parts:
+    """By our modules: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
+
+    Raises:
+        CheckpointError: A layer has more or fewer tensors than its kind.
+    """
+    tensors, unused = {"cell_anchors": cell_anchors(STRIDE, scales)}, []
+    for name, blobs in layers.items():
+        kind, module = caffe_module(name)
+        wanted = {"bn": ("mean", "variance", "factor"), "scale": ("weight", "bias")}.get(kind, ("weight", "bias"))
+        if module is None:
+            unused.append(name)
+            continue
+        if len(blobs) > len(wanted) or (kind and len(blobs) != len(wanted)):
+            raise CheckpointError(f"{path}: layer {name} has {len(blobs)} tensors, not {len(wanted)}")
+        if kind == "bn":
+            factor = blobs[2].item() if blobs[2].numel() == 1 else 0.0
+            share = 1 / factor if factor else 0.0  # as Caffe's BatchNormLayer does
+            tensors[f"{module}.norm.running_mean"] = blobs[0].flatten() * share
+            tensors[f"{module}.norm.running_var"] = blobs[1].flatten() * share
+        else:
+            norm = ".norm" if kind == "scale" else ""
+            for last, tensor in zip(wanted, blobs, strict=False):
+                flat = tensor.flatten() if last == "bias" or norm else squeezed(tensor, module)
+                tensors[f"{module}{norm}.{last}"] = flat
+    return Parts(tensors, tuple(unused))
+
+
+def caffe_module(name: str) -> tuple[str, str | None]:
+    """What a layer of Caffe is (bn, scale, or neither), and of which of our modules."""
+    for kind in ("bn", "scale"):
+        if name == f"{kind}_conv1":
+            return kind, "stem"
+        if (found := CAFFE_PLACE.fullmatch(name.removeprefix(kind))) and name.startswith(kind):
+            return kind, caffe_place(found)
+    if name.startswith("res") and (found := CAFFE_PLACE.fullmatch(name.removeprefix("res"))):
+        return "", caffe_place(found)
+    return "", CAFFE.get(name)
+
+
+def caffe_place(found: re.Match[str]) -> str:
+    """`4b22_branch2a` is the first convolution of the 23rd block of res4: a, b1, b2, ..., or a, b, c."""
+    stage, letter, number, branch = found.groups()
+    block = int(number) if number else ord(letter) - ord("a")
+    return f"res{stage}.{block}.{BRANCHES[branch]}"
+
+
+def squeezed(weight: Tensor, module: str) -> Tensor:
+    """Old files give dense weights four dimensions, the first two of them 1."""
+    dense = module in ("class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
+    return weight.reshape(weight.shape[-2:]) if dense and weight.ndim > 2 else weight
+
+
+def network_of(parts: Parts, path: Path) -> tuple[C4, Filled]:
+    """The network that a file's shapes ask for, with its weights."""
+    tensors = background_first(one_score(parts.tensors, path), path)
+    folded_in = folded(tensors, path)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        model = C4(config_of(folded_in, path)).eval()
+    names = {name: name for name in model.state_dict()}
+    report = fill(model, folded_in, names, path)
+    if report.new:
+        raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
+    return model, Filled(report.filled, (), (*parts.unused, *without(report.unused, names)))
+
+
+def need(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
+    """A tensor that the network cannot do without."""
+    if name not in tensors:
+        raise CheckpointError(f"{path}: a tensor is missing: {name}")
+    return tensors[name]
+
+
+def one_score(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Caffe scores nothing and something of every anchor; their difference is what the softmax of both says."""
+    tensors, anchors = dict(tensors), len(need(tensors, "cell_anchors", path))
+    for name in ("proposal_scores.weight", "proposal_scores.bias"):
+        scores = need(tensors, name, path)
+        if len(scores) == 2 * anchors:
+            tensors[name] = scores[anchors:] - scores[:anchors]
+    return tensors
+
+
+def background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Where "nothing" has no box it is the last class and attribute, and deltas are Detectron2's."""
+    tensors = dict(tensors)
+    boxes, classes = need(tensors, "box_deltas.weight", path), need(tensors, "class_scores.weight", path)
+    if len(boxes) != 4 * (len(classes) - 1):
+        return tensors
+    for module in ("class_scores", "class_embedding", "attribute_scores"):
+        for name in (f"{module}.weight", f"{module}.bias"):
+            if name in tensors:
+                tensors[name] = tensors[name].roll(1, 0)
+    scales = torch.tensor(DELTA_SCALES).repeat(len(classes) - 1)
+    weight, bias = boxes * scales[:, None], need(tensors, "box_deltas.bias", path) * scales
+    tensors["box_deltas.weight"] = torch.cat([torch.zeros(4, weight.shape[1]), weight])
+    tensors["box_deltas.bias"] = torch.cat([torch.zeros(4), bias])
+    return tensors
+
+
+def folded(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Convolutions with their batch normalisation inside; sums in double precision."""
+    kept = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
+    modules = {name.partition(".norm.")[0] for name in tensors if ".norm." in name}
+    for module in modules | {name.removesuffix(".weight") for name in kept if re.match(r"stem\.|res\d", name)}:
+        weight, bias, mean, variance = (need(tensors, f"{module}.norm.{last}", path).double() for last in NORM)
+        kernel = need(tensors, f"{module}.weight", path)
+        if not weight.shape == bias.shape == mean.shape == variance.shape == kernel.shape[:1]:
+            raise CheckpointError(f"{path}: the norm of {module} has not the {len(kernel)} channels of its convolution")
+        scale = weight / (variance + EPSILON).sqrt()
+        kept[f"{module}.weight"] = (kernel.double() * scale[:, None, None, None]).float()
+        kept[f"{module}.bias"] = (bias - mean * scale).float()
+    return kept
+
+
+def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
+    """What the shapes ask for."""
+    blocks = tuple(
+        1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
+        for stage in (2, 3, 4, 5)
+    )
+    if 0 in blocks:
+        raise CheckpointError(f"{path}: not a ResNet's Faster R-CNN of four stages; their blocks are {blocks}")
+    classes, embedding = need(tensors, "class_embedding.weight", path).shape
+    attributes, channels = need(tensors, "attribute_scores.weight", path).shape
+    return Config(
+        blocks=blocks,
+        stem=len(need(tensors, "stem.weight", path)),
+        width=len(need(tensors, "res2.0.conv1.weight", path)),
+        proposal_channels=len(need(tensors, "proposal.weight", path)),
+        anchors=len(need(tensors, "cell_anchors", path)),
+        classes=classes,
+        attributes=attributes,
+        embedding=embedding,
+        attribute_channels=channels,
+    )

@@ -1,0 +1,126 @@
+"""Published weights of the ResNeXt-152-32x8d-FPN detector (vqa-maskrcnn-benchmark: 12-in-1, MMF) into our FPN.
+
+Any widths, depths and groups, as the shapes tell. Loading is strict: every tensor of the network comes from the
+file, its anchors too, and what is left over is told; the original's own loader matches by the ends of names and keeps
+random weights where nothing matches.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.models.convert.convert_c4 import need
+from comodal.models.convert.state_dicts import Filled, fill, without
+from comodal.models.detectors.detector_fpn import FPN, STRIDES, Config
+
+MARK = "backbone.fpn.fpn_inner1.weight"
+BODY, HEAD = r"backbone\.body\.", r"roi_heads\.box\.(?:feature_extractor|predictor)\."
+RENAMES = (  # theirs, ours, and by how much our number of the stage or map is larger
+    (BODY + r"stem\.conv1\.(\w+)", "stem.0.{}", 0),
+    (BODY + r"stem\.bn1\.(\w+)", "stem.1.{}", 0),
+    (BODY + r"layer([1-4])\.(\d+)\.(conv\d)\.(\w+)", "res{}.{}.{}.0.{}", 1),
+    (BODY + r"layer([1-4])\.(\d+)\.bn(\d)\.(\w+)", "res{}.{}.conv{}.1.{}", 1),
+    (BODY + r"layer([1-4])\.(\d+)\.downsample\.([01]\.\w+)", "res{}.{}.shortcut.{}", 1),
+    (r"backbone\.fpn\.fpn_inner([1-4])\.(\w+)", "across.{}.{}", -1),
+    (r"backbone\.fpn\.fpn_layer([1-4])\.(\w+)", "smooth.{}.{}", -1),
+    (r"rpn\.head\.conv\.(\w+)", "proposal.{}", 0),
+    (r"rpn\.head\.cls_logits\.(\w+)", "proposal_scores.{}", 0),
+    (r"rpn\.head\.bbox_pred\.(\w+)", "proposal_deltas.{}", 0),
+    (r"rpn\.anchor_generator\.cell_anchors\.([0-4])", "cell_anchors.{}", 0),
+    (HEAD + r"(fc[67]\.\w+)", "{}", 0),
+    (HEAD + r"cls_score\.(\w+)", "class_scores.{}", 0),
+    (HEAD + r"bbox_pred\.(\w+)", "box_deltas.{}", 0),
+)
+
+
+def is_fpn(state: Mapping[str, Tensor]) -> bool:
+    """Whether a file's names are those of maskrcnn-benchmark's feature pyramid."""
+    return MARK in state
+
+
+def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, Filled]:
+    """The network of a file.
+
+    Args:
+        state: Its tensors under maskrcnn-benchmark's names.
+        path: Of the file, for messages.
+
+    Raises:
+        CheckpointError: It is another network, or a tensor is missing or of another shape.
+    """
+    named = {theirs: ours for theirs in state if (ours := our_name(theirs)) is not None}
+    tensors = with_anchors({ours: state[theirs].float() for theirs, ours in named.items()}, path)
+    config = config_of(tensors, path)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        model = FPN(config).eval()
+    names = {name: name for name in model.state_dict()}
+    report = fill(model, tensors, names, path)
+    if report.new:
+        raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
+    return model, Filled(report.filled, (), (*without(state, named), *report.unused))
+
+
+def our_name(theirs: str) -> str | None:
+    """What the original's tensor is in our network (a norm stands behind its convolution), or None."""
+    for pattern, ours, larger in RENAMES:
+        if found := re.fullmatch(pattern, theirs):
+            first, *rest = found.groups()
+            return ours.format(int(first) + larger if larger else first, *rest)
+    return None
+
+
+def with_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The anchors of the five maps together."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("cell_anchors.")}
+    anchors = [need(tensors, f"cell_anchors.{level}", path) for level in range(len(STRIDES))]
+    shapes = {tuple(one.shape) for one in anchors}
+    if len(shapes) > 1:
+        raise CheckpointError(f"{path}: the maps have anchors of several shapes, {sorted(shapes)}")
+    return kept | {"cell_anchors": torch.stack(anchors)}
+
+
+def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
+    """What the shapes ask for.
+
+    Raises:
+        CheckpointError: They are of another kind of network.
+    """
+    blocks = tuple(
+        1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
+        for stage in (2, 3, 4, 5)
+    )
+    if 0 in blocks:
+        raise CheckpointError(f"{path}: not a ResNeXt of four stages; their blocks are {blocks}")
+    inside, in_group = shape_of(tensors, "res2.0.conv2.0.weight", 4, path)[:2]
+    groups = inside // max(in_group, 1)
+    if groups < 2 or groups * in_group != inside:
+        raise CheckpointError(
+            f"{path}: not a ResNeXt: its convolutions have {groups} groups, so that strides may differ"
+        )
+    return Config(
+        blocks=blocks,
+        stem=shape_of(tensors, "stem.0.weight", 4, path)[0],
+        groups=groups,
+        group_width=in_group,
+        channels=shape_of(tensors, "res2.0.conv3.0.weight", 4, path)[0],
+        pyramid=shape_of(tensors, "across.0.weight", 4, path)[0],
+        anchors=shape_of(tensors, "cell_anchors", 3, path)[1],
+        dense=shape_of(tensors, "fc6.weight", 2, path)[0],
+        classes=shape_of(tensors, "class_scores.weight", 2, path)[0],
+    )
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int, path: Path) -> torch.Size:
+    """The shape of a tensor that the network cannot do without.
+
+    Raises:
+        CheckpointError: It is missing or empty, or has more or fewer dimensions.
+    """
+    shape = need(tensors, name, path).shape
+    if len(shape) != dimensions or 0 in shape:
+        raise CheckpointError(f"{path}: {name} has the shape {tuple(shape)}, not {dimensions} sides")
+    return shape

@@ -1,0 +1,271 @@
+"""Weights of OpenL3, torchopenl3 and l3embedding into an L3-Net: found by their order and kind, never by their name.
+
+Keras numbers its layers as the session went (`conv2d_8`, `batch_normalization_10`), nests models in models and puts the
+trainable weights of a nested one first. What stays the same is the last part of a name and the order among tensors of
+one kind: the k-th kernel belongs to the k-th convolution, the k-th gamma to the k-th norm.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.models.convert.state_dicts import Filled, check_usable, without
+from comodal.models.l3net import spectrogram as front_ends
+from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import openl3 as openl3_config
+from comodal.models.l3net.spectrogram import FrontEnd, Representation
+from comodal.models.l3net.vgg import LAYERS
+
+Modality = Literal["image", "sound"]
+
+# The last part of a name, Keras' or PyTorch's, and what it is; a PyTorch weight of one dimension is a gamma.
+KINDS = {
+    "kernel": "kernel", "weight": "kernel", "bias": "bias", "gamma": "gamma", "beta": "beta",
+    "moving_mean": "mean", "running_mean": "mean", "moving_variance": "variance", "running_var": "variance",
+}  # fmt: skip
+CONSTANTS = ("spectrogram", "speclayer", "stft", "real_kernels", "imag_kernels", "freq2mel", "Variable")
+NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+CHANNELS = {3: "image", 1: "sound"}
+MEL_BINS = 1025  # of a window of 2048
+Named = tuple[str, Tensor]
+
+
+@dataclass
+class Kinds:
+    """The tensors of one kind in the order of the file, each with its name; convolutions are OIHW."""
+
+    kernels: list[Named] = dataclasses.field(default_factory=list)
+    dense: list[Named] = dataclasses.field(default_factory=list)
+    biases: list[Named] = dataclasses.field(default_factory=list)
+    norms: dict[str, list[Named]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in NORM})
+    constants: list[Named] = dataclasses.field(default_factory=list)
+    other: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: our names for its tensors, and what they say of the network.
+
+    Args:
+        tensors: Our name -> its name and the tensor.
+        towers: Of which there are weights.
+        input_norm: Towers with a norm of their input; l3embedding's first models have none.
+        whole: Whether the fusion network is there, too.
+        representation: What the front end's own constants say, None where the file has none.
+        unused: The file's tensors for which we have no place.
+    """
+
+    tensors: dict[str, Named]
+    towers: tuple[Modality, ...]
+    input_norm: tuple[Modality, ...]
+    whole: bool
+    representation: Representation | None
+    unused: tuple[str, ...]
+
+
+def find_weights(state: Mapping[str, Tensor], path: Path) -> Weights:
+    """Which tensor of a file is which of ours.
+
+    Args:
+        state: The file's tensors in its order, Keras' kernels as OIHW (two dimensions: outputs, inputs).
+        path: Of the file, for messages.
+
+    Raises:
+        CheckpointError: It is another network, or a tensor is missing or of another shape.
+    """
+    kinds = sort_kinds(state)
+    tensors: dict[str, Named] = {}
+    towers: list[Modality] = []
+    with_input_norm: list[Modality] = []
+    place, norm = 0, 0
+    while place < len(kinds.kernels):
+        channels = kinds.kernels[place][1].shape[1]
+        modality: Modality = "image" if channels == 3 else "sound"
+        if channels not in CHANNELS or modality in towers:
+            raise foreign(path, kinds)
+        place = take_convolutions(kinds, place, modality, tensors, path)
+        before = norm
+        norm = take_norms(kinds, norm, modality, tensors, path)
+        towers.append(modality)
+        if f"{modality}_tower.input_norm.weight" in tensors:
+            with_input_norm.append(modality)
+        assert norm > before
+    if not towers or norm != len(kinds.norms["gamma"]):
+        raise foreign(path, kinds)
+    whole = take_fusion(kinds, len(towers), tensors, path)
+    unused = (*kinds.other, *(name for name, _ in kinds.constants))
+    return Weights(
+        tensors, tuple(towers), tuple(with_input_norm), whole, representation_of(kinds.constants), tuple(unused)
+    )
+
+
+def sort_kinds(state: Mapping[str, Tensor]) -> Kinds:
+    """Tensors by the last part of their names and their number of dimensions."""
+    kinds = Kinds()
+    for name, tensor in state.items():
+        last = name.split("/")[-1].split(".")[-1].split(":")[0]
+        kind = KINDS.get(last, "")
+        if kind == "kernel" and tensor.ndim == 1:
+            kind = "gamma"
+        if any(word in name for word in CONSTANTS):
+            kinds.constants.append((name, tensor))
+        elif kind == "kernel" and tensor.ndim == 4:
+            kinds.kernels.append((name, tensor))
+        elif kind == "kernel" and tensor.ndim == 2:
+            kinds.dense.append((name, tensor))
+        elif kind in NORM and tensor.ndim == 1:
+            kinds.norms[kind].append((name, tensor))
+        elif kind == "bias" and tensor.ndim == 1:
+            kinds.biases.append((name, tensor))
+        else:
+            kinds.other.append(name)
+    return tidy_biases(kinds)
+
+
+def tidy_biases(kinds: Kinds) -> Kinds:
+    """PyTorch calls a norm's beta a bias as well: where betas are wanting, they are what follows a gamma."""
+    gammas = {name.rsplit(".", 1)[0] for name, _ in kinds.norms["gamma"]}
+    for named in list(kinds.biases):
+        if named[0].rsplit(".", 1)[0] in gammas:
+            kinds.norms["beta"].append(named)
+    kinds.biases = [named for named in kinds.biases if named[0].rsplit(".", 1)[0] not in gammas]
+    return kinds
+
+
+def take_convolutions(kinds: Kinds, place: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
+    """The eight convolutions of a tower from one place on; returns the place after them."""
+    channels = kinds.kernels[place][1].shape[1]
+    width = kinds.kernels[place][1].shape[0]
+    for index, layer in enumerate(LAYERS):
+        filters = width * 2 ** (index // 2)
+        wanted = (filters, channels, 3, 3)
+        if place + index >= len(kinds.kernels) or place + index >= len(kinds.biases):
+            raise CheckpointError(f"{path}: a tensor is missing: the {modality}'s {layer} has no kernel or no bias")
+        name, kernel = kinds.kernels[place + index]
+        if tuple(kernel.shape) != wanted:
+            if index == 0:
+                raise foreign(path, kinds)
+            shapes = f"{tuple(kernel.shape)}, and {layer} of OpenL3 {wanted} (outputs, inputs, rows, columns)"
+            raise CheckpointError(f"{path}: {name} has the shape {shapes}")
+        tensors[f"{modality}_tower.layers.{layer}.convolution.weight"] = (name, kernel)
+        fits(kinds.biases[place + index], filters, layer, path)
+        tensors[f"{modality}_tower.layers.{layer}.convolution.bias"] = kinds.biases[place + index]
+        channels = filters
+    return place + len(LAYERS)
+
+
+def take_norms(kinds: Kinds, norm: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
+    """The norms of a tower: of its input (or none), of seven layers, and of conv4_2 unless the network is cut there."""
+    channels = 3 if modality == "image" else 1
+    sizes = [len(tensor) for _, tensor in kinds.norms["gamma"]]
+    names = [f"{modality}_tower.layers.{layer}.norm" for layer in LAYERS]
+    wanted = [tensors[f"{modality}_tower.layers.{layer}.convolution.bias"][1].shape[0] for layer in LAYERS]
+    if norm < len(sizes) and sizes[norm] == channels:
+        names, wanted = [f"{modality}_tower.input_norm", *names], [channels, *wanted]
+    if norm + len(names) > len(sizes) or sizes[norm + len(names) - 1] != wanted[-1]:
+        names, wanted = names[:-1], wanted[:-1]
+    for name, size in zip(names, wanted, strict=True):
+        for kind, last in NORM.items():
+            if norm >= len(kinds.norms[kind]):
+                raise CheckpointError(f"{path}: a tensor is missing: the {kind} of norm {norm + 1} ({name})")
+            fits(kinds.norms[kind][norm], size, name, path)
+            tensors[f"{name}.{last}"] = kinds.norms[kind][norm]
+        norm += 1
+    return norm
+
+
+def take_fusion(kinds: Kinds, towers: int, tensors: dict[str, Named], path: Path) -> bool:
+    """The two layers behind both towers, where they are."""
+    if not kinds.dense:
+        return False
+    biases = kinds.biases[towers * len(LAYERS) :]
+    if towers != 2 or len(kinds.dense) != 2 or len(biases) != 2:
+        raise CheckpointError(f"{path}: {len(kinds.dense)} dense layers behind {towers} towers; L3-Net has 2 behind 2")
+    for layer, kernel, bias in zip(("fc1", "fc2"), kinds.dense, biases, strict=True):
+        fits(bias, kernel[1].shape[0], layer, path)
+        tensors[f"{layer}.weight"], tensors[f"{layer}.bias"] = kernel, bias
+    return True
+
+
+def fits(named: Named, size: int, where: str, path: Path) -> None:
+    """Refuses a vector of another length."""
+    if tuple(named[1].shape) != (size,):
+        raise CheckpointError(f"{path}: {named[0]} has the shape {tuple(named[1].shape)}, and {where} ({size},)")
+
+
+def foreign(path: Path, kinds: Kinds) -> CheckpointError:
+    """Says what the file holds instead."""
+    shapes = [tuple(kernel.shape) for _, kernel in kinds.kernels]
+    held = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
+    held += f", and {len(kinds.norms['gamma'])} norms"
+    return CheckpointError(
+        f"{path}: not the weights of OpenL3 or l3embedding; it holds {held}, and each of their towers has 8 of 3 x 3"
+    )
+
+
+def representation_of(constants: list[Named]) -> Representation | None:
+    """kapre and torchopenl3 store their mel filters, or only the DFT of a linear spectrogram."""
+    for _, tensor in constants:
+        if tensor.ndim == 2 and MEL_BINS in tensor.shape:
+            bands = min(tensor.shape)
+            return {128: "mel128", 256: "mel256"}.get(bands)  # type: ignore[return-value]
+    return "linear" if any(512 in tensor.shape and 257 in tensor.shape for _, tensor in constants) else None
+
+
+def config_of(parts: list[Weights], representation: Representation, front_end: FrontEnd) -> Config:
+    """The configuration that the tensors ask for; l3embedding's `cnn_L3_orig` is linear without norms of the input."""
+    config = openl3_config(representation, front_end)
+    if not any(weights.input_norm for weights in parts):
+        config = dataclasses.replace(config, input_norm=False)
+        if representation == "linear":
+            config = dataclasses.replace(config, spectrogram=front_ends.L3EMBEDDING)
+    for weights in parts:
+        first = weights.tensors[f"{weights.towers[0]}_tower.layers.conv1_1.convolution.bias"][1]
+        fusion = weights.tensors["fc1.bias"][1].shape[0] if weights.whole else config.fusion
+        config = dataclasses.replace(config, width=first.shape[0], fusion=fusion)
+    return config
+
+
+@torch.no_grad()
+def build(parts: list[tuple[Weights, Path]], config: Config) -> tuple[L3Net, Filled]:
+    """An L3-Net with the weights of one or two files. Whatever no file has is zero, so that it cannot be mistaken.
+
+    Raises:
+        CheckpointError: Two files hold the same tower, or a tensor has another shape than ours.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = L3Net(config).eval()
+    own = model.state_dict()
+    filled: list[str] = []
+    for tensor in own.values():
+        tensor.zero_()
+    for weights, path in parts:
+        for name, (theirs, tensor) in weights.tensors.items():
+            if name in filled:
+                raise CheckpointError(f"{path}: {theirs} is {name}, which the other file has as well")
+            if own[name].shape != tensor.shape:
+                shapes = f"{tuple(tensor.shape)}, and our {name} {tuple(own[name].shape)}"
+                raise CheckpointError(f"{path}: {theirs} has the shape {shapes}")
+            check_usable(theirs, tensor, path)
+            own[name].copy_(tensor)
+            filled.append(name)
+        if config.input_norm:
+            let_through(model, weights)
+    new = tuple(name for name in without(own, filled) if not name.endswith("num_batches_tracked"))
+    return model, Filled(tuple(filled), new, tuple(name for weights, _ in parts for name in weights.unused))
+
+
+def let_through(model: L3Net, weights: Weights) -> None:
+    """Towers that have no norm of their input get one that changes nothing."""
+    for modality in weights.towers:
+        if modality not in weights.input_norm:
+            norm = model.get_submodule(f"{modality}_tower.input_norm")
+            assert isinstance(norm, torch.nn.BatchNorm2d) and norm.running_var is not None
+            norm.weight.fill_(1.0)
+            norm.running_var.fill_(1 - norm.eps)

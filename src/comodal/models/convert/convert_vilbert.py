@@ -1,0 +1,338 @@
+"""Configurations and weights of facebookresearch/vilbert-multi-task, read and written.
+
+The whole conversion is the tables of names below. The original's vision is number 1 and its text number 2, so
+that the keys which the text queries are `key1`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import from_json
+from comodal.models.convert.state_dicts import Filled, check_complete, fill, without
+from comodal.models.vilbert.heads import Head, TaskHeads, twelve_in_one
+from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.text_files import read_json_object
+
+LAYER = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward.0": "intermediate.dense",
+    "feed_forward.2": "output.dense",
+    "norm": "output.LayerNorm",
+}
+CO_LAYER = {
+    "vision.attention.query": "biattention.query1",
+    "vision.attention.key": "biattention.key2",
+    "vision.attention.value": "biattention.value2",
+    "vision.attention.output": "biOutput.dense1",
+    "vision.attention_norm": "biOutput.LayerNorm1",
+    "vision.feed_forward.0": "v_intermediate.dense",
+    "vision.feed_forward.2": "v_output.dense",
+    "vision.norm": "v_output.LayerNorm",
+    "text.attention.query": "biattention.query2",
+    "text.attention.key": "biattention.key1",
+    "text.attention.value": "biattention.value1",
+    "text.attention.output": "biOutput.dense2",
+    "text.attention_norm": "biOutput.LayerNorm2",
+    "text.feed_forward.0": "t_intermediate.dense",
+    "text.feed_forward.2": "t_output.dense",
+    "text.norm": "t_output.LayerNorm",
+}
+GATES = {"query": "attention.self.dyLinear_q", "key": "attention.self.dyLinear_k"}
+STACKS = {
+    "text_layers": ("bert.encoder.layer", LAYER),
+    "vision_layers": ("bert.encoder.v_layer", LAYER),
+    "vision_gates": ("bert.encoder.v_layer", GATES),
+    "co_layers": ("bert.encoder.c_layer", CO_LAYER),
+}
+SINGLE = {
+    "text_embeddings.words": "bert.embeddings.word_embeddings",
+    "text_embeddings.positions": "bert.embeddings.position_embeddings",
+    "text_embeddings.segments": "bert.embeddings.token_type_embeddings",
+    "text_embeddings.tasks": "bert.embeddings.task_embeddings",
+    "text_embeddings.norm": "bert.embeddings.LayerNorm",
+    "region_embeddings.features": "bert.v_embeddings.image_embeddings",
+    "region_embeddings.locations": "bert.v_embeddings.image_location_embeddings",
+    "region_embeddings.norm": "bert.v_embeddings.LayerNorm",
+    "text_pooler.0": "bert.t_pooler.dense",
+    "vision_pooler.0": "bert.v_pooler.dense",
+    "word_scores.transform.0": "cls.predictions.transform.dense",
+    "word_scores.transform.2": "cls.predictions.transform.LayerNorm",
+    "word_scores": "cls.predictions",
+    "region_head.transform.0": "cls.imagePredictions.transform.dense",
+    "region_head.transform.2": "cls.imagePredictions.transform.LayerNorm",
+    "region_head.decoder": "cls.imagePredictions.decoder",
+    "alignment_head.classifier": "cls.bi_seq_relationship",
+}
+TASKS = {
+    "vqa": "vil_prediction.logit_fc",
+    "gqa": "vil_prediction_gqa.logit_fc",
+    "pairs": "vil_binary_prediction.logit_fc",
+    "score": "vil_logit",
+    "entailment": "vil_tri_prediction",
+    "regions": "vision_logit",
+    "words": "linguisic_logit",
+}
+TIED = {  # once more -> what it is
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+NEVER_USED = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer beside them
+
+
+def original_names(model: torch.nn.Module) -> dict[str, str]:
+    """Our name -> the original's, for each parameter of a model with ViLBERT's parts."""
+    return {ours: theirs for ours in model.state_dict() if (theirs := original_name(ours))}
+
+
+def original_name(ours: str) -> str:
+    """The original's name of a parameter, or nothing if it has none."""
+    module, leaf = ours.rsplit(".", 1)
+    if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
+        stack, number, part = stacked.groups()
+        if stack in STACKS:
+            theirs, parts = STACKS[stack]
+            return f"{theirs}.{number}.{parts[part]}.{leaf}"
+    return f"{SINGLE[module]}.{leaf}" if module in SINGLE else ""
+
+
+def task_names(heads: TaskHeads) -> dict[str, str]:
+    """Our name -> the original's, for the heads of 12-in-1."""
+    parts = {ours: ours.split(".", 1) for ours in heads.state_dict()}
+    return {ours: f"{TASKS[head]}.{rest}" for ours, (head, rest) in parts.items()}
+
+
+def heads_in(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
+    """The heads of 12-in-1 whose weights a state holds, as large as they are there."""
+    found = []
+    for head in twelve_in_one(1):
+        last = f"{TASKS[head.name]}.3.weight" if head.hidden else f"{TASKS[head.name]}.weight"
+        if last in state:
+            outputs, inputs = state[last].shape
+            plain = head.hidden and f"{TASKS[head.name]}.2.weight" not in state
+            sized = replace(head, outputs=outputs, hidden=inputs if head.hidden else 0)
+            found.append(replace(sized, activation="relu") if plain else sized)
+    return tuple(found)
+
+
+FIRST_CODES_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalised
+MMF_HEAD = {  # a head of two layers under MMF's names
+    "classifier.0.dense": "vil_prediction.logit_fc.0",
+    "classifier.0.LayerNorm": "vil_prediction.logit_fc.2",
+    "classifier.1": "vil_prediction.logit_fc.3",
+}
+
+
+def as_later_code(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of vilbert_beta or MMF under the names of vilbert-multi-task.
+
+    vilbert_beta normalises the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
+    """
+    named = dict(state)
+    for theirs in list(named):
+        module, _, leaf = theirs.rpartition(".")
+        if module in MMF_HEAD:
+            named[f"{MMF_HEAD[module]}.{leaf}"] = named.pop(theirs)
+        elif module.startswith(FIRST_CODES_HEAD):
+            later = module.replace(FIRST_CODES_HEAD, TASKS["vqa"])
+            if leaf == "weight_v":
+                direction = named.pop(theirs)
+                named[f"{later}.weight"] = direction * (named[f"{module}.weight_g"] / direction.norm())
+            elif leaf == "bias":
+                named[f"{later}.bias"] = named.pop(theirs)
+    return {name: tensor for name, tensor in named.items() if not name.startswith(FIRST_CODES_HEAD)}
+
+
+def fill_from_original(
+    model: ViLBERT,
+    state: Mapping[str, Tensor],
+    path: Path,
+    heads: TaskHeads | None = None,
+    allow_missing: bool = False,
+) -> Filled:
+    """Puts the original's weights into a model, and into task heads if there are any.
+
+    Args:
+        model: Its configuration is that of the state.
+        state: As `read_tensors` gives it.
+        path: Where the state came from, for messages.
+        heads: The heads of 12-in-1.
+        allow_missing: Leave tensors of the encoder that the state does not have at random.
+
+    Raises:
+        CheckpointError: The state is of another configuration, lacks a tensor of the encoder, or is not a ViLBERT's.
+    """
+    state = said_once(state)
+    report = fill(model, state, original_names(model), path)
+    if not report.filled:
+        raise CheckpointError(f"{path}: none of its names is a ViLBERT's; it begins with {list(state)[:3]}")
+    check_complete(report, original_names(model), path, allow_missing)
+    if heads is None:
+        return report
+    names = task_names(heads)
+    tasks = fill(heads, state, names, path)
+    new = report.new + tuple(f"tasks.{name}" for name in tasks.new)
+    filled = report.filled + tuple(f"tasks.{name}" for name in tasks.filled)
+    return Filled(filled, new, without(report.unused, names.values()))
+
+
+def said_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the copies that a word head tied to the embeddings leaves in it; a copy that differs stays."""
+    once = dict(state)
+    for again, name in TIED.items():
+        if again in once and (name not in once or torch.equal(once[again], once[name])):
+            once[name] = once.pop(again)
+    return once
+
+
+def to_original(
+    model: ViLBERT, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The state dict that the original's code loads.
+
+    Args:
+        model: What to write.
+        heads: The heads of 12-in-1.
+        source: Where the model came from: what we hold no place for is kept from it. Without it the layers that the
+            original never uses are zeros.
+    """
+    own = model.state_dict()
+    state = {theirs: own[ours] for ours, theirs in original_names(model).items()}
+    if heads is not None:
+        tasks = heads.state_dict()
+        state |= {theirs: tasks[ours] for ours, theirs in task_names(heads).items()}
+    for name in list(state):
+        for unused, beside in NEVER_USED.items():
+            if f".biOutput.{beside}." in name:
+                state[name.replace(f".{beside}.", f".{unused}.")] = torch.zeros_like(state[name])
+    again = "cls.predictions.decoder.weight"
+    state[again] = state[TIED[again]]
+    kept = {name: tensor for name, tensor in (source or {}).items() if name not in state or is_never_used(name)}
+    return {name: tensor.detach().clone() for name, tensor in (state | kept).items()}
+
+
+def is_never_used(name: str) -> bool:
+    """Whether a parameter is one that no output of the original depends on."""
+    return any(f".biOutput.{unused}." in name for unused in NEVER_USED)
+
+
+class OriginalConfig(NamedTuple):
+    """A configuration of the original, and the keys of its file that nothing of the original's model reads."""
+
+    config: Config
+    ignored: tuple[str, ...]
+
+
+STREAM = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+WHOLE = {
+    "vocabulary": "vocab_size",
+    "positions": "max_position_embeddings",
+    "segments": "type_vocab_size",
+    "joint_dim": "bi_hidden_size",
+    "joint_heads": "bi_num_attention_heads",
+    "region_features": "v_feature_size",
+    "region_targets": "v_target_size",
+    "fusion": "fusion_method",
+    "dynamic_attention": "dynamic_attention",
+    "co_attention": "with_coattention",
+    "frozen_text_layers": "fixed_t_layer",
+    "frozen_vision_layers": "fixed_v_layer",
+    "initializer_range": "initializer_range",
+}
+SCHEDULE = ("v_biattention_id", "t_biattention_id")
+TASK_KEY = "task_specific_tokens"
+TASK_TOKENS = 20  # written into the original's code
+DEFAULTS: dict[str, object] = {
+    "fusion_method": "mul",
+    "dynamic_attention": False,
+    "with_coattention": True,
+    TASK_KEY: False,
+    "fixed_t_layer": 0,
+    "fixed_v_layer": 0,
+    "initializer_range": 0.02,
+}
+# Read by the original's model but no part of its function: how it is called, trained, or drawn at first. `model`
+# chooses RoBERTa, whose positions the original counts from 0 all the same.
+ELSEWHERE = {
+    "model",
+    "fast_mode",
+    "in_batch_pairs",
+    "visualization",
+    "visual_target",
+    "num_negative",
+}
+
+
+def read_original_config(path: Path) -> OriginalConfig:
+    """Reads a JSON configuration of the original.
+
+    Raises:
+        CheckpointError: A key is missing, or the sizes do not fit together.
+    """
+    return config_of(read_json_object(path, CheckpointError), path)
+
+
+def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:
+    """The same of what a file says.
+
+    Raises:
+        CheckpointError: A key is missing, or the sizes do not fit together.
+    """
+    values = DEFAULTS | dict(written)
+    needed = {*WHOLE.values(), *STREAM.values(), *(f"v_{key}" for key in STREAM.values()), *SCHEDULE, TASK_KEY}
+    if missing := sorted(needed - values.keys()):
+        raise CheckpointError(f"{path}: not a configuration of ViLBERT, it lacks {missing}")
+    vision_layers, text_layers = (values[key] for key in SCHEDULE)
+    if not (isinstance(vision_layers, list) and isinstance(text_layers, list)):
+        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must be lists")
+    if len(vision_layers) != len(text_layers):
+        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must have one length")
+    described = {ours: values[theirs] for ours, theirs in WHOLE.items()} | {
+        "text": {ours: values[theirs] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
+        "vision": {ours: values[f"v_{theirs}"] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
+        "schedule": [list(pair) for pair in zip(vision_layers, text_layers, strict=True)],
+        "task_tokens": TASK_TOKENS if values[TASK_KEY] else 0,
+        "first_position": 0,
+        "region_tokens": 0,
+        "contrastive_dim": 0,
+    }
+    try:
+        config = from_json(Config, described, str(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return OriginalConfig(config, without(values, needed | ELSEWHERE))
+
+
+def to_original_config(config: Config) -> dict[str, object]:
+    """A configuration as a JSON file of the original has it.
+
+    Raises:
+        ValueError: The original has no such model.
+    """
+    if config.region_tokens or config.first_position or config.task_tokens not in (0, TASK_TOKENS):
+        raise ValueError("the original has no visual tokens as input, no RoBERTa positions, and 20 task tokens or none")
+    if config.contrastive_dim:
+        raise ValueError("the original has no contrastive head (--contrastive-weight)")
+    values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in WHOLE.items()}
+    values |= {theirs: getattr(config.text, ours) for ours, theirs in STREAM.items()}
+    values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in STREAM.items()}
+    values |= {key: [pair[side] for pair in config.schedule] for side, key in enumerate(SCHEDULE)}
+    return values | {TASK_KEY: config.task_tokens > 0}

@@ -1,0 +1,165 @@
+"""Faster R-CNN over the fourth stage of a ResNet (Anderson et al., CVPR 2018: "bottom-up attention", section 3.1).
+
+The network that has made ViLBERT's regions: ResNet-101 up to res4, proposals from its map, of each a square of 14 x 14
+cells through res5, whose mean is the region's feature; 1,601 classes, "nothing" first, and 401 attributes, none first.
+It was trained in Caffe (models/vg/ResNet-101/faster_rcnn_end2end_final/test.prototxt of peteanderson80): strides are in
+the first convolution of a block, the pooling of the stem rounds its size up, and res5 keeps its size and looks twice as
+far instead. Batch normalisation stands still and is part of the convolutions (models/convert/convert_c4.py).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.models.detectors.roi_pooling import maxima, pool_regions
+
+STRIDE = 16  # pixels to a cell of the map
+CELLS = 14  # rows and columns of a region
+AT_ONCE = 20  # regions through res5 at once: as fast as all, little memory, and none is asked of the system again
+
+
+@dataclass(frozen=True)
+class Config:
+    """The published network; others have other widths.
+
+    Args:
+        blocks: Of res2, res3, res4 and res5.
+        stem: Channels of the first convolution.
+        width: Channels inside a block of res2; four times as many leave it, twice as many are in each further stage.
+        proposal_channels: Of the convolution that proposals are made of.
+        anchors: Of each cell.
+        classes: With "nothing", the first.
+        attributes: With none, the first.
+        embedding: Features of a class, as attributes are told by it.
+        attribute_channels: Of the layer before the attributes.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    stem: int = 64
+    width: int = 64
+    proposal_channels: int = 512
+    anchors: int = 12
+    classes: int = 1601
+    attributes: int = 401
+    embedding: int = 256
+    attribute_channels: int = 512
+
+    @property
+    def feature_dim(self) -> int:
+        """Features of a region."""
+        return 32 * self.width
+
+
+class Proposed(NamedTuple):
+    """What the map says of its anchors, in the order of `anchors_on`."""
+
+    scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
+    deltas: Float[Tensor, "anchors 4"]
+
+
+class Told(NamedTuple):
+    """What there is in regions."""
+
+    classes: Float[Tensor, "regions classes"]  # probabilities
+    deltas: Float[Tensor, "regions fours"]  # of the box, for each class
+    attributes: Float[Tensor, "regions attributes"]  # before the softmax
+
+
+class Block(nn.Module):
+    """A bottleneck whose stride is in its first convolution.
+
+    Args:
+        channels: That come in.
+        width: Inside; four times as many go out.
+        stride: Of the first block of a stage.
+        dilation: Of the middle convolution.
+        first: It is the first of its stage: what comes in is projected.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, stride)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1)
+        self.shortcut = nn.Conv2d(channels, 4 * width, 1, stride) if first else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch out rows_out columns_out"]:
+        inside = F.relu_(self.conv2(F.relu_(self.conv1(x))))
+        return F.relu_(self.conv3(inside).add_(self.shortcut(x)))
+
+
+def stage(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
+    """A stage of a ResNet."""
+    first = Block(channels, width, stride, dilation, first=True)
+    return nn.Sequential(first, *(Block(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1)))
+
+
+class C4(nn.Module):
+    """Map, proposals, features and names of regions."""
+
+    cell_anchors: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, width = config, config.width
+        if len(config.blocks) != 4:
+            raise ValueError(f"four stages have blocks, got {config.blocks}")
+        two, three, four, five = config.blocks
+        self.stem = nn.Conv2d(3, config.stem, 7, 2, 3)
+        self.res2 = stage(config.stem, width, two, 1, 1)
+        self.res3 = stage(4 * width, 2 * width, three, 2, 1)
+        self.res4 = stage(8 * width, 4 * width, four, 2, 1)
+        self.res5 = stage(16 * width, 8 * width, five, 1, 2)
+        self.proposal = nn.Conv2d(16 * width, config.proposal_channels, 3, padding=1)
+        self.proposal_scores = nn.Conv2d(config.proposal_channels, config.anchors, 1)
+        self.proposal_deltas = nn.Conv2d(config.proposal_channels, 4 * config.anchors, 1)
+        self.class_scores = nn.Linear(config.feature_dim, config.classes)
+        self.box_deltas = nn.Linear(config.feature_dim, 4 * config.classes)
+        self.class_embedding = nn.Embedding(config.classes, config.embedding)
+        self.attribute = nn.Linear(config.feature_dim + config.embedding, config.attribute_channels)
+        self.attribute_scores = nn.Linear(config.attribute_channels, config.attributes)
+        self.register_buffer("cell_anchors", torch.zeros(config.anchors, 4))
+
+    def feature_map(self, pixels: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 channels rows columns"]:
+        """The map of a picture as `blue_green_red` gives it."""
+        x = F.relu_(self.stem(pixels))
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # sizes rounded up; `ceil_mode` cannot be exported for any size
+        return self.res4(self.res3(self.res2(x)))
+
+    def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> Proposed:
+        """What the map says of all anchors."""
+        hidden = F.relu_(self.proposal(feature_map))
+        scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
+        return Proposed(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
+
+    def features(
+        self, feature_map: Float[Tensor, "1 channels rows columns"], boxes: Float[Tensor, "regions 4"]
+    ) -> Float[Tensor, "regions features"]:
+        """Of boxes in pixels of what the network sees; computed as exactly as res5's weights are kept."""
+        dtype = next(self.res5.parameters()).dtype
+        table = maxima(feature_map.to(dtype), CELLS)  # rounding keeps the order: the largest is the same rounded
+        means = [boxes.new_empty(0, self.config.feature_dim)]
+        for some in boxes.split(AT_ONCE):
+            cells = pool_regions(table, some, CELLS, 1 / STRIDE)
+            means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
+        return torch.cat(means)
+
+    def told(self, features: Float[Tensor, "regions features"]) -> Told:
+        """Classes, boxes and attributes; the attributes are told by the likeliest class."""
+        scores = self.class_scores(features)
+        together = torch.cat([features, self.class_embedding(scores.argmax(1))], 1)
+        attributes = self.attribute_scores(F.relu_(self.attribute(together)))
+        return Told(scores.softmax(1), self.box_deltas(features), attributes)
+
+
+def laid_out(model: C4, head: torch.dtype = torch.float32) -> C4:
+    """A network in the layout that is fastest, its res5 (nine tenths of the work) in a precision of its own."""
+    model = model.eval().to(memory_format=torch.channels_last)
+    model.res5.to(head)
+    return model

@@ -1,0 +1,210 @@
+"""Faster R-CNN over a feature pyramid of a ResNeXt (Lin et al., CVPR 2017; Xie et al., CVPR 2017).
+
+The network that has made the regions of 12-in-1 (Lu et al., CVPR 2020) and MMF: ResNeXt-152-32x8d, maps of 512 channels
+at a quarter to a sixty-fourth of the picture, proposals from each, and of each proposal 7 x 7 cells of the map of its
+size through two dense layers, of which the first (fc6) is the region's feature; 1,601 classes, "nothing" first
+(vqa-maskrcnn-benchmark, configs/visual_genome_vqa/e2e_faster_rcnn_X-152-32x8d-FPN_1x_MLP_2048_FPN_512_test.yaml).
+Strides are in the middle convolution of a block, and batch normalisation stands still: `laid_out` makes it part of the
+convolutions, which rounds otherwise and is faster.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from comodal.models.detectors.box_ops import roi_align
+from comodal.models.detectors.detector_boxes import fpn_levels
+
+STRIDES = (4, 8, 16, 32, 64)  # pixels to a cell of P2 to P6
+DIVISOR = 32  # both sides of a picture are multiples of it, so that a map is twice the one above
+CELLS = 7  # rows and columns of a region
+SAMPLES = 2  # rows and columns of places of a cell where the map is read
+AT_ONCE = 250  # regions through the dense layers at once
+
+
+@dataclass(frozen=True)
+class Config:
+    """The published network; others have other widths.
+
+    Args:
+        blocks: Of res2, res3, res4 and res5.
+        stem: Channels of the first convolution.
+        groups: Of the middle convolution of a block.
+        group_width: Channels of such a group in res2; twice as many in each further stage.
+        channels: That leave res2; twice as many in each further stage.
+        pyramid: Channels of every map.
+        anchors: Of each cell.
+        dense: Features of a region.
+        classes: With "nothing", the first.
+    """
+
+    blocks: tuple[int, ...] = (3, 8, 36, 3)
+    stem: int = 64
+    groups: int = 32
+    group_width: int = 8
+    channels: int = 256
+    pyramid: int = 512
+    anchors: int = 3
+    dense: int = 2048
+    classes: int = 1601
+
+
+class Proposed(NamedTuple):
+    """What a map says of its anchors, in the order of `anchors_on`."""
+
+    scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
+    deltas: Float[Tensor, "anchors 4"]
+
+
+class Told(NamedTuple):
+    """What there is in regions."""
+
+    fc6: Float[Tensor, "regions dense"]
+    fc7: Float[Tensor, "regions dense"]
+    scores: Float[Tensor, "regions classes"]  # before the softmax
+    deltas: Float[Tensor, "regions fours"]  # of the box, for each class
+
+
+class FrozenNorm(nn.Module):
+    """Batch normalisation that never learns; it adds nothing to the variance (layers/batch_norm.py)."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Tensor:
+        scale = self.weight * self.running_var.rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
+def normed(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution with its norm."""
+    convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, FrozenNorm(out))
+
+
+class Block(nn.Module):
+    """A bottleneck in groups whose stride is in its middle convolution.
+
+    Args:
+        channels: That come in.
+        inside: Of the middle convolution.
+        out: That leave.
+        groups: Of the middle convolution.
+        stride: Of the first block of a stage.
+    """
+
+    def __init__(self, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = normed(channels, inside, 1)
+        self.conv2 = normed(inside, inside, 3, stride, groups)
+        self.conv3 = normed(inside, out, 1)
+        self.shortcut = nn.Identity() if channels == out else normed(channels, out, 1, stride)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch out rows_out columns_out"]:
+        inside = F.relu_(self.conv2(F.relu_(self.conv1(x))))
+        return F.relu_(self.conv3(inside).add_(self.shortcut(x)))
+
+
+def stage(channels: int, inside: int, out: int, groups: int, blocks: int, stride: int) -> nn.Sequential:
+    """A stage of a ResNeXt."""
+    first = Block(channels, inside, out, groups, stride)
+    return nn.Sequential(first, *(Block(out, inside, out, groups, 1) for _ in range(blocks - 1)))
+
+
+class FPN(nn.Module):
+    """Maps, proposals, features and names of regions."""
+
+    cell_anchors: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        if len(config.blocks) != 4:
+            raise ValueError(f"four stages have blocks, got {config.blocks}")
+        inside, out, pyramid = config.groups * config.group_width, config.channels, config.pyramid
+        two, three, four, five = config.blocks
+        self.stem = normed(3, config.stem, 7, 2)
+        self.res2 = stage(config.stem, inside, out, config.groups, two, 1)
+        self.res3 = stage(out, 2 * inside, 2 * out, config.groups, three, 2)
+        self.res4 = stage(2 * out, 4 * inside, 4 * out, config.groups, four, 2)
+        self.res5 = stage(4 * out, 8 * inside, 8 * out, config.groups, five, 2)
+        self.across = nn.ModuleList(nn.Conv2d(2**i * out, pyramid, 1) for i in range(4))  # the lowest map first
+        self.smooth = nn.ModuleList(nn.Conv2d(pyramid, pyramid, 3, padding=1) for _ in range(4))
+        self.proposal = nn.Conv2d(pyramid, pyramid, 3, padding=1)
+        self.proposal_scores = nn.Conv2d(pyramid, config.anchors, 1)
+        self.proposal_deltas = nn.Conv2d(pyramid, 4 * config.anchors, 1)
+        self.fc6 = nn.Linear(pyramid * CELLS**2, config.dense)
+        self.fc7 = nn.Linear(config.dense, config.dense)
+        self.class_scores = nn.Linear(config.dense, config.classes)
+        self.box_deltas = nn.Linear(config.dense, 4 * config.classes)
+        self.register_buffer("cell_anchors", torch.zeros(len(STRIDES), config.anchors, 4))
+
+    def maps(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Float[Tensor, "1 pyramid _rows _columns"]]:
+        """P2 to P6 of a picture as `blue_green_red` gives it; both sides are multiples of 32."""
+        x = F.max_pool2d(F.relu_(self.stem(pixels)), 3, 2, 1)
+        bottom_up = []
+        for part in (self.res2, self.res3, self.res4, self.res5):
+            x = part(x)
+            bottom_up.append(x)
+        above = self.across[3](x)
+        found = [self.smooth[3](above)]
+        for level in (2, 1, 0):
+            above = self.across[level](bottom_up[level]) + F.interpolate(above, scale_factor=2.0)
+            found.insert(0, self.smooth[level](above))
+        return [*found, F.max_pool2d(found[-1], 1, 2)]
+
+    def proposed(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> Proposed:
+        """What a map says of all its anchors."""
+        hidden = F.relu_(self.proposal(feature_map))
+        scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
+        return Proposed(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
+
+    def pooled(
+        self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
+    ) -> Float[Tensor, "regions pyramid cells cells"]:
+        """Of boxes in pixels of what the network sees, each from the map of its size."""
+        levels = fpn_levels(boxes)
+        cells = boxes.new_empty(len(boxes), self.config.pyramid, CELLS, CELLS)
+        for level, (feature_map, stride) in enumerate(zip(maps[:4], STRIDES, strict=False), start=2):
+            here = levels == level
+            cells[here] = roi_align(feature_map, [boxes[here]], CELLS, 1 / stride, SAMPLES, aligned=False)
+        return cells
+
+    def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> Told:
+        """Features of regions from their cells, and what they say."""
+        fc6 = F.relu(self.fc6(cells.flatten(1)))
+        fc7 = F.relu(self.fc7(fc6))
+        return Told(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
+
+    def told(self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]) -> Told:
+        """Features of boxes and what they say."""
+        some = [self.named(self.pooled(maps, few)) for few in boxes.split(AT_ONCE)]
+        return Told(*(torch.cat(parts) for parts in zip(*some, strict=True)))
+
+
+@torch.no_grad()
+def laid_out(model: FPN) -> FPN:
+    """A network in the layout that is fastest, its norms inside its convolutions."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenNorm):
+            convolution, norm = module[0], module[-1]
+            assert isinstance(convolution, nn.Conv2d)
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight, None, norm.running_mean, norm.running_var, 0.0, norm.weight, norm.bias
+            )
+            del module[-1]
+    return model.eval().to(memory_format=torch.channels_last)

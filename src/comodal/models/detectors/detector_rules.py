@@ -1,0 +1,262 @@
+"""What becomes regions of a picture: Caffe's way, which made ViLBERT's features, and LXMERT's in Hugging Face.
+
+Caffe (tools/generate_tsv.py and lib/fast_rcnn/test.py of jiasenlu/bottom-up-attention): a region is a proposal as it
+was proposed; it is as sure as the surest class in which no surer proposal overlaps it. LXMERT (modeling_frcnn.py of
+huggingface/transformers-research-projects): a region has the features of a proposal and the box that its likeliest
+class makes of it, and overlaps are asked without regard to classes. A picture at a time: in both originals what a
+picture gives depends on those beside it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.models.detectors.box_ops import nms
+from comodal.models.detectors.detector_boxes import (
+    anchors_on,
+    blue_green_red,
+    clip,
+    decode_caffe,
+    decode_detectron2,
+    nms_plus_one,
+    resized,
+    short_side_scale,
+    surest_boxes,
+)
+from comodal.models.detectors.detector_c4 import C4, STRIDE
+
+PAIRS_AT_MOST = 20_000  # beyond, class by class is faster
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How regions are found; the defaults are ViLBERT's.
+
+    Args:
+        size: Short side of the picture as the network sees it.
+        longest: Its long side at most.
+        smallest: Proposals have such sides at least, in pixels of the picture as it was.
+        before: So many of the surest proposals are compared.
+        proposals: So many at most are left.
+        overlap: Which may overlap a surer one by this.
+        class_overlap: The same of regions, within a class.
+        fewest: Regions at least (of all proposals).
+        most: Regions at most.
+        sure: Between those two, regions that are as sure as this.
+    """
+
+    size: int = 600
+    longest: int = 1000
+    smallest: int = 16
+    before: int = 6000
+    proposals: int = 300
+    overlap: float = 0.7
+    class_overlap: float = 0.3
+    fewest: int = 36
+    most: int = 36
+    sure: float = 0.2
+
+
+@dataclass(frozen=True)
+class LxmertRules:
+    """How LXMERT's regions are found.
+
+    Args:
+        size: Short side of the picture as the network sees it.
+        longest: Its long side at most.
+        before: So many of the surest proposals are compared.
+        proposals: So many at most are left.
+        overlap: Which may overlap a surer one by this.
+        class_overlaps: The same of regions, whatever their class: the first that leaves enough.
+        fewest: Regions are enough.
+        most: Regions at most.
+    """
+
+    size: int = 600
+    longest: int = 1000
+    before: int = 6000
+    proposals: int = 300
+    overlap: float = 0.7
+    class_overlaps: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    fewest: int = 36
+    most: int = 36
+
+    def __post_init__(self) -> None:
+        if not self.class_overlaps:
+            raise ValueError("class_overlaps is empty: one at least says what regions may overlap")
+
+
+class Found(NamedTuple):
+    """The regions of a picture: boxes in its own pixels, and which proposals they are."""
+
+    boxes: Float[Tensor, "regions 4"]
+    features: Float[Tensor, "regions features"]
+    classes: Float[Tensor, "regions classes"]  # probabilities, "nothing" first
+    attributes: Float[Tensor, "regions attributes"]  # probabilities; LXMERT's without those of none
+    kept: Int64[Tensor, " regions"]
+
+
+class Seen(NamedTuple):
+    """A picture as a network sees it: its map, and what pixels of the picture are multiplied by."""
+
+    feature_map: Float[Tensor, "1 channels rows columns"]
+    height: int
+    width: int
+    scale: Float[Tensor, " 4"]
+
+
+def see_caffe(model: C4, picture: UInt8[Tensor, "height width 3"], rules: Rules) -> Seen:
+    """The mean is taken off first, then OpenCV scales (lib/fast_rcnn/test.py, _get_image_blob)."""
+    height, width, _ = picture.shape
+    scale = short_side_scale(height, width, rules.size, rules.longest)
+    pixels = resized(blue_green_red(picture), scale)
+    return seen(model, pixels, torch.full((4,), scale))
+
+
+def see_lxmert(model: C4, picture: UInt8[Tensor, "height width 3"], rules: LxmertRules) -> Seen:
+    """Both sides are rounded, and each is scaled by itself (processing_image.py, Preprocess)."""
+    height, width = picture.shape[:2]
+    scale = rules.size / min(height, width)
+    scale = min(scale, rules.longest / max(height, width))
+    rows, columns = math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
+    pixels = F.interpolate(blue_green_red(picture)[None], (rows, columns), mode="bilinear", align_corners=False)[0]
+    return seen(model, pixels, torch.tensor([columns / width, rows / height] * 2))
+
+
+def seen(model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]) -> Seen:
+    """The map of pixels."""
+    _, height, width = pixels.shape
+    laid_out = pixels[None].contiguous(memory_format=torch.channels_last)
+    return Seen(model.feature_map(laid_out), height, width, scale.to(pixels))
+
+
+def anchors_under(model: C4, seen: Seen) -> Float[Tensor, "anchors 4"]:
+    """The anchors of all cells."""
+    _, _, rows, columns = seen.feature_map.shape
+    return anchors_on(model.cell_anchors, rows, columns, STRIDE)
+
+
+def propose_caffe(model: C4, seen: Seen, rules: Rules) -> Float[Tensor, "proposals 4"]:
+    """Caffe's ProposalLayer: the surest boxes in pixels of what the network sees."""
+    scores, deltas = model.proposed(seen.feature_map)
+    anchors = anchors_under(model, seen)
+    boxes = clip(decode_caffe(anchors, deltas), seen.width - 1, seen.height - 1)
+    smallest = rules.smallest * seen.scale[0].item()
+    return boxes[surest_boxes(boxes, scores, smallest, rules.before, rules.overlap, rules.proposals)]
+
+
+def propose_lxmert(model: C4, seen: Seen, rules: LxmertRules) -> Float[Tensor, "proposals 4"]:
+    """Detectron2's: cut off at the sizes themselves, empty boxes dropped after the surest were taken."""
+    scores, deltas = model.proposed(seen.feature_map)
+    anchors = anchors_under(model, seen)
+    order = scores.argsort(descending=True, stable=True)[: rules.before]
+    boxes = clip(decode_detectron2(anchors[order], deltas[order]), seen.width, seen.height)
+    filled = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes, scores = boxes[filled], scores[order][filled]
+    return boxes[nms(boxes, scores, rules.overlap)[: rules.proposals]]
+
+
+@torch.inference_mode()
+def caffe_regions(
+    model: C4,
+    picture: UInt8[Tensor, "height width 3"],
+    rules: Rules,
+    given: Float[Tensor, "regions 4"] | None = None,
+) -> Found:
+    """The regions of a picture as ViLBERT's were made.
+
+    Args:
+        model: The network.
+        picture: Red, green, blue.
+        rules: How they are found.
+        given: Boxes in pixels of the picture: all are described, in their order (test_gt.prototxt).
+    """
+    seen = see_caffe(model, picture, rules)
+    boxes = propose_caffe(model, seen, rules) if given is None else given * seen.scale
+    features = model.features(seen.feature_map, boxes)
+    told = model.told(features)
+    boxes = boxes / seen.scale if given is None else given
+    everything = torch.arange(len(boxes), device=boxes.device)
+    kept = everything if given is not None else chosen(boxes, told.classes, rules)
+    attributes = told.attributes.softmax(1)
+    return Found(boxes[kept], features[kept], told.classes[kept], attributes[kept], kept)
+
+
+@torch.inference_mode()
+def lxmert_regions(
+    model: C4,
+    picture: UInt8[Tensor, "height width 3"],
+    rules: LxmertRules,
+    given: Float[Tensor, "regions 4"] | None = None,
+) -> Found:
+    """The regions of a picture as LXMERT's code finds them; given boxes, which it cannot take, are described."""
+    seen = see_lxmert(model, picture, rules)
+    proposals = propose_lxmert(model, seen, rules) if given is None else given * seen.scale
+    features = model.features(seen.feature_map, proposals)
+    told = model.told(features)
+    attributes = told.attributes[:, 1:].softmax(1)
+    if given is not None:
+        return Found(given, features, told.classes, attributes, torch.arange(len(given), device=given.device))
+    surest = told.classes[:, 1:].max(1)
+    deltas = told.deltas.unflatten(1, (-1, 4))[
+        torch.arange(len(proposals), device=proposals.device), surest.indices + 1
+    ]
+    boxes = clip(decode_detectron2(proposals, deltas), seen.width, seen.height)
+    for overlap in rules.class_overlaps:
+        kept = nms(boxes, surest.values, overlap)[: rules.most]
+        if len(kept) >= rules.fewest:
+            break
+    return Found(boxes[kept] / seen.scale, features[kept], told.classes[kept], attributes[kept], kept)
+
+
+def chosen(
+    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: Rules
+) -> Int64[Tensor, " regions"]:
+    """Which proposals are regions (generate_tsv.py): all sure ones in their order if they are neither too few nor too
+    many, else the surest."""
+    sureness = surest_class(boxes, classes, rules)
+    sure = (sureness >= rules.sure).nonzero().flatten()
+    if rules.fewest <= len(sure) <= rules.most:
+        return sure
+    wanted = rules.fewest if len(sure) < rules.fewest else rules.most
+    return sureness.argsort(descending=True, stable=True)[:wanted]
+
+
+def surest_class(
+    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: Rules
+) -> Float[Tensor, " boxes"]:
+    """How sure the surest class of each box is in which it is not suppressed; exact for what `chosen` asks.
+
+    Only pairs of box and class above a threshold are compared, all classes at once; it falls until enough boxes stand
+    out. What lies below it cannot suppress what lies above: those boxes, and their order, are as if all were compared.
+    """
+    scores, enough = classes[:, 1:], min(rules.fewest, len(boxes))
+    pairs = 4 * max(rules.most, 1)
+    while pairs < min(scores.numel(), PAIRS_AT_MOST):
+        threshold = min(rules.sure, scores.flatten().topk(pairs).values[-1].item())
+        found = stands_out(boxes, scores, threshold, rules.class_overlap)
+        if int((found > 0).sum()) >= enough:
+            return found
+        pairs *= 4
+    found = boxes.new_zeros(len(boxes))
+    for column in scores.T:
+        kept = nms_plus_one(boxes, column, rules.class_overlap)
+        found[kept] = torch.maximum(found[kept], column[kept])
+    return found
+
+
+def stands_out(
+    boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes classes"], threshold: float, overlap: float
+) -> Float[Tensor, " boxes"]:
+    """The surest class of each box among the pairs of box and class from a threshold on; 0 where there is none."""
+    pairs = (scores >= threshold).nonzero()
+    places, sureness = boxes[pairs[:, 0]].double(), scores[pairs[:, 0], pairs[:, 1]]
+    apart = pairs[:, 1:] * (places.max() + 2)  # classes lie beside each other; in double precision that moves nothing
+    kept = nms_plus_one(places + apart, sureness.double(), overlap)
+    found = boxes.new_zeros(len(boxes))
+    return found.scatter_reduce(0, pairs[kept, 0], sureness[kept], "amax")

@@ -1,0 +1,210 @@
+"""L3-Net: do this picture and this second of sound belong together? (Look, Listen and Learn, ICCV 2017, section 3.1.)
+
+Two towers without shared weights, 512 features each, and a fusion network of two fully connected layers. The variants
+of l3embedding and OpenL3, and small ones for two cores, are the same class with another Config.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model
+from comodal.models.l3net import spectrogram as front_ends
+from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram, SpectrogramConfig
+from comodal.models.l3net.vgg import LAYERS, Tower, initialise
+
+IMAGE_GRID = (4, 4)  # 4 x 4 x 512 = 8192 features (L3-Net, section 4.3)
+SOUND_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The defaults are the paper's: 9,508,738 trainable parameters.
+
+    Args:
+        image_size: Height and width of a picture in training; other sizes work too.
+        sound_seconds: Length of a sound.
+        spectrogram: How sound becomes a picture.
+        width: Filters of the first block; 512 features come from 8 x 64.
+        fusion: Units of the first fully connected layer.
+        input_norm: Batch normalisation of pixels and spectrogram (l3embedding's later models, OpenL3).
+        relu_before_norm: Layers of the picture tower whose ReLU stands before their batch normalisation.
+        embedding: What embeddings pool: conv4_2 after its ReLU (the paper), or the bare convolution (OpenL3).
+        norm_eps: Added to the variance in batch normalisation.
+        norm_momentum: Weight of a new batch in the running mean and variance, as PyTorch counts it.
+    """
+
+    image_size: int = 224
+    sound_seconds: float = 1.0
+    spectrogram: SpectrogramConfig = front_ends.PAPER
+    width: int = 64
+    fusion: int = 128
+    input_norm: bool = False
+    relu_before_norm: tuple[str, ...] = ()
+    embedding: Literal["relu", "convolution"] = "relu"
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples of sound a second."""
+        return self.spectrogram.sample_rate
+
+
+MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
+PAPER = Config()
+
+# Keras' batch normalisation (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
+L3EMBEDDING = Config(
+    spectrogram=front_ends.L3EMBEDDING, relu_before_norm=("conv1_2",), norm_eps=1e-3, norm_momentum=0.01
+)
+
+
+def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> Config:
+    """The networks of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
+    return Config(
+        spectrogram=front_ends.openl3(representation, front_end),
+        input_norm=True,
+        relu_before_norm=("conv1_2",),
+        embedding="convolution",
+        norm_eps=1e-3,
+        norm_momentum=0.01,
+    )
+
+
+def small(width: int = 16, image_size: int = 64) -> Config:
+    """A network that learns on two cores: fewer filters, smaller pictures, 64 mel bands by 32 frames of sound."""
+    return Config(image_size=image_size, spectrogram=front_ends.SMALL, width=width)
+
+
+class Output(NamedTuple):
+    """Class scores (apart, together), and each side's features after the last pooling."""
+
+    logits: Float[Tensor, "batch 2"]
+    image: Float[Tensor, "batch features"]
+    sound: Float[Tensor, "batch features"]
+
+
+def pooled(
+    feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
+) -> Float[Tensor, "batch features"]:
+    """Maximum in each cell of a grid no finer than the map, flattened in the order (row, column, channel)."""
+    rows, columns = feature_map.shape[2:]
+    cells = F.adaptive_max_pool2d(feature_map, (min(grid[0], rows), min(grid[1], columns)))
+    return cells.permute(0, 2, 3, 1).flatten(1)
+
+
+class L3Net(nn.Module):
+    """Pictures are bytes and sounds are waveforms: normalisation and spectrogram are part of the model."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        unknown = set(config.relu_before_norm) - set(LAYERS)
+        if unknown:
+            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(LAYERS)}")
+        if not (16 <= config.image_size <= MAX_IMAGE_SIZE and 0 < config.sound_seconds <= MAX_SECONDS):
+            raise ValueError(
+                f"image_size {config.image_size} is from 16 to {MAX_IMAGE_SIZE}, "
+                f"sound_seconds {config.sound_seconds} at most {MAX_SECONDS}"
+            )
+        self.config = config
+        self.spectrogram = Spectrogram(config.spectrogram)
+        norm = (config.norm_eps, config.norm_momentum)
+        self.image_tower = Tower(3, config.width, config.input_norm, config.relu_before_norm, *norm)
+        self.sound_tower = Tower(1, config.width, config.input_norm, (), *norm)
+        self.fc1 = nn.Linear(2 * 8 * config.width, config.fusion)
+        self.fc2 = nn.Linear(config.fusion, 2)
+        initialise(self.fc1)
+        initialise(self.fc2)
+
+    def forward(self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]) -> Output:
+        image_features, sound_features = self.image_features(image), self.sound_features(sound)
+        hidden = F.relu(self.fc1(torch.cat([image_features, sound_features], 1)))
+        return Output(self.fc2(hidden), image_features, sound_features)
+
+    def image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """What the fusion network takes of an image."""
+        return self.image_tower(self.normalised(image)).amax((2, 3))
+
+    def sound_features(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        """What the fusion network takes of a second of audio."""
+        return self.sound_tower(self.spectrogram(self.checked(sound))).amax((2, 3))
+
+    def fuse_all(
+        self, image: Float[Tensor, "images features"], sound: Float[Tensor, "sounds features"]
+    ) -> Float[Tensor, "images sounds 2"]:
+        """The logits of every image with every audio; the first layer is linear, so each side passes it once."""
+        of_image, of_sound = self.fc1.weight.split([image.shape[1], sound.shape[1]], 1)
+        hidden = F.linear(image, of_image, self.fc1.bias)[:, None] + F.linear(sound, of_sound)
+        return self.fc2(F.relu(hidden))
+
+    def normalised(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Bytes to [-1, 1] (l3embedding, data/avc/sample.py).
+
+        Raises:
+            TypeError: They are not bytes.
+        """
+        if image.dtype != torch.uint8:
+            raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalised")
+        return image.to(self.fc1.weight.dtype) * (2 / 255) - 1
+
+    def checked(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
+        """The sound, if this model can take it. Values are looked at in evaluation on a CPU alone: a GPU would have to
+        be waited for, and in training the loss is checked.
+
+        Raises:
+            TypeError: Its samples are not floating point numbers.
+            ValueError: It is longer or shorter than `sound_seconds`, or has samples that are not finite.
+        """
+        samples = round(self.config.sound_seconds * self.config.sample_rate)
+        if not sound.is_floating_point():
+            raise TypeError(f"audio of {sound.dtype}: pass samples as floating point numbers from -1 to 1")
+        if sound.shape[-1] != samples:
+            raise ValueError(
+                f"audio of {sound.shape[-1]:,} samples: this model takes {samples:,}, {self.config.sound_seconds:g} s "
+                f"at {self.config.sample_rate:,} Hz"
+            )
+        looks = not self.training and sound.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and not bool(sound.isfinite().all()):
+            raise ValueError("audio with samples that are not finite numbers")
+        return sound
+
+    def image_map(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        """The map of conv4_2 that image embeddings pool."""
+        tower, x = self.image_tower, self.normalised(image)
+        return tower(x) if self.config.embedding == "relu" else tower.raw(x)
+
+    def sound_map(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch channels rows columns"]:
+        """The map of conv4_2 that sound embeddings pool; rows are frequencies from low to high, columns are time."""
+        tower, x = self.sound_tower, self.spectrogram(self.checked(sound))
+        return tower(x) if self.config.embedding == "relu" else tower.raw(x)
+
+    def embed_image(
+        self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
+    ) -> Float[Tensor, "batch features"]:
+        """Features for other tasks: conv4_2 max-pooled to a grid, 8192 of them; OpenL3's 512 have a grid of (1, 1)."""
+        return pooled(self.image_map(image), grid)
+
+    def embed_sound(
+        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = SOUND_GRID
+    ) -> Float[Tensor, "batch features"]:
+        """Features for other tasks: conv4_2 max-pooled to a grid, 6144 of them; OpenL3's 512 have a grid of (1, 1)."""
+        return pooled(self.sound_map(sound), grid)
+
+
+def load_l3net(path: Path) -> L3Net:
+    """Reads an L3-Net from a run's or a model's folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, L3Net):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
+    return model

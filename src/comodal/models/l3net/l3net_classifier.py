@@ -1,0 +1,112 @@
+"""An L3-Net that tells classes of pictures or of sounds: what fine-tuning trains end to end.
+
+The same features that a frozen probe reads (conv4_2 max-pooled to a grid; L3-Net, sections 4.2 and 4.3), normalised
+over the batch as the probe z-scores them, and one linear layer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model
+from comodal.models.l3net import l3net
+from comodal.models.l3net.l3net import L3Net
+
+Modality = Literal["picture", "sound"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """An L3-Net and its classes.
+
+    Args:
+        l3net: The network below; one of its two towers is used.
+        modality: Which one.
+        features: Of the pooled map.
+        classes: How many there are.
+        dropout: Of the features.
+    """
+
+    l3net: l3net.Config
+    modality: Modality
+    features: int
+    classes: int
+    dropout: float
+
+
+class L3Classifier(nn.Module):
+    """Pictures are bytes and sounds are waveforms, as for L3-Net."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.l3net = L3Net(config.l3net)
+        self.norm = nn.BatchNorm1d(config.features, affine=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.features, config.classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(
+        self, shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
+    ) -> Float[Tensor, "batch classes"]:
+        embed = self.l3net.embed_image if self.config.modality == "picture" else self.l3net.embed_sound
+        return self.classifier(self.dropout(self.norm(embed(shown))))
+
+    def trained_tower(self) -> nn.Module:
+        """The part of the L3-Net that its classes depend on."""
+        return self.l3net.image_tower if self.config.modality == "picture" else self.l3net.sound_tower
+
+
+def classifier_on(model: L3Net, modality: Modality, classes: int, dropout: float) -> L3Classifier:
+    """A classifier that begins with the weights of a network, its last layer with nothing."""
+    features = feature_count(model, modality)
+    with torch.random.fork_rng(devices=[]):
+        made = L3Classifier(Config(model.config, modality, features, classes, dropout))
+    made.l3net.load_state_dict(model.state_dict())
+    return made.train()
+
+
+def feature_count(model: L3Net, modality: Modality) -> int:
+    """How many features the pooled map of a training crop, or of a second of sound, has."""
+    config = model.config
+    with torch.inference_mode():
+        if modality == "picture":
+            side = config.image_size
+            return model.eval().embed_image(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
+        return model.eval().embed_sound(torch.zeros(1, round(config.sound_seconds * config.sample_rate))).shape[1]
+
+
+def load_any_l3net(path: Path) -> L3Net:
+    """An L3-Net, or the one below the classes of a fine-tuned model, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    found = model.l3net if isinstance(model, L3Classifier) else model
+    if not isinstance(found, L3Net):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
+    return found
+
+
+def load_l3_classifier(path: Path, modality: Modality) -> L3Classifier:
+    """Reads a classifier from a run's or a model's folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, L3Classifier):
+        raise CheckpointError(
+            f"{path}: a {type(model).__name__}, which knows no classes; train it with `comodal train "
+            f"{'image' if modality == 'picture' else 'sound'}_classes`"
+        )
+    if model.config.modality != modality:
+        raise CheckpointError(f"{path}: it tells classes of {model.config.modality}s, not of {modality}s")
+    return model

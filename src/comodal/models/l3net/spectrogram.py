@@ -1,0 +1,137 @@
+"""Waveform to log-spectrogram, inside the model: the paper's (L3-Net, section 3.1) and those of its descendants.
+
+The descendants are l3embedding's `cnn_L3_orig` and the three front ends of OpenL3: kapre 0.1.4, with which its weights
+were trained, and kapre 0.3 and librosa, with which OpenL3 runs them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.models.l3net.mel_filters import MelScale, filter_bank
+
+Representation = Literal["linear", "mel128", "mel256"]
+FrontEnd = Literal["kapre014", "kapre03", "librosa"]
+
+DECIBEL_FLOOR = -80.0  # kapre 0.1.4, backend_keras.py, amplitude_to_decibel: dynamic_range
+MAX_FFT = 1 << 14  # a third of a second at 48 kHz
+DECIBEL_SMALLEST = 1e-10  # the same, amin
+
+
+@dataclass(frozen=True)
+class SpectrogramConfig:
+    """The defaults are the paper's: 257 bands by 199 frames of one second at 48 kHz.
+
+    The window is 10 ms, half overlapping (section 3.1). Its shape is not published: a periodic Hann window, as in
+    l3embedding. Nor is the floor: 1e-4 is what rounding to 16 bits leaves in a bin (2**-15 / sqrt(12) times the
+    window's norm, 13.4), so that silence and rounding noise look alike.
+    """
+
+    sample_rate: int = 48_000
+    window_samples: int = 480
+    hop_samples: int = 240
+    n_fft: int = 512
+    zeros_before: int = 0
+    zeros_after: int = 0
+    mel_bands: int = 0  # 0: no mel filters, all n_fft // 2 + 1 bins
+    mel_scale: MelScale = "htk"
+    mel_of: Literal["power", "magnitude"] = "power"
+    scale: Literal["log", "clamped_log", "decibels"] = "log"
+    floor: float = 1e-4
+
+
+PAPER = SpectrogramConfig()
+L3EMBEDDING = SpectrogramConfig(window_samples=512, hop_samples=242, scale="clamped_log", floor=1e-12)
+
+# For small models: 64 x 32 of one second. The floor is 16-bit rounding again, in bands of area 1 (1e-4 / 23 Hz).
+SMALL = SpectrogramConfig(
+    window_samples=2048, hop_samples=1440, n_fft=2048, mel_bands=64, mel_of="magnitude", floor=1e-5
+)
+
+
+def openl3(representation: Representation, front_end: FrontEnd) -> SpectrogramConfig:
+    """One of OpenL3's inputs; `kapre014` is the one that its published weights were trained with.
+
+    The linear spectrogram is the same in all three. The mel ones differ by up to 80 dB in places: in where the zeros
+    stand, in the mel scale, and in what the filters add up, power or magnitude. librosa pads with zeros from 0.10 on.
+    """
+    if representation == "linear":
+        return SpectrogramConfig(window_samples=512, hop_samples=242, scale="decibels")
+    before, after = {"kapre014": (982, 982), "kapre03": (0, 1964), "librosa": (1024, 1024)}[front_end]
+    return SpectrogramConfig(
+        window_samples=2048,
+        hop_samples=242,
+        n_fft=2048,
+        zeros_before=before,
+        zeros_after=after,
+        mel_bands={"mel128": 128, "mel256": 256}[representation],
+        mel_scale="htk" if front_end == "kapre014" else "slaney",
+        mel_of="power" if front_end == "kapre014" else "magnitude",
+        scale="decibels",
+    )
+
+
+def decibels(magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
+    """10 log10 of the magnitude (kapre takes 10, not 20), relative to the window's loudest value, no lower than -80.
+
+    The trap: a window of zeros becomes 0 dB everywhere, which looks like the loudest white noise, in every version
+    of OpenL3. Whoever embeds sound that may be digitally silent should mask those windows.
+    """
+    level = 10 * torch.log10(magnitude.clamp(min=DECIBEL_SMALLEST))
+    return (level - level.amax((-2, -1), keepdim=True)).clamp(min=DECIBEL_FLOOR)
+
+
+class Spectrogram(nn.Module):
+    """A fixed front end without parameters; always in the sound's own precision, whatever autocast says.
+
+    `torch.stft` would need whole windows of n_fft samples and give 198 frames for the paper's setting.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: SpectrogramConfig) -> None:
+        super().__init__()
+        if config.window_samples > config.n_fft:
+            raise ValueError(f"window_samples ({config.window_samples}) must not exceed n_fft ({config.n_fft})")
+        if not (0 < config.n_fft <= MAX_FFT and 0 <= config.mel_bands <= MAX_FFT and config.hop_samples > 0):
+            raise ValueError(f"n_fft and mel_bands are at most {MAX_FFT:,} and hop_samples is at least 1, got {config}")
+        self.config = config
+        # Made on the meta device, it imports `torch._dynamo`, which takes a second.
+        self.register_buffer("window", torch.hann_window(config.window_samples, device="cpu"), persistent=False)
+        if config.mel_bands:
+            filters = filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
+            self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
+        config = self.config
+        with torch.autocast(sound.device.type, enabled=False):  # a DFT or mel sum in bf16 is off by whole log units
+            if config.zeros_before or config.zeros_after:
+                sound = F.pad(sound, (config.zeros_before, config.zeros_after))
+            frames = (
+                sound.unfold(-1, config.window_samples, config.hop_samples) * self.window
+            )  # (batch, frames, window)
+            power = self.power(frames)
+            if config.mel_bands == 0:
+                magnitude = power.sqrt()
+            elif config.mel_of == "power":
+                magnitude = (self.filters @ power).sqrt()
+            else:
+                magnitude = self.filters @ power.sqrt()
+            return self._compress(magnitude).unsqueeze(1)
+
+    def power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
+        """The squared magnitude of each frame's Fourier transform."""
+        spectrum = torch.fft.rfft(frames, n=self.config.n_fft).mT
+        return spectrum.real.square() + spectrum.imag.square()  # a third of the time of spectrum.abs()
+
+    def _compress(self, magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
+        if self.config.scale == "decibels":
+            return decibels(magnitude)
+        if self.config.scale == "clamped_log":
+            return torch.log(magnitude.clamp(min=self.config.floor)) / 5  # l3embedding, audio_model.py, cnn_L3_orig
+        return torch.log(magnitude + self.config.floor)

@@ -1,0 +1,208 @@
+"""What is predicted from the two streams: hidden words, hidden regions, alignment, and the tasks of 12-in-1.
+
+ViLBERT, sections 3.1 and 3.2; the task heads are those of facebookresearch/vilbert-multi-task (`VILBertForVLTasks`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.models.vilbert.transformer import ACTIVATIONS, NOT_ATTENDED, Activation, initialise
+
+Fusion = Literal["mul", "sum"]
+POOLED_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
+INITIAL_TEMPERATURE = 0.07  # of the contrastive head: CLIP's and ALBEF's
+MAX_SCALE = 100.0  # of its similarities, CLIP's: a temperature of 0.01
+FIRST_CODES_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
+
+
+def transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.Sequential:
+    """The layer before a vocabulary of words or regions."""
+    return nn.Sequential(nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.LayerNorm(dim, norm_eps))
+
+
+class WordHead(nn.Module):
+    """Scores of every word of the vocabulary, by the word embeddings themselves (BERT)."""
+
+    def __init__(self, dim: int, vocabulary: int, activation: Activation, norm_eps: float) -> None:
+        super().__init__()
+        self.transform = transform(dim, activation, norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(
+        self, x: Float[Tensor, "places dim"], words: Float[Tensor, "vocabulary dim"]
+    ) -> Float[Tensor, "places vocabulary"]:
+        return F.linear(self.transform(x), words, self.bias)
+
+
+class RegionHead(nn.Module):
+    """Scores of the detector's classes, or a region's feature, or scores of visual tokens."""
+
+    def __init__(self, dim: int, targets: int, activation: Activation) -> None:
+        super().__init__()
+        self.transform = transform(dim, activation)
+        self.decoder = nn.Linear(dim, targets)
+
+    def forward(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places targets"]:
+        return self.decoder(self.transform(x))
+
+
+def fused(
+    text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"], fusion: Fusion
+) -> Float[Tensor, "batch joint"]:
+    """Both pooled streams as one vector (ViLBERT, section 3.1: their product)."""
+    return text * vision if fusion == "mul" else text + vision
+
+
+class AlignmentHead(nn.Module):
+    """Does the caption describe the image? Class 0 says yes and class 1 no, as in the original."""
+
+    def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = POOLED_DROPOUT) -> None:
+        super().__init__()
+        self.fusion: Fusion = fusion
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(joint_dim, 2)
+
+    def forward(self, text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"]) -> Tensor:
+        return self.classifier(self.dropout(fused(text, vision, self.fusion)))
+
+
+class ContrastiveHead(nn.Module):
+    """Projects the mean encodings of both streams to one space (image-text contrastive learning, ALBEF, section 3.2).
+
+    Two linear projections to unit length, and a learned temperature. Departs from ALBEF: the mean over the tokens in
+    place of the first token, no momentum encoder.
+    """
+
+    def __init__(self, text_dim: int, vision_dim: int, dim: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(text_dim, dim)
+        self.vision = nn.Linear(vision_dim, dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+
+    def embed_text(self, encoding: Float[Tensor, "batch text_dim"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of texts."""
+        return F.normalize(self.text(encoding).float())
+
+    def embed_image(self, encoding: Float[Tensor, "batch vision_dim"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of images."""
+        return F.normalize(self.vision(encoding).float())
+
+    def forward(
+        self, text: Float[Tensor, "texts text_dim"], image: Float[Tensor, "images vision_dim"]
+    ) -> Float[Tensor, "texts images"]:
+        """The cosine of every text with every image, over the temperature."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE) * (self.embed_text(text) @ self.embed_image(image).T)
+
+
+def mean_encoding(
+    tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
+) -> Float[Tensor, "batch dim"]:
+    """The mean over the tokens that are there; None says that all are."""
+    if attended is None:
+        return tokens.mean(1)
+    present = attended.unsqueeze(2).to(tokens.dtype)
+    return (tokens * present).sum(1) / present.sum(1).clamp(min=1)
+
+
+HeadKind = Literal["answers", "linear", "pairs", "regions", "words"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head of a task.
+
+    Args:
+        name: Under which its weights are kept.
+        kind: `answers` are two layers on both pooled streams (VQA), `linear` is one (VCR, retrieval, entailment);
+            `pairs` are two layers on both pooled streams of rows 0 and 1, of rows 2 and 3, ... (NLVR2); `regions` and
+            `words` score each token of a stream (referring expressions).
+        outputs: Scores that it gives.
+        hidden: Units between the two layers of `answers` and `pairs`.
+        activation: Between them. The original's first code (vilbert_beta) has relu and no normalisation there.
+    """
+
+    name: str
+    kind: HeadKind
+    outputs: int
+    hidden: int = 0
+    activation: Literal["gelu", "relu"] = "gelu"
+
+
+def twelve_in_one(joint_dim: int) -> tuple[Head, ...]:
+    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of some width."""
+    return (
+        Head("vqa", "answers", 3129, 2 * joint_dim),
+        Head("gqa", "answers", 1533, 2 * joint_dim),
+        Head("pairs", "pairs", 2, 2 * joint_dim),
+        Head("score", "linear", 1),  # VCR and retrieval choose the pair with the highest
+        Head("entailment", "linear", 3),
+        Head("regions", "regions", 1),
+        Head("words", "words", 1),
+    )
+
+
+class TaskHeads(nn.ModuleDict):
+    """Heads of tasks, from the outputs of a ViLBERT; each is kept under its name.
+
+    Args:
+        text_dim: Features of a word.
+        vision_dim: Features of a region.
+        joint_dim: Features of either pooled stream.
+        fusion: How the pooled streams become one vector.
+        heads: Which heads; by default those of 12-in-1.
+    """
+
+    def __init__(
+        self, text_dim: int, vision_dim: int, joint_dim: int, fusion: Fusion, heads: Sequence[Head] | None = None
+    ) -> None:
+        heads = twelve_in_one(joint_dim) if heads is None else heads
+        inputs = {"answers": joint_dim, "linear": joint_dim, "pairs": 2 * joint_dim}
+        inputs |= {"regions": vision_dim, "words": text_dim}
+        super().__init__({head.name: new_head(inputs[head.kind], head) for head in heads})
+        self.fusion: Fusion = fusion
+        self.kinds: dict[str, HeadKind] = {head.name: head.kind for head in heads}
+        self.dropout = POOLED_DROPOUT
+        self.apply(initialise)
+
+    def forward(
+        self,
+        name: str,
+        words: Float[Tensor, "batch words text_dim"],
+        regions: Float[Tensor, "batch regions vision_dim"],
+        text: Float[Tensor, "batch joint"],
+        vision: Float[Tensor, "batch joint"],
+        regions_attended: Bool[Tensor, "batch regions"] | None,
+    ) -> Float[Tensor, "rows *outputs"]:
+        """The scores of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
+        kind, head = self.kinds[name], self[name]
+        if kind == "regions":
+            scores = head(self.dropped(regions)).squeeze(2)
+            padding = 0.0 if regions_attended is None else (~regions_attended).to(regions.dtype) * NOT_ATTENDED
+            return scores + padding
+        if kind == "words":
+            return head(self.dropped(words)).squeeze(2)
+        pooled = self.dropped(fused(text, vision, self.fusion))
+        return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Some features left out while it learns."""
+        return F.dropout(x, self.dropout, self.training)
+
+
+def new_head(inputs: int, head: Head) -> nn.Module:
+    """The layers of one head."""
+    if head.kind not in ("answers", "pairs"):
+        return nn.Linear(inputs, head.outputs)
+    if head.hidden < 1:
+        raise ValueError(f"head {head.name!r} has two layers, so its `hidden` must be positive")
+    first, last = nn.Linear(inputs, head.hidden), nn.Linear(head.hidden, head.outputs)
+    if head.activation == "relu":
+        return nn.Sequential(first, nn.ReLU(), nn.Dropout(FIRST_CODES_DROPOUT), last)
+    return nn.Sequential(first, nn.GELU(), nn.LayerNorm(head.hidden, 1e-12), last)

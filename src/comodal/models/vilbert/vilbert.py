@@ -1,0 +1,409 @@
+"""ViLBERT: a stream of words and a stream of image regions that meet in co-attention (NeurIPS 2019, section 3.1).
+
+The function is that of facebookresearch/vilbert-multi-task, proven by its own outputs on the same weights. Its
+`q_dense1` and `q_dense2`, which no output depends on, are not held.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from comodal.errors import CheckpointError
+from comodal.models.checkpoint import load_model
+from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
+from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, Fusion, RegionHead, WordHead
+from comodal.models.vilbert.streams import Output, Prefix, Wanted, with_first
+from comodal.models.vilbert.transformer import (
+    Activation,
+    Gates,
+    Index,
+    Mask,
+    TextGates,
+    TransformerLayer,
+    as_mask,
+    initialise,
+)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The sizes of one stream.
+
+    Args:
+        dim: Features of a token.
+        layers: Layers of its own, co-attention not counted.
+        heads: Heads of attention.
+        intermediate: Units of the feed-forward networks.
+        activation: Of the feed-forward networks.
+        dropout: Of what the layers add to the stream.
+        attention_dropout: Of the attention weights.
+        norm_eps: Added to the variance in normalisation.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    intermediate: int
+    activation: Activation = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_eps: float = 1e-12
+
+
+def meetings(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
+    """The paper's schedule: a co-attention layer before each of the last layers of text, and of the first of vision."""
+    return tuple((i, text_layers - count + i) for i in range(count))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The defaults are the paper's base model with six co-attention layers.
+
+    Args:
+        vocabulary: Words.
+        positions: Positions of words.
+        first_position: Position of the first word: 0 in BERT, 2 in RoBERTa.
+        segments: Kinds of text.
+        text: Sizes of the text stream.
+        vision: Sizes of the vision stream; its feed-forward network is as wide as the stream.
+        joint_dim: Features of queries, keys and values in co-attention, and of the pooled streams.
+        joint_heads: Heads of co-attention.
+        schedule: For each co-attention layer, the layers before which it stands: (of vision, of text).
+        region_features: Features of a region.
+        region_targets: Numbers that the region head gives.
+        fusion: How the pooled streams meet in the alignment head.
+        dynamic_attention: Attention between regions is gated by the text.
+        co_attention: Without it the streams never meet (the text stream is then a BERT).
+        task_tokens: Embeddings of tasks that stand after the first word; 0 for none (12-in-1).
+        frozen_text_layers: The first layers of text that keep their weights.
+        frozen_vision_layers: The first layers of vision that keep their weights.
+        region_tokens: Regions are visual tokens, so many of them, and not features; 0 for features.
+        initializer_range: Deviation of the first weights. 0.02 suits streams that are some 768 wide.
+        contrastive_dim: Features of the space of texts and images of the contrastive loss; 0 without it.
+    """
+
+    vocabulary: int = 30_522
+    positions: int = 512
+    first_position: int = 0
+    segments: int = 2
+    text: Stream = Stream(768, 12, 12, 3072)
+    vision: Stream = Stream(1024, 6, 8, 1024)
+    joint_dim: int = 1024
+    joint_heads: int = 8
+    schedule: tuple[tuple[int, ...], ...] = meetings(12, 6)
+    region_features: int = 2048
+    region_targets: int = 1601
+    fusion: Fusion = "mul"
+    dynamic_attention: bool = False
+    co_attention: bool = True
+    task_tokens: int = 0
+    frozen_text_layers: int = 0
+    frozen_vision_layers: int = 0
+    region_tokens: int = 0
+    initializer_range: float = 0.02
+    contrastive_dim: int = 0
+
+    def __post_init__(self) -> None:
+        before = (0, 0)
+        for pair in self.schedule:
+            if len(pair) != 2:
+                raise ValueError(f"schedule holds {pair}; each entry is (vision layer, text layer)")
+            if not (before[0] <= pair[0] < self.vision.layers and before[1] <= pair[1] < self.text.layers):
+                raise ValueError(
+                    f"schedule {self.schedule} must not go back, nor beyond {self.vision.layers} layers of vision "
+                    f"and {self.text.layers} of text"
+                )
+            before = (pair[0], pair[1])
+        if self.frozen_vision_layers > self.first_meeting[0] or self.frozen_text_layers > self.first_meeting[1]:
+            raise ValueError(f"only layers before the first co-attention {self.first_meeting} can be frozen")
+
+    @property
+    def first_meeting(self) -> tuple[int, int]:
+        """How many layers of vision and of text depend on nothing but their own stream."""
+        if not self.schedule:
+            return self.vision.layers, self.text.layers
+        return self.schedule[0][0], self.schedule[0][1]
+
+
+def base(count: int = 6) -> Config:
+    """The paper's base models of 2, 4, 6 or 8 co-attention layers."""
+    return Config(vision=Stream(1024, count, 8, 1024), schedule=meetings(12, count))
+
+
+def large(count: int = 6) -> Config:
+    """BERT-large with 2, 4 or 6 co-attention layers, as in the original's configurations."""
+    return Config(text=Stream(1024, 24, 16, 4096), vision=Stream(1024, count, 8, 1024), schedule=meetings(24, count))
+
+
+def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> Config:
+    """A model that learns on two cores: four layers of text, two of vision, two co-attention layers.
+
+    Narrow streams need larger first weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 it takes three times as many
+    steps until the two streams begin to meet.
+    """
+    return Config(
+        vocabulary=vocabulary,
+        positions=64,
+        text=Stream(128, 4, 4, 512),
+        vision=Stream(128, 2, 4, 256),
+        joint_dim=128,
+        joint_heads=4,
+        schedule=meetings(4, 2),
+        region_features=region_features,
+        region_targets=region_targets,
+        initializer_range=0.05,
+    )
+
+
+class CoAttention(nn.Module):
+    """One co-attention layer (ViLBERT, figure 2b): each stream queries the other.
+
+    Both directions read the streams as they came in; neither sees the other's update. Attention weights are dropped
+    out as the stream that is attended to has it, in the original too.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        text, vision, joint = config.text, config.vision, (config.joint_dim, config.joint_heads)
+        self.text = direction(text, vision, *joint)
+        self.vision = direction(vision, text, *joint)
+
+    def forward(self, words: Prefix, regions: Prefix) -> tuple[Tensor, Tensor]:
+        """Words and regions after they met."""
+        text = self.text(words.tokens, regions.tokens, regions.attended, None, words.chosen, regions.chosen)
+        return text, self.vision(regions.tokens, words.tokens, words.attended, None, regions.chosen, words.chosen)
+
+
+def direction(stream: Stream, context: Stream, inner_dim: int, heads: int) -> TransformerLayer:
+    """A layer that changes one stream by what it finds in another."""
+    return TransformerLayer(
+        stream.dim,
+        context.dim,
+        inner_dim,
+        heads,
+        stream.intermediate,
+        stream.activation,
+        stream.dropout,
+        context.attention_dropout,
+        stream.norm_eps,
+    )
+
+
+def pooler(dim: int, joint_dim: int) -> nn.Sequential:
+    """Of the first token; BERT's is a tanh."""
+    return nn.Sequential(nn.Linear(dim, joint_dim), nn.ReLU())
+
+
+class ViLBERT(nn.Module):
+    """Regions are features (or visual tokens) beside their locations; row 0 is the whole image.
+
+    `word_head`, `region_head` and `alignment_head` give the scores of the three pretext tasks.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        text, vision = config.text, config.vision
+        self.text_embeddings = TextEmbeddings(
+            text.dim,
+            config.vocabulary,
+            config.positions,
+            config.first_position,
+            config.segments,
+            config.task_tokens,
+            text.dropout,
+            text.norm_eps,
+        )
+        dropout = text.dropout  # the text's, in the original too
+        self.region_embeddings = RegionEmbeddings(
+            vision.dim, config.region_features, config.region_tokens, dropout, vision.norm_eps
+        )
+        self.text_layers = nn.ModuleList(direction(text, text, text.dim, text.heads) for _ in range(text.layers))
+        self.vision_layers = nn.ModuleList(
+            direction(vision, vision, vision.dim, vision.heads) for _ in range(vision.layers)
+        )
+        gated = vision.layers if config.dynamic_attention else 0
+        self.vision_gates = nn.ModuleList(TextGates(text.dim, vision.dim) for _ in range(gated))
+        self.co_layers = nn.ModuleList(CoAttention(config) for _ in config.schedule if config.co_attention)
+        self.text_pooler = pooler(text.dim, config.joint_dim)
+        self.vision_pooler = pooler(vision.dim, config.joint_dim)
+        self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
+        self.region_head = RegionHead(vision.dim, config.region_targets, text.activation)
+        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
+        self.apply(partial(initialise, deviation=config.initializer_range))
+        dims = text.dim, vision.dim, config.contrastive_dim
+        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # changes no other weight
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Takes the frozen layers out of training, and with them what only they would carry a gradient to.
+
+        Word embeddings still learn: they are the word head's weights.
+        """
+        text, vision = self.config.frozen_text_layers, self.config.frozen_vision_layers
+        frozen = [*self.text_layers[:text], *self.vision_layers[:vision], *self.vision_gates[:vision]]
+        frozen += [self.region_embeddings] if vision else []
+        for module in frozen:
+            module.requires_grad_(False)
+        if text:
+            for name, parameter in self.text_embeddings.named_parameters():
+                parameter.requires_grad_(name == "words.weight")
+
+    def forward(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        words_attended: Mask,
+        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        regions_attended: Mask,
+        tasks: Int64[Tensor, "batch"] | None = None,
+    ) -> Output:
+        """Both streams. Masks are True (or 1) where there is a token, None where nothing is padding."""
+        return self.join(
+            self.text_prefix(words, segments, words_attended, tasks),
+            self.vision_prefix(regions, locations, regions_attended),
+        )
+
+    def text_prefix(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        attended: Mask,
+        tasks: Int64[Tensor, "batch"] | None = None,
+        index: Index = None,
+    ) -> Prefix:
+        """The text stream up to the first co-attention layer: it does not depend on the image.
+
+        With an index of the attended words, padding is not computed, here and in `join`.
+        """
+        assert tasks is None or index is None, "an index is of words without task tokens"
+        if (tasks is not None) != (self.config.task_tokens > 0):
+            raise ValueError(f"tasks must be given exactly when the model has task tokens ({self.config.task_tokens})")
+        frozen, first, attended = self.config.frozen_text_layers, self.config.first_meeting[1], as_mask(attended)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
+            x = self.text_embeddings(words, segments, tasks)
+            if tasks is not None and attended is not None:
+                attended = torch.cat([attended.new_ones(attended.shape[0], 1), attended], 1)
+            for layer in self.text_layers[:frozen]:
+                x = layer(x, x, attended, None, index, index)
+        for layer in self.text_layers[frozen:first]:
+            x = layer(x, x, attended, None, index, index)
+        return Prefix(x, attended, index)
+
+    def vision_prefix(
+        self,
+        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        attended: Mask,
+        index: Index = None,
+    ) -> Prefix:
+        """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention.
+
+        With an index of the attended regions, padding is not computed, here and in `join`.
+        """
+        frozen, first, attended = self.config.frozen_vision_layers, self.vision_layers_before_text, as_mask(attended)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
+            x = self.region_embeddings(regions, locations)
+            for layer in self.vision_layers[: min(frozen, first)]:
+                x = layer(x, x, attended, None, index, index)
+        for layer in self.vision_layers[frozen:first]:
+            x = layer(x, x, attended, None, index, index)
+        return Prefix(x, attended, index)
+
+    @property
+    def vision_layers_before_text(self) -> int:
+        """How many layers of vision do not depend on the text."""
+        return 0 if self.config.dynamic_attention else self.config.first_meeting[0]
+
+    def join(self, text: Prefix, vision: Prefix, wanted: Wanted | None = None) -> Output:
+        """Everything from the first co-attention layer on, for pairs of prefixes.
+
+        Only the `wanted` tokens and the first ones come out of the last layers; the others are zeros.
+        """
+        text, vision = self.met(text, vision)
+        vision_done, text_done = self.last_meeting
+        of_words = text.chosen if wanted is None else with_first(text, wanted.words)
+        of_regions = vision.chosen if wanted is None else with_first(vision, wanted.regions)
+        regions = self.through_vision(vision, text, vision_done, self.config.vision.layers, last=of_regions)
+        words = self.through_text(text, text_done, self.config.text.layers, last=of_words)
+        return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
+
+    def join_pooled(
+        self, text: Prefix, vision: Prefix
+    ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
+        """The `text` and `vision` of `join`, for less: the last layers are computed for the first tokens alone."""
+        text, vision = self.met(text, vision)
+        vision_done, text_done = self.last_meeting
+        before = max(self.config.vision.layers - 1, vision_done)
+        regions = self.through_vision(vision, text, vision_done, before)
+        first = self.through_vision(Prefix(regions, vision.attended), text, before, self.config.vision.layers, 1)
+        before = max(self.config.text.layers - 1, text_done)
+        words = Prefix(self.through_text(text, text_done, before), text.attended)
+        words_first = self.through_text(words, before, self.config.text.layers, 1)
+        return self.text_pooler(words_first[:, 0]), self.vision_pooler(first[:, 0])
+
+    @property
+    def last_meeting(self) -> tuple[int, int]:
+        """How many layers of vision and of text stand before the last co-attention layer."""
+        if not self.config.schedule:
+            return self.vision_layers_before_text, self.config.first_meeting[1]
+        return self.config.schedule[-1][0], self.config.schedule[-1][1]
+
+    def met(self, text: Prefix, vision: Prefix) -> tuple[Prefix, Prefix]:
+        """Text and vision after the last co-attention layer."""
+        vision_done, text_done = self.vision_layers_before_text, self.config.first_meeting[1]
+        for i, (vision_layer, text_layer) in enumerate(self.config.schedule):
+            text = text._replace(tokens=self.through_text(text, text_done, text_layer))
+            vision = vision._replace(tokens=self.through_vision(vision, text, vision_done, vision_layer))
+            vision_done, text_done = vision_layer, text_layer
+            if self.config.co_attention:
+                words, regions = self.co_layers[i](text, vision)
+                text, vision = text._replace(tokens=words), vision._replace(tokens=regions)
+        return text, vision
+
+    def through_text(
+        self, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Words through some of their own layers.
+
+        `rows` is how many of the first tokens are wanted of each, `last` what the last of these layers computes.
+        """
+        x = text.tokens
+        for i in range(start, stop):
+            index = text.chosen if last is None or i < stop - 1 else last
+            x = self.text_layers[i](x[:, :rows], x, text.attended, None, index, text.chosen)
+        return x
+
+    def through_vision(
+        self, vision: Prefix, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Regions through some of their own layers, which the text gates in dynamic attention; as `through_text`."""
+        x = vision.tokens
+        for i in range(start, stop):
+            gates: Gates | None = self.vision_gates[i](text.tokens, text.attended) if self.vision_gates else None
+            index = vision.chosen if last is None or i < stop - 1 else last
+            frozen = i < self.config.frozen_vision_layers
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                x = self.vision_layers[i](x[:, :rows], x, vision.attended, gates, index, vision.chosen)
+        return x
+
+    def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
+        """Scores of every word at some places of the text stream."""
+        return self.word_scores(x, self.text_embeddings.words.weight)
+
+
+def load_vilbert(path: Path) -> ViLBERT:
+    """Reads a ViLBERT from a run's or a model's folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, ViLBERT):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+    return model

@@ -1,0 +1,385 @@
+"""OpenL3 without TensorFlow: change `import openl3` to `import comodal.openl3 as openl3`, and nothing else.
+
+Functions, parameters, defaults and results are those of OpenL3 0.4.2 (openl3/core.py); its mistakes are not, unless
+`with openl3.settings(as_openl3="0.4.2")` asks for them. docs/openl3.md says what differs and why.
+"""
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from comodal.console import say
+from comodal.data.file_batches import Rows, write_rows
+from comodal.errors import ComodalError
+from comodal.inference.embed_files import (
+    about_file,
+    blocks_of,
+    frame_rows,
+    hop_samples,
+    image_vectors,
+    rows_as_openl3,
+    sound_rows,
+)
+from comodal.inference.openl3_images import SIDE, squares, squares_as_openl3
+from comodal.media.audio_windows import EmptySoundError, iterate_windows
+from comodal.media.image import read_image
+from comodal.media.refused_formats import LOUDEST
+from comodal.media.resample_kaiser import MAX_RATE, resample_kaiser
+from comodal.media.video import every_frame
+from comodal.models.l3net.spectrogram import Spectrogram
+from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram
+from comodal.openl3 import openl3_models as models
+from comodal.openl3.openl3_models import (
+    CURRENT,
+    DEFAULT,
+    FRONT_ENDS,
+    VALID_AUDIO_EMBEDDING_SIZES,
+    VALID_CONTENT_TYPES,
+    VALID_FRONTENDS,
+    VALID_IMAGE_EMBEDDING_SIZES,
+    VALID_INPUT_REPRS,
+    EmbeddingModel,
+    OpenL3Error,
+    OpenL3Warning,
+    one_of,
+    settings,
+)
+
+__all__ = [
+    "OpenL3Error", "OpenL3Warning", "get_audio_embedding", "get_image_embedding", "get_output_path", "models",
+    "preprocess_audio", "process_audio_file", "process_image_file", "process_video_file", "settings",
+]  # fmt: skip
+sys.modules[f"{__name__}.models"] = models  # for `from comodal.openl3.models import ...`
+
+TARGET_SR = 48_000
+Array = Shaped[np.ndarray, "..."]
+Arrays = Array | list[Array]
+Checked = Any  # by hand: whatever does not fit is told by an OpenL3Error, as in OpenL3
+
+
+def get_audio_embedding(
+    audio: Checked,
+    sr: Checked,
+    model: Checked = None,
+    input_repr: str | None = None,
+    content_type: str = "music",
+    embedding_size: Checked = 6144,
+    center: Checked = True,
+    hop_size: Checked = 0.1,
+    batch_size: int = 32,
+    frontend: str = "kapre",
+    verbose: Checked = True,
+) -> tuple[Arrays, Arrays]:
+    """Vectors of sound, (windows, features), and their timestamps; lists of both for a list of sounds.
+
+    A window of nothing but zeros gives a vector of zeros: in decibels under its own maximum it would look like the
+    loudest noise, as it does in OpenL3.
+    """
+    model = pick_sound_model(model, input_repr, content_type, embedding_size, frontend)
+    one_of("verbosity level", verbose, (0, 1))
+    check_batch(batch_size)
+    sounds = as_list(audio, "audio")
+    rates = list(sr) if isinstance(sr, list) else [sr] * len(sounds)
+    if len(rates) != len(sounds):
+        raise OpenL3Error(f"{len(sounds)} sounds and {len(rates)} sample rates")
+    vectors, times = [], []
+    for sound, rate in zip(sounds, rates, strict=True):
+        mono = checked_sound(sound, rate, hop_size, center)
+        batches = list(sound_rows([mono], model.embedder, float(hop_size), bool(center), batch_size))
+        vectors.append(np.concatenate([rows.vectors for rows in batches]))
+        times.append(np.arange(len(vectors[-1])) * hop_size)
+    return (vectors, times) if isinstance(audio, list) else (vectors[0], times[0])
+
+
+def preprocess_audio(
+    audio: Checked, sr: Checked, hop_size: Checked = 0.1, input_repr: str | None = None, center: Checked = True
+) -> Array:
+    """Windows of one second, (windows, 1, 48000); with `input_repr` librosa's decibels, (windows, bands, frames, 1)."""
+    mono = checked_sound(audio, sr, hop_size, center)
+    hop = hop_samples(float(hop_size), TARGET_SR, CURRENT.get(DEFAULT).as_openl3)
+    windows = np.concatenate(list(iterate_windows([mono], TARGET_SR, hop, bool(center), 32)))
+    if not input_repr:
+        return windows[:, None]
+    one_of("input representation", input_repr, VALID_INPUT_REPRS)
+    front_end = Spectrogram(openl3_spectrogram(input_repr, "librosa")).double()  # type: ignore[arg-type]
+    front_end.window = torch.hann_window(front_end.config.window_samples, dtype=torch.float64)
+    parts = torch.from_numpy(windows.astype(np.float64)).split(4)
+    return torch.cat([front_end(part).float() for part in parts]).permute(0, 2, 3, 1).numpy()
+
+
+def get_image_embedding(
+    image: Checked,
+    frame_rate: Checked = None,
+    model: Checked = None,
+    input_repr: str = "mel256",
+    content_type: str = "music",
+    embedding_size: Checked = 8192,
+    batch_size: int = 32,
+    verbose: Checked = True,
+) -> Arrays | tuple[Arrays, Arrays]:
+    """Vectors of a picture (rows, columns, 3) or of several of one size, or a list of such arrays; with a frame rate
+    also timestamps. Bytes, and floats in [0, 1] or [-1, 1], mean the same picture whatever its size."""
+    model = pick_image_model(model, input_repr, content_type, embedding_size)
+    one_of("verbosity level", verbose, (0, 1))
+    check_batch(batch_size)
+    pictures = as_list(image, "image")
+    rates = list(frame_rate) if isinstance(frame_rate, list) else [frame_rate] * len(pictures)
+    if len(rates) != len(pictures):
+        raise OpenL3Error(f"{len(pictures)} images and {len(rates)} frame rates")
+    vectors, times = [], []
+    for picture, rate in zip(pictures, rates, strict=True):
+        if rate is not None and (not isinstance(rate, Real) or not 0 < float(rate) < math.inf):
+            raise OpenL3Error(f"Invalid frame rate {rate}")
+        parts = [model.embedder.pixels(pixels) for pixels in pixels_of(checked_picture(picture), batch_size, model)]
+        vectors.append(np.concatenate(parts))
+        times.append(np.arange(len(vectors[-1])) / float(rate or 1))
+    if all(rate is None for rate in rates):
+        return vectors if isinstance(image, list) else vectors[0]
+    return (vectors, times) if isinstance(image, list) else (vectors[0], times[0])
+
+
+def process_audio_file(
+    filepath: Checked,
+    output_dir: str | None = None,
+    suffix: str | None = None,
+    model: Checked = None,
+    input_repr: str | None = None,
+    content_type: str = "music",
+    embedding_size: Checked = 6144,
+    center: Checked = True,
+    hop_size: Checked = 0.1,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    frontend: str = "kapre",
+    verbose: Checked = True,
+) -> None:
+    """NAME[_suffix].npz with `embedding` and `timestamps` of each sound file, of any length in bounded memory."""
+    embedder = pick_sound_model(model, input_repr, content_type, embedding_size, frontend).embedder
+    check_windows(hop_size, center)
+    check_batch(batch_size)
+
+    def work(path: Path, result: Path) -> int:
+        rows = sound_rows(blocks_of(path, embedder), embedder, float(hop_size), bool(center), batch_size)
+        return write_rows(result, rows, about_file(embedder, hop_seconds=hop_size, centre=bool(center)))
+
+    process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
+
+
+def process_image_file(
+    filepath: Checked,
+    output_dir: str | None = None,
+    suffix: str | None = None,
+    model: Checked = None,
+    input_repr: str = "mel256",
+    content_type: str = "music",
+    embedding_size: Checked = 8192,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    verbose: Checked = True,
+) -> None:
+    """NAME[_suffix].npz with `embedding` of each picture file, read and written one by one (`batch_size` is unused)."""
+    embedder = pick_image_model(model, input_repr, content_type, embedding_size).embedder
+    check_batch(batch_size)
+
+    def work(path: Path, result: Path) -> int:
+        picture = read_image(path)
+        checked_picture(picture)
+        seconds = None if embedder.choice.as_openl3 else np.zeros(1)
+        vectors = image_vectors([picture], embedder, 1)
+        return write_rows(result, (Rows(rows, seconds) for rows in vectors), about_file(embedder))
+
+    process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
+
+
+def process_video_file(
+    filepath: Checked,
+    output_dir: str | None = None,
+    suffix: str | None = None,
+    audio_model: Checked = None,
+    image_model: Checked = None,
+    input_repr: str | None = None,
+    content_type: str = "music",
+    audio_embedding_size: Checked = 6144,
+    audio_center: Checked = True,
+    audio_hop_size: Checked = 0.1,
+    image_embedding_size: Checked = 8192,
+    audio_batch_size: int = 32,
+    image_batch_size: int = 32,
+    audio_frontend: str = "kapre",
+    overwrite: bool = False,
+    verbose: Checked = True,
+) -> None:
+    """NAME_audio[_suffix].npz and NAME_image[_suffix].npz of each video: every frame, on the video's own clock."""
+    hears = pick_sound_model(audio_model, input_repr, content_type, audio_embedding_size, audio_frontend).embedder
+    sees = pick_image_model(image_model, input_repr or "mel256", content_type, image_embedding_size).embedder
+    check_windows(audio_hop_size, audio_center)
+    check_batch(audio_batch_size)
+    check_batch(image_batch_size)
+
+    def sound(path: Path, result: Path) -> int:
+        rows = sound_rows(blocks_of(path, hears), hears, float(audio_hop_size), bool(audio_center), audio_batch_size)
+        return write_rows(result, rows, about_file(hears, hop_seconds=audio_hop_size, centre=bool(audio_center)))
+
+    def picture(path: Path, result: Path) -> int:
+        if sees.choice.as_openl3:
+            return write_rows(result, rows_as_openl3(path, sees, image_batch_size))
+        return write_rows(result, frame_rows(every_frame(path), sees, image_batch_size), about_file(sees))
+
+    ending = f"_{suffix}" if suffix else ""
+    process(filepath, [(f"audio{ending}", sound), (f"image{ending}", picture)], output_dir, overwrite, verbose)
+
+
+def get_output_path(filepath: str, suffix: str, output_dir: str | None = None) -> str:
+    """The path of a result: the folder, the file's name without its ending, an underscore unless a dot follows, and
+    the suffix."""
+    source = Path(filepath)
+    name = source.stem + ("" if suffix.startswith(".") else "_") + suffix
+    return str(Path(output_dir or source.parent) / name)
+
+
+def process(
+    filepath: Checked,
+    works: list[tuple[str, Callable[[Path, Path], int]]],
+    output_dir: str | None,
+    overwrite: bool,
+    verbose: bool,
+) -> None:
+    """Does each piece of work on each file unless its result is there; a file that fails keeps no other from its own.
+
+    Raises:
+        OpenL3Error: A file is missing, or could not be read; all the others are written by then.
+    """
+    paths = [filepath] if isinstance(filepath, str) else filepath
+    if not isinstance(paths, list) or not all(isinstance(path, str | Path) for path in paths):
+        raise OpenL3Error(f"filepath should be type str or list[str], but got {filepath!r}")
+    problems = []
+    for number, path in enumerate(paths, 1):
+        if verbose:
+            say(f"openl3: Processing {path} ({number}/{len(paths)})")
+        for suffix, work in works:
+            result = Path(get_output_path(str(path), f"{suffix}.npz", output_dir))
+            if result.is_file() and not overwrite:
+                say(f"openl3: {result} exists and overwriting not enabled, skipping.")
+                continue
+            try:
+                work(Path(path), result)
+            except (ComodalError, EmptySoundError) as error:
+                problems.append(str(error))
+            else:
+                if verbose:
+                    say(f"openl3: Saved {result}")
+    if problems:
+        raise OpenL3Error(f"{problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+
+
+def pick_sound_model(
+    model: Checked, input_repr: str | None, content_type: str, embedding_size: Checked, frontend: str
+) -> EmbeddingModel:
+    """The model that was given, or the one that is asked for."""
+    one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
+    if frontend == "librosa" and input_repr is None:
+        raise OpenL3Error("You must specify input_repr for a librosa frontend.")
+    one_of("input representation", input_repr or "mel256", VALID_INPUT_REPRS)
+    one_of("content type", content_type, VALID_CONTENT_TYPES)
+    one_of("embedding size", embedding_size, VALID_AUDIO_EMBEDDING_SIZES)
+    if model is None:
+        return models.load_audio_embedding_model(input_repr or "mel256", content_type, embedding_size, frontend)
+    checked_model(model)
+    if (model.frontend == "librosa") != (frontend == "librosa"):
+        raise OpenL3Error(f"the model was loaded with the frontend {model.frontend!r}, not {frontend!r}")
+    return model
+
+
+def pick_image_model(model: Checked, input_repr: str, content_type: str, embedding_size: Checked) -> EmbeddingModel:
+    """The model that was given, or the one that is asked for."""
+    one_of("input representation", input_repr, VALID_INPUT_REPRS)
+    one_of("content type", content_type, VALID_CONTENT_TYPES)
+    one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
+    return checked_model(model or models.load_image_embedding_model(input_repr, content_type, embedding_size))
+
+
+def checked_model(model: object) -> EmbeddingModel:
+    """Refuses what is no model of ours."""
+    if not isinstance(model, EmbeddingModel):
+        raise OpenL3Error(f"Invalid model of type {type(model)}; comodal.openl3.models loads those that fit")
+    return model
+
+
+def checked_sound(audio: object, sr: object, hop_size: object, center: object) -> Array:
+    """Mono sound at 48 kHz."""
+    if not isinstance(audio, np.ndarray) or audio.ndim not in (1, 2) or audio.size == 0:
+        raise OpenL3Error(f"audio must be an array of 1 or 2 dimensions that is not empty, got {describe(audio)}")
+    if audio.dtype.kind not in "biuf" or not (np.abs(audio) <= LOUDEST).all():
+        raise OpenL3Error(f"audio must be real numbers, none infinite or nan or beyond {LOUDEST:g}, got {audio.dtype}")
+    if not isinstance(sr, Real) or not 1 <= float(sr) <= MAX_RATE:
+        raise OpenL3Error(f"Invalid sample rate {sr}")
+    check_windows(hop_size, center)
+    if not audio.any():
+        warnings.warn("Provided audio is all zeros", OpenL3Warning, stacklevel=3)
+    mono = audio.mean(axis=1) if audio.ndim == 2 else audio.astype(np.float64)
+    mono = resample_kaiser(mono, float(sr), TARGET_SR)
+    if not mono.size:
+        raise OpenL3Error(f"audio of {len(audio)} samples at {sr} Hz is too short to resample")
+    if len(mono) < TARGET_SR:
+        warnings.warn("The audio is shorter than a window (1 second) and is padded.", OpenL3Warning, stacklevel=3)
+    return mono
+
+
+def check_windows(hop_size: object, center: object) -> None:
+    """How windows are cut: at least one sample apart."""
+    if not isinstance(hop_size, Real) or not 1 <= float(hop_size) * TARGET_SR < math.inf:
+        raise OpenL3Error(f"Invalid hop size {hop_size}")
+    one_of("center value", center, (True, False))
+
+
+def check_batch(batch_size: object) -> None:
+    """How many windows or pictures are held at a time: a whole number of them."""
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise OpenL3Error(f"Invalid batch size {batch_size}")
+
+
+def checked_picture(picture: object) -> Array:
+    """Pictures (images, rows, columns, 3)."""
+    if not isinstance(picture, np.ndarray) or picture.ndim not in (3, 4) or picture.size == 0:
+        raise OpenL3Error(f"image must be an array of 3 or 4 dimensions that is not empty, got {describe(picture)}")
+    if picture.dtype.kind not in "biuf":
+        raise OpenL3Error(f"image must be real numbers, got {picture.dtype}")
+    if picture.shape[-1] != 3:
+        raise OpenL3Error(f"Need 3 channel images corresponding to RGB, got {picture.shape[-1]} channels")
+    if min(picture.shape[-3:-1]) < SIDE:
+        raise OpenL3Error(f"Image(s) must be at least {SIDE}x{SIDE} px, got {picture.shape[-3]}x{picture.shape[-2]}")
+    if not picture.any():
+        warnings.warn("Provided image is all zeros", OpenL3Warning, stacklevel=3)
+    return picture if picture.ndim == 4 else picture[None]
+
+
+def pixels_of(pictures: Array, batch_size: int, model: EmbeddingModel) -> Iterator[Array]:
+    """What the network takes, in batches. The range of floats is that of all pictures together."""
+    if model.embedder.choice.as_openl3 or pictures.dtype != np.uint8:
+        try:
+            ready = (squares_as_openl3 if model.embedder.choice.as_openl3 else squares)(pictures)
+        except ValueError as error:
+            raise OpenL3Error(str(error)) from error
+        yield from (ready[first : first + batch_size] for first in range(0, len(ready), batch_size))
+    else:
+        yield from (squares(pictures[first : first + batch_size]) for first in range(0, len(pictures), batch_size))
+
+
+def as_list(value: object, what: str) -> list:
+    """A list of one, or the list that came."""
+    if not isinstance(value, np.ndarray | list):
+        raise OpenL3Error(f"{what} must be type list[np.ndarray] or np.ndarray. Got {type(value)}")
+    return value if isinstance(value, list) else [value]
+
+
+def describe(value: object) -> str:
+    """What came instead."""
+    return f"shape {value.shape}" if isinstance(value, np.ndarray) else str(type(value))

@@ -1,0 +1,310 @@
+"""Which network and front end made an embedding, as far as can be told, and how far it is from the faithful one.
+
+OpenL3's weights were trained with kapre 0.1.4 and have been run with two other front ends since; nothing in its files
+says which. With the sound or picture and the weights at hand, all candidates are computed again and ranked.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from comodal.console import Table, say
+from comodal.data.numpy_files import read_npz
+from comodal.errors import CheckpointError, DataError
+from comodal.inference.embed_files import blocks_of, image_vectors
+from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.openl3_files import weights_folders
+from comodal.inference.openl3_images import as_float, every_nth, middle, squares_as_openl3
+from comodal.media.image import read_image
+from comodal.models.l3net.spectrogram import FrontEnd
+from comodal.text_files import parse_json
+
+HEARD_SECONDS = 60.0  # of the sound that is computed again
+SAME, SAME_IN_BF16 = 1e-4, 2e-2  # relative distance
+WEIGHTS = (".h5", ".h5.gz", ".pth.tar")
+FRONT_ENDS: tuple[FrontEnd, ...] = ("kapre014", "kapre03", "librosa")
+TOLD = {
+    "kapre014": "kapre 0.1.4, as the weights were trained",
+    "kapre03": "kapre 0.3, OpenL3's default since 0.4",
+    "librosa": "librosa, OpenL3's other front end since 0.4",
+}
+KINDS = {512: "sound or pictures, 512 numbers", 6144: "sound, all 6144 numbers", 8192: "pictures, all 8192 numbers"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way in which the file may have been made, and how far its vectors then are."""
+
+    weights: str
+    how: str
+    faithful: bool
+    distance: float
+    cosine: float
+
+
+def doctor(
+    path: Path, sound: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
+) -> dict[str, Any]:
+    """Says which front end and network made an embedding, as far as can be told, and how far it is from the right one.
+
+    Args:
+        path: an .npz file of OpenL3 or comodal.
+        sound: the sound file that it was made from; some windows of it are embedded again in every way.
+        image: the picture that it was made from.
+        model: a file of weights, a folder of such files, or a model's folder; without it the files of OpenL3 that are
+            found in $COMODAL_OPENL3 and in the cache.
+        rows: vectors that are compared.
+
+    Returns:
+        What the file itself tells, and with the medium "best", "best.distance", "faithful.distance" and "verdict".
+
+    Raises:
+        DataError: it is no embedding, or does not fit the medium.
+        CheckpointError: there are no weights.
+
+    Examples:
+        comodal doctor street.npz
+        comodal doctor street.npz --sound street.wav --model openl3_audio_mel256_music.h5
+        comodal doctor daisy.npz --image daisy.jpg --model weights/
+    """
+    if rows < 1 or (sound is not None and image is not None):
+        raise ValueError("rows must be at least 1, and a file is made from a sound or from an image")
+    arrays = read_embedding(path)
+    found = facts(arrays)
+    candidates: list[Candidate] = []
+    if sound is not None:
+        candidates = heard(path, arrays, sound, networks(model), rows)
+    elif image is not None:
+        candidates = seen(path, arrays, image, networks(model))
+    if candidates:
+        found |= ranked(candidates)
+    elif sound is not None or image is not None:
+        raise CheckpointError(f"{model or 'the folders of weights'}: no network gives {found['features']} numbers")
+    show(path, found, candidates)
+    return found
+
+
+def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The arrays of a file; nothing in it is unpickled.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or it has no vectors.
+    """
+    arrays = read_npz(path)
+    vectors = arrays.get("embedding")
+    if vectors is None or vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
+        raise DataError(f"{path}: no 'embedding' of rows of floats, only {', '.join(arrays) or 'nothing'}")
+    times = arrays.get("timestamps")
+    if times is not None and (times.shape != vectors.shape[:1] or times.dtype.kind not in "fiu"):
+        raise DataError(f"{path}: {len(vectors)} vectors and timestamps of the shape {times.shape}, {times.dtype}")
+    return arrays
+
+
+def facts(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
+    """What can be told from the file alone."""
+    vectors = arrays["embedding"]
+    found: dict[str, Any] = {
+        "vectors": len(vectors),
+        "features": vectors.shape[1],
+        "of": KINDS.get(vectors.shape[1], "none of OpenL3's sizes"),
+        "type": str(vectors.dtype),
+        "mean": float(vectors.mean()),
+        "deviation": float(vectors.std()),
+        "largest": float(np.abs(vectors).max()),
+        "negative": float((vectors < 0).mean()),
+        "not_finite": int((~np.isfinite(vectors)).sum()),
+    }
+    found["cut"] = "before the last ReLU (OpenL3)" if found["negative"] else "after the last ReLU (L3-Net's paper)"
+    if "timestamps" not in arrays:
+        found["of"] = "pictures; OpenL3 writes no timestamps for them"
+    elif len(vectors) > 1:
+        steps = np.diff(arrays["timestamps"])
+        found["hop_seconds"] = float(np.median(steps))
+        found["even"] = bool(np.allclose(steps, steps[0], atol=1e-6))
+    found["zero_vectors"] = int((~vectors.any(axis=1)).sum())
+    again = (vectors[1:] == vectors[:-1]).all(axis=1) & vectors[1:].any(axis=1)
+    found["repeated_vectors"] = int(again.sum())
+    if "about" in arrays:
+        found["made_by"] = told_by_itself(arrays["about"])
+    else:
+        found["made_by"] = "OpenL3, or comodal as OpenL3 or with a network of its own: the file does not say it"
+    return found
+
+
+def told_by_itself(about: Shaped[np.ndarray, "..."]) -> str:
+    """What a file of comodal says of itself, in words."""
+    try:
+        said = parse_json(str(about), "about")
+        front_end = TOLD.get(said["front_end"], said["front_end"])
+        network = f"{said['representation']} {said['content']}".strip()
+        return f"comodal {said['comodal']}, {network} in {said['precision']}, {front_end}"
+    except (DataError, KeyError, TypeError):
+        return "comodal, but what it says of itself cannot be read"
+
+
+def networks(model: Path | None) -> list[Path]:
+    """The files and folders of weights that a path means."""
+    folders = weights_folders() if model is None else [model]
+    found = [
+        file
+        for folder in folders
+        if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / "model").is_dir()
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(WEIGHTS)
+    ]
+    if not found and model is None:
+        raise CheckpointError(f"no weights in {' or '.join(map(str, folders))}; name some with --model")
+    return found or folders
+
+
+def embedders(paths: list[Path], features: int, modality: str, front_ends: bool) -> Iterator[tuple[Path, Embedder]]:
+    """Networks of the modality that give so many numbers; a file that is none is only refused if it is the only one."""
+    for path in paths:
+        for front_end in FRONT_ENDS if front_ends else FRONT_ENDS[:1]:
+            try:
+                embedder = load_embedder(path, Choice(precision="fp32", size=features))
+                if front_ends and embedder.about:
+                    if embedder.about["representation"] == "linear" and front_end != "kapre014":
+                        continue  # the same in all three
+                    embedder = load_embedder(path, Choice(None, front_end, "fp32", features))
+                elif front_end != "kapre014":
+                    continue
+                embedder.grid("sound" if modality == "sound" else "image")
+                assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+            except (CheckpointError, ValueError) as error:
+                if len(paths) == 1:
+                    raise CheckpointError(str(error)) from error
+                break
+            yield path, embedder
+
+
+def heard(
+    path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], sound: Path, paths: list[Path], rows: int
+) -> list[Candidate]:
+    """Some windows of the sound in every way: networks, front ends, centred or not."""
+    vectors, times = arrays["embedding"], arrays.get("timestamps")
+    if times is None:
+        raise DataError(f"{path}: has no timestamps, so it was not made from a sound")
+    candidates = []
+    samples: Float[np.ndarray, " samples"] | None = None
+    for weights, embedder in embedders(paths, vectors.shape[1], "sound", front_ends=True):
+        rate = embedder.config.sample_rate
+        if samples is None:
+            samples = first_minute(sound, embedder)
+        for centre in (True, False):
+            starts = np.rint(times * rate).astype(int) - (rate // 2 if centre else 0)
+            heard_whole = len(samples) <= HEARD_SECONDS * rate
+            inside = [
+                row
+                for row, start in enumerate(starts)
+                if samples[max(start, 0) : start + rate].any() and (heard_whole or start + rate <= len(samples))
+            ]
+            if not inside:  # silence, of which nothing can be told
+                continue
+            chosen = [inside[place] for place in np.linspace(0, len(inside) - 1, min(rows, len(inside))).astype(int)]
+            windows = np.stack([window(samples, int(starts[row]), rate) for row in chosen])
+            how = f"{TOLD.get(embedder.front_end, 'its own front end')}, {'centred' if centre else 'not centred'}"
+            faithful = embedder.front_end in ("kapre014", "")
+            candidates.append(compared(weights, how, faithful, embedder.sound(windows)[0], vectors[chosen]))
+    if samples is not None and not candidates:
+        raise DataError(f"{sound}: no sound where {path} has vectors; are they of another file?")
+    return candidates
+
+
+def first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
+    """The beginning of a sound at the network's rate."""
+    pieces: list[np.ndarray] = []
+    for block in blocks_of(sound, embedder):
+        pieces.append(block)
+        if sum(map(len, pieces)) > HEARD_SECONDS * embedder.config.sample_rate:
+            break
+    return np.concatenate(pieces)
+
+
+def window(samples: Float[np.ndarray, " samples"], start: int, size: int) -> Float[np.ndarray, " window"]:
+    """One window, with silence before the beginning and after the end."""
+    cut = samples[max(start, 0) : start + size]
+    before = max(0, -start)
+    return np.pad(cut, (before, size - before - len(cut)))
+
+
+def seen(path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], image: Path, paths: list[Path]) -> list[Candidate]:
+    """The picture in every way: networks, ranges, ways to scale."""
+    vectors = arrays["embedding"]
+    if len(vectors) != 1:
+        raise DataError(f"{path}: {len(vectors)} vectors, and a picture gives one")
+    picture = read_image(image)
+    candidates = []
+    for weights, embedder in embedders(paths, vectors.shape[1], "image", front_ends=False):
+        ours = next(image_vectors([picture], embedder, 1))
+        candidates.append(compared(weights, "[-1, 1], as the weights were trained", True, ours, vectors))
+        if embedder.about and min(picture.shape[:2]) >= 224:
+            theirs = embedder.pixels(squares_as_openl3(picture[None]))
+            candidates.append(compared(weights, "OpenL3 0.4.2's own range", False, theirs, vectors))
+            scaled = every_nth(picture) if min(picture.shape[:2]) > 256 else as_float(picture)
+            pixels = (2 * middle(scaled[None]) - 1).astype(np.float32)
+            candidates.append(
+                compared(weights, "[-1, 1], scaled as OpenL3 does", False, embedder.pixels(pixels), vectors)
+            )
+    return candidates
+
+
+def compared(
+    weights: Path,
+    how: str,
+    faithful: bool,
+    ours: Float[np.ndarray, "rows features"],
+    theirs: Float[np.ndarray, "rows features"],
+) -> Candidate:
+    """How far the file's vectors are from a candidate's: the norm of the difference over the candidate's own."""
+    norm, other = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
+    distance = float(np.linalg.norm(ours - theirs)) / max(norm, 1e-12)
+    cosine = float((ours * theirs).sum()) / max(norm * other, 1e-12)
+    return Candidate(weights.name, how, faithful, distance, cosine)
+
+
+def ranked(candidates: list[Candidate]) -> dict[str, Any]:
+    """The nearest candidate, and how far the file is from what that network gives as it was trained."""
+    candidates.sort(key=lambda candidate: candidate.distance)
+    best = candidates[0]
+    faithful = next(other for other in candidates if other.weights == best.weights and other.faithful)
+    if best.distance < SAME:
+        verdict = "made so"
+    elif best.distance < SAME_IN_BF16:
+        verdict = "made so, up to the rounding of bf16 or another resampler"
+    else:
+        verdict = "made in none of these ways; the nearest is shown"
+    if best.distance < SAME_IN_BF16:
+        verdict += "; faithful to the weights" if best.faithful else "; not as the weights were trained: embed it again"
+    return {
+        "best": f"{best.weights}: {best.how}",
+        "best.distance": best.distance,
+        "best.cosine": best.cosine,
+        "faithful.distance": faithful.distance,
+        "faithful.cosine": faithful.cosine,
+        "verdict": verdict,
+    }
+
+
+def show(path: Path, found: dict[str, Any], candidates: list[Candidate]) -> None:
+    """What was found, and the candidates from near to far."""
+    table = Table("", "", header=False)
+    for name, value in found.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    say(f"{path}:")
+    table.show()
+    if found["repeated_vectors"]:
+        what = "vectors equal the one before them: probably silence, which OpenL3 takes for the loudest noise"
+        say(f"{found['repeated_vectors']} {what}")
+    if candidates:
+        listed = Table("weights", "how", "distance", "cosine")
+        for candidate in candidates:
+            how = candidate.how
+            listed.add_row(candidate.weights, how, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
+        listed.show()
+    else:
+        say("The sound or picture (--sound, --image) and the weights (--model) tell more.")

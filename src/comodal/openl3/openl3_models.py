@@ -1,0 +1,200 @@
+"""`comodal.openl3.models`: OpenL3's networks by the names and parameters of its own functions (openl3/models.py).
+
+There is nothing to download here: the published files are looked for in the folder that $COMODAL_OPENL3 names and in
+the cache. A network is read once in each process, however often it is asked for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from comodal.errors import CheckpointError, ComodalError
+from comodal.hardware import Precision
+from comodal.inference.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.inference.openl3_files import find_openl3
+from comodal.models.convert.convert_openl3 import Modality
+
+VALID_FRONTENDS = ("librosa", "kapre")
+VALID_INPUT_REPRS = ("linear", "mel128", "mel256")
+VALID_CONTENT_TYPES = ("music", "env")
+VALID_AUDIO_EMBEDDING_SIZES = (6144, 512)
+VALID_IMAGE_EMBEDDING_SIZES = (8192, 512)
+FRONT_ENDS = ("librosa", "kapre014", "kapre03")  # ours; OpenL3's kapre is the one that its weights were trained with
+
+
+class OpenL3Error(ComodalError):
+    """What OpenL3 raises."""
+
+
+class OpenL3Warning(Warning):
+    """What OpenL3 warns of: sound or pictures of zeros, sound that is shorter than a window."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See `settings`."""
+
+    as_openl3: OpenL3Version | None = None
+    precision: Precision = "fp32"
+    device: str = "auto"
+
+
+CURRENT: ContextVar[Settings] = ContextVar("comodal_openl3_settings")
+DEFAULT = Settings()
+
+
+@contextmanager
+def settings(
+    as_openl3: OpenL3Version | None = None, precision: Precision = "fp32", device: str = "auto"
+) -> Iterator[None]:
+    """While it lasts, networks are loaded so.
+
+    Args:
+        as_openl3: "0.4.2": what that version itself gives, its front end and its range of pictures included.
+        precision: fp32, bf16 (vectors have a cosine of 0.9999 with those in fp32), or auto: bf16 where it is native.
+        device: auto (CUDA, else MPS, else the CPU) or the name of a device.
+    """
+    token = CURRENT.set(Settings(as_openl3, precision, device))
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
+
+
+class EmbeddingModel:
+    """Takes the place of OpenL3's Keras models, for its functions and for `predict`."""
+
+    def __init__(self, embedder: Embedder, modality: Modality, frontend: str) -> None:
+        self.embedder, self.modality, self.frontend = embedder, modality, frontend
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Of what `predict` takes: windows of sound, spectrograms in decibels (librosa), or pixels in [-1, 1]."""
+        if self.modality == "image":
+            return (None, 224, 224, 3)
+        if self.frontend != "librosa":
+            return (None, 1, 48_000)
+        front_end = self.embedder.config.spectrogram
+        samples = front_end.sample_rate + front_end.zeros_before + front_end.zeros_after
+        frames = 1 + (samples - front_end.window_samples) // front_end.hop_samples
+        return (None, front_end.mel_bands or front_end.n_fft // 2 + 1, frames, 1)
+
+    @property
+    def output_shape(self) -> tuple[None, int]:
+        """Of what `predict` gives."""
+        rows, columns = self.embedder.grid(self.modality)
+        return (None, rows * columns * 8 * self.embedder.config.width)
+
+    def predict(
+        self, x: Shaped[np.ndarray, "rows ..."], batch_size: int = 32, verbose: int = 0
+    ) -> Float32[np.ndarray, "rows features"]:
+        """Vectors of what `preprocess_audio` made, or of pixels; `verbose` changes nothing."""
+        if x.shape[1:] != self.input_shape[1:]:
+            raise OpenL3Error(f"this model takes {self.input_shape}, not {x.shape} (verbose {verbose})")
+        parts = [self._vectors(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
+        return np.concatenate(parts)
+
+    def _vectors(self, x: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
+        if self.modality == "image":
+            return self.embedder.pixels(np.ascontiguousarray(x, dtype=np.float32))
+        if self.frontend == "librosa":
+            return self.embedder.spectra(np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32))
+        return self.embedder.sound(np.ascontiguousarray(x[:, 0]))[0]
+
+
+def load_audio_embedding_model(
+    input_repr: str, content_type: str, embedding_size: object, frontend: str = "kapre"
+) -> EmbeddingModel:
+    """The published network of sound of that name.
+
+    Args:
+        input_repr: linear, mel128 or mel256.
+        content_type: music or env.
+        embedding_size: 6144 or 512.
+        frontend: kapre (0.1.4, with which the weights were trained) or librosa; kapre03 is OpenL3's own since 0.4.
+
+    Raises:
+        OpenL3Error: There is no such network, or its file is not there; says where to get it.
+    """
+    path = get_audio_embedding_model_path(input_repr, content_type)
+    return load_audio_embedding_model_from_path(path, input_repr, embedding_size, frontend)
+
+
+def load_audio_embedding_model_from_path(
+    model_path: str | Path, input_repr: str, embedding_size: object, frontend: str = "kapre"
+) -> EmbeddingModel:
+    """A network of sound from a file (.h5, .h5.gz, .pth.tar) or a model's folder."""
+    one_of("input representation", input_repr, VALID_INPUT_REPRS)
+    one_of("embedding size", embedding_size, VALID_AUDIO_EMBEDDING_SIZES)
+    one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
+    now = CURRENT.get(DEFAULT)
+    kapre = "kapre03" if now.as_openl3 else "kapre014"
+    choice = Choice(
+        now.as_openl3,
+        kapre if frontend == "kapre" else frontend,  # type: ignore[arg-type]
+        now.precision,
+        embedding_size,  # type: ignore[arg-type]
+        now.device,
+        input_repr,  # type: ignore[arg-type]
+    )
+    return EmbeddingModel(loaded(Path(model_path), choice, "sound"), "sound", frontend)
+
+
+def load_image_embedding_model(input_repr: str, content_type: str, embedding_size: object) -> EmbeddingModel:
+    """The published network of pictures that was trained beside that network of sound; sizes are 8192 and 512."""
+    return load_image_embedding_model_from_path(
+        get_image_embedding_model_path(input_repr, content_type), embedding_size
+    )
+
+
+def load_image_embedding_model_from_path(model_path: str | Path, embedding_size: object) -> EmbeddingModel:
+    """A network of pictures from a file (.h5, .h5.gz) or a model's folder."""
+    one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
+    now = CURRENT.get(DEFAULT)
+    choice = Choice(now.as_openl3, None, now.precision, embedding_size, now.device)  # type: ignore[arg-type]
+    return EmbeddingModel(loaded(Path(model_path), choice, "image"), "image", "")
+
+
+def loaded(path: Path, choice: Choice, modality: Modality) -> Embedder:
+    """A network, read once."""
+    try:
+        embedder = load_embedder(path, choice)
+        embedder.grid(modality)
+        assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+    except (CheckpointError, ValueError) as error:
+        raise OpenL3Error(str(error)) from error
+    held = embedder.about.get("representation")
+    if choice.representation not in (None, held):
+        raise OpenL3Error(f"{path} was trained with {held}, not {choice.representation}")
+    return embedder
+
+
+def get_audio_embedding_model_path(input_repr: str, content_type: str) -> str:
+    """Where the published file of a network of sound is."""
+    return published("sound", input_repr, content_type)
+
+
+def get_image_embedding_model_path(input_repr: str, content_type: str) -> str:
+    """Where the published file of a network of pictures is."""
+    return published("image", input_repr, content_type)
+
+
+def published(modality: Modality, input_repr: str, content_type: str) -> str:
+    """The path of a published file that is there."""
+    one_of("input representation", input_repr, VALID_INPUT_REPRS)
+    one_of("content type", content_type, VALID_CONTENT_TYPES)
+    try:
+        return str(find_openl3(modality, input_repr, content_type))
+    except CheckpointError as error:
+        raise OpenL3Error(str(error)) from error
+
+
+def one_of(what: str, value: object, valid: tuple[object, ...]) -> None:
+    """Refuses any other value."""
+    if value not in valid:
+        raise OpenL3Error(f"Invalid {what} {value!r}; it must be one of {', '.join(map(repr, valid))}")

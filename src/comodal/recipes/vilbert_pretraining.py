@@ -1,0 +1,313 @@
+"""ViLBERT: masked words, masked regions and alignment on images with captions (Lu et al., NeurIPS 2019).
+
+The paper, section 3.2: Conceptual Captions (3.1 million pairs), a pretrained BERT-base, batches of 512 on 8 GPUs, Adam
+at 1e-4 with a linear rise and fall, 10 epochs, all losses of equal weight. Expect there: 31.86 % R@1 in zero-shot
+retrieval on Flickr30k (1,000 images).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from comodal import distributed
+from comodal.console import say
+from comodal.data.batch import TokenInput
+from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_files import Caption, read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_pairs import Mismatches
+from comodal.data.loader import Loader, Workers
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.media.tokenizer import Words
+from comodal.models.checkpoint import load_model
+from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.vilbert import single_stream
+from comodal.models.vilbert.vilbert import Config, ViLBERT, base, large, small
+from comodal.objectives.masked import RegionTarget
+from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.tasks.vision_language.region_record import remembered
+from comodal.training.optimization import adamw, linear
+from comodal.training.run import Run
+
+Variant = Literal["base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"]
+VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{n}": large(n) for n in (2, 4, 6)}
+BERT_REPORT = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
+
+
+class Defaults(NamedTuple):
+    """What is trained how long, for parameters that are None."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+
+
+PAPER_DEFAULTS = Defaults(60_000, 512, 1e-4, 500)
+SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
+CONTRASTIVE_DIM = 128
+VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
+Pairs = list[tuple[Caption, int]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the captions, the store and the vocabulary give."""
+
+    store: RegionStore
+    words: Words
+    train: Pairs
+    validation: Pairs
+
+    def fingerprint(self) -> str:
+        """Of everything that training reads."""
+        digest = hashlib.sha256(self.store.fingerprint.encode() + self.words.as_json())
+        for caption, row in [*self.train, *self.validation]:
+            digest.update(f"{row} {caption.caption}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def recipe(
+    data: Path,
+    captions: Path,
+    bert: Path | None = None,
+    allow_missing: bool = False,
+    words: Path | None = None,
+    start_from: Path | None = None,
+    variant: Variant = "base_6",
+    regions_as: Literal["features", "tokens"] = "features",
+    region_targets: Sequence[str] | None = None,
+    overlap: float | None = None,
+    tell_mismatched: bool = True,
+    replaced: Literal["caption", "image", "either"] = "either",
+    faithful: bool = False,
+    contrastive_weight: float = 0.0,
+    dropout: float | None = None,
+    max_words: int = 36,
+    max_regions: int = 36,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    pretrained_rate: float = 0.1,
+    weight_decay: float = 0.01,
+    warm_up: float = 0.1,
+    validation_share: float = 0.02,
+    validation_pairs: int = 1024,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Trains ViLBERT on images with captions: hidden words, hidden regions, and whether the two belong together.
+
+    Args:
+        data: A region store, as `comodal prepare regions` makes it.
+        captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, CSV, Parquet, JSON Lines, a folder of name.txt by
+            name.jpg, or tar shards, Parquet or Arrow files with the images (a folder, one file, or a pattern).
+        bert: A Hugging Face BERT (folder or file) that the text stream begins from; without it, from chance.
+        allow_missing: Initialize tensors at random that the BERT's file lacks; without it that is an error.
+        words: A vocab.txt or tokenizer.json; by default the BERT's, or the words of the captions where there is none.
+        start_from: A run or model of the same sizes whose weights training begins with; --bert then gives the words
+            and the sizes of the text stream alone.
+        variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, one that learns on two
+            cores, or one stream over words and visual tokens (the baseline that the paper argues against).
+        regions_as: What the model sees of a region: its features, or its visual token (`comodal prepare tokens`).
+        region_targets: What is asked of a hidden region, one or more of classes, features, contrast and tokens; by
+            default the detector's classes, or tokens, or features, whatever the store has first.
+        overlap: Hide also regions that overlap a hidden one by more than this IoU; 12-in-1 has 0.4.
+        tell_mismatched: Ask for words and regions of pairs that do not belong together too; 12-in-1 does not.
+        replaced: What of a pair is replaced by another's to make it a wrong one; the original's code has caption.
+        faithful: Hide, average and mismatch as the original's code does where that differs from the paper.
+        contrastive_weight: Weight of a contrastive loss between texts and images before the first co-attention layer,
+            over the matched pairs of a process's batch (ALBEF's; not in the paper); 0 for none. Small models learn in
+            fewer steps with 1.
+        dropout: Of both streams and of attention; by default that of the BERT or the variant, 0.1. Small models learn
+            faster with 0, and on a CPU each step is quicker.
+        max_words: Word pieces of a caption.
+        max_regions: Regions of an image.
+        steps: Updates of the weights; by default 3,000 for small and single_stream, 60,000 for all other variants.
+        batch_size: Captions in a step, over all processes, half of them with their own image; by default 64 for small
+            and single_stream, 512 for all other variants.
+        learning_rate: Of AdamW, at its highest; by default 1e-3 for small and single_stream, 1e-4 for all other
+            variants.
+        pretrained_rate: Weights that came from BERT learn at this share of the rate.
+        weight_decay: Of matrices alone.
+        warm_up: Share of the steps in which the rate rises from nothing; then it falls to nothing.
+        validation_share: Share of the images held out where the captions name no split.
+        validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for none.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the first weights, the pairs and what is hidden.
+
+    Examples:
+        comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
+        torchrun --nproc_per_node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
+    """
+    usual = SMALL_DEFAULTS if variant in ("small", "single_stream") else PAPER_DEFAULTS
+    steps = usual.steps if steps is None else steps
+    batch_size = usual.batch_size if batch_size is None else batch_size
+    learning_rate = usual.learning_rate if learning_rate is None else learning_rate
+    material = gather(data, captions, words or bert, validation_share)
+    targets = targets_of(region_targets, material.store)
+    if contrastive_weight and variant == "single_stream":
+        raise ValueError("--variant single_stream has no encoders of one modality: leave out --contrastive-weight")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_model(
+            variant,
+            material,
+            targets,
+            regions_as == "tokens",
+            bert,
+            dropout,
+            CONTRASTIVE_DIM if contrastive_weight else 0,
+        )
+    check_length(model, max_words)
+    pretrained, report = fill(model, bert, allow_missing)
+    if start_from is not None:
+        begin_with(model, start_from)
+    if faithful and replaced == "image":
+        raise ValueError("--faithful replaces captions, as the original's code does: leave out --replaced image")
+    hiding = Hiding(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
+    mismatches = Mismatches(replaced="caption" if faithful else replaced, other_image=not faithful)
+
+    def pairs(chosen: Pairs, chance: int) -> Captions:
+        made = Captions(
+            chosen, material.store, material.words, chance, batch_size, max_words, max_regions, hiding, mismatches
+        )
+        if made.truncated and distributed.is_main():
+            cut = f"{made.truncated:,} of {len(made):,} captions have more than {max_words} word pieces"
+            say(f"{captions}: {cut} and lose their end (--max_words)")
+        return made
+
+    validation = None
+    if validation_pairs and material.validation:
+        length = -(-validation_pairs // batch_size) * batch_size
+        validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length)
+    objective = Pretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
+    return Run(
+        objective=objective,
+        batches=Loader(pairs(material.train, seed), batch_size, workers),
+        validation=validation,
+        optimizer=adamw(
+            objective, learning_rate, weight_decay, pretrained=pretrained, pretrained_share=pretrained_rate
+        ),
+        learning_rate=linear(learning_rate, steps, round(warm_up * steps)),
+        steps=steps,
+        seed=seed,
+        fingerprint=material.fingerprint(),
+        resolved={"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
+        validate_every=usual.validate_every,
+        files={"tokenizer.json": material.words.as_json(), **report, **remembered(material.store, start_from)},
+    )
+
+
+def gather(data: Path, captions: Path, words: Path | None, validation_share: float) -> Material:
+    """The captions whose image is in the store, split, and the vocabulary.
+
+    Raises:
+        DataError: A file is missing or damaged, or captions and store do not fit.
+    """
+    store, read = RegionStore(data), read_captions(captions)
+    found = matched(read, store.ids)
+    parts = split_pairs(found.pairs, store.ids, validation_share, 0.0)
+    if distributed.is_main():
+        counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
+        empty = int((store.counts == 0).sum())
+        images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
+        reasons = found.not_taken(read.refused)
+        say(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
+    if not parts["train"]:
+        raise DataError(f"{captions}: no caption of an image of {data} is for training")
+    if parts["validation"] and len({row for _, row in parts["validation"]}) == 1:  # a mismatched pair needs two
+        parts["validation"] = []
+        if distributed.is_main():
+            say(f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)")
+    vocabulary = Words.read(words) if words else Words.of_texts(caption.caption for caption, _ in parts["train"])
+    return Material(store, vocabulary, parts["train"], parts["validation"])
+
+
+def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
+    """What is asked of hidden regions; the store must have it."""
+    there = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
+    for target in wanted or ():
+        if target not in there:
+            raise ValueError(f"unknown region target {target!r}; there are {', '.join(there)}")
+        if not there[target]:
+            raise DataError(f"{store.folder} has no {target}: `comodal prepare tokens {store.folder}` makes them")
+    chosen = list(wanted or [next(target for target, is_there in there.items() if is_there)])
+    return cast(list[RegionTarget], chosen)
+
+
+def new_model(
+    variant: Variant,
+    material: Material,
+    targets: Sequence[RegionTarget],
+    tokens: bool,
+    bert: Path | None,
+    dropout: float | None,
+    contrastive_dim: int,
+) -> nn.Module:
+    """A model of the right sizes, its weights by chance."""
+    store, vocabulary = material.store, material.words.size
+    inputs = store.tokens + len(TokenInput)
+    if (tokens or variant == "single_stream") and not store.tokens:
+        raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` makes them")
+    columns = sum(target_columns(targets, store.dim, store.classes, store.tokens).values())
+    config = small() if variant in ("small", "single_stream") else VARIANTS[variant]
+    config = config_for_bert(bert, like=config) if bert else replace(config, vocabulary=vocabulary)
+    if vocabulary > config.vocabulary:
+        raise RecipeError(
+            f"--words has {vocabulary:,} pieces, the BERT {config.vocabulary:,}: they do not fit together"
+        )
+    if dropout is not None:
+        text, vision = (
+            replace(stream, dropout=dropout, attention_dropout=dropout) for stream in (config.text, config.vision)
+        )
+        config = replace(config, text=text, vision=vision)
+    if variant == "single_stream":
+        sizes = (config.vocabulary, config.positions, config.first_position, config.segments, config.text)
+        rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
+        return single_stream.SingleStream(single_stream.Config(*sizes, *rest))
+    sized: Config = replace(
+        config,
+        region_features=store.dim,
+        region_targets=columns,
+        region_tokens=inputs if tokens else 0,
+        contrastive_dim=contrastive_dim,
+    )
+    return ViLBERT(sized)
+
+
+def check_length(model: nn.Module, max_words: int) -> None:
+    """Raises a RecipeError if captions could have more word pieces than the model has positions."""
+    config = cast(Config | single_stream.Config, model.config)
+    longest = config.positions - config.first_position
+    if max_words > longest:
+        raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")
+
+
+def fill(model: nn.Module, bert: Path | None, allow_missing: bool) -> tuple[list[nn.Parameter], dict[str, bytes]]:
+    """Fills the text stream from a BERT; returns the parameters that came from it, and a file that names every one."""
+    if bert is None:
+        return [], {}
+    filled = fill_from_bert(model, bert, allow_missing)
+    if distributed.is_main():
+        say(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model")
+    report = "".join(f"{line}\n" for line in filled.lines())
+    return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT: report.encode()}
+
+
+def begin_with(model: nn.Module, path: Path) -> None:
+    """Takes the weights of another model of the same sizes.
+
+    Raises:
+        CheckpointError: There is none, or its sizes are others.
+    """
+    other = load_model(path)
+    if other.config != getattr(model, "config", None):
+        raise CheckpointError(f"{path} has other sizes than this model: {other.config} is not {model.config}")
+    model.load_state_dict(other.state_dict())

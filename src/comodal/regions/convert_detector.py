@@ -1,0 +1,40 @@
+"""A detector's published weights into a model folder: read once, whoever wrote them, checked, and safe from then on.
+
+`comodal extract` reads the published files as they are; a folder is smaller than most of them, opens faster, and says
+in report.txt what became of every tensor.
+"""
+
+from pathlib import Path
+
+from comodal.console import say
+from comodal.files import write_whole
+from comodal.models.checkpoint import save_model
+from comodal.regions.detector_files import load_detector
+
+REPORT = "report.txt"
+
+
+def convert_detector(source: Path, out: Path) -> dict[str, float]:
+    """Writes the weights of a Visual Genome detector, bottom-up attention's or 12-in-1's, as a model's folder.
+
+    Args:
+        source: Caffe's .caffemodel, Hugging Face's pytorch_model.bin, py-bottom-up-attention's .pkl, MILVLG's .pth,
+            the .pth of 12-in-1's and MMF's ResNeXt, or the same as .safetensors.
+        out: The folder to write; `comodal extract --detector OUT` reads it.
+
+    Returns:
+        convert.filled and convert.unused: how many tensors.
+
+    Raises:
+        CheckpointError: The file is damaged, holds more than tensors, or is another network; nothing is written.
+
+    Examples:
+        comodal convert detector resnet101_faster_rcnn_final.caffemodel vg/
+        comodal convert detector detectron_model.pth resnext/
+    """
+    model, report = load_detector(source)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / REPORT, ("\n".join(report.lines()) + "\n").encode())
+    save_model(model, out, {"recipe": "convert", "source": source.name})
+    say(f"{out}: {report.lines()[0]}; {REPORT} names them")
+    return {"convert.filled": float(len(report.filled)), "convert.unused": float(len(report.unused))}

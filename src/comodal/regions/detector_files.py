@@ -1,0 +1,66 @@
+"""Files of detectors, whoever wrote them: Caffe, PyTorch, safetensors, Detectron2. Nothing of them is run.
+
+Detectron2 keeps weights as a pickle of numpy arrays, which its users open with `pickle.load`; here the restricted
+reader does, and refuses all that is not numbers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comodal.data.regions.safe_unpickler import load_pickle
+from comodal.errors import CheckpointError, DataError
+from comodal.models.convert.caffemodel import read_caffemodel
+from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn
+from comodal.models.convert.state_dicts import Filled, read_tensors, usual_name, weights_file
+from comodal.models.detectors.detector_c4 import C4
+from comodal.models.detectors.detector_fpn import FPN
+
+CAFFEMODEL = ".caffemodel"
+CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
+PICKLE = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def load_detector(path: Path) -> tuple[C4 | FPN, Filled]:
+    """The Visual Genome detector of a file of any container, and what became of every tensor of it.
+
+    Raises:
+        CheckpointError: It is damaged, holds more than tensors, or is another network.
+    """
+    if path.suffix == CAFFEMODEL:
+        return build_c4_from_caffe(read_caffemodel(path), path)
+    state = read_detector(path)
+    return build_fpn(state, path) if is_fpn(state) else build_c4(state, path)
+
+
+def read_detector(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of a detector, or of the one in a folder, under their usual names.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or it holds more than tensors.
+    """
+    file = weights_file(path)
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(OLD_TORCH))
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from error
+    if not start.startswith(PICKLE) or start == OLD_TORCH:
+        return read_tensors(file)
+    try:
+        value = load_pickle(file.read_bytes())
+    except DataError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    state = value.get("model", value) if isinstance(value, dict) else None
+    if not isinstance(state, dict) or not all(is_numbers(array) for array in state.values()):
+        raise CheckpointError(f"{file}: not Detectron2's weights (names with arrays)")
+    return {usual_name(str(name)): torch.from_numpy(np.array(array)) for name, array in state.items()}
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value is an array that a tensor can hold."""
+    return isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fi"

@@ -1,0 +1,241 @@
+"""Any source of regions by one word: a vision network, torchvision's Faster R-CNN, Hugging Face's DETR, our detectors.
+
+Two things make regions: what gives the features (a network), and where the boxes are (the network's own, a grid,
+selective search, or given ones). Every pair goes together, but for two: a vision network has no boxes of its own, and
+DETR cannot take any.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from torch import nn
+
+from comodal.data.regions.region_compatibility import named
+from comodal.data.regions.region_store import Regions
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import find_device
+from comodal.lazy_import import find_object
+from comodal.models.checkpoint import CONFIG, load_model, model_folder
+from comodal.models.convert.convert_c4 import build_c4, is_c4
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn
+from comodal.models.convert.state_dicts import FILES
+from comodal.models.detectors.detector_c4 import C4
+from comodal.models.detectors.detector_fpn import FPN
+from comodal.models.pooling import grid_boxes
+from comodal.regions.backbones import LITE0, Maps, Pooled, load_backbone
+from comodal.regions.detector_files import CAFFEMODEL, CLASS_SCORES, load_detector, read_detector
+from comodal.regions.extractors_c4 import C4Regions, HeadTypes, RuleNames, rules_of
+from comodal.regions.extractors_detr import load_detr
+from comodal.regions.extractors_fpn import FpnRegions, fpn_rules_of
+from comodal.regions.extractors_selective import selective_search
+from comodal.regions.region_extractor import RegionExtractor, check_shape, inside
+from comodal.text_files import read_json_object
+
+Places = Literal["own", "grid", "selective", "given"]
+BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
+NUMBERS = {"grid": 100, "cells": 32, "size": 4096, "most": 10_000, "fewest": 10_000}  # each with what it is at most
+CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
+OUR_DETECTORS = ("C4", "FPN")
+OPTIONAL = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
+MOST = 36  # the regions of an image in ViLBERT's own features
+
+
+@dataclass(frozen=True)
+class Source:
+    """How regions are made: whatever another machine needs to make the same.
+
+    Args:
+        detector: efficientnet_lite0, or where the network lies.
+        boxes: Where boxes come from when none are given; None for the usual: own, or a grid where there are no own.
+        grid: Rows and columns of a grid.
+        cells: Of a vision network: a box is cut into so many rows and columns.
+        size: Short side of the pictures as the network sees them; None for the usual.
+        most: Own boxes and those of selective search: at most so many, the surest.
+        fewest: Own boxes of bottom-up attention's detector: at least so many; None for as many as at most.
+        rules: Of the same: whose regions; None for ViLBERT's.
+        head: Of the same: the precision of its last stage; None for fp32.
+        maps: Of a vision network: those that are pooled; None for the last one.
+    """
+
+    detector: str
+    boxes: Places | None = None
+    grid: int = 6
+    cells: int = 1
+    size: int | None = None
+    most: int = MOST
+    fewest: int | None = None
+    rules: RuleNames | None = None
+    head: HeadTypes | None = None
+    maps: Maps | None = None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A source of regions as it is used: with boxes for pictures that come without.
+
+    Args:
+        source: What was asked for, nothing left open.
+        network: What gives the features.
+        boxes_of: Boxes of a picture; None for the network's own.
+    """
+
+    source: Source
+    network: RegionExtractor
+    boxes_of: BoxesOf | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a store says of its features, and a model of those that it has learnt from."""
+        return asdict(self.source) | {"name": self.network.name, "fingerprint": self.network.fingerprint}
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """The regions of a picture that stands upright, in given boxes (cut off at its edges) or its own.
+
+        Raises:
+            MediaError: The picture is too thin, a box lies outside it, or the boxes are no corners in pixels.
+            DataError: There are no boxes.
+        """
+        return self.network(picture, self.boxes_in(picture, boxes))
+
+    def boxes_in(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
+    ) -> Float32[np.ndarray, "regions 4"] | None:
+        """Where the regions of a picture are; None where the network finds that out. Raises what a call raises."""
+        check_shape(picture)
+        if boxes is not None:
+            boxes = inside(boxes, picture.shape[1], picture.shape[0])
+        elif self.source.boxes == "given":
+            raise DataError(f"{self.network.name} was used in given boxes: give the boxes of its objects with --boxes")
+        elif self.boxes_of is not None:
+            boxes = self.boxes_of(picture)
+        return boxes
+
+
+def load_extractor(source: Source, device: str = "auto") -> Extractor:
+    """Reads the network of a source.
+
+    Args:
+        source: What is wanted.
+        device: Where PyTorch computes: auto or the name of a device.
+
+    Raises:
+        CheckpointError: There is no such network, or it is damaged.
+        DataError: A package is not installed.
+        ValueError: The source does not fit together.
+    """
+    check_numbers(source)
+    network = load_network(source, str(find_device(device)))
+    boxes: Places = source.boxes or ("own" if network.finds_boxes else "grid")
+    if boxes == "own" and not network.finds_boxes:
+        raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
+    if boxes != "own" and not network.takes_boxes:
+        raise ValueError(f"{network.name} finds its own boxes and cannot tell the features of others")
+    if (source.cells != 1 or source.maps) and not isinstance(network, Pooled):
+        raise ValueError(f"cells and maps are for a vision network, not for {network.name}")
+    if not isinstance(network, C4Regions) and any((source.fewest, source.rules, source.head)):
+        raise ValueError(f"fewest, rules and head are for bottom-up attention's detector, not for {network.name}")
+    finders: dict[str, BoxesOf] = {
+        "grid": partial(grid_in, grid=source.grid),
+        "selective": partial(selective_search, most=source.most),
+    }
+    return Extractor(replace(source, boxes=boxes, size=network.size), network, finders.get(boxes))
+
+
+def load_network(source: Source, device: str) -> RegionExtractor:
+    """What gives the features, recognised from what lies there."""
+    path = Path(source.detector)
+    if source.detector == LITE0:
+        return Pooled(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
+    if not path.exists():
+        raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
+    if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
+        if (path / CONFIG).is_file() and "model_type" in read_json_object(path / CONFIG):
+            return load_detr(path, source.size, source.most, device)
+        if read_json_object(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
+            return detector_of(source, load_model(path), device)
+        return Pooled(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
+    if path.suffix == CAFFEMODEL:
+        return detector_of(source, load_detector(path)[0], device)
+    state = read_detector(path)
+    if is_c4(state):
+        return detector_of(source, build_c4(state, path)[0], device)
+    if is_fpn(state):
+        return detector_of(source, build_fpn(state, path)[0], device)
+    if CLASS_SCORES not in state:
+        raise CheckpointError(
+            f"{path}: not the weights of torchvision's Faster R-CNN or of a Visual Genome detector; "
+            f"it begins with {list(state)[:3]}"
+        )
+    load_faster_rcnn = find_object("comodal.regions.extractors_torchvision:load_faster_rcnn")
+    return load_faster_rcnn(path, state, source.size, source.most, device)
+
+
+def detector_of(source: Source, model: nn.Module, device: str) -> C4Regions | FpnRegions:
+    """A Visual Genome detector as a source asks for it."""
+    if isinstance(model, FPN):
+        return FpnRegions(model, fpn_rules_of(source.size, source.most), device)
+    assert isinstance(model, C4)
+    rules = rules_of(source.rules, source.size, source.fewest, source.most)
+    return C4Regions(model, rules, source.head or "fp32", device)
+
+
+def source_of(made: dict[str, Any]) -> Source:
+    """How regions of a store were made, to make others alike.
+
+    Raises:
+        DataError: They were made elsewhere, from features that others had extracted.
+    """
+    try:
+        values = {name: made[name] for name in Source.__dataclass_fields__ if name not in OPTIONAL}
+    except KeyError as error:
+        raise DataError(f"regions of {named(made)}: its detector is not known here") from error
+    values |= {name: made.get(name) for name in OPTIONAL}
+    known = values["boxes"] in get_args(Places) and isinstance(values["fewest"], int | None)
+    known = known and all(isinstance(values[name], int) for name in NUMBERS if name != "fewest")
+    if not known or any(values[name] not in (None, *choices) for name, choices in CHOICES.items()):
+        raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
+    return Source(**{**values, "detector": str(values["detector"])})
+
+
+def extractor_like(
+    made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
+) -> Extractor:
+    """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
+
+    Args:
+        made: What the store, or a model that has learnt from it, says of its regions.
+        detector: Where the network lies; by default where it was then.
+        boxes: Where boxes come from; by default from where they came then.
+        device: Where PyTorch computes: auto or the name of a device.
+
+    Raises:
+        CheckpointError: There is no such network, or another one.
+        DataError: They are features that others had extracted.
+    """
+    source = source_of(made)
+    source = replace(source, detector=detector or source.detector, boxes=boxes or source.boxes)
+    extractor = load_extractor(source, device)
+    if extractor.network.fingerprint != made.get("fingerprint"):
+        raise CheckpointError(f"{source.detector} is another network than that of these regions, {named(made)}")
+    return extractor
+
+
+def check_numbers(source: Source) -> None:
+    """All are positive, and none is larger than what memory could hold."""
+    for name, most in NUMBERS.items():
+        number = getattr(source, name)
+        if number is not None and not 1 <= number <= most:
+            raise ValueError(f"{name} is a number from 1 to {most:,}, got {number}")
+
+
+def grid_in(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:
+    """The cells of a grid in pixels."""
+    height, width = picture.shape[:2]
+    return grid_boxes(grid, grid).numpy() * np.array([width, height, width, height], np.float32)

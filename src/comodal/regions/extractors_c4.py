@@ -1,0 +1,90 @@
+"""The Visual Genome detector of bottom-up attention as a source of regions: ViLBERT's own, and LXMERT's.
+
+Its weights come in five containers (models/convert/convert_c4.py). By default the post-processing is Caffe's, as in the
+features that ViLBERT was trained on; LXMERT's post-processing is there for those who use LXMERT's features.
+"""
+
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from comodal.data.regions.region_store import Regions
+from comodal.errors import MediaError
+from comodal.hardware import DTYPES
+from comodal.models.detectors.detector_c4 import C4, laid_out
+from comodal.models.detectors.detector_rules import LxmertRules, Rules, caffe_regions, lxmert_regions
+from comodal.regions.backbones import fingerprint
+from comodal.regions.region_extractor import fingerprint_of
+
+RuleNames = Literal["caffe", "lxmert"]
+HeadTypes = Literal["fp32", "bf16"]
+NOTHING = "no regions"
+LONGER = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
+OF_BOXES = ("fewest", "most", "sure", "before", "proposals", "overlap", "class_overlap", "class_overlaps", "smallest")
+
+
+class C4Regions:
+    """Regions of the network.
+
+    Args:
+        model: In evaluation mode.
+        rules: How they are found.
+        head: Precision of nine tenths of the work; in bf16 features have a cosine of 0.9999 with the exact ones.
+        device: Where PyTorch computes.
+    """
+
+    def __init__(self, model: C4, rules: Rules | LxmertRules, head: HeadTypes = "fp32", device: str = "cpu") -> None:
+        way = "ViLBERT's" if isinstance(rules, Rules) else "LXMERT's"
+        self.name = f"bottom-up attention (Visual Genome, ResNet C4), {way} rules"
+        self.finds_boxes, self.takes_boxes = True, True
+        self.rules, self.size, self.device = rules, rules.size, device
+        self.feature_dim, self.num_classes = model.config.feature_dim, model.config.classes
+        settings = {name: value for name, value in asdict(rules).items() if name not in OF_BOXES}
+        settings |= {"rules": way, "head": head}
+        self.fingerprint = fingerprint_of(fingerprint(model), settings)
+        self.model = laid_out(model, DTYPES[head]).to(device)
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """Its own regions or given boxes, with features and class probabilities.
+
+        Raises:
+            MediaError: The picture is smaller than the smallest region.
+        """
+        height, width = picture.shape[:2]
+        pixels = torch.from_numpy(picture.copy()).to(self.device)
+        given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
+        if isinstance(self.rules, Rules):
+            found = caffe_regions(self.model, pixels, self.rules, given)
+        else:
+            found = lxmert_regions(self.model, pixels, self.rules, given)
+        if not len(found.boxes) and boxes is None:
+            raise MediaError("the picture", NOTHING, f"{width} x {height} pixels; Caffe's regions have sides of 16")
+        features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
+        return Regions(features, places, classes, None, width, height)
+
+
+def rules_of(
+    rules: RuleNames | None = None, size: int | None = None, fewest: int | None = None, most: int = 36
+) -> Rules | LxmertRules:
+    """The rules with a caller's wishes.
+
+    Args:
+        rules: ViLBERT's (Caffe's) by default.
+        size: Short side of the pictures; by default 600. The long side is limited to 5/3 of it.
+        fewest: Own regions at least; by default as many as at most.
+        most: Own regions at most.
+
+    Raises:
+        ValueError: There would be more at least than at most.
+    """
+    fewest = most if fewest is None else fewest
+    if fewest > most:
+        raise ValueError(f"at least {fewest} regions and at most {most}: --fewest is the smaller number")
+    build = LxmertRules if rules == "lxmert" else Rules
+    size = size or build.size
+    return build(size=size, longest=round(size * LONGER), fewest=fewest, most=most)

@@ -1,0 +1,129 @@
+"""Hugging Face's DETR family as a source of regions (Carion et al., ECCV 2020), from a model's folder (extra `detr`).
+
+A region is a query of the decoder: its last state, its box, and where the network has them its class probabilities.
+DETR names "no object" last, a store names it first. Networks that score every class by itself (RT-DETR, Deformable and
+Conditional DETR) have no probabilities that sum to one, and none are made up: `comodal prepare tokens` gives the store
+visual tokens instead. A query finds its own box, so none can be given.
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from comodal.data.regions.region_store import Regions
+from comodal.errors import CheckpointError, DataError
+from comodal.models.convert.state_dicts import DAMAGED, first_line
+from comodal.regions.backbones import fingerprint
+from comodal.regions.region_extractor import fingerprint_of
+
+SETTINGS = (
+    "size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+    "do_pad",
+)  # fmt: skip
+
+
+class DetrRegions:
+    """Regions of a network that transformers loads for object detection.
+
+    Args:
+        name: Its type, for people.
+        model: In evaluation mode.
+        processor: Scales and normalises pictures for it.
+        most: At most so many regions, the surest queries.
+        device: Where its weights are.
+
+    Raises:
+        ValueError: It does not say what its queries hold.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, most: int, device: str = "cpu") -> None:
+        self.name, self.most, self.device = f"transformers' {name}", most, device
+        self.finds_boxes, self.takes_boxes = True, False
+        self.processor = processor
+        settings = {key: getattr(processor, key, None) for key in SETTINGS}
+        settings["size"] = sides_of(processor)
+        self.size = min(sides_of(processor).values())
+        self.fingerprint = fingerprint_of(fingerprint(model), settings)
+        self.model = model.to(device)
+        state, logits, _ = self._queries(np.zeros((64, 64, 3), np.uint8))
+        if state.shape[:1] != logits.shape[:1]:
+            raise ValueError(f"a {name} with {len(state)} states and {len(logits)} boxes")
+        self.feature_dim = state.shape[1]
+        self.distribution = logits.shape[1] == model.config.num_labels + 1
+        self.num_classes = logits.shape[1] if self.distribution else 0
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """The surest queries."""
+        if boxes is not None:
+            raise ValueError(f"{self.name} finds its own boxes and cannot tell the features of others")
+        height, width = picture.shape[:2]
+        state, logits, places = self._queries(picture)
+        shares = logits.softmax(1).roll(1, 1) if self.distribution else logits.sigmoid()
+        sure = (shares[:, 1:] if self.distribution else shares).amax(1)
+        kept = sure.argsort(descending=True, stable=True)[: self.most]
+        centre, half = places[kept, :2], places[kept, 2:] / 2
+        sides = torch.tensor([width, height] * 2, dtype=torch.float32)
+        found = torch.cat([centre - half, centre + half], 1).clamp(0, 1) * sides
+        classes = shares[kept].numpy() if self.distribution else None
+        return Regions(state[kept].numpy(), found.numpy(), classes, None, width, height)
+
+    @torch.inference_mode()
+    def _queries(
+        self, picture: UInt8[np.ndarray, "height width 3"]
+    ) -> tuple[Float[Tensor, "states features"], Float[Tensor, "queries classes"], Float[Tensor, "queries 4"]]:
+        """States, logits and boxes (centre and size as fractions of the picture)."""
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        inputs = self.processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
+        output = self.model(**inputs.to(self.device))
+        found = output.last_hidden_state, output.logits, output.pred_boxes
+        state, logits, places = (part[0].float().cpu() for part in found)
+        return state, logits, places
+
+
+def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> DetrRegions:
+    """A network of the DETR family from the folder that `save_pretrained` wrote or the hub holds; nothing is fetched.
+
+    Args:
+        path: The folder.
+        size: Short side of the pictures; by default what its preprocessor says. The long side keeps its limit's ratio.
+        most: At most so many regions.
+        device: Where PyTorch computes.
+
+    Raises:
+        CheckpointError: It is damaged, not whole, or another kind of network.
+        DataError: transformers, or what it needs for this network, is not installed.
+    """
+    try:
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    except ImportError as error:
+        raise DataError("a DETR needs the extra: pip install 'comodal[detr]'") from error
+    try:
+        model, told = AutoModelForObjectDetection.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+        processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise DataError(f"{path}: {first_line(error)}") from error
+    except (*DAMAGED, UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not a network of the DETR family: {first_line(error)}") from error
+    if missing := sorted(told["missing_keys"]):  # transformers would draw them by chance and go on
+        raise CheckpointError(f"{path}: missing weights {missing[:3]}")
+    if size is not None:
+        sides = sides_of(processor)
+        processor.size = {name: round(side * size / min(sides.values())) for name, side in sides.items()}
+    try:
+        return DetrRegions(str(model.config.model_type), model.eval(), processor, most, device)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a network of the DETR family: {first_line(error)}") from error
+
+
+def sides_of(processor: Any) -> dict[str, int]:
+    """How large a preprocessor makes pictures: height and width, or their shortest and longest edge."""
+    return {name: int(side) for name, side in dict(processor.size).items() if side}

@@ -1,0 +1,55 @@
+"""The ResNeXt-152-FPN detector as a source of regions: those of 12-in-1 and MMF.
+
+The hundred surest in the original (`most`); a region has the 2,048 features of fc6 and 1,601 class probabilities,
+"nothing" first. Boxes may end a little outside the picture, as those that features have been learnt from.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from comodal.data.regions.region_store import Regions
+from comodal.models.detectors.detector_fpn import FPN, laid_out
+from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions
+from comodal.regions.backbones import fingerprint
+from comodal.regions.region_extractor import fingerprint_of
+
+
+class FpnRegions:
+    """Regions of the network.
+
+    Args:
+        model: In evaluation mode.
+        rules: How they are found.
+        device: Where PyTorch computes.
+    """
+
+    def __init__(self, model: FPN, rules: FpnRules, device: str = "cpu") -> None:
+        self.name = "12-in-1 (Visual Genome, ResNeXt FPN)"
+        self.finds_boxes, self.takes_boxes = True, True
+        self.rules, self.size, self.device = rules, rules.size, device
+        self.feature_dim, self.num_classes = model.config.dense, model.config.classes
+        self.fingerprint = fingerprint_of(fingerprint(model), {"size": rules.size, "longest": rules.longest})
+        self.model = laid_out(model).to(device)
+
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """Its own regions or given boxes, with features and class probabilities."""
+        pixels = torch.from_numpy(picture.copy()).to(self.device)
+        given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
+        found = fpn_regions(self.model, pixels, self.rules, given)
+        features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
+        height, width = picture.shape[:2]
+        return Regions(features, places, classes, None, width, height)
+
+
+def fpn_rules_of(size: int | None = None, most: int = FpnRules.most) -> FpnRules:
+    """The rules with a caller's wishes.
+
+    Args:
+        size: Short side of the pictures; by default 800. The long side is limited to 1333/800 of it.
+        most: Own regions at most.
+    """
+    size = size or FpnRules.size
+    return FpnRules(size=size, longest=size * FpnRules.longest // FpnRules.size, most=most)

@@ -1,0 +1,135 @@
+"""Torchvision's Faster R-CNN as a source of regions, from a file of weights (Ren et al., NIPS 2015).
+
+A region is a box of the proposal network with the 1,024 features that the head makes of it, before it is named, and its
+class probabilities, "nothing" first: box and features belong together, which those of the final detections would not,
+whose boxes have been moved since. Of proposals that overlap by more than half, the surest stays.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
+
+from comodal.data.regions.region_store import Regions
+from comodal.errors import CheckpointError
+from comodal.models.convert.state_dicts import first_line
+from comodal.models.detectors.box_ops import nms
+from comodal.regions.backbones import fingerprint
+from comodal.regions.detector_files import CLASS_SCORES
+from comodal.regions.region_extractor import fingerprint_of
+
+BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its file has
+    "roi_heads.box_head.0.0.weight": fasterrcnn_resnet50_fpn_v2,
+    "backbone.body.layer1.0.conv1.weight": fasterrcnn_resnet50_fpn,
+    "backbone.body.0.0.weight": fasterrcnn_mobilenet_v3_large_fpn,
+}
+OVERLAP = 0.5
+
+
+class FasterRcnnRegions:
+    """Regions of a Faster R-CNN of torchvision.
+
+    Args:
+        name: Of the function that builds it.
+        model: In evaluation mode; its own settings for sizes and proposals.
+        most: At most so many own boxes, the surest.
+        device: Where its weights are.
+    """
+
+    def __init__(self, name: str, model: FasterRCNN, most: int, device: str = "cpu") -> None:
+        self.name, self.most, self.device = f"torchvision's {name}", most, device
+        self.finds_boxes, self.takes_boxes = True, True
+        self.num_classes, self.feature_dim = model.roi_heads.box_predictor.cls_score.weight.shape
+        transform = model.transform
+        self.size = int(transform.min_size[-1])
+        settings = {"size": transform.min_size, "longest": transform.max_size}
+        settings |= {"mean": transform.image_mean, "std": transform.image_std, "eps": epsilons(model)}
+        self.fingerprint = fingerprint_of(fingerprint(model), settings)
+        self.model = model.to(device)
+
+    @torch.inference_mode()
+    def __call__(
+        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+    ) -> Regions:
+        """Proposals or given boxes, with their features and class probabilities."""
+        height, width = picture.shape[:2]
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(self.device).float() / 255
+        images, _ = self.model.transform([pixels])
+        rows, columns = images.image_sizes[0]
+        scale = torch.tensor([columns / width, rows / height] * 2, device=self.device)
+        maps, heads = self.model.backbone(images.tensors), self.model.roi_heads
+        if boxes is None:
+            chosen = self.model.rpn(images, maps)[0][0]
+        else:
+            chosen = torch.from_numpy(boxes).to(self.device) * scale
+        features = heads.box_head(heads.box_roi_pool(maps, [chosen], images.image_sizes))
+        shares = heads.box_predictor(features)[0].softmax(1)
+        if boxes is None:
+            kept = surest(chosen, shares, self.most)
+            chosen, features, shares = chosen[kept], features[kept], shares[kept]
+            boxes = (chosen / scale).cpu().numpy().clip(0, np.array([width, height] * 2, np.float32))
+        return Regions(features.cpu().numpy(), boxes, shares.cpu().numpy(), None, width, height)
+
+
+def surest(
+    boxes: Float[Tensor, "boxes 4"], shares: Float[Tensor, "boxes classes"], most: int
+) -> Int64[Tensor, " chosen"]:
+    """The boxes that are likeliest to hold something, the surest first, none that overlaps a surer one by half."""
+    return nms(boxes, shares[:, 1:].amax(1), OVERLAP)[:most]
+
+
+def load_faster_rcnn(
+    path: Path, state: Mapping[str, Tensor], size: int | None, most: int, device: str = "cpu"
+) -> FasterRcnnRegions:
+    """A Faster R-CNN of the weights of a file.
+
+    Args:
+        path: The file, for messages.
+        state: What is in it.
+        size: Short side of the pictures; by default 800. The long side is limited to 5/3 of it.
+        most: At most so many own boxes.
+        device: Where PyTorch computes.
+
+    Raises:
+        CheckpointError: They are the weights of another network.
+    """
+    builder = next((build for mark, build in BUILDERS.items() if mark in state), None)
+    if builder is None or CLASS_SCORES not in state:
+        names = ", ".join(build.__name__ for build in BUILDERS.values())
+        raise CheckpointError(f"{path}: not the weights of {names}")
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        model = builder(weights=None, weights_backbone=None, num_classes=state[CLASS_SCORES].shape[0])
+    try:
+        missing, unknown = model.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: not the weights of {builder.__name__}: {first_line(error)}") from error
+    if missing or unknown:
+        raise CheckpointError(
+            f"{path}: not the weights of {builder.__name__}: missing {missing[:3]}, unknown {unknown[:3]}"
+        )
+    if builder is fasterrcnn_resnet50_fpn:  # torchvision does the same for its published weights
+        for norm in norms(model):
+            norm.eps = 0.0
+    if size is not None:
+        longest = model.transform.max_size / model.transform.min_size[-1]
+        model.transform.min_size, model.transform.max_size = (size,), round(size * longest)
+    return FasterRcnnRegions(builder.__name__, model.eval(), most, device)
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """All batch normalisations."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def epsilons(model: nn.Module) -> list[float]:
+    """What batch normalisations add to the variance; no weight tells it."""
+    return sorted({norm.eps for norm in norms(model)})

@@ -1,0 +1,224 @@
+"""Visual tokens of a region store: fit a codebook or take one, give every region its token, and show what they are.
+
+The store is read in blocks, so that memory does not grow with it. A store's tokens are taken back before anything is
+replaced: a killed command leaves a store without tokens or with the right ones, and running it again finishes the work.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from comodal.analysis.token_statistics import Region, TokenUse, tokens_page
+from comodal.console import Table
+from comodal.data.regions.region_store import (
+    CLASSES,
+    TOKENS,
+    RegionStore,
+    add_tokens,
+    locations,
+    token_dtype,
+    withdraw_tokens,
+)
+from comodal.errors import DataError
+from comodal.files import whole, write_whole
+from comodal.models.checkpoint import read_about, save_model
+from comodal.models.codebook.clustering import fit_codebook, tree_shape
+from comodal.models.codebook.codebook import Codebook, codebook_folder, load_codebook
+from comodal.progress import track
+
+BLOCK = 8192  # regions in memory at a time
+EXAMPLES = 8  # regions shown of each token
+SHOWN = 60  # tokens on the page
+
+
+def prepare_tokens(
+    store: Path,
+    tokens: int = 1600,
+    depth: int | None = None,
+    projection: int = 256,
+    whitening: float = 0.5,
+    sample: int = 1_000_000,
+    per_image: int = 8,
+    smallest: float = 0.001,
+    seed: int = 0,
+    apply: Path | None = None,
+    classes: bool = False,
+    images: Path | None = None,
+) -> dict[str, float]:
+    """Gives every region of a store a visual token: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
+
+    Args:
+        store: region store.
+        tokens: size of the codebook; up to 2,000 by plain k-means, beyond by a tree (20736 is 12^4).
+        depth: levels of the tree; 1 is plain k-means.
+        projection: principal axes that are compared.
+        whitening: each axis is divided by its standard deviation to this power.
+        sample: regions that the codebook is fitted to; 1 GB of memory a million.
+        per_image: of these, at most so many from one image.
+        smallest: regions below this share of the image's area are left out of the sample.
+        seed: of the sample and of k-means.
+        apply: fit nothing and take this codebook, or that of this store.
+        classes: write class probabilities too, a soft assignment to the nearest tokens, for a store without a
+            classifier's; 2 bytes for each region and token.
+        images: folder of the images, for a page that shows regions.
+
+    Returns:
+        tokens.tokens, tokens.used, tokens.perplexity, tokens.largest, tokens.smallest, and tokens.inertia.LEVEL of a
+        codebook that was fitted.
+
+    Raises:
+        DataError: there is no store, it has too few regions, or its features do not fit the codebook.
+
+    Examples:
+        comodal prepare tokens regions/ --tokens 1600 --images coco/train2014
+        comodal prepare tokens validation/ --apply regions/
+    """
+    if per_image < 1 or sample < tokens or not 0.0 <= smallest < 1.0:
+        raise ValueError(
+            f"per_image ({per_image}) must be at least 1, sample ({sample}) at least tokens ({tokens}), "
+            f"smallest ({smallest}) from 0 to below 1"
+        )
+    opened = RegionStore(store)
+    if classes and opened.classes and not opened.about.get("classes_from_tokens"):
+        raise DataError(f"{store} has the class probabilities of a classifier; they are not replaced")
+    inertia: tuple[float, ...] = ()
+    if apply is None:
+        tree_shape(tokens, depth)
+        chosen = draw_sample(opened, sample, per_image, smallest, seed)
+        check_sample(opened, sum(len(rows) for _, rows in chosen), tokens, per_image)
+        read = partial(read_blocks, opened, chosen)
+        codebook, inertia = fit_codebook(read, tokens, depth, projection, whitening, seed)
+        about = {"regions": opened.fingerprint, "sample": sample, "per_image": per_image, "smallest": smallest}
+        about |= {"whitening": whitening, "seed": seed, "inertia": list(inertia)}
+    else:
+        codebook, about = fitting_codebook(apply, opened), read_about(codebook_folder(apply))
+    use = write_tokens(opened, codebook, classes, about)
+    page = tokens_page(f"Visual tokens of {store.name}", use, inertia, examples_of(opened, use), images)
+    write_whole(store / "tokens.html", page.encode())
+    print_table(use, inertia)
+    level = {f"tokens.inertia.{number}": value for number, value in enumerate(inertia, 1)}
+    return {f"tokens.{name}": value for name, value in use.summary().items()} | level
+
+
+def check_sample(store: RegionStore, regions: int, tokens: int, per_image: int) -> None:
+    """Refuses a sample that cannot fill the codebook."""
+    if regions < tokens:
+        raise DataError(
+            f"{store.folder}: {regions:,} regions (of {len(store):,} images, at most {per_image} each) cannot "
+            f"give {tokens:,} tokens; take fewer --tokens or more --per_image"
+        )
+
+
+def fitting_codebook(path: Path, store: RegionStore) -> Codebook:
+    """A codebook that takes the features of a store."""
+    codebook = load_codebook(path)
+    if codebook.config.dim != store.dim:
+        raise DataError(
+            f"{path} takes features of {codebook.config.dim} numbers; those of {store.folder} have {store.dim}"
+        )
+    return codebook
+
+
+def draw_sample(
+    store: RegionStore, sample: int, per_image: int, smallest: float, seed: int
+) -> list[tuple[int, Int[np.ndarray, " regions"]]]:
+    """Images in the order of the store, and which of their regions: of random images at most `per_image` each."""
+    generator = np.random.default_rng(seed)
+    chosen: list[tuple[int, np.ndarray]] = []
+    missing = sample
+    for image in generator.permutation(len(store)).tolist():
+        regions = store.regions(image)
+        large = np.flatnonzero(locations(regions.boxes, regions.width, regions.height)[:, 4] >= smallest)
+        taken = np.sort(generator.permutation(large)[: min(per_image, missing)])
+        chosen.append((image, taken))
+        missing -= len(taken)
+        if not missing:
+            break
+    return sorted(chosen, key=lambda pair: pair[0])
+
+
+def read_blocks(
+    store: RegionStore, chosen: Iterable[tuple[int, Int[np.ndarray, " regions"] | slice]]
+) -> Iterator[Float[Tensor, "regions dim"]]:
+    """Features of chosen regions, some 8,192 at a time."""
+    parts, count = [], 0
+    for image, rows in chosen:
+        features = np.asarray(store.regions(image).features[rows])
+        if not np.isfinite(features).all():
+            raise DataError(f"{store.folder}: features of image {store.ids[image]} are not finite numbers")
+        parts.append(features)
+        count += len(features)
+        if count >= BLOCK:
+            yield torch.from_numpy(np.concatenate(parts))
+            parts, count = [], 0
+    if count:
+        yield torch.from_numpy(np.concatenate(parts))
+
+
+def write_tokens(store: RegionStore, codebook: Codebook, classes: bool, about: dict[str, object]) -> TokenUse:
+    """Writes the codebook, tokens.bin and, if asked for, classes.bin; only the last step makes them the store's."""
+    folder, count = store.folder, codebook.config.tokens
+    withdraw_tokens(folder)
+    for left in [*folder.glob(f".{TOKENS}.*.part"), *folder.glob(f".{CLASSES}.*.part")]:  # by a killed command
+        left.unlink()
+    if store.about.get("classes_from_tokens"):
+        (folder / CLASSES).unlink(missing_ok=True)
+    save_model(codebook, folder / "codebook", about)
+    use = TokenUse(count, EXAMPLES)
+    with whole(folder / TOKENS) as part, part.open("wb") as file:
+        assign(store, codebook, use, file)
+    if classes:
+        with whole(folder / CLASSES) as part, part.open("wb") as file:
+            for block in every_block(store):
+                file.write(codebook.probabilities(block).half().numpy().tobytes())
+    add_tokens(folder, count, count if classes else 0)
+    return use
+
+
+def assign(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO) -> None:
+    """Writes the tokens of all regions in the order of their rows, and counts them."""
+    dtype, centres, first = token_dtype(codebook.config.tokens), codebook.leaf_centres(), 0
+    for block in every_block(store):
+        points = codebook.projected(block)
+        tokens = codebook.descend(points)
+        use.add(first, tokens.numpy(), (points - centres[tokens]).norm(dim=1).numpy())
+        file.write(tokens.numpy().astype(dtype).tobytes())
+        first += len(block)
+
+
+def every_block(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
+    """Features of all regions."""
+    images = track(range(len(store)), "tokens")
+    return read_blocks(store, ((image, slice(None)) for image in images))
+
+
+def examples_of(store: RegionStore, use: TokenUse) -> dict[int, list[Region]]:
+    """The regions that the page shows of its tokens."""
+    examples = {}
+    for token in use.shown(SHOWN):
+        examples[token] = [region_at(store, int(row)) for row in use.rows[token] if row >= 0]
+    return examples
+
+
+def region_at(store: RegionStore, row: int) -> Region:
+    """The region in a row of the store."""
+    image = int(np.searchsorted(store.firsts, row, side="right")) - 1
+    regions = store.regions(image)
+    box = regions.boxes[row - int(store.firsts[image])]
+    return Region(store.ids[image], regions.width, regions.height, box.tolist())
+
+
+def print_table(use: TokenUse, inertia: Sequence[float]) -> None:
+    """The figures at the end of the command."""
+    table = Table("visual tokens", "", right=[1])
+    for name, value in use.summary().items():
+        table.add_row(name, f"{value:,.1f}" if name == "perplexity" else f"{value:,.0f}")
+    for level, value in enumerate(inertia, 1):
+        table.add_row(f"inertia, level {level}", f"{value:.4f}")
+    table.show()

@@ -1,0 +1,210 @@
+"""`comodal export`: the networks of a model as files for other runtimes, each compared with the model at once.
+
+A folder of exports holds the files and export.json: what each takes and gives, how far it is from the model, and of
+which weights it is. Nothing is left of an export whose numbers differ.
+"""
+
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comodal.console import Table, say
+from comodal.data.output_folder import as_json, explained, only_one
+from comodal.errors import CheckpointError
+from comodal.files import whole, write_whole
+from comodal.models.checkpoint import checksum, load_model, model_folder
+from comodal.models.l3net.l3net import L3Net
+from comodal.runtimes.export_formats import (
+    ENDINGS,
+    RUNNING,
+    WRITING,
+    Format,
+    Run,
+    open_onnx,
+    open_openvino,
+    open_torch,
+    require,
+    traced,
+    write_onnx,
+    write_openvino,
+    write_torch,
+)
+from comodal.runtimes.export_int8 import Loss, examples, measure, write_int8
+from comodal.runtimes.export_networks import networks_of
+from comodal.runtimes.exportable import Network
+from comodal.runtimes.exported_engines import FOLDER, MANIFEST
+
+TOLERANCE = 1e-3  # float32 leaves 1e-6 to 1e-5
+EMBEDDERS = ("image", "sound")
+
+
+def export(
+    run: Path, to: Format, out: Path | None = None, only: list[str] | None = None, int8: Path | None = None
+) -> dict[str, float]:
+    """Writes the networks of a model as files for another runtime, and compares each with the model.
+
+    L3-Net gives three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole. ViLBERT gives
+    `vilbert`: both streams, both pooled, and alignment; with heads for tasks one network for each head. The batch is of
+    any size, and so are words and regions. `comodal embed --engine onnx` or `openvino` computes with the embedders. The
+    Visual Genome detectors give what is computed of a picture and of the cells of its regions (docs/export.md).
+
+    Args:
+        run: Run folder or model folder.
+        to: onnx, openvino, or torch (`torch.export`'s programs).
+        out: Folder of the files; without it `export/FORMAT` in the model's folder, where `comodal embed` looks.
+        only: Names of the networks to write, such as vqa; without it all. What export.json does not name is no part
+            of an export.
+        int8: A folder of sounds and pictures like those to come: L3-Net's embedders are also written in 8 bits, ranges
+            taken from half of its files; how much is lost is measured on the other half.
+
+    Returns:
+        The largest relative difference of each network, and what 8 bits lose.
+
+    Raises:
+        CheckpointError: There is no model, nothing is known of its kind, a package is missing, or the numbers differ.
+
+    Examples:
+        comodal export RUN --to onnx
+        comodal export RUN --to openvino --int8 recordings/
+        comodal export 12-in-1/ --to onnx --only vqa score
+    """
+    model = load_model(run)
+    require((*WRITING[to], *RUNNING[to]), to)
+    if int8 is not None and (to == "torch" or not isinstance(model, L3Net)):
+        raise ValueError("--int8 is for the embedders of an L3-Net, to onnx or openvino")
+    networks = chosen(networks_of(model), only)
+    given = examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
+    folder = out or model_folder(run) / FOLDER / to
+    about: dict[str, Any] = {"format": to, "comodal": version("comodal"), "class": type(model).__name__}
+    about["weights"] = checksum(model.state_dict())
+    table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
+    numbers: dict[str, float] = {}
+    with explained(folder), only_one(folder), scratch_folder(folder) as temporary:
+        about["networks"] = {}
+        for network in networks:
+            made = temporary / (network.name + ENDINGS[to])
+            about["networks"][network.name] = described = write_network(network, to, made, given)
+            numbers |= {f"export.{network.name}.{key}": described[key] for key in described if key in Loss._fields}
+            numbers[f"export.{network.name}.difference"] = described["difference"]
+            axes = {axis: ", ".join(str(trial[axis]) for trial in network.trials) for axis in network.trials[0]}
+            tried = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
+            size = sum(path.stat().st_size for path in made.parent.glob(f"{network.name}.*")) / 1e6
+            table.add_row(network.name, made.name, f"{size:.1f}", tried, f"{described['difference']:.1e}")
+        replace_files(temporary, folder, about)
+    report(table, about["networks"], folder)
+    return numbers
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder in another for what is not finished; those that killed commands left are removed first."""
+    scratch = folder / ".scratch.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def chosen(networks: list[Network], only: list[str] | None) -> list[Network]:
+    """Those of these names, or all."""
+    known = [network.name for network in networks]
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise ValueError(f"no network is called {', '.join(unknown)}; this model's are {', '.join(known)}")
+    return [network for network in networks if only is None or network.name in only]
+
+
+def write_network(network: Network, to: Format, path: Path, given: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Writes one network and compares it; with examples of its input also in 8 bits."""
+    program, onnx = traced(network), path.with_suffix(".onnx")
+    if to == "torch":
+        write_torch(program, path)
+    else:
+        write_onnx(program, network, onnx)
+    if to == "openvino":
+        write_openvino(onnx, path)
+    described: dict[str, Any] = {"inputs": inputs_of(network), "outputs": list(network.outputs)}
+    described["difference"] = difference(network, opened(path, to))
+    if not described["difference"] <= TOLERANCE:
+        raise CheckpointError(f"{path.name} differs from the model by {described['difference']:.1e}: nothing is kept")
+    if network.name in given:
+        small = path.with_suffix(f".int8{ENDINGS[to]}")
+        calibrating, measuring = given[network.name][0::2], given[network.name][1::2]
+        write_int8(onnx, small.with_suffix(".onnx"), network.name, calibrating)
+        if to == "openvino":
+            write_openvino(small.with_suffix(".onnx"), small)
+        described |= measure(network.name, measuring, opened(path, to), opened(small, to))._asdict()
+    if to == "openvino":
+        for left in path.parent.glob("*.onnx*"):
+            left.unlink()
+    return described
+
+
+def inputs_of(network: Network) -> dict[str, dict[str, Any]]:
+    """Types and shapes of what a network takes, with names where an axis may vary."""
+    tensors = network.sample(torch.Generator().manual_seed(0), network.trials[0])
+    return {
+        name: {
+            "type": str(tensor.dtype).removeprefix("torch."),
+            "shape": [axis or size for axis, size in zip(axes, tensor.shape, strict=True)],
+        }
+        for (name, axes), tensor in zip(network.axes.items(), tensors, strict=True)
+    }
+
+
+def opened(path: Path, to: Format) -> Run:
+    """A file as a function, in float32."""
+    ways: dict[str, Callable[[], Run]] = {
+        "onnx": lambda: open_onnx(path),
+        "openvino": lambda: open_openvino(path, "fp32"),
+        "torch": lambda: open_torch(path),
+    }
+    return ways[to]()
+
+
+def difference(network: Network, run: Run) -> float:
+    """The largest difference of any output, relative to that output's largest value, over all sizes to try."""
+    largest = 0.0
+    for seed, sizes in enumerate(network.trials):
+        inputs = network.sample(torch.Generator().manual_seed(seed), sizes)
+        with torch.inference_mode():
+            given = network.reference(*inputs)
+        expected = [given] if isinstance(given, Tensor) else list(given)
+        results = run({name: tensor.numpy() for name, tensor in zip(network.axes, inputs, strict=True)})
+        for ours, theirs in zip(expected, results, strict=True):
+            apart = np.abs(ours.numpy() - theirs).max() / max(float(ours.abs().max()), 1e-12)
+            largest = max(largest, float(apart)) if np.isfinite(apart) else float("inf")
+    return largest
+
+
+def replace_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
+    """Puts the files in place, export.json last: a folder with one is whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(made.iterdir())}
+    for name in about["files"]:
+        with whole(folder / name) as part:
+            (made / name).replace(part)
+    write_whole(folder / MANIFEST, as_json(about))
+
+
+def report(table: Table, networks: dict[str, Any], folder: Path) -> None:
+    """What was written, how far it is from the model, and what 8 bits lose."""
+    table.show()
+    for name in EMBEDDERS:
+        described = networks.get(name, {})
+        if "cosine" in described:
+            say(
+                f"{name} in 8 bits, on {described['examples']:.0f} examples that gave no range: cosine with float32 "
+                f"{described['cosine']:.4f} on average, {described['least']:.4f} at least; the nearest other example "
+                f"stays the same for {described['neighbours']:.0%}"
+            )
+    say(f"written to {folder}")

@@ -1,0 +1,117 @@
+"""What can be exported of the region detectors: what is computed of a picture, and what of the cells of its regions.
+
+Between the two lie proposals, suppression and pooling. They are no network and have no weights, each runtime has its
+own of them, and features have been learnt from one way alone (models/detectors/detector_rules.py, detector_pool.py).
+"""
+
+import torch
+import torchvision  # noqa: F401, an export needs what it tells of its kernels
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from comodal.models.detectors import detector_fpn
+from comodal.models.detectors.detector_c4 import C4, CELLS
+from comodal.models.detectors.detector_fpn import DIVISOR, FPN
+from comodal.runtimes.exportable import Network, Sizes, without
+
+LIMITS: dict[str, tuple[int, int | None]] = {"height": (64, None), "width": (64, None)}
+PICTURES = tuple({"height": height, "width": width} for height, width in ((96, 128), (67, 150), (200, 133)))
+OF_A_PICTURE = ("stem", "res2", "res3", "res4", "proposal", "proposal_scores", "proposal_deltas")
+OF_A_REGION = ("res5", "class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
+REGIONS = tuple({"regions": count} for count in (3, 1, 7))
+OF_A_PYRAMID = ("res5", "across", "smooth", *OF_A_PICTURE)
+OF_A_DENSE_REGION = ("fc6", "fc7", "class_scores", "box_deltas")
+FILLED = tuple({"rows": rows, "columns": columns} for rows, columns in ((4, 5), (3, 6), (7, 4)))  # times 32
+FILLED_LIMITS: dict[str, tuple[int, int | None]] = {"rows": (2, None), "columns": (2, None)}
+BYTES = 128.0  # pixels are bytes less their mean
+
+
+class Picture(nn.Module):
+    """A picture as `blue_green_red` gives it to its map, and scores and deltas of all anchors."""
+
+    def __init__(self, model: C4) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
+        feature_map = self.model.feature_map(pixels)
+        return feature_map, *self.model.proposed(feature_map)
+
+
+class Regions(nn.Module):
+    """Cells of regions (the largest values in them) to features, classes, deltas and attributes."""
+
+    def __init__(self, model: C4) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, cells: Float[Tensor, "regions channels rows columns"]) -> tuple[Tensor, ...]:
+        features = self.model.res5(cells).mean((2, 3))
+        return features, *self.model.told(features)
+
+
+class Pyramid(nn.Module):
+    """A picture filled up to multiples of 32 to its five maps, and scores and deltas of all anchors of each."""
+
+    def __init__(self, model: FPN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
+        maps = self.model.maps(pixels)
+        scores, deltas = zip(*map(self.model.proposed, maps), strict=True)
+        return (*maps, *scores, *deltas)
+
+
+class DenseRegions(nn.Module):
+    """Cells of regions to features, scores of classes and deltas."""
+
+    def __init__(self, model: FPN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, cells: Float[Tensor, "regions pyramid rows columns"]) -> tuple[Tensor, ...]:
+        return tuple(self.model.named(cells))
+
+
+def fpn_networks(model: FPN) -> list[Network]:
+    """The two networks of the ResNeXt's detector."""
+
+    def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        height, width = DIVISOR * sizes["rows"], DIVISOR * sizes["columns"]
+        return (BYTES * torch.randn(1, 3, height, width, generator=generator),)
+
+    def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        side = detector_fpn.CELLS
+        return (torch.rand(sizes["regions"], model.config.pyramid, side, side, generator=generator),)
+
+    levels = range(2, 2 + len(detector_fpn.STRIDES))
+    outputs = tuple(f"{kind}{level}" for kind in ("map", "scores", "deltas") for level in levels)
+    picture, regions = Pyramid(without(model, *OF_A_DENSE_REGION)), DenseRegions(without(model, *OF_A_PYRAMID))
+    sides = {"pixels": ("", "", f"{DIVISOR}*rows", f"{DIVISOR}*columns")}
+    told = ("features", "fc7", "scores", "deltas")
+    return [
+        Network("picture", picture, picture, sides, outputs, pixels, FILLED, FILLED_LIMITS),
+        Network("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+    ]
+
+
+def c4_networks(model: C4) -> list[Network]:
+    """The two networks of the Visual Genome detector."""
+    channels = 16 * model.config.width
+
+    def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (BYTES * torch.randn(1, 3, sizes["height"], sizes["width"], generator=generator),)
+
+    def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (torch.rand(sizes["regions"], channels, CELLS, CELLS, generator=generator),)
+
+    picture, regions = Picture(without(model, *OF_A_REGION)), Regions(without(model, *OF_A_PICTURE))
+    told = ("features", "classes", "deltas", "attributes")
+    return [
+        Network(
+            "picture", picture, picture, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
+            pixels, PICTURES, LIMITS,
+        ),
+        Network("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+    ]  # fmt: skip

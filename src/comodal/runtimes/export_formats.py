@@ -1,0 +1,207 @@
+"""Programs of `torch.export` as files of ONNX, OpenVINO or PyTorch, and such files as functions of arrays."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.export import Dim, ExportedProgram
+
+from comodal.errors import CheckpointError
+from comodal.hardware import EmbedPrecision
+from comodal.runtimes.exportable import Network
+
+Format = Literal["onnx", "openvino", "torch"]
+Engine = Format  # what a file is written for is what runs it
+EngineChoice = Literal["auto", "torch", "onnx", "openvino"]
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+WRITING: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime"),
+    "torch": (),
+}
+RUNNING: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torch": ()}
+
+
+def require(packages: tuple[str, ...], format_: str) -> None:
+    """Says what to install.
+
+    Raises:
+        CheckpointError: A package is not there.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise CheckpointError(f"{format_} needs {' and '.join(missing)}: pip install 'comodal[{format_}]'")
+
+
+def traced(network: Network) -> ExportedProgram:
+    """A network as a program whose batch, words and regions may be of any number."""
+    names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
+    dims = {name: Dim(name) for name in names}
+    dims |= {name: Dim(name, min=least, max=most) for name, (least, most) in network.limits.items()}
+
+    def length(axis: str) -> Any:
+        times, _, name = axis.rpartition("*")
+        return int(times) * dims[name] if times else dims[name]
+
+    shapes = tuple({place: length(axis) for place, axis in enumerate(axes) if axis} for axes in network.axes.values())
+    inputs = network.sample(torch.Generator().manual_seed(0), network.trials[0])
+    with torch.no_grad():
+        return torch.export.export(network.module.eval(), inputs, dynamic_shapes=shapes)
+
+
+def write_onnx(program: ExportedProgram, network: Network, path: Path) -> None:
+    """Weights of more than 2 GB stand in a file beside it."""
+    names = tuple(
+        {place: axis for place, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values()
+    )
+    with quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=list(network.axes),
+            output_names=list(network.outputs),
+            dynamic_shapes=names,  # of an exported program it only names the axes
+        )
+    assert exported is not None
+    exported.save(str(path))
+
+
+def write_torch(program: ExportedProgram, path: Path) -> None:
+    """What `torch.export.load` reads."""
+    with quiet(), path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def write_openvino(onnx: Path, path: Path) -> None:
+    """An ONNX file as .xml and .bin, in float32."""
+    openvino = import_openvino(path)
+    openvino.save_model(openvino.Core().read_model(str(onnx)), str(path), compress_to_fp16=False)
+
+
+def open_torch(path: Path) -> Run:
+    """A saved program, by the names of its inputs."""
+    with quiet():
+        program = torch.export.load(str(path))
+    module = program.module()
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            given = module(*(torch.from_numpy(values) for values in inputs.values()))
+        return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(given)]
+
+    return run
+
+
+def open_onnx(path: Path) -> Run:
+    """An ONNX file on ONNX Runtime, with as many threads as PyTorch has.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    require(RUNNING["onnx"], "onnx")
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        state.InvalidProtobuf,
+        state.InvalidGraph,
+        state.InvalidArgument,
+        state.Fail,
+        state.NotImplemented,
+    ) as error:
+        raise damaged(path, error) from error
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return session.run(None, dict(inputs))
+
+    return run
+
+
+def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
+    """An OpenVINO model on the CPU; in bfloat16 (of one input) only from the first convolution on.
+
+    A spectrogram in bfloat16 is noise, and OpenVINO takes bfloat16 for everything wherever the CPU has it.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    openvino = import_openvino(path)
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(path))
+        parts = cut(model, openvino) if precision == "bf16" else [(model, "f32")]
+        compiled = [
+            core.compile_model(part, "CPU", {
+                "INFERENCE_PRECISION_HINT": hint,
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+            })
+            for part, hint in parts
+        ]  # fmt: skip
+    except RuntimeError as error:
+        raise damaged(path, error) from error
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        given: Any = dict(inputs)
+        for part in compiled:
+            given = [values.copy() for values in part(given).to_tuple()]
+        return given
+
+    return run
+
+
+def cut(model: Any, openvino: Any) -> list[tuple[Any, str]]:
+    """A network before and from its first convolution, and the precision of each."""
+    first = next((op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"), None)
+    if first is None:
+        return [(model, "bf16")]
+    source = first.input(0).get_source_output()
+    before = openvino.Model([openvino.opset13.result(source)], model.get_parameters(), "before")
+    middle = openvino.opset13.parameter(source.get_partial_shape(), source.get_element_type())
+    for place in list(source.get_target_inputs()):
+        if place.get_node().get_type_name() != "Result":
+            place.replace_source_output(middle.output(0))
+    return [(before, "f32"), (openvino.Model(model.get_results(), [middle], "after"), "bf16")]
+
+
+def import_openvino(path: Path) -> Any:
+    """OpenVINO without `openvino_telemetry`, which would report every import over the network.
+
+    Raises:
+        CheckpointError: It is not installed.
+    """
+    require(RUNNING["openvino"], "openvino")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise CheckpointError(f"{path}: OpenVINO cannot be loaded ({error})") from error
+    return openvino
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """One line of what a runtime says in many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return CheckpointError(f"{path}: a damaged file, or none of its format ({lines[-1][:200]}); export it again")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn about their own future."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,128 @@
+"""Convolutions in 8 bits: ranges from examples, and what is lost measured on others.
+
+ONNX Runtime quantises (weights per filter, activations per tensor, smallest to largest value seen); OpenVINO reads the
+same file. Only convolutions are changed, so that the spectrogram stays in float32.
+"""
+
+from collections.abc import Iterator, Set
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from comodal.data.file_batches import plan
+from comodal.errors import DataError
+from comodal.media.audio import stream_sound
+from comodal.media.audio_windows import iterate_windows
+from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from comodal.models.l3net.l3net import Config
+from comodal.runtimes.export_formats import Run, quiet
+from comodal.tasks.evaluation.metrics import check_finite
+
+EACH_FILE, FILES = 4, 64  # windows of a file, and files of a kind
+
+
+class Loss(NamedTuple):
+    """What 8 bits cost: cosines with the float32 vectors, and how often the nearest other example is the same one."""
+
+    cosine: float
+    least: float
+    neighbours: float
+    examples: float
+
+
+def examples(folder: Path, config: Config) -> dict[str, list[np.ndarray]]:
+    """One batch for each file, by the name of the network that takes it; of a file its first windows.
+
+    Raises:
+        DataError: There are not two files of a kind: one to take ranges from, one to measure on.
+        MediaError: A file cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no folder of sounds and pictures")
+    paths = {
+        kind: [job.source for job in plan([folder], suffixes, None, ("",)).jobs] if holds(folder, suffixes) else []
+        for kind, suffixes in (("image", frozenset(IMAGE_SUFFIXES)), ("sound", AUDIO_SUFFIXES))
+    }
+    batches: dict[str, list[np.ndarray]] = {}
+    for kind, files in paths.items():
+        chosen = files[:: max(1, len(files) // FILES)][:FILES]
+        if len(chosen) >= 2:
+            batches[kind] = [picture(path, config) if kind == "image" else windows(path, config) for path in chosen]
+    if not batches:
+        counts = " and ".join(f"{len(files)} of {kind}s" for kind, files in paths.items())
+        raise DataError(f"{folder}: has {counts}; at least two of a kind are needed, one to measure on")
+    return batches
+
+
+def holds(folder: Path, suffixes: Set[str]) -> bool:
+    """Whether a folder has a file with one of these suffixes."""
+    return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
+
+
+def picture(path: Path, config: Config) -> np.ndarray:
+    """A picture as the network takes it: (1, 3, size, size) bytes."""
+    size = config.image_size
+    square = centre_crop(resize_short_side(read_image(path), round(size * 8 / 7)), size)
+    return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
+
+
+def windows(path: Path, config: Config) -> Float32[np.ndarray, "windows samples"]:
+    """The first windows of a sound, one after the other; as in earnest the first is half silent."""
+    samples = round(config.sound_seconds * config.sample_rate)
+    batches = iterate_windows(stream_sound(path, config.sample_rate), samples, samples, True, 1)
+    return np.concatenate(list(islice(batches, EACH_FILE)))
+
+
+def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> None:
+    """A network with its convolutions in 8 bits."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[np.ndarray] = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch}
+
+    prepared = path.with_suffix(".prepared")
+    with quiet():
+        quant_pre_process(str(onnx), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            reduce_range=True,  # 7 bits: in 8, CPUs without VNNI (AVX2) saturate their 16-bit sums
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    prepared.unlink()
+
+
+def measure(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> Loss:
+    """What 8 bits lose on examples that gave no range."""
+    exact, rough = (unit(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small))
+    check_finite(exact, name)
+    check_finite(rough, f"{name} in 8 bits")
+    cosines = (exact * rough).sum(1)
+    same = nearest(exact) == nearest(rough)
+    return Loss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))
+
+
+def unit(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:
+    """Vectors of length one; those of zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(vectors: Float32[np.ndarray, "rows features"]) -> np.ndarray:
+    """The row whose vector is the most alike to each, itself left out."""
+    alike = vectors @ vectors.T
+    np.fill_diagonal(alike, -np.inf)
+    return alike.argmax(1)

@@ -1,0 +1,247 @@
+"""What can be exported of each model: its networks, which axes may vary, and inputs to try them with.
+
+Another kind of model is one more entry of NETWORKS.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from comodal.errors import CheckpointError
+from comodal.models.detectors.detector_c4 import C4
+from comodal.models.detectors.detector_fpn import FPN
+from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net
+from comodal.models.vilbert import single_stream, vilbert
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.runtimes.export_detectors import c4_networks, fpn_networks
+from comodal.runtimes.export_spectrogram import PortableSpectrogram
+from comodal.runtimes.exportable import Network, Sizes, without
+
+PairConfig = vilbert.Config | single_stream.Config
+
+
+def networks_of(model: nn.Module) -> list[Network]:
+    """The networks of a model.
+
+    Raises:
+        CheckpointError: Nothing is known of its kind.
+    """
+    for kind, networks in NETWORKS.items():
+        if isinstance(model, kind):
+            return networks(model)
+    known = ", ".join(kind.__name__ for kind in NETWORKS)
+    raise CheckpointError(f"a {type(model).__name__} cannot be exported; what can: {known}")
+
+
+def cells(
+    feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
+) -> Float[Tensor, "batch features"]:
+    """`pooled`, cell by cell: ONNX has no pooling of cells that overlap, as a map of 4 columns in 3 cells has them."""
+    rows, columns = feature_map.shape[2:]
+    down, across = min(grid[0], rows), min(grid[1], columns)
+    parts = [
+        feature_map[:, :, row * rows // down : -(-(row + 1) * rows // down), from_:to]
+        for row in range(down)
+        for from_, to in ((i * columns // across, -(-(i + 1) * columns // across)) for i in range(across))
+    ]
+    return torch.cat([part.amax((2, 3)) for part in parts], 1)
+
+
+class ImageEmbedder(nn.Module):
+    """Pictures to `embed_image`."""
+
+    def __init__(self, model: L3Net) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        return cells(self.model.image_map(image), IMAGE_GRID)
+
+
+class SoundEmbedder(nn.Module):
+    """Waveforms to `embed_sound`."""
+
+    def __init__(self, model: L3Net) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        return cells(self.model.sound_map(sound), SOUND_GRID)
+
+
+class Whole(nn.Module):
+    """A picture and a sound to the scores (apart, together) and both sides' features."""
+
+    def __init__(self, model: L3Net) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.model(image, sound))
+
+
+def l3net_networks(model: L3Net) -> list[Network]:
+    """The embedders of pictures and of sound, and the whole."""
+    config = model.config
+    portable = copy.deepcopy(model)
+    portable.spectrogram = PortableSpectrogram(config.spectrogram)
+    size, samples = config.image_size, round(config.sound_seconds * config.sample_rate)
+    trials = tuple({"batch": batch} for batch in (2, 1, 5))
+
+    def image(generator: torch.Generator, sizes: Sizes) -> Tensor:
+        return torch.randint(0, 256, (sizes["batch"], 3, size, size), generator=generator, dtype=torch.uint8)
+
+    def sound(generator: torch.Generator, sizes: Sizes) -> Tensor:
+        """Noise from loud to quiet, with a tone over it."""
+        levels = torch.logspace(-1, -3, sizes["batch"]).unsqueeze(1)
+        tone = torch.sin(2 * torch.pi * 440 / config.sample_rate * torch.arange(samples))
+        return levels * (torch.randn(sizes["batch"], samples, generator=generator) + tone)
+
+    seeing, hearing = without(portable, "sound_tower", "spectrogram"), without(portable, "image_tower")
+    image_axes: dict[str, tuple[str, ...]] = {"image": ("batch", "", "", "")}
+    sound_axes: dict[str, tuple[str, ...]] = {"sound": ("batch", "")}
+    features = ("logits", "image_features", "sound_features")
+    return [
+        Network(
+            "image", ImageEmbedder(seeing), model.embed_image, image_axes, ("embedding",),
+            lambda generator, sizes: (image(generator, sizes),), trials, {},
+        ),
+        Network(
+            "sound", SoundEmbedder(hearing), model.embed_sound, sound_axes, ("embedding",),
+            lambda generator, sizes: (sound(generator, sizes),), trials, {},
+        ),
+        Network(
+            "l3net", Whole(portable), model, image_axes | sound_axes, features,
+            lambda generator, sizes: (image(generator, sizes), sound(generator, sizes)), trials, {},
+        ),
+    ]  # fmt: skip
+
+
+class Encoder(nn.Module):
+    """Both streams, both pooled, and the two scores of alignment: aligned and not."""
+
+    def __init__(self, model: ViLBERT | SingleStream) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        words_attended: Bool[Tensor, "batch words"],
+        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        regions_attended: Bool[Tensor, "batch regions"],
+        tasks: Int64[Tensor, "batch"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        given = (words, segments, words_attended, regions, locations, regions_attended)
+        output = self.model(*given) if tasks is None else self.model(*given, tasks)
+        return *output, self.model.alignment_head(output.text, output.vision)
+
+
+class HeadScores(nn.Module):
+    """The scores of one head; text i meets image i."""
+
+    def __init__(self, model: TaskModel, head: str) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(
+        self,
+        words: Int64[Tensor, "batch words"],
+        segments: Int64[Tensor, "batch words"],
+        words_attended: Bool[Tensor, "batch words"],
+        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        locations: Float[Tensor, "batch regions 5"],
+        regions_attended: Bool[Tensor, "batch regions"],
+        tasks: Int64[Tensor, "batch"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        images = torch.arange(words.shape[0])
+        given = (words, segments, words_attended, regions, locations, regions_attended)
+        return (self.model(self.head, *given, images, tasks),)
+
+
+def vilbert_networks(model: ViLBERT | SingleStream) -> list[Network]:
+    """The encoder with its pooled outputs and the scores of alignment."""
+    outputs = ("words_out", "regions_out", "text", "vision", "alignment")
+    return [pair_network("vilbert", Encoder(model), model.config, outputs, "batch")]
+
+
+def task_networks(model: TaskModel) -> list[Network]:
+    """One network for each head."""
+
+    def axis(head: Head) -> str:
+        return "2*pairs" if head.kind == "pairs" else "batch"
+
+    return [
+        pair_network(head.name, HeadScores(model, head.name), model.config.vilbert, ("scores",), axis(head))
+        for head in model.config.heads
+    ]
+
+
+def pair_network(name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str) -> Network:
+    """A network on texts beside images, of any number of words and regions."""
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(("words", "segments", "words_attended"), (batch, "words"))
+    axes["regions"] = (batch, "regions") if config.region_tokens else (batch, "regions", "")
+    axes |= {"locations": (batch, "regions", ""), "regions_attended": (batch, "regions")}
+    if config.task_tokens:
+        axes["tasks"] = (batch,)
+    longest = config.positions - config.first_position
+    shortest = 3 if config.task_tokens else 2  # a task stands between the first word and the others
+    count = batch.split("*")[-1]
+    trials = [
+        {count: rows, "words": min(words, longest), "regions": regions}
+        for rows, words, regions in ((2, 7, 5), (1 if batch == count else 4, 20, 37), (3, 12, 101))
+    ]
+    limits: dict[str, tuple[int, int | None]] = {"words": (shortest, longest)}
+    if batch != count:
+        limits[count] = (2, None)  # torch.export cannot keep a single pair open
+
+    def sample(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+        rows = sizes[count] * (1 if batch == count else 2)
+        return pair_inputs(generator, config, rows, sizes["words"], sizes["regions"])
+
+    return Network(name, module, module, axes, outputs, sample, tuple(trials), limits)
+
+
+def pair_inputs(
+    generator: torch.Generator, config: PairConfig, rows: int, words: int, regions: int
+) -> tuple[Tensor, ...]:
+    """Texts and images of different lengths: row i lacks its last i words and regions."""
+
+    def chosen(below: int, *shape: int) -> Tensor:
+        return torch.randint(0, below, shape, generator=generator)
+
+    missing = torch.arange(rows).unsqueeze(1).clamp(max=3)
+    if config.region_tokens:
+        seen = chosen(config.region_tokens, rows, regions)
+    else:
+        seen = torch.rand(rows, regions, config.region_features, generator=generator)
+    tensors = (
+        chosen(config.vocabulary, rows, words),
+        chosen(config.segments, rows, words),
+        torch.arange(words) < words - missing,
+        seen,
+        torch.rand(rows, regions, 5, generator=generator),
+        torch.arange(regions) < regions - missing,
+    )
+    return (*tensors, chosen(config.task_tokens, rows)) if config.task_tokens else tensors
+
+
+NETWORKS: dict[type[nn.Module], Callable[[Any], list[Network]]] = {
+    L3Net: l3net_networks,
+    ViLBERT: vilbert_networks,
+    SingleStream: vilbert_networks,
+    TaskModel: task_networks,
+    C4: c4_networks,
+    FPN: fpn_networks,
+}

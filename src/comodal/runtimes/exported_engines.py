@@ -1,0 +1,106 @@
+"""Exported embedders of a model, where `comodal export` puts them: whole, and of the model's very weights."""
+
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import CPU_MICRO_BATCH, EmbedPrecision, has_native_bf16
+from comodal.models.checkpoint import checksum, model_folder
+from comodal.models.l3net.l3net import L3Net
+from comodal.runtimes.export_formats import (
+    ENDINGS,
+    RUNNING,
+    Engine,
+    Run,
+    open_onnx,
+    open_openvino,
+    require,
+)
+from comodal.text_files import read_json_object
+
+MANIFEST, FOLDER = "export.json", "export"
+EXPORTING: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
+
+
+class Exports:
+    """The embedders of a model that another engine runs; each is opened when it is first used.
+
+    Args:
+        run: The model's or run's folder.
+        model: What is in it.
+        engine: onnx or openvino.
+        precision: auto takes bf16 with OpenVINO where the CPU computes it natively, else fp32.
+    """
+
+    def __init__(self, run: Path, model: L3Net, engine: Engine, precision: EmbedPrecision) -> None:
+        if engine == "onnx" and precision == "bf16":
+            raise ValueError("ONNX Runtime has no bf16 on a CPU; use --precision fp32 or int8, or --engine openvino")
+        self.run, self.model, self.engine = run, model, engine
+        if precision == "auto":
+            precision = "bf16" if engine == "openvino" and has_native_bf16() else "fp32"
+        self.precision: EmbedPrecision = precision
+        self.opened: dict[str, Run] = {}
+
+    def open(self, name: str) -> Run:
+        """One embedder as a function.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged or of other weights.
+        """
+        if name not in self.opened:
+            self.opened[name] = open_exported(self.run, self.model, self.engine, name, self.precision)
+        return self.opened[name]
+
+    def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
+        """Vectors of a batch of its inputs."""
+        run = self.open(name)
+        parts = (batch[start : start + CPU_MICRO_BATCH] for start in range(0, len(batch), CPU_MICRO_BATCH))
+        return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
+
+
+def fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
+    """An engine that is installed and for which these very weights were exported, in 8 bits if they are wanted."""
+    for engine in EXPORTING:
+        if (precision == "bf16" and engine == "onnx") or any(find_spec(name) is None for name in RUNNING[engine]):
+            continue
+        try:
+            about = read_json_object(model_folder(run) / FOLDER / engine / MANIFEST)
+            ours, files = about["weights"] == checksum(model.state_dict()), list(about["files"])
+        except (DataError, KeyError, TypeError):
+            continue
+        if ours and (precision != "int8" or any(".int8." in name for name in files)):
+            return engine
+    return None
+
+
+def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
+    """An exported embedder of a model, whose files are whole and of these very weights.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged or of other weights.
+    """
+    require(RUNNING[engine], engine)
+    folder = model_folder(run) / FOLDER / engine
+    again = f"run `comodal export {run} --to {engine}`"
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder}: no export here; {again}")
+    try:
+        about = read_json_object(folder / MANIFEST, CheckpointError)
+        weights, files = about["weights"], dict(about["files"])
+    except (CheckpointError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged; {again}") from error
+    if weights != checksum(model.state_dict()):
+        raise CheckpointError(f"{folder}: exported from other weights than this model's; {again}")
+    file = folder / f"{name}{'.int8' if precision == 'int8' else ''}{ENDINGS[engine]}"
+    if file.name not in files:
+        raise CheckpointError(f"{folder}: holds no {file.name}; {again}{' --int8 FOLDER' * (precision == 'int8')}")
+    for part in (file, file.with_suffix(".bin")):
+        if part.name in files and (not part.is_file() or zlib.crc32(part.read_bytes()) != files[part.name]):
+            raise CheckpointError(f"{part}: damaged (checksum); {again}")
+    if engine == "onnx":
+        return open_onnx(file)
+    return open_openvino(file, "bf16" if precision == "bf16" else "fp32")

@@ -1,0 +1,137 @@
+"""Acoustic scenes as the folders of DCASE: the 2013 challenge's two parts, and the TAU Urban Acoustic Scenes' fold.
+
+dcase2013/scenes_stereo/CLASS01.wav ... CLASS10.wav      to fit; scenes_stereo_testset/ likewise, to test
+tau/audio/CLASS-CITY-LOCATION-SEGMENT-a.wav, tau/meta.csv, tau/evaluation_setup/fold1_{train,test,evaluate}.csv
+
+A scene is two things that sound together, from different sides, over any background noise. The ten pairs form a ring,
+so every thing is in two scenes and no single sound tells the scene. The names are the challenges' own.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.files import write_whole
+from comodal.synthetic.audio_synthesis import render_sound
+from comodal.synthetic.media_writers import write_sound
+from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.world import KINDS, Part, Purpose, make_world
+
+SCENES_2013 = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
+    "tube", "tubestation")  # fmt: skip
+SCENES_TAU = ("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall",
+    "street_pedestrian", "street_traffic", "tram")  # fmt: skip
+TAKES = 10  # of each scene, in either part of 2013
+CITIES = ("barcelona", "helsinki", "london", "paris", "stockholm")
+TEST_CITIES = CITIES[3:]
+SEGMENTS = 3  # of each location, all on one side of the split
+RATE_2013, RATE_TAU = 44_100, 48_000
+
+
+class Recording(NamedTuple):
+    """A file, the number of its scene, and whether it is for testing."""
+
+    file: str
+    scene: int
+    test: bool
+
+
+def recordings_2013() -> list[Recording]:
+    """All files of the 2013 challenge."""
+    return [
+        Recording(f"scenes_stereo{'_testset' if test else ''}/{name}{take:02d}.wav", scene, test)
+        for test in (False, True)
+        for scene, name in enumerate(SCENES_2013)
+        for take in range(1, TAKES + 1)
+    ]
+
+
+def recordings_tau() -> list[Recording]:
+    """All files of the TAU layout: each city has its own locations, and is on one side of the split."""
+    return [
+        Recording(f"audio/{name}-{city}-{location}-{location * SEGMENTS + segment}-a.wav", scene, city in TEST_CITIES)
+        for scene, name in enumerate(SCENES_TAU)
+        for location, city in enumerate(CITIES)
+        for segment in range(SEGMENTS)
+    ]
+
+
+def jobs_2013(folder: Path, options: Options) -> list[Callable[[], None]]:
+    """What makes the sounds of the 2013 challenge."""
+    return _jobs(folder, options, Purpose.DCASE2013, recordings_2013(), RATE_2013, "PCM_16")
+
+
+def jobs_tau(folder: Path, options: Options) -> list[Callable[[], None]]:
+    """What makes the sounds of the TAU layout."""
+    return _jobs(folder, options, Purpose.TAU, recordings_tau(), RATE_TAU, "PCM_24")
+
+
+def write_lists_2013(folder: Path, options: Options) -> dict[str, int]:
+    """Nothing, since the names of the files tell all; returns what there is how often."""
+    del folder, options
+    return {"sounds": len(recordings_2013())}
+
+
+def write_lists_tau(folder: Path, options: Options) -> dict[str, int]:
+    """The tables, separated by tabs; returns what there is how often."""
+    del options
+    every = recordings_tau()
+    named = [(recording.file, SCENES_TAU[recording.scene]) for recording in every]
+    about = [(*row, *_place(row[0])) for row in named]
+    _write_table(folder / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), about)
+    setup = folder / "evaluation_setup"
+    train = [row for row, recording in zip(named, every, strict=True) if not recording.test]
+    test = [row for row, recording in zip(named, every, strict=True) if recording.test]
+    _write_table(setup / "fold1_train.csv", ("filename", "scene_label"), train)
+    _write_table(setup / "fold1_evaluate.csv", ("filename", "scene_label"), test)
+    _write_table(setup / "fold1_test.csv", ("filename",), [row[:1] for row in test])
+    return {"sounds": len(every)}
+
+
+def _place(file: str) -> tuple[str, str]:
+    """City and location, and the recording device, from the file's name."""
+    _, city, location, _, device = Path(file).stem.split("-")
+    return f"{city}-{location}", device
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = io.StringIO()
+    csv.writer(table, delimiter="\t", lineterminator="\n").writerows([columns, *rows])
+    write_whole(path, table.getvalue().encode())
+
+
+def _jobs(
+    folder: Path, options: Options, purpose: Purpose, recordings: Sequence[Recording], rate: int, encoding: str
+) -> list[Callable[[], None]]:
+    return [
+        partial(_write_recording, folder / recording.file, options, purpose, index, recording.scene, rate, encoding)
+        for index, recording in enumerate(recordings)
+    ]
+
+
+def _write_recording(
+    path: Path, options: Options, purpose: Purpose, index: int, scene: int, rate: int, encoding: str
+) -> None:
+    if not path.exists():
+        write_sound(path, render_scene(options, purpose, index, scene, rate), rate, encoding)
+
+
+def render_scene(
+    options: Options, purpose: Purpose, index: int, scene: int, rate: int
+) -> Float[np.ndarray, "samples 2"]:
+    """Two things that sound together, each from its own side, equally loud on the whole."""
+    rng = np.random.default_rng((options.seed, int(purpose), index, int(Part.MOMENT)))
+    mixed = np.zeros((round(options.sound_seconds * rate), 2))
+    side = float(rng.uniform(0.1, 0.4))
+    for number, left in enumerate((side, 1 - side)):
+        kind = KINDS[(scene + number) % len(KINDS)]
+        world = make_world(options.seed, purpose, 2 * index + number, seconds=options.sound_seconds, kind=kind)
+        sound = render_sound(world, rate)
+        mixed += sound[:, None] / np.sqrt(np.mean(sound**2)) * (left, 1 - left)
+    return (mixed * (float(rng.uniform(0.15, 0.9)) / np.abs(mixed).max())).astype(np.float32)

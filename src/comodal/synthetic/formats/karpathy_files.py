@@ -1,0 +1,53 @@
+"""Captions as Karpathy's split files of COCO and Flickr30k, and as the original ViLBERT's own lists of Flickr30k.
+
+dataset_coco.json, dataset_flickr30k.json             images with their sentences, tokens and split
+all_data_final_{train,val_set0,test_set0}_2014.jsonline     img_path, sentences, id
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from comodal.files import write_whole
+from comodal.synthetic.formats.sentences import crowd_captions
+from comodal.synthetic.media_writers import json_lines, json_text
+from comodal.synthetic.object_scenes import Picture
+
+LISTS = {"train": "train", "val": "val_set0", "test": "test_set0"}
+
+
+class Captioned(NamedTuple):
+    """A picture in a split; `cocoid` is its number in COCO, if it is of COCO."""
+
+    picture: Picture
+    split: str
+    cocoid: int | None = None
+
+
+def write_karpathy(path: Path, dataset: str, pictures: Iterable[Captioned]) -> list[list[str]]:
+    """The split file; returns the sentences of each picture."""
+    images: list[dict[str, Any]] = []
+    told: list[list[str]] = []
+    for number, (picture, split, cocoid) in enumerate(pictures):
+        sentences: list[dict[str, Any]] = []
+        for place, text in enumerate(crowd_captions(picture.world)):
+            tokens = text.lower().replace(",", "").removesuffix(".").split()
+            sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": 5 * number + place})
+        file = PurePosixPath(picture.file)
+        image: dict[str, Any] = {"filename": file.name, "imgid": number, "split": split, "sentences": sentences}
+        image["sentids"] = [sentence["sentid"] for sentence in sentences]
+        images.append(image if cocoid is None else {**image, "filepath": file.parent.name, "cocoid": cocoid})
+        told.append([sentence["raw"] for sentence in sentences])
+    write_whole(path, json_text({"images": images, "dataset": dataset}))
+    return told
+
+
+def write_vilbert_lists(folder: Path, pictures: Sequence[Captioned], told: Sequence[Sequence[str]]) -> None:
+    """The same pictures as the original ViLBERT's lists for retrieval."""
+    for split, name in LISTS.items():
+        records = [
+            {"sentences": list(said), "id": str(number), "img_path": PurePosixPath(picture.file).name}
+            for number, ((picture, own, _), said) in enumerate(zip(pictures, told, strict=True))
+            if own == split
+        ]
+        write_whole(folder / f"all_data_final_{name}_2014.jsonline", json_lines(records).encode())

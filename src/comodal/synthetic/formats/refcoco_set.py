@@ -1,0 +1,97 @@
+"""Expressions for objects as the files of RefCOCO+ (Kazemzadeh et al. 2014, Yu et al. 2016).
+
+refcoco+/refs(unc).p      a pickle (protocol 2) of plain lists and dicts: references to objects, with their sentences
+refcoco+/instances.json   images, boxes (left, top, width, height) and categories, as COCO has them
+
+As in the original all pictures are of COCO's train2014, whichever split of the references they are in. In testA the
+object is of a kind that can sound (there: people), in testB of a silent one (there: everything else).
+"""
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comodal.files import write_whole
+from comodal.synthetic.formats.expressions import expressions
+from comodal.synthetic.media_writers import json_text
+from comodal.synthetic.object_scenes import Picture, Seen, enclosed, hull
+from comodal.synthetic.world import KINDS, SILENT_KINDS, Part
+
+CATEGORIES = {kind: number for number, kind in enumerate(KINDS + SILENT_KINDS, start=1)}
+MOST_THINGS = 100  # an object's annotation id is its image id times this, and its place
+REFERENCES, SENTENCES = 3, 3  # at most, of a picture and of a reference
+
+
+def write_references(folder: Path, numbered: Sequence[tuple[int, Picture]], side: int) -> int:
+    """Both files for these image ids and pictures; returns how many sentences there are."""
+    references: list[dict[str, Any]] = []
+    sentences = 0
+    for place, (image_id, picture) in enumerate(numbered):
+        for reference in refer(picture, image_id, place):
+            reference["ref_id"] = len(references)
+            for sentence in reference["sentences"]:
+                sentence["sent_id"] = sentences
+                sentences += 1
+            reference["sent_ids"] = [sentence["sent_id"] for sentence in reference["sentences"]]
+            references.append(reference)
+    # Once through JSON, since the bytes of a pickle tell which values are one object and which are merely equal.
+    write_whole(folder / "refs(unc).p", pickle.dumps(json.loads(json.dumps(references)), protocol=2))
+    write_whole(folder / "instances.json", json_text(instances(numbered, side)))
+    return sentences
+
+
+def split_of(thing: Seen, place: int) -> str:
+    """Of ten pictures, eight are for training, one for validation and one for both tests."""
+    test = "testA" if thing.kind in KINDS else "testB"
+    return {8: "val", 9: test}.get(place % 10, "train")
+
+
+def refer(picture: Picture, image_id: int, place: int) -> list[dict[str, Any]]:
+    """The references to some of a picture's objects, without the running numbers of the whole set."""
+    rng = picture.world.generator(Part.EXPRESSIONS)
+    found: list[dict[str, Any]] = []
+    for number in rng.permutation(len(picture.things)):
+        thing = picture.things[int(number)]
+        said = expressions(thing, picture.things, rng, SENTENCES)
+        if said and len(found) < REFERENCES:
+            annotation = image_id * MOST_THINGS + int(number)
+            found.append(
+                {
+                    "ann_id": annotation,
+                    "category_id": CATEGORIES[thing.kind],
+                    "file_name": f"{Path(picture.file).stem}_{annotation}.jpg",
+                    "image_id": image_id,
+                    "split": split_of(thing, place),
+                    "sentences": [{"raw": text, "sent": text, "tokens": text.split()} for text in said],
+                }
+            )
+    return found
+
+
+def instances(numbered: Sequence[tuple[int, Picture]], side: int) -> dict[str, Any]:
+    """All pictures with all their objects, as COCO has them."""
+    images, annotations = [], []
+    for image_id, picture in numbered:
+        name = Path(picture.file).name
+        images.append({"id": image_id, "file_name": name, "width": side, "height": side, "license": 1})
+        for number, (thing, seen) in enumerate(zip(picture.world.things, picture.things, strict=True)):
+            left, top, right, bottom = seen.box
+            points = hull(thing, side)
+            annotations.append(
+                {
+                    "id": image_id * MOST_THINGS + number,
+                    "image_id": image_id,
+                    "category_id": CATEGORIES[seen.kind],
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": round(enclosed(points), 2),
+                    "segmentation": [[coordinate for point in points for coordinate in point]],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [
+        {"id": number, "name": kind, "supercategory": "sounding" if kind in KINDS else "silent"}
+        for kind, number in CATEGORIES.items()
+    ]
+    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

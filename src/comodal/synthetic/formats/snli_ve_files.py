@@ -1,0 +1,121 @@
+"""Statements about pictures as the files of SNLI-VE (Xie et al. 2019): entailment, neutral or contradiction.
+
+snli_ve_{train,dev,test}.jsonl
+
+A statement says something of "the ball". Where the one ball of a picture is like that, it is entailed; where it is
+otherwise, contradicted; where there is no ball to be seen, nobody can tell from the picture: neutral. Each of the three
+is equally frequent for each form, so the words alone tell nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from comodal.files import write_whole
+from comodal.synthetic.formats.answer_balance import Balance, Claim
+from comodal.synthetic.formats.karpathy_files import Captioned
+from comodal.synthetic.media_writers import json_lines
+from comodal.synthetic.object_scenes import PLACES, Noun, Picture, Seen, fitting, place
+from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, Part
+
+LABELS = ("entailment", "neutral", "contradiction")
+SPLITS = {"train": "train", "val": "dev", "test": "test"}
+
+
+def write_statements(folder: Path, pictures: Sequence[Captioned], told: Sequence[Sequence[str]]) -> int:
+    """The three files for pictures with their sentences; returns how many statements there are."""
+    total = 0
+    for split, name in SPLITS.items():
+        balance = Balance()
+        records: list[dict[str, Any]] = []
+        for (picture, own, _), said in zip(pictures, told, strict=True):
+            if own == split:
+                records += statements_about(picture, said, balance)
+        total += len(records)
+        write_whole(folder / f"snli_ve_{name}.jsonl", json_lines(records).encode())
+    return total
+
+
+def statements_about(picture: Picture, said: Sequence[str], balance: Balance) -> list[dict[str, Any]]:
+    """One statement of each form, beside one of the picture's sentences, which stands where SNLI has its premise."""
+    rng = picture.world.generator(Part.STATEMENTS)
+    records: list[dict[str, Any]] = []
+    for form in FORMS:
+        claim = balance.choose(list(form(picture.things)), rng)
+        if claim is not None:
+            number = int(rng.integers(len(said)))
+            records.append(_record(PurePosixPath(picture.file), number, len(records), said[number], claim))
+    return records
+
+
+def _record(file: PurePosixPath, number: int, place: int, premise: str, claim: Claim) -> dict[str, Any]:
+    return {
+        "Flickr30K_ID": file.stem,
+        "annotator_labels": [claim.answer],
+        "captionID": f"{file.name}#{number}",
+        "gold_label": claim.answer,
+        "pairID": f"{file.name}#{number}r{place}{claim.answer[0]}",
+        "sentence1": premise,
+        "sentence1_binary_parse": _brackets(_words(premise)),
+        "sentence1_parse": f"(ROOT {_brackets(_words(premise))})",
+        "sentence2": claim.text,
+        "sentence2_binary_parse": _brackets(_words(claim.text)),
+        "sentence2_parse": f"(ROOT {_brackets(_words(claim.text))})",
+    }
+
+
+def _words(sentence: str) -> list[str]:
+    return [*sentence.removesuffix(".").split(), "."]
+
+
+def _brackets(words: list[str]) -> str:
+    """A tree that branches to the right: enough for a file's shape, and nobody reads it."""
+    return f"{''.join(f'( {word} ' for word in words[:-1])}{words[-1]}{' )' * (len(words) - 1)}"
+
+
+def coloured(things: Sequence[Seen]) -> Iterator[Claim]:
+    """The ball is red."""
+    here = {thing.colour for thing in things}
+    for kind in KINDS + SILENT_KINDS:
+        found = fitting(Noun(kind), things)
+        for colour in COLOURS:
+            if len(found) < 2 and colour in here:
+                yield _claim(
+                    "coloured", f"The {kind} is {colour}.", "", bool(found), [t.colour == colour for t in found]
+                )
+
+
+def beside(things: Sequence[Seen]) -> Iterator[Claim]:
+    """The ball is left of the drum, which is there."""
+    for kind, anchor in _pairs(things):
+        found = fitting(Noun(kind), things)
+        places = [place(thing, anchor) for thing in found]
+        for where in PLACES:
+            if None not in places:
+                text = f"The {kind} is {where} the {anchor.kind}."
+                yield _claim("beside", text, where, bool(found), [where in places])
+
+
+def alike(things: Sequence[Seen]) -> Iterator[Claim]:
+    """The ball has the same color as the drum, which is there."""
+    for kind, anchor in _pairs(things):
+        found = fitting(Noun(kind), things)
+        text = f"The {kind} has the same color as the {anchor.kind}."
+        yield _claim("alike", text, "", bool(found), [thing.colour == anchor.colour for thing in found])
+
+
+def _pairs(things: Sequence[Seen]) -> Iterator[tuple[str, Seen]]:
+    """A kind of which there is one at most, and another kind of which there is exactly one."""
+    for anchor in things:
+        if len(fitting(Noun(anchor.kind), things)) == 1:
+            for kind in KINDS + SILENT_KINDS:
+                if kind != anchor.kind and len(fitting(Noun(kind), things)) < 2:
+                    yield kind, anchor
+
+
+def _claim(form: str, text: str, cue: str, there: bool, true: Sequence[bool]) -> Claim:
+    label = "neutral" if not there else "entailment" if all(true) else "contradiction"
+    return Claim(form, text, label, cue, LABELS)
+
+
+FORMS: tuple[Callable[[Sequence[Seen]], Iterator[Claim]], ...] = (coloured, beside, alike)

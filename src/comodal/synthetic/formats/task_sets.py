@@ -1,0 +1,60 @@
+"""The playground's worlds as the files of other people's data sets, each set in a folder of its name.
+
+Whoever has the original can lay it beside: the file names, columns and fields are the same.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.files import write_whole
+from comodal.synthetic.formats import coco_set, dcase_folders, flickr30k_set, nlvr2_files, urbansound8k_files, vcr_set
+from comodal.synthetic.media_writers import json_text
+from comodal.synthetic.synthesis_options import Options
+
+Job = Callable[[], None]
+
+
+class TaskSet(NamedTuple):
+    """How one set is made: many files that need nothing of each other, then the lists of all of them."""
+
+    jobs: Callable[[Path, Options], list[Job]]
+    write_lists: Callable[[Path, Options], dict[str, int]]
+
+
+TASK_SETS = {
+    "coco": TaskSet(coco_set.jobs, coco_set.write_lists),
+    "flickr30k": TaskSet(flickr30k_set.jobs, flickr30k_set.write_lists),
+    "vcr": TaskSet(vcr_set.jobs, vcr_set.write_lists),
+    "nlvr2": TaskSet(nlvr2_files.jobs, nlvr2_files.write_lists),
+    "dcase2013": TaskSet(dcase_folders.jobs_2013, dcase_folders.write_lists_2013),
+    "tau": TaskSet(dcase_folders.jobs_tau, dcase_folders.write_lists_tau),
+    "urbansound8k": TaskSet(urbansound8k_files.jobs, urbansound8k_files.write_lists),
+}
+
+
+def chosen(tasks: Sequence[str]) -> list[str]:
+    """The sets of these names, "all" being all of them.
+
+    Raises:
+        ValueError: there is no set of such a name.
+    """
+    unknown = sorted(set(tasks) - {*TASK_SETS, "all"})
+    if unknown:
+        raise ValueError(f"there is no task set {unknown[0]!r}; there are {', '.join(TASK_SETS)}, and all")
+    return [name for name in TASK_SETS if name in tasks or "all" in tasks]
+
+
+def missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those that are not finished."""
+    return [name for name in names if not _about(folder, name).exists()]
+
+
+def finish(folder: Path, options: Options, name: str) -> None:
+    """Write the lists of a set, and last its about.json, which says that all is there."""
+    counts = TASK_SETS[name].write_lists(folder / name, options)
+    write_whole(_about(folder, name), json_text({"kind": "playground task set", "set": name, **counts}))
+
+
+def _about(folder: Path, name: str) -> Path:
+    return folder / name / "about.json"

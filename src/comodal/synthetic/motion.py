@@ -1,0 +1,91 @@
+"""Where everything is at a given moment: the pose of an object, its outline on the picture and its box.
+
+Poses follow from the same notes as the sound: a ball is on the ground when it is heard, a beak is open while it sings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from comodal.synthetic.shapes import Movement, Polygon, shape_of
+from comodal.synthetic.world import Thing
+
+HIT_SECONDS = 0.12  # how long the eye sees that something was struck
+SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Centre in sides of the picture, angle and turn in degrees, action from 0 to 1."""
+
+    x: float
+    y: float
+    angle: float
+    action: float
+    turn: float
+
+
+def pose_at(thing: Thing, seconds: float) -> Pose:
+    """The pose of an object at a moment of its world."""
+    wave = thing.phase + 2 * np.pi * 0.4 * seconds
+    across, down, lean = {
+        "still": (0.0, 0.0, 0.0),
+        "sway": (0.0, 0.0, 8 * np.sin(2 * wave)),
+        "drift": (np.sin(wave / 2), 0.0, 0.0),
+        "circle": (np.cos(wave), np.sin(wave), 0.0),
+    }[thing.motion]
+    action = _action(thing, seconds)
+    rise = _rise(thing, seconds) if thing.kind == "ball" else 0.0
+    turn = np.degrees(thing.phase) + seconds * thing.tempo * {"fan": 870.0, "clock": 35.0, "siren": 545.0}.get(
+        thing.kind, 90.0
+    )
+    if not thing.sounding:
+        turn = 0.0
+    return Pose(
+        x=thing.x + thing.reach * float(across),
+        y=thing.y + thing.reach * float(down) - rise,
+        angle=thing.angle + float(lean),
+        action=action,
+        turn=float(turn),
+    )
+
+
+def _action(thing: Thing, seconds: float) -> float:
+    """How strongly the object sounds, as far as the eye can tell."""
+    strongest = 0.0
+    for note in thing.notes:
+        age = seconds - note.start_seconds
+        if 0 <= age < max(note.seconds, HIT_SECONDS):
+            strongest = max(strongest, note.strength * (1 - age / max(note.seconds, HIT_SECONDS)))
+    return float(strongest)
+
+
+def _rise(thing: Thing, seconds: float) -> float:
+    """Height of a ball between two of its bounces: a parabola as high as the flight is long."""
+    before = max((note.start_seconds for note in thing.notes if note.start_seconds <= seconds), default=None)
+    after = min((note.start_seconds for note in thing.notes if note.start_seconds > seconds), default=None)
+    if before is None or after is None:
+        return 0.0
+    flight, part = after - before, (seconds - before) / (after - before)
+    return float(0.6 * thing.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
+
+
+def outline(thing: Thing, pose: Pose, side: int) -> list[Polygon]:
+    """The polygons of an object in pixels of a square picture, back to front."""
+    radians = np.radians(pose.angle)
+    scale = thing.size * side
+    mirror = -1.0 if thing.mirrored else 1.0
+    turn = np.array([(np.cos(radians), np.sin(radians)), (-np.sin(radians), np.cos(radians))])
+    matrix = np.diag([mirror, 1.0]) @ turn * scale
+    centre = (pose.x * side, pose.y * side)
+    return [
+        Polygon(p.points @ matrix + centre, p.paint) for p in shape_of(thing.kind, Movement(pose.action, pose.turn))
+    ]
+
+
+def box_at(thing: Thing, seconds: float, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
+    points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), side)])
+    left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
+    right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)
+    return max(int(left), 0), max(int(top), 0), min(int(right), side), min(int(bottom), side)

@@ -1,0 +1,175 @@
+"""What is seen in a crowd (`world.make_crowd`): objects with their boxes, and what can be said of them without doubt.
+
+Questions, expressions and statements are all made of these parts. Places and sizes are those of the boxes, since that
+is what the tasks' files tell; where two things are nearly diagonal to each other, or nearly of one size, nothing is
+said.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.files import write_whole
+from comodal.synthetic.media_writers import json_lines, write_image
+from comodal.synthetic.motion import box_at, outline, pose_at
+from comodal.synthetic.rendering import render_frame
+from comodal.synthetic.world import Purpose, Thing, World, make_crowd
+
+PLACES = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CLEARLY = 1.3  # how much farther along one axis than along the other, or larger in area, so that it may be said
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object in a picture; its box is left, top, right, bottom in pixels."""
+
+    kind: str
+    colour: str
+    material: str
+    box: tuple[int, int, int, int]
+
+    @property
+    def area(self) -> int:
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
+
+class Noun(NamedTuple):
+    """Words for an object; what is None is not said."""
+
+    kind: str | None = None
+    colour: str | None = None
+    material: str | None = None
+
+    @property
+    def says(self) -> str:
+        """Which of kind, colour and material are said: all that the sentence gives away."""
+        return "".join("-" if word is None else letter for letter, word in zip("kcm", self, strict=True))
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.colour, self.material, self.kind or "thing")))
+
+
+def see(world: World, side: int) -> tuple[Seen, ...]:
+    """All objects of a silent world, from the back to the front."""
+    return tuple(Seen(t.kind, t.colour, t.material, box_at(t, 0.0, side)) for t in world.things)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a crowd; the file is named from the folder of all the set's images."""
+
+    index: int
+    file: str
+    world: World
+    things: tuple[Seen, ...]
+
+
+def pictures_of(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[Picture]:
+    """The crowds behind the files of a set, by their order."""
+    worlds = [make_crowd(seed, purpose, index) for index in range(len(files))]
+    return [
+        Picture(i, file, world, see(world, side)) for i, (file, world) in enumerate(zip(files, worlds, strict=True))
+    ]
+
+
+def fitting(noun: Noun, things: Sequence[Seen]) -> list[Seen]:
+    """What the noun may mean."""
+    kind, colour, material = noun
+    return [
+        thing
+        for thing in things
+        if kind in (None, thing.kind) and colour in (None, thing.colour) and material in (None, thing.material)
+    ]
+
+
+def names(thing: Seen, things: Sequence[Seen]) -> list[Noun]:
+    """The nouns that mean this object and no other: by its kind, or by its colour and kind."""
+    nouns = (Noun(thing.kind), Noun(thing.kind, thing.colour))
+    return [noun for noun in nouns if len(fitting(noun, things)) == 1]
+
+
+def place(first: Seen, second: Seen) -> str | None:
+    """Where the first object is beside the second; None when that is not clear."""
+    (left, top, right, bottom), other = first.box, second.box
+    across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the middles
+    if abs(across) >= CLEARLY * abs(down):
+        return "left of" if across < 0 else "right of"
+    if abs(down) >= CLEARLY * abs(across):
+        return "above" if down < 0 else "below"
+    return None
+
+
+def placed(noun: Noun, anchor: Seen, things: Sequence[Seen]) -> dict[str, list[Seen]] | None:
+    """What the noun may mean at each place beside the anchor; None where that is unclear, or it means nothing."""
+    found: dict[str, list[Seen]] = {where: [] for where in PLACES}
+    for thing in fitting(noun, things):
+        if thing is not anchor:
+            where = place(thing, anchor)
+            if where is None:
+                return None
+            found[where].append(thing)
+    return found if any(found.values()) else None
+
+
+def larger(first: Seen, second: Seen) -> bool | None:
+    """Whether the first object's box is larger; None when that is not clear."""
+    if first.area >= CLEARLY * second.area:
+        return True
+    return False if second.area >= CLEARLY * first.area else None
+
+
+def hull(thing: Thing, side: int) -> list[tuple[float, float]]:
+    """The convex outline of an object inside the picture, in pixels (by Andrew's monotone chain)."""
+    polygons = outline(thing, pose_at(thing, 0.0), side)
+    points = np.clip(np.concatenate([polygon.points for polygon in polygons]), 0, side)
+    ordered = sorted({(round(float(x), 2), round(float(y), 2)) for x, y in points})
+    return [*_chain(ordered), *_chain(ordered[::-1])]
+
+
+def _chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """One side of the hull, which turns one way only, without its last point, which begins the other side."""
+    chain: list[tuple[float, float]] = []
+    for x, y in points:
+        while len(chain) > 1:
+            (a, b), (c, d) = chain[-2:]
+            if (c - a) * (y - b) > (d - b) * (x - a):
+                break
+            chain.pop()
+        chain.append((x, y))
+    return chain[:-1]
+
+
+def enclosed(points: Sequence[tuple[float, float]]) -> float:
+    """The area of a polygon."""
+    x, y = (np.array(axis) for axis in zip(*points, strict=True))
+    twice: Float[np.ndarray, ""] = np.asarray(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+    return float(abs(twice)) / 2
+
+
+def picture_jobs(
+    folder: Path, seed: int, purpose: Purpose, files: Sequence[str], side: int
+) -> list[Callable[[], None]]:
+    """What makes the pictures of a set, one by one."""
+    return [partial(_write_picture, folder / file, seed, purpose, index, side) for index, file in enumerate(files)]
+
+
+def _write_picture(path: Path, seed: int, purpose: Purpose, index: int, side: int) -> None:
+    if not path.exists():
+        write_image(path, render_frame(make_crowd(seed, purpose, index), 0.0, side))
+
+
+def write_boxes(path: Path, pictures: Sequence[Picture], side: int) -> None:
+    """What is where in each picture, by its file: for `prepare regions --boxes`."""
+    records: list[dict[str, Any]] = []
+    for picture in pictures:
+        objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in picture.things]
+        boxes = [list(thing.box) for thing in picture.things]
+        records.append({"image": picture.file, "width": side, "height": side, "boxes": boxes, "objects": objects})
+    write_whole(path, json_lines(records).encode())

@@ -1,0 +1,232 @@
+"""A playground folder: videos with their truth, a sound folder in ESC-50's layout and a tree of images by class.
+
+videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
+worlds.jsonl                    the truth about each video: objects, boxes, events, captions
+sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
+images/{train,test}/KIND/       pictures of worlds that are in no video
+scenes/                         pictures with captions and boxes (see synthetic/caption_scenes.py)
+vocab.txt                       every word that is said about them, as a BERT's vocabulary
+
+and, where asked for, the task sets in official formats (see synthetic/formats/task_sets.py and docs/playground.md).
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+
+from comodal.data.output_folder import explained, only_one
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.progress import Progress
+from comodal.synthetic.audio_synthesis import render_sound
+from comodal.synthetic.caption_scenes import write_scene, write_scene_lists
+from comodal.synthetic.formats.task_sets import TASK_SETS, chosen, finish, missing
+from comodal.synthetic.ground_truth import truth
+from comodal.synthetic.media_writers import json_lines, write_image, write_sound, write_video
+from comodal.synthetic.rendering import Painter, render_frame
+from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.vocabulary import write_vocabulary
+from comodal.synthetic.world import KINDS, Part, Purpose, make_world
+from comodal.text_files import read_json_object
+from comodal.workers import running_on
+
+VIDEO_SAMPLE_RATE = 48_000
+SOUND_SAMPLE_RATE = 44_100  # of ESC-50
+FOLDS = 5
+LEAST_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
+ESC10_KINDS = KINDS[::2]
+
+
+def make_playground(
+    folder: Path,
+    *,
+    videos: int = 1500,
+    seconds: float = 2.0,
+    sounds: int = 400,
+    images: int = 400,
+    scenes: int = 1000,
+    side: int = 128,
+    frames_per_second: float = 10.0,
+    sound_seconds: float = 2.0,
+    tasks: Sequence[str] = (),
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """Make a world of short videos in which what is seen causes what is heard, with the truth about it.
+
+    A run that was killed goes on when started again; a finished folder is left as it is, but for task sets that are
+    asked for and not there yet.
+
+    Args:
+        folder: where to write; made if it is not there.
+        videos: number of videos; eight of ten are for training, one for validation, one for testing.
+        seconds: length of each video.
+        sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
+        images: pictures in each of the splits train and test of the image folder.
+        scenes: pictures with captions and boxes; split as the videos are. Also the pictures of each of the task sets
+            coco, flickr30k, vcr and nlvr2 (there in whole sets of eight).
+        side: of the square pictures, in pixels (even).
+        frames_per_second: rate of the videos.
+        sound_seconds: length of each clip of the ESC-50 folder and of the sound task sets.
+        tasks: sets to write in other people's formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
+            (retrieval, SNLI-VE), vcr, nlvr2, dcase2013, tau, urbansound8k; or all.
+        seed: another seed is another world.
+        workers: processes; the result does not depend on their number.
+
+    Raises:
+        DataError: the folder holds a playground of other options, another command writes there, or the disk is full.
+
+    Examples:
+        comodal playground world/
+        comodal playground big/ --videos 5000 --seconds 10 --seed 1
+        comodal playground world/ --tasks coco vcr
+    """
+    if side % 2:
+        raise ValueError(f"H.264 needs an even side, got {side}")
+    if seconds < 1 or sound_seconds < 1:
+        raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
+    if workers < 1:
+        raise ValueError(f"there must be at least one worker, got {workers}")
+    sets = chosen(tasks)
+    if sets and scenes < LEAST_SCENES:
+        raise ValueError(f"task sets need {LEAST_SCENES} scenes or more, so that each split has some; got {scenes}")
+    options = Options(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
+    with explained(folder), only_one(folder):
+        _claim(folder, options)
+        _fill(folder, options, sets, workers)
+
+
+def _fill(folder: Path, options: Options, sets: Sequence[str], workers: int) -> None:
+    """Makes what is not there yet."""
+    if not (folder / "videos.jsonl").exists():
+        _sweep(folder)
+        _run(_jobs(folder, options), workers, "playground")
+        write_scene_lists(folder / "scenes", options.seed, options.scenes, options.side)
+        write_vocabulary(folder / "vocab.txt")
+        _write_lists(folder, options)
+    for name in missing(folder, sets):
+        _sweep(folder / name)
+        _run(TASK_SETS[name].jobs(folder / name, options), workers, name)
+        finish(folder, options, name)
+
+
+def _jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+    return [
+        *(partial(_make_video, folder, options, index) for index in range(options.videos)),
+        *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
+        *(partial(_make_image, folder, options, index) for index in range(2 * options.images)),
+        *(
+            partial(write_scene, folder / "scenes", options.seed, index, options.side)
+            for index in range(options.scenes)
+        ),
+    ]
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed run left half written."""
+    for partial_file in folder.rglob(".*.part"):
+        partial_file.unlink()
+
+
+def _claim(folder: Path, options: Options) -> None:
+    """Write the options down, or compare them with those of the playground that is there."""
+    about = folder / "about.json"
+    wanted = {"kind": "playground", **asdict(options)}
+    if about.exists():
+        found = read_json_object(about)
+        differing = sorted(name for name in wanted if found.get(name) != wanted[name])
+        if differing:
+            told = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in differing)
+            raise DataError(f"{folder} holds another playground: {told}; choose another folder or delete this one")
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise DataError(f"{folder} is not empty and not a playground; choose another folder")
+    else:
+        write_whole(about, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
+    """Do all jobs in a number of processes, with a progress bar."""
+    with (
+        running_on("loky"),
+        Progress(name, len(jobs)) as progress,
+        Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
+    ):
+        for _ in parallel(delayed(job)() for job in jobs):
+            progress.advance()
+
+
+def _make_video(folder: Path, options: Options, index: int) -> None:
+    path = folder / "videos" / f"{video_key(index)}.mp4"
+    if path.exists():
+        return
+    world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
+    painter = Painter(world, options.side)
+    rate = options.frames_per_second
+    frames = (painter.frame(number / rate) for number in range(round(options.seconds * rate)))
+    sound = render_sound(world, VIDEO_SAMPLE_RATE)
+    write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
+
+
+def _make_sound(folder: Path, options: Options, index: int) -> None:
+    path = folder / "sounds" / "audio" / sound_name(index)
+    if not path.exists():
+        kind = KINDS[index % len(KINDS)]
+        world = make_world(options.seed, Purpose.SOUND, index, seconds=options.sound_seconds, kind=kind)
+        write_sound(path, render_sound(world, SOUND_SAMPLE_RATE), SOUND_SAMPLE_RATE)
+
+
+def _make_image(folder: Path, options: Options, index: int) -> None:
+    kind, split = KINDS[index % len(KINDS)], "train" if index < options.images else "test"
+    path = folder / "images" / split / kind / f"{index:05d}.jpg"
+    if not path.exists():
+        world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
+        moment = float(world.generator(Part.MOMENT).uniform(0, options.seconds))
+        write_image(path, render_frame(world, moment, options.side))
+
+
+def _sound_count(options: Options) -> int:
+    return options.sounds // (FOLDS * len(KINDS)) * FOLDS * len(KINDS)
+
+
+def video_key(index: int) -> str:
+    """The name of a video."""
+    return f"video-{index:05d}"
+
+
+def split_of(index: int) -> str:
+    """Eight of ten videos for training, then one for validation and one for testing."""
+    return {8: "validation", 9: "test"}.get(index % 10, "train")
+
+
+def sound_name(index: int) -> str:
+    """File name of a clip as in ESC-50: fold, source, take, target; each round of all kinds goes to the next fold."""
+    return f"{index // len(KINDS) % FOLDS + 1}-{100000 + index}-A-{index % len(KINDS)}.wav"
+
+
+def _write_lists(folder: Path, options: Options) -> None:
+    """The lists of what was made; videos.jsonl last, since it says that all is there."""
+    worlds, sources = [], []
+    for index in range(options.videos):
+        world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
+        key = video_key(index)
+        record: dict[str, Any] = {"key": key, "split": split_of(index), **truth(world, options.side)}
+        worlds.append(record)
+        path = f"videos/{key}.mp4"
+        sources.append({"path": path, "key": key, "label": record["label"], "group": key, "split": record["split"]})
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("filename", "fold", "target", "category", "esc10", "src_file", "take"))
+    for index in range(_sound_count(options)):
+        name, kind = sound_name(index), KINDS[index % len(KINDS)]
+        fold, source, take, target = name.removesuffix(".wav").split("-")
+        rows.writerow((name, fold, target, kind, kind in ESC10_KINDS, source, take))
+    write_whole(folder / "sounds" / "meta" / "esc50.csv", table.getvalue().encode())
+    write_whole(folder / "worlds.jsonl", json_lines(worlds).encode())
+    write_whole(folder / "videos.jsonl", json_lines(sources).encode())

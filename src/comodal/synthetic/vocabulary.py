@@ -1,0 +1,28 @@
+"""Every word that is said in this world, as the vocab.txt of a BERT.
+
+A model that learns from the captions alone would have to spell what the tasks ask: `comodal train vilbert --words
+world/vocab.txt` gives it their words as well.
+"""
+
+from pathlib import Path
+
+from comodal.files import write_whole
+from comodal.media.tokenizer import Words
+from comodal.synthetic.formats.sentences import NOISES, OPENINGS, SOUNDS
+from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
+
+COUNTED = "0 1 2 3 4 5 6 one two three four five six"
+PLACES = "left of, right of, above, below; smaller, larger, smallest and largest; nothing, everything"
+FRAMES = """
+    It is the thing, an image with things? Look there: like this, that, where both images are in each, made together.
+    Exactly more than only contains of the same as can see has do shows. What color, how many; while hear, no, yes!
+"""
+
+
+def write_vocabulary(path: Path) -> None:
+    """Writes one word piece a line: the special ones, every sign to spell others with, and the words."""
+    kinds = [*KINDS, *SILENT_KINDS]
+    said = [*kinds, *(f"{kind}s" for kind in kinds), *COLOURS, *MATERIALS, COUNTED, PLACES, FRAMES, *NOISES.values()]
+    said += [opening.format("") for opening in OPENINGS] + [form for forms in SOUNDS.values() for form in forms]
+    signs = "a b c d e f g h i j k l m n o p q r s t u v w x y z 7 8 9 [ ] ' - ( )"
+    write_whole(path, ("\n".join(Words.of_texts([*said, signs]).vocabulary) + "\n").encode())

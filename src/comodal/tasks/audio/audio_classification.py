@@ -1,0 +1,239 @@
+"""Sounds by class, with an L3-Net that is trained end to end for them (`tasks/audio/esc50.py` has the frozen probe).
+
+Class folders of sounds, or the official files of ESC-50, DCASE or UrbanSound8K, of which one fold is tested. Training
+hears any second of a sound, louder or softer as in pretraining; a test sound is heard in equally spaced seconds, whose
+answers are averaged.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from comodal.console import say
+from comodal.data.loader import Workers
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.augmentation import random_gain
+from comodal.models.checkpoint import read_about
+from comodal.models.l3net.l3net import Config
+from comodal.models.l3net.l3net_classifier import load_l3_classifier
+from comodal.tasks.audio.audio_features import Sound, cut_windows, padded, read_whole
+from comodal.tasks.audio.audio_folders import read_class_folders
+from comodal.tasks.audio.audio_probe import SoundSet
+from comodal.tasks.audio.dcase import read_dcase
+from comodal.tasks.audio.esc50 import read_esc50
+from comodal.tasks.audio.urbansound8k import read_urban_sounds
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.classification_results import Answers
+from comodal.tasks.evaluation.cross_validation import Round
+from comodal.tasks.evaluation.results_card import reasons
+from comodal.tasks.evaluation.unreadable_files import counted, without
+from comodal.tasks.l3net_fine_tuning import (
+    Setup,
+    Start,
+    answer,
+    check_known,
+    check_readable,
+    classes_of,
+    network_of,
+    new_run,
+)
+from comodal.training.run import Run
+
+Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
+
+
+@dataclass(frozen=True)
+class SoundReader:
+    """As many samples as the network hears: from anywhere and louder or softer by chance, or from the middle."""
+
+    sample_rate: int
+    samples: int
+    volume: float
+
+    def whole(self, item: Labelled) -> np.ndarray:
+        """The whole sound, at least so long."""
+        return padded(read_whole(Sound(item.path, item.name, item.category), self.sample_rate), self.samples)
+
+    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
+        sound = self.whole(item)
+        room = len(sound) - self.samples
+        start = room // 2 if rng is None else int(rng.integers(room + 1))
+        heard = sound[start : start + self.samples]
+        return heard if rng is None else random_gain(heard, self.volume, rng)
+
+
+@dataclass(frozen=True)
+class SoundShots:
+    """Equally spaced windows of a sound, the first at its beginning, the last at its end."""
+
+    reader: SoundReader
+    windows: int
+
+    def __call__(self, item: Labelled, /) -> np.ndarray:
+        return cut_windows(self.reader.whole(item), self.windows, self.reader.samples)
+
+
+def reader_for(config: Config, volume: float) -> SoundReader:
+    """What a network hears."""
+    return SoundReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
+
+
+def read_sounds(data: Path, layout: Layout) -> SoundSet:
+    """The sounds of class folders, or of official files, and their rounds.
+
+    Raises:
+        DataError: The folder has another layout.
+    """
+    if layout == "folders":
+        sounds = read_class_folders(data)
+    elif layout == "dcase":
+        sounds = read_dcase(data)
+    elif layout == "us8k":
+        sounds = read_urban_sounds(data)
+    else:
+        sounds = read_esc50(data, layout)
+    sounds.check()
+    return sounds
+
+
+def round_with(sounds: SoundSet, fold: int) -> Round:
+    """The round in which a fold is tested; the only one where there is one split.
+
+    Raises:
+        DataError: There is no such fold.
+    """
+    found = [one for one in sounds.rounds if one.number == fold or len(sounds.rounds) == 1]
+    if not found:
+        raise DataError(f"{sounds.source}: there is no fold {fold}; there are {[one.number for one in sounds.rounds]}")
+    return found[0]
+
+
+def chosen(sounds: SoundSet, which: np.ndarray, test: bool) -> list[Labelled]:
+    """Some of the sounds, whose classes must be known."""
+    some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
+    unknown = next((sound for sound in some if sound.category is None), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.path}: {sounds.source} does not tell its class")
+    return [Labelled(sound.path, sound.name, str(sound.category), test) for sound in some]
+
+
+def trained_on(model: Path) -> tuple[Layout, int]:
+    """The layout, and the fold that a model was not trained on, by its own record."""
+    parameters = read_about(model).get("parameters")
+    told = parameters if isinstance(parameters, dict) else {}
+    layout = next((name for name in get_args(Layout) if name == told.get("layout")), None)
+    fold = told.get("fold")
+    if layout is None or not isinstance(fold, int):
+        raise CheckpointError(f"{model}: its config.json does not say on which layout and fold it was trained")
+    return layout, fold
+
+
+def recipe(
+    model: Path,
+    data: Path,
+    layout: Layout = "folders",
+    fold: int = 1,
+    start: Start = "pretrained",
+    epochs: float = 40.0,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    head_rate: float = 1e-3,
+    dropout: float = 0.0,
+    volume: float = 0.1,
+    validation_share: float = 0.0,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes an L3-Net end to end to tell classes of sounds.
+
+    Args:
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
+        data: The folder of the sounds.
+        layout: How they lie there: "folders" are train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND, or
+            CLASS/SOUND alone, of which a fifth is the test by a hash of the file's name; the others are the official
+            files of ESC-50, ESC-10, DCASE's acoustic scenes and UrbanSound8K.
+        fold: Where there are several: the one that is tested and never trained on.
+        start: From the pretrained weights, or the same network from chance: the control.
+        epochs: How often every sound is heard, each time another second of it.
+        batch_size: Sounds in a step, over all processes.
+        learning_rate: Of what was pretrained.
+        head_rate: Of the new layer, and of a network from chance.
+        dropout: Of the features.
+        volume: Change the volume of sounds by up to this fraction.
+        validation_share: Share of the training sounds that is held out and scored in the log.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of a network from chance, the order and the seconds.
+
+    Examples:
+        comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
+        comodal train sound_classes --model RUN --data ESC-50-master/ --layout esc50 --fold 5 --out runs/fold5
+    """
+    setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
+    network, sounds = network_of(setup), read_sounds(data, layout)
+    items = chosen(sounds, round_with(sounds, fold).fitted, test=False)
+    return new_run(network, "sound", items, reader_for(network.config, volume), setup)
+
+
+def evaluate_sound_classes(
+    model: Path,
+    data: Path,
+    windows: int = 10,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Tells the classes of the test sounds with a network that was fine-tuned for them.
+
+    Args:
+        model: Run or model folder that `comodal train sound_classes` made.
+        data: The same folder as in training, or another of the same layout and classes; of several folds, the one is
+            tested that was not trained on.
+        windows: How many equally spaced seconds of each sound are heard.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
+        workers: Threads that read sounds.
+
+    Returns:
+        sound.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
+
+    Raises:
+        DataError: The folder has another layout or other classes, or no sound of a class can be read.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate sound_classes --model runs/digits --data spoken_digits/ --out results/digits
+    """
+    if windows < 1:
+        raise ValueError(f"windows must be at least 1, not {windows}")
+    network, classes = load_l3_classifier(model, "sound"), classes_of(model)
+    compute = resolve(device, precision)
+    layout, fold = trained_on(model)
+    sounds = read_sounds(data, layout)
+    one = round_with(sounds, fold)
+    tested = chosen(sounds, one.tested, test=True)
+    check_known(tested, classes)
+    say(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
+    shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
+    scores, problems = answer(network, tested, shots, compute, workers)
+    check_readable(data, tested, problems)
+    recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
+    answers = Answers(
+        "sound_classes",
+        "sound",
+        sounds.title,
+        f"fold {one.number}" if one.number else sounds.split,
+        model,
+        without(tested, problems),
+        classes,
+        scores,
+        {"windows": windows, "precision": compute.precision},
+        sounds.files,
+        counted(sounds.left_out, problems),
+        tuple(without(recordings, problems)),
+    )
+    return answers.tell(out)

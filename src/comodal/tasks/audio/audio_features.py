@@ -1,0 +1,202 @@
+"""The features of labelled sounds as L3-Net's probe sees them (section 4.2), and those of its three baselines.
+
+Equally spaced seconds of each sound; the last convolution's map, max-pooled (6144 numbers in the paper's network), of
+the trained network and of an untrained one of the same shape, whose batch norms are calibrated on sounds of the
+training part without their labels; the raw spectrogram that the network gets, averaged to 32 x 32; log-mel statistics.
+The raw spectrogram is weak by design: a linear layer on it depends on when in the window something is heard. Log-mel
+statistics do not, and are the baseline to beat. One pass over the files: a sound is dropped as soon as it is embedded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.errors import DataError, MediaError, one_item
+from comodal.hardware import Compute
+from comodal.media.audio import read_sound
+from comodal.media.refused_formats import Refusal
+from comodal.models.calibration import calibrate_norms
+from comodal.models.checkpoint import untrained_like
+from comodal.models.l3net.fused_vgg import FastL3Net, fast
+from comodal.models.l3net.l3net import L3Net, load_l3net
+from comodal.models.l3net.spectrogram import Spectrogram, SpectrogramConfig
+from comodal.progress import track
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.unreadable_files import attempted, readable
+
+PLAIN = SpectrogramConfig(
+    window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
+)
+WINDOWS_PER_SECOND = 2  # the paper: ten of five seconds, sixty of thirty
+SIDE = 32  # of the raw spectrogram, as of the raw pixels
+CALIBRATED_ON = 256  # sounds, of each the middle window
+
+
+class Sound(NamedTuple):
+    """A sound file, how it is called in the results, and its class; None where nobody tells."""
+
+    path: Path
+    name: str
+    category: str | None
+
+
+class Features(NamedTuple):
+    """Of every system, for each sound and window; how long sounds and windows are, and what the control is.
+
+    Sounds that cannot be read are `problems`; their rows mean nothing.
+    """
+
+    systems: dict[str, Float[Tensor, "sounds _ _"]]
+    seconds: Float[np.ndarray, " sounds"]
+    window_seconds: float
+    windows: int
+    control: str = ""
+    problems: Mapping[int, MediaError] = {}
+
+    def without_problems(self) -> "Features":
+        """The features of the sounds that can be read."""
+        if not self.problems:
+            return self
+        kept = readable(len(self.seconds), self.problems)
+        systems = {name: rows[torch.from_numpy(kept)] for name, rows in self.systems.items()}
+        return self._replace(systems=systems, seconds=self.seconds[kept], problems={})
+
+
+def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -> Float[np.ndarray, "count length"]:
+    """Equally spaced windows, the first at the beginning, the last at the end."""
+    starts = np.linspace(0, len(sound) - length, count).round().astype(int)
+    return np.stack([sound[start : start + length] for start in starts])
+
+
+def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
+    """The samples of a sound.
+
+    Raises:
+        MediaError: It cannot be read, or holds none.
+    """
+    with one_item(sound.path):
+        samples = read_sound(sound.path, sample_rate)
+    if not len(samples):
+        raise MediaError(sound.path, Refusal.NO_SOUND, "not a single sample")
+    return samples
+
+
+def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrogram) -> Float[Tensor, "1 features"]:
+    """Of each band of a log-mel spectrogram of the whole clip: mean, deviation, and deviation of its change.
+
+    The strongest plain features of those that were tried. On ESC-10 with logistic regression: 0.84; without the change
+    0.80, with a floor of 1e-4 instead of 1e-2 0.78, over each second by itself 0.75.
+    """
+    bands = front_end(sound[None])[0, 0]
+    return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
+
+
+def raw_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Float[Tensor, "windows features"]:
+    """Each window's spectrogram averaged to 32 x 32, as one row."""
+    rows, columns = spectrogram.shape[2:]
+    return F.adaptive_avg_pool2d(spectrogram, (min(SIDE, rows), min(SIDE, columns))).flatten(1)
+
+
+def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, workers: int) -> tuple[L3Net, int]:
+    """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds, and how many
+    of them it has heard.
+
+    Raises:
+        DataError: None can be read.
+    """
+    rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
+    step = max(1, len(unlabeled) // CALIBRATED_ON)
+    some = unlabeled[::step][:CALIBRATED_ON]
+
+    def middle(sound: Sound) -> Float[np.ndarray, " samples"]:
+        samples = padded(read_whole(sound, rate), length)
+        start = (len(samples) - length) // 2
+        return samples[start : start + length]
+
+    heard = joblib.Parallel(workers, prefer="threads")(joblib.delayed(attempted)(middle, sound) for sound in some)
+    windows = [found for found in heard if not isinstance(found, MediaError)]
+    if not windows:
+        raise DataError(f"none of {len(heard)} sounds to fit can be read; the first: {heard[0]}")
+    control = untrained_like(trained, seed)
+    calibrate_norms(control.sound_tower, control.sound_map, torch.from_numpy(np.stack(windows)))
+    return control, len(windows)
+
+
+def padded(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndarray, " padded"]:
+    """A sound that is at least so long, with silence at its end if it is not."""
+    return np.pad(samples, (0, max(0, length - len(samples))))
+
+
+def extract(
+    model: Path,
+    sounds: Sequence[Sound],
+    unlabeled: Sequence[Sound],
+    windows: int | None,
+    seed: int,
+    workers: int,
+    compute: Compute,
+) -> Features:
+    """One pass over the files: the features of every system.
+
+    Args:
+        model: Run or model folder.
+        sounds: What to hear.
+        unlabeled: Sounds of the training part, on which the batch norms of the untrained network are calibrated.
+        windows: Of each sound; None takes two for each second of the first sound.
+        seed: Of the untrained network's weights.
+        workers: Threads that read files.
+        compute: Where and in which precision.
+
+    Raises:
+        DataError: No sound for the calibration can be read.
+    """
+    trained = load_l3net(model)
+    untrained, calibrated_on = untrained_control(trained, unlabeled, seed, workers)
+    compared = {"trained": trained, "untrained": untrained}
+    networks = {name: fast(network.to(compute.device), compute.dtype) for name, network in compared.items()}
+    rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
+    plain = Spectrogram(replace(PLAIN, sample_rate=rate))
+    systems: dict[str, Tensor] = {}
+    seconds, problems = np.zeros(len(sounds)), dict[int, MediaError]()
+    held: dict[int, np.ndarray] = {}  # several sounds go through a GPU together
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few sounds ahead
+    read = partial(read_whole, sample_rate=rate)
+    heard = parallel(joblib.delayed(attempted)(read, sound) for sound in sounds)
+    for place, samples in enumerate(track(heard, "embedding sounds", total=len(sounds))):
+        if isinstance(samples, MediaError):
+            problems[place] = samples
+        else:
+            seconds[place] = len(samples) / rate
+            windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[place]))
+            held[place] = padded(samples, length)
+        last = place + 1 == len(sounds)
+        if windows is None or not held or (len(held) < compute.batch_size // windows and not last):
+            continue
+        batch = np.concatenate([cut_windows(one, windows, length) for one in held.values()])
+        found = features_of_windows(torch.from_numpy(batch).to(compute.device), networks, trained, len(held))
+        found["log_mel"] = torch.stack([spectrogram_statistics(torch.from_numpy(one), plain) for one in held.values()])
+        for name, several in found.items():  # filled in place: a second copy would take as much memory again
+            for number, rows in zip(held, several, strict=True):
+                check_finite(rows.numpy(), f"{sounds[number].path}, features of the {name} system")
+            systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[list(held)] = several
+        held = {}
+    control = f"batch norms calibrated on {calibrated_on} sounds of the training part, without labels"
+    return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control, problems)
+
+
+def features_of_windows(
+    batch: Float[Tensor, "windows samples"], networks: Mapping[str, FastL3Net], trained: L3Net, sounds: int
+) -> dict[str, Float[Tensor, "sounds _ _"]]:
+    """The features of the windows of several sounds, of the networks and of the raw spectrogram."""
+    found = {name: network.embed_sound(batch).cpu() for name, network in networks.items()}
+    found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch)).cpu()
+    return {name: rows.unflatten(0, (sounds, -1)) for name, rows in found.items()}

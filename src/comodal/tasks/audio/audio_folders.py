@@ -1,0 +1,72 @@
+"""Classification of sounds from frozen features, on class folders of sounds: spoken digits, say.
+
+The protocol is that of ESC-50 in `tasks/audio/esc50.py` (windows of a second, conv4_2 max-pooled, z-scored), with one
+split instead of five folds. The baselines are an untrained network and statistics of the log-spectrogram.
+"""
+
+from pathlib import Path
+
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.tasks.audio.audio_features import Sound
+from comodal.tasks.audio.audio_probe import How, SoundSet, measure
+from comodal.tasks.class_folders import read_tree, round_of
+from comodal.tasks.evaluation.cross_validation import AnyClassifier
+
+
+def evaluate_sounds(
+    model: Path,
+    data: Path,
+    *,
+    classifier: AnyClassifier = "logistic",
+    windows: int = 1,
+    out: Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> dict[str, float]:
+    """Classifies sounds in class folders from frozen features; baselines are an untrained network, the raw
+    spectrogram and log-mel statistics.
+
+    Args:
+        model: run folder or model folder.
+        data: train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND; or CLASS/SOUND alone, of which a fifth is
+            the test by a hash of the file's name.
+        classifier: "logistic", "svm" (linear, one against all), or "mlp" (two hidden layers).
+        windows: how many equally spaced seconds of each sound are used; shorter sounds are padded with silence.
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
+            without it.
+        seed: of the untrained network's weights, and of the mlp.
+        workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Returns:
+        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        with its interval.
+
+    Raises:
+        DataError: the folder has another layout, or no sound of a class can be read.
+
+    Examples:
+        comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
+    """
+    return measure(
+        read_class_folders(data), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
+
+
+def read_class_folders(data: Path) -> SoundSet:
+    """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
+    items = read_tree(data, AUDIO_SUFFIXES)
+    return SoundSet(
+        task="sounds",
+        title=data.resolve().name,
+        split="test",
+        source=data,
+        sounds=[Sound(item.path, item.name, item.category) for item in items],
+        classes=tuple(sorted({item.category for item in items})),
+        rounds=[round_of(items)],
+        files={"sounds": data},
+    )

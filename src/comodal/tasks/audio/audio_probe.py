@@ -1,0 +1,255 @@
+"""A data set of labelled sounds under the protocol of L3-Net (section 4.2): what ESC-50, DCASE and UrbanSound8K share.
+
+A reader says which sounds there are and how they are split; here they are embedded, probed round by round, and told:
+accuracy of each fold, mean and deviation, a confusion matrix, each class by itself, the results card. Where nobody
+tells the classes of the test part, the answers are written and there is no score.
+"""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from comodal.console import say
+from comodal.errors import DataError, MediaError
+from comodal.files import write_whole
+from comodal.hardware import Compute
+from comodal.tasks.audio.audio_features import Features, Sound, extract
+from comodal.tasks.audio.audio_tables import check_files
+from comodal.tasks.evaluation.cross_validation import Answered, AnyClassifier, Round, answer_rounds
+from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
+from comodal.tasks.evaluation.results_card import Card, Score, reasons, write_card
+from comodal.tasks.evaluation.system_comparison import Comparison
+from comodal.tasks.evaluation.unreadable_files import (
+    UNREADABLE,
+    check_classes,
+    counted,
+    readable,
+    report_unreadable,
+    without,
+)
+
+SUBMISSION = "submission.csv"
+PADDED = "shorter than a window, padded with silence"
+
+
+class How(NamedTuple):
+    """What the commands have in common."""
+
+    classifier: AnyClassifier
+    windows: int | None
+    seed: int
+    workers: int
+    compute: Compute
+
+
+class Cell(NamedTuple):
+    """The papers' numbers, and which protocol and sounds they are for."""
+
+    scores: Mapping[str, float]
+    windows: int
+    least_seconds: float = 0.0
+
+    def scores_for(self, how: How, features: Features) -> Mapping[str, float]:
+        """The numbers, if the protocol and the lengths of the sounds are the papers'."""
+        same = how.classifier == "svm" and features.windows == self.windows
+        return self.scores if same and features.seconds.min() >= self.least_seconds else {}
+
+
+@dataclass(frozen=True)
+class SoundSet:
+    """Labelled sounds and how they are split.
+
+    Args:
+        task: As on the command line.
+        title: What people call it.
+        split: Which part is tested.
+        source: The file that tells the classes, for errors.
+        sounds: All of them.
+        classes: In the order of their numbers.
+        rounds: What is fitted and tested.
+        files: What was read, by what it is.
+        left_out: How many sounds take no part, by reason.
+        cell: The papers' numbers, if these are their sounds and splits.
+        recordings: Of each sound, what it was cut from; those of one recording are alike. Without it each is its own.
+    """
+
+    task: str
+    title: str
+    split: str
+    source: Path
+    sounds: Sequence[Sound]
+    classes: tuple[str, ...]
+    rounds: Sequence[Round]
+    files: Mapping[str, Path]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    cell: Cell | None = None
+    recordings: Sequence[str] = ()
+
+    @property
+    def truth(self) -> Int[np.ndarray, " sounds"]:
+        """The number of each sound's class, -1 where nobody tells."""
+        number = {name: place for place, name in enumerate(self.classes)}
+        return np.array([-1 if s.category is None else number[s.category] for s in self.sounds], dtype=np.int64)
+
+    def check(self) -> bool:
+        """Every round fits two classes, and each that it tests; returns whether the tests' classes are known.
+
+        Raises:
+            DataError: It is not so, a file is missing, or only some of the tests have a class.
+        """
+        used = np.any([one.fitted | one.tested for one in self.rounds], axis=0)
+        check_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
+        truth = self.truth
+        for one in self.rounds:
+            self.check_round(one, truth)
+        tested = np.any([one.tested for one in self.rounds], axis=0)
+        unknown = [sound.name for sound, number, test in zip(self.sounds, truth, tested, strict=True)
+                   if test and number < 0]  # fmt: skip
+        if unknown and len(unknown) < tested.sum():
+            raise DataError(
+                f"{self.source}: {len(unknown)} of {tested.sum()} sounds to test have no class, the first is "
+                f"{unknown[0]}; all or none must have one"
+            )
+        return not unknown
+
+    def without_problems(self, problems: Mapping[int, MediaError]) -> "SoundSet":
+        """The set without the sounds that cannot be read, for which no paper has a number.
+
+        Raises:
+            DataError: A class has no other sound in a round, to fit or to test.
+        """
+        if not problems:
+            return self
+        classes = [sound.category for sound in self.sounds]
+        for one in self.rounds:
+            where = f" in fold {one.number}" if one.number else ""
+            for side, which in (("to fit", one.fitted), ("to test", one.tested)):
+                places = np.flatnonzero(which).tolist()
+                theirs = {number: problems[place] for number, place in enumerate(places) if place in problems}
+                check_classes(self.source, f"{side}{where}", [classes[place] for place in places], theirs)
+        kept = readable(len(self.sounds), problems)
+        return replace(
+            self,
+            sounds=without(self.sounds, problems),
+            recordings=without(self.recordings, problems),
+            rounds=[one.of(kept) for one in self.rounds],
+            left_out=counted(self.left_out, problems),
+            cell=None,
+        )
+
+    def check_round(self, one: Round, truth: Int[np.ndarray, " sounds"]) -> None:
+        """Two classes to fit, something to test, and no class that is tested alone."""
+        where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
+        fitted, tested = set(truth[one.fitted].tolist()), set(truth[one.tested].tolist()) - {-1}
+        if len(fitted) < 2:
+            raise DataError(f"{self.source}: {where} has {len(fitted)} classes to fit; at least two are needed")
+        if not one.tested.any():
+            raise DataError(f"{self.source}: {where} has nothing to test")
+        if tested - fitted:
+            name = self.classes[min(tested - fitted)]
+            first = next(s.name for s, test in zip(self.sounds, one.tested, strict=True) if test and s.category == name)
+            raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
+
+
+def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str, float]:
+    """Embeds, probes, tells and writes; returns flat numbers.
+
+    Raises:
+        DataError: The set cannot be probed, or no sound of a class can be read.
+    """
+    started = time.perf_counter()
+    if how.windows is not None and how.windows < 1:
+        raise ValueError(f"windows must be at least 1, not {how.windows}")
+    labelled = data.check()
+    fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
+    tests = sum(int(one.tested.sum()) for one in data.rounds)
+    split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
+    say(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
+    fitted = np.any([one.fitted for one in data.rounds], axis=0)
+    unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
+    features = extract(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
+    report_unreadable(features.problems.values())
+    data, features = data.without_problems(features.problems), features.without_problems()
+    answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
+    numbers = {"sound.items": float(tests)}
+    comparison = compare(data, answered, how)
+    if labelled:
+        numbers = comparison.numbers()
+        comparison.print_table()
+    else:
+        say("The sounds to test have no classes: there are answers, and no score.")
+    numbers |= {"sound.left_out": float(sum(data.left_out.values())), "sound.seconds": time.perf_counter() - started}
+    if out is not None:
+        if labelled:
+            comparison.write(out, numbers)
+        else:
+            write_submission(out, data, answered)
+        counts = denominators(tests, len(answered.items), f"{UNREADABLE}, to test")
+        write_card(card_of(data, model, how, features, answered, numbers, counts, comparison.interval()), out)
+    return numbers
+
+
+def compare(data: SoundSet, answered: Answered, how: How) -> Comparison:
+    """The answers beside the truth."""
+    names = tuple(data.sounds[item].name for item in answered.items)
+    truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
+    groups = tuple(data.recordings[item] for item in answered.items) if data.recordings else ()
+    rounds, answers, strengths = answered.rounds, answered.answers, answered.strengths
+    return Comparison("sound", title, names, data.classes, truth, rounds, answers, strengths, groups)
+
+
+def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
+    """The trained system's answers as DCASE wants them: the file's name, a tab, the name of the class."""
+    text = io.StringIO()
+    for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
+        text.write(f"{data.sounds[item].name}\t{data.classes[answer]}\n")
+    write_whole(out / SUBMISSION, text.getvalue().encode())
+
+
+def card_of(
+    data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float],
+    counts: Mapping[str, int], interval: str,
+) -> Card:  # fmt: skip
+    """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
+    papers = data.cell.scores_for(how, features) if data.cell is not None else {}
+    scores: dict[str, Score] = {}
+    for system in answered.answers:
+        key, label = f"sound.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
+        if key not in numbers:
+            continue
+        scores[label] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], papers.get(system))
+        if f"{key}.deviation" in numbers:
+            scores[label.replace("accuracy", "deviation")] = Score(numbers[f"{key}.deviation"])
+    if "sound.trained" in numbers:
+        folds = [one.number for one in data.rounds if f"sound.trained.fold{one.number}" in numbers]
+        scores |= {f"fold {fold}": Score(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
+        scores["largest class"] = Score(numbers["sound.chance"])
+    short = int((features.seconds < features.window_seconds).sum())
+    counts = {**counts, **data.left_out} | ({PADDED: short} if short else {})
+    penalties = {
+        f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
+        for system, chosen in answered.strengths.items()
+    }
+    return Card(
+        task=data.task,
+        title=data.title,
+        split=data.split,
+        scores=scores,
+        model=str(model),
+        counts=counts,
+        files=data.files,
+        seeds={"untrained weights, mlp": how.seed},
+        settings={
+            "classifier": how.classifier,
+            "windows": features.windows,
+            "untrained network": features.control,
+            INTERVAL: interval,
+            **penalties,
+        },
+    )

@@ -1,0 +1,156 @@
+"""Acoustic scenes of the DCASE challenges, by the protocol of L3-Net (section 4.2), which reports the one of 2013.
+
+2013, also called 2014, when its second half was published: two folders of CLASSNN.wav, half a minute each, ten of each
+of ten scenes to fit and as many to test. TUT and TAU (2016 and later): audio/, meta and evaluation_setup/, read by
+`tasks/audio/dcase_lists.py`. Sounds to test whose scenes nobody tells get a submission file and no score.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.tasks.audio.audio_features import Sound
+from comodal.tasks.audio.audio_probe import Cell, How, SoundSet, measure
+from comodal.tasks.audio.dcase_lists import has_lists, read_lists
+from comodal.tasks.evaluation.cross_validation import PARTS, AnyClassifier, one_split
+
+FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
+SCENES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
+    "tube", "tubestation")  # fmt: skip
+TAKES = 10  # of each scene in either half
+PAPER = Cell({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
+NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
+
+
+def evaluate_dcase(
+    model: Path,
+    data: Path,
+    *,
+    test: Path | None = None,
+    classifier: AnyClassifier = "svm",
+    windows: int | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+) -> dict[str, float]:
+    """Classifies acoustic scenes from frozen features; baselines are an untrained network, the raw
+    spectrogram and log-mel statistics.
+
+    The paper reports for the challenge of 2013: trained 0.93, random weights 0.85.
+
+    Args:
+        model: run folder or model folder.
+        data: 2013 and 2014: scenes_stereo/ and scenes_stereo_testset/ (or train/ and test/) of CLASSNN.wav. TUT and
+            TAU, 2016 and later: audio/ with meta.csv and evaluation_setup/foldN_train.csv, foldN_evaluate.csv or
+            foldN_test.csv (or .txt); without evaluation_setup, five folds by recording place.
+        test: folder of the part to test, where it is a data set of its own (the challenges' evaluation sets); all of
+            `data` is then fitted.
+        classifier: "svm" (linear, one against all; the paper's), "logistic", or "mlp" (two hidden layers).
+        windows: how many equally spaced seconds of each sound are used; by default two for each second of the first
+            sound (the paper: 60 of thirty seconds).
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card, or submission.csv
+            where nobody tells the scenes; nothing is written without it.
+        seed: of the untrained network's weights, and of the mlp.
+        workers: threads that read sound files.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Returns:
+        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        with its interval, and its folds if there
+        are several.
+
+    Raises:
+        DataError: the folder has another layout, a list is missing or of another version, or no sound of a class can be
+            read.
+
+    Examples:
+        comodal evaluate dcase --model RUN --data dcase2013/ --out results/dcase2013
+        comodal evaluate dcase --model RUN --data TAU-development/ --test TAU-evaluation/ --out submission/
+    """
+    return measure(
+        read_dcase(data, test), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+    )
+
+
+def read_dcase(data: Path, test: Path | None = None) -> SoundSet:
+    """The scenes of any of the challenges.
+
+    Raises:
+        DataError: The folder has another layout, or a list is missing or of another version.
+    """
+    for folder in (data, *([test] if test is not None else [])):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder")
+    if has_lists(data):
+        return read_lists(data, test)
+    for names in FOLDERS:
+        fit = data / names[0]
+        tests = test if test is not None else data / names[1]
+        if fit.is_dir() and tests.is_dir():
+            return read_halves(data, inside(fit), inside(tests))
+    if (data / FOLDERS[0][0]).is_dir():
+        raise DataError(f"{data}: {FOLDERS[0][1]}/ is not there; a folder elsewhere is given as --test")
+    raise DataError(
+        f"{data}: neither {FOLDERS[0][0]}/ and {FOLDERS[0][1]}/ (2013, 2014) nor meta.csv and evaluation_setup/ (2016 "
+        "and later) is there"
+    )
+
+
+def inside(folder: Path) -> Path:
+    """The folder, or the one of the same name in it: archives are unpacked either way."""
+    return folder / folder.name if (folder / folder.name).is_dir() else folder
+
+
+def read_halves(data: Path, fit: Path, tests: Path) -> SoundSet:
+    """The two halves of 2013; the names of the files tell the scenes."""
+    fitted, tested = [scenes_in(folder, data) for folder in (fit, tests)]
+    first = next((sound for sound in fitted if sound.category is None), None)
+    if first is not None:
+        raise DataError(f"{first.path}: a name such as bus01.wav is expected, which tells the scene")
+    classes = sorted({sound.category for sound in fitted if sound.category is not None})
+    unknown = next((sound for sound in tested if sound.category not in (None, *classes)), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.path}: scene {unknown.category!r} is none of {fit.name}/: {', '.join(classes)}")
+    sounds = fitted + tested
+    test = np.arange(len(sounds)) >= len(fitted)
+    return SoundSet(
+        task="dcase",
+        title="DCASE 2013" if tuple(classes) == SCENES else data.resolve().name,
+        split=tests.name,
+        source=tests,
+        sounds=sounds,
+        classes=tuple(classes),
+        rounds=[one_split(0, ~test, test, [s.path.name for s in sounds], [s.category or "" for s in sounds], PARTS)],
+        files={"to fit": fit, "to test": tests},
+        cell=PAPER if is_official(fitted) and is_official(tested) else None,
+    )
+
+
+def scenes_in(folder: Path, data: Path) -> list[Sound]:
+    """The sounds of a folder; a name without letters tells no scene.
+
+    Raises:
+        DataError: There is none.
+    """
+    sounds = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
+        named = NAME.fullmatch(path.stem)
+        name = path.relative_to(data).as_posix() if path.is_relative_to(data) else path.name
+        sounds.append(Sound(path, name, None if named is None else named.group(1)))
+    if not sounds:
+        raise DataError(f"{folder}: there is no sound in it")
+    return sounds
+
+
+def is_official(half: Sequence[Sound]) -> bool:
+    """Whether there are ten takes of each of the ten scenes."""
+    return Counter(sound.category for sound in half) == dict.fromkeys(SCENES, TAKES)

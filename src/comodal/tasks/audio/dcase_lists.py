@@ -1,0 +1,193 @@
+"""Acoustic scenes with lists, as TUT and TAU have published them since 2016: what is fitted and what is tested.
+
+meta.csv                              filename, scene_label, identifier (the recording place), source_label
+evaluation_setup/foldN_train.csv      filename, scene_label
+evaluation_setup/foldN_evaluate.csv   filename, scene_label of what is tested
+evaluation_setup/foldN_test.csv       filename alone, of the same
+
+All are separated by tabs; until 2018 they are .txt and have no line of names. An evaluation set of a challenge is a
+folder of its own with evaluation_setup/test.csv, and evaluate.txt or a meta file once its scenes are published.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from comodal.errors import DataError
+from comodal.tasks.audio.audio_features import Sound
+from comodal.tasks.audio.audio_probe import SoundSet
+from comodal.tasks.audio.audio_tables import Row, need, only_once, read_table
+from comodal.tasks.evaluation.cross_validation import Round, cross_validation, deal, one_split
+
+SETUP, META, TYPES = "evaluation_setup", "meta", (".csv", ".txt")
+COLUMNS = ("filename", "scene_label", "identifier", "source_label")
+TRAIN = re.compile(r"fold(\d+)_train\.(?:csv|txt)")
+TAU_NAME = re.compile(r"(\w+-\w+-\d+)-\d+.*")  # scene-city-location-segment-device
+TUT_NAME = re.compile(r"([a-z]\d+)_\d+_\d+")  # location, start, end
+IN_NO_FOLD = "in no fold"
+
+
+class Scenes:
+    """The sounds that the lists of a data set name, each once; what a list says again must be the same."""
+
+    def __init__(self) -> None:
+        self.sounds: dict[Path, Sound] = {}
+        self.places: dict[Path, str] = {}
+        self.sources: dict[Path, str] = {}
+        self.files: dict[str, Path] = {}
+
+    def read(self, root: Path, path: Path, what: str, labelled: bool, among: set[Path] | None = None) -> list[Path]:
+        """The sounds of a list.
+
+        Args:
+            root: The folder of the data set.
+            path: The list.
+            what: What it is called on the card.
+            labelled: Whether it must tell the scenes.
+            among: What it may name, None for anything.
+
+        Raises:
+            DataError: It is missing or damaged, tells another scene than a list before it, or names something else.
+        """
+        table = read_table(path, COLUMNS)
+        need(path, table, COLUMNS[:2] if labelled else COLUMNS[:1])
+        only_once(table.rows, "filename")
+        self.files[what] = path
+        return [self.add(root, row, among) for row in table.rows]
+
+    def add(self, root: Path, row: Row, among: set[Path] | None) -> Path:
+        """A row of a list."""
+        name, scene = row.cells["filename"], row.cells.get("scene_label") or None
+        path = root / name
+        if among is not None and path not in among:
+            raise DataError(f"{row.where}: {name} is not in {META}: is this a list of another version?")
+        known = self.sounds.get(path)
+        if known is not None and None not in (known.category, scene) and known.category != scene:
+            raise DataError(f"{row.where}: {name} is {scene!r}, but {known.category!r} by {self.sources[path]}")
+        if known is None or known.category is None:
+            self.sounds[path], self.sources[path] = Sound(path, name, scene), row.where
+            self.places[path] = row.cells.get("identifier") or place_of(path)
+        return path
+
+
+def place_of(path: Path) -> str:
+    """The recording place by the name of the file, or the file itself."""
+    named = TAU_NAME.fullmatch(path.stem) or TUT_NAME.fullmatch(path.stem)
+    return named.group(1) if named else path.stem
+
+
+def has_lists(data: Path) -> bool:
+    """Whether a folder has lists."""
+    return (data / SETUP).is_dir() or find(data, META) is not None
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The list of that name, of either type."""
+    return next((folder / f"{name}{kind}" for kind in TYPES if (folder / f"{name}{kind}").is_file()), None)
+
+
+def read_lists(data: Path, test: Path | None) -> SoundSet:
+    """The sounds and folds of a data set; or all of it to fit, and all of another to test.
+
+    Raises:
+        DataError: A list is missing or damaged, or two of them do not go together.
+    """
+    scenes = Scenes()
+    meta = find(data, META)
+    known = set(scenes.read(data, meta, "meta", labelled=True)) if meta is not None else None
+    folds = read_folds(scenes, data, known) if (data / SETUP).is_dir() else {}
+    if test is not None:
+        tested = set(read_evaluation(scenes, test))
+        pairs = {0: (set(scenes.sounds) - tested, tested)}
+    else:
+        pairs = folds
+    paths = [path for path in scenes.sounds if not pairs or any(path in fit | tests for fit, tests in pairs.values())]
+    sounds = [scenes.sounds[path] for path in paths]
+    places, labels = [scenes.places[path] for path in paths], [sound.category or "" for sound in sounds]
+    rounds = [
+        one_split(number, np.array([p in fit for p in paths]), np.array([p in tests for p in paths]), places, labels, 1)
+        for number, (fit, tests) in pairs.items()
+    ] or cross_validation(deal(places, labels) + 1, held_out=1)
+    left_out = len(scenes.sounds) - len(paths)
+    return SoundSet(
+        task="dcase",
+        title=data.resolve().name,
+        split=name_of(rounds, test, bool(pairs)),
+        source=next(iter(scenes.files.values())),
+        sounds=sounds,
+        classes=tuple(sorted({sound.category for sound in sounds if sound.category is not None})),
+        rounds=rounds,
+        files=scenes.files | ({"sounds": data / "audio"} if (data / "audio").is_dir() else {}),
+        left_out={IN_NO_FOLD: left_out} if left_out else {},
+        recordings=places,
+    )
+
+
+def name_of(rounds: Sequence[Round], test: Path | None, official: bool) -> str:
+    """What the test part is called."""
+    if test is not None:
+        return test.resolve().name
+    if not official:
+        return f"{len(rounds)} folds by place"
+    return f"{len(rounds)} folds" if len(rounds) > 1 else f"fold {rounds[0].number}"
+
+
+def read_folds(scenes: Scenes, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
+    """What each fold fits and tests.
+
+    Raises:
+        DataError: A list is missing, or something is both fitted and tested.
+    """
+    setup = data / SETUP
+    names = [named for path in setup.iterdir() if (named := TRAIN.fullmatch(path.name)) is not None]
+    numbers = sorted({int(named.group(1)) for named in names})
+    if not numbers:
+        raise DataError(f"{setup}: fold1_train.csv is missing, which says what is fitted")
+    if numbers != list(range(1, numbers[-1] + 1)):
+        absent = min(set(range(1, numbers[-1])) - set(numbers))
+        raise DataError(f"{setup}: fold{absent}_train.csv is missing, and fold{numbers[-1]}_train.csv is there")
+    folds = {}
+    for number in numbers:
+        train = find(setup, f"fold{number}_train")
+        assert train is not None
+        fit = set(scenes.read(data, train, f"fold {number} train", labelled=True, among=known))
+        tests = set(read_tests(scenes, data, number, known))
+        both = min(fit & tests, default=None)
+        if both is not None:
+            raise DataError(f"{train}: {scenes.sounds[both].name} is both fitted and tested in fold {number}")
+        folds[number] = (fit, tests)
+    return folds
+
+
+def read_tests(scenes: Scenes, data: Path, number: int, known: set[Path] | None) -> list[Path]:
+    """What a fold tests: its evaluate list tells the scenes, its test list names the same files without."""
+    setup = data / SETUP
+    evaluate, names = find(setup, f"fold{number}_evaluate"), find(setup, f"fold{number}_test")
+    if evaluate is None and names is None:
+        raise DataError(f"{setup}: neither fold{number}_evaluate.csv nor fold{number}_test.csv says what is tested")
+    named = scenes.read(data, names, f"fold {number} test", labelled=False) if names is not None else []
+    if evaluate is None:
+        return named
+    told = scenes.read(data, evaluate, f"fold {number} evaluate", labelled=True, among=known)
+    other = min(set(told) ^ set(named), default=None) if names is not None else None
+    if other is not None:
+        here, there = (evaluate, names) if other in set(told) else (names, evaluate)
+        raise DataError(f"{here}: {scenes.sounds[other].name} is not in {there}: the lists are of different versions")
+    return told
+
+
+def read_evaluation(scenes: Scenes, test: Path) -> list[Path]:
+    """An evaluation set: its scenes, if they are published, or its names alone.
+
+    Raises:
+        DataError: There is no list.
+    """
+    told = find(test / SETUP, "evaluate") or find(test, META)
+    if told is not None:
+        return scenes.read(test, told, "evaluation", labelled=True)
+    names = find(test / SETUP, "test") or find(test / SETUP, "fold1_test")
+    if names is None:
+        raise DataError(f"{test}: neither {SETUP}/test.csv nor {META}.csv says what is tested")
+    return scenes.read(test, names, "evaluation", labelled=False)

@@ -1,0 +1,110 @@
+"""Labelled files in class folders: an ImageFolder tree of pictures, or the same tree of sounds.
+
+ROOT/train/CLASS/FILE and ROOT/test/CLASS/FILE (or val/, validation/); or ROOT/CLASS/FILE alone, of which a fifth is the
+test by a hash of the file's name.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from comodal.errors import DataError
+from comodal.tasks.evaluation.cross_validation import Round, answer_rounds
+from comodal.tasks.evaluation.linear_probe import Classifier
+from comodal.tasks.evaluation.system_comparison import Comparison
+
+TEST_FOLDERS = ("test", "val", "validation")
+PARTS = 5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
+
+
+class Labelled(NamedTuple):
+    """A file of a class folder; `test` says on which side of the split it is."""
+
+    path: Path
+    name: str
+    category: str
+    test: bool
+
+
+def read_tree(data: Path, suffixes: frozenset[str]) -> list[Labelled]:
+    """All files of the tree with these suffixes, in the order of their names."""
+    if not data.is_dir():
+        raise DataError(f"{data}: there is no such folder")
+    test = next((data / name for name in TEST_FOLDERS if (data / name).is_dir()), None)
+    if (data / "train").is_dir():
+        if test is None:
+            raise DataError(f"{data}: train/ is there, but none of {', '.join(f'{name}/' for name in TEST_FOLDERS)}")
+        items = list(class_folders(data / "train", data, suffixes, test=False)) + list(
+            class_folders(test, data, suffixes, test=True)
+        )
+    else:
+        items = [
+            item._replace(test=hashed_part(item.name) == 0) for item in class_folders(data, data, suffixes, test=False)
+        ]
+    check_items(data, items)
+    return items
+
+
+def check_items(data: Path, items: Sequence[Labelled]) -> None:
+    """Two classes or more to fit, something to test, and no class that is tested alone.
+
+    Raises:
+        DataError: It is not so.
+    """
+    categories = {item.category for item in items if not item.test}
+    unknown = {item.category for item in items if item.test} - categories
+    if len(categories) < 2:
+        raise DataError(f"{data}: {len(categories)} class folders with files to fit; at least two are needed")
+    if unknown:
+        raise DataError(f"{data}: class {sorted(unknown)[0]!r} is tested and has no file to fit")
+    if not any(item.test for item in items):
+        raise DataError(f"{data}: no file to test")
+
+
+def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[Labelled]:
+    """The files of FOLDER/CLASS/**."""
+    for category in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for path in sorted(category.rglob("*")):
+            if path.suffix.lower() in suffixes:
+                yield Labelled(path, path.relative_to(data).as_posix(), category.name, test)
+
+
+def fingerprint(items: Iterable[Labelled]) -> str:
+    """Of the names, classes, sides and sizes of files: the same on every machine."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.name} {item.category} {item.test} {item.path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def hashed_part(name: str) -> int:
+    """One of `PARTS`, the same for a name whatever else is in the folder."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % PARTS
+
+
+def round_of(items: Sequence[Labelled]) -> Round:
+    """The split of the tree; one part in five of the training items, by a hash of the name, chooses the penalty."""
+    test = np.array([item.test for item in items])
+    parts = np.array([hashed_part(f"C {item.name}") for item in items])
+    return Round(0, ~test, test, parts, (0,))
+
+
+def compare(
+    task: str,
+    items: Sequence[Labelled],
+    features: dict[str, Float[Tensor, "items _ _"]],
+    classifier: Classifier,
+    title: str,
+) -> Comparison:
+    """Each system's answers for the test items; C is chosen on a fifth of the training items."""
+    classes = tuple(sorted({item.category for item in items}))
+    truth = np.array([classes.index(item.category) for item in items])
+    test = np.array([item.test for item in items])
+    answered = answer_rounds(features, truth, [round_of(items)], len(classes), classifier)
+    names = tuple(item.name for item in items if item.test)
+    return Comparison(task, title, names, classes, truth[test], answered.rounds, answered.answers, answered.strengths)

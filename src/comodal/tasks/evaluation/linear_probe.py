@@ -1,0 +1,218 @@
+"""The linear probe: what can be read off frozen features by one linear layer (L3-Net, section 4.2 and 4.3).
+
+Features are z-scored on the training part; a linear one-vs-all support vector machine or a multinomial logistic
+regression is fitted; its strength C is chosen within the training part. An item may have several windows: each
+window is trained on as if by itself, and the score of an item is the mean over its windows.
+
+The objectives are scikit-learn's (`LinearSVC`: w'w / 2 + C * sum of squared hinges; `LogisticRegression`), the bias
+free of the penalty. All classes are fitted at once by L-BFGS on matrix products. Measured on 3,200 x 768 features of
+ESC-10, C of 0.01, one core: 0.44 s, against 3.2 s by `LinearSVC`; tests compare the solutions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.tasks.evaluation.metrics import check_finite
+
+Classifier = Literal["svm", "logistic"]
+
+SEARCH_ITERATIONS, ITERATIONS = 60, 300
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """Whatever was fitted and gives each item a score for each class."""
+
+    def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]: ...
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A training part that can be fitted with any C, for so many iterations."""
+
+    def fit(self, strength: float, iterations: int, /) -> Scoring: ...
+
+
+def best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
+    """The class of the highest score of each item.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    check_finite(scores.numpy(), "scores of the probe")
+    return scores.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: z-score of the training part, one linear layer, and C."""
+
+    classifier: Classifier
+    strength: float
+    mean: Float[Tensor, " features"]
+    scale: Float[Tensor, " features"]
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, "classes 1"]
+
+    def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
+        """Mean over the windows: of decision values for the SVM, of probabilities for the logistic regression."""
+        weight = self.weight / self.scale
+        values = features @ weight.mT + (self.bias[:, 0] - weight @ self.mean)
+        return (values.softmax(-1) if self.classifier == "logistic" else values).mean(1)
+
+    def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
+        """The class of the highest score of each item."""
+        return best_class(self.scores(features)).numpy()
+
+
+class Problem:
+    """The windows of a training part as standardised rows, and where the fit for one C ended, to start the next."""
+
+    def __init__(
+        self,
+        features: Float[Tensor, "items windows features"],
+        target: Int[Tensor, " items"],
+        classes: int,
+        classifier: Classifier,
+    ) -> None:
+        self.classifier: Classifier = classifier
+        self.rows = features.flatten(0, 1).clone()
+        self.target = target.repeat_interleave(features.shape[1])
+        self.mean, self.scale = standardisation(self.rows)
+        self.rows.sub_(self.mean).div_(self.scale)
+        self.basis: Tensor | None = None
+        if len(self.rows) < self.rows.shape[1]:
+            # The weights of least norm lie in the span of the rows: over an orthonormal basis of it the problem is the
+            # same, with as many features as there are rows.
+            self.basis, coordinates = torch.linalg.qr(self.rows.mT)
+            self.rows = coordinates.mT.contiguous()
+        self.gram = self.rows.mT @ self.rows / len(self.rows)
+        self.weight = self.rows.new_zeros(classes, self.rows.shape[1])
+        self.bias = self.rows.new_zeros(classes, 1)
+
+    def fit(self, strength: float, iterations: int) -> Probe:
+        """Minimises from where the last fit ended.
+
+        L-BFGS moves in coordinates in which the objective is nearly round (`preconditioner`). Classes come first in
+        all products: with ten classes these run three times as fast as with rows first.
+        """
+        factor = preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
+        rounded = (self.weight @ factor).requires_grad_(True)
+        bias = self.bias.requires_grad_(True)
+        optimizer = torch.optim.LBFGS(
+            [rounded, bias],
+            max_iter=iterations,
+            history_size=10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-6,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False).contiguous()
+            loss = losses(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
+            loss = loss + weight.square().sum() / (2.0 * strength * len(self.rows))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.weight = torch.linalg.solve_triangular(factor, rounded.detach(), upper=False, left=False)
+        self.bias = bias.detach()
+        weight = self.weight if self.basis is None else self.weight @ self.basis.mT
+        return Probe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
+
+
+def standardisation(
+    rows: Float[Tensor, "rows features"],
+) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
+    """Mean and deviation of each feature; a feature that never changes is left at scale 1."""
+    deviation, mean = torch.std_mean(rows, dim=0, correction=0)
+    return mean, torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
+
+
+def losses(
+    values: Float[Tensor, "classes rows"], target: Int[Tensor, " rows"], classifier: Classifier
+) -> Float[Tensor, ""]:
+    """Sum over the rows of the squared hinges of all one-vs-all problems, or of the cross-entropy."""
+    if classifier == "logistic":
+        return F.cross_entropy(values.mT, target, reduction="sum")
+    sign = 2.0 * F.one_hot(target, len(values)).mT.to(values.dtype) - 1.0
+    return (1.0 - sign * values).clamp(min=0.0).square().sum()
+
+
+def preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Float[Tensor, "features features"]:
+    """Lower triangular L with LL' near the objective's curvature: over L'w the objective is nearly round.
+
+    Neighbouring features are so correlated that L-BFGS over w takes ten times the steps. The minimum is the same;
+    the least ridge of 1e-3 keeps the factorisation sound in single precision.
+    """
+    return torch.linalg.cholesky(gram + max(ridge, 1e-3) * torch.eye(len(gram), dtype=gram.dtype))
+
+
+def choose_strength(
+    features: Float[Tensor, "items windows features"],
+    target: Int[Tensor, " items"],
+    folds: Int[np.ndarray, " items"],
+    held_out: Sequence[int],
+    problem: Callable[[Tensor, Tensor], Fitting],
+    strengths: Sequence[float],
+    iterations: int = SEARCH_ITERATIONS,
+) -> float:
+    """The C with which most items of the held-out folds are answered rightly by a fit on the rest.
+
+    From the strongest penalty on, until a weaker one no longer helps. With none held out the strongest is taken.
+    """
+    problems = []
+    for fold in held_out:
+        held = torch.from_numpy(np.asarray(folds == fold))
+        if not held.any() or held.all():
+            raise ValueError(f"fold {fold} holds {int(held.sum())} of the {len(held)} training items")
+        problems.append((problem(features[~held], target[~held]), held))
+    best, most = min(strengths), -1
+    for strength in sorted(strengths):
+        right = 0
+        for part, held in problems:
+            answers = best_class(part.fit(strength, iterations).scores(features[held]))
+            right += int((answers == target[held]).sum())
+        if right <= most:
+            break
+        best, most = strength, right
+    return best
+
+
+def fit_probe(
+    features: Float[Tensor, "items windows features"],
+    target: Int[Tensor, " items"],
+    folds: Int[np.ndarray, " items"],
+    held_out: Sequence[int],
+    classes: int,
+    classifier: Classifier,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Probe:
+    """Chooses C on the training part alone, then fits on all of it.
+
+    Args:
+        features: the training part; the windows of an item stay together.
+        target: class of each item.
+        folds: which part of the training items each belongs to.
+        held_out: the folds that are held out in turn to choose C.
+        classes: how many classes there are.
+        classifier: "svm" or "logistic".
+        strengths: the values of C that are tried.
+
+    Returns:
+        The probe fitted on the whole training part with the chosen C.
+    """
+    problem = partial(Problem, classes=classes, classifier=classifier)
+    strength = choose_strength(features, target, folds, held_out, problem, strengths)
+    return problem(features, target).fit(strength, ITERATIONS)

@@ -1,0 +1,198 @@
+"""The linear probe by mini-batches, for more features than memory holds: read off disk block by block.
+
+The objective is that of `linear_probe.py` (cross-entropy or squared hinges, and w'w / 2C over the rows), on features
+z-scored over the training part, so that a C means the same; the minimum is reached by SGD with momentum or by Adam (the
+paper's, L3-Net, section 4.3), with a cosine fall. Rows should lie in an order without meaning: blocks are read in an
+order by chance, each at once, and mixed inside.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Int
+from torch import Tensor
+
+from comodal.progress import track
+from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, Probe, losses
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.training.optimization import schedule
+
+StepSolver = Literal["sgd", "adam"]
+MOMENTUM = 0.9
+BLOCK_BYTES = 1 << 26  # read at once
+SAMPLE_ROWS = 4096  # from which the step of SGD is estimated
+ADAM_MOVE = 1.0  # how far the first steps of Adam move a score: a rate of this over the features
+SEARCH_SHARE = 0.25  # of the epochs, when C is chosen
+WARM_UP = 0.02
+
+
+class Steps(NamedTuple):
+    """How to walk: which optimizer, how often over the data, rows of a step, where, and the seed of the order."""
+
+    solver: StepSolver
+    epochs: int
+    batch_size: int
+    device: torch.device
+    seed: int
+
+
+class Rows:
+    """Some of the rows of arrays on disk: the same items in one or more views, one of which each epoch reads.
+
+    Args:
+        views: Of one shot each.
+        target: The class of each item.
+        chosen: Which items take part.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Float16[np.ndarray, "items 1 features"]],
+        target: Int[np.ndarray, " items"],
+        chosen: Bool[np.ndarray, " items"],
+    ) -> None:
+        self.views, self.target, self.chosen = views, target, chosen
+        self.features = views[0].shape[2]
+        self.block = max(1, BLOCK_BYTES // (2 * self.features))
+
+    def __len__(self) -> int:
+        return int(self.chosen.sum())
+
+    def blocks(
+        self, view: int, order: np.random.Generator | None
+    ) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
+        """All rows of a view in blocks; by chance, or as they lie."""
+        starts = np.arange(0, len(self.target), self.block)
+        for start in starts if order is None else order.permutation(starts):
+            inside = np.flatnonzero(self.chosen[start : start + self.block])
+            inside = inside if order is None else order.permutation(inside)
+            rows = np.asarray(self.views[view][start : start + self.block, 0])[inside].astype(np.float32)
+            if len(rows):
+                yield torch.from_numpy(rows), torch.from_numpy(self.target[start : start + self.block][inside])
+
+    @cached_property
+    def standardisation(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
+        """Mean and deviation over all views, blocks joined as by Chan et al. (1979); a feature that never changes is
+        left at scale 1."""
+        count = 0
+        mean, squares = (torch.zeros(self.features, dtype=torch.float64) for _ in range(2))
+        for view in range(len(self.views)):
+            for rows, _ in self.blocks(view, None):
+                variance, centre = (part.double() for part in torch.var_mean(rows, 0, correction=0))
+                both = count + len(rows)
+                squares += variance * len(rows) + (centre - mean).square() * (count * len(rows) / both)
+                mean += (centre - mean) * (len(rows) / both)
+                count = both
+        deviation = (squares / count).sqrt()
+        scale = torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
+        return mean.float(), scale.float()
+
+
+def fit_in_steps(rows: Rows, classes: int, classifier: Classifier, strength: float, steps: Steps) -> Probe:
+    """Minimises the objective; nothing but the seed decides the order."""
+    mean, scale = rows.standardisation
+    weight = torch.zeros(classes, rows.features, device=steps.device, requires_grad=True)
+    bias = torch.zeros(classes, 1, device=steps.device, requires_grad=True)
+    decay = 1.0 / (strength * len(rows))
+    groups = [{"params": [weight], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
+    if steps.solver == "sgd":
+        highest = 1.0 / (curvature(rows, mean, scale, classifier, steps) + decay)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=highest, momentum=MOMENTUM)
+    else:
+        highest = ADAM_MOVE / rows.features
+        optimizer = torch.optim.Adam(groups, lr=highest)
+    total = steps.epochs * -(-len(rows) // steps.batch_size)
+    rate = schedule(highest, total, round(WARM_UP * total), final_fraction=0.0)
+    on_device = (mean.to(steps.device), scale.to(steps.device))
+    for step, (batch, target) in enumerate(batches(rows, steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(min(step, total))
+        standard = (batch.to(steps.device) - on_device[0]) / on_device[1]
+        loss = losses(weight @ standard.mT + bias, target.to(steps.device), classifier) / len(target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Probe(classifier, strength, mean, scale, weight.detach().cpu(), bias.detach().cpu())
+
+
+def batches(rows: Rows, steps: Steps) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
+    """The batches of all epochs; epoch e reads view e."""
+    for epoch in track(range(steps.epochs), "fitting by steps"):
+        rng = np.random.default_rng((steps.seed, epoch))
+        for block, target in rows.blocks(epoch % len(rows.views), rng):
+            yield from zip(block.split(steps.batch_size), target.split(steps.batch_size), strict=True)
+
+
+def curvature(
+    rows: Rows,
+    mean: Float[Tensor, " features"],
+    scale: Float[Tensor, " features"],
+    classifier: Classifier,
+    steps: Steps,
+) -> float:
+    """An upper bound of the curvature that a batch sees, from a sample: the step of SGD is one over it.
+
+    The largest eigenvalue of the features' covariance, and what the chance of a small batch adds to it; cross-entropy
+    bends half as much, a squared hinge twice.
+    """
+    block, _ = next(rows.blocks(0, np.random.default_rng(steps.seed)))
+    sample = (block[:SAMPLE_ROWS] - mean) / scale
+    sample = torch.cat([sample, torch.ones(len(sample), 1)], 1)
+    largest = float(torch.linalg.matrix_norm(sample, 2)) ** 2 / len(sample)
+    by_chance = sample.square().sum(1).max().item() / min(steps.batch_size, len(sample))
+    return (0.5 if classifier == "logistic" else 2.0) * (largest**0.5 + by_chance**0.5) ** 2
+
+
+def choose_strength_in_steps(
+    views: Sequence[Float16[np.ndarray, "items 1 features"]],
+    target: Int[np.ndarray, " items"],
+    fitted: Bool[np.ndarray, " items"],
+    held_out: Bool[np.ndarray, " items"],
+    classes: int,
+    classifier: Classifier,
+    steps: Steps,
+    strengths: Sequence[float] = STRENGTHS,
+) -> float:
+    """The C with which most of the held-out training items are answered rightly by a fit on others.
+
+    From the strongest penalty on, until a weaker one no longer helps; these fits take a quarter of the epochs.
+    """
+    shorter = steps._replace(epochs=max(len(views), round(SEARCH_SHARE * steps.epochs)))
+    rest, held = Rows(views, target, fitted), Rows(views[:1], target, held_out)
+    best, most = min(strengths), -1
+    for strength in sorted(strengths):
+        probe = fit_in_steps(rest, classes, classifier, strength, shorter)
+        right = sum(
+            int((best_classes(probe, rows[:, None], 1)[:, 0] == truth).sum()) for rows, truth in held.blocks(0, None)
+        )
+        if right <= most:
+            break
+        best, most = strength, right
+    return best
+
+
+def best_classes(probe: Probe, features: Float[Tensor, "items shots features"], count: int) -> Int[Tensor, "items _"]:
+    """The classes of the highest scores, the best first.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    scores = probe.scores(features)
+    check_finite(scores.numpy(), "scores of the probe")
+    return scores.topk(count, dim=1).indices
+
+
+def in_blocks(
+    rows: Float16[np.ndarray, "items shots features"],
+    answer: Callable[[Float[Tensor, "block shots features"]], Int[Tensor, "block count"]],
+) -> Int[np.ndarray, "items count"]:
+    """Answers for all rows, a block at a time."""
+    size = max(1, BLOCK_BYTES // (2 * rows.shape[1] * rows.shape[2]))
+    parts = [
+        answer(torch.from_numpy(np.asarray(rows[start : start + size]).astype(np.float32)))
+        for start in range(0, len(rows), size)
+    ]
+    return torch.cat(parts).numpy()

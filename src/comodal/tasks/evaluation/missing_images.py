@@ -1,0 +1,74 @@
+"""Items whose image is not in the region store: one rule for all tasks.
+
+Such an item is not answered and counts as wrong, as VQA's server counts a question without an answer. Where the
+official evaluation refuses an incomplete file of predictions (NLVR2's and GQA's scripts), the evaluation is refused.
+Numbers and cards have both denominators: all items ("items"), and those whose image is there ("answered").
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from comodal.errors import DataError
+from comodal.tasks.evaluation.metrics import bootstrap_interval
+from comodal.tasks.evaluation.results_card import Score
+
+NOT_THERE = "image is not in the store"
+INTERVAL = "95 % interval"  # in a card's settings: how it came about
+
+
+def refuse_missing(file: Path, title: str, missing: Sequence[str], items: int) -> None:
+    """Refuses an evaluation that the official one refuses.
+
+    Raises:
+        DataError: An image is missing.
+    """
+    if missing:
+        raise DataError(
+            f"{file}: the images of {len(missing):,} of {items:,} items are not in the store, the first is "
+            f"{missing[0]!r}; {title}'s official evaluation needs an answer to every item: add regions of these images"
+        )
+
+
+def not_answered(counts: Mapping[str, int]) -> str:
+    """How many items count as wrong because their image is missing, for the end of a line."""
+    missing = counts["items"] - counts["answered"]
+    return f"; {missing:,} scored as wrong: {NOT_THERE}" if missing else ""
+
+
+def denominators(items: int, answered: int, reason: str = f"{NOT_THERE} (scored as wrong)") -> dict[str, int]:
+    """How many items there are, how many of them were answered, and why the others were not; for the counts of a card.
+
+    An item whose own file cannot be read is not scored (`tasks/evaluation/unreadable_files.py`).
+    """
+    return {"items": items, "answered": answered, **({reason: items - answered} if answered < items else {})}
+
+
+def accuracy_of(
+    key: str,
+    correct: Bool[np.ndarray, " items"] | Float[np.ndarray, " items"],
+    answered: Bool[np.ndarray, " items"],
+    groups: Sequence[str],
+) -> dict[str, float]:
+    """The mean over all items with its interval by group, and over those that were answered (`.answered`)."""
+    low, high = bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
+    over_answered = float(correct[answered].mean())
+    return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.answered": over_answered}
+
+
+def scores_of(
+    label: str, key: str, numbers: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
+) -> dict[str, Score]:
+    """The scores of a card for one key of `accuracy_of`; the one over answered items where any is missing."""
+    scores = {label: Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)}
+    if counts["answered"] < counts["items"]:
+        scores[f"{label}, of the answered"] = Score(numbers[f"{key}.answered"])
+    return scores
+
+
+def is_papers_run(counts: Mapping[str, int], blank: str, training: Mapping[str, object]) -> bool:
+    """Whether a paper's number may stand beside a score: nothing is missing, and no modality was left out."""
+    left_out = {blank, training.get("training blank", "nothing")} - {"nothing"}
+    return counts["answered"] == counts["items"] and not left_out

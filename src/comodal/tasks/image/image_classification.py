@@ -1,0 +1,158 @@
+"""Image classification by an L3-Net that is fine-tuned end to end (`linear_classification.py` has the frozen probe).
+
+ImageNet on its official files, or any ImageFolder tree. Training crops, mirrors and colours at random as pretraining
+does; a test picture is asked about by its middle, of the size of the training crop, or by ten crops.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from comodal.console import say
+from comodal.data.loader import Workers
+from comodal.data.shards.clip_dataset import Augmentation
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.image import centre_crop
+from comodal.models.l3net.l3net_classifier import load_l3_classifier
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.classification_results import Answers
+from comodal.tasks.evaluation.results_card import reasons
+from comodal.tasks.evaluation.unreadable_files import counted, without
+from comodal.tasks.image.image_views import Crops, Showing, changed, read_picture, ten_crops
+from comodal.tasks.image.imagenet_files import read_pictures
+from comodal.tasks.l3net_fine_tuning import (
+    Setup,
+    Start,
+    answer,
+    check_known,
+    check_readable,
+    classes_of,
+    network_of,
+    new_run,
+)
+from comodal.training.run import Run
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """A square of the training crop's size: anywhere and changed by chance, or the middle."""
+
+    showing: Showing
+
+    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
+        picture = read_picture(item, self.showing.short_side)
+        return centre_crop(picture, self.showing.crop) if rng is None else changed(picture, self.showing, rng)
+
+
+@dataclass(frozen=True)
+class PictureShots:
+    """The middle square, or ten."""
+
+    showing: Showing
+    crops: Crops
+
+    def __call__(self, item: Labelled, /) -> np.ndarray:
+        picture = read_picture(item, self.showing.short_side)
+        size = self.showing.crop
+        return ten_crops(picture, size) if self.crops == "ten" else centre_crop(picture, size)[None]
+
+
+def recipe(
+    model: Path,
+    data: Path,
+    start: Start = "pretrained",
+    epochs: float = 40.0,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    head_rate: float = 1e-3,
+    dropout: float = 0.0,
+    mirror: bool = True,
+    brightness: float = 32 / 255,
+    saturation: float = 0.5,
+    validation_share: float = 0.0,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes an L3-Net end to end to tell classes of pictures.
+
+    Args:
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
+        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
+            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
+        start: From the pretrained weights, or the same network from chance: the control.
+        epochs: How often every picture is seen.
+        batch_size: Pictures in a step, over all processes.
+        learning_rate: Of what was pretrained.
+        head_rate: Of the new layer, and of a network from chance.
+        dropout: Of the features.
+        mirror: Mirror every other picture. Not for digits and letters.
+        brightness: Make pictures up to so much brighter or darker; 1 is white.
+        saturation: Change the saturation of pictures by up to this fraction.
+        validation_share: Share of the training pictures that is held out and scored in the log.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of a network from chance, the order and the crops.
+
+    Examples:
+        comodal train image_classes --model RUN --data pictures/ --out runs/pictures
+        comodal train image_classes --model RUN --data pictures/ --start scratch --out runs/scratch
+    """
+    setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
+    network, items = network_of(setup), read_pictures(data).items
+    showing = Showing(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
+    return new_run(network, "picture", items, PictureReader(showing), setup)
+
+
+def evaluate_image_classes(
+    model: Path,
+    data: Path,
+    crops: Crops = "middle",
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Tells the classes of the test pictures with a network that was fine-tuned for them.
+
+    Args:
+        model: Run or model folder that `comodal train image_classes` made.
+        data: The same folder as in training, or another with the same classes.
+        crops: The middle of a picture, or the mean answer to ten crops.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
+        workers: Threads that read pictures.
+
+    Returns:
+        vision.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
+
+    Raises:
+        DataError: The folder has another layout or other classes, or no picture of a class can be read.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
+    """
+    network, classes = load_l3_classifier(model, "picture"), classes_of(model)
+    compute = resolve(device, precision)
+    pictures = read_pictures(data)
+    items = [item for item in pictures.items if item.test]
+    check_known(items, classes)
+    say(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
+    shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
+    scores, problems = answer(network, items, shots, compute, workers)
+    check_readable(data, items, problems)
+    answers = Answers(
+        "image_classes",
+        "vision",
+        "ImageNet" if pictures.imagenet else data.resolve().name,
+        pictures.split,
+        model,
+        without(items, problems),
+        classes,
+        scores,
+        {"crops": crops, "precision": compute.precision},
+        pictures.files,
+        counted(pictures.left_out, problems),
+    )
+    return answers.tell(out)

@@ -1,0 +1,245 @@
+"""One pass over the pictures: features of any layer, by every system at once, into a cache.
+
+A system is the trained network, an untrained one of the same shape, whose batch norms are calibrated on pictures of the
+training part without their labels, or the raw pixels. Each picture is read and decoded once, however many systems and
+views there are.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import joblib
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from comodal.data.output_folder import only_one
+from comodal.errors import DataError, MediaError
+from comodal.hardware import Compute
+from comodal.models.calibration import calibrate_norms
+from comodal.models.checkpoint import checksum, untrained_like
+from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.l3net import Config, L3Net, pooled
+from comodal.models.l3net.l3net_classifier import load_any_l3net
+from comodal.progress import track
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.feature_cache import FeatureFile
+from comodal.tasks.evaluation.unreadable_files import attempted, without
+from comodal.tasks.image.image_views import Showing, View, read_picture, show
+
+Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
+Pooling = Literal["max", "mean"]
+SystemName = Literal["trained", "untrained", "pixels"]
+Squares = UInt8[np.ndarray, "shots side side 3"]
+GRIDS = {1: 12, 2: 8, 3: 6, 4: 4}  # the finest by block that leave a network of the paper's width under 10,000 features
+CALIBRATED_ON = 256  # pictures, of each the middle
+PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
+BATCH = 256  # squares of pictures that are held at once
+VERSION = 2  # of what the numbers mean; counts them all as new when it changes
+
+
+class Where(NamedTuple):
+    """What is read off a network: a layer, and how its map is pooled to a grid."""
+
+    layer: Layer
+    pooling: Pooling
+    grid: int
+
+
+class System(NamedTuple):
+    """What turns squares into features, how many there are, and what they depend on."""
+
+    name: SystemName
+    embed: Callable[[Squares], Float[Tensor, "shots features"]]
+    features: int
+    about: dict[str, Any]
+
+
+def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
+    """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
+    map of a training crop."""
+    block = int(layer[4])
+    return min(grid or GRIDS[block], config.image_size >> (block - 1))
+
+
+def middles(items: Sequence[Labelled], showing: Showing) -> tuple[list[Labelled], Squares]:
+    """Those of some pictures that can be read, and the middle of each.
+
+    Raises:
+        DataError: None can be read.
+    """
+
+    def look(item: Labelled) -> Squares:
+        return show(read_picture(item, showing.short_side), item.name, View("middle"), showing)
+
+    looks = [attempted(look, item) for item in items]
+    seen = [(item, squares) for item, squares in zip(items, looks, strict=True) if not isinstance(squares, MediaError)]
+    if not seen:
+        raise DataError(f"none of {len(looks)} pictures to fit can be read; the first: {looks[0]}")
+    return [item for item, _ in seen], np.concatenate([squares for _, squares in seen])
+
+
+def untrained_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
+    """A network of the same shape with initial weights, whose image tower's batch norms fit these pictures."""
+    pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    control = untrained_like(trained, seed)
+    calibrate_norms(control.image_tower, control.image_map, pictures)
+    return control
+
+
+def control_of(unlabeled: Sequence[Labelled], problems: Collection[int]) -> str:
+    """What the untrained network is, for the card; of the pictures, some cannot be read."""
+    count = len(without(unlabeled[:CALIBRATED_ON], problems))
+    return f"batch norms calibrated on {count} pictures of the training part, without labels"
+
+
+def make_system(
+    name: SystemName,
+    model: Path,
+    where: Where,
+    unlabeled: Sequence[Labelled],
+    showing: Showing,
+    seed: int,
+    compute: Compute,
+) -> System:
+    """One of the systems.
+
+    Args:
+        name: Which.
+        model: Run or model folder.
+        where: What is read off the network.
+        unlabeled: Pictures of the training part in mixed order, for the batch norms of the untrained network.
+        showing: How pictures are shown.
+        seed: Of the untrained network's weights.
+        compute: Where and in which precision.
+    """
+    if name == "pixels":
+        return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
+    trained = load_any_l3net(model)
+    network, calibrated = trained, {}
+    if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
+        some, squares = middles(unlabeled[:CALIBRATED_ON], showing)
+        calibrated = {"calibrated_on": names_hash(some), "seed": seed}
+        network = untrained_control(trained, squares, seed)
+    network = network.to(compute.device)
+    quick = fast(network, compute.dtype)
+
+    def embed(squares: Squares) -> Float[Tensor, "shots features"]:
+        pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        maps = (quick.image_map(part.to(compute.device), where.layer) for part in pictures.split(compute.batch_size))
+        return torch.cat([pooled_map(part, where).float().cpu() for part in maps])
+
+    filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
+    weights = f"{checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
+    about = {"weights": weights, "network": asdict(trained.config), **where._asdict(), **calibrated}
+    return System(name, embed, filters * where.grid**2, about)
+
+
+def names_hash(items: Sequence[Labelled]) -> str:
+    """Of the names of some pictures in their order."""
+    return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
+
+
+def pooled_map(
+    feature_map: Float[Tensor, "batch channels rows columns"], where: Where
+) -> Float[Tensor, "batch features"]:
+    """Maximum or mean in each cell of the grid."""
+    if where.pooling == "max":
+        return pooled(feature_map, (where.grid, where.grid))
+    return F.adaptive_avg_pool2d(feature_map, where.grid).permute(0, 2, 3, 1).flatten(1)
+
+
+def pixels_of(squares: Squares) -> Float[Tensor, "shots features"]:
+    """Each square as one row, the plain baseline."""
+    return torch.stack([plain_pixels(square) for square in squares])
+
+
+def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
+    """A picture of 32 x 32 pixels as one row."""
+    small = Image.fromarray(square).resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
+
+
+def stamp(item: Labelled) -> str:
+    """Size and time of a picture's file: another content has another; "" where it cannot be found."""
+    try:
+        status = item.path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def features_of(
+    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing, cache: Path,
+    workers: int,
+) -> tuple[dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]], dict[int, MediaError]]:  # fmt: skip
+    """The features of some pictures, for each system in each view, and which cannot be read: their rows are zeros.
+
+    What the cache has is not computed again.
+    """
+    common = {"pictures": names_hash(items), "version": VERSION}
+    stamps = [stamp(item) for item in items]
+    files: dict[tuple[SystemName, View], FeatureFile] = {}
+    with only_one(cache):
+        for system in systems:
+            for view in views:
+                chance = {"augmentation": asdict(showing.augmentation), "seed": showing.seed}
+                seen = {"view": view._asdict(), "crop": showing.crop, **(chance if view.kind == "random" else {})}
+                shape = (len(items), view.shots, system.features)
+                files[system.name, view] = FeatureFile(cache, {**common, **system.about, **seen}, shape, stamps)
+        try:
+            fill(items, views, systems, showing, files, workers)
+        finally:  # whatever ends the pass, what is done is noted
+            for file in files.values():
+                file.save()
+    found = {system.name: [files[system.name, view].rows() for view in views] for system in systems}
+    noted = {place: why for file in files.values() for place, why in file.problems.items()}
+    return found, {place: MediaError(items[place].path, *why) for place, why in sorted(noted.items())}
+
+
+def fill(
+    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing,
+    files: dict[tuple[SystemName, View], FeatureFile], workers: int,
+) -> None:  # fmt: skip
+    """Computes what is missing; the pictures from the first that any system has not seen."""
+    begin = min(file.done for file in files.values())
+    if begin == len(items):
+        return
+
+    def look(item: Labelled) -> list[Squares]:
+        picture = read_picture(item, showing.short_side)
+        return [show(picture, item.name, view, showing) for view in views]
+
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
+    looks = parallel(joblib.delayed(attempted)(look, item) for item in items[begin:])
+    size = max(1, BATCH // sum(view.shots for view in views))
+    starts = range(begin, len(items), size)
+    for start in track(starts, "embedding pictures"):
+        stop = min(start + size, len(items))
+        held = [next(looks) for _ in range(start, stop)]
+        for place, view in enumerate(views):
+            for system in systems:
+                file = files[system.name, view]
+                missing = held[file.done - start :] if file.done < stop else []
+                if missing:
+                    seen = [None if isinstance(squares, MediaError) else squares[place] for squares in missing]
+                    problems = {n: squares for n, squares in enumerate(missing) if isinstance(squares, MediaError)}
+                    file.append(embedded(seen, system, view.shots), problems)
+
+
+def embedded(
+    pictures: Sequence[Squares | None], system: System, shots: int
+) -> Float[Tensor, "pictures shots features"]:
+    """The features of pictures; zeros for those that are not there."""
+    rows = torch.zeros(len(pictures), shots, system.features)
+    seen = [squares for squares in pictures if squares is not None]
+    if seen:
+        there = torch.tensor([squares is not None for squares in pictures])
+        rows[there] = system.embed(np.concatenate(seen)).unflatten(0, (len(seen), shots))
+    return rows

@@ -1,0 +1,75 @@
+"""The linear probe of pictures: by L-BFGS over all features at once, or by mini-batches over the cache."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float16, Int
+
+from comodal.tasks.class_folders import Labelled, hashed_part
+from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, fit_probe
+from comodal.tasks.evaluation.linear_probe_sgd import (
+    Rows,
+    Steps,
+    best_classes,
+    choose_strength_in_steps,
+    fit_in_steps,
+    in_blocks,
+)
+
+Solver = Literal["auto", "lbfgs", "sgd", "adam"]
+TOP = 5
+IN_MEMORY = 1 << 30  # bytes of float32 features that L-BFGS takes by itself
+
+
+class Fit(NamedTuple):
+    """How the linear layer is fitted."""
+
+    classifier: Classifier
+    solver: Solver
+    strength: float | None
+    steps: Steps
+
+
+class Found(NamedTuple):
+    """What a probe answered: the best classes of each test picture, its C, and how it was fitted."""
+
+    best: Int[np.ndarray, "tests first"]
+    strength: float
+    solver: str
+
+
+def classify(
+    views: Sequence[Float16[np.ndarray, "items 1 features"]],
+    tests: Float16[np.ndarray, "tests shots features"],
+    items: Sequence[Labelled],
+    usable: Bool[np.ndarray, " items"],
+    fit: Fit,
+) -> Found:
+    """Fits the layer on the usable training pictures, C being chosen on a fifth of them, and answers for the tests."""
+    classes = sorted({item.category for item in items})
+    number = {category: place for place, category in enumerate(classes)}
+    target = np.array([number[item.category] for item in items])
+    held_out = np.array([hashed_part(f"C {item.name}") == 0 for item in items])
+    searched = fit.strength is None and held_out[usable].any() and not held_out[usable].all()
+    strengths = STRENGTHS if fit.strength is None else (fit.strength,)
+    solver = fit.solver
+    if solver == "auto":
+        solver = "lbfgs" if 4 * len(views) * views[0].size <= IN_MEMORY else "adam"
+    if solver == "lbfgs":
+        features = torch.from_numpy(np.concatenate([view[usable] for view in views], axis=1).astype(np.float32))
+        parts = np.where(held_out, 0, 1)[usable]
+        folds = [0] if searched else []
+        probe = fit_probe(
+            features, torch.from_numpy(target[usable]), parts, folds, len(classes), fit.classifier, strengths
+        )
+    else:
+        steps, chosen = fit.steps._replace(solver=solver), strengths[0]
+        if searched:
+            parts_of = usable & ~held_out, usable & held_out
+            chosen = choose_strength_in_steps(views, target, *parts_of, len(classes), fit.classifier, steps, strengths)
+        rows = Rows(views, target, usable)
+        probe = fit_in_steps(rows, len(classes), fit.classifier, chosen, steps)
+    best = in_blocks(tests, lambda some: best_classes(probe, some, min(TOP, len(classes))))
+    return Found(best, probe.strength, solver)

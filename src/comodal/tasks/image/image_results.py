@@ -1,0 +1,131 @@
+"""What probes of pictures answered: first and first five, each class by itself, the results card.
+
+The paper's numbers (L3-Net, section 4.3: ImageNet, top-1) stand on the card where pictures and protocol are its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from comodal.console import say
+from comodal.tasks.class_folders import Labelled, fingerprint
+from comodal.tasks.evaluation.metrics import bootstrap_interval
+from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
+from comodal.tasks.evaluation.results_card import Card, Score, write_card
+from comodal.tasks.evaluation.system_comparison import Comparison
+from comodal.tasks.evaluation.unreadable_files import UNREADABLE
+from comodal.tasks.image.image_features import SystemName
+from comodal.tasks.image.image_probe import Found
+from comodal.tasks.image.imagenet_files import Pictures
+
+PAPER = {"trained": 0.323, "untrained": 0.129}
+PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
+
+
+@dataclass(frozen=True)
+class ImageResults:
+    """The answers of every system, and how they came about; of the `asked` pictures to test, some cannot be read."""
+
+    data: Path
+    model: str
+    pictures: Pictures
+    tests: Sequence[Labelled]
+    asked: int
+    found: Mapping[SystemName, Found]
+    settings: Mapping[str, str | int | float | bool | None]
+    seed: int
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the classes' folders, in the order of their numbers."""
+        return sorted({item.category for item in self.pictures.items})
+
+    @property
+    def title(self) -> str:
+        """What people call the data."""
+        return "ImageNet" if self.pictures.imagenet else self.data.resolve().name
+
+    def comparison(self) -> Comparison:
+        """The first answers, as other tasks compare them."""
+        categories = self.categories
+        number = {category: place for place, category in enumerate(categories)}
+        return Comparison(
+            "vision",
+            f"{self.title}, {self.settings['classifier']}",
+            tuple(item.name for item in self.tests),
+            tuple(self.called(category) for category in categories),
+            np.array([number[item.category] for item in self.tests]),
+            np.zeros(len(self.tests), dtype=np.int64),
+            {name: found.best[:, 0] for name, found in self.found.items()},
+            {name: {0: found.strength} for name, found in self.found.items()},
+        )
+
+    def called(self, category: str) -> str:
+        """A class as people call it, if that is known."""
+        name = self.pictures.names.get(category)
+        return f"{category} {name}" if name else category
+
+    def among_the_first(self, system: SystemName, truth: Int[np.ndarray, " tests"]) -> Bool[np.ndarray, " tests"]:
+        """Whether the right class is among the answers that were kept."""
+        return (self.found[system].best == truth[:, None]).any(1)
+
+    def numbers(self) -> dict[str, float]:
+        """Flat keys: `vision.SYSTEM`, its interval, and its `.top5` where there are more than five classes."""
+        comparison = self.comparison()
+        flat = comparison.numbers()
+        for name, found in self.found.items():
+            kept = found.best.shape[1]
+            if kept < len(comparison.classes):
+                right = self.among_the_first(name, comparison.truth)
+                low, high = bootstrap_interval(right, np.random.default_rng(0))
+                key = f"vision.{name}.top{kept}"
+                flat |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
+        return flat
+
+    def tell(self, numbers: Mapping[str, float], out: Path | None) -> None:
+        """Prints the table; with `out`, writes results.json, answers.csv, classes.csv, confusion.png and the card."""
+        comparison = self.comparison()
+        comparison.print_table()
+        for name in self.found:
+            if f"vision.{name}.top5" in numbers:
+                say(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
+        if out is not None:
+            comparison.write(out, dict(numbers))
+            write_card(self.card(numbers), out)
+
+    def card(self, numbers: Mapping[str, float]) -> Card:
+        """The results card."""
+        papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
+        scores = {}
+        for name in self.found:
+            for suffix, label in (("", "top-1"), (".top5", "top-5")):
+                key = f"vision.{name}{suffix}"
+                if key in numbers:
+                    paper = PAPER.get(name) if papers and not suffix else None
+                    said = label if name == "trained" else f"{label} {name}"
+                    scores[said] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
+        scores["largest class"] = Score(numbers["vision.chance"])
+        strengths = {f"C {name}": found.strength for name, found in self.found.items()}
+        solvers = {f"solver {name}": found.solver for name, found in self.found.items()}
+        return Card(
+            task="images",
+            title=self.title,
+            split=self.pictures.split,
+            scores=scores,
+            model=self.model,
+            counts=denominators(self.asked, len(self.tests), f"{UNREADABLE}, to test")
+            | {"fitted": len(self.pictures.items) - len(self.tests)}
+            | dict(self.pictures.left_out),
+            files=self.pictures.files,
+            seeds={"untrained weights, views, order": self.seed},
+            settings={
+                **self.settings,
+                INTERVAL: self.comparison().interval(),
+                **strengths,
+                **solvers,
+                "pictures": fingerprint(self.pictures.items),
+            },
+        )

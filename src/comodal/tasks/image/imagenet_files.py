@@ -1,0 +1,201 @@
+"""Labelled pictures: ImageNet's classification task on its official files (ILSVRC 2012), or any ImageFolder tree.
+
+ROOT/ILSVRC/Data/CLS-LOC/{train/WNID,val} with ROOT/LOC_val_solution.csv and LOC_synset_mapping.txt, as Kaggle has it;
+ROOT/{train/WNID,val} (or ILSVRC2012_img_train, ILSVRC2012_img_val) with ROOT/ILSVRC2012_devkit_t12. The validation
+pictures lie in one folder, or in one for each class. The devkit numbers its classes in an order of its own (1 is a kit
+fox), not in that of their names: what the numbers mean is read from its meta.mat or map_clsloc.txt, never guessed.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from comodal.errors import DataError
+from comodal.media.suffixes import IMAGE_SUFFIXES
+from comodal.tasks.class_folders import Labelled, check_items, class_folders, read_tree
+from comodal.text_files import parse_csv, read_lines, read_text
+
+SUFFIXES = frozenset(IMAGE_SUFFIXES)
+WNID = re.compile(r"n\d{8}")
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+TRAINING, VALIDATION, CLASSES = 1_281_167, 50_000, 1000  # pictures of ILSVRC 2012
+ROOTS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", ".")
+FOLDERS = (("train", "val"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"))
+DEVKITS = ("ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "ILSVRC/devkit/data", "devkit/data", "data", ".")
+SOLUTION, NAMES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_words.txt")
+WITHOUT_CLASS = "its class has no training picture"
+
+
+class Pictures(NamedTuple):
+    """Labelled pictures and what is known about them.
+
+    Args:
+        items: All of them, those to fit first.
+        split: What the test part is called.
+        names: Of classes, where the files tell them.
+        files: That the labels were read from.
+        left_out: How many were not taken, by reason.
+        imagenet: Whether these are ImageNet's classes.
+    """
+
+    items: list[Labelled]
+    split: str
+    names: Mapping[str, str]
+    files: Mapping[str, Path]
+    left_out: Mapping[str, int]
+    imagenet: bool
+
+    @property
+    def official(self) -> bool:
+        """Whether these are the very pictures that the papers use."""
+        tests = [item for item in self.items if item.test]
+        counts = (len(self.items) - len(tests), len(tests), len({item.category for item in self.items}))
+        named = all(VALIDATION_NAME.match(item.path.name) for item in tests)
+        return self.imagenet and counts == (TRAINING, VALIDATION, CLASSES) and named
+
+
+def read_pictures(data: Path) -> Pictures:
+    """All labelled pictures of a folder.
+
+    Raises:
+        DataError: The folder has another layout, or a label file is missing or damaged.
+    """
+    folders = imagenet_folders(data)
+    if folders is None:
+        items = read_tree(data, SUFFIXES)
+        test = next(item.name.split("/")[0] for item in items if item.test)
+        return Pictures(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
+    train, validation = folders
+    items = list(class_folders(train, data, SUFFIXES, test=False))
+    files: dict[str, Path] = {}
+    left_out: dict[str, int] = {}
+    if any(path.is_dir() for path in validation.iterdir()):
+        tested = list(class_folders(validation, data, SUFFIXES, test=True))
+    else:
+        categories, files = validation_labels(data, validation)
+        tested, left_out = flat(data, validation, categories, {item.category for item in items})
+    check_items(data, [*items, *tested])
+    return Pictures([*items, *tested], "val", class_names(data), files, left_out, True)
+
+
+def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
+    """The folders of training and validation, if their classes are ImageNet's."""
+    for root in ROOTS:
+        for names in FOLDERS:
+            train, validation = (data / root / name for name in names)
+            if train.is_dir() and validation.is_dir():
+                first = next((path for path in train.iterdir() if path.is_dir()), None)
+                if first is not None and WNID.fullmatch(first.name):
+                    return train, validation
+    return None
+
+
+def flat(
+    data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
+) -> tuple[list[Labelled], dict[str, int]]:
+    """The pictures of a folder without class folders, and what was left out.
+
+    Raises:
+        DataError: A picture has no label, or one of a known class is missing, which the devkit's evaluation refuses.
+    """
+    paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{validation}: no pictures")
+    unlabelled = [path for path in paths if path.stem not in categories]
+    if unlabelled:
+        raise DataError(f"{unlabelled[0]}: no label; {len(unlabelled):,} of {len(paths):,} pictures have none")
+    items = [Labelled(path, path.relative_to(data).as_posix(), categories[path.stem], True) for path in paths]
+    kept = [item for item in items if item.category in known]
+    stems = {path.stem for path in paths}
+    missing = [name for name, category in categories.items() if category in known and name not in stems]
+    if missing:
+        raise DataError(
+            f"{validation}: {len(missing):,} of {len(kept) + len(missing):,} labelled pictures are missing, the first "
+            f"is {missing[0]}; lay the others out in class folders to score a part"
+        )
+    return kept, {WITHOUT_CLASS: len(items) - len(kept)} if len(kept) < len(items) else {}
+
+
+def validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """The class of each validation picture by its name without suffix, and the files that say it."""
+    for place in around(data):
+        solution = place / SOLUTION
+        if solution.is_file():
+            return read_solution(solution), {"labels": solution}
+        for devkit in DEVKITS:
+            truth = sorted((place / devkit).glob("ILSVRC*validation_ground_truth.txt"))
+            if truth:
+                return read_ground_truth(truth[0])
+    raise DataError(
+        f"{validation}: its pictures lie in no class folders; {SOLUTION} or ILSVRC2012_devkit_t12 must be in {data}"
+    )
+
+
+def around(data: Path) -> Sequence[Path]:
+    """Where label files may lie: in the folder that was given, and in those above it."""
+    return [data, *data.resolve().parents[:3]]
+
+
+def read_solution(path: Path) -> dict[str, str]:
+    """Kaggle's file: the picture, then its class and boxes, separated by spaces."""
+    categories = {}
+    rows = parse_csv(read_text(path), path)
+    if next(rows, (0, []))[1] != ["ImageId", "PredictionString"]:
+        raise DataError(f"{path}: its first line must be ImageId,PredictionString")
+    for line, row in rows:
+        if len(row) != 2 or not WNID.match(row[1]):
+            raise DataError(f"{path}, line {line}: {','.join(row)[:60]!r} is not a picture and its class")
+        categories[row[0]] = row[1].split()[0]
+    return categories
+
+
+def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """The devkit's file: a class number for each picture, in the order of the pictures' numbers."""
+    classes, source = class_numbers(path)
+    categories = {}
+    for line, text in enumerate(read_text(path).split(), start=1):
+        if not text.isdigit() or int(text) not in classes:
+            raise DataError(f"{path}, line {line}: {text!r} is not the number of a class of {source}")
+        categories[f"ILSVRC2012_val_{line:08d}"] = classes[int(text)]
+    return categories, {"labels": path, "numbers of classes": source}
+
+
+def class_numbers(truth: Path) -> tuple[dict[int, str], Path]:
+    """What the devkit's class numbers mean, from the file beside the ground truth."""
+    listed, meta = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
+    if meta.is_file():
+        return {number: wnid for number, wnid, _ in read_meta(meta)}, meta
+    if not listed.is_file():
+        raise DataError(f"{truth}: neither meta.mat nor map_clsloc.txt is beside it, so its class numbers mean nothing")
+    rows = [line.split() for line in read_lines(listed) if line.strip()]
+    for line, row in enumerate(rows, start=1):
+        if len(row) < 2 or not WNID.fullmatch(row[0]) or not row[1].isdigit():
+            raise DataError(f"{listed}, line {line}: {' '.join(row)!r} is not a class and its number")
+    return {int(row[1]): row[0] for row in rows}, listed
+
+
+def read_meta(path: Path) -> list[tuple[int, str, str]]:
+    """Number, WordNet name and words of the devkit's classes; those with children are no classes of the task."""
+    try:
+        synsets = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
+        rows = [(row["num_children"], row["ILSVRC2012_ID"], row["WNID"], row["words"]) for row in synsets]
+        return [(int(number), str(wnid), str(words)) for children, number, wnid, words in rows if int(children) == 0]
+    except (OSError, KeyError, ValueError, TypeError, IndexError, MatReadError, NotImplementedError) as error:
+        raise DataError(f"{path}: not the devkit's list of classes ({error})") from error
+
+
+def class_names(data: Path) -> dict[str, str]:
+    """The first word for each class, from whatever file is there: `n01440764 tench, Tinca tinca`."""
+    for place in around(data):
+        for name in NAMES:
+            if (place / name).is_file():
+                lines = read_lines(place / name)
+                return {wnid: words.split(",")[0] for wnid, _, words in (line.partition(" ") for line in lines)}
+        for devkit in DEVKITS:
+            if (place / devkit / "meta.mat").is_file():
+                return {wnid: words.split(",")[0] for _, wnid, words in read_meta(place / devkit / "meta.mat")}
+    return {}

@@ -1,0 +1,159 @@
+"""Linear classification of pictures from frozen features (L3-Net, section 4.3): ImageNet, or any ImageFolder tree.
+
+The paper's way is the default: the last convolution's map, max-pooled to 4 x 4 (8192 numbers in the paper's network),
+of the middle of each picture at the scale of training; z-scored, and one linear layer whose C is chosen within the
+training part. Other layers, poolings, crops and pictures changed at random are flags. Beside the trained network stand
+an untrained one of the same shape and the plain pixels, under the same protocol. Features are computed in one pass and
+kept in a cache on disk; where they fit into memory the layer is fitted by L-BFGS, else by mini-batches over the cache.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from comodal.console import say
+from comodal.data.shards.clip_dataset import Augmentation
+from comodal.errors import MediaError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.models.l3net.l3net_classifier import load_any_l3net
+from comodal.tasks.class_folders import Labelled
+from comodal.tasks.evaluation.linear_probe import Classifier
+from comodal.tasks.evaluation.linear_probe_sgd import Steps
+from comodal.tasks.evaluation.results_card import reasons
+from comodal.tasks.evaluation.unreadable_files import check_classes, counted, readable, report_unreadable, without
+from comodal.tasks.image.image_features import (
+    Layer,
+    Pooling,
+    SystemName,
+    Where,
+    control_of,
+    features_of,
+    grid_of,
+    make_system,
+)
+from comodal.tasks.image.image_probe import Fit, Solver, classify
+from comodal.tasks.image.image_results import ImageResults
+from comodal.tasks.image.image_views import Crops, Showing, View
+from comodal.tasks.image.imagenet_files import Pictures, read_pictures
+
+SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
+
+
+def evaluate_images(
+    model: Path,
+    data: Path,
+    *,
+    layer: Layer = "conv4_2",
+    pooling: Pooling = "max",
+    grid: int | None = None,
+    views: int = 1,
+    mirror: bool = True,
+    crops: Crops = "middle",
+    classifier: Classifier = "logistic",
+    solver: Solver = "auto",
+    strength: float | None = None,
+    epochs: int = 20,
+    batch_size: int = 256,
+    systems: Sequence[SystemName] = SYSTEMS,
+    cache: Path | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Classifies pictures from frozen features, beside an untrained network and plain pixels.
+
+    The paper reports for ImageNet: trained 0.323, random weights 0.129.
+
+    Args:
+        model: run folder or model folder, of a fine-tuned network too.
+        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
+            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
+        layer: whose map is read, before the pooling behind it.
+        pooling: maximum or mean in each cell of the grid.
+        grid: side of the pooled map; by default 4 for conv4 (the paper: 8192 features), 6, 8 and 12 before it.
+        views: how often each training picture is looked at: once as it is, and else cut, mirrored and coloured at
+            random as in training; each is cached.
+        mirror: mirror every other of the latter. Not for digits and letters.
+        crops: the middle of a test picture (the paper), or the mean answer to ten crops.
+        classifier: "logistic" (one softmax) or "svm" (linear, one against all).
+        solver: "lbfgs" over all features at once, "sgd" or "adam" over mini-batches from disk; "auto" takes lbfgs
+            where the training features take less than a gigabyte, else adam.
+        strength: C, the inverse of the penalty; by default chosen on a fifth of the training part.
+        epochs: of sgd and adam.
+        batch_size: of sgd and adam.
+        systems: what is compared.
+        cache: folder that keeps the features: the next command finds them there, a stopped one goes on. About 16 KB
+            for each picture, view and system. Without it they are computed anew.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
+            without it.
+        seed: of the untrained network's weights, the random views and the order of mini-batches.
+        workers: threads that read pictures.
+
+    Returns:
+        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval and, of more than five
+        classes, how often the right one is among the first five (.top5).
+
+    Raises:
+        DataError: the folder has another layout, no picture of a class can be read, or the cache is damaged.
+
+    Examples:
+        comodal evaluate images --model RUN --data pictures/ --out results/pictures
+        comodal evaluate images --model RUN --data imagenet/ --cache features/ --views 4 --out results/imagenet
+    """
+    if min(views, epochs, batch_size, grid or 1) < 1 or not systems or (strength is not None and strength <= 0):
+        raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
+    started = time.perf_counter()
+    config = load_any_l3net(model).config
+    where = Where(layer, pooling, grid_of(config, layer, grid))
+    compute = resolve(device, precision)
+    pictures = read_pictures(data)
+    train, test = sides(pictures)
+    say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
+    showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
+    compared = [make_system(name, model, where, train, showing, seed, compute) for name in dict.fromkeys(systems)]
+    seen = [View("middle"), *(View("random", number) for number in range(1, views))]
+    fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, compute.device, seed))
+    with ExitStack() as stack:
+        kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
+        fitted, lost = features_of(train, seen, compared, showing, kept / "train", workers)
+        tested, failed = features_of(test, [View(crops)], compared, showing, kept / "test", workers)
+        check_readable(data, (train, lost), (test, failed))
+        usable, scored = readable(len(train), lost), readable(len(test), failed)
+        found = {name: classify(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
+    found = {name: one._replace(best=one.best[scored]) for name, one in found.items()}
+    settings = {**where._asdict(), "views": views, "mirror": mirror, "crops": crops, "classifier": classifier}
+    settings |= {"epochs": epochs, "batch_size": batch_size}
+    if "untrained" in systems:
+        settings["untrained network"] = control_of(train, lost)
+    problems = [*lost.values(), *failed.values()]
+    report_unreadable(problems)
+    left = without(train, lost), without(test, failed)
+    pictures = pictures._replace(items=[*left[0], *left[1]], left_out=counted(pictures.left_out, problems))
+    results = ImageResults(data, str(model), pictures, left[1], len(test), found, settings, seed)
+    numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
+    results.tell(numbers, out)
+    return numbers
+
+
+def check_readable(data: Path, *parts: tuple[Sequence[Labelled], Mapping[int, MediaError]]) -> None:
+    """Every class has a picture to fit, and if it is tested one to test, that can be read.
+
+    Raises:
+        DataError: One has none.
+    """
+    for side, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
+        check_classes(data, side, [item.category for item in items], problems)
+
+
+def sides(pictures: Pictures) -> tuple[list[Labelled], list[Labelled]]:
+    """The pictures to fit, in an order without meaning (so that blocks of them are mixed), and those to test."""
+    train = [item for item in pictures.items if not item.test]
+    train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    return train, [item for item in pictures.items if item.test]

@@ -1,0 +1,273 @@
+"""Fine-tuning an L3-Net end to end for labelled pictures or sounds, and asking it: what both have in common.
+
+The tower of one modality and a linear layer are trained by AdamW, with a linear rise over a tenth of the steps and a
+linear fall. The model is the weights that did best on what was held out of the training part, or the last ones where
+nothing was: nothing is chosen on the test part.
+
+Measured with 20 labels of each of ten digits (MNIST; spoken digits) and a small network that had learnt which belong
+together, pictures and sounds: frozen 0.974 and 0.917, fine-tuned 0.981 and 0.948 (with a third of the rate 0.980 and
+0.938), from chance 0.960 and 0.760.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import joblib
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.data.batch import ClassBatch
+from comodal.data.loader import Loader, Workers
+from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.hardware import Compute
+from comodal.models.checkpoint import model_folder, untrained_like
+from comodal.models.l3net.l3net import L3Net
+from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
+from comodal.progress import track
+from comodal.tasks.class_folders import Labelled, fingerprint
+from comodal.tasks.evaluation.unreadable_files import attempted, check_classes, report_unreadable
+from comodal.text_files import read_json
+from comodal.training.optimization import adamw, linear
+from comodal.training.run import Run
+
+CLASSES = "classes.json"
+WARM_UP = 0.1
+WEIGHT_DECAY = 0.01
+ORDER, CHANGE = 2, 3  # keep the chance of the order and of what is shown apart
+INNER_BATCH = 32  # items at once when they are answered, on a CPU
+Start = Literal["pretrained", "scratch"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What both recipes take beside their data.
+
+    Args:
+        model: Run or model folder of an L3-Net, or of a fine-tuned one.
+        start: From its weights, or the same network from chance: the control.
+        epochs: How often every item is seen.
+        batch_size: Items in a step, over all processes.
+        learning_rate: Of what was pretrained.
+        head_rate: Of the new layer, and of a network from chance.
+        dropout: Of the features.
+        validation_share: Of the training part; held out, never trained on, and scored in the log.
+        workers: Processes that read data.
+        seed: Of a network from chance, the order and what is shown.
+    """
+
+    model: Path
+    start: Start
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    head_rate: float
+    dropout: float
+    validation_share: float
+    workers: Workers
+    seed: int
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A file as the network is shown it: by chance in training, or always alike."""
+
+    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray: ...
+
+
+class LabelledItems:
+    """Batches of any (epoch, index): a sample set for the loader.
+
+    Args:
+        items: What there is.
+        classes: Their names, in the order of their numbers.
+        read: How a file is shown.
+        seed: Of the order and of what is shown; None leaves both without chance.
+    """
+
+    def __init__(self, items: Sequence[Labelled], classes: Sequence[str], read: Reader, seed: int | None) -> None:
+        self.items, self.read, self.seed = items, read, seed
+        number = {name: place for place, name in enumerate(classes)}
+        self.target = np.array([number[item.category] for item in items])
+        self.orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def order(self, epoch: int) -> Int64[np.ndarray, " items"]:
+        """The items of an epoch, by chance."""
+        if self.seed is None:
+            return np.arange(len(self))
+        if epoch not in self.orders:
+            self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER)).permutation(len(self))}
+        return self.orders[epoch]
+
+    def shown(self, item: Labelled, rng: np.random.Generator | None) -> np.ndarray:
+        """A file as the network is shown it; one that cannot be read is an error of the data set."""
+        try:
+            return self.read(item, rng)
+        except MediaError as error:
+            raise DataError(f"a file of class {item.category!r} cannot be read: {error}") from error
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> ClassBatch:
+        """The items of these (epoch, index), in this order."""
+        shown, chosen = [], []
+        for epoch, index in places:
+            item = int(self.order(epoch)[index])
+            rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index, CHANGE))
+            shown.append(self.shown(self.items[item], rng))
+            chosen.append(item)
+        return ClassBatch(
+            shown=as_tensor(np.stack(shown)),
+            target=torch.from_numpy(self.target[chosen]),
+            keys=tuple(self.items[item].name for item in chosen),
+        )
+
+
+def as_tensor(shown: np.ndarray) -> Tensor:
+    """Sounds as they are; pictures with their channels first (and last in memory, as they came)."""
+    tensor = torch.from_numpy(shown)
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+class Classification(nn.Module):
+    """Cross-entropy over the classes. Needs a model that gives scores of what it is shown."""
+
+    def __init__(self, model: L3Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ClassBatch) -> dict[str, Tensor]:
+        scores = self.model(batch.shown).float()
+        right = (scores.argmax(1) == batch.target).float().mean()
+        return {"loss": F.cross_entropy(scores, batch.target), "accuracy": right}
+
+
+def network_of(setup: Setup) -> L3Net:
+    """The network that training begins from."""
+    model = load_any_l3net(setup.model)
+    return untrained_like(model, setup.seed) if setup.start == "scratch" else model
+
+
+def new_run(model: L3Net, modality: Modality, items: Sequence[Labelled], read: Reader, setup: Setup) -> Run:
+    """The run: batches of the items' training part, the objective, its optimizer."""
+    classes = sorted({item.category for item in items})
+    train, held_out = parted([item for item in items if not item.test], setup.validation_share)
+    objective = Classification(classifier_on(model, modality, len(classes), setup.dropout))
+    tower = list(objective.model.trained_tower().parameters())
+    trained = {*tower, *objective.model.classifier.parameters()}
+    for parameter in objective.parameters():
+        parameter.requires_grad_(parameter in trained)
+    steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
+    highest = max(setup.head_rate, setup.learning_rate)
+    pretrained = tower if setup.start == "pretrained" else []
+    share = setup.learning_rate / highest
+    validation = None
+    if held_out:
+        length = -(-len(held_out) // setup.batch_size) * setup.batch_size
+        still = LabelledItems(held_out, classes, read, None)
+        validation = Loader(still, setup.batch_size, setup.workers, length)
+    samples = LabelledItems(train, classes, read, setup.seed)
+    return Run(
+        objective=objective,
+        batches=Loader(samples, setup.batch_size, setup.workers),
+        validation=validation,
+        optimizer=adamw(objective, highest, WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
+        learning_rate=linear(highest, steps, round(WARM_UP * steps)),
+        steps=steps,
+        seed=setup.seed,
+        fingerprint=fingerprint([*train, *held_out]),
+        files={CLASSES: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
+        chosen_by="accuracy" if held_out else "",
+    )
+
+
+def parted(items: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
+    """What is trained on, and what is held out: by a hash of the name, so that a file never changes sides.
+
+    Raises:
+        DataError: Nothing is left to train on, or nothing was held out.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"validation_share ({share}) must be at least 0 and less than 1")
+
+    def place(item: Labelled) -> float:
+        return int.from_bytes(hashlib.sha256(f"validation {item.name}".encode()).digest()[:8], "big") / 2**64
+
+    held_out = [item for item in items if place(item) < share]
+    train = [item for item in items if place(item) >= share]
+    if len({item.category for item in train}) < len({item.category for item in items}) or (share and not held_out):
+        raise DataError(
+            f"{len(items)} items are too few to hold out {share:.0%} of them: a class or all would be missing"
+        )
+    return train, held_out
+
+
+def classes_of(model: Path) -> list[str]:
+    """The names of a model's classes, from the file beside it."""
+    path = model_folder(model) / CLASSES
+    names = read_json(path, CheckpointError)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: not a list of names")
+    return names
+
+
+def check_known(items: Sequence[Labelled], classes: Sequence[str]) -> None:
+    """Every item is of one of the model's classes.
+
+    Raises:
+        DataError: One is not.
+    """
+    unknown = next((item for item in items if item.category not in classes), None)
+    if unknown is not None:
+        raise DataError(f"{unknown.path}: the model knows no class {unknown.category!r}")
+
+
+@runtime_checkable
+class Shots(Protocol):
+    """What of a file is asked about: one crop or ten, one window or several."""
+
+    def __call__(self, item: Labelled, /) -> np.ndarray: ...
+
+
+def answer(
+    model: L3Classifier, items: Sequence[Labelled], shots: Shots, compute: Compute, workers: int
+) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
+    """The probabilities of the classes of every item that can be read: the mean over its shots; and why others cannot.
+
+    Files that cannot be read are listed at the end.
+    """
+    device = compute.device
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
+    found = parallel(joblib.delayed(attempted)(shots, item) for item in items)
+    problems: dict[int, MediaError] = {}
+    rows, size = [], max(INNER_BATCH, compute.batch_size)
+    for start in track(range(0, len(items), size), "answering"):
+        some = []
+        for place, shown in zip(range(start, min(start + size, len(items))), found, strict=False):
+            if isinstance(shown, MediaError):
+                problems[place] = shown
+            else:
+                some.append(shown)
+        if some:
+            with torch.inference_mode(), compute.autocast():
+                scores = model(as_tensor(np.concatenate(some)).to(device))
+            rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
+    report_unreadable(problems.values())
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), problems
+
+
+def check_readable(data: Path, items: Sequence[Labelled], problems: Mapping[int, MediaError]) -> None:
+    """Every class has a file to test that can be read.
+
+    Raises:
+        DataError: One has none.
+    """
+    check_classes(data, "to test", [item.category for item in items], problems)

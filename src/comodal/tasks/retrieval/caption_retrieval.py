@@ -1,0 +1,377 @@
+"""Caption-based image retrieval: the image of a caption, and the caption of an image (ViLBERT, section 3.3).
+
+Zero-shot, the alignment head of pretraining scores every pair. Fine-tuned (`comodal train retrieval`), a new head does
+that has learnt to choose the right pair among four, a hard one among them (hard_negatives.py); the paper: 2e-5, batches
+of 64, 20 epochs. Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap
+first stage (first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
+The first stage is fitted on captions of the training split, so the result is not zero-shot and its title says so; it
+lifts an untrained network as well, and its own recall is reported. Its images must not be in the gallery.
+
+A text-to-image query is a caption, and its own image alone is right. An image-to-text query is an image, and any of
+its captions is right, in whoever's words.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from comodal.console import say
+from comodal.data.captions.caption_files import read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.loader import Workers
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute, DeviceName, Precision, resolve
+from comodal.media.tokenizer import MAX_WORDS
+from comodal.models.checkpoint import load_model, untrained_like
+from comodal.models.vilbert.heads import Head, fused
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.progress import track
+from comodal.tasks.evaluation.results_card import write_card
+from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, Search, fit
+from comodal.tasks.retrieval.gallery import HELD_OUT, Collected, Gallery, Pairs, Split, gallery_of, gather
+from comodal.tasks.retrieval.hard_negatives import Choices
+from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.retrieval_ranks import (
+    CUTS,
+    DIRECTIONS,
+    Answers,
+    Ranks,
+    answers_to_images,
+    answers_to_texts,
+    of_captions,
+    ranks_of,
+    ranks_of_matrix,
+)
+from comodal.tasks.retrieval.retrieval_results import TASK, Way, card_of, cost_of, numbers_of, table_of, write
+from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    Setup,
+    Start,
+    fingerprint_of,
+    new_run,
+    one_of_the_texts,
+    read_parts,
+)
+from comodal.training.run import Run
+
+HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
+PAPER_REGIONS = 36
+LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking
+Whole = ViLBERT | SingleStream | TaskModel
+Scores = Literal["alignment", "contrastive"]
+
+
+def recipe(
+    model: Path,
+    captions: Path,
+    regions: Path,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 64,
+    learning_rate: float = 2e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 36,
+    validation_share: float = HELD_OUT,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to tell which of four pairs of a caption and an image belong together.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
+        regions: The region store of the images.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every caption is seen.
+        batch_size: Captions in a step, over all processes; each stands in four pairs.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a caption.
+        max_regions: Regions of an image.
+        validation_share: Share of the images held out where the captions name no split.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head, the order and the wrong pairs.
+
+    Examples:
+        comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+    found = split_pairs(matched(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0)
+    if not found["train"]:
+        raise DataError(f"{captions}: no caption of an image of {regions} is for training")
+
+    def choices(pairs: Pairs) -> Choices:
+        return Choices(pairs, parts.store, parts.words, max_words, seed)
+
+    held_out = choices(found["validation"]) if found["validation"] else None
+    fingerprint = fingerprint_of(setup, parts.store, [captions])
+    return new_run(parts, setup, HEAD, one_of_the_texts, choices(found["train"]), held_out, fingerprint, {})
+
+
+class Settings(NamedTuple):
+    """How a network is asked."""
+
+    compute: Compute
+    batch_size: int | None
+    max_regions: int
+    rerank: int | None
+    seed: int
+    zero_shot: bool
+    scores: Scores
+
+
+class Result(NamedTuple):
+    """The ranks that a network gives, those of the first stage alone if there was one, and other numbers."""
+
+    ranks: Ranks
+    first_stage: Ranks | None
+    numbers: dict[str, float]
+
+
+def evaluate_retrieval(
+    model: Path,
+    captions: Path,
+    regions: Path,
+    split: Split | None = None,
+    zero_shot: bool = False,
+    scores: Scores = "alignment",
+    blank: Blank = "nothing",
+    rerank: int | None = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+    max_regions: int = 36,
+    out: Path | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Finds images by captions and captions by images, and counts how often the right one is among the first.
+
+    Args:
+        model: Run folder or model folder of a ViLBERT, pretrained or fine-tuned by `comodal train retrieval`, or of
+            one stream, its baseline; with its vocabulary.
+        captions: Any file that `comodal train vilbert` reads.
+        regions: The region store of the images, made as that of the training.
+        split: Which images are searched; by default test, or without a test split validation: the captions' own, or
+            what the run held out where they name no split. Without either, all.
+        zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
+            other way.
+        scores: contrastive ranks by the cosine of the encodings of text and image before the first co-attention layer,
+            of a model that was trained with `--contrastive-weight`: each side is computed once. alignment scores every
+            pair with the whole model.
+        blank: Leave out the text or the picture: the control of a model that was trained so.
+        rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
+            ranks of pairs that hardly differ.
+        batch_size: Pairs at once; by default what suits the device. More take more memory.
+        max_regions: Regions of an image.
+        out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
+        seed: Of the untrained network and of the first stage.
+
+    Returns:
+        Flat numbers: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
+        retrieval.image_to_text, the same under retrieval.untrained, and retrieval.chance.
+
+    Raises:
+        DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
+            be fitted on images that are searched.
+        CheckpointError: There is no ViLBERT in the folder.
+
+    Examples:
+        comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
+        comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --rerank 50
+    """
+    if rerank is not None and rerank < 1:
+        raise ValueError(f"rerank ({rerank}) must be at least 1")
+    if scores == "contrastive" and rerank is not None:
+        raise ValueError("--scores contrastive ranks everything: leave out --rerank")
+    started = time.perf_counter()
+    trained = load_scoring(model, zero_shot)
+    if scores == "contrastive":
+        check_contrastive(trained, model)
+    material = gather(model, below(trained).config, captions, regions, split, max_regions, blank)
+    gallery, split = material.gallery, material.split
+    if rerank is not None:
+        check_first_stage(material, captions, split)
+    say(describe(gallery, split))
+    settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores)
+    results = {"trained": ask(trained, material, settings, "trained")}
+    results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
+    systems = {name: result.ranks for name, result in results.items()}
+    if (first := results["trained"].first_stage) is not None:
+        systems["first_stage"] = first
+    numbers = numbers_of(systems, gallery, material.missing) | {
+        f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()
+    }
+    numbers[f"{TASK}.seconds"] = time.perf_counter() - started
+    way = describe_way(trained, material, settings)
+    table_of(list(systems), numbers, way.title).show()
+    if rerank is not None:
+        say(cost_of(numbers, rerank))
+    if out is not None:
+        write(out, numbers, systems, gallery)
+        told = {"rerank": rerank, "scores": scores, "precision": settings.compute.precision, "max_regions": max_regions}
+        write_card(card_of(numbers, material, split, way, model, captions, told, seed), out)
+    return numbers
+
+
+def load_scoring(path: Path, zero_shot: bool) -> Whole:
+    """A model that scores pairs of a caption and an image.
+
+    Raises:
+        CheckpointError: There is none, or it is fine-tuned for something else.
+    """
+    model = load_model(path)
+    if not isinstance(model, Whole):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+    if isinstance(model, TaskModel) and not zero_shot and HEAD.name not in model.heads:
+        there = ", ".join(model.heads)
+        raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
+    return model
+
+
+def check_contrastive(model: Whole, path: Path) -> None:
+    """The network below the heads has a contrastive head.
+
+    Raises:
+        CheckpointError: It was trained without one.
+    """
+    if getattr(below(model), "contrastive_head", None) is None:
+        raise CheckpointError(f"{path} was trained without --contrastive-weight; rank by --scores alignment")
+
+
+def check_first_stage(material: Collected, captions: Path, split: Split) -> None:
+    """The first stage of re-ranking is fitted on other images than those that are searched.
+
+    Raises:
+        DataError: Images of the training split are in the gallery.
+    """
+    shared = np.intersect1d(material.gallery.rows, [row for _, row in material.train])
+    if len(shared):
+        raise DataError(
+            f"{captions}: --rerank fits its first stage on the captions of the training split, and {len(shared):,} of "
+            f"the {len(material.gallery.counts):,} images of --split {split} are among them; search another split, or "
+            "everything without --rerank"
+        )
+
+
+def describe_way(model: Whole, material: Collected, settings: Settings) -> Way:
+    """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
+    fitted = None if settings.rerank is None else min(len(material.train), MOST_CAPTIONS)
+    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_REGIONS and fitted is None
+    if settings.scores == "contrastive":
+        return Way("contrastive", None, False)
+    if way_of(model, settings.zero_shot) is not None:
+        return Way("fine-tuned", fitted, exact and is_papers_network(below(model)))
+    return Way("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
+
+
+def is_papers_network(model: ViLBERT | SingleStream) -> bool:
+    """Whether a network has the sizes of the paper's base model with six co-attention layers."""
+    sizes = ("text", "vision", "joint_dim", "joint_heads", "schedule", "region_features", "co_attention")
+    paper = Config()
+    return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
+
+
+def below(model: Whole) -> ViLBERT | SingleStream:
+    """The network below the heads."""
+    return model.vilbert if isinstance(model, TaskModel) else model
+
+
+def way_of(model: Whole, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How a pair is scored: by the head that has learnt to choose, or None for alignment's."""
+    if zero_shot or not isinstance(model, TaskModel):
+        return None
+    heads = model.heads
+    return lambda text, vision: heads[HEAD.name](fused(text, vision, heads.fusion))[:, 0]
+
+
+def describe(gallery: Gallery, split: Split) -> str:
+    """One line about what is searched."""
+    captions, texts = len(gallery.text_of), len(gallery.lengths)
+    same = f", {captions - texts:,} in words that another has" if texts < captions else ""
+    cut = f", {gallery.truncated:,} cut at their end" if gallery.truncated else ""
+    return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
+
+
+def ask(model: Whole, material: Collected, settings: Settings, name: str) -> Result:
+    """The ranks by one network."""
+    scorer = new_scorer(model, material.gallery, settings)
+    if settings.rerank is not None:
+        return search(scorer, material, settings)
+    started = time.perf_counter()
+    if settings.scores == "contrastive":
+        scores = scorer.contrastive_matrix()
+    else:
+        scores = scorer.matrix(lambda tiles: iter(track(tiles, f"scoring pairs, {name}")))
+    rate = scores.size / (time.perf_counter() - started)
+    return Result(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
+
+
+def new_scorer(model: Whole, gallery: Gallery, settings: Settings) -> Scorer:
+    """A scorer with these settings."""
+    model, way = model.to(settings.compute.device), way_of(model, settings.zero_shot)
+    return Scorer(below(model), gallery, settings.compute, settings.batch_size, way)
+
+
+def search(scorer: Scorer, material: Collected, settings: Settings) -> Result:
+    """Both directions in two stages, and on a sample of the queries what the whole gallery scored would have given."""
+    assert settings.rerank is not None
+    gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
+    chosen = rng.permutation(len(material.train))[:MOST_CAPTIONS].tolist()
+    if not chosen:
+        raise DataError("the first stage of --rerank is fitted on captions of the training split, and there are none")
+    known = gallery_of(
+        [material.train[i] for i in chosen],
+        gallery.store,
+        material.words,
+        scorer.model.config,
+        settings.max_regions,
+        gallery.blank,
+    )
+    two_stages = Search(scorer, fit(new_scorer(scorer.model, known, settings), settings.seed))
+    to_texts, to_images = answers_to_texts(gallery), answers_to_images(gallery)
+    texts, images = np.arange(len(gallery.lengths)), np.arange(len(gallery.counts))
+    by_text = two_stages.of_texts(texts, to_texts, settings.rerank)
+    by_image = two_stages.of_images(images, to_images, settings.rerank)
+    numbers = {"rerank.kept": float(settings.rerank)}
+    for direction, found in zip(DIRECTIONS, (by_text, by_image), strict=True):
+        numbers[f"rerank.{direction}.recall"] = float((found.first < settings.rerank).mean())
+    numbers |= sampled(two_stages, settings.rerank, rng)
+    return Result(
+        Ranks(of_captions(by_text.reranked, gallery), by_image.reranked),
+        Ranks(of_captions(by_text.first, gallery), by_image.first),
+        numbers,
+    )
+
+
+def sampled(two_stages: Search, keep: int, rng: np.random.Generator) -> dict[str, float]:
+    """Recall in two stages and with the whole gallery scored, on as many queries as double the work, or 20."""
+    gallery = two_stages.scorer.gallery
+    texts, images = len(gallery.lengths), len(gallery.counts)
+    ways = (
+        (texts, images, answers_to_texts(gallery), two_stages.of_texts),
+        (images, texts, answers_to_images(gallery), two_stages.of_images),
+    )
+    numbers: dict[str, float] = {}
+    for direction, (queries, candidates, answers, find) in zip(DIRECTIONS, ways, strict=True):
+        count = min(queries, max(LEAST_SAMPLE, keep * queries // candidates))
+        some = np.sort(rng.permutation(queries)[:count])
+        sides = np.repeat(some, candidates), np.tile(np.arange(candidates), count)
+        scores = two_stages.scorer.pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
+        right = Answers([answers.right[query] for query in some.tolist()], answers.weights)
+        exact = ranks_of(scores.reshape(count, candidates), right)
+        reranked = find(some, answers, keep).reranked
+        numbers[f"rerank.{direction}.sample"] = float(count)
+        for cut in CUTS:
+            numbers[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
+            numbers[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
+    return numbers

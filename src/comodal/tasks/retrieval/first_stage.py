@@ -1,0 +1,148 @@
+"""A cheap first stage of retrieval: two linear maps into one space, so that a search is one matrix product.
+
+The maps read what each stream computes before the streams meet (the mean and the maximum over its tokens), and are
+fitted on captions of the training split so that an image lies nearer to its caption than to others (a contrastive
+loss in both directions, as in CLIP). Whatever they rank first is scored by the whole model.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.errors import DataError
+from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.retrieval_ranks import Answers, rank_of_best
+
+DIM, STEPS, BATCH = 128, 400, 512
+LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 2e-3, 0.1, 0.2
+MOST_CAPTIONS = 10_000  # of the training split, drawn by chance
+BLOCK = 256  # queries at once
+
+
+class Map(nn.Module):
+    """Z-score of the training part, one linear layer, length 1."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: Float[Tensor, "items features"]) -> None:
+        super().__init__()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("scale", features.std(0).clamp(min=1e-6))
+        self.linear = nn.Linear(features.shape[1], DIM, bias=False)
+
+    def forward(self, features: Float[Tensor, "items features"]) -> Float[Tensor, "items dim"]:
+        x = F.dropout((features - self.mean) / self.scale, DROPOUT, self.training)
+        return F.normalize(self.linear(x), dim=1)
+
+
+class Maps(NamedTuple):
+    """Into one space."""
+
+    text: Map
+    image: Map
+
+
+def fit(scorer: Scorer, seed: int) -> Maps:
+    """The maps from the captions of a scorer's gallery.
+
+    Raises:
+        DataError: They are of one image alone.
+    """
+    gallery = scorer.gallery
+    if len(gallery.counts) < 2:
+        raise DataError("the first stage is fitted on captions of the training split, and there are not two images")
+    texts = scorer.summaries("texts", np.arange(len(gallery.lengths)))
+    images = scorer.summaries("images", np.arange(len(gallery.counts)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return fit_maps(texts, images, gallery.texts_of, np.random.default_rng(seed))
+
+
+def fit_maps(
+    texts: Float[Tensor, "texts text_features"],
+    images: Float[Tensor, "images image_features"],
+    texts_of: list[Int64[np.ndarray, "_"]],
+    rng: np.random.Generator,
+) -> Maps:
+    """Steps of AdamW on batches of different images, each beside one of its captions."""
+    maps = Maps(Map(texts), Map(images))
+    temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+    parameters = [*maps.text.parameters(), *maps.image.parameters()]
+    groups = [{"params": parameters, "weight_decay": WEIGHT_DECAY}, {"params": [temperature], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    every, counts = np.concatenate(texts_of), np.array([len(texts) for texts in texts_of])
+    firsts = np.cumsum(counts) - counts
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
+        chosen = rng.permutation(len(images))[:BATCH]
+        spoken = torch.from_numpy(every[firsts[chosen] + (rng.random(len(chosen)) * counts[chosen]).astype(np.int64)])
+        similar = maps.text(texts[spoken]) @ maps.image(images[torch.from_numpy(chosen)]).T * temperature.exp()
+        truth = torch.arange(len(chosen))
+        loss = F.cross_entropy(similar, truth) + F.cross_entropy(similar.T, truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Maps(maps.text.eval(), maps.image.eval())
+
+
+class Found(NamedTuple):
+    """For every set of right answers: its rank in the first stage, and after the best were scored by the model."""
+
+    first: Int64[np.ndarray, "sets"]
+    reranked: Int64[np.ndarray, "sets"]
+
+
+class Search:
+    """The gallery in the space of the maps.
+
+    Args:
+        scorer: Of the gallery.
+        maps: As `fit` gives them.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, scorer: Scorer, maps: Maps) -> None:
+        self.scorer = scorer
+        gallery = scorer.gallery
+        self.texts = maps.text(scorer.summaries("texts", np.arange(len(gallery.lengths)))).numpy()
+        self.images = maps.image(scorer.summaries("images", np.arange(len(gallery.counts)))).numpy()
+
+    def of_texts(self, texts: Int64[np.ndarray, "some"], answers: Answers, keep: int) -> Found:
+        """Images for some texts."""
+        return self._search(self.texts, self.images, texts, answers, keep, swapped=False)
+
+    def of_images(self, images: Int64[np.ndarray, "some"], answers: Answers, keep: int) -> Found:
+        """Texts for some images."""
+        return self._search(self.images, self.texts, images, answers, keep, swapped=True)
+
+    def _search(
+        self,
+        asking: Float32[np.ndarray, "queries dim"],
+        asked: Float32[np.ndarray, "candidates dim"],
+        queries: Int64[np.ndarray, "some"],
+        answers: Answers,
+        keep: int,
+        swapped: bool,
+    ) -> Found:
+        """The first stage over blocks of queries; the best of each are scored by the model."""
+        first: list[int] = []
+        reranked: list[int] = []
+        for start in range(0, len(queries), BLOCK):
+            block = queries[start : start + BLOCK]
+            near = asking[block] @ asked.T
+            best = np.argsort(-near, axis=1, kind="stable")[:, :keep]
+            sides = np.repeat(block, best.shape[1]), best.ravel()
+            scores = self.scorer.pairs(*(sides[::-1] if swapped else sides)).reshape(best.shape)
+            for query, row, candidates, exact in zip(block.tolist(), near, best, scores, strict=True):
+                for right in answers.right[query]:
+                    place = rank_of_best(row, right, answers.weights)
+                    kept = np.flatnonzero(np.isin(candidates, right))
+                    again = rank_of_best(exact, kept, answers.weights[candidates]) if len(kept) else place
+                    first.append(place)
+                    reranked.append(again)
+        return Found(np.array(first, np.int64), np.array(reranked, np.int64))

@@ -1,0 +1,211 @@
+"""Captions and images among which retrieval searches: what a model reads of each, and which belong together.
+
+Captions of the same words are one text, which is scored once. Row 0 of the regions is the whole image, as in training
+(`data/captions/caption_dataset.py`). Nothing is masked, except for the ablation of a modality.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from comodal.console import say
+from comodal.data.batch import TokenInput
+from comodal.data.captions.caption_dataset import MAX_REGIONS, with_whole_image
+from comodal.data.captions.caption_files import Caption, read_captions
+from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.regions.region_compatibility import check_same_regions
+from comodal.data.regions.region_store import RegionStore
+from comodal.data.shards.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.errors import DataError
+from comodal.media.tokenizer import MAX_WORDS, Words
+from comodal.models.checkpoint import model_folder, read_about
+from comodal.models.vilbert import single_stream, vilbert
+from comodal.tasks.vision_language.text_image_examples import Blank
+
+Config = vilbert.Config | single_stream.Config
+Split = Literal["test", "validation", "train", "all"]
+Pairs = list[tuple[Caption, int]]
+HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
+
+
+class Collected(NamedTuple):
+    """What an evaluation searches.
+
+    Args:
+        gallery: The captions and images of the split.
+        train: The captions of the training split.
+        words: The run's vocabulary.
+        missing: Of each caption of the split whose image is not in the store, the image.
+        left_out: How many captions of all splits are no query, by reason.
+        split: Which images are searched.
+    """
+
+    gallery: "Gallery"
+    train: Pairs
+    words: Words
+    missing: list[str]
+    left_out: Counter[str]
+    split: Split = "test"
+
+
+class Seen(NamedTuple):
+    """What the model reads of an image; row 0 is the whole of it."""
+
+    regions: Float[Tensor, "rows features"] | Int64[Tensor, "rows"]
+    locations: Float[Tensor, "rows 5"]
+
+
+class Gallery:
+    """Texts and images by number, and which belong together.
+
+    Args:
+        pairs: Captions, each with the row of its image in the store.
+        store: The regions of the images.
+        words: The vocabulary.
+        max_words: Word pieces of a caption with [CLS] and [SEP]; longer ones lose their end.
+        max_regions: Regions of an image; further ones are left out.
+        as_tokens: Regions are visual tokens.
+        blank: What the model does not see; texts and images are still as many.
+
+    Attributes:
+        text_of, image_of: The text and the image of each caption.
+        lengths: Word pieces of each text.
+        counts: Regions of each image.
+        captions_of: How many captions have the words of each text.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Caption, int]],
+        store: RegionStore,
+        words: Words,
+        max_words: int = MAX_WORDS,
+        max_regions: int = MAX_REGIONS,
+        as_tokens: bool = False,
+        blank: Blank = "nothing",
+    ) -> None:
+        self.store, self.max_regions, self.as_tokens, self.blank = store, max_regions, as_tokens, blank
+        encoded = words.encode_all((caption.caption for caption, _ in pairs), max_words)
+        self.truncated = encoded.truncated
+        pieces = np.split(encoded.words.astype(np.int64), np.cumsum(encoded.lengths)[:-1])
+        numbers: dict[bytes, int] = {}
+        self.text_of = np.array([numbers.setdefault(text.tobytes(), len(numbers)) for text in pieces], np.int64)
+        self.pieces = [np.frombuffer(text, np.int64) for text in numbers]
+        if blank == "text":
+            self.pieces = [np.array([words.start, words.end], np.int64)] * len(numbers)
+        self.lengths = np.array([len(text) for text in self.pieces], np.int64)
+        self.captions_of = np.bincount(self.text_of, minlength=len(self.pieces))
+        rows = np.array([row for _, row in pairs], np.int64)
+        self.rows, self.image_of = np.unique(rows, return_inverse=True)
+        self.counts = np.minimum(store.counts[self.rows], 0 if blank == "picture" else max_regions)
+        self.names = [(caption.key, store.ids[row]) for caption, row in pairs]
+        in_order = np.argsort(self.image_of, kind="stable")
+        ends = np.cumsum(np.bincount(self.image_of))[:-1]
+        self.texts_of = [np.unique(texts) for texts in np.split(self.text_of[in_order], ends)]
+
+    def text(self, number: int) -> Int64[Tensor, "words"]:
+        """The word pieces of a text."""
+        return torch.from_numpy(self.pieces[number].copy())
+
+    def image(self, number: int) -> Seen:
+        """The regions of an image."""
+        found = self.store.regions(int(self.rows[number]))
+        count = int(self.counts[number])
+        features, places = with_whole_image(found, count)
+        if self.as_tokens:
+            assert found.tokens is not None
+            tokens = found.tokens[:count].astype(np.int64) + len(TokenInput)
+            return Seen(torch.from_numpy(np.append(int(TokenInput.IMAGE), tokens)), torch.from_numpy(places))
+        return Seen(torch.from_numpy(features), torch.from_numpy(places))
+
+
+def gather(
+    model: Path, config: Config, captions: Path, regions: Path, split: Split | None, max_regions: int, blank: Blank
+) -> Collected:
+    """The gallery of a split, by default of the one that is held out most, and what belongs to it.
+
+    Raises:
+        DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
+    """
+    store, words = RegionStore(regions), Words.read(model)
+    check_fit(model, config, store, words)
+    read = read_captions(captions)
+    found = matched(read, store.ids)
+    if not_taken := found.not_taken(read.refused):
+        say(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
+    share = held_out_share(model)
+    parts = split_pairs(found.pairs, store.ids, share, 0.0)
+    if split is None:
+        split = "test" if missing_of(found.unmatched, "test", share) else default_split(parts)
+        if split != "test":
+            about = "which training held out" if split == "validation" else "most of which the model was trained on"
+            say(f"{captions} has no test split; searching --split {split}, {about}")
+    chosen = found.pairs if split == "all" else parts[split]
+    if not chosen:
+        there = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items() if pairs)
+        raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
+    missing = missing_of(found.unmatched, split, share)
+    gallery = gallery_of(chosen, store, words, config, max_regions, blank)
+    return Collected(gallery, parts["train"], words, missing, read.refused, split)
+
+
+def default_split(parts: Mapping[str, Pairs]) -> Split:
+    """The split that is held out most, of those that have captions."""
+    if parts["test"]:
+        return "test"
+    return "validation" if parts["validation"] else "all"
+
+
+def missing_of(unmatched: Sequence[Caption], split: Split, share: float) -> list[str]:
+    """The image of each caption of a split that is not in the store; splits are those of `split_pairs`."""
+    names = [next(filter(None, caption.image)) for caption in unmatched]
+    own: dict[str, set[str | None]] = {}
+    for name, caption in zip(names, unmatched, strict=True):
+        own.setdefault(name, set()).add(caption.split)
+    split_of = {
+        name: next((one for one in HELD_OUT_FIRST if one in said), split_by_hash(name, share, 0.0))
+        for name, said in own.items()
+    }
+    return [name for name in names if split in ("all", split_of[name])]
+
+
+def gallery_of(
+    pairs: Pairs, store: RegionStore, words: Words, config: Config, max_regions: int, blank: Blank = "nothing"
+) -> Gallery:
+    """A gallery as a model of this configuration reads it."""
+    max_words = min(MAX_WORDS, config.positions - config.first_position)
+    return Gallery(pairs, store, words, max_words, max_regions, config.region_tokens > 0, blank)
+
+
+def held_out_share(model: Path) -> float:
+    """The share of images that the run held out for validation where the captions name no split."""
+    parameters = read_about(model).get("parameters")
+    share = parameters.get("validation_share", HELD_OUT) if isinstance(parameters, dict) else HELD_OUT
+    return float(share)
+
+
+def check_fit(model: Path, config: Config, store: RegionStore, words: Words) -> None:
+    """The model reads such regions and such words."""
+    if words.size > config.vocabulary:
+        raise DataError(f"{model}: the vocabulary has {words.size:,} pieces, the model {config.vocabulary:,} words")
+    if config.task_tokens:
+        raise DataError(f"{model}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
+    if config.region_tokens:
+        tokens = config.region_tokens - len(TokenInput)
+        if store.tokens != tokens:
+            raise DataError(
+                f"{store.folder} has {store.tokens:,} visual tokens and {model} was trained on {tokens:,}: "
+                "prepare its tokens with the codebook of the store that it was trained on"
+            )
+    elif store.dim != config.region_features:
+        raise DataError(
+            f"{store.folder} has regions of {store.dim:,} features and {model} was trained on "
+            f"{config.region_features:,}: prepare the regions by the same network as those of its training"
+        )
+    check_same_regions(model_folder(model), store)

@@ -1,0 +1,124 @@
+"""Retrieval as a choice of four: the right pair, two wrong ones by chance and a hard one (ViLBERT, section 3.3).
+
+The original's four are (image, caption), (image, other caption), (other image, caption), and the image beside a caption
+of one of its 100 nearest images by mean feature. The paper speaks of a hard image instead; here the hard one is, by a
+fair coin, a caption of a near image or a near image. None is ever of the same image, or has the same words: the
+original excludes neither.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from comodal.data.captions.caption_files import Caption
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import DataError
+from comodal.media.tokenizer import Words
+from comodal.tasks.vision_language.text_image_examples import Example, Text, single
+
+CHOICE = 4  # keeps this chance apart from that of the order
+NEIGHBOURS = 100
+BLOCK = 1024
+TRIES = 16  # the first half of them among near images; a gallery that says one sentence of every image gives up
+
+
+class Choices:
+    """Four pairs of a caption and an image, the first of which belong together: a new four in every epoch.
+
+    Args:
+        captions: Each with the row of its image in the store.
+        store: Where the features are that say which images are near.
+        words: The vocabulary.
+        max_words: Word pieces of a caption.
+        seed: Of the wrong ones.
+
+    Raises:
+        DataError: All captions are of one image.
+    """
+
+    def __init__(
+        self, captions: Sequence[tuple[Caption, int]], store: RegionStore, words: Words, max_words: int, seed: int
+    ) -> None:
+        self.captions, self.seed = captions, seed
+        self.texts: list[Text] = [single(words, caption.caption, max_words) for caption, _ in captions]
+        self.rows = np.array([row for _, row in captions], np.int64)
+        self.images, self.image_of = np.unique(self.rows, return_inverse=True)
+        if len(self.images) < 2:
+            raise DataError("captions of one image alone cannot be told apart: captions of two images are needed")
+        order = np.argsort(self.image_of, kind="stable")
+        self.captions_of = np.split(order, np.cumsum(np.bincount(self.image_of))[:-1])
+        self.said = [{self.words_of(caption) for caption in captions.tolist()} for captions in self.captions_of]
+        self.near = nearest(mean_features(store, self.images), NEIGHBOURS)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def length(self, index: int) -> int:
+        return len(self.texts[index].words)
+
+    def words_of(self, caption: int) -> tuple[int, ...]:
+        """The word pieces of a caption: two of the same words say the same."""
+        return tuple(self.texts[caption].words)
+
+    def example(self, epoch: int, index: int) -> Example:
+        """The right pair first."""
+        rng = np.random.default_rng((self.seed, epoch, index, CHOICE))
+        image = int(self.image_of[index])
+        near = self.near[image]
+        pairs = [
+            (index, image),
+            (self.wrong_caption(rng, image, None), image),
+            (index, self.wrong_image(rng, index, None)),
+            (self.wrong_caption(rng, image, near), image)
+            if rng.random() < 0.5
+            else (index, self.wrong_image(rng, index, near)),
+        ]
+        texts, images = zip(*((self.texts[caption], image) for caption, image in pairs), strict=True)
+        return Example(self.captions[index][0].key, texts, tuple(int(self.images[image]) for image in images), 0)
+
+    def wrong_caption(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
+        """A caption of another image (of one of these), in words that none of this image has."""
+        for attempt in range(TRIES):
+            other = self.other_image(rng, image, among if attempt < TRIES // 2 else None)
+            found = int(rng.choice(self.captions_of[other]))
+            if self.words_of(found) not in self.said[image]:
+                break
+        return found
+
+    def wrong_image(self, rng: np.random.Generator, index: int, among: Int64[np.ndarray, "near"] | None) -> int:
+        """Another image (one of these), which nobody described in the words of this caption."""
+        for attempt in range(TRIES):
+            found = self.other_image(rng, int(self.image_of[index]), among if attempt < TRIES // 2 else None)
+            if self.words_of(index) not in self.said[found]:
+                break
+        return found
+
+    def other_image(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
+        """Any image but one, or one of these."""
+        if among is not None:
+            return int(rng.choice(among))
+        return (image + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
+
+
+def mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"]) -> Float32[Tensor, "images features"]:
+    """The mean over the regions of each image."""
+    means = torch.zeros(len(rows), store.dim)  # an image without regions stays nothing
+    for mean, row in zip(means, rows.tolist(), strict=True):
+        features = store.regions(row).features
+        if len(features):
+            mean.copy_(torch.from_numpy(features.astype(np.float32).mean(0)))
+    return means
+
+
+def nearest(features: Float32[Tensor, "images features"], most: int) -> Int64[np.ndarray, "images neighbours"]:
+    """The nearest other images of each, by Euclidean distance."""
+    count = min(most, len(features) - 1)
+    found = []
+    for start in range(0, len(features), BLOCK):
+        block = torch.cdist(features[start : start + BLOCK], features)
+        block[torch.arange(len(block)), torch.arange(start, start + len(block))] = torch.inf
+        found.append(block.topk(count, largest=False).indices)
+    return torch.cat(found).numpy()

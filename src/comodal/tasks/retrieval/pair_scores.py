@@ -1,0 +1,186 @@
+"""Alignment scores of many pairs of texts and images, each side computed once, nothing padded (ViLBERT, section 3.2).
+
+What a stream computes before the streams first meet depends on one side alone, so it is kept and joined in every pair
+of the text or image. Pairs of one length and one number of regions go together, no head but alignment's is computed,
+and the last layers only at the first tokens. The scores are those of the whole model, to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from comodal.hardware import Compute
+from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.retrieval.gallery import Gallery
+
+CPU = Compute(torch.device("cpu"))
+KEPT_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
+BLOCK = 1024  # texts or images whose prefixes are summed up at once
+TILE = 64  # texts and images of one tile of the matrix of all scores
+
+
+class Prefixes:
+    """The prefixes of one side by number, kept as far as memory allows.
+
+    Args:
+        sizes: Tokens of each; those of one size are computed together.
+        compute: The prefixes of some numbers of one size.
+        batch_size: How many are computed at once.
+    """
+
+    def __init__(
+        self,
+        sizes: Int64[np.ndarray, "numbers"],
+        compute: Callable[[Sequence[int]], Float[Tensor, "batch tokens dim"]],
+        batch_size: int,
+    ) -> None:
+        self.sizes, self.compute, self.batch_size = sizes, compute, batch_size
+        self.kept: dict[int, Tensor] = {}
+        self.free = KEPT_BYTES
+
+    def of(self, numbers: Int64[np.ndarray, "some"]) -> dict[int, Float[Tensor, "tokens dim"]]:
+        """The prefixes of some numbers."""
+        wanted = np.unique(numbers)
+        found = {number: self.kept[number] for number in wanted.tolist() if number in self.kept}
+        missing = np.array([number for number in wanted.tolist() if number not in found], np.int64)
+        for places in groups(self.sizes[missing], self.batch_size):
+            batch = missing[places].tolist()
+            for number, tokens in zip(batch, self.compute(batch).unbind(), strict=True):
+                found[number] = tokens
+                if tokens.nbytes <= self.free:
+                    self.kept[number] = tokens
+                    self.free -= tokens.nbytes
+        return found
+
+
+class Scorer:
+    """How well a text and an image fit, for any pairs of a gallery.
+
+    The log of the odds of `aligned` orders pairs as the probability does, and does not saturate as that does in fp32.
+
+    Args:
+        model: In evaluation mode.
+        gallery: Texts and images.
+        compute: Where to compute; the model is moved there. bf16 is autocast; the alignment head is fp32 in any case.
+        batch_size: Pairs at once; None takes what suits the device.
+        score: Of both pooled streams in fp32; by default the log of the odds that alignment's head gives.
+    """
+
+    def __init__(
+        self,
+        model: ViLBERT | SingleStream,
+        gallery: Gallery,
+        compute: Compute = CPU,
+        batch_size: int | None = None,
+        score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
+    ) -> None:
+        batch_size = compute.sequence_batch if batch_size is None else batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be positive")
+        self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
+        self.compute, self.device, self.score = compute, compute.device, score or self.odds
+        self.texts = Prefixes(gallery.lengths, self._texts, batch_size)
+        self.images = Prefixes(gallery.counts, self._images, batch_size)
+
+    @torch.inference_mode()
+    def pairs(
+        self, texts: Int64[np.ndarray, "pairs"], images: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """The score of each pair."""
+        scores, found, order = np.empty(len(texts), np.float32), [], []
+        with self.compute.autocast():
+            kept_texts, kept_images = self.texts.of(texts), self.images.of(images)
+            sizes = self.gallery.lengths[texts] * (1 + self.gallery.counts.max()) + self.gallery.counts[images]
+            for places in groups(sizes, self.batch_size):
+                words = torch.stack([kept_texts[number] for number in texts[places].tolist()])
+                regions = torch.stack([kept_images[number] for number in images[places].tolist()])
+                found.append(self._joined(words, regions))
+                order.append(places)
+        if found:
+            scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only time that a GPU is waited for
+        check_finite(scores, "scores of texts and images")
+        return scores
+
+    def matrix(self, show: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:
+        """The scores of all pairs of the gallery, tile by tile of similar length and number of regions."""
+        lengths, counts = self.gallery.lengths, self.gallery.counts
+        scores = np.empty((len(lengths), len(counts)), np.float32)
+        tiles = [(texts, images) for texts in tiled(lengths) for images in tiled(counts)]
+        for texts, images in show(tiles):
+            sides = np.repeat(texts, len(images)), np.tile(images, len(texts))
+            scores[np.ix_(texts, images)] = self.pairs(*sides).reshape(len(texts), len(images))
+        return scores
+
+    @torch.inference_mode()
+    def summaries(
+        self, side: Literal["texts", "images"], numbers: Int64[np.ndarray, "some"]
+    ) -> Float[Tensor, "some _"]:
+        """One vector of each text or image that depends on it alone: mean and maximum of its prefix."""
+        rows = []
+        with self.compute.autocast():
+            for part in np.array_split(numbers, max(1, len(numbers) // BLOCK)):
+                found = (self.texts if side == "texts" else self.images).of(part)
+                prefixes = [found[number].float() for number in part.tolist()]
+                rows += [torch.cat([prefix.mean(0), prefix.amax(0)]) for prefix in prefixes]
+        return torch.stack(rows).cpu()
+
+    @torch.inference_mode()
+    def contrastive_matrix(self) -> Float32[np.ndarray, "texts images"]:
+        """The cosines of all texts and images of the gallery in the space of the contrastive loss."""
+        assert isinstance(self.model, ViLBERT) and self.model.contrastive_head is not None
+        head, found = self.model.contrastive_head, []
+        for prefixes, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
+            with self.compute.autocast():
+                numbers = np.arange(len(prefixes.sizes))
+                kept = [prefixes.of(part) for part in np.array_split(numbers, max(1, len(numbers) // BLOCK))]
+                means = [mean_encoding(tokens[None], None) for part in kept for _, tokens in sorted(part.items())]
+                found.append(embed(torch.cat(means)).float())
+        scores = (found[0] @ found[1].T).cpu().numpy()
+        check_finite(scores, "similarities of texts and images")
+        return scores
+
+    def _joined(
+        self, words: Float[Tensor, "batch words dim"], regions: Float[Tensor, "batch regions vision_dim"]
+    ) -> Float32[Tensor, "batch"]:
+        text, vision = self.model.join_pooled(Prefix(words, None), Prefix(regions, None))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.score(text.float(), vision.float())
+
+    def odds(
+        self, text: Float32[Tensor, "batch joint"], vision: Float32[Tensor, "batch joint"]
+    ) -> Float32[Tensor, "batch"]:
+        """How much likelier it is that the two belong together than not, as a logarithm."""
+        logits = self.model.alignment_head(text, vision)
+        return logits[:, 0] - logits[:, 1]
+
+    def _texts(self, numbers: Sequence[int]) -> Float[Tensor, "batch words dim"]:
+        words = torch.stack([self.gallery.text(number) for number in numbers]).to(self.device)
+        return self.model.text_prefix(words, torch.zeros_like(words), None).tokens
+
+    def _images(self, numbers: Sequence[int]) -> Float[Tensor, "batch regions dim"]:
+        seen = [self.gallery.image(number) for number in numbers]
+        regions = torch.stack([image.regions for image in seen]).to(self.device)
+        places = torch.stack([image.locations for image in seen]).to(self.device)
+        return self.model.vision_prefix(regions, places, None).tokens
+
+
+def tiled(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:
+    """All places, cut into tiles of similar size."""
+    order = np.argsort(sizes, kind="stable")
+    return [order[start : start + TILE] for start in range(0, len(order), TILE)]
+
+
+def groups(sizes: Int64[np.ndarray, "items"], most: int) -> Iterator[Int64[np.ndarray, "some"]]:
+    """Places of items of one size, at most so many at once; neighbours stay together."""
+    order = np.argsort(sizes, kind="stable")
+    for same in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):
+        for start in range(0, len(same), most):
+            yield same[start : start + most]

@@ -1,0 +1,135 @@
+"""At which rank the right answer stands, and what that says of a retrieval: recall at 1, 5 and 10, median rank.
+
+Ranks count from 0: so many wrong answers stand before the best right one. Wrong answers of the same score stand before
+it, so that a network which gives everything one score finds nothing. (The original sorts by numpy's quicksort, which
+leaves the order of equal scores open.) The median is the original's: floor(median + 1) of ranks from 0
+(facebookresearch/vilbert-multi-task, eval_retrieval.py).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int64, Num
+
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.missing_images import accuracy_of
+from comodal.tasks.retrieval.gallery import Gallery
+
+CUTS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+class Ranks(NamedTuple):
+    """The rank of each caption's image among the images, and of each image's best caption among the captions."""
+
+    text_to_image: Int64[np.ndarray, "captions"]
+    image_to_text: Int64[np.ndarray, "images"]
+
+
+class Answers(NamedTuple):
+    """What is right for each query, and how many answers each candidate stands for.
+
+    A text that several captions have is a query for each of them; its sets of right images are those captions' images.
+    """
+
+    right: list[list[Int64[np.ndarray, "_"]]]
+    weights: Int64[np.ndarray, "candidates"]
+
+
+def answers_to_texts(gallery: Gallery) -> Answers:
+    """For each text the image of each of its captions, in the order of `captions_by_text`."""
+    ends = np.cumsum(gallery.captions_of)[:-1]
+    images = np.split(gallery.image_of[captions_by_text(gallery)], ends)
+    return Answers([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
+
+
+def answers_to_images(gallery: Gallery) -> Answers:
+    """For each image its texts; a text counts as often as it is a caption."""
+    return Answers([[texts] for texts in gallery.texts_of], gallery.captions_of.astype(np.int64))
+
+
+def captions_by_text(gallery: Gallery) -> Int64[np.ndarray, "captions"]:
+    """The captions in the order of their texts."""
+    return np.argsort(gallery.text_of, kind="stable")
+
+
+def rank_of_best(
+    scores: Float[np.ndarray, "candidates"],
+    right: Int64[np.ndarray, "_"],
+    weights: Int64[np.ndarray, "candidates"],
+) -> int:
+    """How many wrong answers stand before the best right one; those of the same score do.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    check_finite(scores, "retrieval")
+    before = scores >= scores[right].max()
+    before[right] = False
+    return int(weights[before].sum())
+
+
+def ranks_of(scores: Float[np.ndarray, "queries candidates"], answers: Answers) -> Int64[np.ndarray, "_"]:
+    """The rank for every set of right answers, query by query."""
+    ranked = [
+        rank_of_best(row, right, answers.weights)
+        for row, sets in zip(scores, answers.right, strict=True)
+        for right in sets
+    ]
+    return np.array(ranked, np.int64)
+
+
+def of_captions(ranks: Int64[np.ndarray, "captions"], gallery: Gallery) -> Int64[np.ndarray, "captions"]:
+    """Ranks that stand in the order of the texts, in the order of the captions."""
+    ordered = np.empty_like(ranks)
+    ordered[captions_by_text(gallery)] = ranks
+    return ordered
+
+
+def ranks_of_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> Ranks:
+    """Both directions from the scores of all pairs."""
+    return Ranks(
+        of_captions(ranks_of(scores, answers_to_texts(gallery)), gallery),
+        ranks_of(np.ascontiguousarray(scores.T), answers_to_images(gallery)),
+    )
+
+
+def figures(
+    ranks: Num[np.ndarray, "queries"],
+    groups: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
+    last: int = 0,
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10 with 95 % intervals, median and mean rank, counted from 1.
+
+    Args:
+        ranks: Of the queries whose image is there.
+        groups: What queries share (the image of each caption); None where they are independent.
+        missing: The groups of further queries, whose image is not in the store: they find nothing.
+        last: How many candidates there are, which is the rank of those.
+    """
+    answered = np.arange(len(ranks) + len(missing)) < len(ranks)
+    every = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
+    numbers: dict[str, float] = {}
+    for cut in CUTS:
+        numbers |= accuracy_of(f"r{cut}", np.pad(ranks < cut, (0, len(missing))), answered, every)
+    places = np.pad(ranks, (0, len(missing)), constant_values=last)
+    return numbers | {"median": float(np.floor(np.median(places) + 1)), "mean": float(np.mean(places) + 1)}
+
+
+def chance(gallery: Gallery) -> dict[str, float]:
+    """Recall of an order drawn by chance; an image has several right captions."""
+    captions, images = len(gallery.text_of), len(gallery.counts)
+    right = [int(gallery.captions_of[texts].sum()) for texts in gallery.texts_of]
+    numbers: dict[str, float] = {}
+    for cut in CUTS:
+        numbers[f"text_to_image.r{cut}"] = one_of(images, 1, cut)
+        numbers[f"image_to_text.r{cut}"] = float(np.mean([one_of(captions, count, cut) for count in right]))
+    return numbers
+
+
+def one_of(candidates: int, right: int, drawn: int) -> float:
+    """How likely at least one right candidate is among so many that are drawn without replacement."""
+    wrong: Sequence[int] = range(candidates - right, candidates - right - min(drawn, candidates), -1)
+    return 1.0 - float(np.prod([max(left, 0) / (candidates - place) for place, left in enumerate(wrong)]))

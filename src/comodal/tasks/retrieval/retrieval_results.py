@@ -1,0 +1,170 @@
+"""What a retrieval found, as numbers, as a table, as files and as a results card."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from comodal.console import Table
+from comodal.files import write_whole
+from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.missing_images import INTERVAL, denominators, is_papers_run, scores_of
+from comodal.tasks.evaluation.results_card import Card, Score, training_of
+from comodal.tasks.retrieval.gallery import Collected, Gallery
+from comodal.tasks.retrieval.retrieval_ranks import CUTS, DIRECTIONS, Ranks, chance, figures
+
+TASK = "retrieval"
+# ViLBERT, table 1: captions to images among the 1,000 of Flickr30k's test split (Karpathy's), of 5 captions each
+PAPER = {
+    "zero-shot": {"r1": 0.3186, "r5": 0.6112, "r10": 0.7280},
+    "fine-tuned": {"r1": 0.5820, "r5": 0.8490, "r10": 0.9152},
+}
+OFFICIAL = ("flickr30k", "test", 5000, 1000)  # in the file's name, split, captions, images
+
+
+class Way(NamedTuple):
+    """How pairs were ranked.
+
+    Args:
+        scored_by: By the alignment head of pretraining, by the one of fine-tuning, or by the contrastive encodings.
+        fitted: How many captions of the training split a first stage was fitted on; None without one.
+        is_papers: Whether network and settings are the paper's.
+    """
+
+    scored_by: Literal["zero-shot", "fine-tuned", "contrastive"]
+    fitted: int | None
+    is_papers: bool
+
+    @property
+    def title(self) -> str:
+        """A first stage that was fitted on captions of the same data is not zero-shot."""
+        if self.fitted is None:
+            return self.scored_by
+        return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
+
+
+def numbers_of(systems: dict[str, Ranks], gallery: Gallery, missing: Sequence[str] = ()) -> dict[str, float]:
+    """Flat keys: the trained network's directly under the task, the others' and chance under their names.
+
+    Args:
+        systems: The ranks that each gives.
+        gallery: What was searched.
+        missing: Of each further caption, whose image is not in the store, the image.
+    """
+    captions, images = len(gallery.text_of), len(gallery.counts)
+    flat = {
+        f"{TASK}.captions": float(captions + len(missing)),
+        f"{TASK}.captions.answered": float(captions),
+        f"{TASK}.texts": float(len(gallery.lengths)),
+        f"{TASK}.images": float(images + len(set(missing))),
+        f"{TASK}.images.answered": float(images),
+    }
+    queries = dict(zip(DIRECTIONS, queries_of(gallery, missing), strict=True))
+    lost = dict(zip(DIRECTIONS, (list(missing), sorted(set(missing))), strict=True))
+    last = dict(zip(DIRECTIONS, (images, captions), strict=True))
+    for system, ranks in systems.items():
+        prefix = TASK if system == "trained" else f"{TASK}.{system}"
+        for direction, found in zip(DIRECTIONS, ranks, strict=True):
+            groups = queries[direction][: len(found)]
+            numbers = figures(found, groups, lost[direction], last[direction])
+            flat |= {f"{prefix}.{direction}.{name}": number for name, number in numbers.items()}
+    for name, number in chance(gallery).items():
+        direction = name.partition(".")[0]
+        answered = len(queries[direction]) - len(lost[direction])
+        flat[f"{TASK}.chance.{name}"] = number * answered / len(queries[direction])
+    return flat | {f"{TASK}.chance.r{cut}": flat[f"{TASK}.chance.{DIRECTIONS[0]}.r{cut}"] for cut in CUTS}
+
+
+def queries_of(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image of every query of both directions, those of missing images last."""
+    images = [gallery.store.ids[row] for row in gallery.rows.tolist()]
+    return [images[place] for place in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
+
+
+def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
+    """Recall and median rank of each system, both directions."""
+    counts = f"{numbers[f'{TASK}.captions']:,.0f} captions, {numbers[f'{TASK}.images']:,.0f} images"
+    lost = numbers[f"{TASK}.captions"] - numbers[f"{TASK}.captions.answered"]
+    counts += f", {lost:,.0f} of the captions without their image (not found)" if lost else ""
+    table = Table(title=f"{way} retrieval", caption=f"{counts}; 95 %: Wilson, images resampled")
+    for name in ("system", "direction"):
+        table.add_column(name)
+    for name in ("R@1", "95 %", "R@5", "R@10", "median"):
+        table.add_column(name, right=True)
+    for direction in DIRECTIONS:
+        for system in [*systems, "chance"]:
+            key = f"{TASK}.{direction}" if system == "trained" else f"{TASK}.{system}.{direction}"
+            recalls = [f"{numbers[f'{key}.r{cut}']:.3f}" for cut in CUTS]
+            low, high, median = (numbers.get(f"{key}.{name}") for name in ("r1.low", "r1.high", "median"))
+            interval = "" if low is None else f"{low:.3f}-{high:.3f}"
+            middle = "" if median is None else f"{median:.0f}"
+            table.add_row(system, direction.replace("_", " "), recalls[0], interval, *recalls[1:], middle)
+    return table
+
+
+def cost_of(numbers: dict[str, float], keep: int) -> str:
+    """What scoring only the best of the first stage lost."""
+    lines = []
+    for direction in DIRECTIONS:
+        key = f"{TASK}.rerank.{direction}"
+        pairs = [
+            f"R@{cut} {numbers[f'{key}.sample.r{cut}']:.3f} (all scored: {numbers[f'{key}.sample.r{cut}.exact']:.3f})"
+            for cut in CUTS
+        ]
+        share, count = numbers[f"{key}.recall"], numbers[f"{key}.sample"]
+        found = f"the first stage has the right one among its first {keep} for {share:.1%} of the queries"
+        lines.append(f"{direction.replace('_', ' ')}: {found}; on {count:.0f} of them {', '.join(pairs)}")
+    return "\n".join(lines)
+
+
+def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], gallery: Gallery) -> None:
+    """results.json (flat) and ranks.csv: of every query the rank of its answer, counted from 1."""
+    write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["direction", "caption", "image", *systems])
+    images = gallery.store.ids
+    queries = {
+        DIRECTIONS[0]: gallery.names,
+        DIRECTIONS[1]: [("", images[row]) for row in gallery.rows.tolist()],
+    }
+    for place, direction in enumerate(DIRECTIONS):
+        for number, names in enumerate(queries[direction]):
+            rows.writerow([direction, *names, *(int(ranks[place][number]) + 1 for ranks in systems.values())])
+    write_whole(out / "ranks.csv", text.getvalue().encode())
+
+
+def card_of(
+    numbers: dict[str, float], searched: Collected, split: str, way: Way, model: Path, captions: Path,
+    settings: Mapping[str, str | int | None], seed: int,
+) -> Card:  # fmt: skip
+    """The results card; the paper's numbers stand on it where the gallery and the run are the paper's."""
+    gallery, training = searched.gallery, training_of(model)
+    counts = denominators(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
+    name, official, *size = OFFICIAL
+    same = name in captions.name.lower() and split == official and size == [counts["items"], len(gallery.counts)]
+    same &= way.is_papers and is_papers_run(counts, gallery.blank, training)
+    scores: dict[str, Score] = {}
+    for direction in DIRECTIONS:
+        for cut in CUTS:
+            paper = PAPER[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
+            scores |= scores_of(f"{direction} R@{cut}", f"{TASK}.{direction}.r{cut}", numbers, counts, paper)
+        scores[f"{direction} median rank"] = Score(numbers[f"{TASK}.{direction}.median"])
+    groups = dict(zip(DIRECTIONS, queries_of(gallery, searched.missing), strict=True))
+    how = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
+    return Card(
+        task=TASK,
+        title=f"Retrieval, {way.title}",
+        split=split,
+        scores=scores,
+        model=str(model),
+        counts=counts
+        | {"images": int(numbers[f"{TASK}.images"]), "truncated": gallery.truncated}
+        | {f"{reason} (all splits)": count for reason, count in searched.left_out.items()},
+        files={"captions": captions},
+        regions=str(gallery.store.about["made_from"]),
+        seeds={"untrained": seed},
+        settings={**settings, "blank": gallery.blank, INTERVAL: how, **training},
+    )

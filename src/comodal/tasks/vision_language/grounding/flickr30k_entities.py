@@ -1,0 +1,195 @@
+"""Flickr30k Entities: which region does a phrase of a caption mean? (Plummer et al., ICCV 2015; IJCV 2017.)
+
+The phrase alone is asked for, as an expression of RefCOCO+ is, by the same head. An answer is right where its overlap
+with the entity's box is at least a half; both count whole pixels, as in the authors' evaluation (getIOU.m and
+flickrPhraseLocalizationEval.m of BryanPlummer/pl-clc). A phrase of several types counts in each of them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from comodal.console import say
+from comodal.data.loader import Workers
+from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.missing_images import INTERVAL, NOT_THERE, denominators, not_answered, scores_of
+from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.vision_language.grounding.flickr30k_entities_files import Phrases, read_phrases
+from comodal.tasks.vision_language.grounding.refcoco import (
+    HEAD,
+    MAX_REGIONS,
+    MAX_WORDS,
+    RIGHT,
+    Gathered,
+    Without,
+    examples_of,
+    groups_of,
+    predicted,
+    shares,
+)
+from comodal.tasks.vision_language.text_image_examples import Fixed
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    Setup,
+    Start,
+    fingerprint_of,
+    fitting_regions,
+    new_run,
+    read_asked,
+    read_parts,
+)
+from comodal.training.run import Run
+
+
+def recipe(
+    model: Path,
+    images: Path,
+    sentences: Path,
+    annotations: Path,
+    regions: Path,
+    validation: Path | None = None,
+    start: Start = "pretrained",
+    blank: Without = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to find the region that a phrase of a caption means; settings are RefCOCO+'s.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT, or of one that was fine-tuned for grounding.
+        images: The official train.txt: the images to learn from.
+        sentences: The official folder Sentences/.
+        annotations: The official folder Annotations/.
+        regions: The region store of the images; its boxes are what is chosen from.
+        validation: The official val.txt.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text: the control that shows how far places and looks alone lead.
+        epochs: How often every phrase is seen.
+        batch_size: Phrases in a step, over all processes.
+        learning_rate: Of the network and the new head.
+        max_words: Word pieces of a phrase.
+        max_regions: Regions of an image.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+
+    def source(path: Path) -> Fixed:
+        found = read_phrases(path, sentences, annotations)
+        gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
+        left_out = reasons(found.left_out + Counter({NOT_THERE: len(gathered.missing)}))
+        say(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
+        return Fixed(gathered.examples)
+
+    return new_run(
+        parts,
+        setup,
+        HEAD,
+        fitting_regions,
+        source(images),
+        source(validation) if validation else None,
+        fingerprint_of(setup, parts.store, [images, sentences, annotations, *([validation] if validation else [])]),
+        {},
+    )
+
+
+def evaluate_phrases(
+    model: Path,
+    images: Path,
+    sentences: Path,
+    regions: Path,
+    annotations: Path | None = None,
+    blank: Without = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Finds the region that each phrase of the captions means, and counts how often it is the right one.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train phrases` or `train grounding`.
+        images: The official val.txt or test.txt: the images to look at.
+        sentences: The official folder Sentences/.
+        regions: The region store of the images; its boxes are what is chosen from.
+        annotations: The official folder Annotations/; without it there are predictions and no score.
+        blank: Leave out the text.
+        max_words: Word pieces of a phrase.
+        max_regions: Regions of an image.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+
+    Returns:
+        phrases.accuracy with its interval, phrases.oracle (any of the boxes is right), phrases.chance (one of them by
+        chance) and phrases.type.TYPE; without annotations phrases.items alone.
+
+    Raises:
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
+        comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
+    """
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
+    found = read_phrases(images, sentences, annotations)
+    gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
+    predictions = predicted(asked, gathered, found.expressions)
+    counts = denominators(len(found.expressions), len(predictions)) | dict(found.left_out)
+    groups, source = groups_of(predictions, gathered), str(asked.store.about["made_from"])
+    left_out = f"{reasons(found.left_out)}{not_answered(counts)}"
+    say(f"{images.name}: {counts['items']:,} phrases{left_out}; boxes: {source}")
+    if annotations is None:
+        say("without --annotations there is no score, and predictions.json is the answer")
+        numbers = {"phrases.items": float(counts["items"])}
+    else:
+        numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
+    if out is not None:
+        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+    files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
+    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
+    tell(numbers, card_of(numbers, model, files, source, settings, counts), out)
+    return numbers
+
+
+def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered, groups: Sequence[str]) -> dict[str, float]:
+    """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
+    boxes_right = [gathered.overlaps[key] >= RIGHT for key in ious]
+    numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right, groups)
+    for kind in sorted({kind for kinds in found.kinds.values() for kind in kinds}):
+        right = [ious.get(key, 0.0) >= RIGHT for key, kinds in found.kinds.items() if kind in kinds]
+        numbers[f"phrases.type.{kind}"] = float(np.mean(right))
+    return numbers
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
+    counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card; without boxes it has no score."""
+    scores: dict[str, Score] = {}
+    if "phrases.accuracy" in numbers:
+        scores = scores_of("accuracy", "phrases.accuracy", numbers, counts)
+        scores["any box is right"] = Score(numbers["phrases.oracle"])
+        scores["a box by chance"] = Score(numbers["phrases.chance"])
+        scores |= {
+            name.removeprefix("phrases.type."): Score(value) for name, value in numbers.items() if ".type." in name
+        }
+    every_setting = {**settings, **training_of(model)}
+    split = files["images"].stem
+    return Card("phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting)

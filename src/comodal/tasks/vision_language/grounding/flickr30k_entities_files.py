@@ -1,0 +1,200 @@
+"""The files of Flickr30k Entities: phrases of captions, and the boxes of what they mean (Plummer et al., ICCV 2015).
+
+Sentences/IMAGE.txt      a caption a line, in which [/EN#ENTITY/TYPE/... word word] marks a phrase
+Annotations/IMAGE.xml    objects, each with the names of its entities and a box, or flags: no box, the scene as a whole
+train.txt, val.txt, test.txt    the images of each split, a number a line
+
+Coordinates begin with 1, so 1 is taken off, as the authors' own reader does (flickr30k_entities_utils.py of
+BryanPlummer/flickr30k_entities). An entity of several boxes is the least box around them, as in their evaluation.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from comodal.errors import DataError
+from comodal.tasks.vision_language.grounding.refcoco_files import Expression
+from comodal.text_files import read_lines
+
+PHRASE = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
+MARK = "[/EN#"
+NOBODY = "0"  # the entity of phrases that were not annotated
+NOT_VISUAL = "phrase of no entity (not visual)"
+SCENE = "entity is the scene as a whole"
+NO_BOX = "entity has no box"
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+LARGEST = 1 << 20  # bytes; the official annotations of an image have some thousands
+FURTHEST = 1 << 20  # pixels
+
+Box = tuple[float, float, float, float]
+
+
+class Phrase(NamedTuple):
+    """Some words of a caption, the entity that they mean, and its types (people, clothing, ...)."""
+
+    entity: str
+    kinds: tuple[str, ...]
+    text: str
+
+
+class Marked(NamedTuple):
+    """The boxes of an image by entity, and the entities that are its scene."""
+
+    boxes: dict[str, Box]
+    scenes: set[str]
+
+
+class Phrases(NamedTuple):
+    """Phrases as expressions, the types of each by its number, and what was left out, counted by reason."""
+
+    expressions: list[Expression]
+    kinds: dict[str, tuple[str, ...]]
+    left_out: Counter[str]
+
+
+def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Phrases:
+    """The phrases of a list of images; without annotations their boxes are not known.
+
+    A phrase is called IMAGE#CAPTION.PHRASE, both counted from 0 in the file of the image.
+
+    Raises:
+        DataError: A file is missing, or is not Flickr30k Entities'.
+    """
+    if annotations is not None and not annotations.is_dir():
+        raise DataError(f"{annotations}: no folder of annotations; evaluated without it, phrases are found, not scored")
+    found = Phrases([], {}, Counter())
+    for image in read_images(images):
+        marked = None if annotations is None else read_boxes(annotations / f"{image}.xml")
+        for line, phrases in enumerate(read_sentences(sentences / f"{image}.txt")):
+            for place, phrase in enumerate(phrases):
+                reason = why_not(phrase, marked)
+                if reason:
+                    found.left_out[reason] += 1
+                    continue
+                key, box = f"{image}#{line}.{place}", None if marked is None else marked.boxes[phrase.entity]
+                found.expressions.append(Expression(key, phrase.entity, image, images.stem, phrase.text, box))
+                found.kinds[key] = phrase.kinds
+    if not found.expressions:
+        raise DataError(f"{images}: there is no phrase to find in {sentences}{told(found.left_out)}")
+    return found
+
+
+def told(left_out: Counter[str]) -> str:
+    """What was left out, at the end of a sentence."""
+    return "".join(f", {count:,}: {reason}" for reason, count in left_out.items())
+
+
+def why_not(phrase: Phrase, marked: Marked | None) -> str | None:
+    """The reason why a phrase is not asked for; an entity with a box is, whatever else is said of it."""
+    if phrase.entity == NOBODY:
+        return NOT_VISUAL
+    if marked is None or phrase.entity in marked.boxes:
+        return None
+    return SCENE if phrase.entity in marked.scenes else NO_BOX
+
+
+def read_images(path: Path) -> list[str]:
+    """The images of a split.
+
+    Raises:
+        DataError: The list cannot be read, is empty, or names an image twice, or by something that is no name.
+    """
+    images = [line.strip() for line in read_lines(path) if line.strip()]
+    if not images:
+        raise DataError(f"{path}: a list of images has one in each line; this one has none")
+    for number, count in Counter(images).items():
+        if count > 1 or not re.fullmatch(r"[\w.-]+", number):
+            raise DataError(f"{path}: {number!r} is {'there twice' if count > 1 else 'not the number of an image'}")
+    return images
+
+
+def read_sentences(path: Path) -> list[list[Phrase]]:
+    """The phrases of each caption of an image.
+
+    Raises:
+        DataError: The file cannot be read, or a phrase is not marked as it should be.
+    """
+    captions = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        phrases = [
+            Phrase(entity, tuple(kinds.split("/")), " ".join(words.split()))
+            for entity, kinds, words in PHRASE.findall(line)
+        ]
+        if len(phrases) != line.count(MARK) or not all(phrase.text for phrase in phrases):
+            raise DataError(f"{path}, line {number}: a phrase is not marked like [/EN#12/people a man]: {line:.80}")
+        captions.append(phrases)
+    return captions
+
+
+def read_boxes(path: Path) -> Marked:
+    """The boxes of an image, each entity's as the least box around all of them.
+
+    Raises:
+        DataError: The file cannot be read, or is not Flickr30k Entities'.
+    """
+    marked = Marked({}, set())
+    for place, found in enumerate(read_xml(path).findall("object")):
+        names = [name.text.strip() for name in found.findall("name") if name.text and name.text.strip()]
+        if not names:
+            raise DataError(f"{path}, object {place}: it has no name of an entity")
+        inside = found.find("bndbox")
+        if inside is not None:
+            box = box_of(path, place, inside)
+            marked.boxes.update({name: around(marked.boxes.get(name, box), box) for name in names})
+        elif (found.findtext("scene") or "").strip() == "1":
+            marked.scenes.update(names)
+        elif (found.findtext("nobndbox") or "").strip() != "1":
+            raise DataError(f"{path}, object {place}: neither a bndbox, nor nobndbox or scene with a 1")
+    return marked
+
+
+def box_of(path: Path, place: int, inside: Element) -> Box:
+    """A box, its pixels counted from 0."""
+    said = {side: (inside.findtext(side) or "").strip() for side in SIDES}
+    if not all(re.fullmatch(r"-?\d{1,9}", value) for value in said.values()):
+        raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v!r}' for s, v in said.items())} are not numbers")
+    left, top, right, bottom = (float(int(said[side]) - 1) for side in SIDES)
+    if left > right or top > bottom or max(map(abs, (left, top, right, bottom))) > FURTHEST:
+        raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v}' for s, v in said.items())} is no box")
+    return left, top, right, bottom
+
+
+def around(one: Box, other: Box) -> Box:
+    """The least box around two."""
+    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+
+
+def read_xml(path: Path) -> Element:
+    """The root of a file that declares nothing: entities, which could grow or name other files, are refused unread.
+
+    Raises:
+        DataError: It cannot be read, is larger than any annotation, is damaged, or declares a document type.
+    """
+
+    def refuse(*_: object) -> None:
+        raise DataError(f"{path}: it declares a document type, which Flickr30k Entities' annotations do not: not read")
+
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise DataError(f"{path}: more than {LARGEST:,} bytes; the annotations of an image have some thousands")
+        parser.Parse(content, True)
+        root = builder.close()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (expat.ExpatError, ValueError, LookupError) as error:  # also of an encoding that nobody knows
+        raise DataError(f"{path}: damaged XML ({error})") from error
+    if root.tag != "annotation":
+        raise DataError(f"{path}: its root is {root.tag:.40}, that of Flickr30k Entities' annotations is annotation")
+    return root

@@ -1,0 +1,278 @@
+"""Referring expressions: which region does a sentence mean? (ViLBERT, section 3.3: RefCOCO+; RefCOCO, RefCOCOg.)
+
+Each region gets a score from its own last state, by one linear layer, and learns to tell how much it overlaps the
+object: its IoU where that is a half or more, else 0; batches of 256, 4e-5, 20 epochs. Departs from the paper, which
+thresholds the IoU at a half to targets of 0 and 1, and follows its code. An answer is right where the best
+region, the whole image among them, overlaps the object by more than a half.
+
+Accuracies are only comparable between equal boxes: the paper chooses among MAttNet's detections, the original's later
+code among a detector's 100, which hold a right one more often. Where the boxes come from is part of every result, and
+so is how often any of them is right.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from comodal.console import say
+from comodal.data.loader import Workers
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.media.tokenizer import Words
+from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    scores_of,
+)
+from comodal.tasks.evaluation.results_card import Card, Score, tell, training_of
+from comodal.tasks.vision_language.grounding.refcoco_files import HEAD, Expression, overlap, read_expressions
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.text_image_examples import Example, Fixed, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    Asked,
+    Setup,
+    Start,
+    answer,
+    fingerprint_of,
+    fitting_regions,
+    new_run,
+    read_asked,
+    read_parts,
+)
+from comodal.training.run import Run
+
+MAX_WORDS = 20
+MAX_REGIONS = 100
+RIGHT = 0.5  # IoU
+Without = Literal["nothing", "text"]
+Split = Literal["train", "val", "test", "testA", "testB"]
+# ViLBERT, table 1 (MAttNet's detections), by split and its number of expressions in RefCOCO+
+PAPER = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
+
+
+def recipe(
+    model: Path,
+    references: Path,
+    instances: Path,
+    regions: Path,
+    start: Start = "pretrained",
+    blank: Without = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to find the region that an expression means.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
+        instances: The instances.json beside it.
+        regions: The region store of the images; its boxes are what is chosen from.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text: the control that shows how far places and looks alone lead.
+        epochs: How often every expression is seen.
+        batch_size: Expressions in a step, over all processes.
+        learning_rate: Of the network and the new head.
+        max_words: Word pieces of an expression.
+        max_regions: Regions of an image.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    parts = read_parts(setup)
+    every = read_expressions(references, instances)
+    found = {
+        split: Fixed(examples_of(every, split, references, parts.store, parts.words, max_words, max_regions).examples)
+        for split in ("train", "val")
+    }
+    return new_run(
+        parts,
+        setup,
+        HEAD,
+        fitting_regions,
+        found["train"],
+        found["val"] if len(found["val"]) else None,
+        fingerprint_of(setup, parts.store, [references, instances]),
+        {},
+    )
+
+
+class Gathered(NamedTuple):
+    """Examples, the expressions whose image is missing, and how well each region fits those whose box is known."""
+
+    examples: list[Example]
+    missing: list[Expression]
+    overlaps: dict[str, Float32[np.ndarray, "rows"]]
+
+
+def examples_of(
+    every: Sequence[Expression],
+    split: str,
+    references: Path,
+    store: RegionStore,
+    words: Words,
+    max_words: int,
+    max_regions: int,
+) -> Gathered:
+    """The expressions of a split whose image is in the store; row 0 is the whole image.
+
+    Raises:
+        DataError: The file has no such split, or none of its images is in the store.
+    """
+    chosen = [expression for expression in every if expression.split == split]
+    there = Counter(expression.split for expression in every)
+    if not chosen and split != "val":
+        raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
+    is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's numbers are text
+    rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), Gathered([], [], {})
+    for expression in chosen:
+        row = rows.find(str(expression.image))
+        if row is None:
+            gathered.missing.append(expression)
+            continue
+        key, target = str(expression.sentence), None
+        if expression.box is not None:
+            inside = store.regions(row)
+            whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
+            overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
+            gathered.overlaps[key] = overlaps
+            target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
+        gathered.examples.append(Example(key, (single(words, expression.text, max_words),), (row,), target))
+    rows.check(references, len(gathered.examples))
+    return gathered
+
+
+def evaluate_grounding(
+    model: Path,
+    references: Path,
+    instances: Path,
+    regions: Path,
+    split: Split = "val",
+    blank: Without = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = MAX_REGIONS,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Finds the region that each expression means, and counts how often it is the right one.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train grounding`.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
+        instances: The instances.json beside it.
+        regions: The region store of the images; its boxes are what is chosen from.
+        split: Of the references: val, testA and testB, or val and test in RefCOCOg.
+        blank: Leave out the text.
+        max_words: Word pieces of an expression.
+        max_regions: Regions of an image.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+
+    Returns:
+        grounding.accuracy with its interval, grounding.oracle (any of the boxes is right) and grounding.chance (one of
+        them by chance).
+
+    Raises:
+        DataError: A file is missing or damaged, has no such split, or no image is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
+    """
+    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
+    every = read_expressions(references, instances)
+    found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
+    if not found.examples:
+        raise DataError(f"{references}: there is no expression in the split {split!r}")
+    predictions = predicted(asked, found, every)
+    counts = denominators(len(predictions) + len(found.missing), len(predictions))
+    groups = groups_of(predictions, found)
+    numbers = score(np.array([entry["iou"] for entry in predictions]), found, groups)
+    source = str(asked.store.about["made_from"])
+    say(f"{references.name}, {split}: {counts['items']:,} expressions{not_answered(counts)}; boxes: {source}")
+    if out is not None:
+        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+    files = {"references": references, "instances": instances}
+    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
+    tell(numbers, card_of(numbers, model, split, files, source, settings, counts), out)
+    return numbers
+
+
+def predicted(asked: Asked, found: Gathered, every: Sequence[Expression]) -> list[dict[str, Any]]:
+    """The box that each expression means, with its overlap where the right one is known."""
+    expressions, predictions = {str(expression.sentence): expression for expression in every}, []
+    for one in answer(asked, HEAD.name, found.examples):
+        inside, overlaps = asked.store.regions(one.example.rows[0]), found.overlaps.get(one.example.key)
+        best = int(one.scores[: len(inside.boxes[: asked.max_regions]) + 1].argmax())
+        whole = [0.0, 0.0, float(inside.width), float(inside.height)]
+        left, top, right, bottom = inside.boxes[best - 1].tolist() if best else whole
+        entry = {"box": [left, top, right - left, bottom - top]}  # as COCO has them; row 0 is the whole image
+        known = {} if overlaps is None else {"iou": float(overlaps[best])}
+        predictions.append(entry | known | named(expressions[one.example.key]))
+    return predictions
+
+
+def named(expression: Expression) -> dict[str, object]:
+    """Which expression an answer is for."""
+    return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
+
+
+def groups_of(predictions: Sequence[Mapping[str, Any]], found: Gathered) -> list[str]:
+    """The image of each prediction, then of each expression whose image is missing."""
+    return [str(entry["image_id"]) for entry in predictions] + [str(one.image) for one in found.missing]
+
+
+def score(ious: np.ndarray, found: Gathered, groups: Sequence[str]) -> dict[str, float]:
+    """The share of the expressions whose answer is right, beside what the boxes allow."""
+    return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()], groups)
+
+
+def shares(
+    task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]], groups: Sequence[str]
+) -> dict[str, float]:
+    """The share of right answers with its interval, of items that any box is right for, and of right boxes.
+
+    `groups` are the images of all items: those behind the ones that were answered are missing, and wrong.
+    """
+    missing = len(groups) - len(right)
+    present = np.arange(len(groups)) < len(right)
+    return accuracy_of(f"{task}.accuracy", np.pad(right, (0, missing)), present, groups) | {
+        f"{task}.oracle": float(np.sum([each.any() for each in boxes_right]) / len(groups)),
+        f"{task}.chance": float(np.sum([each.mean() for each in boxes_right]) / len(groups)),
+    }
+
+
+def card_of(
+    numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
+    settings: Mapping[str, str], counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
+    training = training_of(model)
+    plus = "refcoco+" in str(files["references"]).lower() and is_papers_run(counts, settings["blank"], training)
+    paper = PAPER.get((split, counts["items"])) if plus else None
+    scores = scores_of("accuracy", "grounding.accuracy", numbers, counts, paper) | {
+        "any box is right": Score(numbers["grounding.oracle"]),
+        "a box by chance": Score(numbers["grounding.chance"]),
+    }
+    title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
+    return Card("grounding", title, split, scores, str(model), counts, files, source, {}, {**settings, **training})

@@ -1,0 +1,158 @@
+"""The files of RefCOCO, RefCOCO+ and RefCOCOg (lichengunc/refer), and boxes to choose from.
+
+refs({unc,umd,google}).p   references to objects with their sentences and split: a pickle, of which nothing is run
+instances.json             images and the boxes (left, top, width, height) of all their objects, as COCO has them
+
+Boxes to choose from stand in the region store: a detector's, MAttNet's detections, or all objects of instances.json.
+`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes, and into each line
+where they are from: the store keeps that, and the results card tells it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.models.vilbert.heads import Head
+from comodal.tasks.vision_language.question_answering.vqa_files import read_plain_pickle
+from comodal.tasks.vision_language.vcr_files import as_boxes
+from comodal.text_files import read_json
+
+HEAD = Head("regions", "regions", 1)  # of models
+REFERENCE = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
+
+
+class Expression(NamedTuple):
+    """A sentence about an object, or a phrase; its box is None where that is not known."""
+
+    sentence: int | str
+    reference: int | str
+    image: int | str
+    split: str
+    text: str
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom
+
+
+def read_expressions(references: Path, instances: Path) -> list[Expression]:
+    """All sentences of a file of references.
+
+    Raises:
+        DataError: A file cannot be read, is something else, or both do not belong together.
+    """
+    found, objects = read_plain_pickle(references), boxes_of(instances)
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{references}: not a list of references, as refs(unc).p is")
+    expressions, known = [], dict[int, int]()
+    for place, entry in enumerate(found):
+        for name, kind in REFERENCE.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                raise DataError(f"{references}, reference {place}: no {name!r}; is it a refs(...).p of refer?")
+        if entry["ann_id"] not in objects:
+            raise DataError(f"{instances}: no object {entry['ann_id']} of reference {entry['ref_id']} of {references}")
+        box = objects[entry["ann_id"]]
+        for said in entry["sentences"]:
+            text = said.get("raw") or said.get("sent") if isinstance(said, dict) else None
+            if not isinstance(text, str) or not isinstance(said.get("sent_id"), int):
+                raise DataError(f"{references}, reference {entry['ref_id']}: a sentence without 'raw' or 'sent_id'")
+            if said["sent_id"] in known:
+                other = known[said["sent_id"]]
+                raise DataError(f"{references}, reference {place}: sent_id {said['sent_id']} is in {other} already")
+            known[said["sent_id"]] = place
+            of = (said["sent_id"], entry["ref_id"], entry["image_id"], entry["split"])
+            expressions.append(Expression(*of, text, box))
+    return expressions
+
+
+def boxes_of(instances: Path) -> dict[int, tuple[float, float, float, float]]:
+    """Left, top, right, bottom of every object by its number."""
+    return {entry["id"]: corners(instances, entry) for entry in listed(instances, "annotations", ("id", "bbox"))}
+
+
+def corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
+    """COCO's left, top, width, height as left, top, right, bottom."""
+    try:
+        left, top, width, height = map(float, entry[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: {name} {entry[name]!r} is not left, top, width, height") from error
+    return left, top, left + width, top + height
+
+
+def listed(path: Path, key: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The entries of a list of a COCO file, each with certain fields."""
+    content = read_json(path)
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: not a COCO file, it has no list of {key!r}")
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict) or any(name not in entry for name in names):
+            raise DataError(f"{path}: {key}[{place}] lacks one of {', '.join(names)}")
+        odd = [name for name in ("id", "image_id") if name in names and not isinstance(entry[name], int)]
+        if odd:
+            raise DataError(f"{path}: {key}[{place}] has {odd[0]} {entry[odd[0]]!r}, which is no number")
+    return entries
+
+
+def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dict[str, int]:
+    """Writes boxes of images as `comodal prepare regions --from boxes` reads them.
+
+    Args:
+        source: An instances.json (COCO, RefCOCO), all of whose objects are taken; MAttNet's JSON of detections; VCR's
+            folder of pictures with their metadata.
+        out: The file of JSON Lines to write.
+        instances: For MAttNet's detections: the instances.json that names the images.
+
+    Returns:
+        boxes.images and boxes.
+
+    Raises:
+        DataError: A file cannot be read, or is something else.
+
+    Examples:
+        comodal prepare boxes vcr1images/ boxes.jsonl
+        comodal prepare boxes refcoco+/instances.json boxes.jsonl
+        comodal prepare boxes res101_coco_minus_refer_notime_dets.json boxes.jsonl --instances refcoco+/instances.json
+    """
+    if source.is_dir():
+        return as_boxes(source, out)
+    content = read_json(source)
+    detections = isinstance(content, list)
+    if detections and instances is None:
+        raise DataError(
+            f"{source} has detections, which name images by number: give --instances instances.json as well"
+        )
+    images = listed(instances if detections and instances else source, "images", ("id", "file_name"))
+    names = {entry["id"]: str(entry["file_name"]) for entry in images}
+    entries = content if detections else listed(source, "annotations", ("image_id", "bbox"))
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names.values()}
+    for place, entry in enumerate(entries):
+        key = "box" if detections else "bbox"
+        of = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(of, int) or key not in entry or of not in names:
+            raise DataError(
+                f"{source}, entry {place}: no {key!r}, or of an image that {instances or source} does not have"
+            )
+        left, top, right, bottom = corners(source, entry, key)
+        sure = entry.get("score", 1.0)
+        if not isinstance(sure, int | float):
+            raise DataError(f"{source}, entry {place}: score {sure!r} is no number")
+        if (not detections or sure >= MATTNET_SCORE) and right > left and bottom > top:
+            boxes[names[of]].append((left, top, right, bottom))
+    origin = {"from": f"{source.name}, {f'detections of {MATTNET_SCORE} or more' if detections else 'all its objects'}"}
+    lines = [json.dumps({"image": name, "boxes": found} | origin) for name, found in boxes.items() if found]
+    write_whole(out, ("\n".join(lines) + "\n").encode())
+    return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
+
+
+def overlap(boxes: Float[np.ndarray, "boxes 4"], box: tuple[float, float, float, float]) -> Float[np.ndarray, "boxes"]:
+    """Intersection over union of each box with one; a box of one pixel has a width of 1, as in the original's code."""
+    left, top = np.maximum(boxes[:, 0], box[0]), np.maximum(boxes[:, 1], box[1])
+    right, bottom = np.minimum(boxes[:, 2], box[2]), np.minimum(boxes[:, 3], box[3])
+    both = np.maximum(right - left + 1, 0) * np.maximum(bottom - top + 1, 0)
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    return both / (areas + (box[2] - box[0] + 1) * (box[3] - box[1] + 1) - both)

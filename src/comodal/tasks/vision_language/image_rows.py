@@ -1,0 +1,82 @@
+"""Which row of a region store an image of a data set has: data sets and stores call one image by several names.
+
+COCO's image 42 is 42, 000000000042, COCO_val2014_000000000042.jpg, or val2014/COCO_val2014_000000000042; in a store
+made from a folder its id is its path without the suffix.
+"""
+
+from pathlib import PurePosixPath
+
+from comodal.data.image_ids import Numbers, coco_number, is_number
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import DataError
+from comodal.media.suffixes import IMAGE_SUFFIXES
+
+
+class ImageRows:
+    """The rows of a store by any name of an image; a short name that two images share finds neither.
+
+    Args:
+        store: The regions of the images.
+        numbers: Whose numbers the data set's are. COCO's find COCO's names, and bare numbers only in a store without
+            such names; plain ones (Visual Genome, GQA, Flickr30k) never find COCO's. By default either, unless a number
+            is in the store as both.
+
+    Attributes:
+        missing: Names that were asked for and not found, in the order of asking.
+    """
+
+    def __init__(self, store: RegionStore, numbers: Numbers | None = None) -> None:
+        self.store, self.numbers = store, numbers
+        self.rows: dict[str, int | None] = {}
+        self.coco: dict[str, int | None] = {}
+        self.plain: dict[str, int | None] = {}
+        self.missing: dict[str, None] = {}
+        for row, image in enumerate(store.ids):
+            for name in names_of(image):
+                number = coco_number(name)
+                for known, key in ((self.coco, number), (self.plain if is_number(name) else self.rows, name)):
+                    if key is not None:
+                        known[key] = None if known.get(key, row) != row else row
+        for row, image in enumerate(store.ids):  # a whole id is never ambiguous
+            (self.plain if is_number(image) else self.rows)[image] = row
+
+    def find(self, image: str) -> int | None:
+        """The row of an image, or None."""
+        for name in (image, *names_of(image)):
+            row = self.rows.get(name)
+            if row is None and is_number(name):
+                row = self._of_number(name, self.numbers)
+            elif row is None and (number := coco_number(name)) is not None:
+                row = self._of_number(number, self.numbers and "coco")
+            if row is not None:
+                return row
+        self.missing[image] = None
+        return None
+
+    def _of_number(self, number: str, numbers: Numbers | None) -> int | None:
+        if numbers == "plain":
+            return self.plain.get(number)
+        if numbers == "coco":
+            return (self.coco or self.plain).get(number)
+        if number in self.coco and number in self.plain:
+            return None
+        return self.coco.get(number, self.plain.get(number))
+
+    def check(self, file: object, found: int) -> None:
+        """Some images were found.
+
+        Raises:
+            DataError: None was; the first name and one of the store's are shown.
+        """
+        if not found and self.missing:
+            raise DataError(
+                f"{file}: none of its images is in {self.store.folder}; the first is {next(iter(self.missing))!r}, the "
+                f"store has {self.store.ids[0]!r}" if len(self.store) else f"{self.store.folder} has no images"
+            )  # fmt: skip
+
+
+def names_of(image: str) -> list[str]:
+    """Shorter names of an image: without its suffix, and without its folder."""
+    path = PurePosixPath(image.replace("\\", "/"))
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return [path.with_name(stem).as_posix() if stem else image, stem]

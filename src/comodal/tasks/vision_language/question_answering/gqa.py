@@ -1,0 +1,155 @@
+"""GQA: composed questions about a picture, each with one right answer (Hudson & Manning, CVPR 2019; 12-in-1).
+
+Scored as by the official script on the questions of the balanced set: accuracy, of binary and of open questions, and by
+structural and semantic type. Consistency, validity, plausibility and grounding need further official files; the
+submission that is written is what the official script takes to compute them.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from comodal.data.loader import Workers
+from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.tasks.vision_language.question_answering.single_answer import (
+    Asking,
+    QuestionTask,
+    evaluate_questions,
+    question_run,
+)
+from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD
+from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.text_files import read_json
+from comodal.training.run import Run
+
+MAX_WORDS = 26
+OPEN = "query"  # the structural type of open questions; all others are binary
+
+
+def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
+    """The questions of a file, or of the files of train_all_questions/.
+
+    Raises:
+        DataError: A file cannot be read, is not GQA's, or a question is there in two of them.
+    """
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: no .json of questions in this folder")
+    every: dict[str, Asking] = {}
+    for file in files:
+        content = read_json(file)
+        if not isinstance(content, dict) or not content:
+            raise DataError(f"{file}: GQA's files have questions by their number; this one has none")
+        for key, entry in content.items():
+            if key in every:
+                raise DataError(f"{file}: question {key} is in another file of {path} too")
+            every[key] = question_of(file, key, entry)
+    return list(every.values()), Counter()
+
+
+def question_of(file: Path, key: str, entry: Any) -> Asking:
+    """One question; one without `isBalanced` is of a balanced file."""
+    if not isinstance(entry, dict):
+        raise DataError(f"{file}: question {key} is {entry!r:.40}, not an object with 'question' and 'imageId'")
+    text, image, said = entry.get("question"), entry.get("imageId"), entry.get("answer")
+    if not isinstance(text, str) or not isinstance(image, str) or not isinstance(said, str | None):
+        raise DataError(f"{file}: question {key} has no 'question' or no 'imageId', or its 'answer' is no text")
+    told = entry.get("types")
+    types: dict[str, Any] = told if isinstance(told, dict) else {}
+    kinds = [f"{part}.{types[part]}" for part in ("structural", "semantic") if types.get(part)]
+    if types.get("structural"):
+        kinds.append("open" if types["structural"] == OPEN else "binary")
+    return Asking(key, image, text, said, tuple(kinds), bool(entry.get("isBalanced", True)))
+
+
+def as_submitted(key: str, said: str) -> dict[str, str | int]:
+    """An entry of the file that the server and the official script take."""
+    return {"questionId": key, "prediction": said}
+
+
+TASK = QuestionTask("gqa", "GQA", GQA_HEAD, read_questions, as_submitted, refuses_missing=True)
+
+
+def recipe(
+    model: Path,
+    questions: Path,
+    regions: Path,
+    validation: Path | None = None,
+    answers: Path | None = None,
+    least_questions: int = 1,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 128,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to answer GQA's questions.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        questions: The official train_balanced_questions.json, or the folder train_all_questions/.
+        regions: The region store of the pictures.
+        validation: The official val_balanced_questions.json.
+        answers: A vocabulary that is there already (12-in-1's has 1,533): JSON, a text, or the original's pickle.
+        least_questions: Without it: an answer is in the vocabulary if it is that of so many questions.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every question is seen.
+        batch_size: Questions in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a question.
+        max_regions: Regions of a picture.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train gqa --model RUN --questions train_balanced_questions.json --regions gqa/ --out runs/gqa
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
+
+
+def evaluate_gqa(
+    model: Path,
+    questions: Path,
+    regions: Path,
+    blank: Blank = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Answers GQA's questions, and counts how often that is right as the official script does.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train gqa`.
+        questions: Official questions: testdev_balanced, val_balanced, or those of the test, which have no answers.
+        regions: The region store of the pictures.
+        blank: Leave out the text or the picture.
+        max_words: Word pieces of a question.
+        max_regions: Regions of a picture.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
+
+    Returns:
+        gqa.accuracy with its interval, gqa.majority (the most common answer), gqa.binary, gqa.open, and
+        gqa.structural.TYPE and gqa.semantic.TYPE.
+
+    Raises:
+        DataError: A file is missing or damaged, or a picture is not in the store (the official script refuses that).
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/
+    """
+    return evaluate_questions(
+        TASK, model, questions, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

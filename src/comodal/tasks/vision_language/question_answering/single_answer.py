@@ -1,0 +1,233 @@
+"""Questions with one right answer: what tasks beside VQA share, learnt as VQA is (12-in-1: binary cross-entropy)."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from comodal.console import say
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.hardware import Compute
+from comodal.media.tokenizer import Words
+from comodal.models.vilbert.heads import Head
+from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    not_answered,
+    refuse_missing,
+    scores_of,
+)
+from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.question_answering.vqa import Scored, asked_of
+from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, read_answers, vocabulary_of
+from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    Setup,
+    answer,
+    fingerprint_of,
+    new_run,
+    read_asked,
+    read_parts,
+    soft_answers,
+)
+from comodal.training.run import Run
+
+UNKNOWN = "answer is not in the vocabulary"
+UNANSWERED = "question has no answer"
+
+
+class Asking(NamedTuple):
+    """A question about an image.
+
+    Args:
+        key: Its number or name.
+        image: What it is about.
+        text: The question.
+        answer: What is right; None where that is not known.
+        kinds: What it counts among, beside all questions.
+        counts: It is among those that the official score takes.
+    """
+
+    key: str
+    image: str
+    text: str
+    answer: str | None
+    kinds: tuple[str, ...]
+    counts: bool = True
+
+
+@dataclass(frozen=True)
+class QuestionTask:
+    """What makes one task of such questions.
+
+    Args:
+        name: On the command line.
+        title: What people call it.
+        head: Of the model.
+        read: The questions of an official file, and what was left out, counted by reason.
+        record: What the file of predictions says of a question (its key) and its answer.
+        refuses_missing: Whether the official evaluation refuses questions without an answer.
+    """
+
+    name: str
+    title: str
+    head: str
+    read: Callable[[Path], tuple[list[Asking], Counter[str]]]
+    record: Callable[[str, str], dict[str, str | int]]
+    refuses_missing: bool
+
+
+def question_run(
+    task: QuestionTask,
+    setup: Setup,
+    questions: Path,
+    validation: Path | None,
+    answers: Path | None,
+    least_questions: int,
+    max_words: int,
+) -> Run:
+    """The run of a task of questions.
+
+    Raises:
+        DataError: A file cannot be read, or there is nothing to learn from.
+    """
+    parts = read_parts(setup)
+    told = {path: task.read(path) for path in (questions, validation) if path}
+    given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
+    if not given:
+        raise DataError(f"{questions}: no question has an answer, so nothing can be learnt from it; is it a test file?")
+    common = [said for said, count in given.items() if count >= least_questions]
+    vocabulary = read_answers(answers) if answers else common
+    if not vocabulary:
+        raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
+    rows = ImageRows(parts.store, "plain")
+
+    def source(path: Path) -> Scored:
+        every, left_out = told[path]
+        found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
+        rows.check(path, len(found))
+        say(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
+        if not any(found.scores):
+            raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
+        return found
+
+    return new_run(
+        parts,
+        setup,
+        Head(task.head, "answers", len(vocabulary)),
+        soft_answers,
+        source(questions),
+        source(validation) if validation else None,
+        fingerprint_of(setup, parts.store, [*told, *([answers] if answers else [])]),
+        {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+    )
+
+
+def learnable(
+    every: Sequence[Asking], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str],
+    left_out: Counter[str],
+) -> Scored:  # fmt: skip
+    """The questions with an answer whose image is in the store; counts the others.
+
+    A question whose answer is not in the vocabulary is kept, and all of its scores are 0, as in the original.
+    """
+    numbers = {said: number for number, said in enumerate(vocabulary)}
+    scores = {one.key: {numbers[one.answer]: 1.0} if one.answer in numbers else {} for one in every if one.answer}
+    if len(scores) < len(every):
+        left_out[UNANSWERED] += len(every) - len(scores)
+    examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words)
+    left_out.update(missing)
+    return Scored(examples, [scores[example.key] for example in examples], len(vocabulary))
+
+
+def evaluate_questions(
+    task: QuestionTask,
+    model: Path,
+    questions: Path,
+    regions: Path,
+    blank: Blank,
+    max_words: int,
+    max_regions: int,
+    compute: Compute,
+    out: Path | None,
+) -> dict[str, float]:
+    """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
+    asked = read_asked(model, regions, blank, max_regions, compute, task.head)
+    vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
+    rows = ImageRows(asked.store, "plain")
+    examples, _ = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
+    rows.check(questions, len(examples))
+    if task.refuses_missing:
+        refuse_missing(questions, task.title, list(rows.missing), len(every))
+    found = {one.example.key: vocabulary[int(one.scores.argmax())] for one in answer(asked, task.head, examples)}
+    given = {one.key: found.get(one.key, "") for one in every}  # a server wants an answer to every question
+    if out is not None:
+        listed = [task.record(key, said) for key, said in given.items()]
+        write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
+    counted = [one for one in every if one.counts and one.answer is not None]
+    known, scored = set(vocabulary), counted or every
+    counts = {**denominators(len(scored), sum(one.key in found for one in scored)), **left_out}
+    say(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out)}{not_answered(counts)}")
+    if counted:
+        numbers, unknown = score(task, counted, given, found), sum(one.answer not in known for one in counted)
+        if len(counted) < len(every):
+            counts["not in the official score"] = len(every) - len(counted)
+        if unknown:
+            counts[f"{UNKNOWN} (scored as wrong)"] = unknown
+    else:
+        say("There are no answers: submission.json is for the server, and there is no score.")
+        numbers = {f"{task.name}.items": float(len(every))}
+    where = str(asked.store.about["made_from"])
+    settings = {"blank": blank, INTERVAL: describe_interval([one.image for one in scored], "images")}
+    tell(numbers, card_of(task, numbers, model, questions, where, settings, counts), out)
+    return numbers
+
+
+def score(
+    task: QuestionTask, counted: Sequence[Asking], given: Mapping[str, str], answered: Collection[str] | None = None
+) -> dict[str, float]:
+    """The share of right answers with its interval, of the most common answer, and for each kind of question.
+
+    Args:
+        task: Of the questions.
+        counted: With their answers.
+        given: What was answered to each; a question without an answer is wrong.
+        answered: The keys of those whose image is there; all of `given` by default.
+    """
+    right = np.array([given.get(one.key) == one.answer for one in counted])
+    present = np.array([one.key in (given if answered is None else answered) for one in counted])
+    common = Counter(one.answer for one in counted).most_common(1)[0][1]
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for one, correct in zip(counted, right.tolist(), strict=True):
+        for kind in one.kinds:
+            groups[kind].append(correct)
+    numbers = accuracy_of("accuracy", right, present, [one.image for one in counted])
+    numbers |= {"majority": common / len(counted)}
+    numbers |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
+    return {f"{task.name}.{name}": value for name, value in numbers.items()}
+
+
+def card_of(
+    task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str,
+    settings: Mapping[str, str], counts: Mapping[str, int],
+) -> Card:  # fmt: skip
+    """The results card."""
+    plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
+    scores: dict[str, Score] = {}
+    if "accuracy" in plain:
+        scores = scores_of("accuracy", "accuracy", plain, counts)
+        scores |= {name: Score(value) for name, value in plain.items() if not name.startswith("accuracy")}
+    files, every_setting = {"questions": questions}, {**settings, **training_of(model)}
+    return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting)

@@ -1,0 +1,159 @@
+"""Visual Genome's questions, an exercise for VQA (Krishna et al., IJCV 2017; "GenomeQA" of 12-in-1, Lu et al. 2020).
+
+Answers are compared in VQA's one way of writing, and the head is VQA's: with `--answers` of a VQA model it learns that
+vocabulary, and `comodal train vqa --model` goes on from it. There is no official split: give files of your own.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from comodal.data.loader import Workers
+from comodal.errors import DataError
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.tasks.vision_language.question_answering.single_answer import (
+    Asking,
+    QuestionTask,
+    evaluate_questions,
+    question_run,
+)
+from comodal.tasks.vision_language.question_answering.vqa_files import HEAD, LEAST_QUESTIONS
+from comodal.tasks.vision_language.question_answering.vqa_metric import written
+from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.text_files import read_json
+from comodal.training.run import Run
+
+MAX_WORDS = 26
+BEGINNINGS = ("what", "where", "when", "who", "why", "how")  # of the six kinds that people were asked for
+NOTHING = "nothing is left of the answer in VQA's way of writing"
+
+
+def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
+    """The questions of question_answers.json.
+
+    Raises:
+        DataError: The file cannot be read, is not Visual Genome's, or a qa_id is there twice.
+    """
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{path}: Visual Genome's question_answers.json is a list of images with 'qas'; this is not")
+    every: dict[str, Asking] = {}
+    left_out = Counter[str]()
+    for place, image in enumerate(content):
+        inside = image.get("qas") if isinstance(image, dict) else None
+        if not isinstance(inside, list):
+            raise DataError(f"{path}, image {place}: no list of 'qas'")
+        for entry in inside:
+            one = question_of(path, place, entry)
+            if one.key in every:
+                raise DataError(f"{path}, image {place}: qa_id {one.key} is there twice")
+            if one.answer:
+                every[one.key] = one
+            else:
+                left_out[NOTHING] += 1
+    return list(every.values()), left_out
+
+
+def question_of(path: Path, place: int, entry: Any) -> Asking:
+    """One question."""
+    kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
+    for name, kind in kinds.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            shown = entry.get("qa_id") if isinstance(entry, dict) else entry
+            raise DataError(f"{path}, image {place}: question {shown!r:.40} has no {name!r}, or of another kind")
+    first = entry["question"].lower().split()[:1]
+    beginning = first[0] if first and first[0] in BEGINNINGS else "other"
+    answer = written(entry["answer"]).replace(",", "")
+    return Asking(str(entry["qa_id"]), str(entry["image_id"]), entry["question"], answer, (beginning,))
+
+
+def as_written(key: str, said: str) -> dict[str, str | int]:
+    """An entry of the file of answers."""
+    return {"qa_id": int(key), "answer": said}
+
+
+TASK = QuestionTask("visual_genome", "Visual Genome QA", HEAD, read_questions, as_written, refuses_missing=False)
+
+
+def recipe(
+    model: Path,
+    questions: Path,
+    regions: Path,
+    validation: Path | None = None,
+    answers: Path | None = None,
+    least_questions: int = LEAST_QUESTIONS,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 128,
+    learning_rate: float = 4e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to answer Visual Genome's questions.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        questions: The official question_answers.json.
+        regions: The region store of the pictures.
+        validation: A file like it, of other pictures.
+        answers: VQA's vocabulary (a VQA model's answers.json, a text, or the original's pickle), as in 12-in-1.
+        least_questions: Without it: an answer is in the vocabulary if it is that of so many questions.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every question is seen.
+        batch_size: Questions in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a question.
+        max_regions: Regions of a picture.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train visual_genome --model RUN --questions question_answers.json --regions vg/ --out runs/vg
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
+
+
+def evaluate_visual_genome(
+    model: Path,
+    questions: Path,
+    regions: Path,
+    blank: Blank = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = 100,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Answers Visual Genome's questions, and counts how often that is the answer in VQA's way of writing.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train visual_genome` or `train vqa`.
+        questions: A question_answers.json.
+        regions: The region store of the pictures.
+        blank: Leave out the text or the picture.
+        max_words: Word pieces of a question.
+        max_regions: Regions of a picture.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
+
+    Returns:
+        visual_genome.accuracy with its interval, visual_genome.majority (the most common answer), and
+        visual_genome.what, .where, .when, .who, .why, .how and .other by the question's first word.
+
+    Raises:
+        DataError: A file is missing or damaged, or no picture is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg
+    """
+    return evaluate_questions(
+        TASK, model, questions, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

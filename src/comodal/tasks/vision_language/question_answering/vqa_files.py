@@ -1,0 +1,186 @@
+"""The files of VQA v2 (Goyal et al., CVPR 2017): questions, annotations, the answers that a model can give, results.
+
+The vocabulary is that of the bottom-up-attention code that ViLBERT took over: every answer that is the most common one
+of nine questions or more, in the way of writing of the official metric. On train2014 and val2014 that is 3,129 answers.
+An answer's score is 0.3, 0.6 or 0.9 where one, two or three people give it, and 1 beyond. As there, people's answers
+count as they stand, not in the metric's way of writing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from comodal.data.regions.safe_unpickler import load_pickle
+from comodal.errors import CheckpointError, DataError
+from comodal.files import write_whole
+from comodal.models.checkpoint import model_folder
+from comodal.tasks.vision_language.question_answering.vqa_metric import written
+from comodal.text_files import read_json, read_lines
+
+HEAD, GQA_HEAD = "vqa", "gqa"  # of models
+ANSWERS = "answers.json"  # beside a model
+LEAST_QUESTIONS = 9
+SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
+
+
+class Question(NamedTuple):
+    """A question about an image, and what people answered; no answers where those are not known."""
+
+    number: int
+    image: str
+    text: str
+    answers: tuple[str, ...]
+    most_common: str
+    answer_type: str
+    question_type: str
+
+
+def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
+    """The questions of a file, with their annotations where these are given.
+
+    Raises:
+        DataError: A file cannot be read, or is not VQA v2's, or a question is without annotation.
+    """
+    asked = entries(questions, "questions")
+    known: dict[int, dict[str, Any]] = {}
+    for place, entry in enumerate(entries(annotations, "annotations") if annotations else []):
+        number = whole_number(annotations, place, entry, "question_id")
+        if number in known:
+            raise DataError(f"{annotations}: question_id {number} is there twice")
+        known[number] = entry
+    found: list[Question] = []
+    seen: set[int] = set()
+    for place, entry in enumerate(asked):
+        number = whole_number(questions, place, entry, "question_id")
+        if number in seen:
+            raise DataError(f"{questions}: question_id {number} is there twice")
+        seen.add(number)
+        text, image = entry.get("question"), entry.get("image_id")
+        if not isinstance(text, str) or not isinstance(image, int | str):
+            raise DataError(f"{questions}: question {number} has no 'question' or no 'image_id'")
+        if annotations is not None and number not in known:
+            raise DataError(
+                f"{annotations}: no annotation of question {number} of {questions}; do both belong together?"
+            )
+        people = answered(annotations, number, known[number]) if annotations else ((), "", "", "")
+        found.append(Question(number, str(image), text, *people))
+    if not found:
+        raise DataError(f"{questions}: it has no question")
+    return found
+
+
+def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, str]:
+    """People's answers, the most common one (counted where the file does not say it), and the types of both."""
+    answers, common = entry.get("answers"), entry.get("multiple_choice_answer")
+    try:
+        people = tuple(str(one["answer"]) for one in answers or ())
+    except (TypeError, KeyError):
+        people = ()
+    if not people or not isinstance(common, str | None):
+        raise DataError(f"{path}: question {number} has no 'answers', or its 'multiple_choice_answer' is no text")
+    most_common = common or Counter(people).most_common(1)[0][0]
+    return people, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
+
+
+def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
+    """The list under a key of an official file."""
+    assert path is not None
+    content = read_json(path)
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        there = ", ".join(list(content)[:5]) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{path}: an official VQA file has a list of {key!r}; this one has {there}")
+    return found
+
+
+def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: str) -> int:
+    """A number of an entry."""
+    value = entry.get(key)
+    if not isinstance(value, int):
+        raise DataError(f"{path}, entry {place}: {key!r} is {value!r}, not a number")
+    return value
+
+
+def build_answers(questions: Iterable[Question], least: int = LEAST_QUESTIONS) -> list[str]:
+    """The vocabulary: the most common answers of so many questions or more, in the order in which they first occur."""
+    counts = Counter[str]()
+    for question in questions:
+        counts[written(question.most_common).replace(",", "")] += 1
+    return [answer for answer, count in counts.items() if count >= least]
+
+
+def read_answers(path: Path) -> list[str]:
+    """A vocabulary that somebody made: a list of answers or {answer: number}, as JSON or as the original's pickle, or a
+    text (.txt) with an answer a line.
+
+    Raises:
+        DataError: It cannot be read, is something else, or its numbers are not 0, 1, 2, ...
+    """
+    if path.suffix == ".txt":
+        content: Any = [line.strip() for line in read_lines(path) if line.strip()]
+    else:
+        content = read_plain_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
+    if isinstance(content, dict):
+        numbered = all(isinstance(number, int) for number in content.values())
+        if not numbered or sorted(content.values()) != list(range(len(content))):
+            raise DataError(f"{path}: the {len(content)} answers are not numbered from 0")
+        content = sorted(content, key=lambda answer: content[answer])
+    if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
+        raise DataError(f"{path}: neither a list of answers nor answers with numbers")
+    if len(set(content)) < len(content):
+        twice = next(answer for answer, times in Counter(content).items() if times > 1)
+        raise DataError(f"{path}: the answer {twice!r} is there twice")
+    return content
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """What is in a pickle of plain values; nothing in it is run."""
+    try:
+        return load_pickle(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
+    """The score of each answer of the vocabulary that people gave."""
+    counts = Counter(answer for answer in answers if answer in numbers)
+    return {numbers[answer]: SCORES[count] if count < len(SCORES) else 1.0 for answer, count in counts.items()}
+
+
+def write_results(path: Path, answers: Mapping[int, str]) -> None:
+    """The file that the server takes: a list of question_id and answer."""
+    listed = [{"question_id": number, "answer": answer} for number, answer in sorted(answers.items())]
+    write_whole(path, (json.dumps(listed) + "\n").encode())
+
+
+def read_results(path: Path, questions: Sequence[Question]) -> dict[int, str]:
+    """Answers that somebody's model gave: one for every question.
+
+    Raises:
+        DataError: It cannot be read, is something else, or a question is without an answer or has two.
+    """
+    listed = read_json(path)
+    found: dict[int, str] = {}
+    for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
+            raise DataError(f"{path}, entry {place}: not like {{'question_id': 1, 'answer': 'yes'}}")
+        number = whole_number(path, place, entry, "question_id")
+        if number in found:
+            raise DataError(f"{path}: question {number} is answered twice")
+        found[number] = entry["answer"]
+    missing = [question.number for question in questions if question.number not in found]
+    if missing:
+        raise DataError(f"{path}: {len(missing):,} questions have no answer, the first is {missing[0]}")
+    return found
+
+
+def vocabulary_of(model: Path) -> list[str]:
+    """The answers that a fine-tuned model can give, from the file beside it."""
+    path = model_folder(model) / ANSWERS
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
+    return read_answers(path)

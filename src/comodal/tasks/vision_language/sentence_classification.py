@@ -1,0 +1,243 @@
+"""Statements about one or more pictures, each of one of a few classes: the parts that NLVR2 and SNLI-VE share."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from comodal.console import say
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import DataError
+from comodal.files import write_whole
+from comodal.hardware import Compute
+from comodal.media.tokenizer import Words
+from comodal.models.vilbert.heads import Head
+from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.missing_images import (
+    INTERVAL,
+    accuracy_of,
+    denominators,
+    is_papers_run,
+    not_answered,
+    refuse_missing,
+    scores_of,
+)
+from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.text_image_examples import Blank, Example, Fixed, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    Setup,
+    answer,
+    fingerprint_of,
+    new_run,
+    one_class,
+    read_asked,
+    read_parts,
+)
+from comodal.training.run import Run
+
+NO_ANSWER = -1
+
+
+class Statement(NamedTuple):
+    """A sentence about pictures, and what it is of them; None where that is not known. Those of one group are alike."""
+
+    key: str
+    text: str
+    images: tuple[str, ...]
+    label: str | None
+    group: str
+
+
+@dataclass(frozen=True)
+class StatementTask:
+    """What makes one task of statements.
+
+    Args:
+        name: On the command line.
+        title: What people call it.
+        classes: What a statement can be, in the order of the head's outputs.
+        head: Of the model.
+        read: The statements of an official file, and what was left out, counted by reason.
+        papers: The papers' accuracy by a part of the file's name and the number of statements in it.
+        groups: What statements of one group share.
+        refuses_missing: Whether the official evaluation refuses statements without an answer.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    head: Head
+    read: Callable[[Path], tuple[list[Statement], Counter[str]]]
+    papers: dict[tuple[str, int], float]
+    groups: str
+    refuses_missing: bool
+
+
+def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
+    """The values of some names of an entry, which must be text."""
+    values = [entry.get(name) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{path}, line {number}: {name!r} is {value!r}, not text; it has {', '.join(entry)}")
+    return values  # type: ignore[return-value]
+
+
+class Gathered(NamedTuple):
+    """The examples of a file with their statements, those whose image is missing, and what was left out, by reason."""
+
+    examples: list[Example]
+    statements: list[Statement]
+    missing: list[Statement]
+    left_out: Counter[str]
+
+
+def examples_of(
+    task: StatementTask, path: Path, store: RegionStore, words: Words, max_words: int, labelled: bool
+) -> Gathered:
+    """The statements whose images are in the store.
+
+    Raises:
+        DataError: A label is unknown, there is none where one is needed, or no image is in the store.
+    """
+    statements, left_out = task.read(path)
+    rows, gathered = ImageRows(store), Gathered([], [], [], left_out)
+    for statement in statements:
+        label = statement.label
+        if label is None and labelled:
+            raise DataError(
+                f"{path}: {statement.key} has no label, so nothing can be learnt from it; is it a test file?"
+            )
+        if label is not None and label not in task.classes:
+            raise DataError(f"{path}: {statement.key} is {label!r}; {task.title} has {', '.join(task.classes)}")
+        found = [rows.find(image) for image in statement.images]
+        if None in found:
+            gathered.missing.append(statement)
+            continue
+        text = single(words, statement.text, max_words)
+        target = None if label is None else task.classes.index(label)
+        present = tuple(row for row in found if row is not None)
+        gathered.examples.append(Example(statement.key, (text,) * len(found), present, target))
+        gathered.statements.append(statement)
+    rows.check(path, len(gathered.examples))
+    if not gathered.examples:
+        raise DataError(f"{path}: it has no statement")
+    unknown = [statement.key for statement in statements if statement.label is None]
+    if 0 < len(unknown) < len(statements):
+        raise DataError(
+            f"{path}: {len(unknown):,} of {len(statements):,} statements have no label, the first is {unknown[0]}; all "
+            "or none must have one"
+        )
+    return gathered
+
+
+def statement_run(task: StatementTask, setup: Setup, data: Path, validation: Path | None, max_words: int) -> Run:
+    """The run of a task of statements."""
+    parts = read_parts(setup)
+    train = examples_of(task, data, parts.store, parts.words, max_words, labelled=True)
+    held_out = validation and examples_of(task, validation, parts.store, parts.words, max_words, labelled=True)
+    files = [data, *([validation] if validation else [])]
+    told = {"task.json": json.dumps({"task": task.name, "classes": task.classes, "max_words": max_words}).encode()}
+    return new_run(
+        parts,
+        setup,
+        task.head,
+        one_class,
+        Fixed(train.examples),
+        Fixed(held_out.examples) if held_out else None,
+        fingerprint_of(setup, parts.store, files),
+        told,
+    )
+
+
+def evaluate_statements(
+    task: StatementTask,
+    model: Path,
+    data: Path,
+    regions: Path,
+    blank: Blank,
+    max_words: int,
+    max_regions: int,
+    compute: Compute,
+    out: Path | None,
+) -> dict[str, float]:
+    """Accuracy where labels are known, and a file of predictions; a statement that was not answered is wrong.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
+    asked = read_asked(model, regions, blank, max_regions, compute, task.head.name)
+    found = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
+    every = found.statements + found.missing
+    if task.refuses_missing:
+        refuse_missing(data, task.title, [statement.key for statement in found.missing], len(every))
+    predicted = np.full(len(every), NO_ANSWER)
+    for one in answer(asked, task.head.name, found.examples):
+        predicted[one.position] = one.scores.argmax()
+    if out is not None:
+        write_predictions(out / "predictions.csv", task, [statement.key for statement in every], predicted)
+    counts = {**denominators(len(every), len(found.examples)), **found.left_out}
+    say(f"{task.title}, {data.name}: {len(every):,} statements{reasons(found.left_out)}{not_answered(counts)}")
+    if every[0].label is None:
+        say(f"{data} has no labels: there is no score, and predictions.csv is the answer")
+        numbers = {f"{task.name}.items": float(len(every))}
+    else:
+        truth = np.array([task.classes.index(str(statement.label)) for statement in every])
+        numbers = numbers_of(task, predicted, truth, [statement.group for statement in every])
+    how = describe_interval([statement.group for statement in every], task.groups)
+    regions_from = str(asked.store.about["made_from"])
+    tell(numbers, card_of(task, numbers, model, data, regions_from, {"blank": blank, INTERVAL: how}, counts), out)
+    return numbers
+
+
+def numbers_of(
+    task: StatementTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy with its interval, the largest class, and the recall of each class."""
+    numbers = accuracy_of(f"{task.name}.accuracy", predicted == truth, predicted != NO_ANSWER, groups)
+    numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
+    for number, name in enumerate(task.classes):
+        right = predicted[truth == number] == number
+        numbers[f"{task.name}.recall.{name}"] = float(right.mean()) if len(right) else 0.0
+    return numbers
+
+
+def card_of(
+    task: StatementTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
+    counts: dict[str, int],
+) -> Card:  # fmt: skip
+    """The results card; a paper's number stands on it where file and count are the official ones."""
+    key, training = f"{task.name}.accuracy", training_of(model)
+    official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
+    scores: dict[str, Score] = {}
+    if key in numbers:
+        paper = next(official, None) if is_papers_run(counts, settings["blank"], training) else None
+        scores = scores_of("accuracy", key, numbers, counts, paper)
+        scores["largest class"] = Score(numbers[f"{task.name}.chance"])
+        scores |= {f"recall of {name}": Score(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
+    return Card(
+        task=task.name,
+        title=task.title,
+        split=data.stem,
+        scores=scores,
+        model=str(model),
+        counts=counts,
+        files={"statements": data},
+        regions=regions,
+        settings={**settings, **training},
+    )
+
+
+def write_predictions(path: Path, task: StatementTask, keys: Sequence[str], predicted: np.ndarray) -> None:
+    """A line for each statement that was answered: its identifier and its class."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_ANSWER]
+    rows.writerows((key, task.classes[number]) for key, number in answered)
+    write_whole(path, text.getvalue().encode())

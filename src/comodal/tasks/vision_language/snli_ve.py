@@ -1,0 +1,134 @@
+"""SNLI-VE: does a picture entail a sentence, contradict it, or neither? (Xie et al. 2019; 12-in-1, CVPR 2020.)
+
+The official files are JSON Lines of Flickr30k's pictures: `Flickr30K_ID`, `sentence2`, `gold_label`, `pairID`.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from comodal.data.loader import Workers
+from comodal.hardware import DeviceName, Precision, resolve
+from comodal.models.vilbert.heads import Head
+from comodal.tasks.vision_language.sentence_classification import (
+    Statement,
+    StatementTask,
+    evaluate_statements,
+    statement_run,
+    taken,
+)
+from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.text_files import read_json_lines
+from comodal.training.run import Run
+
+CLASSES = ("contradiction", "neutral", "entailment")
+NOBODY_AGREES = "-"  # the gold label where no three of five annotators agreed
+MAX_WORDS = 56
+
+
+def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
+    """The sentences of snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not SNLI-VE's.
+    """
+    statements, left_out = [], Counter[str]()
+    for number, entry in read_json_lines(path):
+        image, key, sentence = taken(path, number, entry, "Flickr30K_ID", "pairID", "sentence2")
+        label = entry.get("gold_label")
+        if label == NOBODY_AGREES:
+            left_out["annotators do not agree"] += 1
+            continue
+        statements.append(Statement(key, sentence, (image,), None if label is None else str(label), image))
+    return statements, left_out
+
+
+TASK = StatementTask(
+    name="entailment",
+    title="SNLI-VE",
+    classes=CLASSES,
+    head=Head("entailment", "linear", len(CLASSES)),
+    read=read_statements,
+    papers={},
+    groups="pictures",
+    refuses_missing=False,
+)
+
+
+def recipe(
+    model: Path,
+    data: Path,
+    regions: Path,
+    validation: Path | None = None,
+    start: Start = "pretrained",
+    blank: Blank = "nothing",
+    epochs: float = 20.0,
+    batch_size: int = 256,
+    learning_rate: float = 2e-5,
+    max_words: int = MAX_WORDS,
+    max_regions: int = 36,
+    workers: Workers = "auto",
+    seed: int = 0,
+) -> Run:
+    """Fine-tunes a ViLBERT to say whether a picture entails a sentence.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT.
+        data: The official snli_ve_train.jsonl.
+        regions: The region store of the pictures.
+        validation: The official snli_ve_dev.jsonl.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every sentence is seen.
+        batch_size: Sentences in a step, over all processes.
+        learning_rate: Of what was pretrained; the new head learns at 1e-4.
+        max_words: Word pieces of a sentence.
+        max_regions: Regions of a picture.
+        workers: Processes that read data; auto: two for a CPU, more for a GPU.
+        seed: Of the head and the order.
+
+    Examples:
+        comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
+    """
+    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    return statement_run(TASK, setup, data, validation, max_words)
+
+
+def evaluate_entailment(
+    model: Path,
+    data: Path,
+    regions: Path,
+    blank: Blank = "nothing",
+    max_words: int = MAX_WORDS,
+    max_regions: int = 36,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Says of each sentence whether its picture entails it, and counts how often that is right.
+
+    Args:
+        model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train entailment`.
+        data: The official snli_ve_dev.jsonl or snli_ve_test.jsonl; without labels there is no score.
+        regions: The region store of the pictures.
+        blank: Leave out the text or the picture.
+        max_words: Word pieces of a sentence.
+        max_regions: Regions of a picture.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
+
+    Returns:
+        entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose picture is there,
+        entailment.chance (the largest class) and the recall of each class.
+
+    Raises:
+        DataError: A file is missing or damaged, or no picture is in the store.
+        CheckpointError: There is no such model.
+
+    Examples:
+        comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
+    """
+    return evaluate_statements(
+        TASK, model, data, regions, blank, max_words, max_regions, resolve(device, precision), out
+    )

@@ -1,0 +1,213 @@
+"""Examples of a task: one or more texts, each beside an image, and what is right; batches of them for any task.
+
+A task says what its examples are; cutting text, looking up regions, padding, order and controls are the same for all.
+The control of a task blanks a stream: without its text an example has [CLS] and [SEP] alone, without its picture one
+region that is the whole image and has no features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+
+from comodal.data.batch import TaskBatch, TokenInput
+from comodal.data.captions.caption_dataset import WHOLE_IMAGE, with_whole_image
+from comodal.data.captions.caption_pairs import by_length
+from comodal.data.regions.region_store import RegionStore
+from comodal.media.tokenizer import Words
+
+ORDER = 3  # keeps this chance apart from that of the examples
+Blank = Literal["nothing", "text", "picture"]
+
+
+class Text(NamedTuple):
+    """Word pieces from [CLS] to [SEP], and which of two texts each belongs to."""
+
+    words: Sequence[int]
+    segments: Sequence[int]
+
+
+def single(words: Words, text: str, most: int) -> Text:
+    """One text alone."""
+    pieces = words.encode(text, most)
+    return Text(pieces, [0] * len(pieces))
+
+
+def joined(words: Words, firsts: Sequence[str], second: str, most: int) -> Text:
+    """[CLS] first [SEP] ... [SEP] second [SEP]; where it is too long, the longer of what stands before and after the
+    last inner [SEP] loses its end, piece by piece."""
+    endless = 1 << 30
+    before: list[int] = []
+    for first in firsts:
+        before += [words.end] * bool(before) + words.encode(first, endless)[1:-1]
+    after = words.encode(second, endless)[1:-1]
+    while len(before) + len(after) > most - 3:
+        (before if len(before) > len(after) else after).pop()
+    pieces = [words.start, *before, words.end, *after, words.end]
+    return Text(pieces, [0] * (len(before) + 2) + [1] * (len(after) + 1))
+
+
+class Example(NamedTuple):
+    """One question of a task.
+
+    Args:
+        key: To find it again.
+        texts: One or more.
+        rows: The row of each text's image in the store.
+        target: Scores of answers or of regions (row 0 is the whole image), or the number of what is right; None where
+            that is not known.
+    """
+
+    key: str
+    texts: tuple[Text, ...]
+    rows: tuple[int, ...]
+    target: Float32[np.ndarray, "columns"] | int | None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The examples of a task; those that draw texts or images by chance do so by (epoch, index)."""
+
+    def __len__(self) -> int: ...
+
+    def length(self, index: int, /) -> int:
+        """About how many word pieces an example has, to put similar ones together."""
+        ...
+
+    def example(self, epoch: int, index: int, /) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Examples that are the same in every epoch."""
+
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def length(self, index: int) -> int:
+        return max(len(text.words) for text in self.examples[index].texts)
+
+    def example(self, epoch: int, index: int) -> Example:  # noqa: ARG002
+        return self.examples[index]
+
+
+class Examples:
+    """Batches of any (epoch, index): a sample set for the loader.
+
+    Args:
+        source: What there is.
+        store: The regions of the images.
+        words: The vocabulary.
+        max_regions: Regions of an image, the whole image not counted.
+        as_tokens: Regions are visual tokens.
+        blank: What the model does not see.
+        batch_size: Examples of one step, over all processes together.
+        seed: Of the order; None leaves the examples in theirs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: RegionStore,
+        words: Words,
+        max_regions: int,
+        as_tokens: bool,
+        blank: Blank,
+        batch_size: int,
+        seed: int | None,
+    ) -> None:
+        if not len(source):
+            raise ValueError("there are no examples")
+        self.source, self.store, self.words, self.max_regions = source, store, words, max_regions
+        self.as_tokens, self.blank, self.batch_size, self.seed = as_tokens, blank, batch_size, seed
+        self.lengths = np.array([source.length(index) for index in range(len(source))])
+        self.orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def order(self, epoch: int) -> Int64[np.ndarray, "examples"]:
+        """The examples of an epoch in order: by chance, those of similar length together."""
+        if self.seed is None:
+            return np.arange(len(self))
+        if epoch not in self.orders:
+            rng = np.random.default_rng((self.seed, epoch, 0, ORDER))
+            head = min(-epoch * len(self) % self.batch_size, len(self))
+            made = by_length(self.lengths, np.zeros_like(self.lengths), head, self.batch_size, rng)
+            self.orders = {epoch - 1: self.orders[epoch - 1]} if epoch - 1 in self.orders else {}
+            self.orders[epoch] = made
+        return self.orders[epoch]
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> TaskBatch:
+        """The examples of these (epoch, index), in this order."""
+        return self.of([self.source.example(epoch, int(self.order(epoch)[index])) for epoch, index in places])
+
+    def of(self, examples: Sequence[Example]) -> TaskBatch:
+        """A batch of some examples."""
+        texts = [self.seen(text) for example in examples for text in example.texts]
+        rows, images = np.unique([row for example in examples for row in example.rows], return_inverse=True)
+        lengths = np.array([len(text.words) for text in texts])
+        attended = np.arange(lengths.max()) < lengths[:, None]
+        words, segments = np.full(attended.shape, self.words.padding, np.int64), np.zeros(attended.shape, np.int64)
+        words[attended] = np.concatenate([text.words for text in texts])
+        segments[attended] = np.concatenate([text.segments for text in texts])
+        regions, locations, regions_attended = self.pictures(rows.tolist())
+        return TaskBatch(
+            words=torch.from_numpy(words),
+            segments=torch.from_numpy(segments),
+            words_attended=torch.from_numpy(attended),
+            regions=torch.from_numpy(regions),
+            locations=torch.from_numpy(locations),
+            regions_attended=torch.from_numpy(regions_attended),
+            images=torch.from_numpy(images.astype(np.int64)),
+            targets=torch.from_numpy(targets_of(examples)),
+            keys=tuple(example.key for example in examples),
+        )
+
+    def seen(self, text: Text) -> Text:
+        """A text, or nothing between [CLS] and [SEP]."""
+        return Text([self.words.start, self.words.end], [0, 0]) if self.blank == "text" else text
+
+    def pictures(
+        self, rows: Sequence[int]
+    ) -> tuple[np.ndarray, Float32[np.ndarray, "images regions 5"], Bool[np.ndarray, "images regions"]]:
+        """Regions (features or visual tokens), their places, and where there are any; padded to the most."""
+        seen = [self.picture(row) for row in rows]
+        counts = np.array([len(places) for _, places in seen])
+        attended = np.arange(counts.max()) < counts[:, None]
+        first = seen[0][0]
+        regions = np.zeros((*attended.shape, *first.shape[1:]), first.dtype)
+        locations = np.zeros((*attended.shape, 5), np.float32)
+        regions[attended] = np.concatenate([inside for inside, _ in seen])
+        locations[attended] = np.concatenate([places for _, places in seen])
+        return regions, locations, attended
+
+    def picture(self, row: int) -> tuple[np.ndarray, Float32[np.ndarray, "regions 5"]]:
+        """The regions of one image behind row 0, and where they are."""
+        if self.blank == "picture":
+            nothing = np.array([TokenInput.IMAGE]) if self.as_tokens else np.zeros((1, self.store.dim), np.float32)
+            return nothing.astype(np.int64) if self.as_tokens else nothing, np.array([WHOLE_IMAGE], np.float32)
+        inside = self.store.regions(row)
+        features, places = with_whole_image(inside, self.max_regions)
+        if not self.as_tokens:
+            return features, places
+        assert inside.tokens is not None
+        tokens = inside.tokens[: len(places) - 1].astype(np.int64) + len(TokenInput)
+        return np.append(int(TokenInput.IMAGE), tokens), places
+
+
+def targets_of(examples: Sequence[Example]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
+    """What is right: rows of scores, padded to the longest, or numbers; no rows where it is not known."""
+    targets = [example.target for example in examples]
+    if any(target is None for target in targets):
+        return np.empty(0, np.int64)
+    if isinstance(targets[0], int):
+        return np.array(targets, np.int64)
+    columns = [np.asarray(target, np.float32) for target in targets]
+    width = max(len(column) for column in columns)
+    return np.stack([np.pad(column, (0, width - len(column))) for column in columns])

@@ -1,0 +1,309 @@
+"""Fine-tuning a ViLBERT for a task, and asking it (ViLBERT, section 3.3).
+
+Every task trains the whole network and a new head. As in facebookresearch/vilbert-multi-task the head learns at 1e-4
+(one on regions at the task's rate), what was pretrained at the task's rate, with AdamW, a linear rise over a tenth of
+the steps, and a linear fall.
+Where there are validation examples, the weights that did best on them are the model. Departs from the original: no
+jumps of the rate at epochs 5 and 7; nothing is ever chosen on a test split.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comodal.data.batch import TaskBatch, TokenInput
+from comodal.data.loader import Loader, Workers
+from comodal.data.regions.region_compatibility import check_same_regions
+from comodal.data.regions.region_store import RegionStore
+from comodal.errors import CheckpointError, DataError
+from comodal.hardware import Compute
+from comodal.media.tokenizer import Words
+from comodal.models.checkpoint import load_model, model_folder, untrained_like
+from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.task_model import Config, TaskModel, load_task_model
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.progress import track
+from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.results_card import hash_of
+from comodal.tasks.vision_language.region_record import remembered
+from comodal.tasks.vision_language.text_image_examples import Blank, Example, Examples, Fixed, Source
+from comodal.training.optimization import adamw, linear
+from comodal.training.run import Run
+
+HEAD_RATE = 1e-4
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1
+Start = Literal["pretrained", "scratch"]
+
+
+class Judged(NamedTuple):
+    """The loss of a batch, and the share of what it got right."""
+
+    loss: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+
+
+def soft_answers(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> Judged:
+    """Each answer by itself is right or wrong to a degree: binary cross-entropy summed over the answers (VQA)."""
+    loss = F.binary_cross_entropy_with_logits(scores, batch.targets) * scores.shape[1]
+    return Judged(loss, batch.targets.gather(1, scores.argmax(1, keepdim=True)).mean())
+
+
+def one_class(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> Judged:
+    """One of some classes (entailment, NLVR2)."""
+    return Judged(F.cross_entropy(scores, batch.targets), (scores.argmax(1) == batch.targets).float().mean())
+
+
+def one_of_the_texts(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> Judged:
+    """One of the texts (or images) of each example (VCR, retrieval)."""
+    return one_class(scores.view(len(batch.targets), -1), batch)
+
+
+def fitting_regions(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> Judged:
+    """Each region fits to a degree: binary cross-entropy over the regions that are there, summed over an image's;
+    right is where the best region overlaps what is meant by more than a half (referring expressions)."""
+    attended = batch.regions_attended[batch.images]
+    each = F.binary_cross_entropy_with_logits(scores, batch.targets, reduction="none")
+    best = batch.targets.gather(1, scores.argmax(1, keepdim=True))
+    return Judged((each * attended).sum(1).mean(), (best > 0.5).float().mean())
+
+
+class FineTuning(nn.Module):
+    """The loss of one head.
+
+    Needs a model whose forward gives the scores of a named head.
+
+    Args:
+        model: What to train.
+        head: Of the model.
+        judge: Scores and batch to loss and accuracy.
+    """
+
+    def __init__(self, model: TaskModel, head: str, judge: Callable[[Tensor, TaskBatch], Judged]) -> None:
+        super().__init__()
+        self.model, self.head, self.judge = model, head, judge
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        judged = self.judge(scores_of(self.model, self.head, batch).float(), batch)
+        return {"loss": judged.loss, "accuracy": judged.accuracy}
+
+
+def scores_of(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "rows *outputs"]:
+    """What a head says of a batch."""
+    return model(
+        head,
+        batch.words,
+        batch.segments,
+        batch.words_attended,
+        batch.regions,
+        batch.locations,
+        batch.regions_attended,
+        batch.images,
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every task's recipe takes beside its own files.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
+        regions: Region store of the images.
+        start: From the pretrained weights, or the same network from chance: the control.
+        blank: Leave out the text or the picture: the control that shows what the other says alone.
+        epochs: How often every example is seen.
+        batch_size: Examples in a step, over all processes.
+        learning_rate: Of what was pretrained; the head learns at 1e-4, or at this where it is higher. A head on regions
+            learns at this, as in the original, whose rule is for names with `vil_` and leaves out `vision_logit`.
+        max_regions: Regions of an image.
+        workers: Processes that read data.
+        seed: Of the head, the order and what is drawn by chance.
+    """
+
+    model: Path
+    regions: Path
+    start: Start
+    blank: Blank
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    max_regions: int
+    workers: Workers
+    seed: int
+
+
+class Parts(NamedTuple):
+    """What a run is made of, read once."""
+
+    model: ViLBERT
+    store: RegionStore
+    words: Words
+
+
+def read_parts(setup: Setup) -> Parts:
+    """The pretrained network, the region store and the vocabulary, which must fit together.
+
+    Raises:
+        CheckpointError: There is no ViLBERT in the folder.
+        DataError: The store or the vocabulary cannot be read or does not fit.
+    """
+    model, store, words = load_any_vilbert(setup.model), RegionStore(setup.regions), Words.read(setup.model)
+    check_regions(setup.model, model.config.region_tokens, model.config.region_features, store)
+    if setup.start == "scratch":
+        model = untrained_like(model, setup.seed)
+    return Parts(model, store, words)
+
+
+def load_any_vilbert(path: Path) -> ViLBERT:
+    """A ViLBERT, or the one below the heads of a fine-tuned model."""
+    model = load_model(path)
+    found = model.vilbert if isinstance(model, TaskModel) else model
+    if not isinstance(found, ViLBERT):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning begins with a ViLBERT")
+    return found
+
+
+def check_regions(model: Path, tokens: int, features: int, store: RegionStore) -> None:
+    """The model reads regions as they are in the store."""
+    if tokens and store.tokens != tokens - len(TokenInput):
+        raise DataError(
+            f"{store.folder} has {store.tokens:,} visual tokens and {model} reads {tokens - len(TokenInput):,}: "
+            "prepare its tokens with the codebook that the model was trained with"
+        )
+    if not tokens and store.dim != features:
+        raise DataError(
+            f"{store.folder} has regions of {store.dim:,} features and {model} reads {features:,}: "
+            "prepare the regions by the network that made those of its training"
+        )
+    check_same_regions(model_folder(model), store)
+
+
+def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
+    """The network with a new head; one of two layers has twice as many units between them as a pooled stream."""
+    if head.kind in ("answers", "pairs") and not head.hidden:
+        head = replace(head, hidden=2 * model.config.joint_dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = TaskModel(Config(model.config, (head,)))
+    made.vilbert.load_state_dict(model.state_dict())
+    return made.train()
+
+
+def new_run(
+    parts: Parts,
+    setup: Setup,
+    head: Head,
+    judge: Callable[[Tensor, TaskBatch], Judged],
+    train: Source,
+    validation: Source | None,
+    fingerprint: str,
+    files: Mapping[str, bytes],
+) -> Run:
+    """The run of a task: batches, optimizer and learning rate."""
+    objective = FineTuning(with_head(parts.model, head, setup.seed), head.name, judge)
+    as_tokens = parts.model.config.region_tokens > 0
+
+    def loader(source: Source, seed: int | None, length: int | None) -> Loader:
+        most, size = setup.max_regions, setup.batch_size
+        examples = Examples(source, parts.store, parts.words, most, as_tokens, setup.blank, size, seed)
+        return Loader(examples, size, setup.workers, length)
+
+    batches = loader(train, setup.seed, None)
+    freeze_unused(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
+    steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
+    at_tasks_rate = head.kind == "regions" and setup.start == "pretrained"
+    highest = setup.learning_rate if at_tasks_rate else max(setup.learning_rate, HEAD_RATE)
+    below = list(objective.model.vilbert.parameters()) if setup.start == "pretrained" else []
+    length = -(-len(validation) // setup.batch_size) * setup.batch_size if validation is not None else None
+    return Run(
+        objective=objective,
+        batches=batches,
+        validation=None if validation is None else loader(validation, None, length),
+        optimizer=adamw(
+            objective, highest, WEIGHT_DECAY, pretrained=below, pretrained_share=setup.learning_rate / highest
+        ),
+        learning_rate=linear(highest, steps, round(WARM_UP * steps)),
+        steps=steps,
+        seed=setup.seed,
+        fingerprint=fingerprint,
+        files={"tokenizer.json": parts.words.as_json(), **remembered(parts.store, setup.model), **files},
+        chosen_by="accuracy" if validation is not None else "",
+    )
+
+
+def freeze_unused(objective: FineTuning, batch: TaskBatch) -> None:
+    """Takes out of training what a head does not depend on: pretraining's heads, and layers that end elsewhere."""
+    objective(batch)["loss"].backward()
+    for parameter in objective.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+        parameter.grad = None
+
+
+class Answered(NamedTuple):
+    """An example, its position, and a model's scores: of (answers), (classes), (texts) or (regions)."""
+
+    position: int
+    example: Example
+    scores: Float[np.ndarray, "outputs"]
+
+
+class Asked(NamedTuple):
+    """Who is asked, and what it sees."""
+
+    model: TaskModel
+    store: RegionStore
+    words: Words
+    blank: Blank
+    max_regions: int
+    compute: Compute
+
+
+def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, compute: Compute, head: str) -> Asked:
+    """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
+
+    Raises:
+        CheckpointError: There is no fine-tuned model in the folder, or one without that head.
+        DataError: The store or the vocabulary cannot be read or does not fit.
+    """
+    found, store = load_task_model(model), RegionStore(regions)
+    there = [one.name for one in found.config.heads]
+    if head not in there:
+        raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
+    check_regions(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
+    return Asked(found, store, Words.read(model), blank, max_regions, compute)
+
+
+def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Answered]:
+    """The scores of every example, those of similar length together; a progress bar shows how far it is."""
+    unanswered = Fixed([example._replace(target=None) for example in examples])
+    order = sorted(range(len(examples)), key=unanswered.length)
+    as_tokens = asked.model.config.vilbert.region_tokens > 0
+    size = asked.compute.sequence_batch
+    batches = Examples(unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, size, seed=None)
+    device = asked.compute.device
+    model = asked.model.to(device).eval()
+    starts = range(0, len(order), size)
+    for start in track(starts, "answering"):
+        chosen = order[start : start + size]
+        batch = batches.batch([(0, index) for index in chosen]).to(device)
+        with torch.inference_mode(), asked.compute.autocast():
+            scores = scores_of(model, head, batch).float().cpu().numpy()
+        check_finite(scores, f"the head {head!r}")
+        for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
+            yield Answered(index, examples[index], rows.ravel())
+
+
+def fingerprint_of(setup: Setup, store: RegionStore, files: Iterable[Path]) -> str:
+    """Of everything that training reads."""
+    digest = hashlib.sha256(f"{store.fingerprint} {setup.blank}".encode())
+    for file in files:
+        digest.update(hash_of(file).encode())
+    return digest.hexdigest()[:16]
