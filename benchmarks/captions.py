@@ -25,9 +25,9 @@ from torch import nn
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import matched, split_pairs
 from comodal.data.regions.region_store import RegionStore
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
 from comodal.recipes.vilbert_pretraining import recipe
 from comodal.regions.backbones import LITE0
 from comodal.regions.extract import extract_regions
@@ -80,9 +80,9 @@ def learn(out: Path, regions: Path, captions: Path, bert: Path, steps: int, firs
 def contrastive(regions: Path, captions: Path, bert: Path, dim: int = 256, steps: int = 300) -> dict[str, float]:
     """Two linear layers over the mean of a picture's cells and of a caption's words, both of frozen networks (InfoNCE,
     temperature 0.07, all training pairs in each step)."""
-    store, words = RegionStore(regions), Words.read(bert)
+    store, words = RegionStore(regions), WordPieceTokenizer.read(bert)
     pairs = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.0, 0.0)
-    text = ViLBERT(config_for_bert(bert, like=Config(schedule=(), co_attention=False)))
+    text = ViLBERT(config_for_bert(bert, like=ViLBERTConfig(schedule=(), co_attention=False)))
     fill_from_bert(text, bert)
     pictures, sentences = {}, {}
     for split in ("train", "test"):
@@ -105,7 +105,7 @@ def contrastive(regions: Path, captions: Path, bert: Path, dim: int = 256, steps
 
 
 @torch.inference_mode()
-def sentence(model: ViLBERT, words: Words, caption: str) -> torch.Tensor:
+def sentence(model: ViLBERT, words: WordPieceTokenizer, caption: str) -> torch.Tensor:
     """The mean of the last layer over the words of a caption, of length one."""
     pieces = torch.tensor([words.encode(caption)])
     tokens = model.text_prefix(pieces, torch.zeros_like(pieces), torch.ones_like(pieces, dtype=torch.bool)).tokens

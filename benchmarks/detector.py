@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from comodal.models.convert.convert_c4 import CAFFE_SCALES
 from comodal.models.detectors import detector_fpn
 from comodal.models.detectors.detector_boxes import blue_green_red, cell_anchors, resized
-from comodal.models.detectors.detector_c4 import C4, STRIDE, Config, laid_out
-from comodal.models.detectors.detector_fpn_regions import FpnFound, FpnRules, fpn_regions
-from comodal.models.detectors.detector_rules import Found, Rules, caffe_regions, chosen
+from comodal.models.detectors.detector_c4 import C4, STRIDE, C4Config, laid_out
+from comodal.models.detectors.detector_fpn_regions import FPNDetections, FPNPostprocessing, fpn_regions
+from comodal.models.detectors.detector_rules import C4Detections, C4Postprocessing, caffe_regions, chosen
 from machine import report, save, seconds_in_turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -67,19 +67,19 @@ def picture() -> Tensor:
 def networks() -> tuple[PlainC4, C4, C4]:
     """One network three times."""
     torch.manual_seed(0)
-    plain = PlainC4(Config()).eval()
+    plain = PlainC4(C4Config()).eval()
     plain.rest.cell_anchors.copy_(cell_anchors(STRIDE, CAFFE_SCALES))
-    return plain, laid_out(same_c4(plain, Config())), laid_out(same_c4(plain, Config()), torch.bfloat16)
+    return plain, laid_out(same_c4(plain, C4Config())), laid_out(same_c4(plain, C4Config()), torch.bfloat16)
 
 
 def whole(repeats: int) -> dict[str, float]:
     """From bytes to regions."""
     plain, exact, rough = networks()
-    pixels, rules = picture(), Rules()
-    found: dict[str, PlainFound | Found] = {}
+    pixels, rules = picture(), C4Postprocessing()
+    found: dict[str, PlainFound | C4Detections] = {}
     spent: dict[str, list[float]] = {PLAIN: [], EXACT: [], ROUGH: []}
 
-    def keeping(name: str, work: Callable[[], PlainFound | Found]) -> Callable[[], None]:
+    def keeping(name: str, work: Callable[[], PlainFound | C4Detections]) -> Callable[[], None]:
         def kept() -> None:
             start = time.process_time()
             found[name] = work()
@@ -102,15 +102,15 @@ def whole(repeats: int) -> dict[str, float]:
 def pyramid(repeats: int) -> dict[str, float]:
     """The same of the network with a feature pyramid."""
     torch.manual_seed(0)
-    plain = detector_fpn.FPN(detector_fpn.Config()).eval()
+    plain = detector_fpn.FPN(detector_fpn.FPNConfig()).eval()
     with torch.no_grad():
         for block in plain.modules():
-            if isinstance(block, detector_fpn.Block):
+            if isinstance(block, detector_fpn.FPNBottleneck):
                 block.conv3.get_buffer("1.weight").fill_(0.2)  # 50 blocks on top of each other would overflow
         sizes = [cell_anchors(stride, (8.0,)) for stride in detector_fpn.STRIDES]
         plain.cell_anchors.copy_(torch.stack(sizes))
-    ours, pixels, rules = detector_fpn.laid_out(copy.deepcopy(plain)), picture(), FpnRules()
-    found: dict[str, FpnFound] = {}
+    ours, pixels, rules = detector_fpn.laid_out(copy.deepcopy(plain)), picture(), FPNPostprocessing()
+    found: dict[str, FPNDetections] = {}
     works: dict[str, Callable[[], object]] = {
         PLAIN: lambda: found.update({PLAIN: fpn_regions(plain, pixels, rules)}),
         EXACT: lambda: found.update({EXACT: fpn_regions(ours, pixels, rules)}),
@@ -138,7 +138,7 @@ def selection(repeats: int) -> dict[str, float]:
     torch.manual_seed(1)
     corners = torch.rand(300, 2) * 500
     boxes = torch.cat([corners, corners + 20 + torch.rand(300, 2) * 300], 1)
-    classes, rules = (3 * torch.randn(300, 1601)).softmax(1), Rules()
+    classes, rules = (3 * torch.randn(300, 1601)).softmax(1), C4Postprocessing()
     assert torch.equal(chosen(boxes, classes, rules), plain_choice(boxes, classes, rules))
     works = {
         "class by class": lambda: plain_choice(boxes, classes, rules),

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from comodal.data.regions.region_store import RegionStore
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT, small
 from comodal.regions.extract import extract_regions
@@ -85,7 +85,7 @@ def write_official(source: Path, out: Path, split: str) -> tuple[Path, Path]:
 
 def begin(out: Path, questions: Path) -> Path:
     """A small ViLBERT of chance with the words of the questions, for the task to begin with."""
-    words = Words.of_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
+    words = WordPieceTokenizer.of_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
     config = small(words.size, RegionStore(out / "train_regions").dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     config = replace(config, text=text, vision=vision)

@@ -21,25 +21,25 @@ from rich.console import Console
 
 from comodal.hardware import has_native_bf16
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
-from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.media.audio import stream_sound
 from comodal.media.image import read_image
 from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.checkpoint import load_model, model_folder, save_model
 from comodal.models.l3net.l3net import PAPER, L3Net
 from comodal.runtimes.export import export
-from comodal.tasks.class_folders import Labelled, compare, read_tree
+from comodal.tasks.class_folders import LabeledFile, compare, read_tree
 from embedding import TERA_OPERATIONS
 from machine import describe_machine, report, save, seconds_in_turn
 
 WAYS = {
-    "PyTorch fp32, fused": Choice(precision="fp32"),
-    "PyTorch bf16, fused": Choice(precision="bf16"),
-    "ONNX Runtime fp32": Choice(engine="onnx", precision="fp32"),
-    "ONNX Runtime int8": Choice(engine="onnx", precision="int8"),
-    "OpenVINO fp32": Choice(engine="openvino", precision="fp32"),
-    "OpenVINO bf16": Choice(engine="openvino", precision="bf16"),
-    "OpenVINO int8": Choice(engine="openvino", precision="int8"),
+    "PyTorch fp32, fused": EmbedderOptions(precision="fp32"),
+    "PyTorch bf16, fused": EmbedderOptions(precision="bf16"),
+    "ONNX Runtime fp32": EmbedderOptions(engine="onnx", precision="fp32"),
+    "ONNX Runtime int8": EmbedderOptions(engine="onnx", precision="int8"),
+    "OpenVINO fp32": EmbedderOptions(engine="openvino", precision="fp32"),
+    "OpenVINO bf16": EmbedderOptions(engine="openvino", precision="bf16"),
+    "OpenVINO int8": EmbedderOptions(engine="openvino", precision="int8"),
 }
 EXAMPLES = 32
 
@@ -133,7 +133,7 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
     return numbers
 
 
-def vectors(items: list[Labelled], embedder: Embedder, kind: str) -> np.ndarray:
+def vectors(items: list[LabeledFile], embedder: Embedder, kind: str) -> np.ndarray:
     """One vector for each file: a picture's, or that of a sound's first second."""
     if kind == "image":
         return image_embedding([read_image(item.path) for item in items], embedder)

@@ -22,9 +22,9 @@ from PIL import Image, ImageEnhance
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.shards.clip_dataset import Augmentation, Clips
-from comodal.data.shards.pair_sampler import Pairs
-from comodal.data.shards.shard_reader import Shards, ShardWriter
+from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
+from comodal.data.shards.pair_sampler import PairSampler
+from comodal.data.shards.shard_reader import ShardReader, ShardWriter
 from comodal.media.audio import encode_flac
 from comodal.media.augmentation import jitter_colour, random_flip, random_gain
 from comodal.media.image import encode_jpeg
@@ -33,7 +33,7 @@ IMAGE_SIZE, SAMPLE_RATE, SECONDS, FRAMES, CLIPS = 224, 48_000, 10.0, 50, 40
 BATCH = 64
 
 
-def make_shards(folder: Path) -> Shards:
+def make_shards(folder: Path) -> ShardReader:
     """Ten seconds a clip: photograph-like frames of 256 x 456 (16:9) of some 50 kB, and music-like sound."""
     rng = np.random.default_rng(0)
     moments = [frame * SECONDS / FRAMES for frame in range(FRAMES)]
@@ -49,10 +49,10 @@ def make_shards(folder: Path) -> Shards:
             record = {"key": f"clip{clip}", "group": f"clip{clip}", "frame_seconds": moments, "frames": names}
             record |= {"seconds": SECONDS, "sample_rate": SAMPLE_RATE}
             shard.write(f"clip{clip}", {**dict.fromkeys(names, frame), "flac": encode_flac(sound, SAMPLE_RATE)}, record)
-    return Shards(folder)
+    return ShardReader(folder)
 
 
-def plain_batch(clips: Clips, places: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_batch(clips: ClipPairDataset, places: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """The same pairs as one writes it first."""
     images, sounds = [], []
     for epoch, index in places:
@@ -72,7 +72,7 @@ def plain_batch(clips: Clips, places: list[tuple[int, int]]) -> tuple[torch.Tens
     return torch.stack(images), torch.stack(sounds)
 
 
-def stages(clips: Clips) -> dict[str, Callable[[list[tuple[int, int]]], object]]:
+def stages(clips: ClipPairDataset) -> dict[str, Callable[[list[tuple[int, int]]], object]]:
     """The parts of a batch one by one, on the pairs of the places."""
     rng, amount = np.random.default_rng(0), Augmentation()
     picture, sound = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), np.zeros(SAMPLE_RATE, np.float32)
@@ -112,10 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        shards = Shards(options.data) if options.data else make_shards(Path(folder))
-        pairs = Pairs(shards, seed=0)
-        augmented = Clips(shards, pairs, IMAGE_SIZE, SAMPLE_RATE, Augmentation())
-        bare = Clips(shards, pairs, IMAGE_SIZE, SAMPLE_RATE, None)
+        shards = ShardReader(options.data) if options.data else make_shards(Path(folder))
+        pairs = PairSampler(shards, seed=0)
+        augmented = ClipPairDataset(shards, pairs, IMAGE_SIZE, SAMPLE_RATE, Augmentation())
+        bare = ClipPairDataset(shards, pairs, IMAGE_SIZE, SAMPLE_RATE, None)
         works = {"comodal": augmented.batch, "comodal, not augmented": bare.batch}
         works |= {"plain": lambda places: plain_batch(augmented, places), **stages(augmented)}
         rates = measure(works, options.repeats)

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionStore
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT, small
 from comodal.regions.extract import extract_regions
@@ -129,7 +129,7 @@ def texts_of(data: Path) -> list[str]:
 
 def begin(folder: Path, texts: Sequence[str], regions: Path) -> Path:
     """A small ViLBERT of chance that knows the words of the samples."""
-    words = Words.of_texts(texts)
+    words = WordPieceTokenizer.of_texts(texts)
     config = small(words.size, RegionStore(regions).dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     torch.manual_seed(0)

@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comodal.data.captions.caption_dataset import Captions
+from comodal.data.captions.caption_dataset import CaptionDataset
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from machine import save
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -74,8 +74,8 @@ def compare(folder: Path, images: int, batch_size: int, repeats: int) -> dict[st
     store = make_store(folder / "store", images)
     write_plain(store, folder / "plain.lmdb")
     samples = make_captions(images)
-    words = Words.of_texts(caption.caption for caption, _ in samples)
-    captions = Captions(samples, store, words, seed=0, batch_size=batch_size)
+    words = WordPieceTokenizer.of_texts(caption.caption for caption, _ in samples)
+    captions = CaptionDataset(samples, store, words, seed=0, batch_size=batch_size)
     reader = PlainReader(folder / "plain.lmdb", REGIONS)
     starts = range(0, images - batch_size + 1, batch_size)
 

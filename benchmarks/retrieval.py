@@ -23,11 +23,11 @@ from rich.table import Table
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve
-from comodal.media.tokenizer import SPECIAL, Words
-from comodal.models.vilbert.vilbert import Config, ViLBERT
-from comodal.tasks.retrieval.first_stage import Maps, Search, fit
+from comodal.media.tokenizer import SPECIAL, WordPieceTokenizer
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.tasks.retrieval.first_stage import EncodingProjections, TwoStageSearch, fit
 from comodal.tasks.retrieval.gallery import Gallery
-from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import answers_to_texts
 from machine import save, seconds_in_turn
 
@@ -43,11 +43,13 @@ ORDERS = {"one caption, many images": (0, 1), "one image, many captions": (1, 0)
 def random_gallery(folder: Path, size: int, seed: int) -> Gallery:
     """So many images of 36 regions and captions of 9 to 20 word pieces, of numbers drawn by chance."""
     rng = np.random.default_rng(seed)
-    words = Words([*SPECIAL, *(f"w{number}" for number in range(Config().vocabulary - len(SPECIAL)))])
-    with RegionWriter(folder, Config().region_features) as writer:
+    words = WordPieceTokenizer(
+        [*SPECIAL, *(f"w{number}" for number in range(ViLBERTConfig().vocabulary - len(SPECIAL)))]
+    )
+    with RegionWriter(folder, ViLBERTConfig().region_features) as writer:
         for image in range(size):
             boxes = np.sort(rng.random((REGIONS, 2, 2)), axis=1).reshape(REGIONS, 4) * SIDE
-            features = np.maximum(rng.standard_normal((REGIONS, Config().region_features)), 0)
+            features = np.maximum(rng.standard_normal((REGIONS, ViLBERTConfig().region_features)), 0)
             writer.add(str(image), features.astype(np.float32), boxes.astype(np.float32), SIDE, SIDE)
     pairs = []
     for image in range(size):
@@ -68,16 +70,16 @@ def ways(
         return (logits[:, 0] - logits[:, 1]).numpy()
 
     def cached(precision: ResolvedPrecision) -> Callable[[], np.ndarray]:
-        return lambda: Scorer(model, gallery, Compute(torch.device("cpu"), precision)).pairs(texts, images)
+        return lambda: PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).pairs(texts, images)
 
     return {"plain fp32": plain} | {f"cached {precision}": cached(precision) for precision in PRECISIONS}
 
 
 def two_stages(
-    model: ViLBERT, gallery: Gallery, maps: Maps, queries: int, keep: int, precision: ResolvedPrecision
+    model: ViLBERT, gallery: Gallery, maps: EncodingProjections, queries: int, keep: int, precision: ResolvedPrecision
 ) -> None:
     """Images for some captions among all of the gallery."""
-    search = Search(Scorer(model, gallery, Compute(torch.device("cpu"), precision)), maps)
+    search = TwoStageSearch(PairScorer(model, gallery, Compute(torch.device("cpu"), precision)), maps)
     search.of_texts(np.arange(queries), answers_to_texts(gallery), keep)
 
 
@@ -126,11 +128,11 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = ViLBERT(Config()).eval()
+    model = ViLBERT(ViLBERTConfig()).eval()
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
         gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
-        maps = fit(Scorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve()), seed=0)
+        maps = fit(PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve()), seed=0)
         steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
             works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)

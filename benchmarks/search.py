@@ -25,7 +25,7 @@ from rich.table import Table
 
 from comodal.data.regions.region_store import RegionStore
 from comodal.inference.search import Searcher, open_index
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import small as small_l3net
@@ -59,7 +59,7 @@ def run_of_chance(folder: Path, known: int, size: str) -> Path:
     extract_regions(scenes / "images", folder / "regions", str(folder / "network"), scenes / "boxes.jsonl", cells=2)
     store, words = (
         RegionStore(folder / "regions"),
-        Words.of_texts(c for e in captions_of(scenes) for c in e["captions"]),
+        WordPieceTokenizer.of_texts(c for e in captions_of(scenes) for c in e["captions"]),
     )
     config = replace(SIZES[size](), vocabulary=words.size, region_features=store.dim)
     parameters = {"data": str(store.folder), "captions": str(scenes / "captions.jsonl")}

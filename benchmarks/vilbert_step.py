@@ -22,8 +22,8 @@ from rich.table import Table
 
 from comodal.data.batch import CaptionBatch
 from comodal.hardware import Compute, ResolvedPrecision, resolve
-from comodal.models.vilbert.vilbert import Config, ViLBERT
-from comodal.objectives.pretraining import Pretraining
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.training.optimization import adamw
 from comodal.training.training_loop import fit
 from machine import Step, Worker, describe_machine, save, seconds_in_turn
@@ -38,7 +38,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 
 def random_batch(size: int, seed: int) -> CaptionBatch:
     """Captions of 9 to 20 word pieces and 37 regions with class probabilities; 15 % of each are hidden."""
-    rng, config = np.random.default_rng(seed), Config()
+    rng, config = np.random.default_rng(seed), ViLBERTConfig()
     lengths = np.sort(rng.integers(SHORTEST, LONGEST + 1, size))
     attended = np.arange(lengths[-1]) < lengths[:, None]
     words = np.where(attended, rng.integers(1000, config.vocabulary, attended.shape), 0)
@@ -72,7 +72,7 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
 
 def trainers_step(size: int, precision: ResolvedPrecision) -> tuple[float, Step]:
     """The loss before anything was learnt (fp32, no dropout), and a step as the trainer takes it."""
-    batch, objective = random_batch(size, seed=0), Pretraining(new_model())
+    batch, objective = random_batch(size, seed=0), ViLBERTPretraining(new_model())
     with torch.no_grad():
         before = float(objective.eval()(batch)["loss"])
     optimizer = adamw(objective, LEARNING_RATE, WEIGHT_DECAY)
@@ -99,7 +99,7 @@ def plain_step(size: int) -> tuple[float, Step]:
 
 def new_model() -> ViLBERT:
     torch.manual_seed(0)
-    return ViLBERT(Config())
+    return ViLBERT(ViLBERTConfig())
 
 
 def report(seconds: dict[str, list[float]], batch: int) -> dict[str, float]:

@@ -13,8 +13,8 @@ from comodal.models.convert.convert_fpn import build_fpn, is_fpn
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
-from comodal.models.detectors.detector_fpn_regions import FpnRules
-from comodal.models.detectors.detector_rules import LxmertRules, Rules
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing
+from comodal.models.detectors.detector_rules import C4Postprocessing, LXMERTPostprocessing
 from comodal.text_files import read_json
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "detector"
@@ -51,10 +51,10 @@ def c4_of(folder: Path) -> C4:
     return build_c4(read_tensors(folder), folder)[0]
 
 
-def caffe_rules(folder: Path, fewest: int = 36, most: int = 36) -> Rules:
+def caffe_rules(folder: Path, fewest: int = 36, most: int = 36) -> C4Postprocessing:
     """The settings of a folder of Caffe's."""
     told = read_json(folder / "config.json")
-    return Rules(
+    return C4Postprocessing(
         size=told["scales"],
         longest=told["max_size"],
         smallest=told["rpn_min_size"],
@@ -68,10 +68,10 @@ def caffe_rules(folder: Path, fewest: int = 36, most: int = 36) -> Rules:
     )
 
 
-def lxmert_rules(folder: Path) -> LxmertRules:
+def lxmert_rules(folder: Path) -> LXMERTPostprocessing:
     """The settings of a folder of Hugging Face's."""
     told = read_json(folder / "config.json")
-    return LxmertRules(
+    return LXMERTPostprocessing(
         size=told["input"]["min_size_test"],
         longest=told["input"]["max_size_test"],
         before=told["rpn"]["pre_nms_topk_test"],
@@ -90,11 +90,11 @@ def fpn_of(folder: Path) -> FPN:
     return build_fpn(read_tensors(folder), folder)[0]
 
 
-def fpn_rules(folder: Path) -> FpnRules:
+def fpn_rules(folder: Path) -> FPNPostprocessing:
     """Its settings."""
     told = read_json(folder / "config.json")
     changed = dict(zip(told["overrides"][::2], told["overrides"][1::2], strict=True))
-    return FpnRules(
+    return FPNPostprocessing(
         size=told["min_size"],
         longest=told["max_size"],
         before=changed["MODEL.RPN.PRE_NMS_TOP_N_TEST"],

@@ -26,7 +26,7 @@ from PIL import Image
 
 from comodal.cli.program import main as comodal
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from synthetic_media import tone, write_video
 
 SECONDS = 120  # for one command
@@ -101,7 +101,7 @@ def seeds(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
         file.create_group("layer").attrs["weight_names"] = [b"kernel"]
         file["layer/kernel"] = np.ones((3, 3, 1, 2), np.float32)
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), folder / "model", {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), folder / "model", {})
 
     def read(*names: str) -> list[tuple[str, bytes]]:
         return [(name, (folder / name).read_bytes()) for name in names]

@@ -29,7 +29,7 @@ from comodal.errors import DataError
 from comodal.hub import save_pretrained
 from comodal.inference.embed_files import embed_audio
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.recipes.avc_pretraining import recipe
 from comodal.runtimes.export import export
 from comodal.synthetic.synthesize import make_playground
@@ -117,7 +117,7 @@ def prepare(name: str, folder: Path) -> tuple[Callable[[Path], Work], str]:
     """What makes the work in a folder, and the name of the folder."""
     model = folder / "model"
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), model, {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), model, {})
     if name == "share":
         (model / "large.txt").write_bytes(bytes(5_000_000))
         return lambda out: lambda: save_pretrained(model, out), "shared"

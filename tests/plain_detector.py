@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchvision.ops import nms, roi_pool
 
 from comodal.models.detectors.detector_boxes import anchors_on, clip, decode_caffe
-from comodal.models.detectors.detector_c4 import C4, Block, Config
-from comodal.models.detectors.detector_rules import Rules
+from comodal.models.detectors.detector_c4 import C4, C4Bottleneck, C4Config
+from comodal.models.detectors.detector_rules import C4Postprocessing
 
 
 class PlainBlock(nn.Module):
@@ -52,7 +52,7 @@ class PlainFound(NamedTuple):
 class PlainC4(nn.Module):
     """The network, drawn at random so that its maps keep their size from layer to layer and boxes differ."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: C4Config) -> None:
         super().__init__()
         width, (two, three, four, five) = config.width, config.blocks
         self.stem, self.stem_norm = nn.Conv2d(3, config.stem, 7, 2, 3, bias=False), nn.BatchNorm2d(config.stem)
@@ -72,7 +72,7 @@ class PlainC4(nn.Module):
         nn.init.normal_(self.rest.proposal_deltas.weight, std=0.01)
         nn.init.normal_(self.rest.class_scores.weight, std=0.2)
 
-    def forward(self, pixels: Tensor, scale: float, rules: Rules) -> PlainFound:
+    def forward(self, pixels: Tensor, scale: float, rules: C4Postprocessing) -> PlainFound:
         """The regions of a picture that is scaled already."""
         x = F.max_pool2d(F.relu(self.stem_norm(self.stem(pixels))), 3, 2, ceil_mode=True)
         x = self.res4(self.res3(self.res2(x)))
@@ -92,7 +92,7 @@ class PlainC4(nn.Module):
         return PlainFound(boxes[kept], features[kept], classes[kept], kept)
 
 
-def plain_choice(boxes: Tensor, classes: Tensor, rules: Rules) -> Tensor:
+def plain_choice(boxes: Tensor, classes: Tensor, rules: C4Postprocessing) -> Tensor:
     """Class by class over all boxes (generate_tsv.py)."""
     sureness = torch.zeros(len(boxes))
     for column in classes.T[1:]:
@@ -106,14 +106,14 @@ def plain_choice(boxes: Tensor, classes: Tensor, rules: Rules) -> Tensor:
 
 
 @torch.no_grad()
-def same_c4(plain: PlainC4, config: Config) -> C4:
+def same_c4(plain: PlainC4, config: C4Config) -> C4:
     """Ours with the same weights, norms inside the convolutions."""
     model = C4(config).eval()
     model.load_state_dict(plain.rest.state_dict())
     fold(model.stem, plain.stem, plain.stem_norm)
     for name in ("res2", "res3", "res4", "res5"):
         for ours, theirs in zip(getattr(model, name), getattr(plain, name), strict=True):
-            assert isinstance(ours, Block) and isinstance(theirs, PlainBlock)
+            assert isinstance(ours, C4Bottleneck) and isinstance(theirs, PlainBlock)
             fold(ours.conv1, theirs.conv1, theirs.norm1)
             fold(ours.conv2, theirs.conv2, theirs.norm2)
             fold(ours.conv3, theirs.conv3, theirs.norm3)

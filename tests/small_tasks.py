@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
 
 COLOURS = ("red", "green", "blue", "grey")
 QUESTION = "what colour is it"
@@ -16,12 +16,12 @@ DIM = 8
 SIDE = 100
 
 
-def config(vocabulary: int) -> Config:
-    return Config(
+def config(vocabulary: int) -> ViLBERTConfig:
+    return ViLBERTConfig(
         vocabulary=vocabulary,
         positions=40,
-        text=Stream(32, 2, 2, 48, dropout=0.0, attention_dropout=0.0),
-        vision=Stream(32, 1, 2, 48, dropout=0.0, attention_dropout=0.0),
+        text=StreamConfig(32, 2, 2, 48, dropout=0.0, attention_dropout=0.0),
+        vision=StreamConfig(32, 1, 2, 48, dropout=0.0, attention_dropout=0.0),
         joint_dim=32,
         joint_heads=2,
         schedule=((0, 1),),
@@ -50,7 +50,7 @@ def write_colours(folder: Path, images: int = 40) -> RegionStore:
 def write_pretrained(folder: Path, texts: list[str]) -> Path:
     """A run folder with a ViLBERT of chance and the words of some texts."""
     torch.manual_seed(7)  # the same in every run, and not the one that a control begins from
-    words = Words.of_texts(texts)
+    words = WordPieceTokenizer.of_texts(texts)
     save_model(ViLBERT(config(words.size)), folder / "model", {"recipe": "by hand"})
     words.save(folder / "model")
     return folder

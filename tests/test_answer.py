@@ -16,16 +16,16 @@ from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
-from comodal.inference.vision_language import Answerer, load
-from comodal.media.tokenizer import Words
+from comodal.inference.vision_language import VisionLanguagePipeline, load
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
-from comodal.tasks.vision_language.text_image_examples import Example, single
-from comodal.tasks.vision_language.vilbert_fine_tuning import Asked, answer
+from comodal.tasks.vision_language.text_image_examples import TaskExample, single
+from comodal.tasks.vision_language.vilbert_fine_tuning import LoadedTaskModel, answer
 from small_tasks import config as small_config
 
 TEXT = "what is on the grass ? a red dog stands left of it"
@@ -47,10 +47,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(world: Path, folder: Path, *heads: Head) -> Path:
     """A run of chance with the words, answers and regions that training writes beside the weights."""
-    store, words = RegionStore(world / "store"), Words.of_texts([TEXT])
+    store, words = RegionStore(world / "store"), WordPieceTokenizer.of_texts([TEXT])
 
     config = replace(small_config(words.size), region_features=store.dim)
-    save_model(TaskModel(Config(config, heads)) if heads else ViLBERT(config), folder, {})
+    save_model(TaskModel(TaskModelConfig(config, heads)) if heads else ViLBERT(config), folder, {})
     words.save(folder)
     (folder / "regions.json").write_bytes(store.described())
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
@@ -68,8 +68,8 @@ def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tm
     np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
     text = "what is on the grass?"
     assert isinstance(answerer.model, TaskModel)
-    asked = Asked(answerer.model, store, answerer.words, "nothing", 100, Compute(torch.device("cpu")))
-    example = Example("1", (single(answerer.words, text, 36),), (store.find("b"),), None)
+    asked = LoadedTaskModel(answerer.model, store, answerer.words, "nothing", 100, Compute(torch.device("cpu")))
+    example = TaskExample("1", (single(answerer.words, text, 36),), (store.find("b"),), None)
     (theirs,) = answer(asked, head.name, [example])
     ours = {guess.text: guess.probability for guess in answerer.ask(seen, text)}
     expected = 1 / (1 + np.exp(-theirs.scores))
@@ -154,7 +154,7 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
 
 
 def test_it_is_a_public_name(world: Path, tmp_path: Path):
-    assert isinstance(comodal.load(run_of(world, tmp_path / "run")), Answerer)
+    assert isinstance(comodal.load(run_of(world, tmp_path / "run")), VisionLanguagePipeline)
 
 
 def test_an_answer_does_not_wait_for_imports_that_it_does_not_need(world: Path):

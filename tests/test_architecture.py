@@ -91,7 +91,9 @@ def test_no_files_and_no_folders_import_each_other_in_a_circle():
             if folder and of_target and folder != of_target:
                 folders.setdefault(folder, set()).add(of_target)
     for graph in (files, folders):
-        graphlib.TopologicalSorter({name: (targets & graph.keys()) - {name} for name, targets in graph.items()}).prepare()
+        graphlib.TopologicalSorter(
+            {name: (targets & graph.keys()) - {name} for name, targets in graph.items()}
+        ).prepare()
 
 
 def test_folders_are_small_and_no_file_name_stands_twice():

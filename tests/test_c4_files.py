@@ -16,10 +16,10 @@ from torch.testing import assert_close
 from comodal.errors import CheckpointError
 from comodal.models.convert.caffemodel import read_caffemodel
 from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, from_caffe
-from comodal.models.detectors.detector_c4 import Config
+from comodal.models.detectors.detector_c4 import C4Config
 from comodal.models.detectors.detector_rules import caffe_regions
 from comodal.regions.detector_files import load_detector, read_detector
-from comodal.regions.extractors import Source, load_extractor
+from comodal.regions.extractors import ExtractorSource, load_extractor
 from detector_fixtures import CAFFE, FIXTURES, c4_of, caffe_rules, tensors
 
 KEYS = FIXTURES / "frcnn_vg_r101c4_keys.json"
@@ -139,7 +139,7 @@ def test_all_containers_hold_one_network(
 def test_a_folder_of_hugging_faces_is_its_weights(hugging_face: State, tmp_path: Path):
     as_old_torch(hugging_face, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.yaml").write_text("model: {}\n")
-    assert load_extractor(Source(str(tmp_path))).network.num_classes == 41
+    assert load_extractor(ExtractorSource(str(tmp_path))).network.num_classes == 41
 
 
 def test_the_published_networks_keys():
@@ -150,7 +150,7 @@ def test_the_published_networks_keys():
         model, report = build_c4(state, KEYS)
     assert len(shapes) == 640
     assert sum(tensor.numel() for tensor in state.values()) == pytest.approx(65.5e6, rel=0.01)
-    assert model.config == Config()
+    assert model.config == C4Config()
     assert report.new == () and report.unused == ()
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_caffemodel_is_refused(change: Callable, said: str, caffemodel
     path = tmp_path / "bad.caffemodel"
     path.write_bytes(change(caffemodel.read_bytes()))
     with pytest.raises(CheckpointError, match=said) as refused:
-        load_extractor(Source(str(path)))
+        load_extractor(ExtractorSource(str(path)))
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 

@@ -14,13 +14,13 @@ import test_detector_boxes
 from comodal.models.convert import convert_c4
 from comodal.models.detectors import detector_boxes, detector_c4, detector_rules
 from comodal.models.detectors.detector_boxes import LARGEST, ONES, cell_anchors, decoded
-from comodal.models.detectors.detector_c4 import Block
-from comodal.models.detectors.detector_rules import Rules, Seen
+from comodal.models.detectors.detector_c4 import C4Bottleneck
+from comodal.models.detectors.detector_rules import C4FeatureMap, C4Postprocessing
 from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of
 
 Patch = pytest.MonkeyPatch
 BLOCK, STAGE, POOL, FOLDED, CLIP = (
-    Block.__init__,
+    C4Bottleneck.__init__,
     detector_c4.stage,
     F.max_pool2d,
     convert_c4.folded,
@@ -29,11 +29,11 @@ BLOCK, STAGE, POOL, FOLDED, CLIP = (
 
 
 def stride_in_the_middle_convolution(patch: Patch) -> None:
-    def block(self: Block, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
+    def block(self: C4Bottleneck, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
         BLOCK(self, channels, width, stride, dilation, first)
         self.conv1.stride, self.conv2.stride = (1, 1), (stride, stride)
 
-    patch.setattr(Block, "__init__", block)
+    patch.setattr(C4Bottleneck, "__init__", block)
 
 
 def stem_padded(patch: Patch) -> None:
@@ -181,7 +181,7 @@ def small_ones_dropped_too_late(patch: Patch) -> None:
 def smallest_side_not_scaled(patch: Patch) -> None:
     propose = detector_rules.propose_caffe
 
-    def unscaled(model: detector_c4.C4, seen: Seen, rules: Rules) -> Tensor:
+    def unscaled(model: detector_c4.C4, seen: C4FeatureMap, rules: C4Postprocessing) -> Tensor:
         return propose(model, seen._replace(scale=torch.ones(4)), rules)
 
     patch.setattr(test_c4_parity, "propose_caffe", unscaled)

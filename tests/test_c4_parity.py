@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.detectors.detector_c4 import C4, Config, Proposed
+from comodal.models.detectors.detector_c4 import C4, C4Config, C4Proposals
 from comodal.models.detectors.detector_rules import (
-    Rules,
-    Seen,
+    C4FeatureMap,
+    C4Postprocessing,
     caffe_regions,
     lxmert_regions,
     propose_caffe,
@@ -128,12 +128,12 @@ def test_proposals_of_crafted_maps(folder: Path, monkeypatch: pytest.MonkeyPatch
     """The ProposalLayer's own answer where small boxes are many and the picture was scaled."""
     theirs = tensors(folder, "ops")
     (height, width, scale), cell = theirs["pl.im_info"][0].tolist(), theirs["pl.cell_anchors"]
-    model = C4(Config(blocks=(1, 1, 1, 1), stem=1, width=1, proposal_channels=1, classes=2, attributes=2))
+    model = C4(C4Config(blocks=(1, 1, 1, 1), stem=1, width=1, proposal_channels=1, classes=2, attributes=2))
     model.cell_anchors.copy_(cell)
     scores = theirs["pl.scores"][0, len(cell) :].permute(1, 2, 0).flatten()
     deltas = theirs["pl.deltas"][0].permute(1, 2, 0).reshape(-1, 4)
-    monkeypatch.setattr(model, "proposed", lambda _map: Proposed(scores, deltas))
+    monkeypatch.setattr(model, "proposed", lambda _map: C4Proposals(scores, deltas))
     feature_map = torch.zeros(1, 1, *theirs["pl.scores"].shape[2:])
-    seen = Seen(feature_map, int(height), int(width), torch.full((4,), scale))
-    found = propose_caffe(model, seen, Rules(before=60, proposals=20))
+    seen = C4FeatureMap(feature_map, int(height), int(width), torch.full((4,), scale))
+    found = propose_caffe(model, seen, C4Postprocessing(before=60, proposals=20))
     assert_close(found, theirs["pl.rois"][:, 1:], **PIXELS)

@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comodal.data.batch import CaptionBatch, TokenInput
-from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption
-from comodal.data.captions.caption_pairs import Mismatches
+from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.captions.masking import overlapping
 from comodal.data.loader import Loader
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from small_regions import CLASSES, DIM, HEIGHT, WIDTH, Image, some_images, write_store
 
-WORDS = Words.read(Path(__file__).parent / "fixtures/vilbert/words/vocab.txt")
-PAPER, PLAIN = Hiding(), Hiding(words=0.0, regions=0.0)
-HALF, ALONE = Mismatches(), Mismatches(share=0.0)
+WORDS = WordPieceTokenizer.read(Path(__file__).parent / "fixtures/vilbert/words/vocab.txt")
+PAPER, PLAIN = MaskingConfig(), MaskingConfig(words=0.0, regions=0.0)
+HALF, ALONE = NegativeSampling(), NegativeSampling(share=0.0)
 TEXTS = ("a dog", "two dogs playing with a red frisbee on the grass", "", "the man", "a skateboarder sings and rings")
 NAMES = [field.name for field in fields(CaptionBatch) if field.name != "keys"]
 
@@ -47,10 +47,14 @@ def captions_of(images: int, times: int = 3) -> list[tuple[Caption, int]]:
 
 
 def samples(
-    store: RegionStore, hiding: Hiding = PAPER, mismatches: Mismatches = HALF, seed: int = 3, batch_size: int = 6
-) -> Captions:
+    store: RegionStore,
+    hiding: MaskingConfig = PAPER,
+    mismatches: NegativeSampling = HALF,
+    seed: int = 3,
+    batch_size: int = 6,
+) -> CaptionDataset:
     captions = captions_of(len(store))
-    return Captions(captions, store, WORDS, seed, batch_size, hiding=hiding, mismatches=mismatches)
+    return CaptionDataset(captions, store, WORDS, seed, batch_size, hiding=hiding, mismatches=mismatches)
 
 
 PLACES = [(0, index) for index in range(24)]
@@ -97,7 +101,9 @@ def test_locations_are_fractions_of_the_image_and_row_0_is_all_of_it(store, imag
         assert batch.locations[sample, 0].tolist() == [0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("hiding", [Hiding(), Hiding(0.5, 0.5), Hiding(1.0, 1.0), Hiding(0.3, 0.3, overlap=0.4)])
+@pytest.mark.parametrize(
+    "hiding", [MaskingConfig(), MaskingConfig(0.5, 0.5), MaskingConfig(1.0, 1.0), MaskingConfig(0.3, 0.3, overlap=0.4)]
+)
 def test_what_is_hidden_is_kept_and_the_rest_is_as_it_was(store, images, hiding):
     plain, batch = samples(store, PLAIN).batch(PLACES), samples(store, hiding).batch(PLACES)
     assert plain.keys == batch.keys and torch.equal(plain.mismatched, batch.mismatched)
@@ -129,7 +135,7 @@ def test_what_is_hidden_is_kept_and_the_rest_is_as_it_was(store, images, hiding)
 
 
 def test_classes_and_tokens_of_hidden_regions_are_told(store, images):
-    batch = samples(store, Hiding(0.5, 0.5)).batch(PLACES)
+    batch = samples(store, MaskingConfig(0.5, 0.5)).batch(PLACES)
     width = batch.regions.shape[1]
     for place, classes, token in zip(
         batch.masked_regions.tolist(), batch.region_classes, batch.region_tokens, strict=True
@@ -140,7 +146,7 @@ def test_classes_and_tokens_of_hidden_regions_are_told(store, images):
 
 
 def test_visual_tokens_as_input_say_what_is_padding_hidden_or_the_image(store, images):
-    batch = samples(store, Hiding(0.5, 0.5, overlap=0.4)).batch(PLACES)
+    batch = samples(store, MaskingConfig(0.5, 0.5, overlap=0.4)).batch(PLACES)
     for sample, key in enumerate(batch.keys):
         image = images[row_and_number(key)[0]]
         count = min(len(image.boxes), 36)
@@ -154,7 +160,7 @@ def test_visual_tokens_as_input_say_what_is_padding_hidden_or_the_image(store, i
 
 def test_a_store_without_classes_and_tokens_gives_none(images, tmp_path):
     bare = write_store(tmp_path, images, bare=True)
-    batch = samples(bare, Hiding(0.5, 0.5)).batch(PLACES)
+    batch = samples(bare, MaskingConfig(0.5, 0.5)).batch(PLACES)
     assert batch.region_classes.shape == (len(batch.masked_regions), 0)
     assert batch.region_tokens.shape == (0,)
     assert len(batch.masked_regions) > 0
@@ -190,8 +196,11 @@ a_place = st.tuples(st.integers(0, 3), st.integers(0, 23))
 @given(st.lists(a_place, min_size=1, max_size=12), st.integers(0, 2**40), st.sampled_from([None, 0.4]))
 def test_a_sample_depends_on_its_place_alone(store, places, seed, overlap):
     """Not on the batch it is in, nor on what was asked for before, nor on the process."""
-    one = samples(store, Hiding(0.4, 0.4, overlap), seed=seed)
-    batch, other = one.batch(places), pickle.loads(pickle.dumps(samples(store, Hiding(0.4, 0.4, overlap), seed=seed)))
+    one = samples(store, MaskingConfig(0.4, 0.4, overlap), seed=seed)
+    batch, other = (
+        one.batch(places),
+        pickle.loads(pickle.dumps(samples(store, MaskingConfig(0.4, 0.4, overlap), seed=seed))),
+    )
     for sample, place in enumerate(places):
         assert alike(batch, sample, other.batch([place]), 0)
 
@@ -199,7 +208,7 @@ def test_a_sample_depends_on_its_place_alone(store, places, seed, overlap):
 @given(st.integers(0, 2**40), st.integers(0, 50), st.sampled_from(["caption", "image", "either"]))
 def test_a_mismatch_is_of_another_image(store, seed, epoch, replaced):
     every = captions_of(len(store))
-    batch = samples(store, mismatches=Mismatches(0.7, replaced), seed=seed).batch(
+    batch = samples(store, mismatches=NegativeSampling(0.7, replaced), seed=seed).batch(
         [(epoch, index) for index in range(24)]
     )
     for key, mismatched in zip(batch.keys, batch.mismatched.tolist(), strict=True):
@@ -229,8 +238,8 @@ def test_the_places_of_tokens_are_those_of_the_masks(store):
 def test_in_mismatched_pairs_nothing_is_asked_for_but_as_much_is_hidden(store):
     """12-in-1: no masked losses on mismatched pairs. What the model sees does not tell which pairs these are."""
     asked, spared = (
-        samples(store, Hiding(0.5, 0.5)).batch(PLACES),
-        samples(store, Hiding(0.5, 0.5, tell_mismatched=False)).batch(PLACES),
+        samples(store, MaskingConfig(0.5, 0.5)).batch(PLACES),
+        samples(store, MaskingConfig(0.5, 0.5, tell_mismatched=False)).batch(PLACES),
     )
     for name in ("words", "regions", "tokens", "mismatched"):
         assert torch.equal(getattr(asked, name), getattr(spared, name))
@@ -247,7 +256,7 @@ def test_a_random_word_is_an_ordinary_one_unless_faithful(store):
     """The original takes it from all numbers of the vocabulary, special and unused ones included."""
     kinds = []
     for faithful in (False, True):
-        data = samples(store, Hiding(words=1.0, faithful=faithful), ALONE)
+        data = samples(store, MaskingConfig(words=1.0, faithful=faithful), ALONE)
         batch = data.batch([(epoch, index) for epoch in range(150) for index in range(24)])
         shown = batch.words.flatten()[batch.masked_words]
         replaced = shown[(shown != WORDS.mask) & (shown != batch.word_targets)]
@@ -259,7 +268,7 @@ def test_a_random_word_is_an_ordinary_one_unless_faithful(store):
 
 def test_faithful_row_0_is_divided_by_the_rows_that_overlap_nothing_chosen(store, images):
     """As vilbert-multi-task does it: 36 rows, padding counted, less those with IoU > 0.4 to a chosen one."""
-    batch = samples(store, Hiding(0.5, 0.5, faithful=True), ALONE).batch(PLACES)
+    batch = samples(store, MaskingConfig(0.5, 0.5, faithful=True), ALONE).batch(PLACES)
     width = batch.regions.shape[1]
     for sample, key in enumerate(batch.keys):
         boxes = images[row_and_number(key)[0]].boxes[:36]
@@ -272,7 +281,9 @@ def test_faithful_row_0_is_divided_by_the_rows_that_overlap_nothing_chosen(store
 def test_images_without_regions_and_captions_without_words_are_samples_too(tmp_path):
     empty = write_store(tmp_path, some_images([0, 0]))
     captions = [(Caption((f"image{row}",), "", None, str(row)), row) for row in (0, 1)]
-    batch = Captions(captions, empty, WORDS, 0, 2, hiding=Hiding(1.0, 1.0, overlap=0.4)).batch([(0, 0), (0, 1), (5, 1)])
+    batch = CaptionDataset(captions, empty, WORDS, 0, 2, hiding=MaskingConfig(1.0, 1.0, overlap=0.4)).batch(
+        [(0, 0), (0, 1), (5, 1)]
+    )
     assert batch.words.tolist() == [[WORDS.start, WORDS.end]] * 3
     assert batch.regions.shape == (3, 1, DIM) and not batch.regions.any() and batch.regions_attended.all()
     assert len(batch.masked_words) == len(batch.masked_regions) == 0
@@ -280,7 +291,7 @@ def test_images_without_regions_and_captions_without_words_are_samples_too(tmp_p
 
 def test_what_is_longer_than_the_model_takes_is_cut_and_counted(store):
     captions = captions_of(len(store))
-    data = Captions(captions, store, WORDS, 3, 6, max_words=5, max_regions=4)
+    data = CaptionDataset(captions, store, WORDS, 3, 6, max_words=5, max_regions=4)
     batch = data.batch(PLACES)
     assert batch.words.shape[1] == 5 and batch.regions.shape[1] == 5
     long = {
@@ -319,12 +330,12 @@ def test_the_loader_gives_the_same_samples_with_any_number_of_workers_and_parts(
 
 def test_what_cannot_be_sampled_is_said(store):
     with pytest.raises(DataError, match="there is no caption"):
-        Captions([], store, WORDS, 0, 4)
+        CaptionDataset([], store, WORDS, 0, 4)
     with pytest.raises(DataError, match="3 captions of one image"):
-        Captions(captions_of(1), store, WORDS, 0, 4)
+        CaptionDataset(captions_of(1), store, WORDS, 0, 4)
     with pytest.raises(ValueError, match=r"max_regions \(0\)"):
-        Captions(captions_of(2), store, WORDS, 0, 4, max_regions=0)
+        CaptionDataset(captions_of(2), store, WORDS, 0, 4, max_regions=0)
     with pytest.raises(ValueError, match=r"max_words \(1\)"):
-        Captions(captions_of(2), store, WORDS, 0, 4, max_words=1)
+        CaptionDataset(captions_of(2), store, WORDS, 0, 4, max_words=1)
     with pytest.raises(ValueError, match=r"shares are from 0 to 1, got 1.5 and 0.15"):
-        Hiding(words=1.5)
+        MaskingConfig(words=1.5)

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.results_card import Card, Score, results, write_card
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, results, write_card
 
 
-def card_of(folder: Path, value: float) -> Card:
+def card_of(folder: Path, value: float) -> ResultsCard:
     labels = folder / "labels.json"
     labels.write_bytes(b"[1, 2]")
-    return Card(
+    return ResultsCard(
         task="vqa",
         title="VQA v2",
         split="val",
-        scores={"accuracy": Score(value, value - 0.01, value + 0.01, paper=0.7055), "yes/no": Score(0.8)},
+        scores={"accuracy": ScoreEntry(value, value - 0.01, value + 0.01, paper=0.7055), "yes/no": ScoreEntry(0.8)},
         model="runs/first",
         counts={"items": 2, "image is not in the store": 1},
         files={"annotations": labels},

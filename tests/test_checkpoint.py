@@ -20,7 +20,7 @@ from comodal.models.checkpoint import (
     save_model,
     untrained_like,
 )
-from comodal.models.l3net.l3net import L3EMBEDDING, Config, L3Net, openl3, small
+from comodal.models.l3net.l3net import L3EMBEDDING, L3Net, L3NetConfig, openl3, small
 
 CONFIGS = [small(2, 28), *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING, openl3("mel256", "librosa")))]
 
@@ -37,7 +37,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_comes_back_as_it_was(config: Config, tmp_path: Path):
+def test_a_model_comes_back_as_it_was(config: L3NetConfig, tmp_path: Path):
     model = L3Net(config).to(memory_format=torch.channels_last)
     save_model(model, tmp_path, {})
     again = load_model(tmp_path)
@@ -99,7 +99,7 @@ def test_an_untrained_model_depends_on_its_seed_alone(folder: Path):
 )
 def test_a_class_outside_our_models_is_refused(folder: Path, name: object):
     edit(folder, **{"class": name})
-    with pytest.raises(CheckpointError, match=r"config\.json: .* is not the class of a model"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .* is not one of the models"):
         load_model(folder)
 
 

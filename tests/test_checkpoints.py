@@ -7,12 +7,12 @@ import torch
 
 from comodal.errors import CheckpointError
 from comodal.files import temporary_name
-from comodal.training.checkpoints import Checkpoints, State
+from comodal.training.checkpoints import Checkpoints, TrainingState
 
 
-def state(step: int) -> State:
+def state(step: int) -> TrainingState:
     weights = {"w": torch.full((50_000,), float(step))}
-    return State(step, 8 * step, 1.5, weights, {}, {"cpu": torch.get_rng_state()}, "fingerprint", {"loss": 0.1})
+    return TrainingState(step, 8 * step, 1.5, weights, {}, {"cpu": torch.get_rng_state()}, "fingerprint", {"loss": 0.1})
 
 
 def test_the_last_two_are_kept_and_the_last_is_loaded(tmp_path: Path):

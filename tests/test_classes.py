@@ -18,11 +18,11 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.audio import audio_classification
-from comodal.tasks.audio.audio_classification import SoundReader, evaluate_sound_classes
-from comodal.tasks.class_folders import Labelled
+from comodal.tasks.audio.audio_classification import AudioReader, evaluate_sound_classes
+from comodal.tasks.class_folders import LabeledFile
 from comodal.tasks.image import image_classification
-from comodal.tasks.image.image_classification import PictureReader, evaluate_image_classes
-from comodal.tasks.image.image_views import Showing
+from comodal.tasks.image.image_classification import ImageReader, evaluate_image_classes
+from comodal.tasks.image.image_views import ViewConfig
 from comodal.tasks.image.linear_classification import evaluate_images
 from comodal.tasks.l3net_fine_tuning import LabelledItems, parted
 from comodal.text_files import read_log
@@ -127,7 +127,7 @@ def test_stopping_and_going_on_changes_no_bit(
 ):
     reads, plain = iter(range(200)), image_classification.read_picture
 
-    def ends(item: Labelled, short_side: int) -> np.ndarray:
+    def ends(item: LabeledFile, short_side: int) -> np.ndarray:
         if next(reads, None) is None:
             raise DataError("the disk is gone")
         return plain(item, short_side)
@@ -171,8 +171,10 @@ def test_a_fine_tuned_network_can_be_probed_and_tuned_again(run: Path, stripes: 
 
 
 def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):
-    items = [Labelled(path, path.name, path.parent.name, False) for path in sorted((stripes / "train").rglob("*.png"))]
-    reader = PictureReader(Showing(16, Augmentation(), 0))
+    items = [
+        LabeledFile(path, path.name, path.parent.name, False) for path in sorted((stripes / "train").rglob("*.png"))
+    ]
+    reader = ImageReader(ViewConfig(16, Augmentation(), 0))
 
     def samples(seed: int | None) -> LabelledItems:
         return LabelledItems(items, ["horizontal", "vertical"], reader, seed)
@@ -196,7 +198,7 @@ def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
     assert all(name.startswith("train/") for name in held | trained)
     assert 3 <= len(held) <= 21
     with pytest.raises(DataError, match="too few to hold out"):
-        parted([Labelled(stripes, "one", "a", False)], 0.999999)
+        parted([LabeledFile(stripes, "one", "a", False)], 0.999999)
     with pytest.raises(ValueError, match="validation_share"):
         parted([], 1.0)
 
@@ -240,14 +242,14 @@ def test_of_official_files_the_round_of_a_fold_decides_who_is_trained_on(model: 
 
 
 def test_a_second_of_a_sound(tones: Path, tmp_path: Path):
-    reader = SoundReader(RATE, RATE, 0.1)
-    item = Labelled(tones / "audio" / "0.wav", "0.wav", "low", False)
+    reader = AudioReader(RATE, RATE, 0.1)
+    item = LabeledFile(tones / "audio" / "0.wav", "0.wav", "low", False)
     heard = [reader(item, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[0], heard[2])
     whole = reader.whole(item)
     assert np.array_equal(reader(item, None), whole[4800 : 4800 + RATE])  # 1.2 s: the middle second begins at 0.1
     soundfile.write(tmp_path / "short.wav", np.full(100, 0.5), RATE)
-    short = reader(Labelled(tmp_path / "short.wav", "short.wav", "a", False), None)
+    short = reader(LabeledFile(tmp_path / "short.wav", "short.wav", "a", False), None)
     assert len(short) == RATE and not short[100:].any() and short[:100].min() > 0.4
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from comodal.cli.parser import Parser, UsageError, options_of
+from comodal.cli.parser import CommandParser, UsageError, options_of
 from comodal.cli.program import GIVEN_BY_RECIPE, INPUTS, main, page_of_command, page_of_recipe
 from comodal.cli.signatures import SignatureError, read_function
 from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
@@ -24,8 +24,8 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "comodal", *words], capture_output=True, text=True, check=False)
 
 
-def parser_of(function: Any, **settings: bool) -> Parser:
-    return Parser(options_of(inspect.signature(function).parameters.values(), {}, **settings), lambda: "")
+def parser_of(function: Any, **settings: bool) -> CommandParser:
+    return CommandParser(options_of(inspect.signature(function).parameters.values(), {}, **settings), lambda: "")
 
 
 def parse(function: Any, *words: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.data.shards.clip_dataset import Augmentation, Clips
-from comodal.data.shards.pair_sampler import Pairs
-from comodal.data.shards.shard_reader import Shards, ShardWriter
+from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
+from comodal.data.shards.pair_sampler import PairSampler
+from comodal.data.shards.shard_reader import ShardReader, ShardWriter
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac, encode_flac
 from comodal.media.image import decode_jpeg, encode_jpeg
@@ -19,19 +19,21 @@ PLACES = [(0, index) for index in range(6)]
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    return Shards(write_world(tmp_path_factory.mktemp("clips") / "train", clips=6))
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    return ShardReader(write_world(tmp_path_factory.mktemp("clips") / "train", clips=6))
 
 
-def clips(shards: Shards, augmentation: Augmentation | None = None, image_size: int = 28, rate: int = RATE) -> Clips:
-    return Clips(shards, Pairs(shards, seed=3), image_size, rate, augmentation)
+def clips(
+    shards: ShardReader, augmentation: Augmentation | None = None, image_size: int = 28, rate: int = RATE
+) -> ClipPairDataset:
+    return ClipPairDataset(shards, PairSampler(shards, seed=3), image_size, rate, augmentation)
 
 
 def test_without_augmentation_a_pair_is_the_middle_of_its_frame_and_its_second(shards):
     """28 x 8/7 is the 32 that the frames have: nothing is resized."""
     batch = clips(shards).batch(PLACES)
     for row, (epoch, index) in enumerate(PLACES):
-        pair = Pairs(shards, seed=3)(epoch, index)
+        pair = PairSampler(shards, seed=3)(epoch, index)
         frame = decode_jpeg(shards.read(pair.image_clip, f"{pair.frame:04d}.jpg"))  # 32 x 40
         assert np.array_equal(batch.image[row].permute(1, 2, 0), frame[2:30, 6:34])
         whole, _ = decode_flac(shards.read(pair.sound_clip, "flac"))
@@ -57,8 +59,8 @@ def test_augmentation_depends_on_the_place_alone(shards):
 @pytest.mark.parametrize("cache_bytes", [200_000, 10**9], ids=["some", "all"])
 def test_what_is_kept_in_memory_is_what_is_read(shards, cache_bytes):
     """Epoch after epoch, whether some or all of the clips fit; nothing kept is changed."""
-    pairs = Pairs(shards, seed=3)
-    kept = Clips(shards, pairs, 28, RATE, Augmentation(), cache_bytes)
+    pairs = PairSampler(shards, seed=3)
+    kept = ClipPairDataset(shards, pairs, 28, RATE, Augmentation(), cache_bytes)
     for epoch in range(3):
         places = [(epoch, index) for index in range(8)]
         ours, plain = kept.batch(places), clips(shards, Augmentation()).batch(places)
@@ -87,7 +89,7 @@ def test_digits_are_not_mirrored_if_so_asked(tmp_path: Path):
     sides = {}
     for mirror in (True, False):
         augmentation = dataclasses.replace(Augmentation(), mirror=mirror)
-        images = clips(Shards(tmp_path / "train"), augmentation).batch([(0, n) for n in range(24)]).image.float()
+        images = clips(ShardReader(tmp_path / "train"), augmentation).batch([(0, n) for n in range(24)]).image.float()
         sides[mirror] = (images[..., :14].mean((1, 2, 3)) < images[..., 14:].mean((1, 2, 3))).tolist()
     assert set(sides[True]) == {True, False} and set(sides[False]) == {True}
 
@@ -97,7 +99,9 @@ def test_large_frames_are_resized_to_eight_sevenths(tmp_path: Path):
     large = np.zeros((240, 240, 3), np.uint8)
     large[80:160, 80:160] = 255
     write_pictures(tmp_path / "train", encode_jpeg(large))
-    image = clips(Shards(tmp_path / "train"), image_size=42).batch([(0, 0)]).image[0, 0].float()  # 42 of 48: 3 cut off
+    image = (
+        clips(ShardReader(tmp_path / "train"), image_size=42).batch([(0, 0)]).image[0, 0].float()
+    )  # 42 of 48: 3 cut off
     assert (image[13 + 2 : 29 - 2, 13 + 2 : 29 - 2] > 200).all()
     assert (image > 128).sum() == pytest.approx(16 * 16, abs=40)
 
@@ -117,16 +121,16 @@ def test_shards_that_do_not_fit_the_model_are_refused(shards, options, message):
 def test_a_sound_shorter_than_its_record_is_refused_and_a_rounded_one_is_not(tmp_path: Path):
     jpeg = encode_jpeg(np.zeros((32, 32, 3), np.uint8))
     write_pictures(tmp_path / "rounded", jpeg, samples=RATE - 1)
-    assert clips(Shards(tmp_path / "rounded")).batch([(0, 0)]).sound.shape == (1, RATE)
+    assert clips(ShardReader(tmp_path / "rounded")).batch([(0, 0)]).sound.shape == (1, RATE)
     write_pictures(tmp_path / "short", jpeg, samples=RATE // 2)
     with pytest.raises(DataError, match="its sound ends before the length that its record tells"):
-        clips(Shards(tmp_path / "short")).batch([(0, 0)])
+        clips(ShardReader(tmp_path / "short")).batch([(0, 0)])
 
 
 def test_a_file_that_is_no_jpeg_is_named(tmp_path: Path):
     write_pictures(tmp_path / "train", b"no picture")
     with pytest.raises(DataError, match=r"train: clip [ab], 0000.jpg: "):
-        clips(Shards(tmp_path / "train")).batch([(0, 0)])
+        clips(ShardReader(tmp_path / "train")).batch([(0, 0)])
 
 
 def test_a_flipped_bit_is_named(tmp_path: Path):
@@ -136,7 +140,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path):
     data[data.index(b"fLaC") + 1000] ^= 1  # in the sound of the first clip
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"000000.tar is damaged: .* of clip\d has a wrong checksum"):
-        clips(Shards(tmp_path / "train")).batch([(0, index) for index in range(100)])
+        clips(ShardReader(tmp_path / "train")).batch([(0, index) for index in range(100)])
 
 
 def write_pictures(folder: Path, jpeg: bytes, samples: int = RATE) -> None:

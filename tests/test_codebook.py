@@ -16,17 +16,16 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import save_model
-from comodal.models.codebook.clustering import Fitted, fit_codebook, principal_axes, tree_shape
-from comodal.models.codebook.codebook import Codebook, Config, load_codebook
-from comodal.models.l3net.l3net import Config as L3NetConfig
-from comodal.models.l3net.l3net import L3Net
+from comodal.models.codebook.clustering import FittedCodebook, fit_codebook, principal_axes, tree_shape
+from comodal.models.codebook.codebook import Codebook, CodebookConfig, load_codebook
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 
 
 def blocks(features: Tensor, size: int = 700) -> Iterator[Tensor]:
     return iter(features.split(size))
 
 
-def fit(features: Tensor, tokens: int, depth: int | None = None, projection: int = 16, seed: int = 0) -> Fitted:
+def fit(features: Tensor, tokens: int, depth: int | None = None, projection: int = 16, seed: int = 0) -> FittedCodebook:
     return fit_codebook(lambda: blocks(features), tokens, depth, projection, seed=seed)
 
 
@@ -62,23 +61,23 @@ def walked(codebook: Codebook, feature: Tensor) -> int:
 
 
 @pytest.fixture(scope="module")
-def flat() -> tuple[Fitted, Tensor, np.ndarray]:
+def flat() -> tuple[FittedCodebook, Tensor, np.ndarray]:
     features, truth = mixture(20, 150)
     return fit(features, 20), features, truth
 
 
 @pytest.fixture(scope="module")
-def tree() -> tuple[Fitted, Tensor]:
+def tree() -> tuple[FittedCodebook, Tensor]:
     features, _, _ = families()
     return fit(features, 36, depth=2, projection=40), features
 
 
-def test_plain_k_means_recovers_the_components(flat: tuple[Fitted, Tensor, np.ndarray]):
+def test_plain_k_means_recovers_the_components(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     fitted, features, truth = flat
     assert adjusted_rand_score(truth, fitted.codebook(features).numpy()) > 0.97
 
 
-def test_the_tree_recovers_families_first_and_then_their_components(tree: tuple[Fitted, Tensor]):
+def test_the_tree_recovers_families_first_and_then_their_components(tree: tuple[FittedCodebook, Tensor]):
     fitted, _ = tree
     features, component, family = families(seed=1)  # which it has not seen
     codebook = fitted.codebook
@@ -92,7 +91,7 @@ def test_the_tree_recovers_families_first_and_then_their_components(tree: tuple[
     assert adjusted_rand_score(family, above.numpy()) == 1.0
 
 
-def test_tokens_are_numbered_without_gaps_and_siblings_side_by_side(tree: tuple[Fitted, Tensor]):
+def test_tokens_are_numbered_without_gaps_and_siblings_side_by_side(tree: tuple[FittedCodebook, Tensor]):
     codebook = tree[0].codebook
     leaves = codebook.token[codebook.token >= 0]
     assert leaves.tolist() == list(range(codebook.config.tokens))
@@ -101,21 +100,21 @@ def test_tokens_are_numbered_without_gaps_and_siblings_side_by_side(tree: tuple[
         assert inside.tolist() == list(range(int(inside[0]), int(inside[0]) + len(inside)))
 
 
-def test_a_walk_down_the_tree_is_the_brute_force_walk(tree: tuple[Fitted, Tensor]):
+def test_a_walk_down_the_tree_is_the_brute_force_walk(tree: tuple[FittedCodebook, Tensor]):
     """On features far from all centres too, where a wrong turn would show."""
     codebook = tree[0].codebook
     features = torch.rand(300, 48, generator=torch.Generator().manual_seed(3))
     assert codebook(features).tolist() == [walked(codebook, feature) for feature in features]
 
 
-def test_with_one_level_the_token_is_the_nearest_centre(flat: tuple[Fitted, Tensor, np.ndarray]):
+def test_with_one_level_the_token_is_the_nearest_centre(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     codebook = flat[0].codebook
     features = torch.rand(500, 32, generator=torch.Generator().manual_seed(3))
     assert codebook(features).tolist() == [walked(codebook, feature) for feature in features]
     assert torch.equal(codebook(features), codebook.distances(features).argmin(1))
 
 
-def test_neither_length_nor_order_nor_company_changes_a_token(tree: tuple[Fitted, Tensor]):
+def test_neither_length_nor_order_nor_company_changes_a_token(tree: tuple[FittedCodebook, Tensor]):
     codebook, features = tree[0].codebook, tree[1][:3000]
     tokens = codebook(features)
     assert torch.equal(codebook(features), tokens)
@@ -125,7 +124,7 @@ def test_neither_length_nor_order_nor_company_changes_a_token(tree: tuple[Fitted
     assert len(codebook(features[:0])) == 0
 
 
-def test_autocast_and_half_precision_keep_the_tokens_of_clear_cases(flat: tuple[Fitted, Tensor, np.ndarray]):
+def test_autocast_and_half_precision_keep_the_tokens_of_clear_cases(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     codebook, features = flat[0].codebook, flat[1]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(codebook(features), flat[0].codebook(features))
@@ -145,7 +144,7 @@ def test_the_axes_are_those_of_scikit_learn():
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_inertia_is_scikit_learns_and_falls_with_every_level(tree: tuple[Fitted, Tensor]):
+def test_inertia_is_scikit_learns_and_falls_with_every_level(tree: tuple[FittedCodebook, Tensor]):
     fitted, features = tree
     first, second = fitted.inertia
     assert second < first
@@ -199,7 +198,7 @@ def test_repeated_features_give_fewer_tokens_and_no_warning():
 
 
 def test_probabilities_are_a_soft_minimum_worked_by_hand():
-    codebook = Codebook(Config(dim=2, projection=2, tokens=3, nodes=3, roots=3))
+    codebook = Codebook(CodebookConfig(dim=2, projection=2, tokens=3, nodes=3, roots=3))
     codebook.axes.copy_(torch.eye(2))
     codebook.centres.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     codebook.token.copy_(torch.arange(3))
@@ -208,7 +207,7 @@ def test_probabilities_are_a_soft_minimum_worked_by_hand():
     assert_close(codebook.probabilities(torch.tensor([[5.0, 0.0]]), nearest=2, temperature=0.5), expected.float())
 
 
-def test_probabilities_add_up_and_agree_with_the_token(flat: tuple[Fitted, Tensor, np.ndarray]):
+def test_probabilities_add_up_and_agree_with_the_token(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     codebook, features = flat[0].codebook, flat[1]
     soft = codebook.probabilities(features, nearest=4)
     assert_close(soft.sum(1), torch.ones(len(soft)))
@@ -217,7 +216,7 @@ def test_probabilities_add_up_and_agree_with_the_token(flat: tuple[Fitted, Tenso
     assert_close(codebook.probabilities(features, nearest=99).argmax(1), codebook(features))
 
 
-def test_it_is_written_and_read_like_any_model(tree: tuple[Fitted, Tensor], tmp_path: Path):
+def test_it_is_written_and_read_like_any_model(tree: tuple[FittedCodebook, Tensor], tmp_path: Path):
     codebook, features = tree[0].codebook, tree[1][:500]
     save_model(codebook, tmp_path / "store" / "codebook", {"seed": 0})
     for path in (tmp_path / "store", tmp_path / "store" / "codebook"):
@@ -233,10 +232,10 @@ def test_what_is_not_a_codebook_is_told(tmp_path: Path):
     with pytest.raises(CheckpointError, match="a L3Net; this needs a Codebook"):
         load_codebook(tmp_path)
     with pytest.raises(ValueError, match="not the shape of a tree"):
-        Codebook(Config(dim=2, projection=2, tokens=5, nodes=4, roots=4))
+        Codebook(CodebookConfig(dim=2, projection=2, tokens=5, nodes=4, roots=4))
 
 
-def test_features_of_another_size_are_told(flat: tuple[Fitted, Tensor, np.ndarray]):
+def test_features_of_another_size_are_told(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     with pytest.raises(ValueError, match="features of 31 numbers; this codebook takes 32"):
         flat[0].codebook(torch.zeros(3, 31))
 
@@ -277,7 +276,7 @@ def test_numbers_that_are_no_power_name_their_neighbours():
         tree_shape(1)
 
 
-def test_the_shape_stands_in_the_configuration(tree: tuple[Fitted, Tensor]):
+def test_the_shape_stands_in_the_configuration(tree: tuple[FittedCodebook, Tensor]):
     config = tree[0].codebook.config
     assert dataclasses.asdict(config) == {
         "dim": 48,

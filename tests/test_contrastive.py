@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from comodal.data.batch import CaptionBatch, PairBatch
-from comodal.data.shards.pair_sampler import MatchedPairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.batch import AudioVisualBatch, CaptionBatch
+from comodal.data.shards.pair_sampler import MatchedPairSampler
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import small as small_l3net
 from comodal.models.vilbert.heads import mean_encoding
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
-from comodal.objectives.avc import AllPairs, Correspondence
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.objectives.contrastive import contrast
-from comodal.objectives.pretraining import Pretraining
+from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
 from comodal.tasks.retrieval.gallery import gather
@@ -85,11 +85,11 @@ def test_the_mean_leaves_out_padding():
     assert mean_encoding(tokens, attended).tolist() == [[2.0], [7.0]]
 
 
-def pairs_of(sources: list[int], seed: int = 0) -> PairBatch:
+def pairs_of(sources: list[int], seed: int = 0) -> AudioVisualBatch:
     generator, size = torch.Generator().manual_seed(seed), len(sources)
     image = torch.randint(0, 256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
     sound = 0.1 * torch.randn(size, 48_000, generator=generator)
-    return PairBatch(image, sound, torch.ones(size, dtype=torch.bool), torch.tensor(sources), ("key",) * size)
+    return AudioVisualBatch(image, sound, torch.ones(size, dtype=torch.bool), torch.tensor(sources), ("key",) * size)
 
 
 def all_pairs(seed: int = 0) -> AllPairs:
@@ -134,13 +134,13 @@ def test_clips_of_one_source_are_no_negatives():
 def test_in_evaluation_it_is_the_papers_objective():
     trained = all_pairs().eval()
     given = replace(pairs_of([0, 1, 2, 3]), together=torch.tensor([True, False] * 2))
-    assert trained(given) == Correspondence(trained.model)(given)
+    assert trained(given) == AudioVisualCorrespondence(trained.model)(given)
 
 
 def test_matched_pairs_draw_a_clip_as_often_as_its_group_has_others(tmp_path: Path):
     """Clips of three sources, two of them of two clips: the first of any ordered pair. 4.5 standard deviations."""
-    shards = Shards(write_world(tmp_path / "train", clips=5))
-    pairs, draws = MatchedPairs(shards, 3), 4000
+    shards = ShardReader(write_world(tmp_path / "train", clips=5))
+    pairs, draws = MatchedPairSampler(shards, 3), 4000
     drawn = [pairs(0, index) for index in range(draws)]
     assert all(pair.together and pair.image_clip == pair.sound_clip for pair in drawn)
     counts = np.bincount([pair.image_clip for pair in drawn], minlength=5)
@@ -160,9 +160,9 @@ def test_l3net_is_trained_on_all_pairs_and_validated_on_the_papers(tmp_path: Pat
     assert isinstance(load_model(tmp_path / "run"), L3Net)
 
 
-def contrasted(weight: float = 1.0) -> Pretraining:
+def contrasted(weight: float = 1.0) -> ViLBERTPretraining:
     torch.manual_seed(0)
-    return Pretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=weight).eval()
+    return ViLBERTPretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=weight).eval()
 
 
 def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
@@ -213,7 +213,7 @@ def test_without_a_weight_nothing_is_contrasted():
 
 def test_a_single_stream_has_nothing_to_contrast():
     with pytest.raises(ValueError, match="SingleStream"):
-        Pretraining(vilbert_pretraining.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
+        ViLBERTPretraining(vilbert_pretraining.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
 
 
 def test_the_head_changes_no_other_weight_and_is_saved(tmp_path: Path):

@@ -16,12 +16,16 @@ from comodal.errors import CheckpointError
 from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.convert.convert_vilbert import fill_from_original, read_original_config, to_original
 from comodal.models.convert.state_dicts import read_tensors
-from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
-from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, base, large, meetings
+from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, base, large, meetings
 
-TINY = Config(
-    vision=Stream(12, 1, 3, 20), joint_dim=20, joint_heads=5, schedule=((0, 11),), region_features=7, region_targets=9
+TINY = ViLBERTConfig(
+    vision=StreamConfig(12, 1, 3, 20),
+    joint_dim=20,
+    joint_heads=5,
+    schedule=((0, 11),),
+    region_features=7,
+    region_targets=9,
 )
 BERT_SIZES = {
     "vocab_size": 60,
@@ -121,7 +125,7 @@ def bert_state(prefix: str = "", old: bool = False) -> dict[str, torch.Tensor]:
     }
 
 
-TINY_BERT = replace(TINY, vocabulary=60, positions=30, text=Stream(24, 3, 4, 40), schedule=meetings(3, 1))
+TINY_BERT = replace(TINY, vocabulary=60, positions=30, text=StreamConfig(24, 3, 4, 40), schedule=meetings(3, 1))
 
 
 @pytest.mark.parametrize(

@@ -11,25 +11,25 @@ import torch
 import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor, nn
 
-from comodal.data.batch import Batch, ClassBatch, PairBatch, TaskBatch
-from comodal.inference.embedder import Choice, Embedder
+from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, TaskBatch
+from comodal.inference.embedder import Embedder, EmbedderOptions
 from comodal.models.l3net.fused_vgg import fast
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.l3net.l3net_classifier import classifier_on
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.task_model import Config as TaskConfig
 from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.objectives.avc import AllPairs, Correspondence
-from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
 from comodal.recipes.avc_pretraining import VARIANTS
-from comodal.regions.backbones import Backbone, Pooled, l3net_maps
-from comodal.regions.extractors_c4 import C4Regions
-from comodal.regions.extractors_fpn import FpnRegions
-from comodal.tasks.l3net_fine_tuning import Classification
+from comodal.regions.backbones import Backbone, PooledRegions, l3net_maps
+from comodal.regions.extractors_c4 import C4Extractor
+from comodal.regions.extractors_fpn import FPNExtractor
+from comodal.tasks.l3net_fine_tuning import ClassificationObjective
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuning,
+    FineTuningObjective,
     fitting_regions,
     one_class,
     one_of_the_texts,
@@ -65,8 +65,8 @@ def train_on_the_fake_gpu(objective: Callable[[], nn.Module], batch: Batch, prec
 def test_l3net_trains(variant: str, precision: str):
     config = replace(VARIANTS[variant], width=8, image_size=64)
     image, together = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, dtype=torch.bool)
-    batch = PairBatch(image, torch.zeros(4, config.sample_rate), together, torch.arange(4), tuple("abcd"))
-    objective = AllPairs if variant == "small" else Correspondence
+    batch = AudioVisualBatch(image, torch.zeros(4, config.sample_rate), together, torch.arange(4), tuple("abcd"))
+    objective = AllPairs if variant == "small" else AudioVisualCorrespondence
     train_on_the_fake_gpu(lambda: objective(L3Net(config)), batch, precision)
 
 
@@ -83,12 +83,12 @@ def test_l3net_trains(variant: str, precision: str):
 def test_vilbert_trains_with_every_target(targets: tuple[str, ...], precision: str):
     columns = sum(target_columns(targets, FEATURES, CLASSES, TOKENS).values())
     config = replace(CONFIG, region_targets=columns)
-    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(config), targets), caption_batch(), precision)
+    train_on_the_fake_gpu(lambda: ViLBERTPretraining(ViLBERT(config), targets), caption_batch(), precision)
 
 
 def test_vilbert_trains_with_a_contrast_of_encodings():
     train_on_the_fake_gpu(
-        lambda: Pretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=1.0),
+        lambda: ViLBERTPretraining(ViLBERT(replace(CONFIG, contrastive_dim=16)), contrastive_weight=1.0),
         caption_batch(),
         "bf16",
     )
@@ -96,16 +96,16 @@ def test_vilbert_trains_with_a_contrast_of_encodings():
 
 @pytest.mark.parametrize("changed", [{"dynamic_attention": True}, {"co_attention": False}, {"frozen_text_layers": 1}])
 def test_vilberts_of_other_designs_train(changed: dict[str, object]):
-    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(replace(CONFIG, **changed))), caption_batch(), "fp32")
+    train_on_the_fake_gpu(lambda: ViLBERTPretraining(ViLBERT(replace(CONFIG, **changed))), caption_batch(), "fp32")
 
 
 def test_a_batch_in_which_nothing_is_hidden_trains():
     batch = caption_batch(words_hidden=(), regions_hidden=())
-    train_on_the_fake_gpu(lambda: Pretraining(ViLBERT(CONFIG)), batch, "fp32")
+    train_on_the_fake_gpu(lambda: ViLBERTPretraining(ViLBERT(CONFIG)), batch, "fp32")
 
 
 def test_a_single_stream_trains():
-    train_on_the_fake_gpu(lambda: Pretraining(SingleStream(SINGLE), ("tokens",)), caption_batch(), "bf16")
+    train_on_the_fake_gpu(lambda: ViLBERTPretraining(SingleStream(SINGLE), ("tokens",)), caption_batch(), "bf16")
 
 
 def task_batch(targets: Tensor, texts: int) -> TaskBatch:
@@ -129,7 +129,9 @@ TASKS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_fine_tuning_for_every_kind_of_task(task: str):
     head, judge, batch = TASKS[task]
-    train_on_the_fake_gpu(lambda: FineTuning(TaskModel(TaskConfig(CONFIG, (head,))), "h", judge), batch, "bf16")
+    train_on_the_fake_gpu(
+        lambda: FineTuningObjective(TaskModel(TaskConfig(CONFIG, (head,))), "h", judge), batch, "bf16"
+    )
 
 
 @pytest.mark.parametrize("modality", ["picture", "sound"])
@@ -138,15 +140,17 @@ def test_fine_tuning_for_classes(modality: str):
     shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8) if modality == "picture" else torch.zeros(4, 48_000)
     classifier = classifier_on(L3Net(config), modality, 5, 0.5)
     train_on_the_fake_gpu(
-        lambda: Classification(classifier), ClassBatch(shown, torch.tensor([0, 4, 2, 1]), tuple("abcd")), "bf16"
+        lambda: ClassificationObjective(classifier),
+        ClassificationBatch(shown, torch.tensor([0, 4, 2, 1]), tuple("abcd")),
+        "bf16",
     )
 
 
 def test_l3net_trains_with_adam():
     """With the decay in the gradient and one fused kernel."""
     with fake_gpu():
-        objective = Correspondence(L3Net(small(8, 64))).to(GPU)
-        batch = PairBatch(
+        objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(GPU)
+        batch = AudioVisualBatch(
             torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
             torch.zeros(2, 48_000),
             torch.ones(2, dtype=torch.bool),
@@ -164,7 +168,7 @@ def test_l3net_trains_with_adam():
 def test_an_embedder(precision: str):
     with fake_gpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("comodal.hardware.has_native_bf16", lambda _: True)
-        embedder = Embedder(L3Net(small(8, 64)).eval(), Choice(precision=precision, device="cuda:0"), {})
+        embedder = Embedder(L3Net(small(8, 64)).eval(), EmbedderOptions(precision=precision, device="cuda:0"), {})
         vectors, silent = embedder.sound(np.ones((3, 48_000), np.float32))
         assert vectors.shape == (3, 4 * 3 * 64)
         assert not silent.any()
@@ -183,7 +187,7 @@ def test_regions_are_pooled_on_the_device_together():
             shapes.append(tuple(pictures.shape))
             return l3net_maps(network, pictures)
 
-        source = Pooled(Backbone("L3-Net", "", maps, 64, 8, "cuda:0"), cells=2, maps="all")
+        source = PooledRegions(Backbone("L3-Net", "", maps, 64, 8, "cuda:0"), cells=2, maps="all")
         shapes.clear()
         boxes = np.array([[0, 0, 20, 30], [5, 5, 60, 60]], np.float32)
         pictures = [np.zeros((64, size, 3), np.uint8) for size in (64, 96, 64)]
@@ -200,7 +204,7 @@ def test_bottom_up_attentions_detector(folder: Path, given: bool):
     rules = caffe_rules(folder) if folder in CAFFE else lxmert_rules(folder)
     model = copy.deepcopy(c4_of(folder))
     with fake_gpu(waits=True):
-        found = C4Regions(model, rules, device="cuda:0")(picture, boxes if given else None)
+        found = C4Extractor(model, rules, device="cuda:0")(picture, boxes if given else None)
     assert found.features.shape == (len(found.boxes), model.config.feature_dim)
     assert len(found.boxes) == 2 or not given
 
@@ -211,7 +215,7 @@ def test_12_in_1s_detector(folder: Path, given: bool):
     picture, boxes = np.zeros((90, 120, 3), np.uint8), np.array([[4, 5, 60, 70], [0, 0, 119, 89]], np.float32)
     model = copy.deepcopy(fpn_of(folder))
     with fake_gpu(waits=True):
-        found = FpnRegions(model, fpn_rules(folder), "cuda:0")(picture, boxes if given else None)
+        found = FPNExtractor(model, fpn_rules(folder), "cuda:0")(picture, boxes if given else None)
     assert len(found.features) == len(found.boxes)
     assert len(found.boxes) == 2 or not given
 

@@ -12,17 +12,17 @@ import torch
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
-from comodal.synthetic.synthesis_options import Options
-from comodal.tasks.audio.audio_features import Features
-from comodal.tasks.audio.audio_probe import How
+from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.tasks.audio.audio_features import AudioFeatures
+from comodal.tasks.audio.audio_probe import AudioProbeOptions
 from comodal.tasks.audio.dcase import SCENES, evaluate_dcase, read_dcase
 from comodal.tasks.evaluation.cross_validation import PARTS
 
 COMPUTE = Compute(torch.device("cpu"), "fp32")
 
-OPTIONS = Options(
+OPTIONS = SynthesisOptions(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.25, seed=0
 )
 
@@ -31,7 +31,7 @@ OPTIONS = Options(
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), folder, {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), folder, {})
     return folder
 
 
@@ -201,14 +201,14 @@ def test_the_papers_numbers_need_its_protocol_and_lengths(tmp_path: Path):
     cell = read_dcase(halves(tmp_path)).cell
     assert cell is not None
 
-    def features(windows: int, seconds: float) -> Features:
-        return Features({}, np.full(3, seconds), 1.0, windows)
+    def features(windows: int, seconds: float) -> AudioFeatures:
+        return AudioFeatures({}, np.full(3, seconds), 1.0, windows)
 
-    assert cell.scores_for(How("svm", None, 0, 1, COMPUTE), features(60, 30.0)) == cell.scores
+    assert cell.scores_for(AudioProbeOptions("svm", None, 0, 1, COMPUTE), features(60, 30.0)) == cell.scores
     for how, heard in (
-        (How("logistic", None, 0, 1, COMPUTE), features(60, 30.0)),
-        (How("svm", 10, 0, 1, COMPUTE), features(10, 30.0)),
-        (How("svm", None, 0, 1, COMPUTE), features(60, 2.0)),
+        (AudioProbeOptions("logistic", None, 0, 1, COMPUTE), features(60, 30.0)),
+        (AudioProbeOptions("svm", 10, 0, 1, COMPUTE), features(10, 30.0)),
+        (AudioProbeOptions("svm", None, 0, 1, COMPUTE), features(60, 2.0)),
     ):
         assert cell.scores_for(how, heard) == {}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from comodal.analysis.inspect_path import flattened, inspect
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from small_regions import TOKENS, some_images, write_store
 from small_world import write_world
 from synthetic_media import tone, write_video
@@ -20,7 +20,7 @@ from synthetic_media import tone, write_video
 
 def write_run(folder: Path) -> Path:
     """A run's folder as training leaves it, its last line of the log cut short by a kill."""
-    save_model(L3Net(Config(width=1, image_size=24)), folder / "model", {"recipe": "l3net"})
+    save_model(L3Net(L3NetConfig(width=1, image_size=24)), folder / "model", {"recipe": "l3net"})
     (folder / "config.yaml").write_text("recipe: l3net\nsteps: 20\n")
     lines = [
         {"step": 10, "split": "train", "loss": 0.7, "accuracy": 0.5, "samples_per_second": 100.0, "seconds": 60.0},
@@ -48,7 +48,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_a_model_of_the_paper_has_as_many_parameters_as_the_paper_s(tmp_path: Path):
     """9,508,738: what Keras printed for l3embedding's own model."""
     with torch.device("cpu"):
-        save_model(L3Net(Config()), tmp_path, {})
+        save_model(L3Net(L3NetConfig()), tmp_path, {})
     found = inspect(tmp_path)
     assert found["kind"] == "model"
     assert found["parameters"] == 9_508_738
@@ -118,7 +118,7 @@ def test_a_pickle_in_an_npz_is_never_opened(tmp_path: Path):
 
 
 def test_a_damaged_model_is_told(tmp_path: Path):
-    save_model(L3Net(Config(width=1)), tmp_path, {})
+    save_model(L3Net(L3NetConfig(width=1)), tmp_path, {})
     weights = tmp_path / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 0xFF

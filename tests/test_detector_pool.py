@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import roi_pool
 
-from comodal.models.detectors.detector_c4 import C4, Config, laid_out
-from comodal.models.detectors.detector_rules import Rules, caffe_regions
+from comodal.models.detectors.detector_c4 import C4, C4Config, laid_out
+from comodal.models.detectors.detector_rules import C4Postprocessing, caffe_regions
 from comodal.models.detectors.roi_pooling import maxima, pool_regions
 from plain_detector import PlainC4, same_c4
 
@@ -37,13 +37,13 @@ def test_it_is_torchvisions(rows: int, columns: int, bins: int):
 def test_the_fast_network_is_the_plain_one():
     """Norms as layers, torchvision's RoIPool, all regions at once, class after class: tests/plain_detector.py."""
     torch.manual_seed(0)
-    config = Config(blocks=(1, 2, 2, 1), stem=8, width=4, proposal_channels=16, classes=30, attributes=5, embedding=4)
+    config = C4Config(blocks=(1, 2, 2, 1), stem=8, width=4, proposal_channels=16, classes=30, attributes=5, embedding=4)
     plain = PlainC4(config).eval()
     plain.rest.cell_anchors.copy_(torch.tensor([[-30.0, -20, 45, 35]]).repeat(12, 1) * torch.arange(1, 13)[:, None])
     model: C4 = laid_out(same_c4(plain, config))
     picture, rules = (
         torch.randint(0, 256, (120, 200, 3), dtype=torch.uint8),
-        Rules(size=120, proposals=50, most=20, fewest=5),
+        C4Postprocessing(size=120, proposals=50, most=20, fewest=5),
     )
     found = caffe_regions(model, picture, rules)
     pixels = picture.flip(2).permute(2, 0, 1).float() - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]

@@ -18,18 +18,18 @@ import torch
 from PIL import Image
 
 import comodal
-from comodal.cli.parser import Parser
+from comodal.cli.parser import CommandParser
 from comodal.cli.program import page_of_command, page_of_recipe
 from comodal.cli.tables import COMMANDS, RECIPES
 from comodal.data.regions.region_store import RegionStore
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
-from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, read_parts
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, read_parts
 from small_tasks import config as small_config
 from synthetic_media import tone, write_video
 
@@ -78,15 +78,15 @@ def test_every_block_is_of_a_kind_that_is_tested():
     assert fences == 2 * len(BLOCKS)
 
 
-def parser_of(words: list[str]) -> tuple[Parser, list[str]]:
+def parser_of(words: list[str]) -> tuple[CommandParser, list[str]]:
     """The parser of the command that the words begin with, and its own words."""
     if words[0] == "train":
         assert words[1] in RECIPES, words[1]
         page = page_of_recipe(words[1])
-        return Parser(page.options, page.full), words[2:]
+        return CommandParser(page.options, page.full), words[2:]
     length = 2 if " ".join(words[:2]) in COMMANDS else 1
     page = page_of_command(" ".join(words[:length]))
-    return Parser(page.options, page.full), words[length:]
+    return CommandParser(page.options, page.full), words[length:]
 
 
 def check_command(words: list[str]) -> None:
@@ -176,11 +176,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_vilbert(folder: Path, name: str, heads: tuple[Head, ...]) -> None:
     """A run as training leaves it."""
-    store, words = RegionStore(folder / "regions"), Words.of_texts(["what a day", "a dog on a beach"])
+    store, words = RegionStore(folder / "regions"), WordPieceTokenizer.of_texts(["what a day", "a dog on a beach"])
     sizes = {**vars(small_config(words.size)), "region_features": store.dim}
     vilbert = type(small_config(4))(**sizes)
     model = folder / name / "model"
-    save_model(TaskModel(Config(vilbert, heads)) if heads else ViLBERT(vilbert), model, {})
+    save_model(TaskModel(TaskModelConfig(vilbert, heads)) if heads else ViLBERT(vilbert), model, {})
     words.save(model)
     (model / "regions.json").write_bytes(store.described())
     if heads:
@@ -190,7 +190,9 @@ def save_vilbert(folder: Path, name: str, heads: tuple[Head, ...]) -> None:
 def names_for(block: Block, folder: Path) -> dict[str, Any]:
     """What a block takes as given."""
     if block.page == "adding_a_task":
-        setup = Setup(folder / "runs" / "vilbert", folder / "regions", "scratch", "nothing", 1.0, 2, 1e-4, 36, 0, 0)
+        setup = FineTuneConfig(
+            folder / "runs" / "vilbert", folder / "regions", "scratch", "nothing", 1.0, 2, 1e-4, 36, 0, 0
+        )
         parts = read_parts(setup)
         return {"parts": parts, "setup": setup, "words": parts.words, "row": 0, "fingerprint": "of the data"}
     if block.page == "export" and "hear" in block.text:

@@ -15,12 +15,12 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video, hop_samples
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
-from comodal.inference.embedder import Choice, load_embedder
+from comodal.inference.embedder import EmbedderOptions, load_embedder
 from comodal.media.audio_windows import count_windows, iterate_windows
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from synthetic_media import tone, write_video
 
 RATE = 48_000
@@ -30,7 +30,7 @@ RATE = 48_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), folder, {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), folder, {})
     return folder
 
 
@@ -166,7 +166,7 @@ def test_a_window_is_centred_on_its_time(model: Path):
     """The vector at 1.0 s is that of the sound from 0.5 s to 1.5 s; without centring, from 1.0 s to 2.0 s."""
     network, sound = load_model(model), noise(3.0)
     for centre, start in ((True, 0.5), (False, 1.0)):
-        embedder = load_embedder(model, Choice(precision="fp32"))
+        embedder = load_embedder(model, EmbedderOptions(precision="fp32"))
         vectors, times = sound_embedding(sound, RATE, embedder, hop_seconds=0.5, centre=centre)
         second = torch.from_numpy(sound[int(start * RATE) :][:RATE])[None]
         assert times[2] == 1.0

@@ -18,9 +18,9 @@ from comodal.analysis.pages.attention_page import row_of, smaller
 from comodal.cli.program import main
 from comodal.errors import DataError
 from comodal.inference.explain import example_of
-from comodal.inference.vision_language import Answerer, Question, load
+from comodal.inference.vision_language import AnsweredQuestion, VisionLanguagePipeline, load
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
 from self_contained import check_page
 from small_tasks import COLOURS, SIDE, colour_of, write_colours, write_pretrained
@@ -38,7 +38,7 @@ def run(world: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answerer(run: Path) -> Answerer:
+def answerer(run: Path) -> VisionLanguagePipeline:
     return load(run, precision="fp32")
 
 
@@ -53,7 +53,7 @@ def plainly(layer: torch.nn.Module, x: torch.Tensor, context: torch.Tensor) -> t
 
 
 @torch.inference_mode()
-def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer: Answerer):
+def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer: VisionLanguagePipeline):
     model, seen = answerer.vilbert, answerer.see(world / "images" / "b.png")
     pieces = answerer.words.encode(QUESTION)
     words = torch.tensor([pieces])
@@ -67,7 +67,7 @@ def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer
     torch.testing.assert_close(output.words, answerer.meet([pieces], seen).words, atol=1e-5, rtol=0)
 
 
-def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer: Answerer):
+def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer: VisionLanguagePipeline):
     """As where bf16 is native: its prefix has the numbers that bfloat16 holds, and nothing else is rounded."""
     pieces, seen = answerer.words.encode(QUESTION), answerer.see(world / "images" / "b.png").prefix
     rounded = seen._replace(tokens=seen.tokens.bfloat16())
@@ -76,10 +76,13 @@ def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer
     assert np.array_equal(found.words, expected.words) and np.array_equal(found.regions, expected.regions)
 
 
-def test_layers_stand_in_their_order(answerer: Answerer):
+def test_layers_stand_in_their_order(answerer: VisionLanguagePipeline):
     torch.manual_seed(0)
     model = ViLBERT(replace(small_config(answerer.words.size), schedule=((0, 0), (0, 1)))).eval()
-    pieces, rows = answerer.words.encode(QUESTION), Prefix(torch.rand(1, 3, 32), torch.ones(1, 3, dtype=torch.bool))
+    pieces, rows = (
+        answerer.words.encode(QUESTION),
+        UnimodalEncoding(torch.rand(1, 3, 32), torch.ones(1, 3, dtype=torch.bool)),
+    )
     _, before = attend(model, pieces, rows)
     with torch.no_grad():
         model.co_layers[1].text.attention.query.weight.mul_(-3)
@@ -88,8 +91,8 @@ def test_layers_stand_in_their_order(answerer: Answerer):
     assert not np.allclose(before[1].words, after[1].words)
 
 
-def test_a_picture_is_brightest_where_the_attention_is(world: Path, answerer: Answerer):
-    example = example_of(answerer, answerer.see(world / "images" / "b.png"), Question(QUESTION, []))
+def test_a_picture_is_brightest_where_the_attention_is(world: Path, answerer: VisionLanguagePipeline):
+    example = example_of(answerer, answerer.see(world / "images" / "b.png"), AnsweredQuestion(QUESTION, []))
     white = example._replace(
         picture=np.full_like(example.picture, 255), boxes=np.array([[0, 0, 10, 9], [20, 5, 30, 9]])
     )
@@ -101,9 +104,9 @@ def test_a_picture_is_brightest_where_the_attention_is(world: Path, answerer: An
     assert half.picture.shape == (150, 300, 3) and half.boxes[1].tolist() == [10, 2.5, 15, 4.5]
 
 
-def test_the_region_of_the_page_is_the_one_that_is_meant(world: Path, answerer: Answerer):
+def test_the_region_of_the_page_is_the_one_that_is_meant(world: Path, answerer: VisionLanguagePipeline):
     seen = answerer.see(world / "images" / "b.png")
-    example = example_of(answerer, seen, Question(QUESTION, []))
+    example = example_of(answerer, seen, AnsweredQuestion(QUESTION, []))
     layer = example.layers[-1]
     assert row_of(example._replace(pointed=tuple(map(float, seen.boxes[2]))), layer) == 3
     assert row_of(example._replace(pointed=(0.0, 0.0, 70.0, 40.0)), layer) == 0  # no region: the whole picture
@@ -111,9 +114,9 @@ def test_the_region_of_the_page_is_the_one_that_is_meant(world: Path, answerer: 
     assert row_of(example, layer) == 2
 
 
-def test_words_to_be_filled_in_come_first(world: Path, answerer: Answerer):
+def test_words_to_be_filled_in_come_first(world: Path, answerer: VisionLanguagePipeline):
     seen = answerer.see(world / "images" / "b.png")
-    example = example_of(answerer, seen, Question("a dog on the [MASK]", []))
+    example = example_of(answerer, seen, AnsweredQuestion("a dog on the [MASK]", []))
     assert [example.pieces[word] for word in example.shown] == ["[MASK]", "a", "dog", "on", "the"]
     assert len([axes for axes in draw_attention([example]).axes if axes.images]) == 1 + 5
 

@@ -19,16 +19,16 @@ from comodal.cli.program import main
 from comodal.errors import CheckpointError, DataError
 from comodal.inference import embedder
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
-from comodal.inference.embedder import Choice, resolve_engine
+from comodal.inference.embedder import EmbedderOptions, resolve_engine
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, load_l3net, openl3, small
 from comodal.models.l3net.spectrogram import Spectrogram
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.task_model import Config as TaskConfig
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.models.vilbert.vilbert import Stream, ViLBERT
+from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT
 from comodal.runtimes import export as export_module
 from comodal.runtimes import export_formats, exported_engines
 from comodal.runtimes.export import export, opened
@@ -38,8 +38,9 @@ from comodal.runtimes.export_spectrogram import PortableSpectrogram
 from synthetic_media import write_video
 
 NETWORK = dataclasses.replace(small(2, 32), spectrogram=PAPER.spectrogram)
-TINY = vilbert.Config(
-    vocabulary=50, positions=24, text=Stream(16, 2, 2, 32), vision=Stream(12, 1, 2, 24), joint_dim=8, joint_heads=2,
+TINY = vilbert.ViLBERTConfig(
+    vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), vision=StreamConfig(12, 1, 2, 24),
+    joint_dim=8, joint_heads=2,
     schedule=((0, 1),), region_features=6, region_targets=5, task_tokens=3, initializer_range=0.3,
 )  # fmt: skip
 
@@ -173,7 +174,7 @@ def test_auto_takes_an_exported_engine_only_where_it_is_faster_or_asked_for(
 ):
     monkeypatch.setattr(embedder, "can_fuse_convolution", lambda _: fused)
     monkeypatch.setattr(exported_engines, "find_spec", lambda _: object() if installed else None)
-    choice = Choice(engine="auto", precision=precision)
+    choice = EmbedderOptions(engine="auto", precision=precision)
     model = load_l3net(run)
     assert resolve_engine(run, model, choice) == expected
     torch.nn.init.zeros_(model.fc1.weight)  # no longer the weights that were exported
@@ -236,8 +237,8 @@ def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, for
 
 def test_a_single_stream_reads_words_and_visual_tokens(tmp_path: Path):
     torch.manual_seed(0)
-    config = single_stream.Config(
-        vocabulary=50, positions=24, text=Stream(16, 2, 2, 32), region_tokens=9, region_targets=6, joint_dim=8
+    config = single_stream.SingleStreamConfig(
+        vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), region_tokens=9, region_targets=6, joint_dim=8
     )
     model = SingleStream(config).eval()
     save_model(model, tmp_path, {})

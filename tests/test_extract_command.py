@@ -92,7 +92,7 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
     extractor = extract.load_extractor(extract.Source(str(network), grid=2))
     listed = extract.images_of(images)
     with joblib.parallel_config("threading"):
-        pool = extract.Pool(extractor, images, "cpu", 2, "dask")
+        pool = extract.ExtractionPool(extractor, images, "cpu", 2, "dask")
         extract.fill_store(tmp_path / "store", listed, pool, "float16")
     by_command = {name: data for name, data in tree(store).items() if name != ".lock" and "network/" not in name}
     assert by_command == tree(tmp_path / "store")
@@ -289,7 +289,9 @@ def test_one_bad_box_refuses_its_image_alone(images: Path, network: Path, tmp_pa
 
 def test_numbers_that_fp16_cannot_hold_refuse_their_image_alone(tmp_path: Path):
     writer = RegionWriter(tmp_path, 2)
-    made = extract.Made("a.jpg", extract.Regions(np.full((1, 2), 1e6, np.float32), np.zeros((1, 4)), None, None, 5, 5))
+    made = extract.ExtractionResult(
+        "a.jpg", extract.Regions(np.full((1, 2), 1e6, np.float32), np.zeros((1, 4)), None, None, 5, 5)
+    )
     found = extract.add(writer, made)
     assert found is not None and found.reason == "numbers that do not fit" and "too large for float16" in found.detail
 

@@ -17,7 +17,7 @@ from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, load_l3net, small
 from comodal.regions.backbones import load_backbone
-from comodal.regions.extractors import Extractor, Source, load_extractor, source_of
+from comodal.regions.extractors import ExtractorSource, LoadedExtractor, load_extractor, source_of
 from comodal.regions.extractors_torchvision import load_faster_rcnn
 from comodal.regions.region_extractor import RegionExtractor
 
@@ -59,7 +59,7 @@ def size_of(picture: np.ndarray) -> list[int]:
 def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarray):
     """Where the cells of the grid meet cells of the map: 64 x 96 pixels, 8 x 12 cells, a grid of 4 x 4."""
     upright = np.asarray(Image.fromarray(picture).resize((96, 64)))
-    found = load_extractor(Source(str(network), grid=4))(upright)
+    found = load_extractor(ExtractorSource(str(network), grid=4))(upright)
     pixels = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         feature_map = load_l3net(network).image_map(pixels)
@@ -70,7 +70,7 @@ def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarr
 
 def test_given_boxes_over_a_network_are_torchvisions_roi_align(network: Path, picture: np.ndarray):
     boxes = np.array([[10, 10, 45, 40], [0, 0, 90, 60]], np.float32)
-    found = load_extractor(Source(str(network), cells=2))(picture, boxes)
+    found = load_extractor(ExtractorSource(str(network), cells=2))(picture, boxes)
     backbone = load_backbone(str(network))
     feature_map = backbone(backbone.scaled(picture)[None])[-1]
     rows, columns = feature_map.shape[2:]
@@ -83,7 +83,7 @@ def test_given_boxes_over_a_network_are_torchvisions_roi_align(network: Path, pi
 def test_all_maps_of_a_network_are_its_blocks_one_behind_the_other(network: Path, picture: np.ndarray):
     """Against the same network taken layer by layer, averaged over the whole picture."""
     upright = np.asarray(Image.fromarray(picture).resize((64, 64)))
-    extractor = load_extractor(Source(str(network), grid=1, maps="all"))
+    extractor = load_extractor(ExtractorSource(str(network), grid=1, maps="all"))
     tower = load_l3net(network).image_tower.eval()
     x, wanted = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None] * (2 / 255) - 1, []
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_all_maps_of_a_network_are_its_blocks_one_behind_the_other(network: Path
     found = extractor(upright)
     assert extractor.network.feature_dim == found.features.shape[1] == sum(map(len, wanted))
     torch.testing.assert_close(torch.from_numpy(found.features[0]), torch.cat(wanted))
-    last = load_extractor(Source(str(network), grid=1))
+    last = load_extractor(ExtractorSource(str(network), grid=1))
     assert last.about["fingerprint"] != extractor.about["fingerprint"]
     assert np.array_equal(last(upright).features[0], found.features[0, -len(wanted[-1]) :])
 
@@ -125,7 +125,7 @@ def test_torchvisions_detector_gives_what_torchvision_computes_by_itself(faster_
     )
     model.load_state_dict(torch.load(faster_rcnn, weights_only=True))
     boxes, features, shares = whole_run(model.eval(), picture)
-    extractor = load_extractor(Source(str(faster_rcnn), size=96, most=20))
+    extractor = load_extractor(ExtractorSource(str(faster_rcnn), size=96, most=20))
     found = extractor(picture)
     assert 2 <= len(found.boxes) <= 20
     assert (extractor.network.feature_dim, extractor.network.num_classes) == (1024, 7)
@@ -154,7 +154,7 @@ def test_a_file_of_other_weights_is_refused_in_a_sentence(faster_rcnn: Path, tmp
     state = torch.load(faster_rcnn, weights_only=True)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other.pth: not the weights of torchvision's Faster R-CNN"):
-        load_extractor(Source(str(tmp_path / "other.pth")))
+        load_extractor(ExtractorSource(str(tmp_path / "other.pth")))
     name = "rpn.head.cls_logits.weight"
     for damaged, sentence in (
         ({k: v for k, v in state.items() if k != name}, f"missing \\['{name}'\\]"),
@@ -163,10 +163,10 @@ def test_a_file_of_other_weights_is_refused_in_a_sentence(faster_rcnn: Path, tmp
     ):
         torch.save({"model": damaged}, tmp_path / "damaged.pth")
         with pytest.raises(CheckpointError, match=sentence):
-            load_extractor(Source(str(tmp_path / "damaged.pth")))
+            load_extractor(ExtractorSource(str(tmp_path / "damaged.pth")))
     (tmp_path / "cut.pth").write_bytes(faster_rcnn.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"cut.pth: not a readable file of weights"):
-        load_extractor(Source(str(tmp_path / "cut.pth")))
+        load_extractor(ExtractorSource(str(tmp_path / "cut.pth")))
 
 
 def tiny_backbone() -> dict[str, object]:
@@ -204,7 +204,7 @@ def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_detr_gives_what_transformers_computes_by_itself(detr: Path, picture: np.ndarray):
     from transformers import DetrForObjectDetection, DetrImageProcessor
 
-    extractor = load_extractor(Source(str(detr), most=4))
+    extractor = load_extractor(ExtractorSource(str(detr), most=4))
     found = extractor(picture)
     model, processor = DetrForObjectDetection.from_pretrained(detr).eval(), DetrImageProcessor.from_pretrained(detr)
     with torch.inference_mode():
@@ -224,7 +224,7 @@ def test_detr_gives_what_transformers_computes_by_itself(detr: Path, picture: np
 def test_boxes_cannot_be_given_to_a_detr(detr: Path):
     for boxes in ("given", "grid", "selective"):
         with pytest.raises(ValueError, match="finds its own boxes and cannot tell the features of others"):
-            load_extractor(Source(str(detr), boxes))
+            load_extractor(ExtractorSource(str(detr), boxes))
 
 
 def test_networks_that_score_each_class_by_itself_have_no_class_probabilities(tmp_path: Path, picture: np.ndarray):
@@ -242,7 +242,7 @@ def test_networks_that_score_each_class_by_itself_have_no_class_probabilities(tm
     model = RTDetrForObjectDetection(config).eval()
     model.save_pretrained(tmp_path)
     RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    extractor = load_extractor(Source(str(tmp_path), size=96, most=3))
+    extractor = load_extractor(ExtractorSource(str(tmp_path), size=96, most=3))
     found = extractor(picture)
     assert found.classes is None and extractor.network.num_classes == 0
     assert (found.features.shape, found.boxes.shape) == ((3, 16), (3, 4))
@@ -264,18 +264,18 @@ def test_a_detr_without_all_its_weights_is_refused(detr: Path, tmp_path: Path):
         {name: w for name, w in weights.items() if name != missing}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(CheckpointError, match="missing weights"):
-        load_extractor(Source(str(tmp_path)))
+        load_extractor(ExtractorSource(str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="not a network of the DETR family"):
-        load_extractor(Source(str(tmp_path)))
+        load_extractor(ExtractorSource(str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="not a network of the DETR family"):
-        load_extractor(Source(str(tmp_path)))
+        load_extractor(ExtractorSource(str(tmp_path)))
 
 
 def test_selective_search_finds_what_stands_out(network: Path, picture: np.ndarray):
     pytest.importorskip("cv2")
-    extractor = load_extractor(Source(str(network), "selective", most=30))
+    extractor = load_extractor(ExtractorSource(str(network), "selective", most=30))
     found = extractor(picture)
     objects = torch.tensor([[10.0, 10, 45, 40], [50, 25, 85, 55]])
     assert (box_iou(objects, torch.from_numpy(found.boxes)).amax(1) > 0.7).all()
@@ -310,13 +310,13 @@ BACK = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
-EXTRACTORS: dict[str, Extractor] = {}
+EXTRACTORS: dict[str, LoadedExtractor] = {}
 
 
-def cached(request: pytest.FixtureRequest, source: str) -> Extractor:
+def cached(request: pytest.FixtureRequest, source: str) -> LoadedExtractor:
     if source not in EXTRACTORS:
         size = None if source == "network" else 64
-        EXTRACTORS[source] = load_extractor(Source(str(request.getfixturevalue(source)), size=size, most=5))
+        EXTRACTORS[source] = load_extractor(ExtractorSource(str(request.getfixturevalue(source)), size=size, most=5))
     return EXTRACTORS[source]
 
 
@@ -333,7 +333,7 @@ def test_odd_pictures_have_regions_or_are_refused(source: str, request: pytest.F
 
 
 def test_boxes_are_cut_off_at_the_edges_and_those_outside_are_refused(network: Path, picture: np.ndarray):
-    extractor = load_extractor(Source(str(network), "given"))
+    extractor = load_extractor(ExtractorSource(str(network), "given"))
     found = extractor(picture, np.array([[-5, 10, 30, 70]], np.float32))
     assert found.boxes.tolist() == [[0, 10, 30, 60]]
     with pytest.raises(MediaError, match=r"box outside the picture: \[10, 70, 30, 80\] in 90 x 60 pixels"):
@@ -343,7 +343,7 @@ def test_boxes_are_cut_off_at_the_edges_and_those_outside_are_refused(network: P
 
 
 def test_the_fingerprint_is_of_weights_and_of_what_changes_features(network: Path, detr: Path, tmp_path: Path):
-    plain = Source(str(network))
+    plain = ExtractorSource(str(network))
     mark = load_extractor(plain).network.fingerprint
     for same in (replace(plain, grid=3), replace(plain, boxes="given")):
         assert load_extractor(same).network.fingerprint == mark
@@ -351,14 +351,14 @@ def test_the_fingerprint_is_of_weights_and_of_what_changes_features(network: Pat
         assert load_extractor(other).network.fingerprint != mark
     torch.manual_seed(1)
     save_model(L3Net(small(width=2, image_size=32)), tmp_path / "other", {})
-    assert load_extractor(Source(str(tmp_path / "other"))).network.fingerprint != mark
-    wishes = [Source(str(detr), size=size, most=most) for size, most in ((64, 3), (64, 5), (32, 3))]
+    assert load_extractor(ExtractorSource(str(tmp_path / "other"))).network.fingerprint != mark
+    wishes = [ExtractorSource(str(detr), size=size, most=most) for size, most in ((64, 3), (64, 5), (32, 3))]
     marks = {load_extractor(wish).network.fingerprint for wish in wishes}
     assert len(marks) == 2
 
 
 def test_what_a_store_says_is_enough_to_make_regions_like_its_own(network: Path):
-    extractor = load_extractor(Source(str(network), grid=3, cells=2, size=48))
+    extractor = load_extractor(ExtractorSource(str(network), grid=3, cells=2, size=48))
     made = json.loads(json.dumps(extractor.about))
     assert source_of(made) == extractor.source
     with pytest.raises(DataError, match="its detector is not known here"):
@@ -369,12 +369,12 @@ def test_what_a_store_says_is_enough_to_make_regions_like_its_own(network: Path)
 
 def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path):
     for source, sentence in (
-        (Source(str(network), "own"), "finds no boxes of its own"),
-        (Source(str(network), grid=0), "grid is a number from 1 to 100, got 0"),
-        (Source(str(network), size=-1), "size is a number from 1 to 4,096, got -1"),
-        (Source(str(faster_rcnn), cells=2), "cells and maps are for a vision network"),
+        (ExtractorSource(str(network), "own"), "finds no boxes of its own"),
+        (ExtractorSource(str(network), grid=0), "grid is a number from 1 to 100, got 0"),
+        (ExtractorSource(str(network), size=-1), "size is a number from 1 to 4,096, got -1"),
+        (ExtractorSource(str(faster_rcnn), cells=2), "cells and maps are for a vision network"),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_extractor(source)
     with pytest.raises(CheckpointError, match="no model here"):
-        load_extractor(Source(str(tmp_path)))
+        load_extractor(ExtractorSource(str(tmp_path)))

@@ -11,11 +11,11 @@ from torchvision.ops import box_iou
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.models.detectors.detector_boxes import nms_plus_one
-from comodal.models.detectors.detector_rules import LxmertRules, Rules, caffe_regions, chosen
+from comodal.models.detectors.detector_rules import C4Postprocessing, LXMERTPostprocessing, caffe_regions, chosen
 from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
-from comodal.regions.extractors import Source, load_extractor, source_of
-from comodal.regions.extractors_c4 import C4Regions, rules_of
+from comodal.regions.extractors import ExtractorSource, load_extractor, source_of
+from comodal.regions.extractors_c4 import C4Extractor, rules_of
 from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import CAFFE, c4_of, tensors
 
@@ -30,7 +30,7 @@ def picture() -> np.ndarray:
 
 
 def test_it_is_a_source_of_regions(picture: np.ndarray):
-    extractor = load_extractor(Source(FILE, size=192, most=12))
+    extractor = load_extractor(ExtractorSource(FILE, size=192, most=12))
     assert isinstance(extractor.network, RegionExtractor)
     found = extractor(picture)
     theirs = caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.rules)
@@ -49,7 +49,7 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
         "convert.unused": 0,
     }  # convolutions, proposals, dense layers
     assert "122 filled, 0 new, 0 of the file not used" in (tmp_path / "vg" / "report.txt").read_text()
-    file, folder = (load_extractor(Source(str(source), size=192)) for source in (FILE, tmp_path / "vg"))
+    file, folder = (load_extractor(ExtractorSource(str(source), size=192)) for source in (FILE, tmp_path / "vg"))
     assert file.network.fingerprint == folder.network.fingerprint
     assert np.array_equal(file(picture).features, folder(picture).features)
     (tmp_path / "bad.caffemodel").write_bytes(Path(FILE).read_bytes()[:-9])
@@ -59,7 +59,7 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
 
 
 def test_settings_changed_by_hand_are_refused():
-    made = load_extractor(Source(FILE, size=192)).about
+    made = load_extractor(ExtractorSource(FILE, size=192)).about
     assert source_of({name: value for name, value in made.items() if name not in ("rules", "head", "fewest")})
     for name, value in (("rules", "coffee"), ("head", "float3"), ("fewest", "few")):
         with pytest.raises(DataError, match="changed by hand"):
@@ -69,47 +69,47 @@ def test_settings_changed_by_hand_are_refused():
 def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
     theirs = tensors(CAFFE[0], "expected")
     boxes = theirs["gt.boxes"].numpy()
-    found = load_extractor(Source(FILE, size=192))(picture, boxes)
+    found = load_extractor(ExtractorSource(FILE, size=192))(picture, boxes)
     assert np.array_equal(found.boxes, boxes)
     assert np.allclose(found.features, theirs["gt.pool5"], atol=1e-3)
-    turned = load_extractor(Source(FILE, size=192))(picture, boxes[::-1].copy())
+    turned = load_extractor(ExtractorSource(FILE, size=192))(picture, boxes[::-1].copy())
     assert np.allclose(turned.features[::-1], found.features, atol=1e-4)
 
 
 def test_the_defaults_are_vilberts_and_a_users_wishes_go_in():
-    assert rules_of() == Rules(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
-    assert rules_of(None, None, 10, 100) == Rules(fewest=10, most=100)
-    assert rules_of("lxmert", 300, None, 50) == LxmertRules(size=300, longest=500, fewest=50, most=50)
+    assert rules_of() == C4Postprocessing(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
+    assert rules_of(None, None, 10, 100) == C4Postprocessing(fewest=10, most=100)
+    assert rules_of("lxmert", 300, None, 50) == LXMERTPostprocessing(size=300, longest=500, fewest=50, most=50)
     with pytest.raises(ValueError, match="at least 40 regions and at most 36"):
         rules_of(None, None, 40, 36)
 
 
 def test_lxmerts_regions_may_be_too_few_at_every_overlap(picture: np.ndarray):
     """Where the original fails or gives the boxes of the picture before."""
-    network = C4Regions(
-        c4_of(CAFFE[0]), LxmertRules(size=192, class_overlaps=(0.1, 0.2), proposals=50, fewest=50, most=50)
+    network = C4Extractor(
+        c4_of(CAFFE[0]), LXMERTPostprocessing(size=192, class_overlaps=(0.1, 0.2), proposals=50, fewest=50, most=50)
     )
     found = network(picture)
     overlaps = box_iou(torch.from_numpy(found.boxes), torch.from_numpy(found.boxes)).fill_diagonal_(0)
     assert 0 < len(found.boxes) < 50 and overlaps.max() <= 0.2
     with pytest.raises(ValueError, match="class_overlaps is empty"):
-        LxmertRules(class_overlaps=())
+        LXMERTPostprocessing(class_overlaps=())
 
 
 def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndarray):
     prints = {
         key: load_extractor(source).network.fingerprint
         for key, source in {
-            "usual": Source(FILE, size=192),
-            "more": Source(FILE, size=192, most=20, fewest=2),
-            "lxmert": Source(FILE, size=192, rules="lxmert"),
-            "rough": Source(FILE, size=192, head="bf16"),
-            "large": Source(FILE, size=240),
+            "usual": ExtractorSource(FILE, size=192),
+            "more": ExtractorSource(FILE, size=192, most=20, fewest=2),
+            "lxmert": ExtractorSource(FILE, size=192, rules="lxmert"),
+            "rough": ExtractorSource(FILE, size=192, head="bf16"),
+            "large": ExtractorSource(FILE, size=240),
         }.items()
     }
     assert prints["usual"] == prints["more"]
     assert len(set(prints.values())) == 4
-    exact, rough = (load_extractor(Source(FILE, size=192, head=head)) for head in ("fp32", "bf16"))
+    exact, rough = (load_extractor(ExtractorSource(FILE, size=192, head=head)) for head in ("fp32", "bf16"))
     boxes = np.array([[10, 10, 90, 90], [40, 20, 150, 110]], np.float32)
     features = [torch.from_numpy(extractor(picture, boxes).features) for extractor in (exact, rough)]
     assert F.cosine_similarity(*features).min() > 0.999
@@ -122,10 +122,10 @@ def test_what_is_for_this_detector_alone_is_refused_elsewhere(tmp_path: Path):
     model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="fewest, rules and head are for bottom-up attention's detector"):
-        load_extractor(Source(str(tmp_path / "other.pth"), fewest=3))
+        load_extractor(ExtractorSource(str(tmp_path / "other.pth"), fewest=3))
 
 
-def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: Rules) -> torch.Tensor:
+def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: C4Postprocessing) -> torch.Tensor:
     """The original's way (generate_tsv.py): class by class over all boxes."""
     sureness = torch.zeros(len(boxes))
     for column in classes.T[1:]:
@@ -144,14 +144,14 @@ def test_lazy_selection_is_the_loop_over_all_classes(fewest: int, most: int, sha
     corners = torch.rand(300, 2) * 300
     boxes = torch.cat([corners, corners + 10 + torch.rand(300, 2) * 200], 1)
     classes = (torch.randn(300, 201) * sharpness).softmax(1)
-    rules = Rules(fewest=fewest, most=most)
+    rules = C4Postprocessing(fewest=fewest, most=most)
     assert torch.equal(chosen(boxes, classes, rules), by_the_loop(boxes, classes, rules))
 
 
 @pytest.mark.parametrize("height, width", [(16, 17), (17, 60), (300, 18), (33, 500)])
 @pytest.mark.parametrize("rules", ["caffe", "lxmert"])
 def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
-    network = C4Regions(c4_of(CAFFE[0]), rules_of(rules, 96, 1, 10))
+    network = C4Extractor(c4_of(CAFFE[0]), rules_of(rules, 96, 1, 10))
     found = network(np.full((height, width, 3), 128, np.uint8))
     assert len(found.boxes)
     assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
@@ -161,11 +161,11 @@ def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (300, 7)])
 def test_a_picture_smaller_than_any_region_is_refused(height: int, width: int):
     picture = np.zeros((height, width, 3), np.uint8)
-    network = C4Regions(c4_of(CAFFE[0]), rules_of(None, 96, 1, 10))
+    network = C4Extractor(c4_of(CAFFE[0]), rules_of(None, 96, 1, 10))
     with pytest.raises(MediaError, match=f"no regions: {width} x {height} pixels"):
         network(picture)
     assert network(picture, np.array([[0, 0, width, height]], np.float32)).features.shape == (1, 256)
-    assert len(C4Regions(c4_of(CAFFE[0]), rules_of("lxmert", 96, 1, 10))(picture).boxes)
+    assert len(C4Extractor(c4_of(CAFFE[0]), rules_of("lxmert", 96, 1, 10))(picture).boxes)
 
 
 def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Path):

@@ -11,10 +11,10 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
 from comodal.media.image import read_image
 from comodal.models.convert.state_dicts import read_tensors
-from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions
 from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
-from comodal.regions.extractors import Source, load_extractor, source_of
+from comodal.regions.extractors import ExtractorSource, load_extractor, source_of
 from comodal.regions.extractors_fpn import fpn_rules_of
 from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, tensors
@@ -30,7 +30,7 @@ def picture() -> np.ndarray:
 
 
 def test_it_is_a_source_of_regions(picture: np.ndarray):
-    extractor = load_extractor(Source(str(FILE), size=256, most=10))
+    extractor = load_extractor(ExtractorSource(str(FILE), size=256, most=10))
     assert isinstance(extractor.network, RegionExtractor)
     config = fpn_of(PYRAMID[0]).config
     found = extractor(picture)
@@ -45,7 +45,7 @@ def test_it_is_a_source_of_regions(picture: np.ndarray):
 def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
     rules, theirs = fpn_rules(PYRAMID[0]), tensors(PYRAMID[0], "expected")
     boxes = theirs["gt.boxes"].numpy()
-    extractor = load_extractor(Source(str(FILE), size=rules.size))
+    extractor = load_extractor(ExtractorSource(str(FILE), size=rules.size))
     found = extractor(picture, boxes)
     assert np.array_equal(found.boxes, boxes)
     assert np.allclose(extractor(picture, boxes[::-1].copy()).features[::-1], found.features, atol=1e-4)
@@ -58,7 +58,7 @@ def test_the_original_saves_model_and_module(picture: np.ndarray, tmp_path: Path
     counts = convert_detector(tmp_path / "model_final.pth", tmp_path / "resnext")
     assert counts["convert.unused"] == 0 and counts["convert.filled"] == len(state) - 4  # anchors of five maps in one
     sources = [FILE, tmp_path / "model_final.pth", tmp_path / "resnext"]
-    one, two, three = (load_extractor(Source(str(source), size=256)) for source in sources)
+    one, two, three = (load_extractor(ExtractorSource(str(source), size=256)) for source in sources)
     assert one.network.fingerprint == two.network.fingerprint == three.network.fingerprint
     assert np.array_equal(one(picture).features, three(picture).features)
 
@@ -71,18 +71,18 @@ def test_damaged_files_are_refused_and_nothing_is_written(tmp_path: Path):
         convert_detector(tmp_path / "less.pth", tmp_path / "none")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "less.pth").read_bytes()[:-900])
     with pytest.raises(CheckpointError, match=r"cut.pth"):
-        load_extractor(Source(str(tmp_path / "cut.pth")))
+        load_extractor(ExtractorSource(str(tmp_path / "cut.pth")))
     assert not (tmp_path / "none").exists()
 
 
 def test_settings_of_the_other_detector_are_refused():
     with pytest.raises(ValueError, match="fewest, rules and head are for bottom-up attention's detector"):
-        load_extractor(Source(str(FILE), fewest=3))
+        load_extractor(ExtractorSource(str(FILE), fewest=3))
 
 
 def test_the_defaults_are_those_of_12_in_1():
-    assert fpn_rules_of() == FpnRules() == FpnRules(800, 1333, 1000, 1000, 1000, 0.7, 0.5, 100)
-    assert fpn_rules_of(400, 36) == FpnRules(size=400, longest=666, most=36)
+    assert fpn_rules_of() == FPNPostprocessing() == FPNPostprocessing(800, 1333, 1000, 1000, 1000, 0.7, 0.5, 100)
+    assert fpn_rules_of(400, 36) == FPNPostprocessing(size=400, longest=666, most=36)
 
 
 def test_a_folder_of_pictures(tmp_path: Path, picture: np.ndarray):
@@ -94,5 +94,7 @@ def test_a_folder_of_pictures(tmp_path: Path, picture: np.ndarray):
     extract_regions(tmp_path / "photos", tmp_path / "store", str(FILE), size=224, most=8)
     store = RegionStore(tmp_path / "store")
     assert list(store.counts) == [8, 8] and store.classes == fpn_of(PYRAMID[0]).config.classes
-    direct = load_extractor(Source(str(FILE), size=224, most=8))(read_image(tmp_path / "photos" / "coffee.png"))
+    direct = load_extractor(ExtractorSource(str(FILE), size=224, most=8))(
+        read_image(tmp_path / "photos" / "coffee.png")
+    )
     assert np.allclose(store.regions(list(store.ids).index("coffee")).features, direct.features, atol=1e-2)

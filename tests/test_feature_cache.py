@@ -11,15 +11,15 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net, load_l3net, pooled
-from comodal.tasks.class_folders import Labelled
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net, pooled
+from comodal.tasks.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.image import image_features
-from comodal.tasks.image.image_features import GRIDS, Where, features_of, grid_of, make_system
-from comodal.tasks.image.image_views import Showing, View, show, ten_crops
+from comodal.tasks.image.image_features import GRIDS, FeatureLayer, features_of, grid_of, make_system
+from comodal.tasks.image.image_views import ImageView, ViewConfig, show, ten_crops
 
-SHOWING = Showing(28, Augmentation(), 0)  # short side 32
-MIDDLE, TEN, RANDOM = View("middle"), View("ten"), View("random", 1)
+SHOWING = ViewConfig(28, Augmentation(), 0)  # short side 32
+MIDDLE, TEN, RANDOM = ImageView("middle"), ImageView("ten"), ImageView("random", 1)
 STAMPS = ["a", "b", "c", "d", "e"]
 CPU = Compute(torch.device("cpu"))
 
@@ -28,18 +28,18 @@ CPU = Compute(torch.device("cpu"))
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=4, image_size=28)), folder, {})
+    save_model(L3Net(L3NetConfig(width=4, image_size=28)), folder, {})
     return folder
 
 
 @pytest.fixture
-def items(tmp_path: Path) -> list[Labelled]:
+def items(tmp_path: Path) -> list[LabeledFile]:
     rng = np.random.default_rng(0)
     made = []
     for number in range(7):
         path = tmp_path / f"{number}.png"
         Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
-        made.append(Labelled(path, path.name, "a", False))
+        made.append(LabeledFile(path, path.name, "a", False))
     return made
 
 
@@ -49,7 +49,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     plain = image_features.read_picture
 
-    def counted(item: Labelled, short_side: int) -> np.ndarray:
+    def counted(item: LabeledFile, short_side: int) -> np.ndarray:
         seen.append(item.name)
         return plain(item, short_side)
 
@@ -57,16 +57,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> Where:
-    return Where(layer, pooling, grid_of(load_l3net(model).config, layer, None))
+def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> FeatureLayer:
+    return FeatureLayer(layer, pooling, grid_of(load_l3net(model).config, layer, None))
 
 
-def pass_over(model: Path, items: list[Labelled], cache: Path, views: tuple[View, ...] = (MIDDLE,), **more: object):
+def pass_over(
+    model: Path, items: list[LabeledFile], cache: Path, views: tuple[ImageView, ...] = (MIDDLE,), **more: object
+):
     systems = [make_system("trained", model, more.get("where", where(model)), [], SHOWING, 0, CPU)]
     return features_of(items, views, systems, SHOWING, cache, 1)[0]["trained"]
 
 
-def test_the_second_pass_reads_no_picture(model: Path, items: list[Labelled], tmp_path: Path, reads: list[str]):
+def test_the_second_pass_reads_no_picture(model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str]):
     first = np.array(pass_over(model, items, tmp_path / "cache")[0])
     assert len(reads) == 7
     assert np.array_equal(pass_over(model, items, tmp_path / "cache")[0], first)
@@ -76,14 +78,14 @@ def test_the_second_pass_reads_no_picture(model: Path, items: list[Labelled], tm
 
 
 def test_a_stopped_pass_goes_on_where_it_was(
-    model: Path, items: list[Labelled], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
     monkeypatch.setattr(image_features, "BATCH", 2)
     with monkeypatch.context() as patched:
         plain = image_features.read_picture
 
-        def stopped(item: Labelled, short_side: int) -> np.ndarray:
+        def stopped(item: LabeledFile, short_side: int) -> np.ndarray:
             if item.name == "5.png":
                 raise DataError("stopped")
             return plain(item, short_side)
@@ -97,7 +99,7 @@ def test_a_stopped_pass_goes_on_where_it_was(
 
 
 def test_a_picture_that_cannot_be_read_is_noted_once(
-    model: Path, items: list[Labelled], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """It has a row of zeros, also among others of its batch, until its file changes."""
     monkeypatch.setattr(image_features, "BATCH", 3)
@@ -129,11 +131,11 @@ def test_rows_that_were_not_saved_are_cut_off(tmp_path: Path):
     assert FeatureFile(tmp_path, {"a": 2}, (5, 1, 3), STAMPS).done == 0
 
 
-def test_what_changes_the_numbers_makes_another_file(model: Path, items: list[Labelled], tmp_path: Path):
+def test_what_changes_the_numbers_makes_another_file(model: Path, items: list[LabeledFile], tmp_path: Path):
     cache = tmp_path / "cache"
     pass_over(model, items, cache)
     torch.manual_seed(1)
-    save_model(L3Net(Config(width=4, image_size=28)), tmp_path / "other", {})
+    save_model(L3Net(L3NetConfig(width=4, image_size=28)), tmp_path / "other", {})
     for changed in (
         lambda: pass_over(tmp_path / "other", items, cache),
         lambda: pass_over(model, items[:6], cache),
@@ -146,7 +148,7 @@ def test_what_changes_the_numbers_makes_another_file(model: Path, items: list[La
 
 
 def test_a_picture_that_has_changed_is_looked_at_again(
-    model: Path, items: list[Labelled], tmp_path: Path, reads: list[str]
+    model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str]
 ):
     before = np.array(pass_over(model, items, tmp_path / "cache")[0])
     Image.new("RGB", (32, 40), "red").save(items[3].path)
@@ -173,7 +175,7 @@ def test_damage_and_numbers_that_are_none_are_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("layer", ["conv1_2", "conv2_1", "conv4_2"])
-def test_any_layer_is_the_models_own_map(model: Path, items: list[Labelled], tmp_path: Path, layer: str):
+def test_any_layer_is_the_models_own_map(model: Path, items: list[LabeledFile], tmp_path: Path, layer: str):
     """Against a hook on the module of the plain model; bfloat16 inside."""
     trained, seen = load_l3net(model), {}
     trained.image_tower.layers[layer].register_forward_hook(lambda *call: seen.update(map=call[2]))
@@ -210,5 +212,5 @@ def test_a_random_view_is_the_same_for_the_same_picture_and_number():
     one = show(picture, "a", RANDOM, SHOWING)
     assert one.shape == (1, 28, 28, 3)
     assert np.array_equal(one, show(picture, "a", RANDOM, SHOWING))
-    assert not np.array_equal(one, show(picture, "a", View("random", 2), SHOWING))
+    assert not np.array_equal(one, show(picture, "a", ImageView("random", 2), SHOWING))
     assert not np.array_equal(one, show(picture, "b", RANDOM, SHOWING))

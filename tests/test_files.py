@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from comodal import files
 from comodal.files import NAME_BYTES, json_line, reason_of, shortened, temporary_name, whole, write_whole
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path):
@@ -48,7 +48,7 @@ def small_files() -> Iterator[None]:
 def test_an_error_names_the_file_that_could_not_be_written(tmp_path: Path):
     for write in (
         lambda path: write_whole(path, bytes(20_000)),
-        lambda path: save_model(L3Net(Config(width=2, image_size=32)), path.parent, {}),
+        lambda path: save_model(L3Net(L3NetConfig(width=2, image_size=32)), path.parent, {}),
     ):
         with pytest.raises(OSError) as caught:
             write(tmp_path / "model.safetensors")

@@ -15,9 +15,9 @@ from comodal.hardware import Compute
 from comodal.models.checkpoint import load_model, read_about
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.tasks.vision_language.text_image_examples import Example, Examples, Fixed, single
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, single
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     answer,
     fitting_regions,
     new_run,
@@ -36,25 +36,25 @@ HEAD = Head("colour", "answers", len(COLOURS), 16)
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
+def setup(tmp_path: Path) -> FineTuneConfig:
     write_colours(tmp_path / "regions")
     model = write_pretrained(tmp_path / "run", [QUESTION, "one two three four five"])
-    return Setup(model, tmp_path / "regions", "pretrained", "nothing", 20.0, 8, 2e-3, 5, 0, 0)
+    return FineTuneConfig(model, tmp_path / "regions", "pretrained", "nothing", 20.0, 8, 2e-3, 5, 0, 0)
 
 
-def examples_of(setup: Setup, count: int = 40) -> Fixed:
+def examples_of(setup: FineTuneConfig, count: int = 40) -> FixedExamples:
     words = read_parts(setup).words
     texts = (QUESTION, f"{QUESTION} one two")
-    return Fixed([
-        Example(str(image), (single(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
+    return FixedExamples([
+        TaskExample(str(image), (single(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
         for image in range(count)
     ])  # fmt: skip
 
 
-def batches(setup: Setup, source: Fixed, seed: int | None = 0, **changed: object) -> Examples:
+def batches(setup: FineTuneConfig, source: FixedExamples, seed: int | None = 0, **changed: object) -> TaskDataset:
     parts = read_parts(setup)
     given = {"max_regions": 5, "as_tokens": False, "blank": "nothing", "batch_size": 8, "seed": seed} | changed
-    return Examples(source, parts.store, parts.words, **given)
+    return TaskDataset(source, parts.store, parts.words, **given)
 
 
 def with_targets(targets: torch.Tensor, attended: torch.Tensor | None = None) -> TaskBatch:
@@ -103,18 +103,18 @@ def test_one_class_is_cross_entropy():
 # Batches
 
 
-def test_an_image_stands_once_however_many_texts_meet_it(setup: Setup):
+def test_an_image_stands_once_however_many_texts_meet_it(setup: FineTuneConfig):
     words = read_parts(setup).words
     texts = tuple(single(words, text, 36) for text in ("one", "one two", "three four five", "two"))
-    examples = [Example("a", texts, (3, 3, 3, 7), 0), Example("b", texts, (7, 7, 2, 2), 1)]
-    batch = batches(setup, Fixed(examples)).of(examples)
+    examples = [TaskExample("a", texts, (3, 3, 3, 7), 0), TaskExample("b", texts, (7, 7, 2, 2), 1)]
+    batch = batches(setup, FixedExamples(examples)).of(examples)
     assert batch.images.tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
     assert len(batch.regions) == 3
     assert batch.words_attended.sum(1).tolist() == [3, 4, 5, 3] * 2
     assert_close(batch.regions[:, 0], batch.regions[:, 1:].mean(1))  # row 0 is the whole image
 
 
-def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: Setup):
+def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: FineTuneConfig):
     source = examples_of(setup)
     places = [[(epoch, index) for index in range(40)] for epoch in (0, 1)]
     first, second = (batches(setup, source).batch(some).keys for some in places)
@@ -124,7 +124,7 @@ def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: Setu
     assert batches(setup, source, seed=None).batch(places[0]).keys == tuple(str(image) for image in range(40))
 
 
-def test_the_controls_show_nothing_of_what_they_blank(setup: Setup):
+def test_the_controls_show_nothing_of_what_they_blank(setup: FineTuneConfig):
     source = examples_of(setup)
     everything = [(0, index) for index in range(8)]
     pictures = batches(setup, source, blank="picture").batch(everything)
@@ -135,7 +135,7 @@ def test_the_controls_show_nothing_of_what_they_blank(setup: Setup):
     assert texts.words.unique(dim=0).tolist() == [[words.start, words.end]]
 
 
-def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Setup, tmp_path: Path):
+def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: FineTuneConfig, tmp_path: Path):
     model = run_of(setup, tmp_path / "out", steps=1)
     asked, examples = read_asked(model, setup.regions, "nothing", 5, CPU, "colour"), examples_of(setup).examples
     together = {answered.example.key: answered.scores for answered in answer(asked, "colour", examples)}
@@ -147,7 +147,7 @@ def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Setu
 # Training
 
 
-def run_of(setup: Setup, out: Path, steps: int | None = None) -> Path:
+def run_of(setup: FineTuneConfig, out: Path, steps: int | None = None) -> Path:
     def recipe() -> object:
         parts, source = read_parts(setup), examples_of(setup)
         run = new_run(parts, setup, HEAD, one_class, source, source, "data", {})
@@ -157,13 +157,13 @@ def run_of(setup: Setup, out: Path, steps: int | None = None) -> Path:
     return out
 
 
-def share_right(setup: Setup, model: Path, blank: str = "nothing") -> float:
+def share_right(setup: FineTuneConfig, model: Path, blank: str = "nothing") -> float:
     asked = read_asked(model, setup.regions, blank, 5, CPU, "colour")
     found = list(answer(asked, "colour", examples_of(setup).examples))
     return float(np.mean([answered.scores.argmax() == answered.example.target for answered in found]))
 
 
-def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tmp_path: Path):
+def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: FineTuneConfig, tmp_path: Path):
     model = run_of(setup, tmp_path / "out")
     assert share_right(setup, model) == 1.0
     assert share_right(setup, model, blank="picture") <= 0.3  # four colours, ten pictures each
@@ -171,10 +171,12 @@ def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tm
     assert share_right(setup, blind, blank="picture") <= 0.3
 
 
-def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_stopped(setup: Setup, tmp_path: Path):
+def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_stopped(
+    setup: FineTuneConfig, tmp_path: Path
+):
     """Validation says the contrary of what is learnt: it gets worse, and an early model is the best."""
     source = examples_of(setup)
-    contrary = Fixed([one._replace(target=(one.target + 1) % len(COLOURS)) for one in source.examples])
+    contrary = FixedExamples([one._replace(target=(one.target + 1) % len(COLOURS)) for one in source.examples])
 
     def recipe(steps: int) -> object:
         run = new_run(read_parts(setup), setup, HEAD, one_class, source, contrary, "data", {})
@@ -196,7 +198,7 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsewhere(setup: Setup):
+def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsewhere(setup: FineTuneConfig):
     pretrained = load_model(setup.model).state_dict()
     run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
     begun = run.objective.get_submodule("model.vilbert").state_dict()
@@ -212,7 +214,7 @@ def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsew
     assert {round(group["share_of_rate"], 6) for group in groups.param_groups} == {1.0, 0.4}
 
 
-def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
+def test_what_a_head_does_not_depend_on_is_not_trained(setup: FineTuneConfig):
     run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
     model = run.objective.get_submodule("model")
     assert isinstance(model, TaskModel)
@@ -223,7 +225,7 @@ def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: Setup, tmp_path: Path):
+def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: FineTuneConfig, tmp_path: Path):
     with pytest.raises(CheckpointError, match="a ViLBERT, which has no head for a task; fine-tune it with"):
         read_asked(setup.model, setup.regions, "nothing", 5, CPU, "colour")
     with RegionWriter(tmp_path / "others", 5) as writer:

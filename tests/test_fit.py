@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.training_loop import NotFiniteError, Pending, clipped, fit, validate
+from comodal.training.training_loop import NotFiniteError, PendingMetrics, clipped, fit, validate
 
 CPU = Compute(torch.device("cpu"))
 
@@ -90,7 +90,7 @@ def test_what_is_not_finite_stops_with_the_step_and_the_keys(bad):
 
 def test_metrics_that_are_read_late_still_name_the_step_and_its_samples():
     """As on a GPU, which is read every few steps: the first bad step counts, however many followed it."""
-    pending = Pending()
+    pending = PendingMetrics()
     for step, loss in enumerate([1.0, 2.0]):
         pending.add(step, {"loss": torch.tensor(loss), "gradient_norm": torch.tensor(3.0)}, (f"sample {step}",))
     assert pending.read() == [{"loss": 1.0, "gradient_norm": 3.0}, {"loss": 2.0, "gradient_norm": 3.0}]

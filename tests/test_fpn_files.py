@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from comodal.errors import CheckpointError
 from comodal.models.convert.convert_fpn import RENAMES, build_fpn, is_fpn, our_name
 from comodal.models.convert.state_dicts import read_tensors
-from comodal.models.detectors.detector_fpn import FPN, Config
+from comodal.models.detectors.detector_fpn import FPN, FPNConfig
 from detector_fixtures import FIXTURES, PYRAMID
 
 KEYS = FIXTURES / "vqa_mrcnn_x152fpn_keys.json"
@@ -27,7 +27,7 @@ def state() -> State:
 def test_every_published_name_and_shape_has_its_place_in_the_published_network():
     published = json.loads(KEYS.read_text())
     with torch.device("meta"):
-        network = FPN(Config()).state_dict()
+        network = FPN(FPNConfig()).state_dict()
     ours = {our_name(theirs): tuple(shape) for theirs, shape in published.items()}
     anchors = {name for name in ours if name and name.startswith("cell_anchors.")}
     assert None not in ours and len(ours) == len(published) == 810 and len(anchors) == 5

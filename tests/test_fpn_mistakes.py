@@ -13,12 +13,12 @@ from torchvision.ops import roi_align
 import test_fpn_parity
 from comodal.models.detectors import detector_boxes, detector_fpn, detector_fpn_regions
 from comodal.models.detectors.detector_boxes import LARGEST, ONES, decoded
-from comodal.models.detectors.detector_fpn import FPN, Block
+from comodal.models.detectors.detector_fpn import FPN, FPNBottleneck
 from detector_fixtures import PYRAMID, fpn_of
 
 Patch = pytest.MonkeyPatch
 BLOCK, CLIP, LEVELS, RED, PAD, FUSE, DILATE = (
-    Block.__init__,
+    FPNBottleneck.__init__,
     detector_boxes.clip,
     detector_boxes.fpn_levels,
     detector_boxes.blue_green_red,
@@ -29,21 +29,21 @@ BLOCK, CLIP, LEVELS, RED, PAD, FUSE, DILATE = (
 
 
 def stride_in_the_first_convolution(patch: Patch) -> None:
-    def block(self: Block, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
+    def block(self: FPNBottleneck, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
         BLOCK(self, channels, inside, out, groups, stride)
         self.conv1[0].stride, self.conv2[0].stride = (stride, stride), (1, 1)
 
-    patch.setattr(Block, "__init__", block)
+    patch.setattr(FPNBottleneck, "__init__", block)
 
 
 def groups_of_one_channel_fewer(patch: Patch) -> None:
     """Channels shuffled between groups."""
 
-    def block(self: Block, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
+    def block(self: FPNBottleneck, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
         BLOCK(self, channels, inside, out, groups, stride)
         self.conv2.register_forward_pre_hook(lambda _module, given: given[0].roll(1, 1))
 
-    patch.setattr(Block, "__init__", block)
+    patch.setattr(FPNBottleneck, "__init__", block)
 
 
 def norms_add_to_the_variance(patch: Patch) -> None:
@@ -95,7 +95,7 @@ def clipped_at_the_size(patch: Patch) -> None:
 def clipped_at_the_picture(patch: Patch) -> None:
     see = detector_fpn_regions.see
 
-    def without_filling(model: FPN, picture: Tensor, rules: detector_fpn_regions.FpnRules):
+    def without_filling(model: FPN, picture: Tensor, rules: detector_fpn_regions.FPNPostprocessing):
         seen = see(model, picture, rules)
         height, width = (round(side * seen.scale) for side in picture.shape[:2])
         return seen._replace(height=height, width=width)

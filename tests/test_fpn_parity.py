@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from comodal.models.detectors.detector_boxes import blue_green_red, resized, short_side_scale
 from comodal.models.detectors.detector_fpn import FPN, STRIDES, laid_out
-from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions, propose, see
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions, propose, see
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, ids, tensors
 
 PIXELS = 1e-2
@@ -38,7 +38,7 @@ def test_there_are_fixtures():
 
 
 @torch.inference_mode()
-def stages(model: FPN, picture: torch.Tensor, rules: FpnRules) -> dict[str, torch.Tensor]:
+def stages(model: FPN, picture: torch.Tensor, rules: FPNPostprocessing) -> dict[str, torch.Tensor]:
     """All that the network computes, under the fixtures' names and in their layout."""
     scale = short_side_scale(*picture.shape[:2], rules.size, rules.longest)
     seen = see(model, picture, rules)

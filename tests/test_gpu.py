@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.hardware import resolve
 from comodal.models.l3net.fused_vgg import fast
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.objectives.avc import Correspondence
-from comodal.objectives.pretraining import Pretraining
+from comodal.objectives.avc import AudioVisualCorrespondence
+from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.recipes import avc_pretraining
-from comodal.regions.backbones import Backbone, Pooled, l3net_maps
+from comodal.regions.backbones import Backbone, PooledRegions, l3net_maps
 from comodal.training.optimization import adam
 from comodal.training.run import train
 from comodal.training.run_log import read_log
@@ -29,9 +29,9 @@ from test_pretraining import batch as caption_batch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def pairs(count: int, seed: int = 0) -> PairBatch:
+def pairs(count: int, seed: int = 0) -> AudioVisualBatch:
     generator = torch.Generator().manual_seed(seed)
-    return PairBatch(
+    return AudioVisualBatch(
         image=torch.randint(0, 256, (count, 3, 64, 64), generator=generator, dtype=torch.uint8),
         sound=0.1 * torch.randn(count, 48_000, generator=generator),
         together=torch.arange(count) % 2 == 0,
@@ -42,7 +42,7 @@ def pairs(count: int, seed: int = 0) -> PairBatch:
 
 def test_vilbert_gives_what_it_gives_on_the_cpu():
     torch.manual_seed(0)
-    objective, batch = Pretraining(ViLBERT(CONFIG)).eval(), caption_batch()
+    objective, batch = ViLBERTPretraining(ViLBERT(CONFIG)).eval(), caption_batch()
     torch.set_float32_matmul_precision("highest")
     wanted = objective(batch)
     gpu = torch.device("cuda")
@@ -69,7 +69,7 @@ def test_regions_are_those_of_the_cpu():
     pictures = [rng.integers(0, 256, (64, size, 3), np.uint8) for size in (64, 96, 64)]
     found = []
     for device in ("cpu", "cuda"):
-        source = Pooled(Backbone("L3-Net", "", lambda x: l3net_maps(network, x), 64, 8, device), 2, "all")
+        source = PooledRegions(Backbone("L3-Net", "", lambda x: l3net_maps(network, x), 64, 8, device), 2, "all")
         network.to(device)
         found.append(source.batch([source.scaled(picture, boxes) for picture in pictures]))
     for ours, theirs in zip(*found, strict=True):
@@ -79,7 +79,7 @@ def test_regions_are_those_of_the_cpu():
 def test_no_step_waits_for_the_gpu():
     """PyTorch raises where a CUDA call would wait; metrics are read after the last step alone."""
     compute = resolve("cuda")
-    objective = Correspondence(L3Net(small(8, 64))).to(compute.device)
+    objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(compute.device)
     batches = [pairs(4, seed).pin_memory() for seed in range(6)]
     steps = fit(
         objective, iter(batches), adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
@@ -103,7 +103,7 @@ def allow(reads: bool) -> bool:
 
 def test_a_loss_that_is_not_finite_is_found_late_and_names_its_samples():
     compute = resolve("cuda", "fp32")
-    objective = Correspondence(L3Net(small(8, 64))).to(compute.device)
+    objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(compute.device)
     batches = [pairs(4, seed) for seed in range(6)]
     batches[2].sound[1, 5] = float("nan")
     steps = fit(

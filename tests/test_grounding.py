@@ -11,7 +11,7 @@ import pytest
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.extract import read_boxes
 from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding, examples_of, recipe
 from comodal.tasks.vision_language.grounding.refcoco_files import overlap, prepare_boxes, read_expressions
@@ -100,7 +100,7 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
 def test_a_target_is_the_overlap_of_every_row_with_the_whole_image_first(tmp_path: Path):
     store, files = write_store(tmp_path / "regions", 1), write_references(tmp_path / "files", 1)
 
-    words = Words.of_texts(SENTENCES)
+    words = WordPieceTokenizer.of_texts(SENTENCES)
     gathered = examples_of(read_expressions(*files), "train", files[0], store, words, 20, 100)
     assert gathered.examples[0].target.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
     whole = 10 * 51 / (101 * 101)  # the object's pixels among those of the image, both with their last pixel

@@ -12,12 +12,12 @@ from sklearn.neighbors import NearestNeighbors
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval, recipe
-from comodal.tasks.retrieval.hard_negatives import Choices, mean_features, nearest
+from comodal.tasks.retrieval.hard_negatives import FourWayDataset, mean_features, nearest
 from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 
@@ -37,8 +37,10 @@ def captions_of(images: int, each: int = 1) -> list[tuple[Caption, int]]:
     ]
 
 
-def choices_of(store: RegionStore, captions: list[tuple[Caption, int]], seed: int = 0) -> Choices:
-    return Choices(captions, store, Words.of_texts(caption.caption for caption, _ in captions), 20, seed)
+def choices_of(store: RegionStore, captions: list[tuple[Caption, int]], seed: int = 0) -> FourWayDataset:
+    return FourWayDataset(
+        captions, store, WordPieceTokenizer.of_texts(caption.caption for caption, _ in captions), 20, seed
+    )
 
 
 def test_near_images_are_those_that_scikit_learn_finds():
@@ -121,7 +123,7 @@ def test_fine_tuning_finds_what_pretraining_did_not(store: RegionStore, tmp_path
 
 def test_a_model_for_another_task_is_told(store: RegionStore, tmp_path: Path):
     run = write_pretrained(tmp_path / "run", SENTENCES)
-    config = Config(load_model(run).config, (Head("vqa", "answers", 3, 4),))
+    config = TaskModelConfig(load_model(run).config, (Head("vqa", "answers", 3, 4),))
     save_model(TaskModel(config), tmp_path / "vqa", {})
     (tmp_path / "vqa" / "tokenizer.json").write_bytes((run / "model" / "tokenizer.json").read_bytes())
     with pytest.raises(CheckpointError, match="is fine-tuned for vqa, not for retrieval; --zero-shot asks"):

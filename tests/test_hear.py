@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comodal.errors import CheckpointError
-from comodal.hear import Model, get_scene_embeddings, get_timestamp_embeddings, load_model, windows_of
+from comodal.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model, windows_of
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, load_l3net, openl3, small
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
+def model(folder: Path) -> HearModel:
     return load_model(str(folder))
 
 
@@ -31,26 +31,26 @@ def noise(sounds: int, seconds: float) -> torch.Tensor:
     return torch.rand(sounds, int(seconds * RATE), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_the_model_is_a_module_with_the_three_numbers(model: Model):
+def test_the_model_is_a_module_with_the_three_numbers(model: HearModel):
     assert isinstance(model, torch.nn.Module)
     assert model.sample_rate in (16_000, 22_050, 44_100, 48_000)
     assert type(model.scene_embedding_size) is type(model.timestamp_embedding_size) is int
 
 
-def test_timestamps_are_milliseconds_every_50_from_the_first_sample_to_the_last(model: Model):
+def test_timestamps_are_milliseconds_every_50_from_the_first_sample_to_the_last(model: HearModel):
     vectors, timestamps = get_timestamp_embeddings(noise(3, 2.0), model)
     assert vectors.dtype == timestamps.dtype == torch.float32
     assert vectors.shape == (3, 41, model.timestamp_embedding_size)
     assert torch.equal(timestamps, torch.arange(0, 2001, 50.0).expand(3, -1))
 
 
-def test_scenes(model: Model):
+def test_scenes(model: HearModel):
     vectors = get_scene_embeddings(noise(2, 3.74), model)
     assert vectors.dtype == torch.float32
     assert vectors.shape == (2, model.scene_embedding_size)
 
 
-def test_a_window_is_centred_on_its_timestamp(folder: Path, model: Model):
+def test_a_window_is_centred_on_its_timestamp(folder: Path, model: HearModel):
     audio = noise(1, 1.5)
     vectors, timestamps = get_timestamp_embeddings(audio, model)
     with torch.inference_mode():  # around 0.7 s: from 0.2 to 1.2 s
@@ -59,14 +59,14 @@ def test_a_window_is_centred_on_its_timestamp(folder: Path, model: Model):
     assert torch.allclose(vectors[0, 14], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_a_sound_is_the_same_alone_and_in_a_batch(model: Model):
+def test_a_sound_is_the_same_alone_and_in_a_batch(model: HearModel):
     audio = noise(3, 1.1)
     for function in (lambda audio: get_timestamp_embeddings(audio, model)[0], lambda a: get_scene_embeddings(a, model)):
         together, alone = function(audio), torch.cat([function(sound[None]) for sound in audio])
         assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
 
 
-def test_sounds_shorter_than_a_window_and_silence(model: Model):
+def test_sounds_shorter_than_a_window_and_silence(model: HearModel):
     assert get_timestamp_embeddings(noise(1, 0.01), model)[0].shape[:2] == (1, 1)
     assert get_scene_embeddings(torch.zeros(2, 100), model).isfinite().all()
 
@@ -81,7 +81,7 @@ def test_where_silence_is_hidden_it_does_not_count_in_a_scene(tmp_path: Path):
     assert torch.allclose(get_scene_embeddings(followed, model)[0], heard.mean(0), rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_wrong_is_said(model: Model, tmp_path: Path):
+def test_what_is_wrong_is_said(model: HearModel, tmp_path: Path):
     with pytest.raises(ValueError, match=r"sounds as \(sounds, samples\); these are \(48000,\)"):
         windows_of(torch.zeros(RATE), model, 2400)
     with pytest.raises(ValueError, match=r"these are \(1, 0\)"):

@@ -9,10 +9,10 @@ from PIL import Image
 
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import matched
-from comodal.data.file_batches import Job, Rows, is_done, write_rows
+from comodal.data.file_batches import EmbeddingRows, FileJob, is_done, write_rows
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.files import stamp_of
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.image_list import images_of
 from comodal.tasks.vision_language.image_rows import ImageRows
 
@@ -71,20 +71,20 @@ def test_a_file_that_was_replaced_under_its_name_is_another(tmp_path: Path):
 def test_a_result_is_done_for_the_file_that_it_was_made_from(tmp_path: Path):
     source, result = tmp_path / "a.wav", tmp_path / "a.npz"
     source.write_bytes(b"first")
-    job = Job(source, (result,))
+    job = FileJob(source, (result,))
     assert not is_done(job)
-    write_rows(result, [Rows(np.ones((2, 3), np.float32), np.arange(2.0))], {"made": "by"}, source)
+    write_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))], {"made": "by"}, source)
     assert is_done(job)
     with np.load(result) as arrays:
         assert arrays["embedding"].shape == (2, 3)
     source.write_bytes(b"other")
     assert not is_done(job)
-    write_rows(result, [Rows(np.ones((2, 3), np.float32), np.arange(2.0))])
+    write_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))])
     assert is_done(job)  # a result that does not say what it was made from is kept
 
 
 def test_very_long_texts_are_cut_before_they_are_read():
-    words = Words.of_texts(["a dog runs", "x."])
+    words = WordPieceTokenizer.of_texts(["a dog runs", "x."])
     assert words.encode("a dog " * 10**6, 12) == words.encode("a dog " * 10, 12)
     assert words.encode("a" * 10**7) == [words.start, words.unknown, words.end]
     assert words.encode(" " * 20_000 + "dog", 12) == words.encode("dog", 12)

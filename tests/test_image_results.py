@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.tasks.class_folders import Labelled
+from comodal.tasks.class_folders import LabeledFile
 from comodal.tasks.evaluation.results_card import read_card, write_card
 from comodal.tasks.image import imagenet_files
-from comodal.tasks.image.image_probe import Found
+from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.image_results import ImageResults
-from comodal.tasks.image.imagenet_files import Pictures
+from comodal.tasks.image.imagenet_files import LabeledImages
 
 CLASSES = [f"n0000000{number}" for number in range(7)]
 PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
@@ -23,11 +23,11 @@ def results_of(folder: Path, settings: dict) -> ImageResults:
     for number, place in enumerate([*range(7), 0, 1, 1, 2]):
         path = folder / f"ILSVRC2012_val_{number:08d}.JPEG"
         path.write_bytes(b"x" * number)
-        items.append(Labelled(path, path.name, CLASSES[place], number >= 7))
+        items.append(LabeledFile(path, path.name, CLASSES[place], number >= 7))
     trained = np.array([[0, 1, 2, 3, 4], [2, 3, 4, 5, 1], [1, 0, 2, 3, 4], [0, 1, 3, 4, 5]])
     untrained = np.array([[6, 5, 4, 3, 2]] * 4)
-    found = {"trained": Found(trained, 0.01, "lbfgs"), "untrained": Found(untrained, 0.1, "adam")}
-    pictures = Pictures(items, "val", {CLASSES[1]: "tench"}, {}, {"label without a picture": 3}, True)
+    found = {"trained": ImageProbeResult(trained, 0.01, "lbfgs"), "untrained": ImageProbeResult(untrained, 0.1, "adam")}
+    pictures = LabeledImages(items, "val", {CLASSES[1]: "tench"}, {}, {"label without a picture": 3}, True)
     return ImageResults(folder, "run", pictures, items[7:], len(items[7:]), found, settings, 0)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.tasks.class_folders import read_tree
 from comodal.tasks.image.image_features import plain_pixels
 from comodal.tasks.image.imagenet_files import SUFFIXES
@@ -34,7 +34,7 @@ def write_images(folder: Path, count: int, seed: int) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=4, image_size=32)), folder, {})
+    save_model(L3Net(L3NetConfig(width=4, image_size=32)), folder, {})
     return folder
 
 

@@ -15,12 +15,12 @@ from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import small as small_l3net
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, meetings
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, meetings
 from comodal.tasks.vision_language.convert_vilbert_files import convert
 
-STREAM = Stream(dim=16, layers=4, heads=2, intermediate=24)
-TINY = Config(
-    vocabulary=50, positions=12, text=STREAM, vision=Stream(16, 2, 2, 24), joint_dim=16, joint_heads=2,
+STREAM = StreamConfig(dim=16, layers=4, heads=2, intermediate=24)
+TINY = ViLBERTConfig(
+    vocabulary=50, positions=12, text=STREAM, vision=StreamConfig(16, 2, 2, 24), joint_dim=16, joint_heads=2,
     schedule=meetings(4, 2), region_features=8, region_targets=8,
 )  # fmt: skip
 BERT = {

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from comodal.models.l3net import fused_vgg
 from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, L3NetConfig, openl3, small
 
 NARROW = {
     "paper": dataclasses.replace(PAPER, width=8),
@@ -20,7 +20,7 @@ NARROW = {
 }
 
 
-def trained(config: Config) -> L3Net:
+def trained(config: L3NetConfig) -> L3Net:
     """A model whose norms do something: scales of either sign, shifts, means and variances."""
     torch.manual_seed(0)
     model = L3Net(config).eval()
@@ -33,7 +33,7 @@ def trained(config: Config) -> L3Net:
     return model
 
 
-def both(config: Config, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def both(config: L3NetConfig, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Plain and fast embeddings of five pictures and five sounds: not a multiple of a micro-batch."""
     model = trained(config)
     image = torch.randint(0, 256, (5, 3, config.image_size, config.image_size), dtype=torch.uint8)
@@ -48,7 +48,7 @@ def both(config: Config, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
-def test_in_float32_only_the_rounding_differs(config: Config):
+def test_in_float32_only_the_rounding_differs(config: L3NetConfig):
     for plain, quick in both(config, torch.float32):
         assert (plain - quick).norm() / plain.norm() < 1e-5
 
@@ -67,7 +67,7 @@ def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
 
 
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
-def test_in_bfloat16_embeddings_keep_their_direction(config: Config):
+def test_in_bfloat16_embeddings_keep_their_direction(config: L3NetConfig):
     for plain, quick in both(config, torch.bfloat16):
         assert quick.dtype == torch.float32
         assert F.cosine_similarity(plain, quick).min() > 0.999

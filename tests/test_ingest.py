@@ -20,10 +20,10 @@ import simplejpeg
 from comodal.data.output_folder import only_one
 from comodal.data.shards import shard_runner as making
 from comodal.data.shards.ingest import plan_videos, prepare_videos, sample_of, unique_keys
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.shards.shard_report import describe_shards
-from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards
-from comodal.data.shards.video_sources import Source
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
+from comodal.data.shards.video_sources import VideoSource
 from comodal.data.split_names import SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
@@ -72,8 +72,8 @@ def report(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
 
 
-def shards_of(out: Path) -> list[Shards]:
-    return [Shards(out / split) for split in SPLITS if any((out / split).glob("*.index"))]
+def shards_of(out: Path) -> list[ShardReader]:
+    return [ShardReader(out / split) for split in SPLITS if any((out / split).glob("*.index"))]
 
 
 def test_every_file_is_in_the_shards_or_refused_with_its_reason(videos, prepared):
@@ -147,7 +147,7 @@ def test_stopped_before_each_of_its_renames_it_ends_with_the_same_bytes(videos, 
             break
         except Killed:
             with pytest.raises(DataError, match=r"not finished|has no shards"):
-                Shards(out / "train")
+                ShardReader(out / "train")
     assert tree(out) == tree(prepared)
 
 
@@ -225,21 +225,21 @@ class Thing:
     path: str
 
 
-def read_or_die(thing: Thing) -> Sample:
+def read_or_die(thing: Thing) -> ShardSample:
     if thing.path == "kills":
         os.kill(os.getpid(), signal.SIGSEGV)
     if thing.path == "bad":
         raise MediaError(thing.path, "silent", "all zero")
     record = {"seconds": 1.0, "frames": [], "width": 1, "height": 1}
-    return Sample({"flac": thing.key.encode()}, record)
+    return ShardSample({"flac": thing.key.encode()}, record)
 
 
 def test_a_decoder_that_crashes_costs_the_file_alone(tmp_path):
     things = [Thing(f"t{n}", {4: "kills", 7: "bad", 8: "kills"}.get(n, "good")) for n in range(12)]
-    plan = Plan("things", {}, plan_shards({"train": things}, 4), ())
+    plan = RunPlan("things", {}, plan_shards({"train": things}, 4), ())
     about = make_shards(plan, read_or_die, tmp_path / "out", workers=2, backend="loky")
     assert about["refused"] == {"crashed the decoder": 2, "silent": 1}
-    assert Shards(tmp_path / "out" / "train").keys == [f"t{n}" for n in range(12) if n not in (4, 7, 8)]
+    assert ShardReader(tmp_path / "out" / "train").keys == [f"t{n}" for n in range(12) if n not in (4, 7, 8)]
 
 
 def test_a_backend_that_is_not_installed_names_its_extra(videos, tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(videos, tmp_path, monke
 
 def test_keys_are_fit_for_tar_and_unique():
     names = ["a/b.c.mp4", "a/b c.mp4", "a/b c.mkv", "日本/猫.mp4", "x" * 300 + ".mp4"]
-    sources = [Source(name, name.rsplit(".", 1)[0], name) for name in names]
+    sources = [VideoSource(name, name.rsplit(".", 1)[0], name) for name in names]
     keys = [source.key for source in unique_keys(sources)]
     assert len(set(keys)) == len(keys)
     assert keys[3] == "日本_猫"
@@ -265,10 +265,10 @@ OPTIONS = {"limit": None, "split": "own", "validation": 0.0, "test": 0.0, "video
 
 def test_what_needs_no_opening_is_refused_in_the_plan():
     sources = [
-        Source("a.mp4", "a", "v", (), "train"),
-        Source("a.mp4", "again", "v", (), "train"),
-        Source("b.mp4", "b", "v", (), "test"),
-        Source("c.mp4", "c", "w", missing=True),
+        VideoSource("a.mp4", "a", "v", (), "train"),
+        VideoSource("a.mp4", "again", "v", (), "train"),
+        VideoSource("b.mp4", "b", "v", (), "test"),
+        VideoSource("c.mp4", "c", "w", missing=True),
     ]
     plan = plan_videos(sources, OPTIONS)
     assert {line["path"]: line["reason"] for line in plan.refused if line["path"] == "c.mp4"} == {"c.mp4": "missing"}
@@ -277,7 +277,7 @@ def test_what_needs_no_opening_is_refused_in_the_plan():
 
 
 def test_a_limit_takes_the_same_videos_of_a_growing_folder():
-    sources = [Source(f"{n}.mp4", str(n), str(n)) for n in range(50)]
+    sources = [VideoSource(f"{n}.mp4", str(n), str(n)) for n in range(50)]
     few = plan_videos(sources, OPTIONS | {"limit": 5})
     assert sum(len(shard.items) for shard in few.shards) == 5
     assert {item for shard in few.shards for item in shard.items} <= {
@@ -347,7 +347,7 @@ def test_impossible_numbers_are_refused(videos, tmp_path, wrong):
 def test_the_sound_begins_at_time_zero_when_that_of_the_file_begins_late():
     frame = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     clip = Clip([frame] * 3, [0.0, 1.0, 2.0], np.full(20, 0.5, np.float32), 10, 0.5, 2.0)
-    sample = sample_of(Source("a.mp4", "a", "a"), clip)
+    sample = sample_of(VideoSource("a.mp4", "a", "a"), clip)
     sound, _ = decode_flac(sample.members["flac"])
     assert sound.tolist() == [0.0] * 5 + [0.5] * 15
     assert sample.record["frame_seconds"] == [0.0, 1.0]
@@ -355,6 +355,6 @@ def test_the_sound_begins_at_time_zero_when_that_of_the_file_begins_late():
 
 def test_workers_that_keep_dying_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(making, "kills", lambda *_: False)
-    plan = Plan("things", {}, plan_shards({"train": [Thing("t", "kills")]}, 4), ())
+    plan = RunPlan("things", {}, plan_shards({"train": [Thing("t", "kills")]}, 4), ())
     with pytest.raises(DataError, match="workers keep dying"):
         make_shards(plan, read_or_die, tmp_path / "out", workers=1, backend="loky")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, pooled, small
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, L3NetConfig, openl3, pooled, small
 
 
 def pair(image_size: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def test_openl3_adds_the_norms_of_its_inputs():
 
 
 @pytest.mark.parametrize("config", [PAPER, openl3("mel256"), openl3("mel128"), openl3("linear")])
-def test_embeddings_have_the_published_sizes(config: Config):
+def test_embeddings_have_the_published_sizes(config: L3NetConfig):
     """8192 and 6144 at 8 x 64 filters; a width of 4 has a sixteenth of them."""
     model, (image, sound) = L3Net(dataclasses.replace(config, width=4)).eval(), pair(224, 1)
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_it_fits_pairs_of_bright_and_loud():
 
 def test_a_layer_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"relu_before_norm names \['conv9_9'\]"):
-        L3Net(Config(relu_before_norm=("conv9_9",)))
+        L3Net(L3NetConfig(relu_before_norm=("conv9_9",)))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.models.l3net.l3net import L3Net, openl3, pooled
-from comodal.models.l3net.vgg import LAYERS, Tower
+from comodal.models.l3net.vgg import LAYERS, VGGTower
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "l3net"
 THEIR_NAME = {"kapre014": "kapre014", "kapre03": "kapre036", "librosa": "librosa"}
@@ -40,7 +40,7 @@ def reference(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def put_weights(tower: Tower, modality: str) -> None:
+def put_weights(tower: VGGTower, modality: str) -> None:
     """Keras' layers come in order: a norm for the input, then a convolution and a norm for each layer but the last."""
     (path,) = (FIXTURES / "h5").glob(f"openl3_{modality}_*.h5.gz")
     with h5py.File(io.BytesIO(gzip.decompress(path.read_bytes()))) as file:

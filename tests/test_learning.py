@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.data.loader import Loader
-from comodal.data.shards.clip_dataset import Augmentation, Clips
-from comodal.data.shards.pair_sampler import Pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
+from comodal.data.shards.pair_sampler import PairSampler
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.hardware import Compute
-from comodal.objectives.avc import Correspondence
+from comodal.objectives.avc import AudioVisualCorrespondence
 from comodal.recipes.avc_pretraining import recipe
 from comodal.text_files import read_log
 from comodal.training.optimization import adam
@@ -48,10 +48,10 @@ class Ear(nn.Module):
         return Output(self.net(torch.cat([seen, torch.cos(pitch[:, None] * waves * 9)], 1)))
 
 
-def shuffled(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+def shuffled(batches: Iterator[AudioVisualBatch]) -> Iterator[AudioVisualBatch]:
     """The control: every pair has the sound of another, drawn in the same way."""
     for batch in batches:
-        yield PairBatch(batch.image, batch.sound.roll(1, 0), batch.together, batch.sources, batch.keys)
+        yield AudioVisualBatch(batch.image, batch.sound.roll(1, 0), batch.together, batch.sources, batch.keys)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def accuracy_after_training(world: Path, control: bool) -> float:
     torch.manual_seed(0)
-    objective = Correspondence(Ear())
-    train_shards, held_out = Shards(world / "train"), Shards(world / "validation")
+    objective = AudioVisualCorrespondence(Ear())
+    train_shards, held_out = ShardReader(world / "train"), ShardReader(world / "validation")
     mild = Augmentation(brightness=0.02, saturation=0.1)
-    pairs = Loader(Clips(train_shards, Pairs(train_shards, 0), 28, RATE, mild), BATCH, 0).batches()
-    fixed = Loader(Clips(held_out, Pairs(held_out, 1), 28, RATE, None), BATCH, 0, length=VALIDATION).batches()
+    pairs = Loader(ClipPairDataset(train_shards, PairSampler(train_shards, 0), 28, RATE, mild), BATCH, 0).batches()
+    fixed = Loader(
+        ClipPairDataset(held_out, PairSampler(held_out, 1), 28, RATE, None), BATCH, 0, length=VALIDATION
+    ).batches()
     if control:
         pairs, fixed = shuffled(pairs), shuffled(fixed)
     for _ in fit(objective, pairs, adam(objective, 1e-2, 0.0), lambda _: 1e-2, range(STEPS), CPU):

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.linear_probe import Problem, choose_strength, fit_probe
+from comodal.tasks.evaluation.linear_probe import LinearProbeProblem, choose_strength, fit_probe
 from comodal.tasks.evaluation.linear_probe_sgd import best_classes
 
 ITEMS, FEATURES, CLASSES = 300, 24, 4
@@ -36,7 +36,7 @@ def objective(weight: np.ndarray, bias: np.ndarray, rows: np.ndarray, target: np
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
 def test_logistic_regression_is_scikit_learns(strength: float):
     features, target = made_up()
-    probe = Problem(features, target, CLASSES, "logistic").fit(strength, 500)
+    probe = LinearProbeProblem(features, target, CLASSES, "logistic").fit(strength, 500)
     rows = StandardScaler().fit_transform(features[:, 0].numpy().astype(np.float64))
     model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(rows, target.numpy())
     assert np.allclose(probe.weight.numpy(), model.coef_, atol=5e-3 * np.abs(model.coef_).max())
@@ -47,7 +47,7 @@ def test_logistic_regression_is_scikit_learns(strength: float):
 def test_the_svm_is_as_near_its_minimum_as_liblinear(strength: float):
     """Liblinear penalises the bias a little, so the objective is compared, and the answers."""
     features, target = made_up()
-    probe = Problem(features, target, CLASSES, "svm").fit(strength, 500)
+    probe = LinearProbeProblem(features, target, CLASSES, "svm").fit(strength, 500)
     rows = StandardScaler().fit_transform(features[:, 0].numpy().astype(np.float64))
     model = LinearSVC(C=strength, tol=1e-8, max_iter=100_000, intercept_scaling=100.0).fit(rows, target.numpy())
     ours = objective(probe.weight.numpy(), probe.bias[:, 0].numpy(), rows, target.numpy(), strength)
@@ -57,7 +57,7 @@ def test_the_svm_is_as_near_its_minimum_as_liblinear(strength: float):
 
 def test_features_that_are_no_numbers_answer_nothing():
     features, target = made_up()
-    probe = Problem(features, target, CLASSES, "logistic").fit(0.01, 50)
+    probe = LinearProbeProblem(features, target, CLASSES, "logistic").fit(0.01, 50)
     features[7, 0, 3] = float("nan")
     with pytest.raises(DataError, match="scores are NaN"):
         probe.predict(features)
@@ -67,7 +67,7 @@ def test_features_that_are_no_numbers_answer_nothing():
 
 def test_a_score_is_the_mean_over_the_windows():
     features, target = made_up()
-    probe = Problem(features, target, CLASSES, "svm").fit(0.01, 200)
+    probe = LinearProbeProblem(features, target, CLASSES, "svm").fit(0.01, 200)
     two = torch.stack([features[:50, 0], features[50:100, 0]], dim=1)
     expected = (probe.scores(features[:50]) + probe.scores(features[50:100])) / 2
     assert torch.allclose(probe.scores(two), expected, atol=1e-5)
@@ -75,8 +75,8 @@ def test_a_score_is_the_mean_over_the_windows():
 
 def test_a_window_trains_as_if_by_itself():
     features, target = made_up()
-    together = Problem(features.reshape(150, 2, FEATURES), target[::2], CLASSES, "svm")
-    apart = Problem(features, target[::2].repeat_interleave(2), CLASSES, "svm")
+    together = LinearProbeProblem(features.reshape(150, 2, FEATURES), target[::2], CLASSES, "svm")
+    apart = LinearProbeProblem(features, target[::2].repeat_interleave(2), CLASSES, "svm")
     assert torch.equal(together.fit(0.01, 100).weight, apart.fit(0.01, 100).weight)
 
 
@@ -84,15 +84,15 @@ def test_a_window_trains_as_if_by_itself():
 def test_scale_and_place_of_a_feature_do_not_matter(classifier: str):
     features, target = made_up()
     changed = features * torch.logspace(-3, 3, FEATURES) + torch.linspace(-1, 1, FEATURES)
-    plain = Problem(features, target, CLASSES, classifier).fit(0.01, 300)
-    other = Problem(changed, target, CLASSES, classifier).fit(0.01, 300)
+    plain = LinearProbeProblem(features, target, CLASSES, classifier).fit(0.01, 300)
+    other = LinearProbeProblem(changed, target, CLASSES, classifier).fit(0.01, 300)
     assert torch.allclose(plain.scores(features), other.scores(changed), atol=5e-3)
 
 
 def test_a_dead_feature_is_ignored():
     features, target = made_up()
     dead = torch.cat([features, torch.full((ITEMS, 1, 3), 7.0)], dim=2)
-    probe = Problem(dead, target, CLASSES, "svm").fit(0.01, 200)
+    probe = LinearProbeProblem(dead, target, CLASSES, "svm").fit(0.01, 200)
     assert torch.isfinite(probe.scores(dead)).all()
     assert probe.weight[:, -3:].abs().max() < 1e-4
 
@@ -104,7 +104,7 @@ def test_the_choice_of_c_is_the_one_of_a_plain_search():
     rows = rng.normal(size=(120, 1, 200)).astype(np.float32)
     rows[:, 0, 0] += 1.5 * (2 * target.numpy() - 1)
     features, folds = torch.from_numpy(rows), np.arange(120) // 30
-    problem = partial(Problem, classes=2, classifier="logistic")
+    problem = partial(LinearProbeProblem, classes=2, classifier="logistic")
     chosen = choose_strength(features, target, folds, [0, 1, 2, 3], problem, [1e-4, 1e-3, 10.0])
     right = {}
     for strength in (1e-4, 1e-3, 10.0):
@@ -133,7 +133,7 @@ def test_more_features_than_items_is_scikit_learns_too():
     target = torch.arange(40) % 4
     rows = rng.normal(size=(40, 300)).astype(np.float32)
     rows[:, :4] += 2 * np.eye(4, dtype=np.float32)[target.numpy()]
-    found = Problem(torch.from_numpy(rows)[:, None], target, 4, "logistic").fit(0.01, 300)
+    found = LinearProbeProblem(torch.from_numpy(rows)[:, None], target, 4, "logistic").fit(0.01, 300)
     scaler = StandardScaler().fit(rows)
     theirs = LogisticRegression(C=0.01, max_iter=5000, tol=1e-8).fit(scaler.transform(rows), target.numpy())
     np.testing.assert_allclose(found.weight.numpy(), theirs.coef_, atol=2e-4)

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from comodal.tasks.evaluation import linear_probe_sgd
-from comodal.tasks.evaluation.linear_probe_sgd import Rows, Steps, choose_strength_in_steps, fit_in_steps
+from comodal.tasks.evaluation.linear_probe_sgd import FeatureRows, SGDConfig, choose_strength_in_steps, fit_in_steps
 
 ITEMS, FEATURES, CLASSES = 1200, 16, 4
 CPU = torch.device("cpu")
@@ -30,8 +30,8 @@ def everything(target: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 def test_logistic_regression_is_scikit_learns(solver: str):
     features, target = made_up()
-    steps = Steps(solver, 60, 64, CPU, 0)
-    probe = fit_in_steps(Rows([features], target, everything(target)), CLASSES, "logistic", 0.01, steps)
+    steps = SGDConfig(solver, 60, 64, CPU, 0)
+    probe = fit_in_steps(FeatureRows([features], target, everything(target)), CLASSES, "logistic", 0.01, steps)
     rows = StandardScaler().fit_transform(features[:, 0].astype(np.float64))
     model = LogisticRegression(C=0.01, tol=1e-8, max_iter=5000).fit(rows, target)
     assert np.allclose(probe.weight.numpy(), model.coef_, atol=0.03 * np.abs(model.coef_).max())
@@ -42,8 +42,8 @@ def test_logistic_regression_is_scikit_learns(solver: str):
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 def test_the_svm_answers_as_liblinear_does(solver: str):
     features, target = made_up()
-    steps = Steps(solver, 30, 64, CPU, 0)
-    probe = fit_in_steps(Rows([features], target, everything(target)), CLASSES, "svm", 0.01, steps)
+    steps = SGDConfig(solver, 30, 64, CPU, 0)
+    probe = fit_in_steps(FeatureRows([features], target, everything(target)), CLASSES, "svm", 0.01, steps)
     rows = StandardScaler().fit_transform(features[:, 0].astype(np.float64))
     model = LinearSVC(C=0.01, tol=1e-8, max_iter=100_000, intercept_scaling=100.0).fit(rows, target)
     assert (probe.predict(torch.from_numpy(features.astype(np.float32))) == model.predict(rows)).mean() >= 0.985
@@ -54,7 +54,7 @@ def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch:
     features, target = made_up(250)
     features[:, 0, 0] = np.arange(250)
     chosen = np.arange(250) % 3 > 0
-    rows = Rows([features], target, chosen)
+    rows = FeatureRows([features], target, chosen)
 
     def numbers(seed: int) -> list[float]:
         return [n for block, _ in rows.blocks(0, np.random.default_rng(seed)) for n in block[:, 0].tolist()]
@@ -70,18 +70,18 @@ def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch
     features, target = made_up(250)
     features[:, 0, 3] = 7.0
     chosen = np.arange(250) % 3 > 0
-    mean, scale = Rows([features, features * 2], target, chosen).standardisation
+    mean, scale = FeatureRows([features, features * 2], target, chosen).standardisation
     every = np.concatenate([features[chosen, 0], features[chosen, 0] * 2]).astype(np.float64)
     scaler = StandardScaler().fit(every)
     assert np.allclose(mean, scaler.mean_, rtol=1e-5, atol=1e-5)
     assert np.allclose(scale, scaler.scale_, rtol=1e-5)
-    assert float(Rows([features], target, chosen).standardisation[1][3]) == 1.0
+    assert float(FeatureRows([features], target, chosen).standardisation[1][3]) == 1.0
 
 
 def test_epochs_read_the_views_in_turn():
     features, target = made_up(64)
-    rows = Rows([features, features + 100], target, everything(target))
-    means = [float(batch.mean()) for batch, _ in linear_probe_sgd.batches(rows, Steps("adam", 4, 64, CPU, 0))]
+    rows = FeatureRows([features, features + 100], target, everything(target))
+    means = [float(batch.mean()) for batch, _ in linear_probe_sgd.batches(rows, SGDConfig("adam", 4, 64, CPU, 0))]
     assert [mean > 50 for mean in means] == [False, True, False, True]
 
 
@@ -92,6 +92,6 @@ def test_the_choice_of_c_sees_the_training_part_alone():
     rows = rng.normal(size=(160, 1, 200)).astype(np.float16)
     rows[:, 0, 0] += (1.5 * (2 * target - 1)).astype(np.float16)
     held_out = np.arange(160) % 4 == 0
-    steps = Steps("adam", 80, 40, CPU, 0)
+    steps = SGDConfig("adam", 80, 40, CPU, 0)
     chosen = choose_strength_in_steps([rows], target, ~held_out, held_out, 2, "logistic", steps, [1e-4, 1e-3, 10.0])
     assert chosen < 1.0

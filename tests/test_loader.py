@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comodal import distributed
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.data.loader import Loader
 from comodal.errors import DataError, MediaError
 
@@ -29,14 +29,14 @@ class Numbers:
     def __len__(self) -> int:
         return 10
 
-    def batch(self, places: Sequence[tuple[int, int]], /) -> PairBatch:
+    def batch(self, places: Sequence[tuple[int, int]], /) -> AudioVisualBatch:
         if self.bad in places:
             if self.error == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise DataError("shards/train: clip 7 is damaged") if self.error == "data" else MediaError("a", "b", "c")
         size = len(places)
         keys = tuple(f"{epoch}.{index}" for epoch, index in places)
-        return PairBatch(
+        return AudioVisualBatch(
             torch.zeros(size, 3, 1, 1, dtype=torch.uint8),
             torch.zeros(size, 1),
             torch.zeros(size) > 0,

@@ -7,11 +7,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from comodal.text_files import read_log
-from comodal.training.run_log import Log, as_note
+from comodal.training.run_log import RunLog, as_note
 
 
 def write(folder: Path, after: int, steps: range) -> None:
-    log = Log(folder, after)
+    log = RunLog(folder, after)
     for step in steps:
         log.write("train", step, {"loss": 1 / step})
     log.close()

@@ -16,7 +16,7 @@ from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.media.audio import read_sound, stream_sound
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from synthetic_media import tone
 
 RATE = 48_000
@@ -26,7 +26,7 @@ RATE = 48_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), folder, {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), folder, {})
     return folder
 
 

@@ -18,12 +18,12 @@ import comodal.openl3 as openl3
 import openl3_layouts as layouts
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
-from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.openl3_files import load_openl3
 from comodal.inference.openl3_images import squares
 from comodal.media.resample_kaiser import KaiserStream, resample_kaiser
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.openl3.openl3_models import EmbeddingModel
 from synthetic_media import tone, write_video
 from test_l3net_parity import reference
@@ -61,7 +61,7 @@ class Narrow:
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
         found = load_openl3(layouts.published("audio"), representation="mel128")
-        config = Config(**{**vars(found.model.config), "width": 2})
+        config = L3NetConfig(**{**vars(found.model.config), "width": 2})
         about = {"representation": "mel128", "front_end": "kapre014", "towers": ["sound", "image"], "files": ["narrow"]}
         network = L3Net(config)
         for name, parameter in network.named_parameters():
@@ -71,7 +71,7 @@ class Narrow:
         self.folder = folder
 
     def model(self, modality: str, **choice: object) -> EmbeddingModel:
-        embedder = load_embedder(self.folder, Choice(**{"precision": "fp32", **choice}))
+        embedder = load_embedder(self.folder, EmbedderOptions(**{"precision": "fp32", **choice}))
         return EmbeddingModel(embedder, modality, "kapre" if modality == "sound" else "")
 
 
@@ -395,7 +395,7 @@ def test_embedding_refuses_a_network_that_is_not_there(narrow: Narrow, folder: P
         embed_image([tmp_path / "p.png"], folder / "openl3_audio_mel128_music-v0_4_0.h5.gz")
     with pytest.raises(ValueError, match="size is 100; this network has 16 or 256"):
         embed_image([tmp_path / "p.png"], narrow.folder, size=100)
-    small = Config(width=1, image_size=24)
+    small = L3NetConfig(width=1, image_size=24)
     save_model(L3Net(small), tmp_path / "own", {})
     with pytest.raises(ValueError, match="as_openl3 and front_end are for weights of OpenL3"):
         embed_image([tmp_path / "p.png"], tmp_path / "own", as_openl3="0.4.2")

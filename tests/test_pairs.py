@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.shards.pair_sampler import Pairs, moment
+from comodal.data.shards.pair_sampler import PairSampler, moment
 from comodal.errors import DataError
 
 
@@ -37,7 +37,7 @@ worlds = st.lists(clip_of_a_group, min_size=2, max_size=12).filter(lambda clips:
 @given(worlds, st.integers(0, 2**32), st.integers(0, 1000), st.integers(0, 10**9))
 def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clips, seed, epoch, index):
     world = World(clips)
-    pair = Pairs(world, seed)(epoch, index)
+    pair = PairSampler(world, seed)(epoch, index)
     assert pair.together == ((epoch * len(world) + index) % 2 == 0)
     assert pair.together == (pair.image_clip == pair.sound_clip)
     picture, sound = world.record(pair.image_clip), world.record(pair.sound_clip)
@@ -51,20 +51,22 @@ def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clip
 
 @given(worlds, st.integers(0, 2**32), st.integers(0, 1000), st.integers(0, 10**9))
 def test_a_pair_is_a_function_of_seed_epoch_and_index(clips, seed, epoch, index):
-    one, other = Pairs(World(clips), seed), Pairs(World(clips), seed)
+    one, other = PairSampler(World(clips), seed), PairSampler(World(clips), seed)
     other(epoch + 1, index)
     assert one(epoch, index) == other(epoch, index)
 
 
 def test_seeds_and_epochs_give_other_pairs():
     world = World([(str(clip), 10, 10.0) for clip in range(50)])
-    draws = {tuple(Pairs(world, seed)(epoch, index) for index in range(20)) for seed in (0, 1) for epoch in (0, 1)}
+    draws = {
+        tuple(PairSampler(world, seed)(epoch, index) for index in range(20)) for seed in (0, 1) for epoch in (0, 1)
+    }
     assert len(draws) == 4
 
 
 @pytest.mark.parametrize("clips", [2, 3, 5, 9, 31, 93])
 def test_exactly_half_of_the_pairs_go_together_for_any_number_of_clips(clips: int):
-    pairs = Pairs(World([(str(clip), 10, 10.0) for clip in range(clips)]), 0)
+    pairs = PairSampler(World([(str(clip), 10, 10.0) for clip in range(clips)]), 0)
     kinds = [pairs(*divmod(number, clips)).together for number in range(20 * clips)]
     assert sum(kinds) == 10 * clips
     assert all(sum(kinds[start : start + 8]) == 4 for start in range(0, len(kinds) - 8, 8))  # of a batch of 8
@@ -89,7 +91,7 @@ def test_starts_are_uniform_among_those_that_overlap_the_frame_and_lie_in_the_cl
 def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():
     """Clips of all sorts of groups, frames and lengths: both kinds have the same law of clips, frames and starts."""
     world = World([("a", 3, 1.0), ("a", 50, 10.0), ("a", 7, 4.0), ("b", 25, 10.0), ("c", 1, 2.0)])
-    pairs, draws = Pairs(world, 5), 16_000
+    pairs, draws = PairSampler(world, 5), 16_000
     kinds = {True: [], False: []}
     for index in range(draws):
         pair = pairs(0, index)
@@ -109,7 +111,7 @@ def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():
 def test_a_clip_is_drawn_in_proportion_to_its_possible_partners():
     """Groups of 3, 1 and 1 clips: the ordered pairs of different groups are 14, and a clip of the large group is first
     in 2 of them, one alone in 4."""
-    pairs = Pairs(World([("a", 5, 5.0)] * 3 + [("b", 5, 5.0), ("c", 5, 5.0)]), 0)
+    pairs = PairSampler(World([("a", 5, 5.0)] * 3 + [("b", 5, 5.0), ("c", 5, 5.0)]), 0)
     firsts = Counter(pairs(0, index).image_clip for index in range(14_000))
     for clip, expected in enumerate([2, 2, 2, 4, 4]):
         assert firsts[clip] == pytest.approx(1000 * expected, abs=4.5 * (1000 * expected) ** 0.5)
@@ -118,7 +120,7 @@ def test_a_clip_is_drawn_in_proportion_to_its_possible_partners():
 def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
     world = World([("a", 1, 2.0), ("b", 1, 2.0)])
     world.record = lambda clip: {"key": str(clip), "group": clip, "frame_seconds": [5.0], "seconds": 10.0}
-    starts = np.sort([Pairs(world, 0)(0, index).start_seconds for index in range(4000)])
+    starts = np.sort([PairSampler(world, 0)(0, index).start_seconds for index in range(4000)])
     uniform = 4 + np.arange(1, 4001) / 4000
     assert np.abs(starts - uniform).max() < 1.95 / 4000**0.5  # Kolmogorov-Smirnov, one in a thousand
 
@@ -133,4 +135,4 @@ def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
 )
 def test_what_cannot_be_paired_is_said(clips, message):
     with pytest.raises(DataError, match=message):
-        Pairs(World(clips), 0)(0, 0)
+        PairSampler(World(clips), 0)(0, 0)

@@ -15,13 +15,13 @@ from comodal.tasks.vision_language.grounding.flickr30k_entities_files import (
     NO_BOX,
     NOT_VISUAL,
     SCENE,
-    Phrase,
-    Phrases,
+    EntityPhrase,
+    EntityPhrases,
     read_boxes,
     read_phrases,
     read_sentences,
 )
-from comodal.tasks.vision_language.grounding.refcoco import Gathered
+from comodal.tasks.vision_language.grounding.refcoco import GroundingData
 from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 
@@ -64,11 +64,11 @@ def test_phrases_are_read_with_their_entities_and_types(tmp_path: Path):
     sentences, *_ = write(tmp_path, {"7": CAPTION}, {}, {})
     assert read_sentences(sentences / "7.txt") == [
         [
-            Phrase("12", ("people", "other"), "Two men"),
-            Phrase("13", ("clothing",), "blue , worn coats"),
-            Phrase("0", ("notvisual",), "it"),
-            Phrase("14", ("scene",), "the sea"),
-            Phrase("15", ("bodyparts",), "hands"),
+            EntityPhrase("12", ("people", "other"), "Two men"),
+            EntityPhrase("13", ("clothing",), "blue , worn coats"),
+            EntityPhrase("0", ("notvisual",), "it"),
+            EntityPhrase("14", ("scene",), "the sea"),
+            EntityPhrase("15", ("bodyparts",), "hands"),
         ]
     ]
 
@@ -104,9 +104,9 @@ def test_what_cannot_be_found_is_left_out_and_counted(tmp_path: Path):
 def test_scores_are_those_worked_by_hand():
     # three phrases, overlaps with two boxes each; the first answer is right at exactly a half
     overlaps = {"a": [0.5, 0.2], "b": [0.9, 0.1], "c": [0.0, 0.4]}
-    gathered = Gathered([], [], {key: np.array(rows, np.float32) for key, rows in overlaps.items()})
+    gathered = GroundingData([], [], {key: np.array(rows, np.float32) for key, rows in overlaps.items()})
     kinds = {"a": ("people", "other"), "b": ("people",), "c": ("other",)}
-    found = score({"a": 0.5, "b": 0.1, "c": 0.4}, Phrases([], kinds, Counter()), gathered, ["1", "1", "2"])
+    found = score({"a": 0.5, "b": 0.1, "c": 0.4}, EntityPhrases([], kinds, Counter()), gathered, ["1", "1", "2"])
     assert found["phrases.accuracy"] == pytest.approx(1 / 3)
     assert found["phrases.oracle"] == pytest.approx(2 / 3)
     assert found["phrases.chance"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)

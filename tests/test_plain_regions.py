@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from small_regions import some_images, write_store
 
 pytest.importorskip("lmdb")
@@ -22,9 +22,9 @@ def test_the_plain_reader_and_the_captions_give_the_same_batch(tmp_path: Path):
     store = write_store(tmp_path / "store", some_images(COUNTS))
     write_plain(store, tmp_path / "plain.lmdb")
     captions = [(Caption((f"image{row}",), "a thing", None, str(row)), row) for row in range(len(COUNTS))]
-    nothing = Hiding(words=0.0, regions=0.0)
-    words = Words.of_texts(["a thing"])
-    batch = Captions(captions, store, words, 0, 4, max_regions=MAX_REGIONS, hiding=nothing).batch(
+    nothing = MaskingConfig(words=0.0, regions=0.0)
+    words = WordPieceTokenizer.of_texts(["a thing"])
+    batch = CaptionDataset(captions, store, words, 0, 4, max_regions=MAX_REGIONS, hiding=nothing).batch(
         [(0, index) for index in range(4)]
     )
     images = [key.split(",")[0].removeprefix("image ") for key in batch.keys]

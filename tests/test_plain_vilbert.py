@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from comodal.objectives import pretraining
-from comodal.objectives.pretraining import Pretraining
+from comodal.objectives.pretraining import ViLBERTPretraining
 from plain_vilbert import plain_losses
 from vilbert_fixtures import FIXTURES, batch_of, model_of, tensors
 
@@ -19,7 +19,7 @@ def test_the_objective_gives_the_plain_losses_and_gradients(wide: int, monkeypat
     batch = batch_of(inputs, "classes")
     assert len(batch.attended_words) < batch.words.numel() and len(batch.attended_regions) < batch.tokens.numel()
     found = []
-    for losses in (Pretraining(model)(batch), plain_losses(model, batch, words=14, rows=11)):
+    for losses in (ViLBERTPretraining(model)(batch), plain_losses(model, batch, words=14, rows=11)):
         gradients = torch.autograd.grad(losses["loss"], list(model.parameters()), allow_unused=True)
         found.append((losses, gradients))
     (fast, fast_gradients), (plain, plain_gradients) = found

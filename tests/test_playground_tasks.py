@@ -17,7 +17,7 @@ from PIL import Image
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.data.regions.safe_unpickler import load_pickle
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU
 from comodal.synthetic.formats.task_sets import TASK_SETS
 from comodal.synthetic.synthesize import make_playground
@@ -303,7 +303,7 @@ def test_every_word_that_is_said_is_one_piece_of_the_vocabulary(world: Path):
     said["pairs"] = [entry["sentence"] for entry in lines(world / "nlvr2" / "train.json")]
     riddles = [choice for entry in lines(world / "vcr" / "train.jsonl") for choice in entry["rationale_choices"]]
     said["riddles"] = [" ".join(map(str, choice)) for choice in riddles]
-    vocabulary = Words.read(world / "vocab.txt")
+    vocabulary = WordPieceTokenizer.read(world / "vocab.txt")
     for kind, texts in said.items():
         assert texts, kind
         for text in texts:

@@ -18,7 +18,7 @@ from comodal.synthetic.world import (
     SMALL,
     Note,
     Purpose,
-    Thing,
+    SyntheticObject,
     World,
     make_scene,
     make_world,
@@ -36,7 +36,7 @@ def quiet(world: World) -> World:
     return replace(world, background=replace(world.background, noise_level=0.0, echo_level=0.0, tilt_decibels=0.0))
 
 
-def silent_thing(kind: str) -> Thing:
+def silent_thing(kind: str) -> SyntheticObject:
     worlds = (make_world(0, Purpose.VIDEO, index, seconds=2.0) for index in range(100))
     return next(thing for world in worlds for thing in world.things if thing.kind == kind)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from comodal.analysis.unit_activations import Moments
+from comodal.analysis.unit_activations import ClipMoments
 from comodal.analysis.unit_selectivity import (
     SYSTEMS,
     counts,
@@ -75,7 +75,7 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (size, 3, 16, 16), generator=rng, dtype=torch.uint8)
     sound = 0.1 * torch.randn(size, 48_000, generator=rng)
-    moments = Moments(image, sound, tuple("abcdef"), ("x", "y", "x", "y", "x", "y"))
+    moments = ClipMoments(image, sound, tuple("abcdef"), ("x", "y", "x", "y", "x", "y"))
     found = study_units(model, moments)
     assert set(found) == {"picture", "sound"}
     for study in found.values():
@@ -85,4 +85,4 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
         assert study.systems["trained"]["conv4_2"].units == 8
     assert found == study_units(model, moments)
     with pytest.raises(ValueError, match="labels of two classes or more; 0 came"):
-        study_units(model, Moments(image, sound, tuple("abcdef"), ()))
+        study_units(model, ClipMoments(image, sound, tuple("abcdef"), ()))

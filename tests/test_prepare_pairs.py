@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from comodal.data.shards.paired_files import at_least_a_second, by_split_and_class, draw_pairs, prepare_pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
 from make_media import make_tone
@@ -41,7 +41,7 @@ def test_picture_and_sound_are_of_the_same_class_and_split(digits, tmp_path):
     about = prepare(digits, tmp_path, backend="sequential")
     assert about["taken"] == {"train": 12, "validation": 0, "test": 4}
     for split in ("train", "test"):
-        shards = Shards(tmp_path / split)
+        shards = ShardReader(tmp_path / split)
         for i in range(len(shards)):
             record = shards.record(i)
             digit = int(record["label"])
@@ -59,7 +59,7 @@ def test_picture_and_sound_are_of_the_same_class_and_split(digits, tmp_path):
 
 def test_every_picture_is_used_once_before_any_is_used_twice(digits, tmp_path):
     prepare(digits, tmp_path, pairs=30, backend="sequential")
-    shards = Shards(tmp_path / "train")
+    shards = ShardReader(tmp_path / "train")
     used = Counter(shards.record(i)["source"] for i in range(len(shards)))
     assert len(shards) == 30
     assert sorted(set(used.values())) == [2, 3]  # 30 pairs of 12 pictures

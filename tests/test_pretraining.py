@@ -10,33 +10,32 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.data.batch import CaptionBatch, TokenInput
-from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
-from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import (
-    Negatives,
+    RegionNegatives,
     draw_negatives,
     masked_classes,
     masked_contrast,
     masked_distributions,
     masked_features,
 )
-from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
 
 FEATURES, CLASSES, TOKENS, WORDS = 6, 5, 8, 40
-CONFIG = Config(
+CONFIG = ViLBERTConfig(
     vocabulary=WORDS,
     positions=20,
-    text=Stream(16, 2, 2, 24),
-    vision=Stream(12, 1, 3, 20),
+    text=StreamConfig(16, 2, 2, 24),
+    vision=StreamConfig(12, 1, 3, 20),
     joint_dim=20,
     joint_heads=5,
     schedule=((0, 1),),
     region_features=FEATURES,
     region_targets=CLASSES,
 )
-SINGLE = SingleStreamConfig(WORDS, 20, 0, 2, Stream(16, 2, 2, 24), TOKENS + len(TokenInput), TOKENS, 20)
+SINGLE = SingleStreamConfig(WORDS, 20, 0, 2, StreamConfig(16, 2, 2, 24), TOKENS + len(TokenInput), TOKENS, 20)
 
 
 def batch(
@@ -67,10 +66,10 @@ def batch(
     )
 
 
-def objective(*targets: str, config: Config = CONFIG) -> Pretraining:
+def objective(*targets: str, config: ViLBERTConfig = CONFIG) -> ViLBERTPretraining:
     torch.manual_seed(0)
     columns = sum(target_columns(targets, FEATURES, CLASSES, TOKENS).values())
-    return Pretraining(ViLBERT(replace(config, region_targets=columns)), targets).eval()
+    return ViLBERTPretraining(ViLBERT(replace(config, region_targets=columns)), targets).eval()
 
 
 def test_equal_scores_cost_the_log_of_the_choices():
@@ -106,12 +105,12 @@ def test_contrast_by_hand():
     # place 0 hides region 0: scores 1, against -1 and 0; place 1 hides region 1: score 3, against 0 and nothing
     first = math.log(math.e + math.exp(-1) + 1) - 1
     second = math.log(math.exp(3) + 1) - 3
-    found = masked_contrast(predicted, regions, torch.tensor([0, 1]), Negatives(rows, exist))
+    found = masked_contrast(predicted, regions, torch.tensor([0, 1]), RegionNegatives(rows, exist))
     assert found.loss.item() == pytest.approx((first + second) / 2)
     assert found.accuracy == 1
 
 
-def drawn(candidates: Tensor, places: list[int], count: int = 100, seed: int = 0) -> Negatives:
+def drawn(candidates: Tensor, places: list[int], count: int = 100, seed: int = 0) -> RegionNegatives:
     return draw_negatives(torch.tensor(places), candidates, count, torch.Generator().manual_seed(seed))
 
 
@@ -148,7 +147,7 @@ def originals_contrast(predicted: Tensor, regions: Tensor, place: int, negatives
 def test_contrast_is_computed_with_what_was_hidden(monkeypatch: pytest.MonkeyPatch):
     pretraining, given = objective("contrast"), batch()
     rows = torch.tensor([[1, 7], [2, 3]])
-    fixed = Negatives(rows, torch.ones_like(rows, dtype=torch.bool))
+    fixed = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
     monkeypatch.setattr("comodal.objectives.pretraining.draw_negatives", lambda *_: fixed)
     shown = given.regions.flatten(0, 1).clone()
     shown[2], shown[7] = given.region_features
@@ -239,7 +238,7 @@ def test_a_model_of_visual_tokens_learns_a_batch_by_heart(kind: str):
     torch.manual_seed(0)
     two = replace(CONFIG, region_tokens=TOKENS + len(TokenInput), region_targets=TOKENS)
     model = ViLBERT(two) if kind == "two streams" else SingleStream(SINGLE)
-    pretraining, given = Pretraining(model, ("tokens",)).eval(), batch()
+    pretraining, given = ViLBERTPretraining(model, ("tokens",)).eval(), batch()
     optimizer = torch.optim.Adam(pretraining.parameters(), 3e-3)
     for _ in range(60):
         metrics = pretraining(given)
@@ -267,7 +266,7 @@ def test_targets_that_cannot_be():
     with pytest.raises(ValueError, match="name one or more, each once"):
         objective("tokens", "tokens")
     with pytest.raises(ValueError, match=r"the region head gives 5 numbers, which cannot be .'features': 6."):
-        Pretraining(ViLBERT(CONFIG), ("features",))(batch())
+        ViLBERTPretraining(ViLBERT(CONFIG), ("features",))(batch())
     none = replace(batch(), region_classes=torch.zeros(2, 0))
     with pytest.raises(ValueError, match="0 is what the region store lacks"):
         objective("classes")(none)

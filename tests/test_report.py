@@ -15,8 +15,8 @@ from comodal.analysis.pages.report import write_report
 from comodal.analysis.pair_predictions import draw_histogram, draw_pairs, judge
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
-from comodal.models.l3net.l3net import Config, L3Net
-from comodal.tasks.evaluation.results_card import Card, Score, write_card
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from self_contained import check_page
 from small_world import write_world
@@ -71,8 +71,8 @@ def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):
 
 
 def test_a_results_card_is_a_table_of_the_page(tmp_path: Path):
-    shown = Card(
-        "vqa", "VQA v2", "val", {"accuracy": Score(0.7, 0.69, 0.71, 0.7055)}, "runs/a", counts={"items": 12_345}
+    shown = ResultsCard(
+        "vqa", "VQA v2", "val", {"accuracy": ScoreEntry(0.7, 0.69, 0.71, 0.7055)}, "runs/a", counts={"items": 12_345}
     )
     write_card(shown, tmp_path / "card")
     write_report(write_run(tmp_path / "run"), tmp_path / "report.html", results=[tmp_path / "card"])
@@ -92,7 +92,7 @@ def test_what_is_not_a_run_is_told(tmp_path: Path):
 
 def test_verdicts_are_the_models_own(tmp_path: Path):
     torch.manual_seed(0)
-    model = L3Net(Config(width=1, image_size=24)).eval()
+    model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
     found = judge(model, write_world(tmp_path / "w", 6), 10, seed=3)
     assert found.pairs.together.tolist() == [True, False] * 5
     with torch.inference_mode():

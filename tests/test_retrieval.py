@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert import single_stream
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
 from comodal.tasks.retrieval import first_stage, pair_scores
-from comodal.tasks.retrieval.caption_retrieval import Settings, describe_way, evaluate_retrieval
-from comodal.tasks.retrieval.first_stage import Map, Maps, Search, fit_maps
-from comodal.tasks.retrieval.gallery import Collected, Gallery
-from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.caption_retrieval import RetrievalSettings, describe_way, evaluate_retrieval
+from comodal.tasks.retrieval.first_stage import EncodingProjection, EncodingProjections, TwoStageSearch, fit_maps
+from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
+from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import (
     answers_to_images,
     answers_to_texts,
@@ -52,11 +52,11 @@ SENTENCES = [
     "the horn is left of the small clock",
 ]
 IMAGES = [0, 1, 2, 3, 0, 1, 4]
-CONFIG = Config(
+CONFIG = ViLBERTConfig(
     vocabulary=80,
     positions=16,
-    text=Stream(32, 3, 4, 48),
-    vision=Stream(24, 2, 2, 40),
+    text=StreamConfig(32, 3, 4, 48),
+    vision=StreamConfig(24, 2, 2, 40),
     joint_dim=16,
     joint_heads=2,
     schedule=((0, 1), (1, 2)),
@@ -90,7 +90,7 @@ def store(tmp_path: Path) -> RegionStore:
 
 @pytest.fixture
 def gallery(store: RegionStore) -> Gallery:
-    return Gallery(captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 16, 5)
+    return Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.of_texts(SENTENCES), 16, 5)
 
 
 # Metrics
@@ -188,13 +188,13 @@ def plain_scores(model: torch.nn.Module, gallery: Gallery) -> torch.Tensor:
 def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dynamic: bool):
     model = lively(ViLBERT(replace(CONFIG, schedule=schedule, dynamic_attention=dynamic)))
     logits = plain_scores(model, gallery)
-    fast = torch.from_numpy(Scorer(model, gallery, batch_size=4).pairs(*all_pairs(gallery)))
+    fast = torch.from_numpy(PairScorer(model, gallery, batch_size=4).pairs(*all_pairs(gallery)))
     assert logits[:, 0].std() > 0.05 or not schedule
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
 
 
-SINGLE = single_stream.Config(80, 16, 0, 2, CONFIG.text, TOKENS + 3, 5, 16)
+SINGLE = single_stream.SingleStreamConfig(80, 16, 0, 2, CONFIG.text, TOKENS + 3, 5, 16)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +207,11 @@ SINGLE = single_stream.Config(80, 16, 0, 2, CONFIG.text, TOKENS + 3, 5, 16)
     ids=["two streams", "one stream", "one layer"],
 )
 def test_cached_scores_are_the_plain_ones_of_visual_tokens(store: RegionStore, of_tokens: Callable):
-    words = Words.of_texts(SENTENCES)
+    words = WordPieceTokenizer.of_texts(SENTENCES)
     gallery = Gallery(captions_of(SENTENCES, IMAGES), store, words, 16, 5, as_tokens=True)
     model = lively(of_tokens())
     logits = plain_scores(model, gallery)
-    fast = torch.from_numpy(Scorer(model, gallery).pairs(*all_pairs(gallery)))
+    fast = torch.from_numpy(PairScorer(model, gallery).pairs(*all_pairs(gallery)))
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
 
 
@@ -229,8 +229,15 @@ def test_the_original_scores_one_caption_and_many_images_alike():
 
 
 def test_an_image_is_what_the_model_saw_of_it_in_training(gallery: Gallery, store: RegionStore):
-    captions = Captions(
-        captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 0, 1, 16, 5, Hiding(words=0.0, regions=0.0)
+    captions = CaptionDataset(
+        captions_of(SENTENCES, IMAGES),
+        store,
+        WordPieceTokenizer.of_texts(SENTENCES),
+        0,
+        1,
+        16,
+        5,
+        MaskingConfig(words=0.0, regions=0.0),
     )
     for index in range(len(captions)):
         batch = captions.batch([(0, index)])
@@ -244,10 +251,10 @@ def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ):
     model = lively(ViLBERT(CONFIG))
-    matrix = Scorer(model, gallery).matrix()
+    matrix = PairScorer(model, gallery).matrix()
     monkeypatch.setattr(pair_scores, "KEPT_BYTES", 1000)
     monkeypatch.setattr(pair_scores, "TILE", 2)
-    scorer = Scorer(model, gallery, batch_size=1)
+    scorer = PairScorer(model, gallery, batch_size=1)
     np.testing.assert_allclose(scorer.matrix(), matrix, atol=1e-5)
     assert 0 < len(scorer.images.kept) < 5  # some are there, others were computed again
 
@@ -255,7 +262,7 @@ def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
 def test_bf16_orders_pairs_nearly_as_fp32(gallery: Gallery):
     model = lively(ViLBERT(CONFIG))
     exact, half = (
-        Scorer(model, gallery, Compute(torch.device("cpu"), precision)).matrix().ravel()
+        PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).matrix().ravel()
         for precision in ("fp32", "bf16")
     )
     assert np.abs(half - exact).max() < 0.2 * exact.std()
@@ -279,7 +286,7 @@ def test_linear_maps_find_what_belongs_together():
     assert (near.argmax(1) == torch.arange(40)).float().mean() > 0.8  # chance: 1 in 40
 
 
-class OneNumber(Map):
+class OneNumber(EncodingProjection):
     """Sorts by the first feature alone."""
 
     def __init__(self, sign: float) -> None:
@@ -291,9 +298,9 @@ class OneNumber(Map):
 
 
 def test_with_everything_kept_two_stages_are_the_exact_ranks(gallery: Gallery):
-    scorer = Scorer(lively(ViLBERT(CONFIG)), gallery)
+    scorer = PairScorer(lively(ViLBERT(CONFIG)), gallery)
     exact = ranks_of_matrix(scorer.matrix(), gallery)
-    search = Search(scorer, Maps(OneNumber(1.0), OneNumber(1.0)))
+    search = TwoStageSearch(scorer, EncodingProjections(OneNumber(1.0), OneNumber(1.0)))
     by_text = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=99)
     by_image = search.of_images(np.arange(5), answers_to_images(gallery), keep=99)
     assert of_captions(by_text.reranked, gallery).tolist() == exact.text_to_image.tolist()
@@ -301,7 +308,9 @@ def test_with_everything_kept_two_stages_are_the_exact_ranks(gallery: Gallery):
 
 
 def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
-    search = Search(Scorer(lively(ViLBERT(CONFIG)), gallery), Maps(OneNumber(1.0), OneNumber(1.0)))
+    search = TwoStageSearch(
+        PairScorer(lively(ViLBERT(CONFIG)), gallery), EncodingProjections(OneNumber(1.0), OneNumber(1.0))
+    )
     found = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=2)
     missed = found.first >= 2
     assert missed.any() and not missed.all()
@@ -312,8 +321,8 @@ def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
 # The evaluation
 
 
-def a_run(folder: Path, config: Config = CONFIG, sentences: list[str] = SENTENCES) -> Path:
-    words = Words.of_texts(sentences)
+def a_run(folder: Path, config: ViLBERTConfig = CONFIG, sentences: list[str] = SENTENCES) -> Path:
+    words = WordPieceTokenizer.of_texts(sentences)
     torch.manual_seed(0)
     save_model(ViLBERT(config), folder / "model", {"parameters": {"validation_share": 0.5}})
     words.save(folder / "model")
@@ -427,11 +436,13 @@ def test_a_first_stage_is_on_the_card_and_is_never_fitted_on_the_gallery(tmp_pat
 
 def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
     """Its network, fp32, 36 regions, every pair scored; not the small network of these tests."""
-    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, Words.of_texts(SENTENCES), 16, 5)
-    searched = Collected(gallery, captions_of(SENTENCES[:3], [2, 3, 2]), Words.of_texts(SENTENCES), [], Counter())
-    exact = Settings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True)
+    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.of_texts(SENTENCES), 16, 5)
+    searched = RetrievalData(
+        gallery, captions_of(SENTENCES[:3], [2, 3, 2]), WordPieceTokenizer.of_texts(SENTENCES), [], Counter()
+    )
+    exact = RetrievalSettings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True)
     with torch.device("meta"):
-        paper, small = ViLBERT(Config()), ViLBERT(CONFIG)
+        paper, small = ViLBERT(ViLBERTConfig()), ViLBERT(CONFIG)
     assert describe_way(paper, searched, exact) == ("zero-shot", None, True)
     assert not describe_way(small, searched, exact).is_papers
     changed = [{"rerank": 50}, {"max_regions": 100}, {"compute": Compute(torch.device("cpu"), "bf16")}]
@@ -467,7 +478,7 @@ def test_without_splits_the_validation_images_are_those_that_the_run_held_out(
     ],
 )
 def test_a_store_or_vocabulary_of_another_model_is_told(
-    tmp_path: Path, store: RegionStore, config: Config, sentence: str
+    tmp_path: Path, store: RegionStore, config: ViLBERTConfig, sentence: str
 ):
     captions = a_caption_file(tmp_path / "captions.jsonl", TESTED)
     with pytest.raises(DataError, match=sentence):

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from comodal.tasks.evaluation.cross_validation import (
     PARTS,
     AnyClassifier,
-    Round,
+    Split,
     answer_rounds,
     cross_validation,
     deal,
@@ -19,7 +19,7 @@ from comodal.tasks.evaluation.cross_validation import (
     one_split,
 )
 from comodal.tasks.evaluation.linear_probe import choose_strength, fit_probe
-from comodal.tasks.evaluation.mlp_probe import PerceptronProblem
+from comodal.tasks.evaluation.mlp_probe import MLPProbeProblem
 
 FOLDS = np.arange(60) % 4 + 1
 TRUTH = np.arange(60) // 4 % 3
@@ -102,7 +102,7 @@ def test_parts_of_what_is_fitted_do_not_depend_on_what_is_tested():
 
 def test_what_is_in_no_round_is_neither_fitted_nor_answered():
     features, used = features_of(TRUTH), np.arange(60) < 48
-    one = Round(0, used & (FOLDS != 1), used & (FOLDS == 1), FOLDS, (2,))
+    one = Split(0, used & (FOLDS != 1), used & (FOLDS == 1), FOLDS, (2,))
     found = answer_rounds({"trained": features}, np.where(used, TRUTH, -1), [one], 3, "logistic")
     assert found.items.tolist() == np.flatnonzero(one.tested).tolist()
     assert set(found.rounds.tolist()) == {0}
@@ -115,7 +115,7 @@ def test_a_perceptron_learns_what_no_line_can():
     truth = ((points[:, 0, 0] > 0) ^ (points[:, 0, 1] > 0)).astype(np.int64)
     features, target = torch.from_numpy(points), torch.from_numpy(truth)
     seen, rest = torch.arange(400) < 300, torch.arange(400) >= 300
-    probe = PerceptronProblem(features[seen], target[seen], 2, seed=0).fit(5e3, 40)
+    probe = MLPProbeProblem(features[seen], target[seen], 2, seed=0).fit(5e3, 40)
     line = LogisticRegression().fit(points[:300, 0], truth[:300]).score(points[300:, 0], truth[300:])
     assert (probe.predict(features[rest]) == truth[300:]).mean() > 0.95 > 0.7 > line
     assert torch.allclose(probe.scores(features).sum(1), torch.ones(400))
@@ -124,13 +124,13 @@ def test_a_perceptron_learns_what_no_line_can():
 def test_a_perceptron_under_an_overwhelming_penalty_says_how_frequent_the_classes_are():
     """Closed form: with weights of zero the best biases are the logarithms of the classes' shares."""
     features, target = features_of(TRUTH), torch.from_numpy(np.minimum(TRUTH, 1))
-    scores = PerceptronProblem(features, target, 2, seed=0).fit(1e-2, 450).scores(features)
+    scores = MLPProbeProblem(features, target, 2, seed=0).fit(1e-2, 450).scores(features)
     assert torch.allclose(scores, torch.tensor([1 / 3, 2 / 3]), atol=0.03)
 
 
 def test_the_same_perceptron_again_and_windows_are_averaged():
     features, target = features_of(TRUTH), torch.from_numpy(TRUTH)
-    problem = partial(PerceptronProblem, features, target, 3)
+    problem = partial(MLPProbeProblem, features, target, 3)
     first, again, other = (problem(seed=seed).fit(5e3, 5) for seed in (0, 0, 1))
     assert torch.equal(first.scores(features), again.scores(features))
     assert not torch.equal(first.scores(features), other.scores(features))
@@ -140,5 +140,5 @@ def test_the_same_perceptron_again_and_windows_are_averaged():
 
 def test_a_search_with_nothing_held_out_takes_the_strongest_penalty():
     features, target = features_of(TRUTH), torch.from_numpy(TRUTH)
-    problem = partial(PerceptronProblem, classes=3, seed=0)
+    problem = partial(MLPProbeProblem, classes=3, seed=0)
     assert choose_strength(features, target, FOLDS, [], problem, (5e2, 5e3), 1) == 5e2

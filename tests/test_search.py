@@ -19,18 +19,18 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.inference import search_index
 from comodal.inference.search import Searcher, open_index
-from comodal.inference.search_first_stage import FirstStage, Learnt
+from comodal.inference.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.vision_language import load
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions import extract
 from comodal.regions.extract import extract_regions
 from comodal.tasks.retrieval import first_stage
-from comodal.tasks.retrieval.first_stage import Map, Maps
+from comodal.tasks.retrieval.first_stage import EncodingProjection, EncodingProjections
 from plain_retrieval import plain_logits
 from self_contained import check_page
 from small_tasks import config as small_config
@@ -82,13 +82,13 @@ def enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def save_run(world: Path, run: Path, seed: int = 3, heads: tuple[Head, ...] = (), **sizes: int) -> Path:
     """A run of chance as training leaves it."""
     store = RegionStore(world / "store")
-    words = Words.of_texts(
+    words = WordPieceTokenizer.of_texts(
         [json.loads(line)["caption"] for line in (world / "captions.jsonl").read_text().splitlines()]
     )
     config = replace(small_config(words.size), region_features=store.dim, initializer_range=0.3, **sizes)
     parameters = {"data": str(world / "store"), "captions": str(world / "captions.jsonl"), "validation_share": 0.02}
     torch.manual_seed(seed)
-    model = TaskModel(Config(config, heads)) if heads else ViLBERT(config)
+    model = TaskModel(TaskModelConfig(config, heads)) if heads else ViLBERT(config)
     save_model(model, run / "model", {"recipe": "vilbert", "parameters": parameters})
     words.save(run / "model")
     (run / "model" / "regions.json").write_bytes(store.described())
@@ -170,9 +170,15 @@ def test_the_first_stage_brings_what_captions_have_taught(world: Path, photos: P
 
 
 def test_recall_is_that_of_as_large_a_share():
-    learnt, nothing = Learnt("", "", 1, held_out=20), torch.zeros(2, 3)
+    learnt, nothing = FirstStageTraining("", "", 1, held_out=20), torch.zeros(2, 3)
     ranks = torch.tensor([0, 1, 2, 19])
-    stage = FirstStage(learnt, Maps(Map(nothing), Map(nothing)), ranks, torch.arange(2), nothing)
+    stage = FirstStage(
+        learnt,
+        EncodingProjections(EncodingProjection(nothing), EncodingProjection(nothing)),
+        ranks,
+        torch.arange(2),
+        nothing,
+    )
     # 50 of 1,000 pictures are as large a share as 1 of 20; 100 as 2; 150 as 3
     assert [stage.share(keep, 1000) for keep in (50, 100, 150, 1000, 1)] == [1, 2, 3, 20, 1]
     assert [stage.recall(keep, 1000) for keep in (50, 100, 150, 1000)] == [0.25, 0.5, 0.75, 1.0]
@@ -248,7 +254,7 @@ def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monk
         paint(photos / f"new{number}.png", "blue", "red", number)
     read, real = reads(monkeypatch), search_index.add
 
-    def killed(writer: object, made: extract.Made, name: str) -> None:
+    def killed(writer: object, made: extract.ExtractionResult, name: str) -> None:
         if len(read) == 4:
             raise KeyboardInterrupt
         real(writer, made, name)
@@ -265,7 +271,7 @@ def test_killed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.Monkey
     read = reads(monkeypatch)
     real = search_index.add
 
-    def killed(writer: object, made: extract.Made, name: str) -> None:
+    def killed(writer: object, made: extract.ExtractionResult, name: str) -> None:
         if len(read) == 9:
             raise KeyboardInterrupt
         real(writer, made, name)

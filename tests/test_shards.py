@@ -15,7 +15,7 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comodal.data.shards.shard_reader import Shards, ShardWriter
+from comodal.data.shards.shard_reader import ShardReader, ShardWriter
 from comodal.errors import DataError
 
 KEYS = st.text(
@@ -46,7 +46,7 @@ def test_keys_one_by_one_are_the_lines_of_every_shard(tmp_path):
     write(tmp_path, {key: {"txt": b"1"} for key in keys}, "000000.tar")
     write(tmp_path, {key: {} for key in reversed(keys)}, "000001.tar")
     write(tmp_path, {"only": {}}, "000002.tar")
-    shards = Shards(tmp_path)
+    shards = ShardReader(tmp_path)
     plain = [key for index in shards.indexes for key in index.keys.decode().split("\n")]
     assert [shards.key(i) for i in range(len(shards))] == plain == [*keys, *reversed(keys), "only"]
 
@@ -55,7 +55,7 @@ def test_keys_one_by_one_are_the_lines_of_every_shard(tmp_path):
 @given(samples=SAMPLES)
 def test_every_member_is_read_as_python_s_tar_reader_reads_it(tmp_path_factory, samples):
     folder = write(tmp_path_factory.mktemp("shards"), samples)
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     with tarfile.open(folder / "000000.tar") as tar:
         theirs = {member.name: tar.extractfile(member).read() for member in tar}
     ours = {f"{key}.{name}": shards.read(i, name) for i, key in enumerate(shards.keys) for name in shards.members(i)}
@@ -77,7 +77,7 @@ def test_a_flipped_bit_of_the_index_is_found_when_the_folder_is_opened(folder, w
     index.write_bytes(whole[:where] + bytes([whole[where] ^ (1 << bit)]) + whole[where + 1 :])
     try:
         with pytest.raises(DataError, match=r"000000\.index is damaged.*run the same prepare command"):
-            Shards(folder)
+            ShardReader(folder)
     finally:
         index.write_bytes(whole)
 
@@ -90,7 +90,7 @@ def test_an_index_cut_short_is_found_when_the_folder_is_opened(folder, length):
     index.write_bytes(whole[: length % len(whole)])
     try:
         with pytest.raises(DataError, match="is damaged"):
-            Shards(folder)
+            ShardReader(folder)
     finally:
         index.write_bytes(whole)
 
@@ -100,7 +100,7 @@ def test_a_flipped_byte_of_a_member_is_found_when_it_is_read(folder):
     data = bytearray(tar.read_bytes())
     data[data.index(bytes([3]) * 600) + 5] ^= 1
     tar.write_bytes(data)
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     assert shards.read(2, "0000.jpg") == bytes([2]) * 600
     with pytest.raises(DataError, match=r"000000\.tar is damaged: 0000\.jpg of clip3 has a wrong checksum.*Delete"):
         shards.read(3, "0000.jpg")
@@ -111,23 +111,23 @@ def test_a_missing_or_shortened_tar_is_found_when_the_folder_is_opened(folder):
     data = tar.read_bytes()
     tar.write_bytes(data[:-1])
     with pytest.raises(DataError, match=f"has {len(data) - 1:,} bytes instead of {len(data):,}"):
-        Shards(folder)
+        ShardReader(folder)
     tar.unlink()
     with pytest.raises(DataError, match="No such file"):
-        Shards(folder)
+        ShardReader(folder)
 
 
 def test_what_is_not_there_is_said(folder, tmp_path):
     with pytest.raises(DataError, match="has no shards"):
-        Shards(tmp_path / "nothing")
-    shards = Shards(folder)
+        ShardReader(tmp_path / "nothing")
+    shards = ShardReader(folder)
     with pytest.raises(DataError, match=r"clip1 has no 0007\.jpg, only 0000\.jpg, flac, json"):
         shards.read(1, "0007.jpg")
     with pytest.raises(IndexError):
         shards.read(5, "flac")
     (tmp_path / "about.json").write_text(json.dumps({"finished": False}))
     with pytest.raises(DataError, match="is not finished"):
-        Shards(folder)
+        ShardReader(folder)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the file open
@@ -144,24 +144,24 @@ def test_the_webdataset_library_and_tar_read_a_shard(folder, tmp_path):
 def test_the_same_samples_give_the_same_bytes_and_another_byte_another_fingerprint(tmp_path):
     first, second = (write(tmp_path / name, {"a": {"flac": b"one"}}) for name in "ab")
     assert [p.read_bytes() for p in sorted(first.iterdir())] == [p.read_bytes() for p in sorted(second.iterdir())]
-    assert Shards(first).fingerprint == Shards(second).fingerprint
+    assert ShardReader(first).fingerprint == ShardReader(second).fingerprint
     third = write(tmp_path / "c", {"a": {"flac": b"onf"}})
-    assert Shards(first).fingerprint != Shards(third).fingerprint
+    assert ShardReader(first).fingerprint != ShardReader(third).fingerprint
 
 
 def test_several_shards_follow_each_other(folder):
     write(folder, {"later": {"flac": b"x"}}, "000001.tar")
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     assert len(shards) == 6
     assert (shards.key(5), shards.read(5, "flac")) == ("later", b"x")
 
 
-def read_all(shards: Shards) -> list[bytes]:
+def read_all(shards: ShardReader) -> list[bytes]:
     return [shards.read(i, "0000.jpg") for i in range(len(shards))]
 
 
 def test_forked_and_spawned_workers_and_threads_read_the_same(folder):
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     expected = read_all(shards)  # opens the files before the fork
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(read_all, (shards,)) == expected

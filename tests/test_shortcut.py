@@ -9,7 +9,7 @@ import pytest
 from numpy.random import Generator
 from sklearn.linear_model import LogisticRegression
 
-from comodal.data.shards.pair_sampler import Pair, Pairs
+from comodal.data.shards.pair_sampler import ClipPair, PairSampler
 
 FRAMES_A_SECOND, SECONDS, CLIPS = 25, 4.0, 40
 FINE = 50  # bins of a fiftieth of the grid's period
@@ -34,32 +34,32 @@ class Naive:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def __call__(self, epoch: int, index: int) -> Pair:
+    def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         clip, frame = int(rng.integers(CLIPS)), int(rng.integers(13, 75))
         start = frame / FRAMES_A_SECOND - 0.5 if index % 2 == 0 else float(rng.uniform(0, SECONDS - 1))
-        return Pair(clip, frame, clip if index % 2 == 0 else (clip + 1) % CLIPS, start, index % 2 == 0)
+        return ClipPair(clip, frame, clip if index % 2 == 0 else (clip + 1) % CLIPS, start, index % 2 == 0)
 
 
 class Shuffled:
     """The control: pairs of the real sampler, the sound of every pair from a third clip, at the same time."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: PairSampler) -> None:
         self.pairs = pairs
 
-    def __call__(self, epoch: int, index: int) -> Pair:
+    def __call__(self, epoch: int, index: int) -> ClipPair:
         pair = self.pairs(epoch, index)
         return pair._replace(sound_clip=(pair.sound_clip + 7) % CLIPS)
 
 
-def cues(pair: Pair, rng: Generator) -> np.ndarray:
+def cues(pair: ClipPair, rng: Generator) -> np.ndarray:
     """All that a network could hear or see apart from content: phase in the grid, time of sound and frame, noise."""
     phase = np.zeros(FINE)
     phase[int(pair.start_seconds * FRAMES_A_SECOND % 1 * FINE) % FINE] = 1
     return np.concatenate([phase, [pair.start_seconds, pair.frame / 100], rng.normal(size=4)])
 
 
-def probe_accuracy(sampler: "Pairs | Naive | Shuffled") -> float:
+def probe_accuracy(sampler: "PairSampler | Naive | Shuffled") -> float:
     """Of a linear probe on the cues, fitted on 4,000 pairs and tested on 4,000 others."""
     rng = np.random.default_rng(0)
     pairs = [sampler(0, index) for index in range(8000)]
@@ -78,7 +78,7 @@ def test_the_naive_sampler_is_caught():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Pairs(Grid(), 0), lambda: Shuffled(Pairs(Grid(), 0))], ids=["real", "shuffled"]
+    "make", [lambda: PairSampler(Grid(), 0), lambda: Shuffled(PairSampler(Grid(), 0))], ids=["real", "shuffled"]
 )
 def test_nothing_but_content_tells_the_two_kinds_apart(make):
     assert abs(probe_accuracy(make()) - 0.5) < CHANCE

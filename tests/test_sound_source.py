@@ -12,7 +12,7 @@ from comodal.analysis.heatmaps import as_warmth, enlarged, lit
 from comodal.analysis.layer_activations import map_of, picture_side
 from comodal.analysis.localization import contributions, strongest_place, verdicts_by_place
 from comodal.analysis.pointing_game import (
-    Scene,
+    PointingScene,
     beside,
     centre,
     play,
@@ -22,7 +22,7 @@ from comodal.analysis.pointing_game import (
     side_by_side,
 )
 from comodal.errors import DataError
-from comodal.models.l3net.l3net import Config, L3Net, small
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, small
 from small_world import write_world
 
 SOUND = torch.zeros(1, 48_000)
@@ -138,10 +138,12 @@ def test_what_is_cold_is_dark():
     assert as_warmth(np.zeros((1, 2))).tolist() == [[1.0, 1.0]]
 
 
-def scene(key: str, left: float, kind: str) -> Scene:
+def scene(key: str, left: float, kind: str) -> PointingScene:
     picture = np.zeros((32, 32, 3), np.uint8)
     picture[8:16, int(left) : int(left) + 8] = 255
-    return Scene(key, picture, np.zeros(48_000, np.float32), ((left, 8.0, left + 8.0, 16.0),), frozenset({kind}))
+    return PointingScene(
+        key, picture, np.zeros(48_000, np.float32), ((left, 8.0, left + 8.0, 16.0),), frozenset({kind})
+    )
 
 
 def test_the_pointing_game_by_hand_on_two_boxes():
@@ -191,7 +193,9 @@ def write_truth(path: Path, clips: int) -> Path:
 
 def test_boxes_come_to_the_square_in_the_middle_of_the_frame(tmp_path: Path):
     world = write_world(tmp_path / "w", 4)
-    model = L3Net(Config(width=1, image_size=28)).eval()  # frames of 32 x 40: neither scaled nor cut but to a square
+    model = L3Net(
+        L3NetConfig(width=1, image_size=28)
+    ).eval()  # frames of 32 x 40: neither scaled nor cut but to a square
     scenes = read_scenes(world, write_truth(tmp_path / "worlds.jsonl", 3), model, 10)
     assert [found.key for found in scenes] == ["clip0", "clip1", "clip2"]
     assert scenes[0].picture.shape == (32, 32, 3)
@@ -201,7 +205,7 @@ def test_boxes_come_to_the_square_in_the_middle_of_the_frame(tmp_path: Path):
 
 
 def test_a_truth_that_is_none_is_told(tmp_path: Path):
-    world, model = write_world(tmp_path / "w", 2), L3Net(Config(width=1, image_size=28)).eval()
+    world, model = write_world(tmp_path / "w", 2), L3Net(L3NetConfig(width=1, image_size=28)).eval()
     truth = tmp_path / "worlds.jsonl"
     with pytest.raises(DataError, match="No such file"):
         read_scenes(world, truth, model, 2)

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model, untrained_like
-from comodal.models.l3net.l3net import Config, L3Net, load_l3net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net
 from comodal.tasks.audio.audio_features import cut_windows, extract, read_whole
 from comodal.tasks.audio.audio_folders import evaluate_sounds
 from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_meta
@@ -61,7 +61,7 @@ def read_rows(folder: Path) -> list[list[str]]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), folder, {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), folder, {})
     return folder
 
 

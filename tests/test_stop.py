@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from comodal.text_files import read_log
-from comodal.training.interruption import Stop
+from comodal.training.interruption import InterruptHandler
 from small_world import write_world
 
 WORDS = "--variant small --width 4 --image_size 16 --batch_size 8 --validation_pairs 0 --steps 100000 --device cpu"
@@ -38,7 +38,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path: Path, number: si
 
 def test_a_signal_is_a_wish_and_a_second_ctrl_c_is_not():
     before = signal.getsignal(signal.SIGINT)
-    with Stop() as stop:
+    with InterruptHandler() as stop:
         assert stop.agreed(torch.device("cpu")) == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed(torch.device("cpu")) == signal.SIGTERM
@@ -51,7 +51,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
     found = []
 
     def look() -> None:
-        with Stop():
+        with InterruptHandler():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=look)

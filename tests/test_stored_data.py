@@ -15,7 +15,7 @@ from comodal.data.captions.caption_matching import matched
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.ingest import prepare_videos
 from comodal.data.shards.paired_files import prepare_pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.shards.video_sources import read_sources
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image
@@ -77,7 +77,7 @@ def test_video2dataset_becomes_clips_with_label_caption_and_group(webvid: Path, 
     records = {}
     for split in ("train", "validation", "test"):
         if (tmp_path / "out" / split).is_dir() and any((tmp_path / "out" / split).glob("*.index")):
-            shards = Shards(tmp_path / "out" / split)
+            shards = ShardReader(tmp_path / "out" / split)
             records |= {shards.record(i)["source"]: shards.record(i) | {"split": split} for i in range(len(shards))}
     assert sorted(records) == [
         *(f"00000.tar/00000000{n}.mp4" for n in range(3)), *(f"00001.tar/00001000{n}.mp4" for n in range(2)),
@@ -274,7 +274,7 @@ def test_class_labels_have_their_names_and_pairs_are_made_of_them(tmp_path: Path
     )  # fmt: skip
     assert about["taken"]["train"] == 4
     assert about["refused"] == {"no partner": 1}
-    shards = Shards(tmp_path / "out" / "train")
+    shards = ShardReader(tmp_path / "out" / "train")
     for record in map(shards.record, range(4)):
         assert record["label"] == ("cat", "dog")[int(record["source"].split("/")[1][:6]) % 2]
 

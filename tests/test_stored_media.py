@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from comodal.errors import MediaError
-from comodal.media.archives.archive_samples import Example
+from comodal.media.archives.archive_samples import ArchiveSample
 from comodal.media.archives.open_media import open_media
 from comodal.media.archives.path_patterns import expand, expand_braces, is_pattern
 from comodal.media.archives.tar_shard import TarShard
@@ -22,7 +22,7 @@ from make_media import make_tone, make_video
 BLOCK = 512
 
 
-def examples(path: Path) -> list[Example]:
+def examples(path: Path) -> list[ArchiveSample]:
     return list(TarShard(path).examples())
 
 

@@ -8,7 +8,7 @@ import pytest
 from comodal.errors import MediaError
 from comodal.media.audio import read_sound
 from comodal.media.image import decode_jpeg
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip
 from sync_media import HEARD_RATE, RATE, disagreement, noise, original, remux
 from synthetic_media import read_number, tone, write_video
@@ -116,7 +116,7 @@ def test_joined_files_that_ffmpeg_reads_in_part_are_refused(source: Path, tmp_pa
     for read in (read_clip, read_sound, lambda path: list(iterate_frames(path, 1.0))):
         with pytest.raises(MediaError, match="joined") as caught:
             read(tmp_path / name)
-        assert caught.value.reason == Refusal.UNREADABLE
+        assert caught.value.reason == RefusalReason.UNREADABLE
 
 
 def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: Path):
@@ -125,7 +125,7 @@ def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: P
     (tmp_path / "joined.ts").write_bytes(first + second)
     with pytest.raises(MediaError, match="timestamps of its sound start again") as caught:
         read_clip(tmp_path / "joined.ts", seconds=20.0)
-    assert caught.value.reason == Refusal.UNREADABLE
+    assert caught.value.reason == RefusalReason.UNREADABLE
 
 
 def test_the_sound_is_that_of_the_program_of_the_picture():

@@ -11,12 +11,12 @@ from PIL import Image
 
 from comodal.analysis.co_attention import files_of
 from comodal.analysis.pages.report import write_report
-from comodal.analysis.task_examples import Verdict, attended, pointed, rightness, table
+from comodal.analysis.task_examples import TaskPrediction, attended, pointed, rightness, table
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa
-from comodal.tasks.vision_language.text_image_examples import Example, Examples, Fixed, joined, single
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, joined, single
 from comodal.tasks.vision_language.vilbert_fine_tuning import read_asked, scores_of
 from self_contained import check_page
 from small_tasks import SIDE
@@ -71,15 +71,15 @@ def test_training_examples_are_called_so_and_missing_files_are_told(store: Regio
 def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
     asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
-    seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
+    example = TaskExample("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
     shown = attended(asked, seen, example, 0, files_of(images), images)
     assert shown.text == "what colour is it"
     np.testing.assert_allclose(shown.layers[-1].words.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(shown.layers[-1].regions.sum(1), 1, atol=1e-5)
     assert np.array_equal(shown.boxes, store.regions(3).boxes)
     assert shown.layers[-1].words.shape[1] == 1 + len(shown.boxes)
-    blind = Examples(Fixed([example]), store, asked.words, 100, False, "picture", 1, None)
+    blind = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "picture", 1, None)
     alone = attended(asked, blind, example, 0, files_of(images), images)
     assert alone.layers[-1].words.shape[1] == 1 and len(alone.boxes) == 0
     two = example._replace(texts=(joined(asked.words, ["what colour"], "it is", 20),))
@@ -92,20 +92,20 @@ def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_p
 def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
     asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = Example("1", (single(asked.words, "what colour is it", 20),), (3,), None)
-    seen = Examples(Fixed([example]), store, asked.words, 100, False, "nothing", 1, None)
+    example = TaskExample("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
     shown = attended(asked, seen, example, 0, files_of(images), images)
-    verdict = Verdict(["whole", "left", "right"], np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.8, 0.0]))
+    verdict = TaskPrediction(["whole", "left", "right"], np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.8, 0.0]))
     drawn, fits = pointed(shown, verdict)
     assert drawn.pointed == (50, 0, 100, 100) and fits is not None and fits.tolist() == [0, 0, 40, 100]
     assert not verdict.right
-    whole = Verdict(verdict.names, np.array([0.9, 0.2, 0.1]), np.zeros(3))
+    whole = TaskPrediction(verdict.names, np.array([0.9, 0.2, 0.1]), np.zeros(3))
     drawn, fits = pointed(shown, whole)
     assert drawn.pointed == (0, 0, 100, 100) and fits is None
 
 
 def test_the_right_answer_is_told_even_where_it_is_the_least_likely():
-    verdict = Verdict(list("abcdefg"), np.linspace(0.9, 0.1, 7), np.array([0.3, 0, 0, 0, 0, 0, 1.0]))
+    verdict = TaskPrediction(list("abcdefg"), np.linspace(0.9, 0.1, 7), np.array([0.3, 0, 0, 0, 0, 0, 1.0]))
     cells = re.findall(r"<tr><td>(\w)</td>", table(verdict))
     assert cells == list("abcdeg")
     assert [rightness(verdict, place) for place in (0, 1, 6)] == ["right to 0.30", "", "right"]

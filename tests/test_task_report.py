@@ -9,7 +9,7 @@ from comodal.analysis.pages.report import write_report
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from self_contained import check_page
 from small_tasks import config
 
@@ -17,7 +17,7 @@ from small_tasks import config
 def test_the_weights_that_did_best_are_told_and_what_a_task_cannot_show_is_refused(tmp_path: Path):
     run = tmp_path / "run"
     about = {"recipe": "grounding", "chosen": {"step": 1000, "accuracy": 0.9}}
-    save_model(TaskModel(Config(config(20), (Head("regions", "regions", 1),))), run / "model", about)
+    save_model(TaskModel(TaskModelConfig(config(20), (Head("regions", "regions", 1),))), run / "model", about)
     lines = [{"step": s, "split": "validation", "loss": 1.0, "accuracy": a} for s, a in ((1000, 0.9), (2000, 0.5))]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "config.yaml").write_text("model: runs/first\nstart: pretrained\nblank: nothing\n")

@@ -13,7 +13,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from comodal.errors import DataError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 
 # 190 pieces of our own, laid out as BERT's vocabulary is
 SMALL = Path(__file__).parent / "fixtures/vilbert/words/vocab.txt"
@@ -49,8 +49,8 @@ SENTENCES = [f"{a} {b} {c}" for a in SUBJECTS for b in VERBS for c in OBJECTS] +
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
-    return Words.read(SMALL)
+def words() -> WordPieceTokenizer:
+    return WordPieceTokenizer.read(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def bert_folder() -> Path:
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", ""])
 def test_a_real_vocabulary_cuts_as_transformers_does(bert_folder, name):
     """The 30,522 pieces of BERT uncased, over 470 sentences in many scripts."""
-    ours, theirs = Words.read(bert_folder / name), BertTokenizer.from_pretrained(bert_folder)
+    ours, theirs = WordPieceTokenizer.read(bert_folder / name), BertTokenizer.from_pretrained(bert_folder)
     assert (ours.size, ours.padding, ours.unknown, ours.start, ours.end, ours.mask) == (30522, 0, 100, 101, 102, 103)
     assert len(SENTENCES) > 450
     for sentence in SENTENCES:
@@ -74,7 +74,7 @@ def test_a_real_vocabulary_cuts_as_the_tokenizer_in_plain_python_did(bert_folder
     """Another implementation, without the tokenizers library: the one that came with the first PyTorch BERTs.
 
     It joins what stands around [MASK] differently, so no special word is in the sentences."""
-    ours, theirs = Words.read(bert_folder), BertTokenizerLegacy(str(bert_folder / "vocab.txt"))
+    ours, theirs = WordPieceTokenizer.read(bert_folder), BertTokenizerLegacy(str(bert_folder / "vocab.txt"))
     for sentence in SENTENCES:
         if "[" not in sentence:
             assert ours.encode(sentence, 5000)[1:-1] == theirs.convert_tokens_to_ids(theirs.tokenize(sentence)), (
@@ -84,7 +84,7 @@ def test_a_real_vocabulary_cuts_as_the_tokenizer_in_plain_python_did(bert_folder
 
 @given(st.text(max_size=60))
 def test_any_text_is_cut_as_transformers_does(text):
-    assert Words.read(SMALL).encode(text, 1000) == _small_bert().encode(text)
+    assert WordPieceTokenizer.read(SMALL).encode(text, 1000) == _small_bert().encode(text)
 
 
 def _small_bert() -> BertTokenizer:
@@ -94,9 +94,9 @@ def _small_bert() -> BertTokenizer:
 def test_a_cased_vocabulary_keeps_capitals_and_accents(tmp_path):
     pieces = [*SMALL.read_text().split(), "Dog", "café"]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces), encoding="utf-8")
-    assert Words.read(tmp_path).decode(Words.read(tmp_path).encode("Dog")) == "dog"
+    assert WordPieceTokenizer.read(tmp_path).decode(WordPieceTokenizer.read(tmp_path).encode("Dog")) == "dog"
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    cased = Words.read(tmp_path)
+    cased = WordPieceTokenizer.read(tmp_path)
     assert [cased.vocabulary[word] for word in cased.encode("Dog café dog")[1:-1]] == ["Dog", "café", "dog"]
 
 
@@ -140,7 +140,7 @@ def test_ordinary_words_are_neither_special_nor_kept_free(words):
 
 def test_what_is_saved_reads_back_here_and_in_transformers(words, tmp_path):
     words.save(tmp_path / "model")
-    again = Words.read(tmp_path)  # a run's folder
+    again = WordPieceTokenizer.read(tmp_path)  # a run's folder
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "model/tokenizer.json"))
     assert again.vocabulary == words.vocabulary
     for sentence in SENTENCES:
@@ -154,10 +154,10 @@ def test_words_travel_to_another_process(words):
 
 
 def test_words_that_were_added_to_a_vocabulary_are_kept_whole(tmp_path):
-    tokenizer = Tokenizer.from_str(Words.read(SMALL).tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(WordPieceTokenizer.read(SMALL).tokenizer.to_str())
     tokenizer.add_tokens(["<box 7>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    words = Words.read(tmp_path)
+    words = WordPieceTokenizer.read(tmp_path)
     assert words.encode("a dog in<box 7>") == tokenizer.encode("a dog in<box 7>").ids
     assert words.vocabulary[words.encode("a<box 7>")[2]] == "<box 7>"
 
@@ -168,7 +168,7 @@ def write(path: Path, data: str | bytes) -> Path:
 
 
 def tokenizer_json(**changes: object) -> str:
-    return json.dumps(json.loads(Words.read(SMALL).tokenizer.to_str()) | changes)
+    return json.dumps(json.loads(WordPieceTokenizer.read(SMALL).tokenizer.to_str()) | changes)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def tokenizer_json(**changes: object) -> str:
 def test_a_damaged_or_foreign_vocabulary_is_said_with_its_path(tmp_path, name, content, message):
     file = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as caught:
-        Words.read(tmp_path)
+        WordPieceTokenizer.read(tmp_path)
     assert str(caught.value).startswith(str(file))
 
 
 def test_a_missing_vocabulary_is_said(tmp_path):
     with pytest.raises(DataError, match=r"there is no such vocabulary; give a vocab\.txt"):
-        Words.read(tmp_path / "nowhere")
+        WordPieceTokenizer.read(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no vocabulary: neither tokenizer\.json nor vocab\.txt"):
-        Words.read(tmp_path)
+        WordPieceTokenizer.read(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import comodal
 from comodal.data.captions.caption_files import read_captions
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import read_config
 from comodal.tasks.vision_language.question_answering.vqa_files import read_answers
 from comodal.tasks.vision_language.snli_ve import read_statements
@@ -51,7 +51,7 @@ def test_what_is_joined_with_line_feeds_comes_back(lines: list[str]):
 
 def test_a_vocabulary_may_have_separators_as_pieces(tmp_path: Path):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2027", "\u2028", "\u2030", "dog", "##s"]
-    words = Words.read(written(tmp_path / "vocab.txt", "\n".join(pieces) + "\n"))
+    words = WordPieceTokenizer.read(written(tmp_path / "vocab.txt", "\n".join(pieces) + "\n"))
     assert words.encode("a dogs") == [2, 5, 9, 10, 3]
 
 

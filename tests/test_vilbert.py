@@ -12,18 +12,17 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.convert.convert_vilbert import original_names
 from comodal.models.vilbert.heads import TaskHeads
-from comodal.models.vilbert.single_stream import Config as SingleStreamConfig
-from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.streams import Wanted
+from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
+from comodal.models.vilbert.streams import OutputIndices
 from comodal.models.vilbert.transformer import recorded_attention
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT, base, large, load_vilbert, small
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, base, large, load_vilbert, small
 
 Model = TypeVar("Model", ViLBERT, SingleStream)
-TINY = Config(
+TINY = ViLBERTConfig(
     vocabulary=50,
     positions=20,
-    text=Stream(16, 3, 2, 24),
-    vision=Stream(12, 2, 3, 20),
+    text=StreamConfig(16, 3, 2, 24),
+    vision=StreamConfig(12, 2, 3, 20),
     joint_dim=20,
     joint_heads=5,
     schedule=((0, 1), (1, 2)),
@@ -32,7 +31,7 @@ TINY = Config(
 )
 
 
-def made(config: Config, seed: int = 0) -> ViLBERT:
+def made(config: ViLBERTConfig, seed: int = 0) -> ViLBERT:
     torch.manual_seed(seed)
     return randomised(ViLBERT(config))
 
@@ -44,7 +43,9 @@ def randomised(model: Model) -> Model:
     return model
 
 
-def inputs(config: Config, batch: int = 3, words: int = 6, regions: int = 5, seed: int = 1) -> list[torch.Tensor]:
+def inputs(
+    config: ViLBERTConfig, batch: int = 3, words: int = 6, regions: int = 5, seed: int = 1
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     seen = torch.randn(batch, regions, config.region_features, generator=generator)
     if config.region_tokens:
@@ -95,7 +96,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def never_used(config: Config) -> int:
+def never_used(config: ViLBERTConfig) -> int:
     """Parameters of the original's `q_dense1` and `q_dense2`."""
     text, vision = config.text.dim, config.vision.dim
     return len(config.schedule) * (text + vision) * (config.joint_dim + 1)
@@ -113,7 +114,7 @@ def never_used(config: Config) -> int:
         (large(6), 505_867_645, None),
     ],
 )
-def test_parameter_counts_are_the_originals(config: Config, pretraining: int, with_tasks: int | None):
+def test_parameter_counts_are_the_originals(config: ViLBERTConfig, pretraining: int, with_tasks: int | None):
     with torch.device("meta"):
         model = ViLBERT(config)
         heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion)
@@ -123,7 +124,7 @@ def test_parameter_counts_are_the_originals(config: Config, pretraining: int, wi
 
 
 def test_the_default_is_the_papers_base_model():
-    assert Config() == base(6)
+    assert ViLBERTConfig() == base(6)
     assert base(2).schedule == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
     assert large(2).schedule == ((0, 22), (1, 23))
 
@@ -132,7 +133,7 @@ VARIANTS = [TINY, replace(TINY, dynamic_attention=True), replace(TINY, region_to
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
-def test_what_is_masked_cannot_matter(config: Config):
+def test_what_is_masked_cannot_matter(config: ViLBERTConfig):
     model = made(config)
     words, segments, words_attended, regions, locations, regions_attended = inputs(config)
     other = inputs(config, seed=2)
@@ -148,7 +149,7 @@ def test_what_is_masked_cannot_matter(config: Config):
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
-def test_padding_cannot_matter(config: Config):
+def test_padding_cannot_matter(config: ViLBERTConfig):
     model = made(config)
     words, segments, words_attended, regions, locations, regions_attended = inputs(config, batch=1)
     short = model(
@@ -160,7 +161,7 @@ def test_padding_cannot_matter(config: Config):
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
-def test_no_words_and_no_regions_are_finite_with_finite_gradients(config: Config):
+def test_no_words_and_no_regions_are_finite_with_finite_gradients(config: ViLBERTConfig):
     model = made(config)
     words, segments, words_attended, *rest = inputs(config)
     rest[2][:] = False
@@ -207,12 +208,12 @@ def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedul
     config = replace(TINY, schedule=schedule, dynamic_attention=kind == "gated")
     if kind == "one stream":
         config = replace(config, region_tokens=11)
-        model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, Stream(16, 2, 2, 24), 11, 9, 20)))
+        model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 9, 20)))
     else:
         model = made(config)
     batch = inputs(config)
     index = [batch[column].flatten().nonzero().squeeze(1) for column in (2, 5)]
-    wanted = Wanted(torch.tensor([2, 5, 9, 13]), torch.tensor([1, 7]))  # rows of 6 words and of 5 regions
+    wanted = OutputIndices(torch.tensor([2, 5, 9, 13]), torch.tensor([1, 7]))  # rows of 6 words and of 5 regions
     found = []
     for of_words, of_regions, few in ((None, None, None), (*index, wanted), (index[0], None, wanted), (*index, None)):
         text = model.text_prefix(*batch[:3], index=of_words)
@@ -230,7 +231,7 @@ def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedul
 def test_what_nobody_wants_is_not_computed():
     model, batch = made(TINY), inputs(TINY)
     words, regions = torch.tensor([2, 8]), torch.tensor([6])
-    output = model.join(model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:]), Wanted(words, regions))
+    output = model.join(model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:]), OutputIndices(words, regions))
     assert output.words.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 2, 6, 8, 12]  # 0, 6, 12: the first
     assert output.regions.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 5, 6, 10]
 
@@ -318,7 +319,7 @@ def test_recorded_maps_have_a_name_for_every_layer():
 @pytest.mark.slow
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
 @pytest.mark.filterwarnings("default")
-def test_compiled_it_is_the_same(config: Config):
+def test_compiled_it_is_the_same(config: ViLBERTConfig):
     model, batch = made(config), inputs(config)
     compiled = torch.compile(model)
     for mine, theirs in zip(compiled(*batch), model(*batch), strict=True):
@@ -350,7 +351,7 @@ def test_another_model_is_refused(tmp_path: Path):
         SingleStream(replace(SINGLE, region_tokens=0))
 
 
-SINGLE = SingleStreamConfig(50, 20, 0, 2, Stream(16, 2, 2, 24), 11, 8, 20)
+SINGLE = SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 8, 20)
 
 
 def test_a_single_stream_reads_tokens_as_further_words():

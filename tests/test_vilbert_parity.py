@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from comodal.models.convert.convert_vilbert import is_never_used, original_names, to_original
 from comodal.models.convert.state_dicts import fill, read_tensors
-from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.transformer import recorded_attention
-from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
 from comodal.objectives.alignment import alignment
-from comodal.objectives.masked import Negatives, masked_classes, masked_contrast
-from comodal.objectives.pretraining import Pretraining
+from comodal.objectives.masked import RegionNegatives, masked_classes, masked_contrast
+from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.text_files import read_json
 from vilbert_fixtures import (
     FOLDERS,
@@ -103,7 +103,7 @@ def test_predictions_and_streams_after_each_co_attention_layer(folder: Path):
     assert_all_close({name: ours[name] for name in checked}, checked, FORWARD)
 
 
-def stages_of(config: Config) -> list[tuple[str, str]]:
+def stages_of(config: ViLBERTConfig) -> list[tuple[str, str]]:
     """Modules that give (regions, words) at each place of the schedule."""
     if config.co_attention:
         return [(f"co_layers.{i}.vision", f"co_layers.{i}.text") for i in range(len(config.schedule))]
@@ -144,13 +144,13 @@ def losses_of(folder: Path, model: ViLBERT, inputs: dict[str, torch.Tensor]) -> 
     target = TARGETS[read_json(folder / "config.json")["visual_target"]]
     batch = batch_of(inputs, target)
     if target != "contrast":
-        return Pretraining(model, (target,)).eval()(batch)
+        return ViLBERTPretraining(model, (target,)).eval()(batch)
     # The original's regions and the features it compares with are two different things in these fixtures.
     output = forward(model, inputs)
     hidden = inputs["image_label"] == 1
     rows = inputs["nce_negative_index"][hidden]
     predicted = model.region_head(output.regions.flatten(0, 1)[batch.masked_regions])
-    negatives = Negatives(rows, torch.ones_like(rows, dtype=torch.bool))
+    negatives = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
     places = hidden.flatten().nonzero().flatten()
     regions = masked_contrast(predicted, inputs["image_target"].flatten(0, 1), places, negatives).loss
     scores = model.word_head(output.words.flatten(0, 1)[batch.masked_words])
@@ -295,7 +295,7 @@ def test_one_caption_against_many_images(folder: Path):
     model, inputs = model_of(folder), tensors(folder, "inputs")
     vision = model.vision_prefix(*vision_inputs(inputs))
     text = model.text_prefix(*text_inputs(inputs))
-    many = Prefix(*(part.expand(len(vision.tokens), *part.shape[1:]) for part in text[:2]))
+    many = UnimodalEncoding(*(part.expand(len(vision.tokens), *part.shape[1:]) for part in text[:2]))
     output = model.join(many, vision)
     scores = model.alignment_head(output.text, output.vision)
     ours = {"seq_relationship_score": scores, "zero_shot_score": scores.softmax(1)[:, 0]}

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from comodal.analysis.pages.report import write_report
 from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.recipes.vilbert_pretraining import recipe
 from comodal.regions.visual_tokens import prepare_tokens
 from comodal.text_files import read_log
-from comodal.training.interruption import Stop
+from comodal.training.interruption import InterruptHandler
 from comodal.training.run import train
 from small_captions import DIM, KINDS, write_captions
 
@@ -60,7 +60,7 @@ def test_the_folder_holds_what_serving_needs(trained: Path):
     model = load_model(trained)
     assert isinstance(model, ViLBERT)
     assert (model.config.region_features, model.config.region_targets) == (DIM, len(KINDS))
-    words = Words.read(trained)
+    words = WordPieceTokenizer.read(trained)
     assert words.size == model.config.vocabulary
     assert words.unknown not in words.encode("a bell and a clock.")
     about = json.loads((trained / "model" / "regions.json").read_text())
@@ -73,7 +73,7 @@ def test_the_folder_holds_what_serving_needs(trained: Path):
 def test_stopping_and_going_on_changes_no_bit(trained: Path, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Dropout is on: the state of torch's chance is part of a checkpoint."""
     asked = iter([0, 0, signal.SIGTERM])
-    monkeypatch.setattr(Stop, "agreed", lambda *_: next(asked))
+    monkeypatch.setattr(InterruptHandler, "agreed", lambda *_: next(asked))
     assert train(recipe, settings(world), tmp_path / "run", **OPTIONS) == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert len(losses(tmp_path / "run")) == 3
@@ -142,7 +142,7 @@ def write_bert(folder: Path, vocabulary: tuple[str, ...], dim: int = 32) -> Path
 
 
 def test_it_begins_with_a_bert_whose_weights_learn_more_slowly(world, tmp_path: Path):
-    vocabulary = Words.of_texts(["a ball and a bell.", " ".join(KINDS)]).vocabulary
+    vocabulary = WordPieceTokenizer.of_texts(["a ball and a bell.", " ".join(KINDS)]).vocabulary
     bert = write_bert(tmp_path / "bert", vocabulary)
     run = recipe(**settings(world, bert=bert, pretrained_rate=0.1, allow_missing=True))
     embeddings = run.objective.model.text_embeddings.words.weight
@@ -212,8 +212,8 @@ def test_what_does_not_fit_is_told(world, tmp_path: Path):
             '{"image": "x.jpg", "caption": "Nothing."}\n{"image": "y", "caption": "B"}'
         )
         recipe(**settings((world[0], tmp_path / "others.jsonl")))
-    bert = write_bert(tmp_path / "bert", Words.of_texts(["a"]).vocabulary)
-    (tmp_path / "vocab.txt").write_text("\n".join(Words.of_texts(["many more words"]).vocabulary) + "\n")
+    bert = write_bert(tmp_path / "bert", WordPieceTokenizer.of_texts(["a"]).vocabulary)
+    (tmp_path / "vocab.txt").write_text("\n".join(WordPieceTokenizer.of_texts(["many more words"]).vocabulary) + "\n")
     with pytest.raises(RecipeError, match="do not fit together"):
         recipe(**settings(world, bert=bert, words=tmp_path / "vocab.txt"))
 

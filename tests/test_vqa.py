@@ -13,7 +13,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, out_of_reach, recipe, score
 from comodal.tasks.vision_language.question_answering.vqa_files import (
-    Question,
+    VQAQuestion,
     build_answers,
     read_answers,
     read_questions,
@@ -52,7 +52,7 @@ def test_accuracies_are_the_official_ones():
     expected = golden("vqa_eval.json")
     given = {entry["question_id"]: entry["answer"] for entry in expected["results"]}
     questions = [
-        Question(entry["question_id"], "1", "?", tuple(one["answer"] for one in entry["answers"]), "",
+        VQAQuestion(entry["question_id"], "1", "?", tuple(one["answer"] for one in entry["answers"]), "",
                  entry["answer_type"], entry["question_type"])
         for entry in expected["annotations"]
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_three_who_agree_are_enough():
 def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over():
     expected = golden("vqa_soft_targets.json")
     questions = [
-        Question(entry["question_id"], str(entry["image_id"]), "?", tuple(one["answer"] for one in entry["answers"]),
+        VQAQuestion(entry["question_id"], str(entry["image_id"]), "?", tuple(one["answer"] for one in entry["answers"]),
                  entry["multiple_choice_answer"], "", "")
         for entry in expected["annotations"]
     ]  # fmt: skip
@@ -89,7 +89,7 @@ def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over
 
 
 def test_an_answer_needs_enough_questions():
-    common = [Question(i, "1", "?", ("two",), answer, "", "") for i, answer in enumerate(["two"] * 9 + ["dog"] * 8)]
+    common = [VQAQuestion(i, "1", "?", ("two",), answer, "", "") for i, answer in enumerate(["two"] * 9 + ["dog"] * 8)]
     assert build_answers(common) == ["2"]
     assert build_answers(common, least=8) == ["2", "dog"]
 

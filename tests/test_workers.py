@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from comodal import workers
-from comodal.data.file_batches import Job, Jobs, run_files
+from comodal.data.file_batches import FileJob, FileJobs, run_files
 from comodal.errors import DataError
 from comodal.workers import in_parallel, one_by_one
 
@@ -50,7 +50,7 @@ def test_workers_that_keep_dying_for_no_item_s_fault_are_one_sentence(monkeypatc
         list(in_parallel(die, range(100), 2))
 
 
-def write_or_die(job: Job) -> int:
+def write_or_die(job: FileJob) -> int:
     if job.source.stem == "kills":
         os.kill(os.getpid(), signal.SIGSEGV)
     job.results[0].write_bytes(b"")
@@ -62,7 +62,7 @@ def test_a_file_that_crashes_its_decoder_is_a_line_of_the_report(
     tmp_path: Path, processes: int, capsys: pytest.CaptureFixture[str]
 ):
     names = ("a", "b", "kills", "d", "e")
-    planned = Jobs([Job(tmp_path / f"{name}.wav", (tmp_path / f"{name}.npz",)) for name in names], Counter())
+    planned = FileJobs([FileJob(tmp_path / f"{name}.wav", (tmp_path / f"{name}.npz",)) for name in names], Counter())
     with pytest.raises(DataError, match=r"1 of 5 files could not be embedded .*kills\.wav: crashed the decoder"):
         run_files(planned, write_or_die, processes, overwrite=False)
     assert "4 written, 0 were there already, 1 could not be read" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from comodal.data.file_batches import Job, attempt, plan
+from comodal.data.file_batches import FileJob, attempt, plan
 from comodal.errors import MediaWarning
 from comodal.media.audio import read_sound
 from comodal.media.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
@@ -168,7 +168,7 @@ def test_a_damaged_middle_costs_the_damaged_part_alone(tmp_path: Path, name: str
 def test_the_report_of_a_command_has_the_note(tmp_path: Path):
     path = mp3(tmp_path / "cut.mp3", 6.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    outcome = attempt(Job(path, ()), lambda job: len(read_sound(job.source, RATE)))
+    outcome = attempt(FileJob(path, ()), lambda job: len(read_sound(job.source, RATE)))
     assert outcome.rows and not outcome.problem
     assert any(note.startswith("truncated") for note in outcome.notes)
 

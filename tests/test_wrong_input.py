@@ -13,11 +13,11 @@ from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.files import whole, write_whole
 from comodal.hardware import find_device
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.regions.extract import extract_regions
 from small_tasks import config as small_config
 
@@ -34,11 +34,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_model(L3Net(small(4)), folder / "network", {})
     extract_regions(folder / "images", folder / "store", str(folder / "network"), grid=2, workers=1)
-    words, store, run = Words.of_texts(["what is on the grass"]), RegionStore(folder / "store"), folder / "run"
+    words, store, run = (
+        WordPieceTokenizer.of_texts(["what is on the grass"]),
+        RegionStore(folder / "store"),
+        folder / "run",
+    )
     vilbert = small_config(words.size)
     heads = (Head("vqa", "answers", len(ANSWERS), 8), Head("regions", "regions", 1))
     sizes = {**vars(vilbert), "region_features": store.dim}
-    save_model(TaskModel(Config(type(vilbert)(**sizes), heads)), run, {})
+    save_model(TaskModel(TaskModelConfig(type(vilbert)(**sizes), heads)), run, {})
     words.save(run)
     (run / "regions.json").write_bytes(store.described())
     (run / "answers.json").write_text(json.dumps(ANSWERS))

@@ -8,7 +8,7 @@ import pytest
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import read_config
 from comodal.regions.image_list import read_boxes
-from comodal.tasks.evaluation.results_card import Card, Score, read_card, results, write_card
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_card, results, write_card
 from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
 from comodal.tasks.vision_language.vcr_files import boxes_of_tree, read_riddles
 from comodal.text_files import read_json, read_json_lines
@@ -91,7 +91,7 @@ def test_a_box_beyond_all_numbers_is_told(tmp_path: Path):
     ],
 )
 def test_cards_of_another_version_are_told_by_their_file(tmp_path: Path, name: str, value: object, sentence: str):
-    write_card(Card("vqa", "VQA v2", "val", {"accuracy": Score(0.5, 0.4, 0.6)}, "run"), tmp_path)
+    write_card(ResultsCard("vqa", "VQA v2", "val", {"accuracy": ScoreEntry(0.5, 0.4, 0.6)}, "run"), tmp_path)
     assert results(tmp_path) == {"..accuracy": 0.5}
     content = json.loads((tmp_path / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps(content | {name: value}))

@@ -18,7 +18,7 @@ from comodal.data.batch import CaptionBatch
 from comodal.models.convert.convert_vilbert import fill_from_original, heads_in, read_original_config
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.vilbert.heads import TaskHeads
-from comodal.models.vilbert.streams import Output
+from comodal.models.vilbert.streams import ViLBERTOutput
 from comodal.models.vilbert.transformer import Attention
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json
@@ -72,12 +72,12 @@ def vision_inputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.
     return regions, inputs["image_loc"], inputs.get("image_attention_mask", everything).bool()
 
 
-def forward(model: ViLBERT, inputs: dict[str, torch.Tensor]) -> Output:
+def forward(model: ViLBERT, inputs: dict[str, torch.Tensor]) -> ViLBERTOutput:
     tasks = inputs["task_ids"][:, 0] if model.config.task_tokens else None
     return model(*text_inputs(inputs), *vision_inputs(inputs), tasks)
 
 
-def predictions(model: ViLBERT, output: Output) -> dict[str, torch.Tensor]:
+def predictions(model: ViLBERT, output: ViLBERTOutput) -> dict[str, torch.Tensor]:
     """The three heads at every place, under the original's names."""
     return {
         "prediction_scores_t": model.word_head(output.words.flatten(0, 1)).unflatten(0, output.words.shape[:2]),

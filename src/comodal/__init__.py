@@ -20,7 +20,7 @@ _DEFINED_IN = {
     "L3Net": "comodal.models.l3net.l3net",
     "MediaError": "comodal.errors",
     "RecipeError": "comodal.errors",
-    "Shards": "comodal.data.shards.shard_reader",
+    "ShardReader": "comodal.data.shards.shard_reader",
     "embed_audio": "comodal.inference.embed_files",
     "embed_image": "comodal.inference.embed_files",
     "embed_video": "comodal.inference.embed_files",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.errors import CheckpointError
-from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 
 SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # those in which HEAR's tasks come
 TIMESTAMP_HOP = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms
@@ -22,7 +22,7 @@ SCENE_HOP = 0.25
 WINDOWS = 64  # at a time, which bounds memory
 
 
-class Model(nn.Module):
+class HearModel(nn.Module):
     """A network and the three numbers that HEAR asks for; windows of one second in float32.
 
     Args:
@@ -46,7 +46,7 @@ class Model(nn.Module):
         """Vectors on the model's device, and which windows are silent."""
         device = self.network.fc1.weight.device
         if device not in self.embedders:
-            choice = Choice(precision="fp32", device=str(device))
+            choice = EmbedderOptions(precision="fp32", device=str(device))
             self.embedders[device] = Embedder(self.network, choice, self.about)
         embedder = self.embedders[device]
         parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS)]
@@ -54,7 +54,7 @@ class Model(nn.Module):
         return vectors, np.concatenate([silent for _, silent in parts])
 
 
-def load_model(model_file_path: str = "") -> Model:
+def load_model(model_file_path: str = "") -> HearModel:
     """A model for the other two functions.
 
     Args:
@@ -65,16 +65,16 @@ def load_model(model_file_path: str = "") -> Model:
     """
     if not model_file_path:
         raise CheckpointError("HEAR: give the run folder, model folder or OpenL3 file (--model)")
-    embedder = load_embedder(Path(model_file_path), Choice(precision="fp32"))
+    embedder = load_embedder(Path(model_file_path), EmbedderOptions(precision="fp32"))
     embedder.prepare("sound")
     if embedder.config.sample_rate not in SAMPLE_RATES:
         rates = ", ".join(str(rate) for rate in SAMPLE_RATES)
         raise CheckpointError(f"{model_file_path}: hears {embedder.config.sample_rate} Hz; HEAR has {rates}")
-    return Model(embedder)
+    return HearModel(embedder)
 
 
 def get_timestamp_embeddings(
-    audio: Float[Tensor, "sounds samples"], model: Model
+    audio: Float[Tensor, "sounds samples"], model: HearModel
 ) -> tuple[Float32[Tensor, "sounds timestamps features"], Float32[Tensor, "sounds timestamps"]]:
     """Vectors every 50 ms, and their times in milliseconds.
 
@@ -95,7 +95,9 @@ def get_timestamp_embeddings(
     return vectors, milliseconds.float().expand(len(vectors), -1)
 
 
-def get_scene_embeddings(audio: Float[Tensor, "sounds samples"], model: Model) -> Float32[Tensor, "sounds features"]:
+def get_scene_embeddings(
+    audio: Float[Tensor, "sounds samples"], model: HearModel
+) -> Float32[Tensor, "sounds features"]:
     """One vector for each sound: the mean of those of every 250 ms, silent windows left out.
 
     Args:
@@ -113,7 +115,7 @@ def get_scene_embeddings(audio: Float[Tensor, "sounds samples"], model: Model) -
     return torch.stack(means)
 
 
-def windows_of(audio: Tensor, model: Model, hop: int) -> list[Float[Tensor, "windows samples"]]:
+def windows_of(audio: Tensor, model: HearModel, hop: int) -> list[Float[Tensor, "windows samples"]]:
     """The windows of each sound, the first centred on its first sample."""
     if audio.ndim != 2 or not audio.numel():
         raise ValueError(f"HEAR gives sounds as (sounds, samples); these are {tuple(audio.shape)}")

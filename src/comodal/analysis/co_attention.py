@@ -20,9 +20,9 @@ from comodal.data.regions.region_store import Regions, RegionStore
 from comodal.errors import DataError
 from comodal.hardware import device_of
 from comodal.media.image import read_image
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import model_folder
-from comodal.models.vilbert.streams import Output, Prefix
+from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.transformer import recorded_attention
 from comodal.models.vilbert.vilbert import ViLBERT
 
@@ -31,14 +31,14 @@ WORDS_SHOWN = 4  # beside a picture; more go on below
 DARKEST = 0.15  # what is left of a picture where nobody looks
 
 
-class Layer(NamedTuple):
+class CoAttentionWeights(NamedTuple):
     """What a co-attention layer attends to, mean of its heads; row 0 of the regions is the whole image."""
 
     words: Float[np.ndarray, "words rows"]  # of each word to the regions
     regions: Float[np.ndarray, "rows words"]  # of each region to the words
 
 
-class Example(NamedTuple):
+class AttentionExample(NamedTuple):
     """A picture with a text, and how much its word pieces and its regions attend to each other."""
 
     text: str
@@ -46,12 +46,14 @@ class Example(NamedTuple):
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float[np.ndarray, "regions 4"]
     pieces: list[str]
-    layers: list[Layer]
+    layers: list[CoAttentionWeights]
     shown: list[int]  # the words that are drawn, in their order
     pointed: tuple[float, ...] | None = None  # the box that is meant, where the model points at one
 
 
-def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: Path, count: int = 4) -> list[Example]:
+def examples(
+    model: ViLBERT, run: Path, regions: Path, captions: Path, images: Path, count: int = 4
+) -> list[AttentionExample]:
     """Held-out pictures, each with its first caption and its most decided words.
 
     Raises:
@@ -60,7 +62,7 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
     if model.config.region_tokens:
         raise DataError(f"{run}: attention is shown of models that see features of regions, not visual tokens")
     need_co_attention(model, run)
-    store, words = RegionStore(regions), Words.read(model_folder(run))
+    store, words = RegionStore(regions), WordPieceTokenizer.read(model_folder(run))
     parts = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.1, 0.1)
     files = files_of(images)
     held_out = {row: caption for caption, row in reversed(parts["test"] or parts["validation"] or parts["train"])}
@@ -75,7 +77,7 @@ def examples(model: ViLBERT, run: Path, regions: Path, captions: Path, images: P
             aligned = float(model.alignment_head(output.text, output.vision).softmax(-1)[0, 0])
         names = [words.vocabulary[piece] for piece in pieces]
         boxes, told = inside.boxes[:MAX_REGIONS], f"P(aligned) {aligned:.2f}"
-        shown.append(Example(caption.caption, told, picture, boxes, names, layers, decided(names, layers[-1])))
+        shown.append(AttentionExample(caption.caption, told, picture, boxes, names, layers, decided(names, layers[-1])))
     return shown
 
 
@@ -93,7 +95,7 @@ def need_co_attention(model: ViLBERT, run: Path) -> None:
 
 
 @torch.inference_mode()
-def seen_by(model: ViLBERT, inside: Regions) -> Prefix:
+def seen_by(model: ViLBERT, inside: Regions) -> UnimodalEncoding:
     """The regions of an image, as the vision stream reads them."""
     features, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
     return model.vision_prefix(features.to(device_of(model)), places.to(device_of(model)), None)
@@ -101,8 +103,8 @@ def seen_by(model: ViLBERT, inside: Regions) -> Prefix:
 
 @torch.inference_mode()
 def attend(
-    model: ViLBERT, pieces: Sequence[int], vision: Prefix, segments: Sequence[int] | None = None
-) -> tuple[Output, list[Layer]]:
+    model: ViLBERT, pieces: Sequence[int], vision: UnimodalEncoding, segments: Sequence[int] | None = None
+) -> tuple[ViLBERTOutput, list[CoAttentionWeights]]:
     """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
     co-attention layer, in the precision of the weights."""
     words = torch.tensor([list(pieces)], device=device_of(model))
@@ -117,10 +119,10 @@ def attend(
     }
     sides = ("text", "vision")
     layers = [[means[f"co_layers.{i}.{side}.attention"] for side in sides] for i in range(len(model.co_layers))]
-    return output, [Layer(*pair) for pair in layers]
+    return output, [CoAttentionWeights(*pair) for pair in layers]
 
 
-def draw_attention(shown: Sequence[Example], layer: int = -1) -> Figure:
+def draw_attention(shown: Sequence[AttentionExample], layer: int = -1) -> Figure:
     """For each example the picture with its boxes, and lit by the attention of its words in one layer."""
     lines = [-(-max(1, len(example.shown)) // WORDS_SHOWN) for example in shown]
     figure = Figure(figsize=(2.2 * (WORDS_SHOWN + 1), 2.6 * sum(lines)), layout="constrained")
@@ -144,7 +146,7 @@ def draw_attention(shown: Sequence[Example], layer: int = -1) -> Figure:
     return figure
 
 
-def draw_boxes(axes: Axes, example: Example) -> None:
+def draw_boxes(axes: Axes, example: AttentionExample) -> None:
     """The picture with its regions; the box that is meant stands out."""
     axes.imshow(example.picture)
     for box in example.boxes:
@@ -153,7 +155,7 @@ def draw_boxes(axes: Axes, example: Example) -> None:
         outline(axes, np.array(example.pointed), "#35d0ba", 3.0)
 
 
-def decided(pieces: list[str], layer: Layer) -> list[int]:
+def decided(pieces: list[str], layer: CoAttentionWeights) -> list[int]:
     """The words (no special ones, no signs) that look at a region more than words do on average, in their order."""
     attention = layer.words[:, 1:]
     real = [i for i, piece in enumerate(pieces) if piece.isalpha() and len(piece) > 2]
@@ -161,7 +163,7 @@ def decided(pieces: list[str], layer: Layer) -> list[int]:
     return sorted(sorted(real, key=lambda i: -beyond[i])[:WORDS_SHOWN])
 
 
-def lit(example: Example, attention: Float[np.ndarray, "regions"]) -> Float[np.ndarray, "height width 3"]:
+def lit(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> Float[np.ndarray, "height width 3"]:
     """The picture, from 0 to 1, dark but where the attention is; the region with the most of it stays as it is."""
     light = np.full(example.picture.shape[:2], DARKEST)
     weights = attention / max(float(attention.max(initial=0.0)), 1e-9)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.files import write_whole
 from comodal.media.audio import decode_flac
 from comodal.media.image import decode_jpeg, resize_short_side
@@ -32,7 +32,7 @@ def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, sta
     """
     if clips < 1 or frames < 1:
         raise ValueError(f"clips ({clips}) and frames ({frames}) must be at least 1")
-    opened = Shards(shards)
+    opened = ShardReader(shards)
     if not 0 <= start < len(opened):
         raise ValueError(f"start ({start}) is not one of {len(opened)} clips")
     chosen = np.unique(np.linspace(start, len(opened) - 1, min(clips, len(opened) - start)).round().astype(int))
@@ -47,7 +47,7 @@ def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, sta
     write_whole(out, picture.getvalue())
 
 
-def draw_clip(row: np.ndarray, shards: Shards, clip: int) -> None:
+def draw_clip(row: np.ndarray, shards: ShardReader, clip: int) -> None:
     """One clip in a row of axes: frames, waveform, spectrogram."""
     record = shards.record(clip)
     spots = row[:-2]

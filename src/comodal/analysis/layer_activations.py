@@ -11,30 +11,30 @@ from torch import Tensor, nn
 
 from comodal.hardware import device_of, inference_batch
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.vgg import LAYERS, Tower
+from comodal.models.l3net.vgg import LAYERS, VGGTower
 from comodal.tasks.evaluation.metrics import check_finite
 
 BATCH = 8
 POOL4 = LAYERS[-1]  # pool4 takes the largest value of each unit of conv4_2
 
 
-class Side(NamedTuple):
+class TowerInput(NamedTuple):
     """One of the two towers, and what turns bytes or a waveform into its input."""
 
-    tower: Tower
+    tower: VGGTower
     prepare: Callable[[Tensor], Tensor]
 
 
-def picture_side(model: L3Net) -> Side:
-    return Side(model.image_tower, model.normalised)
+def picture_side(model: L3Net) -> TowerInput:
+    return TowerInput(model.image_tower, model.normalised)
 
 
-def sound_side(model: L3Net) -> Side:
-    return Side(model.sound_tower, model.spectrogram)
+def sound_side(model: L3Net) -> TowerInput:
+    return TowerInput(model.sound_tower, model.spectrogram)
 
 
 @contextmanager
-def watched(tower: Tower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watched(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Shows the map of each layer, after its norm and ReLU, while the tower computes."""
 
     def shown(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -49,7 +49,7 @@ def watched(tower: Tower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def strongest(side: Side, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
+def strongest(side: TowerInput, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
     """The largest value of each channel of each layer anywhere in its map, for each input."""
     found: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
     device = device_of(side.tower)
@@ -62,7 +62,7 @@ def strongest(side: Side, inputs: Tensor) -> dict[str, Float[np.ndarray, "moment
     return values
 
 
-def map_of(side: Side, layer: str) -> Callable[[Tensor], Tensor]:
+def map_of(side: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
     """Bytes or waveforms to the map of one layer, on the CPU."""
 
     def feature_map(inputs: Tensor) -> Tensor:

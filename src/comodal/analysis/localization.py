@@ -25,7 +25,7 @@ from comodal.hardware import device_of
 from comodal.models.l3net.l3net import L3Net
 
 
-class Source(NamedTuple):
+class LocalizationResult(NamedTuple):
     """How far "together" lies above "apart" (logits), for the whole picture and for each of its places."""
 
     margin: Float[Tensor, " batch"]
@@ -46,7 +46,7 @@ class Contributions(NamedTuple):
     rest: Float[Tensor, " batch"]
 
 
-class Maps(NamedTuple):
+class AudioVisualMaps(NamedTuple):
     """conv4_2 of a picture, and what pool4 takes of it and of the sound."""
 
     picture: Float[Tensor, "batch units rows columns"]
@@ -57,7 +57,7 @@ class Maps(NamedTuple):
 @torch.inference_mode()
 def verdicts_by_place(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
-) -> Source:
+) -> LocalizationResult:
     """The verdict on the whole picture, and on each of its places as if there were no other."""
     maps = towers(model, image, sound)
     heard = maps.sound_features
@@ -65,7 +65,7 @@ def verdicts_by_place(
     batch, _, rows, columns = maps.picture.shape
     each = maps.picture.permute(0, 2, 3, 1).flatten(0, 2)
     places = margin(model, each, heard.repeat_interleave(rows * columns, 0))
-    return Source(whole.float().cpu(), places.view(batch, rows, columns).float().cpu())
+    return LocalizationResult(whole.float().cpu(), places.view(batch, rows, columns).float().cpu())
 
 
 @torch.inference_mode()
@@ -87,12 +87,14 @@ def contributions(
     return Contributions(*(part.float().cpu() for part in parted))
 
 
-def towers(model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]) -> Maps:
+def towers(
+    model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
+) -> AudioVisualMaps:
     """Both towers of the verdict, computed where the model is; maps are float32 whatever the precision inside."""
     device = device_of(model)
     picture = model.image_tower(model.normalised(image.to(device))).float()
     heard = model.sound_tower(model.spectrogram(model.checked(sound.to(device)))).amax((2, 3)).float()
-    return Maps(picture, picture.amax((2, 3)), heard)
+    return AudioVisualMaps(picture, picture.amax((2, 3)), heard)
 
 
 def margin(

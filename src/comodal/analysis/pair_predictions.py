@@ -9,10 +9,10 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.data.batch import PairBatch
-from comodal.data.shards.clip_dataset import Clips
-from comodal.data.shards.pair_sampler import Pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.batch import AudioVisualBatch
+from comodal.data.shards.clip_dataset import ClipPairDataset
+from comodal.data.shards.pair_sampler import PairSampler
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.hardware import device_of, inference_batch
 from comodal.models.l3net.l3net import L3Net
 from comodal.tasks.evaluation.metrics import check_finite
@@ -22,10 +22,10 @@ GOOD, BAD = "#15803d", "#b91c1c"
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class PairPredictions:
     """Pairs, and the probability that the model gives to their belonging together."""
 
-    pairs: PairBatch
+    pairs: AudioVisualBatch
     together: Float[np.ndarray, " batch"]
 
     @property
@@ -35,21 +35,21 @@ class Verdicts:
         return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
 
 
-def judge(model: L3Net, shards: Path, pairs: int, seed: int) -> Verdicts:
+def judge(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
     """The first pairs of a seed from the clips of a split, as in validation: centre crops, nothing changed."""
-    opened, config = Shards(shards), model.config
-    sampler = Pairs(opened, seed, config.sound_seconds)
-    clips = Clips(opened, sampler, config.image_size, config.sample_rate, None)
+    opened, config = ShardReader(shards), model.config
+    sampler = PairSampler(opened, seed, config.sound_seconds)
+    clips = ClipPairDataset(opened, sampler, config.image_size, config.sample_rate, None)
     batch = clips.batch([(0, index) for index in range(pairs)])
     with torch.inference_mode():
         device = device_of(model)
         size = max(BATCH, inference_batch(device))
         parts = zip(batch.image.split(size), batch.sound.split(size), strict=True)
         logits = torch.cat([model(image.to(device), sound.to(device)).logits.float().cpu() for image, sound in parts])
-    return Verdicts(batch, logits.float().softmax(-1)[:, 1].numpy())
+    return PairPredictions(batch, logits.float().softmax(-1)[:, 1].numpy())
 
 
-def draw_pairs(model: L3Net, verdicts: Verdicts, columns: int = 8) -> Figure:
+def draw_pairs(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
     """Picture over spectrogram, P(together) over both, green where the verdict is right."""
     shown = min(columns, len(verdicts.together))
     figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
@@ -71,7 +71,7 @@ def draw_pairs(model: L3Net, verdicts: Verdicts, columns: int = 8) -> Figure:
     return figure
 
 
-def draw_histogram(verdicts: Verdicts) -> Figure:
+def draw_histogram(verdicts: PairPredictions) -> Figure:
     """How P(together) is spread over the pairs that are together and those that are apart."""
     figure = Figure(figsize=(6.0, 2.4), layout="constrained")
     FigureCanvasAgg(figure)

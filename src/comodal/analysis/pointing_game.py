@@ -20,7 +20,7 @@ from torch import Tensor
 
 from comodal.analysis.localization import contributions, strongest_place, verdicts_by_place
 from comodal.analysis.unit_activations import read_moment
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.image import centre_crop
 from comodal.models.calibration import calibrate_norms
@@ -33,7 +33,7 @@ Box = tuple[float, float, float, float]
 Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
 
 
-class Scene(NamedTuple):
+class PointingScene(NamedTuple):
     """A square picture, its second of sound, and the objects that sound: their boxes in pixels and their kinds."""
 
     key: str
@@ -43,7 +43,7 @@ class Scene(NamedTuple):
     kinds: frozenset[str]
 
 
-def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[Scene]:
+def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
     """Clips of a split whose boxes are known: the frame that is nearest to a moment of known boxes.
 
     Args:
@@ -56,7 +56,7 @@ def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[Sce
     Raises:
         DataError: No clip of the split is in the truth, or the truth is of another form.
     """
-    worlds, opened = read_worlds(truth), Shards(shards)
+    worlds, opened = read_worlds(truth), ShardReader(shards)
     known = [clip for clip in range(len(opened)) if opened.key(clip) in worlds]
     if not known:
         raise DataError(f"{truth}: none of its {len(worlds)} videos is in {shards}, which begins with {opened.key(0)}")
@@ -76,7 +76,7 @@ def read_worlds(truth: Path) -> dict[str, dict]:
     return worlds
 
 
-def read_scene(shards: Shards, clip: int, world: dict, model: L3Net) -> Scene:
+def read_scene(shards: ShardReader, clip: int, world: dict, model: L3Net) -> PointingScene:
     """One clip, its boxes brought to the square in the middle of the frame."""
     frames, moments = np.array(shards.record(clip)["frame_seconds"]), np.array(world["box_seconds"])
     apart = np.abs(frames[:, None] - moments[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
@@ -90,12 +90,12 @@ def read_scene(shards: Shards, clip: int, world: dict, model: L3Net) -> Scene:
         edges = np.array(thing["boxes"][moment]) * scale - np.array([(width - size) // 2, (height - size) // 2] * 2)
         left, top, right, bottom = np.clip(edges, 0, size).tolist()
         inside += [(left, top, right, bottom)] if right > left and bottom > top else []
-    return Scene(
+    return PointingScene(
         shards.key(clip), centre_crop(picture, size), sound, tuple(inside), frozenset(t["kind"] for t in sounding)
     )
 
 
-def beside(heard: Scene, other: Scene, left: bool) -> Scene:
+def beside(heard: PointingScene, other: PointingScene, left: bool) -> PointingScene:
     """Two pictures side by side with the sound of the first, which stands on the left or on the right."""
     pictures = (heard.picture, other.picture) if left else (other.picture, heard.picture)
     shift = 0 if left else other.picture.shape[1]
@@ -103,7 +103,7 @@ def beside(heard: Scene, other: Scene, left: bool) -> Scene:
     return heard._replace(picture=np.concatenate(pictures, 1), boxes=boxes)
 
 
-def side_by_side(scenes: Sequence[Scene], seed: int) -> list[Scene]:
+def side_by_side(scenes: Sequence[PointingScene], seed: int) -> list[PointingScene]:
     """Each scene beside one in which nothing of its kinds sounds, left and right by chance; none if there is none."""
     rng, pairs = np.random.default_rng(seed), []
     for scene in scenes:
@@ -119,7 +119,7 @@ def points_into(point: tuple[float, float], boxes: Sequence[Box]) -> bool:
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
-def play(pointer: Pointer, scenes: Sequence[Scene]) -> float:
+def play(pointer: Pointer, scenes: Sequence[PointingScene]) -> float:
     """Share of the scenes in which the highest point of the map lies in a box of what sounds."""
     hits = []
     for scene in scenes:
@@ -130,13 +130,13 @@ def play(pointer: Pointer, scenes: Sequence[Scene]) -> float:
     return float(np.mean(hits))
 
 
-def centre(scenes: Sequence[Scene]) -> float:
+def centre(scenes: Sequence[PointingScene]) -> float:
     """The same for pointing at the middle of the picture."""
     middles = [(scene.picture.shape[1] / 2, scene.picture.shape[0] / 2) for scene in scenes]
     return float(np.mean([points_into(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
 
 
-def calibrated_control(model: L3Net, scenes: Sequence[Scene], seed: int) -> L3Net:
+def calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> L3Net:
     """A network of the same shape with initial weights, whose batch norms fit the scenes."""
     control = untrained_like(model, seed)
     pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
@@ -144,7 +144,7 @@ def calibrated_control(model: L3Net, scenes: Sequence[Scene], seed: int) -> L3Ne
     return control
 
 
-def pointing_game(model: L3Net, scenes: Sequence[Scene], seed: int = 0) -> dict[str, dict[str, float]]:
+def pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) -> dict[str, dict[str, float]]:
     """Hits of each way to point, on pictures alone ("alone") and on two side by side ("beside").
 
     Args:

@@ -34,9 +34,9 @@ from comodal.tasks.vision_language.question_answering.visual_genome import recip
 from comodal.tasks.vision_language.question_answering.vqa import recipe as vqa
 from comodal.tasks.vision_language.question_answering.vqa_files import vocabulary_of
 from comodal.tasks.vision_language.snli_ve import recipe as entailment
-from comodal.tasks.vision_language.text_image_examples import Example, Examples
+from comodal.tasks.vision_language.text_image_examples import TaskDataset, TaskExample
 from comodal.tasks.vision_language.vcr import recipe as vcr
-from comodal.tasks.vision_language.vilbert_fine_tuning import Answered, Asked, answer, read_asked
+from comodal.tasks.vision_language.vilbert_fine_tuning import EvaluatedExample, LoadedTaskModel, answer, read_asked
 from comodal.text_files import read_json, read_yaml
 
 RECIPES: dict[str, Callable[..., Any]] = {
@@ -49,7 +49,7 @@ TOLD = 5  # answers of an example
 RIGHT = 0.5  # of an answer's soft score, or of a region's overlap
 
 
-class Verdict(NamedTuple):
+class TaskPrediction(NamedTuple):
     """What a model says of an example.
 
     Args:
@@ -85,7 +85,7 @@ def example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[
     again = RECIPES[task](**arguments(RECIPES[task], told | {"model": str(run), "start": "pretrained", "workers": 0}))
     loader = again.validation or again.batches
     seen = loader.samples
-    assert isinstance(seen, Examples)
+    assert isinstance(seen, TaskDataset)
     head = again.objective.model.config.heads[0]
     asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), compute, head.name)
     need_co_attention(asked.model.vilbert, run)
@@ -114,14 +114,14 @@ def arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any
     return found
 
 
-def verdict_of(run: Path, head: Head, one: Answered, seen: Examples) -> Verdict:
+def verdict_of(run: Path, head: Head, one: EvaluatedExample, seen: TaskDataset) -> TaskPrediction:
     """Scores as probabilities: each by itself for answers and regions, one of all for classes and texts."""
     scores, target, example = one.scores.astype(np.float64), one.example.target, one.example
     if head.kind in ("answers", "regions"):
         assert isinstance(target, np.ndarray)
         count = len(target)  # of regions, padding has a score too
         names = vocabulary_of(run) if head.kind == "answers" else [region_name(place) for place in range(count)]
-        return Verdict(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
+        return TaskPrediction(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
     assert isinstance(target, int)
     shares = np.exp(scores - scores.max())
     names = (
@@ -129,20 +129,20 @@ def verdict_of(run: Path, head: Head, one: Answered, seen: Examples) -> Verdict:
         if (model_folder(run) / "task.json").is_file()
         else [f"{sentence(seen, example, place)} ({seen.store.ids[row]})" for place, row in enumerate(example.rows)]
     )
-    return Verdict(names, shares / shares.sum(), np.eye(len(names))[target])
+    return TaskPrediction(names, shares / shares.sum(), np.eye(len(names))[target])
 
 
 def region_name(place: int) -> str:
     return f"region {place}" if place else "the whole image"
 
 
-def sentence(seen: Examples, example: Example, place: int) -> str:
+def sentence(seen: TaskDataset, example: TaskExample, place: int) -> str:
     """A text of an example, put together from its word pieces."""
     pieces = [seen.words.vocabulary[piece] for piece in example.texts[place].words[1:-1]]
     return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
 
 
-def summary(verdicts: Sequence[Verdict], of: str) -> str:
+def summary(verdicts: Sequence[TaskPrediction], of: str) -> str:
     """How many are right among those that were asked."""
     right = sum(verdict.right for verdict in verdicts)
     text = (
@@ -155,7 +155,13 @@ def summary(verdicts: Sequence[Verdict], of: str) -> str:
 
 
 def part_of(
-    example: Example, verdict: Verdict, asked: Asked, seen: Examples, head: Head, files: dict[str, Path], images: Path
+    example: TaskExample,
+    verdict: TaskPrediction,
+    asked: LoadedTaskModel,
+    seen: TaskDataset,
+    head: Head,
+    files: dict[str, Path],
+    images: Path,
 ) -> str:
     """One example: the answers in a table, and each text beside its picture."""
     colour, mark = (GOOD, "right") if verdict.right else (BAD, "wrong")
@@ -177,7 +183,9 @@ def part_of(
     return section(title, about, body)
 
 
-def pointed(shown: co_attention.Example, verdict: Verdict) -> tuple[co_attention.Example, np.ndarray | None]:
+def pointed(
+    shown: co_attention.AttentionExample, verdict: TaskPrediction
+) -> tuple[co_attention.AttentionExample, np.ndarray | None]:
     """The box that was chosen, and the one that fits best, if any does; row 0 is the whole image."""
     height, width = shown.picture.shape[:2]
     boxes = np.concatenate([[[0.0, 0.0, width, height]], shown.boxes])
@@ -186,7 +194,7 @@ def pointed(shown: co_attention.Example, verdict: Verdict) -> tuple[co_attention
     return shown._replace(pointed=chosen), boxes[fits] if verdict.truth[fits] > 0 else None
 
 
-def table(verdict: Verdict) -> str:
+def table(verdict: TaskPrediction) -> str:
     """The likeliest answers, and the right one wherever it stands."""
     order = verdict.shares.argsort()[::-1].tolist()
     best_truth = int(verdict.truth.argmax())
@@ -199,7 +207,7 @@ def table(verdict: Verdict) -> str:
     return f"<table><tr><th>answer</th><th>probability</th><th>truth</th></tr>{rows}</table>"
 
 
-def rightness(verdict: Verdict, place: int) -> str:
+def rightness(verdict: TaskPrediction, place: int) -> str:
     """How right one answer is, in words."""
     share = float(verdict.truth[place])
     return "" if share == 0 else "right" if share == 1 else f"right to {share:.2f}"
@@ -207,8 +215,8 @@ def rightness(verdict: Verdict, place: int) -> str:
 
 @torch.inference_mode()
 def attended(
-    asked: Asked, seen: Examples, example: Example, place: int, files: dict[str, Path], images: Path
-) -> co_attention.Example:
+    asked: LoadedTaskModel, seen: TaskDataset, example: TaskExample, place: int, files: dict[str, Path], images: Path
+) -> co_attention.AttentionExample:
     """One text of an example beside its picture, as the model reads both."""
     row, text = example.rows[place], seen.seen(example.texts[place])
     features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
@@ -220,4 +228,4 @@ def attended(
         raise DataError(f"{images} has no image of the name {image}, which is in {seen.store.folder}")
     boxes = seen.store.regions(row).boxes[: places.shape[1] - 1]
     said, shown = sentence(seen, example, place), decided(names, layers[-1])
-    return co_attention.Example(said, "", read_image(files[image]), boxes, names, layers, shown)
+    return co_attention.AttentionExample(said, "", read_image(files[image]), boxes, names, layers, shown)

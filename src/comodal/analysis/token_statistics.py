@@ -28,7 +28,7 @@ MORE_STYLE = """
 """
 
 
-class Region(NamedTuple):
+class TokenRegion(NamedTuple):
     """Where a region is: an image's id and size in pixels, and a box x1, y1, x2, y2."""
 
     image: str
@@ -87,7 +87,7 @@ def perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
 
 
 def tokens_page(
-    title: str, use: TokenUse, inertia: Sequence[float], examples: dict[int, list[Region]], images: Path | None
+    title: str, use: TokenUse, inertia: Sequence[float], examples: dict[int, list[TokenRegion]], images: Path | None
 ) -> str:
     """One HTML page that needs nothing else.
 
@@ -151,13 +151,15 @@ def levels(inertia: Sequence[float]) -> str:
     return section("Levels of the tree", text, f"<table><tr><th>level</th><th>inertia</th></tr>{rows}</table>")
 
 
-def token_row(token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[Region], files: dict[str, Path]) -> str:
+def token_row(
+    token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[TokenRegion], files: dict[str, Path]
+) -> str:
     """One token: its number, its size, its nearest regions."""
     cells = "".join(region_cell(region, files) for region in regions)
     return f'<div class="token"><b>token {token}<span>{counts[token]:,} regions</span></b><div>{cells}</div></div>'
 
 
-def region_cell(region: Region, files: dict[str, Path]) -> str:
+def region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
     """A crop where the image is there and can be read, and where the region is."""
     box = ", ".join(f"{side:.0f}" for side in region.box)
     words = html.escape(f"{region.image}: {box}")
@@ -170,7 +172,7 @@ def region_cell(region: Region, files: dict[str, Path]) -> str:
     return f'<figure><img alt="{words}" title="{words}" src="data:image/jpeg;base64,{data}"></figure>'
 
 
-def crop(path: Path, region: Region) -> bytes | None:
+def crop(path: Path, region: TokenRegion) -> bytes | None:
     """The region as a small JPEG, or None if it cannot be cut. The file may have another size than the store says."""
     try:
         image = read_image(path)

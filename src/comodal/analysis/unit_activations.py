@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from comodal.analysis.heatmaps import enlarged
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
 from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
@@ -22,7 +22,7 @@ from comodal.models.l3net.l3net import L3Net
 
 
 @dataclass(frozen=True)
-class Moments:
+class ClipMoments:
     """One frame of each of many clips, and the second of sound around it; `labels` is empty if a clip has none."""
 
     image: UInt8[Tensor, "moments 3 size size"]
@@ -32,7 +32,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Unit:
+class UnitActivation:
     """One channel: the moments at which it fires most, strongest first, and how strongly."""
 
     channel: int
@@ -40,9 +40,9 @@ class Unit:
     strengths: Float[np.ndarray, " top"]
 
 
-def read_moments(shards: Path, model: L3Net, count: int) -> Moments:
+def read_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
     """The middle of equally spaced clips of a split: its frame, cut as in validation, and the second around it."""
-    opened, size = Shards(shards), model.config.image_size
+    opened, size = ShardReader(shards), model.config.image_size
     images, sounds, names, labels = [], [], [], []
     for clip in np.unique(np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int)).tolist():
         record = opened.record(clip)
@@ -53,11 +53,11 @@ def read_moments(shards: Path, model: L3Net, count: int) -> Moments:
         labels += [str(record["label"])] if record.get("label") is not None else []
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     known = tuple(labels) if len(labels) == len(names) else ()
-    return Moments(pixels, torch.from_numpy(np.stack(sounds)), tuple(names), known)
+    return ClipMoments(pixels, torch.from_numpy(np.stack(sounds)), tuple(names), known)
 
 
 def read_moment(
-    shards: Shards, clip: int, frame: int, model: L3Net
+    shards: ShardReader, clip: int, frame: int, model: L3Net
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
     """A whole frame, its short side 8/7 of the model's picture as in training, and the second of sound around it.
 
@@ -79,19 +79,19 @@ def read_moment(
     )
 
 
-def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top: int) -> list[Unit]:
+def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top: int) -> list[UnitActivation]:
     """The units whose `top` strongest moments lie furthest above their mean, in deviations."""
     order = np.argsort(-activations, axis=0, kind="stable")[:top]
     deviation = activations.std(0)
     above = np.take_along_axis(activations, order, axis=0).mean(0) - activations.mean(0)
     score = np.divide(above, deviation, out=np.zeros_like(above), where=deviation > 0)
     chosen = np.argsort(-score, kind="stable")[:units]
-    return [Unit(int(c), order[:, c], activations[order[:, c], c]) for c in chosen]
+    return [UnitActivation(int(c), order[:, c], activations[order[:, c], c]) for c in chosen]
 
 
 @torch.inference_mode()
 def heat_maps(
-    feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: Unit, size: tuple[int, int]
+    feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: UnitActivation, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
     """Where the unit fires in each of its moments, at the size of the input; 1 where it fires most."""
     found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()

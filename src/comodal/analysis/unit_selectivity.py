@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from comodal.analysis.layer_activations import picture_side, sound_side, strongest
-from comodal.analysis.unit_activations import Moments
+from comodal.analysis.unit_activations import ClipMoments
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.codebook.clustering import cluster
@@ -31,7 +31,7 @@ TOP, HIGH = 10, 0.5
 SYSTEMS = ("trained", "untrained", "shuffled")
 
 
-class Preferences(NamedTuple):
+class LayerSelectivity(NamedTuple):
     """How the units of one layer go with classes."""
 
     units: int
@@ -42,15 +42,15 @@ class Preferences(NamedTuple):
     preferred: int
 
 
-class Study(NamedTuple):
+class SelectivityStudy(NamedTuple):
     """Of pictures or sounds: for each system the layers from the first to the last; and how much there was to see."""
 
-    systems: dict[str, dict[str, Preferences]]
+    systems: dict[str, dict[str, LayerSelectivity]]
     moments: int
     classes: tuple[str, ...]
 
 
-def study_units(model: L3Net, moments: Moments, seed: int = 0) -> dict[str, Study]:
+def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, SelectivityStudy]:
     """Both towers ("picture", "sound"), beside an untrained network and beside shuffled labels.
 
     Args:
@@ -76,13 +76,13 @@ def study_units(model: L3Net, moments: Moments, seed: int = 0) -> dict[str, Stud
             system: {layer: preferences(values, labels, seed) for layer, values in layers.items()}
             for system, (layers, labels) in seen.items()
         }
-        studies[name] = Study(systems, len(target), tuple(str(name) for name in classes))
+        studies[name] = SelectivityStudy(systems, len(target), tuple(str(name) for name in classes))
     return studies
 
 
 def preferences(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"], seed: int
-) -> Preferences:
+) -> LayerSelectivity:
     """How the units of one layer go with the classes of the moments."""
     classes = int(target.max()) + 1
     clusters = cluster(standardised(activations), min(classes, len(target)), seed)[1]
@@ -90,7 +90,7 @@ def preferences(
     nmi = normalised_mutual_information(np.stack([counts(~on, target), counts(on, target)], 1))
     favourite, share = favourites(activations, target)
     high = share >= HIGH
-    return Preferences(
+    return LayerSelectivity(
         units=activations.shape[1],
         clusters_nmi=nmi_of(clusters, target),
         units_nmi=float(nmi.mean()),

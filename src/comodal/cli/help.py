@@ -7,7 +7,7 @@ from typing import Any
 
 from comodal.cli.docstrings import Docstring
 from comodal.cli.parser import Option
-from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, Entry
+from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, CommandEntry
 
 COMMON = (
     *("data", "model", "out", "variant", "steps", "epochs", "batch_size", "learning_rate", "resume"),
@@ -21,7 +21,7 @@ ALWAYS = (
 )
 
 
-class Page:
+class HelpPage:
     """What the help of one command says.
 
     Args:
@@ -115,7 +115,7 @@ def columns(rows: Iterable[tuple[str, str]], width: int) -> str:
     return "\n".join(texts)
 
 
-def list_entries(entries: dict[str, Entry], prefix: str = "") -> str:
+def list_entries(entries: dict[str, CommandEntry], prefix: str = "") -> str:
     """Names with their sentences."""
     rows = [(f"{prefix}{name}", entry.about) for name, entry in entries.items()]
     return columns(rows, max(len(name) for name, _ in rows) + 6)
@@ -127,9 +127,9 @@ def list_commands(group: str = "") -> str:
         return list_entries(RECIPES)
     chosen = {name: entry for name, entry in COMMANDS.items() if not group or name.split()[0] == group}
     if not group:
-        chosen["train"] = Entry("", GROUPS["train"])
-        chosen["list"] = Entry("", "commands and recipes: comodal list [commands|recipes]")
-        chosen["help"] = Entry("", "the help page of a command: comodal help COMMAND")
+        chosen["train"] = CommandEntry("", GROUPS["train"])
+        chosen["list"] = CommandEntry("", "commands and recipes: comodal list [commands|recipes]")
+        chosen["help"] = CommandEntry("", "the help page of a command: comodal help COMMAND")
     return list_entries(chosen, "comodal ")
 
 

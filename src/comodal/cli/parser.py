@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from comodal.cli.types import Kind, did_you_mean, kind_of
+from comodal.cli.types import ParameterType, did_you_mean, kind_of
 from comodal.errors import DataError
 from comodal.text_files import read_yaml
 
@@ -40,7 +40,7 @@ class Option:
     """A parameter as the command line shows it."""
 
     name: str
-    kind: Kind
+    kind: ParameterType
     default: Any
     help: str
     is_positional: bool
@@ -76,7 +76,7 @@ def options_of(
     )
 
 
-class Parsed(NamedTuple):
+class ParsedArguments(NamedTuple):
     """The values that were given, and whether they are to be printed only."""
 
     values: dict[str, Any]
@@ -112,7 +112,7 @@ class ConvertedValue(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-class Words(argparse.ArgumentParser):
+class ArgumentParser(argparse.ArgumentParser):
     """argparse that raises UsageError where it would leave the program."""
 
     def __init__(self, format_help: Callable[[], str] = str, **settings: Any) -> None:
@@ -136,7 +136,7 @@ class Words(argparse.ArgumentParser):
         return vars(namespace), rest
 
 
-class Parser:
+class CommandParser:
     """Parses the words of one command: its flags, wherever they stand, and then what is left as its arguments.
 
     Args:
@@ -146,8 +146,8 @@ class Parser:
 
     def __init__(self, options: Sequence[Option], format_help: Callable[[], str]) -> None:
         self.options = options
-        self.flags = Words(format_help)
-        self.arguments = Words(add_help=False)
+        self.flags = ArgumentParser(format_help)
+        self.arguments = ArgumentParser(add_help=False)
         self.flags.add_argument("--config", type=Path)
         self.flags.add_argument("--print-config", "--print_config", action="store_true")
         for option in options:
@@ -165,7 +165,7 @@ class Parser:
             nargs = "+" if option.kind.is_list else None
             self.flags.add_argument(*option.flags, dest=option.name, nargs=nargs, **settings)
 
-    def parse(self, words: Sequence[str]) -> Parsed:
+    def parse(self, words: Sequence[str]) -> ParsedArguments:
         """What the words and the file of `--config` say; the words come first. Defaults are left out.
 
         Raises:
@@ -184,7 +184,7 @@ class Parser:
             raise UsageError(f"{extra[-1]!r} is one argument too many")
         is_print = given.pop("print_config", False)
         settings = read_settings(given.pop("config", None), self.options)
-        return Parsed(settings | given | arguments, is_print)
+        return ParsedArguments(settings | given | arguments, is_print)
 
     def missing(self, values: Mapping[str, Any]) -> list[str]:
         """The required arguments that no value was given for."""

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from comodal.cli.docstrings import split_docstring
-from comodal.cli.help import Page, list_commands, list_entries, overview
-from comodal.cli.parser import Option, Parser, UsageError, options_of
+from comodal.cli.help import HelpPage, list_commands, list_entries, overview
+from comodal.cli.parser import CommandParser, Option, UsageError, options_of
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
 from comodal.cli.types import did_you_mean
@@ -127,21 +127,21 @@ def run_list(words: list[str]) -> int:
     return 0
 
 
-def page_of_command(name: str) -> Page:
+def page_of_command(name: str) -> HelpPage:
     """The help page of a command."""
     function = read_function(COMMANDS[name].target)
     docstring = split_docstring(function.doc)
     is_evaluation = name.startswith("evaluate ")
-    return Page(name, options_of(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
+    return HelpPage(name, options_of(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
 
 
-def page_of_recipe(name: str) -> Page:
+def page_of_recipe(name: str) -> HelpPage:
     """The help page of `comodal train NAME`: the recipe's parameters and the trainer's."""
     recipe, trainer = read_function(RECIPES[name].target), read_function(TRAINER, GIVEN_BY_RECIPE)
     docstring = split_docstring(recipe.doc)
     helps = split_docstring(trainer.doc).arguments | docstring.arguments
     parameters = (*recipe.parameters, *trainer.parameters)
-    return Page(f"train {name}", options_of(parameters, helps, flags_only=True), docstring)
+    return HelpPage(f"train {name}", options_of(parameters, helps, flags_only=True), docstring)
 
 
 def run_command(name: str, words: list[str]) -> int:
@@ -168,9 +168,9 @@ def run_train(name: str, words: list[str]) -> int:
     return run_page(page_of_recipe(name), words, start)
 
 
-def run_page(page: Page, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
+def run_page(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
     """Parses words by a command's options; calls its function where they are complete and correct."""
-    parser = Parser(page.options, page.full)
+    parser = CommandParser(page.options, page.full)
     try:
         values, is_print = parser.parse(words)
     except UsageError as error:

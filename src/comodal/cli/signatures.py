@@ -34,7 +34,7 @@ class SignatureError(Exception):
 
 
 @dataclass(frozen=True)
-class Function:
+class FunctionSignature:
     """What the command line needs to know about a function.
 
     Attributes:
@@ -47,7 +47,7 @@ class Function:
 
 
 @cache
-def read_function(target: str, skip: frozenset[str] = frozenset()) -> Function:
+def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSignature:
     """Reads `package.module:function`.
 
     Args:
@@ -76,19 +76,19 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> Function:
         for place, (argument, default) in enumerate(zip(arguments, defaults, strict=True))
         if argument.arg not in skip
     ]
-    return Function(tuple(parameters), inspect.cleandoc(ast.get_docstring(node) or ""))
+    return FunctionSignature(tuple(parameters), inspect.cleandoc(ast.get_docstring(node) or ""))
 
 
 @cache
-def read_source(module: str) -> "Source":
+def read_source(module: str) -> "ModuleSource":
     """Parses a module's file; only its parent packages, whose files are empty, are imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise SignatureError(f"there is no module {module}")
-    return Source(module, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return ModuleSource(module, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
 
 
-class Source:
+class ModuleSource:
     """One module's names and the syntax that defines them."""
 
     def __init__(self, module: str, tree: ast.Module) -> None:

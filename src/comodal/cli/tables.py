@@ -6,7 +6,7 @@ Functions are named by text, `module:function`, so that reading the tables impor
 from typing import NamedTuple
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """A command or a recipe."""
 
     target: str
@@ -14,138 +14,164 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Entry("comodal.demo.demo:demo", "playground, training, evaluation and a report, in minutes"),
-    "playground": Entry(
+    "demo": CommandEntry("comodal.demo.demo:demo", "playground, training, evaluation and a report, in minutes"),
+    "playground": CommandEntry(
         "comodal.synthetic.synthesize:make_playground", "synthetic videos with audio, images with captions"
     ),
-    "prepare videos": Entry(
+    "prepare videos": CommandEntry(
         "comodal.data.shards.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"
     ),
-    "prepare pairs": Entry(
+    "prepare pairs": CommandEntry(
         "comodal.data.shards.paired_files:prepare_pairs", "images and audio in class folders -> shards"
     ),
-    "prepare regions": Entry("comodal.regions.prepare_regions:prepare_regions", "features or images -> a region store"),
-    "prepare boxes": Entry(
+    "prepare regions": CommandEntry(
+        "comodal.regions.prepare_regions:prepare_regions", "features or images -> a region store"
+    ),
+    "prepare boxes": CommandEntry(
         "comodal.tasks.vision_language.grounding.refcoco_files:prepare_boxes",
         "COCO's objects or detections -> boxes for regions",
     ),
-    "prepare tokens": Entry(
+    "prepare tokens": CommandEntry(
         "comodal.regions.visual_tokens:prepare_tokens", "a region store -> a visual token for each region"
     ),
-    "extract": Entry("comodal.regions.extract:extract_regions", "a folder of images -> a region store"),
-    "env": Entry("comodal.environment:env", "what was detected of this machine, and what will be used"),
-    "inspect": Entry("comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"),
-    "doctor": Entry("comodal.openl3.doctor:doctor", "which frontend and network made an embedding, and how exactly"),
-    "evaluate esc50": Entry(
+    "extract": CommandEntry("comodal.regions.extract:extract_regions", "a folder of images -> a region store"),
+    "env": CommandEntry("comodal.environment:env", "what was detected of this machine, and what will be used"),
+    "inspect": CommandEntry(
+        "comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"
+    ),
+    "doctor": CommandEntry(
+        "comodal.openl3.doctor:doctor", "which frontend and network made an embedding, and how exactly"
+    ),
+    "evaluate esc50": CommandEntry(
         "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
     ),
-    "evaluate dcase": Entry(
+    "evaluate dcase": CommandEntry(
         "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"
     ),
-    "evaluate us8k": Entry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
-    "evaluate sounds": Entry(
+    "evaluate us8k": CommandEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
+    "evaluate sounds": CommandEntry(
         "comodal.tasks.audio.audio_folders:evaluate_sounds", "a probe on class folders of audio files"
     ),
-    "evaluate retrieval": Entry(
+    "evaluate retrieval": CommandEntry(
         "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval", "images by captions, captions by images"
     ),
-    "evaluate vqa": Entry(
+    "evaluate vqa": CommandEntry(
         "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",
         "VQA v2: answers, the official accuracy, a submission",
     ),
-    "evaluate gqa": Entry(
+    "evaluate gqa": CommandEntry(
         "comodal.tasks.vision_language.question_answering.gqa:evaluate_gqa",
         "GQA: answers, accuracy by question type, a submission",
     ),
-    "evaluate visual_genome": Entry(
+    "evaluate visual_genome": CommandEntry(
         "comodal.tasks.vision_language.question_answering.visual_genome:evaluate_visual_genome",
         "Visual Genome's questions, scored as VQA",
     ),
-    "evaluate vcr": Entry(
+    "evaluate vcr": CommandEntry(
         "comodal.tasks.vision_language.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"
     ),
-    "evaluate grounding": Entry(
+    "evaluate grounding": CommandEntry(
         "comodal.tasks.vision_language.grounding.refcoco:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg"
     ),
-    "evaluate phrases": Entry(
+    "evaluate phrases": CommandEntry(
         "comodal.tasks.vision_language.grounding.flickr30k_entities:evaluate_phrases",
         "Flickr30k Entities: phrase grounding",
     ),
-    "evaluate nlvr2": Entry("comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "is a sentence true of two images"),
-    "evaluate entailment": Entry(
+    "evaluate nlvr2": CommandEntry(
+        "comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "is a sentence true of two images"
+    ),
+    "evaluate entailment": CommandEntry(
         "comodal.tasks.vision_language.snli_ve:evaluate_entailment", "SNLI-VE: visual entailment"
     ),
-    "evaluate images": Entry(
+    "evaluate images": CommandEntry(
         "comodal.tasks.image.linear_classification:evaluate_images", "linear probe on ImageNet or an ImageFolder"
     ),
-    "evaluate image_classes": Entry(
+    "evaluate image_classes": CommandEntry(
         "comodal.tasks.image.image_classification:evaluate_image_classes",
         "images, by a network fine-tuned for their classes",
     ),
-    "evaluate sound_classes": Entry(
+    "evaluate sound_classes": CommandEntry(
         "comodal.tasks.audio.audio_classification:evaluate_sound_classes",
         "audio, by a network fine-tuned for its classes",
     ),
-    "results": Entry(
+    "results": CommandEntry(
         "comodal.tasks.evaluation.results_card:results", "the results cards of several evaluations -> one table"
     ),
-    "report": Entry(
+    "report": CommandEntry(
         "comodal.analysis.pages.report:write_report", "curves, scores, predictions and units of a run: a page"
     ),
-    "match": Entry("comodal.inference.match:match", "do the image or video and the audio correspond, when, and where"),
-    "ask": Entry("comodal.inference.vision_language_commands:ask", "an image and a question -> answers"),
-    "fill": Entry("comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> words"),
-    "align": Entry(
+    "match": CommandEntry(
+        "comodal.inference.match:match", "do the image or video and the audio correspond, when, and where"
+    ),
+    "ask": CommandEntry("comodal.inference.vision_language_commands:ask", "an image and a question -> answers"),
+    "fill": CommandEntry(
+        "comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> words"
+    ),
+    "align": CommandEntry(
         "comodal.inference.vision_language_commands:align", "an image and texts -> how likely each matches it"
     ),
-    "ground": Entry(
+    "ground": CommandEntry(
         "comodal.inference.vision_language_commands:ground", "an image and a phrase -> the box that it refers to"
     ),
-    "search": Entry("comodal.inference.search:search", "a folder of images and a text -> the images that match it"),
-    "convert vilbert": Entry(
+    "search": CommandEntry(
+        "comodal.inference.search:search", "a folder of images and a text -> the images that match it"
+    ),
+    "convert vilbert": CommandEntry(
         "comodal.tasks.vision_language.convert_vilbert_files:convert",
         "ViLBERT's published weights -> a model, and back",
     ),
-    "convert openl3": Entry("comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights -> a model"),
-    "convert detector": Entry("comodal.regions.convert_detector:convert_detector", "a detector's weights -> a model"),
-    "export": Entry("comodal.runtimes.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, verified"),
-    "share": Entry("comodal.hub:save_pretrained", "a model as a folder to publish, with a model card"),
-    "push": Entry("comodal.hub:push_to_hub", "a model -> the Hugging Face hub"),
-    "pull": Entry("comodal.hub:from_pretrained", "the Hugging Face hub -> a model"),
-    "embed audio": Entry("comodal.inference.embed_files:embed_audio", "audio files -> one vector per hop, .npz"),
-    "embed image": Entry("comodal.inference.embed_files:embed_image", "images -> one vector each, .npz"),
-    "embed video": Entry("comodal.inference.embed_files:embed_video", "videos -> vectors of audio and frames, .npz"),
+    "convert openl3": CommandEntry(
+        "comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights -> a model"
+    ),
+    "convert detector": CommandEntry(
+        "comodal.regions.convert_detector:convert_detector", "a detector's weights -> a model"
+    ),
+    "export": CommandEntry(
+        "comodal.runtimes.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, verified"
+    ),
+    "share": CommandEntry("comodal.hub:save_pretrained", "a model as a folder to publish, with a model card"),
+    "push": CommandEntry("comodal.hub:push_to_hub", "a model -> the Hugging Face hub"),
+    "pull": CommandEntry("comodal.hub:from_pretrained", "the Hugging Face hub -> a model"),
+    "embed audio": CommandEntry("comodal.inference.embed_files:embed_audio", "audio files -> one vector per hop, .npz"),
+    "embed image": CommandEntry("comodal.inference.embed_files:embed_image", "images -> one vector each, .npz"),
+    "embed video": CommandEntry(
+        "comodal.inference.embed_files:embed_video", "videos -> vectors of audio and frames, .npz"
+    ),
 }
 RECIPES = {
-    "l3net": Entry(
+    "l3net": CommandEntry(
         "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
     ),
-    "vilbert": Entry(
+    "vilbert": CommandEntry(
         "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
     ),
-    "image_classes": Entry(
+    "image_classes": CommandEntry(
         "comodal.tasks.image.image_classification:recipe", "image classification, by a fine-tuned L3-Net"
     ),
-    "sound_classes": Entry(
+    "sound_classes": CommandEntry(
         "comodal.tasks.audio.audio_classification:recipe", "sound classification, by a fine-tuned L3-Net"
     ),
-    "vqa": Entry("comodal.tasks.vision_language.question_answering.vqa:recipe", "VQA v2: questions about images"),
-    "gqa": Entry(
+    "vqa": CommandEntry(
+        "comodal.tasks.vision_language.question_answering.vqa:recipe", "VQA v2: questions about images"
+    ),
+    "gqa": CommandEntry(
         "comodal.tasks.vision_language.question_answering.gqa:recipe", "GQA: compositional questions about images"
     ),
-    "visual_genome": Entry(
+    "visual_genome": CommandEntry(
         "comodal.tasks.vision_language.question_answering.visual_genome:recipe", "Visual Genome: questions about images"
     ),
-    "vcr": Entry("comodal.tasks.vision_language.vcr:recipe", "VCR: which answer, and which rationale"),
-    "grounding": Entry(
+    "vcr": CommandEntry("comodal.tasks.vision_language.vcr:recipe", "VCR: which answer, and which rationale"),
+    "grounding": CommandEntry(
         "comodal.tasks.vision_language.grounding.refcoco:recipe", "RefCOCO, RefCOCO+, RefCOCOg: referring expressions"
     ),
-    "phrases": Entry(
+    "phrases": CommandEntry(
         "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
     ),
-    "retrieval": Entry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
-    "nlvr2": Entry("comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
-    "entailment": Entry("comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"),
+    "retrieval": CommandEntry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
+    "nlvr2": CommandEntry("comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
+    "entailment": CommandEntry(
+        "comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"
+    ),
 }
 TRAINER = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
 GROUPS = {

@@ -11,7 +11,7 @@ WORD_LENGTH = 48  # of the choices that stand in a line of help; more of them st
 
 
 @dataclass(frozen=True)
-class Kind:
+class ParameterType:
     """A type of parameter.
 
     Attributes:
@@ -79,15 +79,15 @@ def read_number(word: str, kind: type[int] | type[float]) -> int | float:
 
 
 PLAIN = {
-    bool: Kind(bool, "", is_switch=True),
-    int: Kind(lambda word: read_number(word, int), "INT"),
-    float: Kind(lambda word: read_number(word, float), "FLOAT"),
-    str: Kind(read_text, "TEXT"),
-    Path: Kind(read_path, "PATH"),
+    bool: ParameterType(bool, "", is_switch=True),
+    int: ParameterType(lambda word: read_number(word, int), "INT"),
+    float: ParameterType(lambda word: read_number(word, float), "FLOAT"),
+    str: ParameterType(read_text, "TEXT"),
+    Path: ParameterType(read_path, "PATH"),
 }
 
 
-def kind_of(annotation: Any) -> Kind:
+def kind_of(annotation: Any) -> ParameterType:
     """The kind of an annotation.
 
     Raises:
@@ -111,7 +111,7 @@ def kind_of(annotation: Any) -> Kind:
     raise TypeError(f"a command cannot have a parameter of the type {annotation}")
 
 
-def choice_of(values: Sequence[Any]) -> Kind:
+def choice_of(values: Sequence[Any]) -> ParameterType:
     """One of a few values."""
     words = {str(value): value for value in values}
 
@@ -121,10 +121,10 @@ def choice_of(values: Sequence[Any]) -> Kind:
         return words[word]
 
     joined = "{" + ",".join(words) + "}"
-    return Kind(convert, joined if len(joined) <= WORD_LENGTH else "NAME", tuple(words))
+    return ParameterType(convert, joined if len(joined) <= WORD_LENGTH else "NAME", tuple(words))
 
 
-def any_of(kinds: Sequence[Kind]) -> Kind:
+def any_of(kinds: Sequence[ParameterType]) -> ParameterType:
     """The first of several kinds that can read the word."""
     if any(kind.is_list or kind.is_switch for kind in kinds):
         raise TypeError("a command cannot have a parameter that is either one value or a list")
@@ -137,7 +137,7 @@ def any_of(kinds: Sequence[Kind]) -> Kind:
                 continue
         return kinds[-1].convert(word)
 
-    return Kind(convert, "|".join(dict.fromkeys(kind.placeholder for kind in kinds)))
+    return ParameterType(convert, "|".join(dict.fromkeys(kind.placeholder for kind in kinds)))
 
 
 def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:

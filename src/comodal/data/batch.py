@@ -50,7 +50,7 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class PairBatch(Tensors):
+class AudioVisualBatch(Tensors):
     """Pictures and seconds of sound, and whether the two of a pair come from one moment of one clip."""
 
     image: UInt8[Tensor, "batch 3 height width"]
@@ -115,7 +115,7 @@ class TaskBatch(Tensors):
 
 
 @dataclass(frozen=True)
-class ClassBatch(Tensors):
+class ClassificationBatch(Tensors):
     """Pictures or sounds, each of one class."""
 
     shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]

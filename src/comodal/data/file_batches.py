@@ -31,31 +31,31 @@ from comodal.workers import CRASHED, in_parallel
 COPY_BYTES = 1 << 20
 
 
-class Job(NamedTuple):
+class FileJob(NamedTuple):
     """A file and what is made of it."""
 
     source: Path
     results: tuple[Path, ...]
 
 
-class Outcome(NamedTuple):
+class FileOutcome(NamedTuple):
     """How a job went: rows written, or why not; and what was noticed, as that a file is truncated."""
 
-    job: Job
+    job: FileJob
     rows: int
     problem: str
     notes: tuple[str, ...] = ()
 
 
-class Jobs(NamedTuple):
+class FileJobs(NamedTuple):
     """What is to be done, and the suffixes of the files in the folders that are not of the kind."""
 
-    jobs: list[Job]
+    jobs: list[FileJob]
     left_out: Counter[str]
-    damaged: tuple[Outcome, ...] = ()  # of containers
+    damaged: tuple[FileOutcome, ...] = ()  # of containers
 
 
-def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> Jobs:
+def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> FileJobs:
     """One job for each file; a folder stands for all files in it with one of the suffixes, and a tar, Parquet or Arrow
     file, given or in a folder, for all members of the kind.
 
@@ -66,7 +66,7 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
         DataError: nothing is to be done, or two files would have the same result.
     """
     wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, by itself and with its folder
-    left_out, damaged = Counter[str](), list[Outcome]()
+    left_out, damaged = Counter[str](), list[FileOutcome]()
     for given in files:
         every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
         containers = [Path(name) for name in containers_in(map(str, every if given.is_dir() else [given]))]
@@ -85,24 +85,24 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
             wanted[path, folder] = None
     if not wanted and not damaged:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return Jobs(name_results(list(wanted), endings), left_out, tuple(damaged))
+    return FileJobs(name_results(list(wanted), endings), left_out, tuple(damaged))
 
 
-def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, PurePosixPath]], list[Outcome]]:
+def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, PurePosixPath]], list[FileOutcome]]:
     """The paths of a container's members of the kind that the suffixes are of, each with its folder in the container;
     and what is damaged."""
     kind = kind_of(next(iter(suffixes)))
     members, damaged = [], []
     for stored in read_stored(container.parent, container.name):
         if stored.example.fault is not None:
-            damaged.append(Outcome(Job(container.parent / stored.path, ()), 0, ": ".join(stored.example.fault)))
+            damaged.append(FileOutcome(FileJob(container.parent / stored.path, ()), 0, ": ".join(stored.example.fault)))
         elif kind in stored.example.members:
             name = PurePosixPath(stored.example.members[kind][0])
             members.append((container / name, name.parent))
     return members, damaged
 
 
-def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[Job]:
+def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
     """Of files, and the folders of their results, the jobs: results are called NAME + ending + .npz.
 
     Where a result would be of several files, or is there and was made from a file of another name, results keep the
@@ -112,8 +112,8 @@ def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) 
         DataError: files of the same name would have the same result.
     """
 
-    def job(source: Path, folder: Path, name: str) -> Job:
-        return Job(source, tuple(folder / shortened(f"{name}{ending}.npz") for ending in endings))
+    def job(source: Path, folder: Path, name: str) -> FileJob:
+        return FileJob(source, tuple(folder / shortened(f"{name}{ending}.npz") for ending in endings))
 
     def keeps(source: Path, folder: Path) -> bool:
         of_another = sources_of(job(source, folder, source.stem)) - {"", source.name}
@@ -134,12 +134,12 @@ def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) 
     return list(jobs.values())
 
 
-def attempt_each(jobs: Sequence[Job], work: Callable[[Job], int]) -> list[Outcome]:
+def attempt_each(jobs: Sequence[FileJob], work: Callable[[FileJob], int]) -> list[FileOutcome]:
     """Runs jobs in this process."""
     return [attempt(job, work) for job in jobs]
 
 
-def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
+def attempt(job: FileJob, work: Callable[[FileJob], int]) -> FileOutcome:
     """Runs one job; what goes wrong with its file is an outcome."""
     with noticed() as notes:
         try:
@@ -147,18 +147,22 @@ def attempt(job: Job, work: Callable[[Job], int]) -> Outcome:
                 rows, problem = work(job), ""
         except MediaError as error:
             rows, problem = 0, f"{error.reason}: {error.detail}"
-    return Outcome(job, rows, problem, tuple(dict.fromkeys(notes)))
+    return FileOutcome(job, rows, problem, tuple(dict.fromkeys(notes)))
 
 
-class Together(NamedTuple):
+class BatchedWork(NamedTuple):
     """Work on several files at once in this process, for a GPU, and on how many."""
 
-    work: Callable[[Sequence[Job]], list[Outcome]]
+    work: Callable[[Sequence[FileJob]], list[FileOutcome]]
     size: int
 
 
 def run_files(
-    planned: Jobs, work: Callable[[Job], int], workers: int, overwrite: bool, together: Together | None = None
+    planned: FileJobs,
+    work: Callable[[FileJob], int],
+    workers: int,
+    overwrite: bool,
+    together: BatchedWork | None = None,
 ) -> dict[str, float]:
     """Runs the jobs whose results are not all there, and reports.
 
@@ -183,7 +187,7 @@ def run_files(
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
-    calls: Iterable[Outcome]
+    calls: Iterable[FileOutcome]
     if together is not None:
         starts = range(0, len(todo), together.size)
         calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
@@ -191,7 +195,7 @@ def run_files(
         calls = attempt_each(todo, work)
     else:
         calls = (
-            outcome or Outcome(job, 0, ": ".join(CRASHED))
+            outcome or FileOutcome(job, 0, ": ".join(CRASHED))
             for job, outcome in in_parallel(partial(attempt, work=work), todo, processes)
         )
     done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
@@ -212,7 +216,9 @@ def run_files(
     }
 
 
-def report(refused: list[Outcome], noted: list[Outcome], written: int, skipped: int, left_out: Counter[str]) -> None:
+def report(
+    refused: list[FileOutcome], noted: list[FileOutcome], written: int, skipped: int, left_out: Counter[str]
+) -> None:
     """One line of counts, and tables of the files that could not be read, and of those that are not whole."""
     say(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
     if left_out:
@@ -230,7 +236,7 @@ def report(refused: list[Outcome], noted: list[Outcome], written: int, skipped: 
         table.show()
 
 
-class Rows(NamedTuple):
+class EmbeddingRows(NamedTuple):
     """A batch of vectors, their times, and which of them are of silence; None where the file is not to say it."""
 
     vectors: Float32[np.ndarray, "rows features"]
@@ -238,7 +244,7 @@ class Rows(NamedTuple):
     silent: Bool[np.ndarray, " rows"] | None = None
 
 
-def is_done(job: Job) -> bool:
+def is_done(job: FileJob) -> bool:
     """Whether all results are there and are of the file as it is, and not of another that had its name before."""
     if not all(result.is_file() for result in job.results):
         return False
@@ -251,7 +257,7 @@ def stamp_of_source(source: Path) -> str:
     return stamp_of(container_of(source) or source)
 
 
-def sources_of(job: Job) -> set[str]:
+def sources_of(job: FileJob) -> set[str]:
     """The names of the files that the results were made from, as far as they are there."""
     return {read_source(result)[1] for result in job.results if result.is_file()}
 
@@ -267,7 +273,10 @@ def read_source(result: Path) -> tuple[str, str]:
 
 
 def write_rows(
-    result: Path, batches: Iterable[Rows], about: Mapping[str, object] | None = None, source: Path | None = None
+    result: Path,
+    batches: Iterable[EmbeddingRows],
+    about: Mapping[str, object] | None = None,
+    source: Path | None = None,
 ) -> int:
     """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from comodal.data.shards.archive_sources import read_stored
 from comodal.data.shards.video_sources import files_in, folder_of_files
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import Fault
+from comodal.media.archives.archive_samples import SampleFault
 from comodal.media.archives.open_media import is_container
 from comodal.media.archives.path_patterns import is_pattern
 from comodal.media.suffixes import IMAGE_SUFFIXES
@@ -17,7 +17,7 @@ class FoundImages(NamedTuple):
 
     root: Path
     names: list[str]
-    damaged: list[tuple[str, Fault]]
+    damaged: list[tuple[str, SampleFault]]
 
 
 def root_of(images: Path) -> Path:
@@ -45,7 +45,7 @@ def find_images(images: Path) -> FoundImages:
         elif file.lower().endswith(IMAGE_SUFFIXES):
             found.names.append(file)
         elif is_pattern(images) and not (root / file).exists():
-            found.damaged.append((file, Fault("missing", "the pattern names it, and there is no such file")))
+            found.damaged.append((file, SampleFault("missing", "the pattern names it, and there is no such file")))
     if not found.names:
         kinds = f"{', '.join(IMAGE_SUFFIXES)}, or tar, Parquet and Arrow files of them"
         damage = "".join(f": {fault.detail}" for _, fault in found.damaged[:1])

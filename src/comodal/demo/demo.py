@@ -26,7 +26,7 @@ from comodal.analysis.pages.html_page import write_page
 from comodal.analysis.pages.report import run_parts
 from comodal.console import Table, say, say_heading, say_text
 from comodal.data.shards.ingest import prepare_videos
-from comodal.demo.demo_parts import FULL, SHORT, Parts, Scale
+from comodal.demo.demo_parts import FULL, SHORT, DemoFolders, DemoScale
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.recipes import avc_pretraining, vilbert_pretraining
@@ -89,7 +89,7 @@ def demo(
         comodal demo demo-full/ --full
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
-    started, parts = time.perf_counter(), Parts(folder)
+    started, parts = time.perf_counter(), DemoFolders(folder)
     given: dict[str, Any] = {
         "videos": videos,
         "steps": steps,
@@ -124,7 +124,7 @@ def demo(
     return numbers
 
 
-class Evaluated(NamedTuple):
+class L3NetEvaluation(NamedTuple):
     """What the second process found: flat numbers, parts of the page, and what was printed."""
 
     numbers: dict[str, float]
@@ -149,7 +149,7 @@ def prepare_process(command: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_videos(parts: Parts, scale: Scale, seed: int) -> None:
+def make_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """The synthetic videos, and their shards."""
     say_heading("synthetic data: videos with audio")
     make_playground(
@@ -172,7 +172,7 @@ def make_videos(parts: Parts, scale: Scale, seed: int) -> None:
     )
 
 
-def make_labelled(parts: Parts, scale: Scale, seed: int) -> None:
+def make_labelled(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """Labelled audio and images, and images with captions."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         make_playground(
@@ -188,7 +188,7 @@ def make_labelled(parts: Parts, scale: Scale, seed: int) -> None:
         )
 
 
-def learn(parts: Parts, scale: Scale, seed: int) -> None:
+def learn(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """A small network, long enough to learn this world; one core computes while the other reads pairs."""
     settings: dict[str, Any] = {
         "data": parts.shards,
@@ -213,7 +213,7 @@ def finish(recipe: Callable[..., Run], settings: dict[str, Any], out: Path, thre
         raise KeyboardInterrupt
 
 
-def learn_captions(parts: Parts, scale: Scale, bert: Path | None, seed: int) -> None:
+def learn_captions(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed: int) -> None:
     """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
     extract_regions(images, parts.regions, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
@@ -234,7 +234,7 @@ def learn_captions(parts: Parts, scale: Scale, bert: Path | None, seed: int) -> 
     finish(vilbert_pretraining.recipe, settings, parts.caption_run)
 
 
-def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
+def measure_captions(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
     captions = parts.scenes / "captions.jsonl"
     scores: Scores = "contrastive" if scale.contrastive_weight else "alignment"
@@ -248,7 +248,7 @@ def measure_captions(parts: Parts, scale: Scale) -> dict[str, float]:
     return numbers
 
 
-def learn_tasks(parts: Parts, scale: Scale, seed: int) -> None:
+def learn_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """Which thing an expression means (RefCOCO+), and whether a picture entails a sentence (SNLI-VE)."""
     for name, images in TASK_SETS.items():
         folder = parts.playground / name
@@ -271,7 +271,7 @@ def learn_tasks(parts: Parts, scale: Scale, seed: int) -> None:
         finish(recipe, common | files, parts.task_run(name))
 
 
-def measure_tasks(parts: Parts) -> dict[str, float]:
+def measure_tasks(parts: DemoFolders) -> dict[str, float]:
     """Accuracy on pictures that were never seen, and of the same networks when one side is blank."""
     run = parts.task_run("grounding")
     found = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
@@ -287,7 +287,7 @@ def measure_tasks(parts: Parts) -> dict[str, float]:
     return numbers
 
 
-def report_captions(parts: Parts, scale: Scale) -> list[str]:
+def report_captions(parts: DemoFolders, scale: DemoScale) -> list[str]:
     """The parts of the page about ViLBERT."""
     tasks = ("grounding", "entailment") if scale.task_epochs else ()
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
@@ -295,17 +295,17 @@ def report_captions(parts: Parts, scale: Scale) -> list[str]:
     return run_parts(parts.caption_run, parts.regions, scores, captions, images)
 
 
-def evaluate(parts: Parts, scale: Scale) -> Evaluated:
+def evaluate(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
     """L3-Net's numbers and its parts of the page, in the second process."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
         numbers = measure(parts, scale)
         scores = [parts.scores("sounds"), parts.scores("images")]
         page = run_parts(parts.run, parts.shards, scores, truth=parts.videos / "worlds.jsonl")
-    return Evaluated(numbers, page, text.getvalue())
+    return L3NetEvaluation(numbers, page, text.getvalue())
 
 
-def measure(parts: Parts, scale: Scale) -> dict[str, float]:
+def measure(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """The numbers that the demo is about, under flat keys."""
     validation = [line for line in read_log(parts.run / "metrics.jsonl") if line["split"] == "validation"]
     if not validation:

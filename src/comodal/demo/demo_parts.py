@@ -7,7 +7,7 @@ from comodal.recipes import avc_pretraining
 
 
 @dataclass(frozen=True)
-class Scale:
+class DemoScale:
     """How much data is made, and how long and by which objectives is trained.
 
     Args:
@@ -45,12 +45,12 @@ class Scale:
     task_epochs: float
 
 
-SHORT = Scale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
-FULL = Scale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
+SHORT = DemoScale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
+FULL = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Parts:
+class DemoFolders:
     """Where each part of the demo lies."""
 
     folder: Path

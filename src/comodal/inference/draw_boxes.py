@@ -6,10 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from comodal.inference.vision_language import Place, Seen
+from comodal.inference.vision_language import EncodedImage, GroundedBox
 
 
-def draw_places(seen: Seen, places: Sequence[Place], phrase: str) -> Figure:
+def draw_places(seen: EncodedImage, places: Sequence[GroundedBox], phrase: str) -> Figure:
     """The picture with the boxes."""
     height, width = seen.picture.shape[:2]
     figure = Figure(figsize=(6, 0.4 + 6 * height / width), layout="constrained")

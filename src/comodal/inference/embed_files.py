@@ -17,15 +17,25 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from comodal.data.file_batches import Job, Outcome, Rows, Together, attempt, attempt_each, plan, run_files, write_rows
+from comodal.data.file_batches import (
+    BatchedWork,
+    EmbeddingRows,
+    FileJob,
+    FileOutcome,
+    attempt,
+    attempt_each,
+    plan,
+    run_files,
+    write_rows,
+)
 from comodal.errors import MediaError
 from comodal.hardware import DeviceName, EmbedPrecision
-from comodal.inference.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
 from comodal.inference.openl3_images import SCALED, SIDE, middle, squares, squares_as_openl3
 from comodal.media.audio import native_blocks, stream_sound
-from comodal.media.audio_windows import EmptySoundError, iterate_windows
+from comodal.media.audio_windows import EmptyAudioError, iterate_windows
 from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.media.resample_kaiser import KaiserStream
 from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from comodal.media.user_inputs import as_path, as_paths
@@ -88,7 +98,7 @@ def embed_audio(
     """
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
-    choice = Choice(as_openl3, front_end, precision, size, device, engine=engine)
+    choice = EmbedderOptions(as_openl3, front_end, precision, size, device, engine=engine)
     model, jobs = as_path(model), plan(as_paths(files), AUDIO_SUFFIXES, out if out is None else as_path(out), ("",))
     embedder = ready(model, choice, "sound")
     work = partial(
@@ -142,11 +152,11 @@ def embed_image(
     Examples:
         comodal embed image pictures/ --model RUN --out vectors/
     """
-    choice = Choice(as_openl3, None, precision, size, device, engine=engine)
+    choice = EmbedderOptions(as_openl3, None, precision, size, device, engine=engine)
     model, jobs = as_path(model), plan(as_paths(files), {*IMAGE_SUFFIXES}, out if out is None else as_path(out), ("",))
     embedder = ready(model, choice, "image")
     work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
-    together = Together(many, embedder.batch_size) if embedder.on_gpu else None
+    together = BatchedWork(many, embedder.batch_size) if embedder.on_gpu else None
     return run_files(jobs, work, workers, overwrite, together)
 
 
@@ -201,7 +211,7 @@ def embed_video(
     """
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
-    choice = Choice(as_openl3, front_end, precision, None, device, engine=engine)
+    choice = EmbedderOptions(as_openl3, front_end, precision, None, device, engine=engine)
     model, jobs = as_path(model), plan(as_paths(files), VIDEO_SUFFIXES, out if out is None else as_path(out), ENDINGS)
     embedder = ready(model, choice, "image", "sound")
     work = partial(
@@ -216,7 +226,7 @@ def embed_video(
     return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
 
 
-def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
+def ready(model: Path, choice: EmbedderOptions, *modalities: Modality) -> Embedder:
     """Reads the model, so that a wrong one is told before any file is opened."""
     embedder = load_embedder(model, choice)
     for modality in modalities:
@@ -224,9 +234,9 @@ def ready(model: Path, choice: Choice, *modalities: Modality) -> Embedder:
     return embedder
 
 
-def in_this_process(work: Callable[[Job], int], workers: int, embedder: Embedder) -> Together | None:
+def in_this_process(work: Callable[[FileJob], int], workers: int, embedder: Embedder) -> BatchedWork | None:
     """On a GPU, whose memory processes would share out, this process does all unless several are asked for."""
-    return Together(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
+    return BatchedWork(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
 
 
 def sound_rows(
@@ -235,7 +245,7 @@ def sound_rows(
     hop_seconds: float,
     centre: bool,
     batch_size: int,
-) -> Iterator[Rows]:
+) -> Iterator[EmbeddingRows]:
     """Batches of vectors and timestamps of the sound whose consecutive blocks come in."""
     places = count()
     rate = embedder.config.sample_rate
@@ -244,7 +254,7 @@ def sound_rows(
     for windows in iterate_windows(blocks, window, hop, centre, batch_size):
         vectors, silent = embedder.sound(windows)
         seconds = np.array([next(places) for _ in windows]) * hop_seconds
-        yield Rows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
+        yield EmbeddingRows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
 
 
 def hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
@@ -290,29 +300,31 @@ def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
     return {"comodal": version("comodal"), **network, **made}
 
 
-def write_sound(job: Job, model: Path, choice: Choice, hop_seconds: float, centre: bool, batch_size: int) -> int:
+def write_sound(
+    job: FileJob, model: Path, choice: EmbedderOptions, hop_seconds: float, centre: bool, batch_size: int
+) -> int:
     """The sound of one file; returns how many windows there are."""
     embedder = load_embedder(model, choice)
     batches = sound_rows(blocks_of(job.source, embedder), embedder, hop_seconds, centre, batch_size)
     about = about_file(embedder, hop_seconds=hop_seconds, centre=centre)
     try:
         return write_rows(job.results[0], batches, about, job.source)
-    except EmptySoundError:
-        raise MediaError(job.source, Refusal.NO_SOUND, "not one sample of sound") from None
+    except EmptyAudioError:
+        raise MediaError(job.source, RefusalReason.NO_SOUND, "not one sample of sound") from None
 
 
-def write_image(job: Job, model: Path, choice: Choice) -> int:
+def write_image(job: FileJob, model: Path, choice: EmbedderOptions) -> int:
     """One picture; returns 1."""
     embedder = load_embedder(model, choice)
     (vector,) = image_vectors([read_picture(job, choice)], embedder, 1)
     return write_vector(job, vector, embedder)
 
 
-def write_images(jobs: Sequence[Job], model: Path, choice: Choice) -> list[Outcome]:
+def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) -> list[FileOutcome]:
     """Several pictures: read side by side, embedded together."""
     embedder, read = load_embedder(model, choice), dict[int, Picture]()
 
-    def keep(job: Job, place: int) -> int:
+    def keep(job: FileJob, place: int) -> int:
         read[place] = read_picture(job, choice)
         return 1
 
@@ -326,7 +338,7 @@ def write_images(jobs: Sequence[Job], model: Path, choice: Choice) -> list[Outco
     return outcomes
 
 
-def read_picture(job: Job, choice: Choice) -> Picture:
+def read_picture(job: FileJob, choice: EmbedderOptions) -> Picture:
     """The picture of a job.
 
     Raises:
@@ -334,20 +346,22 @@ def read_picture(job: Job, choice: Choice) -> Picture:
     """
     picture = read_image(job.source)
     if choice.as_openl3 and min(picture.shape[:2]) < SIDE:
-        raise MediaError(job.source, Refusal.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels")
+        raise MediaError(
+            job.source, RefusalReason.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels"
+        )
     return picture
 
 
-def write_vector(job: Job, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
+def write_vector(job: FileJob, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
     """The result of one picture; returns 1."""
     seconds = None if embedder.choice.as_openl3 else np.zeros(1)
-    return write_rows(job.results[0], [Rows(vector, seconds)], about_file(embedder), job.source)
+    return write_rows(job.results[0], [EmbeddingRows(vector, seconds)], about_file(embedder), job.source)
 
 
 def write_video(
-    job: Job,
+    job: FileJob,
     model: Path,
-    choice: Choice,
+    choice: EmbedderOptions,
     frames_per_second: float,
     hop_seconds: float,
     centre: bool,
@@ -363,11 +377,11 @@ def write_video(
         about = about_file(embedder, frames_per_second=frames_per_second)
         rows = write_rows(picture, batches, about, job.source)
     if not rows:
-        raise MediaError(job.source, Refusal.NO_PICTURE, "not one picture could be decoded")
-    return rows + write_sound(Job(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
+        raise MediaError(job.source, RefusalReason.NO_PICTURE, "not one picture could be decoded")
+    return rows + write_sound(FileJob(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
 
 
-def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
     """Vectors of pictures and their times."""
     times: list[float] = []
 
@@ -377,10 +391,10 @@ def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch
             yield frame
 
     for batch in image_vectors(frames(), embedder, batch_size):
-        yield Rows(batch, np.array(times[-len(batch) :]))
+        yield EmbeddingRows(batch, np.array(times[-len(batch) :]))
 
 
-def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[Rows]:
+def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
     """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
     second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
     rate = probe(path).frames_per_second
@@ -394,4 +408,4 @@ def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[
     places, pixels = count(), frames()
     while batch := list(islice(pixels, batch_size)):
         vectors = embedder.pixels((np.stack(batch) / np.float32(largest)).astype(np.float32))
-        yield Rows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))
+        yield EmbeddingRows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))

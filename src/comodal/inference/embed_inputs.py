@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from comodal.inference.embed_files import image_vectors, sound_rows
-from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.media.user_inputs import as_images, as_sound
 from comodal.models.l3net.l3net import L3Net
 
@@ -64,5 +64,5 @@ def image_embedding(images: Any, model: Model, batch_size: int | None = None) ->
 def embedder_of(model: Model) -> Embedder:
     """What embeds, from any form that a caller may have it in."""
     if isinstance(model, str | Path):
-        return load_embedder(Path(model), Choice())
-    return model if isinstance(model, Embedder) else Embedder(model, Choice(), {})
+        return load_embedder(Path(model), EmbedderOptions())
+    return model if isinstance(model, Embedder) else Embedder(model, EmbedderOptions(), {})

@@ -27,7 +27,7 @@ from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net
 from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram
 from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram
 from comodal.runtimes.export_formats import Engine, EngineChoice
-from comodal.runtimes.exported_engines import Exports, fastest_export
+from comodal.runtimes.exported_engines import ExportedEmbedders, fastest_export
 
 OpenL3Version = Literal["0.4.2"]
 HELD = 32  # windows or images, on a CPU
@@ -35,7 +35,7 @@ FULL = {"image": IMAGE_GRID, "sound": SOUND_GRID}
 
 
 @dataclass(frozen=True)
-class Choice:
+class EmbedderOptions:
     """What a caller may choose about a network.
 
     Args:
@@ -67,7 +67,9 @@ class Embedder:
         exports: The embedders of an engine other than PyTorch.
     """
 
-    def __init__(self, model: L3Net, choice: Choice, about: dict[str, object], exports: Exports | None = None) -> None:
+    def __init__(
+        self, model: L3Net, choice: EmbedderOptions, about: dict[str, object], exports: ExportedEmbedders | None = None
+    ) -> None:
         self.choice, self.about, self.exports = choice, about, exports
         if exports is None and choice.precision == "int8":
             raise ValueError("int8 is for exported embedders: --engine onnx or openvino, after `comodal export --int8`")
@@ -212,7 +214,7 @@ class Embedder:
 
 
 @cache
-def load_embedder(path: Path, choice: Choice) -> Embedder:
+def load_embedder(path: Path, choice: EmbedderOptions) -> Embedder:
     """A network from a run's or model's folder, or from a file of OpenL3; read once in each process.
 
     Raises:
@@ -231,11 +233,11 @@ def load_embedder(path: Path, choice: Choice) -> Embedder:
     model = load_l3net(path)
     about = read_about(model_folder(path)).get("openl3")
     engine = resolve_engine(path, model, choice)
-    exports = None if engine == "torch" else Exports(path, model, engine, choice.precision)
+    exports = None if engine == "torch" else ExportedEmbedders(path, model, engine, choice.precision)
     return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)
 
 
-def resolve_engine(path: Path, model: L3Net, choice: Choice) -> Engine:
+def resolve_engine(path: Path, model: L3Net, choice: EmbedderOptions) -> Engine:
     """The engine of a choice. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
 
     Where they do not, and where 8 bits are asked for, it takes an exported engine if there is one of these weights.

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 
 from comodal.analysis.localization import strongest_place, verdicts_by_place
-from comodal.analysis.pages.match_page import Moment, draw_moments, write_moments
+from comodal.analysis.pages.match_page import MatchMoment, draw_moments, write_moments
 from comodal.console import Table, say, say_json
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.audio import resample, stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.media.user_inputs import as_image, as_sound
 from comodal.media.video import SILENT_PEAK, iterate_frames
@@ -39,12 +39,12 @@ DRAWN = {".png", ".html"}
 
 
 @dataclass(frozen=True)
-class Match:
+class MatchResult:
     """The verdict on each moment; `together` is the mean of those that are not silent."""
 
     medium: Path
     sound: Path
-    moments: tuple[Moment, ...]
+    moments: tuple[MatchMoment, ...]
 
     @property
     def together(self) -> float:
@@ -65,7 +65,7 @@ def match(
     out: Path | None = None,
     device: DeviceName = "auto",
     precision: Precision = "auto",
-) -> Match:
+) -> MatchResult:
     """Says whether a picture or a video and a sound belong together: the probability, over time, and where.
 
     Args:
@@ -112,7 +112,7 @@ def match(
 
 def match_files(
     model: L3Net, medium: Any, sound: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
-) -> Match:
+) -> MatchResult:
     """Verdicts on a picture or a video, and a sound or its own.
 
     Args:
@@ -150,15 +150,17 @@ def match_files(
         with closing(shown) as frames:
             moments = list(judged(model, medium, frames, blocks, hop_seconds))
     except MediaError as error:
-        if sound is None and error.reason == Refusal.NO_SOUND:
+        if sound is None and error.reason == RefusalReason.NO_SOUND:
             raise MediaError(medium, error.reason, f"{error.detail}; give a sound as the second file") from None
         raise
     if not moments:
         least = f"{max(model.config.sound_seconds, hop_seconds / 2):g} s"
-        raise MediaError(heard, Refusal.TOO_SHORT, f"a verdict needs {least} of sound, and a picture at that time")
+        raise MediaError(
+            heard, RefusalReason.TOO_SHORT, f"a verdict needs {least} of sound, and a picture at that time"
+        )
     if all(moment.together is None for moment in moments):
-        raise MediaError(heard, Refusal.SILENT, "nothing in it is louder than -60 dB, so nothing can be matched")
-    return Match(medium, heard, tuple(moments))
+        raise MediaError(heard, RefusalReason.SILENT, "nothing in it is louder than -60 dB, so nothing can be matched")
+    return MatchResult(medium, heard, tuple(moments))
 
 
 def judged(
@@ -167,7 +169,7 @@ def judged(
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     blocks: Iterable[Float[np.ndarray, " _"]],
     hop_seconds: float,
-) -> Iterator[Moment]:
+) -> Iterator[MatchMoment]:
     """The moments in the middles of the hops, until sound or picture ends."""
     rate = model.config.sample_rate
     window = round(model.config.sound_seconds * rate)
@@ -191,7 +193,9 @@ def scaled(
     """
     height, width, _ = picture.shape
     if max(height, width) > NARROWEST * min(height, width):
-        raise MediaError(medium, Refusal.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}")
+        raise MediaError(
+            medium, RefusalReason.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}"
+        )
     return resize_short_side(picture, short_side)
 
 
@@ -236,7 +240,7 @@ def windows(
 
 def judge(
     model: L3Net, some: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
-) -> list[Moment]:
+) -> list[MatchMoment]:
     """The verdicts on some moments, each its time, its sound and its frame; frames of one size go through the network
     together. It is None for a moment that is silent, for silence goes with nothing and with all."""
     if len({frame.shape for _, _, frame in some}) > 1:
@@ -253,23 +257,23 @@ def judge(
     moments = []
     for i, (seconds, _, frame) in enumerate(some):
         if i not in found:
-            moments.append(Moment(seconds, None, None, None, None, encode_jpeg(frame)))
+            moments.append(MatchMoment(seconds, None, None, None, None, encode_jpeg(frame)))
             continue
         probability, of_places = found[i]
         height, width, _ = frame.shape
         x, y = strongest_place(torch.from_numpy(of_places), (height, width))
         placed = (probability, round(x / width, 4), round(y / height, 4), of_places)
-        moments.append(Moment(seconds, *placed, encode_jpeg(frame)))
+        moments.append(MatchMoment(seconds, *placed, encode_jpeg(frame)))
     return moments
 
 
-def title(found: Match) -> str:
+def title(found: MatchResult) -> str:
     """What was matched."""
     own = found.sound == found.medium
     return f"{found.medium.name} and {'its own sound' if own else found.sound.name}"
 
 
-def print_match(found: Match) -> None:
+def print_match(found: MatchResult) -> None:
     """The mean, and a table of at most 20 moments at equal distances."""
     moments = found.moments
     shown = np.unique(np.linspace(0, len(moments) - 1, min(ROWS, len(moments))).round().astype(int)).tolist()

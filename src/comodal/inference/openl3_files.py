@@ -21,8 +21,8 @@ from comodal.data.hdf5_files import open_hdf5
 from comodal.errors import CheckpointError, DataError
 from comodal.files import write_whole
 from comodal.models.checkpoint import CONFIG, save_model
-from comodal.models.convert.convert_openl3 import Modality, Weights, build, config_of, find_weights
-from comodal.models.convert.state_dicts import Filled, read_tensors
+from comodal.models.convert.convert_openl3 import Modality, OpenL3Weights, build, config_of, find_weights
+from comodal.models.convert.state_dicts import LoadReport, read_tensors
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.spectrogram import FrontEnd, Representation
 
@@ -34,11 +34,11 @@ PUBLISHED = "https://github.com/marl/openl3/raw/models/"
 VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
 
 
-class OpenL3(NamedTuple):
+class OpenL3Checkpoint(NamedTuple):
     """A network read from one or two files, what became of their tensors, and what they are."""
 
     model: L3Net
-    filled: Filled
+    filled: LoadReport
     towers: tuple[Modality, ...]
     about: dict[str, object]
 
@@ -114,7 +114,7 @@ def load_openl3(
     other: Path | None = None,
     representation: Representation | None = None,
     front_end: FrontEnd = "kapre014",
-) -> OpenL3:
+) -> OpenL3Checkpoint:
     """A network from a file of weights; what no file has is zero.
 
     Args:
@@ -138,10 +138,10 @@ def load_openl3(
         "front_end": front_end,
         "content": next(iter(content))[1] if content else "",
     }
-    return OpenL3(model, filled, towers, about)
+    return OpenL3Checkpoint(model, filled, towers, about)
 
 
-def one_representation(parts: list[tuple[Weights, Path]], given: Representation | None) -> Representation:
+def one_representation(parts: list[tuple[OpenL3Weights, Path]], given: Representation | None) -> Representation:
     """What the caller says, the file's own constants, or its name; a picture's network fits all three."""
     for weights, path in parts:
         inside = weights.representation

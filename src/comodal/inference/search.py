@@ -21,20 +21,27 @@ from comodal.console import say, say_json
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision
-from comodal.inference.search_first_stage import AT_ONCE, FirstStage, Known, first_stage_of, gallery_like, words_of
-from comodal.inference.search_index import BOXES, HERE, Pictures, in_step
-from comodal.inference.vision_language import Answerer, load
+from comodal.inference.search_first_stage import (
+    AT_ONCE,
+    CaptionedRegions,
+    FirstStage,
+    first_stage_of,
+    gallery_like,
+    words_of,
+)
+from comodal.inference.search_index import BOXES, HERE, IndexedImages, in_step
+from comodal.inference.vision_language import VisionLanguagePipeline, load
 from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import model_folder
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.regions.extract import Pool, like_those_of
+from comodal.regions.extract import ExtractionPool, like_those_of
 from comodal.tasks.retrieval.caption_retrieval import HEAD, way_of
-from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.pair_scores import PairScorer
 
 THUMBNAIL = 224  # short side of a picture on a page, in pixels
 
 
-class Hit(NamedTuple):
+class SearchHit(NamedTuple):
     """A picture that was found: how likely the text belongs to it, or the score of a model fine-tuned for retrieval."""
 
     image: Path
@@ -42,7 +49,7 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best pictures, and what finding them took.
 
     Args:
@@ -58,7 +65,7 @@ class Found:
 
     text: str
     score_is: str
-    best: Sequence[Hit]
+    best: Sequence[SearchHit]
     pictures: int
     scored: int
     first_stage_milliseconds: float | None
@@ -78,13 +85,13 @@ class Searcher:
         compute: Where the model is, and the precision of its layers.
     """
 
-    answerer: Answerer
-    pictures: Pictures
+    answerer: VisionLanguagePipeline
+    pictures: IndexedImages
     stage: FirstStage | None
     rerank: int
     compute: Compute
 
-    def search(self, text: str, top: int = 10) -> Found:
+    def search(self, text: str, top: int = 10) -> SearchResult:
         """The pictures that fit a text best.
 
         Args:
@@ -105,8 +112,10 @@ class Searcher:
         best = np.argsort(-scores, kind="stable")[:top]
         if not self.fine_tuned:
             scores = torch.from_numpy(scores).sigmoid().numpy()
-        hits = [Hit(self.pictures.folder / self.pictures.names[places[i]], float(scores[i])) for i in best.tolist()]
-        return Found(
+        hits = [
+            SearchHit(self.pictures.folder / self.pictures.names[places[i]], float(scores[i])) for i in best.tolist()
+        ]
+        return SearchResult(
             text=text,
             score_is="score" if self.fine_tuned else "P(aligned)",
             best=hits,
@@ -129,7 +138,7 @@ class Searcher:
             rows = self.pictures.rows[places[start : start + AT_ONCE]]
             gallery = gallery_like(self.answerer, [(words_of(text), row) for row in rows.tolist()], self.pictures.store)
             way = way_of(self.answerer.model, zero_shot=False)
-            scorer = Scorer(self.answerer.vilbert, gallery, self.compute, score=way)
+            scorer = PairScorer(self.answerer.vilbert, gallery, self.compute, score=way)
             images = np.searchsorted(gallery.rows, rows)
             found[start : start + AT_ONCE] = scorer.pairs(np.zeros_like(images), images)
         return found
@@ -151,7 +160,7 @@ def search(
     precision: Precision = "auto",
     json: bool = False,
     out: Path | None = None,
-) -> Found:
+) -> SearchResult:
     """Finds pictures of a folder by a text: how likely it belongs to each, the likeliest first.
 
     The first search makes an index of the folder, which takes as long as `comodal extract`; killed and started again,
@@ -234,14 +243,14 @@ def open_index(
     check_same_regions(model_folder(model), pictures.store)
     stage = None
     if len(pictures) > rerank:
-        known = None if captions is None or regions is None else Known(captions, regions)
+        known = None if captions is None or regions is None else CaptionedRegions(captions, regions)
         stage = first_stage_of(answerer, pictures, known, answerer.compute)
     return Searcher(answerer, pictures, stage, rerank, answerer.compute)
 
 
 def pool_of(
     folder: Path, model: Path, detector: str | None, workers: int, device: DeviceName, boxes: str | None
-) -> Pool:
+) -> ExtractionPool:
     """What makes the regions of the pictures, of the kind that a model has learnt from.
 
     Raises:
@@ -252,10 +261,10 @@ def pool_of(
     extractor = like_those_of(model, detector, kind, device)
     if extractor.source.boxes == "given" and kind != "given":
         raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
-    return Pool(extractor, folder, device, workers, "loky")
+    return ExtractionPool(extractor, folder, device, workers, "loky")
 
 
-def check_model(answerer: Answerer) -> None:
+def check_model(answerer: VisionLanguagePipeline) -> None:
     """The model scores pairs of a text and regions.
 
     Raises:
@@ -275,7 +284,7 @@ def check_model(answerer: Answerer) -> None:
         raise DataError(f"{answerer.folder} reads visual tokens, which are not made of new pictures; train on features")
 
 
-def check_text(answerer: Answerer, text: str) -> None:
+def check_text(answerer: VisionLanguagePipeline, text: str) -> None:
     """There are words, and the model knows some of them; if not, a line says so."""
     pieces = answerer.words.encode(text)[1:-1]
     if not pieces:
@@ -288,7 +297,7 @@ def check_text(answerer: Answerer, text: str) -> None:
         )
 
 
-def told(opened: Searcher, found: Found) -> list[str]:
+def told(opened: Searcher, found: SearchResult) -> list[str]:
     """How the pictures were searched, in a line or two."""
     stage, count = opened.stage, found.pictures
     lines = []
@@ -315,7 +324,7 @@ def told(opened: Searcher, found: Found) -> list[str]:
     return lines
 
 
-def show(found: Found, as_json: bool) -> None:
+def show(found: SearchResult, as_json: bool) -> None:
     """Prints what was found for people, or as JSON."""
     if as_json:
         best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
@@ -326,7 +335,7 @@ def show(found: Found, as_json: bool) -> None:
         say(f"{hit.score:10.3f}  {hit.image}")
 
 
-def write_hits(out: Path, found: Found) -> None:
+def write_hits(out: Path, found: SearchResult) -> None:
     """One page of the pictures, small."""
     figures = []
     for place, hit in enumerate(found.best, 1):

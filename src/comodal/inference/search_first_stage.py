@@ -26,13 +26,19 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import whole
 from comodal.hardware import Compute
-from comodal.inference.search_index import Pictures, writable
-from comodal.inference.search_vectors import Vectors, read_vectors, write_vectors
-from comodal.inference.vision_language import MAX_REGIONS, Answerer
+from comodal.inference.search_index import IndexedImages, writable
+from comodal.inference.search_vectors import ImageVectors, read_vectors, write_vectors
+from comodal.inference.vision_language import MAX_REGIONS, VisionLanguagePipeline
 from comodal.models.checkpoint import WEIGHTS, checksum, model_folder, read_about, read_config
-from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, Map, Maps, Search, fit
+from comodal.tasks.retrieval.first_stage import (
+    MOST_CAPTIONS,
+    EncodingProjection,
+    EncodingProjections,
+    TwoStageSearch,
+    fit,
+)
 from comodal.tasks.retrieval.gallery import Gallery, Pairs, check_fit, gallery_of, held_out_share
-from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import answers_to_texts, ranks_of
 from comodal.text_files import parse_json
 
@@ -44,7 +50,7 @@ SIDES = ("text", "image")
 RANKS = "ranks"
 
 
-class Known(NamedTuple):
+class CaptionedRegions(NamedTuple):
     """A file of captions, and the region store of their images."""
 
     captions: Path
@@ -52,7 +58,7 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Learnt:
+class FirstStageTraining:
     """What maps were fitted on.
 
     Args:
@@ -80,8 +86,8 @@ class FirstStage:
         vectors: Of the same pictures; in an index of which nothing is missing, those of the rows of its store.
     """
 
-    learnt: Learnt
-    maps: Maps
+    learnt: FirstStageTraining
+    maps: EncodingProjections
     ranks: Int64[Tensor, "held_out_captions"]
     hashes: Int64[Tensor, "rows"]
     vectors: Float32[Tensor, "rows dim"]
@@ -98,16 +104,18 @@ class FirstStage:
 
     @torch.inference_mode()
     def nearest(
-        self, answerer: Answerer, text: str, pictures: Pictures, keep: int, compute: Compute
+        self, answerer: VisionLanguagePipeline, text: str, pictures: IndexedImages, keep: int, compute: Compute
     ) -> Int64[np.ndarray, "kept"]:
         """The places of the pictures that lie nearest to a text, the nearest first."""
         gallery = gallery_like(answerer, [(words_of(text), int(pictures.rows[0]))], pictures.store)
-        summary = Scorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
+        summary = PairScorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
         near = (self.vectors @ self.maps.text(summary)[0]).numpy()[pictures.rows]
         return np.argsort(-near, kind="stable")[:keep]
 
 
-def first_stage_of(answerer: Answerer, pictures: Pictures, given: Known | None, compute: Compute) -> FirstStage | None:
+def first_stage_of(
+    answerer: VisionLanguagePipeline, pictures: IndexedImages, given: CaptionedRegions | None, compute: Compute
+) -> FirstStage | None:
     """The first stage of an index, which is fitted or completed first; None where there are no captions to fit it on.
 
     Args:
@@ -137,14 +145,14 @@ def first_stage_of(answerer: Answerer, pictures: Pictures, given: Known | None, 
     return stage
 
 
-def fitted_on_training(answerer: Answerer, compute: Compute) -> FirstStage | None:
+def fitted_on_training(answerer: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
     """The maps by the captions and regions that the run was trained on, where they still are and are as they were."""
     parameters = read_about(answerer.folder).get("parameters")
     values = parameters if isinstance(parameters, dict) else {}
     captions, regions = values.get("captions"), values.get("data", values.get("regions"))
     if not (isinstance(captions, str) and isinstance(regions, str)):
         return None
-    known = Known(Path(captions), Path(regions))
+    known = CaptionedRegions(Path(captions), Path(regions))
     if not (known.captions.exists() and known.regions.exists()):
         return None
     try:
@@ -154,7 +162,7 @@ def fitted_on_training(answerer: Answerer, compute: Compute) -> FirstStage | Non
         return None
 
 
-def fitted_on(answerer: Answerer, known: Known, compute: Compute) -> FirstStage:
+def fitted_on(answerer: VisionLanguagePipeline, known: CaptionedRegions, compute: Compute) -> FirstStage:
     """The maps by captions of the training split, measured on the others; no picture lies in their space yet.
 
     Raises:
@@ -171,19 +179,23 @@ def fitted_on(answerer: Answerer, known: Known, compute: Compute) -> FirstStage:
         f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model",
         stderr=True,
     )
-    maps = fit(Scorer(answerer.vilbert, gallery_like(answerer, train, store), compute=compute), SEED)
+    maps = fit(PairScorer(answerer.vilbert, gallery_like(answerer, train, store), compute=compute), SEED)
     ranks, images = np.zeros(0, np.int64), 0
     if held_out:
         gallery = gallery_like(answerer, some(held_out, MOST_HELD_OUT, rng), store)
-        found = Search(Scorer(answerer.vilbert, gallery, compute=compute), maps)
+        found = TwoStageSearch(PairScorer(answerer.vilbert, gallery, compute=compute), maps)
         ranks, images = ranks_of(found.texts @ found.images.T, answers_to_texts(gallery)), len(gallery.counts)
-    learnt = Learnt(str(known.captions), str(known.regions), len(train), images)
+    learnt = FirstStageTraining(str(known.captions), str(known.regions), len(train), images)
     dim = maps.image.linear.out_features
     return FirstStage(learnt, maps, torch.from_numpy(ranks), torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
 
 
 def completed(
-    stage: FirstStage, answerer: Answerer, store: RegionStore, hashes: Int64[Tensor, "rows"], compute: Compute
+    stage: FirstStage,
+    answerer: VisionLanguagePipeline,
+    store: RegionStore,
+    hashes: Int64[Tensor, "rows"],
+    compute: Compute,
 ) -> FirstStage:
     """The stage with a vector for each row of a store: those that it has, and others made of the store's regions."""
     _, rows, old = np.intersect1d(hashes.numpy(), stage.hashes.numpy(), return_indices=True)
@@ -193,12 +205,12 @@ def completed(
     with torch.inference_mode():
         for part in np.split(missing, range(AT_ONCE, len(missing), AT_ONCE)):
             gallery = gallery_like(answerer, [(words_of(""), row) for row in part.tolist()], store)
-            scorer = Scorer(answerer.vilbert, gallery, compute=compute)
+            scorer = PairScorer(answerer.vilbert, gallery, compute=compute)
             vectors[part] = stage.maps.image(scorer.summaries("images", np.arange(len(part))))
     return FirstStage(stage.learnt, stage.maps, stage.ranks, hashes, vectors)
 
 
-def gallery_like(answerer: Answerer, pairs: Pairs, store: RegionStore) -> Gallery:
+def gallery_like(answerer: VisionLanguagePipeline, pairs: Pairs, store: RegionStore) -> Gallery:
     """Texts and images as `comodal align` reads them."""
     return gallery_of(pairs, store, answerer.words, answerer.vilbert.config, MAX_REGIONS)
 
@@ -220,7 +232,7 @@ def hashes_of(store: RegionStore) -> Int64[Tensor, "rows"]:
     return torch.from_numpy(hashes)
 
 
-def mark_of(answerer: Answerer) -> str:
+def mark_of(answerer: VisionLanguagePipeline) -> str:
     """Of all that vectors depend on: weights, sizes, vocabulary and the way in which regions are read."""
     folder = model_folder(answerer.folder)
     with safe_open(folder / WEIGHTS, framework="pt") as file:  # read, and checked against this sum, before
@@ -232,7 +244,7 @@ def mark_of(answerer: Answerer) -> str:
 
 def write_stage(path: Path, stage: FirstStage, there: int) -> None:
     """The maps as one file, and the vectors, of which the first `there` are written already."""
-    manifest, found = path.with_suffix(".json"), Vectors(stage.hashes, stage.vectors)
+    manifest, found = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
     if there:
         write_vectors(manifest, found, there)
         return
@@ -260,8 +272,8 @@ def read_stage(path: Path) -> FirstStage | None:
             about = file.metadata() or {}
         if about.get("crc32") != str(checksum(tensors)):
             raise ValueError("checksum")
-        learnt = Learnt(**parse_json(about["learnt"], path))
-        maps = Maps(
+        learnt = FirstStageTraining(**parse_json(about["learnt"], path))
+        maps = EncodingProjections(
             *(map_of({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")}) for side in SIDES)
         )
         ranks = tensors[RANKS]
@@ -271,8 +283,8 @@ def read_stage(path: Path) -> FirstStage | None:
     return FirstStage(learnt, maps, ranks, found.hashes, found.vectors)
 
 
-def map_of(state: dict[str, Tensor]) -> Map:
+def map_of(state: dict[str, Tensor]) -> EncodingProjection:
     """A map that was fitted before."""
-    found = Map(torch.zeros((2, len(state["mean"]))))
+    found = EncodingProjection(torch.zeros((2, len(state["mean"]))))
     found.load_state_dict(state)
     return found.eval()

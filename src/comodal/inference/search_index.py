@@ -35,8 +35,8 @@ from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.files import json_line, write_whole
 from comodal.media.archives.open_media import container_of
-from comodal.regions.extract import Pool, add, with_bar
-from comodal.regions.image_list import Given, Listed, read_boxes, refused_of
+from comodal.regions.extract import ExtractionPool, add, with_bar
+from comodal.regions.image_list import ImageList, ImageWithBoxes, read_boxes, refused_of
 from comodal.text_files import read_json_lines, read_json_object
 from comodal.workers import running_on
 
@@ -47,7 +47,7 @@ BOXES = ("own", "grid", "selective")  # other words are a file
 
 
 @dataclass(frozen=True)
-class About:
+class IndexInfo:
     """What an index says of itself.
 
     Args:
@@ -62,7 +62,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class IndexedImages:
     """What can be found.
 
     Args:
@@ -86,7 +86,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FolderImages:
     """What the folder holds.
 
     Args:
@@ -94,13 +94,17 @@ class Wanted:
         refused: Those that need no opening to be refused, as lines of the report.
     """
 
-    images: dict[str, Given]
+    images: dict[str, ImageWithBoxes]
     refused: Sequence[dict[str, str]]
 
 
 def in_step(
-    folder: Path, index: Path, learnt: dict[str, Any], boxes: str | None, new_pool: Callable[[str | None], Pool]
-) -> Pictures:
+    folder: Path,
+    index: Path,
+    learnt: dict[str, Any],
+    boxes: str | None,
+    new_pool: Callable[[str | None], ExtractionPool],
+) -> IndexedImages:
     """The pictures of a folder, of which the index is made or completed first.
 
     Args:
@@ -121,13 +125,15 @@ def in_step(
     wanted = wanted_of(folder, boxes)
     while (found := known(folder, index, about, wanted)) is None:
         with writable(index), only_one(index), running_on("loky"):
-            about = extended(index, about, wanted, About("", os.path.relpath(folder, index), boxes), new_pool(boxes))
+            about = extended(
+                index, about, wanted, IndexInfo("", os.path.relpath(folder, index), boxes), new_pool(boxes)
+            )
     if not found.names:
         raise DataError(f"{folder}: none of its {found.refused:,} pictures can be read; {index / REFUSED} says why")
     return found
 
 
-def known(folder: Path, index: Path, about: About | None, wanted: Wanted) -> Pictures | None:
+def known(folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImages) -> IndexedImages | None:
     """What the index holds of the pictures that are wanted, or None if it lacks some."""
     if about is None:
         return None
@@ -137,10 +143,12 @@ def known(folder: Path, index: Path, about: About | None, wanted: Wanted) -> Pic
     if not all(found or name in refused for name, found in zip(wanted.images, there.tolist(), strict=True)):
         return None
     names = [given.image for given, found in zip(wanted.images.values(), there.tolist(), strict=True) if found]
-    return Pictures(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
+    return IndexedImages(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
 
 
-def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, pool: Pool) -> About:
+def extended(
+    index: Path, about: IndexInfo | None, wanted: FolderImages, fresh: IndexInfo, pool: ExtractionPool
+) -> IndexInfo:
     """Adds what is wanted to the store that is there, or makes a new one where most of that is no longer wanted."""
     before = None if about is None else open_store(index, about)
     if about is not None and before is not None:
@@ -159,7 +167,7 @@ def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, poo
             if before is not None:
                 copy(before, wanted, writer)
             make_missing(index, writer, writer.known, wanted, pool)
-    fresh = About(out.name, fresh.folder, fresh.boxes)
+    fresh = IndexInfo(out.name, fresh.folder, fresh.boxes)
     write_whole(index / ABOUT, as_json({"kind": KIND, "format": 1} | asdict(fresh)))
     for old in index.glob(f"{STORES}*"):
         if old != out:
@@ -169,7 +177,11 @@ def extended(index: Path, about: About | None, wanted: Wanted, fresh: About, poo
 
 
 def make_missing(
-    index: Path, writer: RegionWriter | RegionAppender, known: Collection[str], wanted: Wanted, pool: Pool
+    index: Path,
+    writer: RegionWriter | RegionAppender,
+    known: Collection[str],
+    wanted: FolderImages,
+    pool: ExtractionPool,
 ) -> None:
     """Makes the regions of pictures that are neither known nor were refused, and reports which are refused."""
     refused = {name: line for name, line in read_refused(index).items() if name in wanted.images}
@@ -181,7 +193,7 @@ def make_missing(
     write_whole(index / REFUSED, b"".join(json_line(line) for line in [*refused.values(), *wanted.refused]))
 
 
-def copy(before: RegionStore, wanted: Wanted, writer: RegionWriter) -> None:
+def copy(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> None:
     """The regions of pictures that are as they were."""
     for row, name in enumerate(before.ids):
         if name in wanted.images and name not in writer.known:
@@ -189,17 +201,17 @@ def copy(before: RegionStore, wanted: Wanted, writer: RegionWriter) -> None:
             writer.add(name, features, boxes, width, height, classes)
 
 
-def wanted_of(folder: Path, boxes: str | None) -> Wanted:
+def wanted_of(folder: Path, boxes: str | None) -> FolderImages:
     """All pictures of a folder, or those of a file of boxes."""
     found = find_images(folder)
-    listed = Listed(tuple(Given(name, None) for name in found.names), refused_of(found))
+    listed = ImageList(tuple(ImageWithBoxes(name, None) for name in found.names), refused_of(found))
     if boxes is not None and boxes not in BOXES:
         listed = read_boxes(Path(boxes), folder)
     images = {f"{given.image}#{stamp(folder, given)}": given for given in sorted(listed.images, key=lambda g: g.image)}
-    return Wanted(images, [{"id": line.image} | line._asdict() for line in listed.refused])
+    return FolderImages(images, [{"id": line.image} | line._asdict() for line in listed.refused])
 
 
-def stamp(folder: Path, given: Given) -> str:
+def stamp(folder: Path, given: ImageWithBoxes) -> str:
     """Of a picture's size, time and given boxes; another one means another picture."""
     boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
     try:
@@ -213,7 +225,7 @@ def stamp(folder: Path, given: Given) -> str:
     return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
 
 
-def read_about(index: Path) -> About | None:
+def read_about(index: Path) -> IndexInfo | None:
     """What an index says of itself, or None where there is none yet.
 
     Raises:
@@ -231,12 +243,12 @@ def read_about(index: Path) -> About | None:
             raise DataError(f"{index} holds {about['kind']}, not a {KIND}: give another --index")
         if not re.fullmatch(rf"{STORES}\d+", about["store"]):
             raise ValueError(about["store"])
-        return About(about["store"], str(about["folder"]), about["boxes"])
+        return IndexInfo(about["store"], str(about["folder"]), about["boxes"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
 
-def open_store(index: Path, about: About) -> RegionStore:
+def open_store(index: Path, about: IndexInfo) -> RegionStore:
     """The regions of an index.
 
     Raises:
@@ -259,7 +271,7 @@ def read_refused(index: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
 
-def check_same(index: Path, about: About, folder: Path, boxes: str | None) -> None:
+def check_same(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -> None:
     """The index is of this folder and of these boxes.
 
     Raises:
@@ -273,7 +285,7 @@ def check_same(index: Path, about: About, folder: Path, boxes: str | None) -> No
         raise DataError(f"{index} was made with boxes of {made}, not {boxes}: give another --index, or delete it")
 
 
-def check_network(index: Path, about: About, learnt: dict[str, Any]) -> None:
+def check_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -> None:
     """The regions are made by the network of the model's own.
 
     Raises:

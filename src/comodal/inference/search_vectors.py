@@ -22,7 +22,7 @@ from comodal.files import write_whole
 from comodal.text_files import read_json_object
 
 
-class Vectors(NamedTuple):
+class ImageVectors(NamedTuple):
     """Vectors of pictures, by the hashes of the pictures' ids."""
 
     hashes: Int64[Tensor, "rows"]
@@ -33,13 +33,13 @@ def row_type(dim: int) -> np.dtype:
     return np.dtype([("hash", "<i8"), ("vector", "<f4", (dim,))])
 
 
-def read_vectors(manifest: Path, dim: int) -> Vectors:
+def read_vectors(manifest: Path, dim: int) -> ImageVectors:
     """The vectors that count; none where there is no such file.
 
     Raises:
         DataError: It is damaged.
     """
-    nothing = Vectors(torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
+    nothing = ImageVectors(torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
     if not manifest.exists():
         return nothing
     about = read_json_object(manifest)
@@ -54,10 +54,10 @@ def read_vectors(manifest: Path, dim: int) -> Vectors:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
     rows = np.frombuffer(data, row_type(dim))
-    return Vectors(torch.from_numpy(rows["hash"].copy()), torch.from_numpy(rows["vector"].copy()))
+    return ImageVectors(torch.from_numpy(rows["hash"].copy()), torch.from_numpy(rows["vector"].copy()))
 
 
-def write_vectors(manifest: Path, found: Vectors, there: int) -> None:
+def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
     """Writes vectors of which the first `there` are in the file already, as `read_vectors` gave them."""
     path, dim = manifest.with_suffix(".vectors"), found.vectors.shape[1]
     rows = np.empty(len(found.hashes) - there, row_type(dim))

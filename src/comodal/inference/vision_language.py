@@ -21,10 +21,10 @@ from comodal.data.captions.caption_dataset import with_whole_image
 from comodal.data.regions.box_units import CORNERS, ends_before_it_begins, judge_source
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import as_image, as_path
 from comodal.models.checkpoint import load_model, model_folder
-from comodal.models.vilbert.streams import Output, Prefix
+from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.region_network import extractor_for
@@ -37,37 +37,37 @@ from comodal.text_files import read_json, read_json_object
 MAX_REGIONS = 100
 
 
-class Guess(NamedTuple):
+class Prediction(NamedTuple):
     """Something that the model says, and how sure it is."""
 
     text: str
     probability: float
 
 
-class Place(NamedTuple):
+class GroundedBox(NamedTuple):
     """A box in pixels, left, top, right, bottom, and how sure the model is that it is meant."""
 
     box: tuple[float, ...]
     probability: float
 
 
-class Question(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """A text beside a picture, and what the model said."""
 
     text: str
-    answers: Sequence[Guess] | Sequence[Place]
+    answers: Sequence[Prediction] | Sequence[GroundedBox]
 
 
-class Seen(NamedTuple):
+class EncodedImage(NamedTuple):
     """A picture as the model reads it."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float32[np.ndarray, "regions 4"]
-    prefix: Prefix
+    prefix: UnimodalEncoding
 
 
 @dataclass(frozen=True)
-class Answerer:
+class VisionLanguagePipeline:
     """A run that is asked about pictures.
 
     Args:
@@ -80,7 +80,7 @@ class Answerer:
 
     folder: Path
     model: ViLBERT | TaskModel
-    words: Words
+    words: WordPieceTokenizer
     regions: dict[str, Any]
     compute: Compute
 
@@ -90,7 +90,7 @@ class Answerer:
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
-    def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> Seen:
+    def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:
         """Reads a picture and makes its regions.
 
         Args:
@@ -117,14 +117,14 @@ class Answerer:
         )
         with self.compute.autocast():
             prefix = self.vilbert.vision_prefix(read, places, None)
-        return Seen(picture, found.boxes[:MAX_REGIONS], prefix)
+        return EncodedImage(picture, found.boxes[:MAX_REGIONS], prefix)
 
-    def seen(self, image: Any) -> Seen:
+    def seen(self, image: Any) -> EncodedImage:
         """An image as the model reads it, whether `see` has read it before or not."""
-        return image if isinstance(image, Seen) else self.see(image)
+        return image if isinstance(image, EncodedImage) else self.see(image)
 
     @torch.inference_mode()
-    def meet(self, texts: Sequence[Sequence[int]], seen: Seen) -> Output:
+    def meet(self, texts: Sequence[Sequence[int]], seen: EncodedImage) -> ViLBERTOutput:
         """Both streams after texts of one length met an image."""
         if self.vilbert.config.task_tokens:
             raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
@@ -133,9 +133,9 @@ class Answerer:
             text = self.vilbert.text_prefix(words, torch.zeros_like(words), None)
             each = torch.zeros(len(words), dtype=torch.int64, device=words.device)
             output = self.vilbert.join(text, seen.prefix.take(each))
-        return Output(*(tensor.float() for tensor in output))
+        return ViLBERTOutput(*(tensor.float() for tensor in output))
 
-    def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: Seen) -> Tensor:
+    def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: EncodedImage) -> Tensor:
         """What a head says.
 
         Raises:
@@ -147,7 +147,7 @@ class Answerer:
         with torch.inference_mode():
             return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
 
-    def ask(self, image: Any, question: str, most: int = 5) -> list[Guess]:
+    def ask(self, image: Any, question: str, most: int = 5) -> list[Prediction]:
         """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
         answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
         head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
@@ -157,9 +157,9 @@ class Answerer:
                 f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
             )
         best = highest(scores, most)
-        return [Guess(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def fill(self, image: Any, text: str, most: int = 5) -> list[list[Guess]]:
+    def fill(self, image: Any, text: str, most: int = 5) -> list[list[Prediction]]:
         """The likeliest words for each [MASK] of a text."""
         pieces = self.words.encode(text)
         hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
@@ -171,11 +171,11 @@ class Answerer:
             shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
         best = highest(shares, most)
         return [
-            [Guess(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
+            [Prediction(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def align(self, image: Any, texts: str | Sequence[str]) -> list[Guess]:
+    def align(self, image: Any, texts: str | Sequence[str]) -> list[Prediction]:
         """How likely each text belongs to the picture; those of one length are computed together."""
         texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
         pieces = [self.words.encode(text) for text in texts]
@@ -185,9 +185,9 @@ class Answerer:
             with torch.inference_mode():
                 logits = self.vilbert.alignment_head(output.text, output.vision)
             likely[chosen] = logits.float().softmax(1)[:, 0].cpu().numpy()
-        return [Guess(text, float(p)) for text, p in zip(texts, likely, strict=True)]
+        return [Prediction(text, float(p)) for text, p in zip(texts, likely, strict=True)]
 
-    def ground(self, image: Any, phrase: str, most: int = 1) -> list[Place]:
+    def ground(self, image: Any, phrase: str, most: int = 1) -> list[GroundedBox]:
         """The boxes that a phrase most likely means; the whole picture may be one."""
         seen = self.seen(image)
         scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
@@ -195,10 +195,10 @@ class Answerer:
         boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
         best = highest(scores, most)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Place((*map(float, boxes[i]),), p) for p, i in pairs]
+        return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
 
-def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "auto") -> Answerer:
+def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "auto") -> VisionLanguagePipeline:
     """A run or model folder of a ViLBERT, to ask about pictures.
 
     Args:
@@ -218,7 +218,7 @@ def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "a
     if not isinstance(regions.get("made_from"), dict):
         raise CheckpointError(f"{path} says of what regions the model has learnt; it is missing, or has no made_from")
     compute = resolve(device, precision)
-    return Answerer(run, model.to(compute.device), Words.read(run), regions, compute)
+    return VisionLanguagePipeline(run, model.to(compute.device), WordPieceTokenizer.read(run), regions, compute)
 
 
 def highest(scores: Tensor, most: int) -> Any:
@@ -247,7 +247,7 @@ def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
     return found
 
 
-def show(guesses: Sequence[Guess], as_json: bool) -> None:
+def show(guesses: Sequence[Prediction], as_json: bool) -> None:
     """Prints guesses for people, or as JSON."""
     if as_json:
         say_json([guess._asdict() for guess in guesses])

@@ -6,7 +6,15 @@ from pathlib import Path
 from comodal.console import say, say_json
 from comodal.files import whole
 from comodal.hardware import DeviceName, Precision
-from comodal.inference.vision_language import Answerer, Place, Question, Seen, corners, load, show
+from comodal.inference.vision_language import (
+    AnsweredQuestion,
+    EncodedImage,
+    GroundedBox,
+    VisionLanguagePipeline,
+    corners,
+    load,
+    show,
+)
 from comodal.lazy_import import find_object
 
 BELONGS = "belongs to the picture"
@@ -43,7 +51,7 @@ def ask(
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     guesses = answerer.ask(seen, question, top)
-    draw(seen, [Question(question, guesses)])
+    draw(seen, [AnsweredQuestion(question, guesses)])
     show(guesses, json)
 
 
@@ -79,7 +87,7 @@ def fill(
     seen = answerer.see(image, corners(boxes))
     found = answerer.fill(seen, text, top)
     best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
-    draw(seen, [Question(text, best_first)])
+    draw(seen, [AnsweredQuestion(text, best_first)])
     for guesses in found:
         show(guesses, json)
 
@@ -113,7 +121,7 @@ def align(
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
-    draw(seen, [Question(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
+    draw(seen, [AnsweredQuestion(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
     show(found, json)
 
 
@@ -150,7 +158,7 @@ def ground(
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     places = answerer.ground(seen, phrase, top)
-    draw(seen, [Question(phrase, places)])
+    draw(seen, [AnsweredQuestion(phrase, places)])
     show_places(places, json)
     if out is not None:
         figure = find_object("comodal.inference.draw_boxes:draw_places")(seen, places, phrase)
@@ -158,7 +166,9 @@ def ground(
             figure.savefig(path, format="png", dpi=120)
 
 
-def drawing(out: Path | None, answerer: Answerer) -> Callable[[Seen, Sequence[Question]], None]:
+def drawing(
+    out: Path | None, answerer: VisionLanguagePipeline
+) -> Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]:
     """What draws the attention of words to a file (`Explanation`); it does nothing where no file is wanted.
 
     Raises:
@@ -167,10 +177,10 @@ def drawing(out: Path | None, answerer: Answerer) -> Callable[[Seen, Sequence[Qu
     """
     if out is None:
         return lambda _seen, _questions: None
-    return find_object("comodal.inference.explain:Explanation")(out, answerer)
+    return find_object("comodal.inference.explain:AttentionExplainer")(out, answerer)
 
 
-def show_places(places: list[Place], as_json: bool) -> None:
+def show_places(places: list[GroundedBox], as_json: bool) -> None:
     """Prints boxes for people, or as JSON."""
     if as_json:
         say_json([place._asdict() for place in places])

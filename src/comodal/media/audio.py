@@ -21,7 +21,7 @@ from comodal.media.refused_formats import (
     LOUDEST,
     MAX_SAMPLE_RATE,
     MIN_SAMPLE_RATE,
-    Refusal,
+    RefusalReason,
     describe_impostor,
     read_head,
 )
@@ -115,7 +115,7 @@ def decode_flac(
             sound = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
             return sound, file.samplerate
     except soundfile.LibsndfileError as error:
-        raise MediaError("FLAC data", Refusal.UNREADABLE, error.error_string) from None
+        raise MediaError("FLAC data", RefusalReason.UNREADABLE, error.error_string) from None
 
 
 def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
@@ -137,13 +137,13 @@ def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     """
     impostor = describe_impostor(read_head(path))
     if impostor:
-        raise MediaError(path, Refusal.UNREADABLE, impostor)
+        raise MediaError(path, RefusalReason.UNREADABLE, impostor)
     if container_audio is not None:
         try:
             yield from container_audio.read_sound_blocks(path)
             return
         except MediaError as error:
-            if error.reason != Refusal.NOT_A_VIDEO:
+            if error.reason != RefusalReason.NOT_A_VIDEO:
                 raise
     yield from _with_soundfile(path)
 
@@ -152,13 +152,15 @@ def _with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
     try:
         with soundfile.SoundFile(path if path.is_file() else open_media(path)) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-                raise MediaError(path, Refusal.UNREADABLE, f"audio of {file.samplerate} samples a second")
+                raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {file.samplerate} samples a second")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
                 if not (np.abs(mono) <= LOUDEST).all():
-                    raise MediaError(path, Refusal.UNREADABLE, "samples that are nan, infinite or beyond all measure")
+                    raise MediaError(
+                        path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure"
+                    )
                 yield file.samplerate, mono
     except (soundfile.SoundFileError, RuntimeError) as error:
         detail = str(error) if container_audio is None else "no known sound or video format"
         more = "; other formats need PyAV: pip install av" if container_audio is None else ""
-        raise MediaError(path, Refusal.UNREADABLE, detail + more) from None
+        raise MediaError(path, RefusalReason.UNREADABLE, detail + more) from None

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-class EmptySoundError(ValueError):
+class EmptyAudioError(ValueError):
     """There is not one sample."""
 
 
@@ -60,6 +60,6 @@ def iterate_windows(
             if not len(ready):
                 break
     if not received:
-        raise EmptySoundError("the sound is empty")
+        raise EmptyAudioError("the sound is empty")
     if sent < count_windows(received, window, hop, centre):
         yield np.pad(held, (0, window - len(held)))[None]

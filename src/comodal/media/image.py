@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from comodal.errors import MediaError
 from comodal.media.archives.open_media import open_media
-from comodal.media.refused_formats import Refusal, describe_impostor, read_head
+from comodal.media.refused_formats import RefusalReason, describe_impostor, read_head
 
 # What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,25 +36,25 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """
     impostor = describe_impostor(read_head(path))
     if impostor:
-        raise MediaError(path, Refusal.UNREADABLE, impostor)
+        raise MediaError(path, RefusalReason.UNREADABLE, impostor)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: odd metadata, sizes under our own limit
             with open_media(path) as file, Image.open(file, formats=known_formats()) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}"
-                    raise MediaError(path, Refusal.TOO_LARGE, detail)
+                    raise MediaError(path, RefusalReason.TOO_LARGE, detail)
                 if max(picture.size) > MAX_ASPECT * min(picture.size):
                     detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_ASPECT}"
-                    raise MediaError(path, Refusal.TOO_LARGE, detail)
+                    raise MediaError(path, RefusalReason.TOO_LARGE, detail)
                 return np.asarray(in_color(ImageOps.exif_transpose(picture)))
     except Image.DecompressionBombError as error:
-        raise MediaError(path, Refusal.TOO_LARGE, str(error)) from None
+        raise MediaError(path, RefusalReason.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        raise MediaError(path, Refusal.UNREADABLE, f"none of {', '.join(FORMATS)}") from None
+        raise MediaError(path, RefusalReason.UNREADABLE, f"none of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
         # Pillow's readers raise any of these on damaged files
-        raise MediaError(path, Refusal.UNREADABLE, str(error) or type(error).__name__) from None
+        raise MediaError(path, RefusalReason.UNREADABLE, str(error) or type(error).__name__) from None
 
 
 @cache
@@ -110,10 +110,12 @@ def decode_jpeg(data: bytes, min_short_side: int | None = None) -> UInt8[np.ndar
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if int(height) * int(width) > MAX_PIXELS:
-            raise MediaError("JPEG data", Refusal.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+            raise MediaError(
+                "JPEG data", RefusalReason.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+            )
         return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=smallest, min_width=smallest)
     except ValueError as error:
-        raise MediaError("JPEG data", Refusal.UNREADABLE, str(error)) from None
+        raise MediaError("JPEG data", RefusalReason.UNREADABLE, str(error)) from None
 
 
 def resize_short_side(

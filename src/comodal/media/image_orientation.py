@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from comodal.errors import MediaError
 from comodal.media.image import Chroma, Luma
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 
 HD_LINES = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
 # Codes of ITU-T H.273, table 4, as FFmpeg passes them on.
@@ -30,7 +30,7 @@ MATRICES = {
 MAX_ASPECT = 16.0  # of a picture's sides; beyond, a short side of 256 would make a picture of any size
 
 
-class Upright:
+class ImageOrienter:
     """Scales pictures to a short side of `short_side` (None: leaves their size) and turns them as they should be seen.
 
     Smaller pictures are enlarged, so that all pictures of a shard can be cut alike (l3embedding does the same). Pixels
@@ -67,7 +67,7 @@ class Upright:
         short, long = sorted((width, height))
         if long > MAX_ASPECT * short:
             detail = f"a picture of {frame.width} x {frame.height} is narrower than 1 : {MAX_ASPECT:.0f}"
-            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
+            raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
         scale = 1.0 if self.short_side is None else self.short_side / short
         return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -87,7 +87,7 @@ class Upright:
             )
         except av.FFmpegError as error:
             detail = f"pictures of format {frame.format.name} cannot be converted ({error.strerror})"
-            raise MediaError(self.path, Refusal.UNREADABLE, detail) from None
+            raise MediaError(self.path, RefusalReason.UNREADABLE, detail) from None
 
 
 def turn(pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame) -> UInt8[np.ndarray, "..."]:

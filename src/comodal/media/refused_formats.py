@@ -14,7 +14,7 @@ LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' 
 MAX_GAP_SECONDS = 6 * 3600.0  # for which a picture may stay, or audio pause; a longer one is a broken timestamp
 
 
-class Refusal(StrEnum):
+class RefusalReason(StrEnum):
     """The `reason` of every MediaError that reading media raises."""
 
     MISSING = "missing"
@@ -38,16 +38,16 @@ def read_head(path: Path) -> bytes:
         str(path).encode()
     except UnicodeEncodeError:
         name = os.fsencode(path).decode(errors="replace")
-        raise MediaError(name, Refusal.UNREADABLE, "its name is not UTF-8; rename it") from None
+        raise MediaError(name, RefusalReason.UNREADABLE, "its name is not UTF-8; rename it") from None
     try:
         if is_special(path):
-            raise MediaError(path, Refusal.UNREADABLE, "not a regular file")
+            raise MediaError(path, RefusalReason.UNREADABLE, "not a regular file")
         with open_media(path) as file:
             return file.read(HEAD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise MediaError(path, Refusal.MISSING, "there is no such file") from None
+        raise MediaError(path, RefusalReason.MISSING, "there is no such file") from None
     except OSError as error:
-        raise MediaError(path, Refusal.UNREADABLE, error.strerror or str(error)) from None
+        raise MediaError(path, RefusalReason.UNREADABLE, error.strerror or str(error)) from None
 
 
 def is_special(path: Path) -> bool:

@@ -38,7 +38,7 @@ CHARACTERS_AT_FIRST, MAX_CHARACTERS = (
 MAX_WORDS = 36  # the original's --max_seq_length for captions (train_concap.py)
 
 
-class Encoded(NamedTuple):
+class EncodedTexts(NamedTuple):
     """Many texts as word pieces, one after the other."""
 
     words: Int32[np.ndarray, "pieces"]
@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
     truncated: int  # texts that were longer than allowed
 
 
-class Words:
+class WordPieceTokenizer:
     """A vocabulary of word pieces, and text cut into them.
 
     Args:
@@ -93,7 +93,7 @@ class Words:
         self.tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
 
     @classmethod
-    def read(cls, path: Path) -> "Words":
+    def read(cls, path: Path) -> "WordPieceTokenizer":
         """The vocabulary of a vocab.txt, of a tokenizer.json, or of the folder of a BERT or a run that holds one.
 
         Raises:
@@ -113,7 +113,7 @@ class Words:
             ) from error
 
     @classmethod
-    def of_texts(cls, texts: Iterable[str]) -> "Words":
+    def of_texts(cls, texts: Iterable[str]) -> "WordPieceTokenizer":
         """The vocabulary of some texts, where there is no BERT: every word, and every sign to spell others with."""
         counts = Counter[str]()
         normalise, cut = BertNormalizer(lowercase=True), BertPreTokenizer()
@@ -147,7 +147,7 @@ class Words:
         _check_room(max_words)
         return [self.start, *self._pieces(text, max_words - 2)[: max_words - 2], self.end]
 
-    def encode_all(self, texts: Iterable[str], max_words: int = MAX_WORDS) -> Encoded:
+    def encode_all(self, texts: Iterable[str], max_words: int = MAX_WORDS) -> EncodedTexts:
         """What `encode` gives for each text, in flat arrays: 80,000 captions a second."""
         _check_room(max_words)
         words, lengths, truncated = array("i"), array("i"), 0
@@ -158,7 +158,7 @@ class Words:
                 truncated += 1
             words.extend(encoded)
             lengths.append(len(encoded))
-        return Encoded(np.asarray(words, np.int32), np.asarray(lengths, np.int32), truncated)
+        return EncodedTexts(np.asarray(words, np.int32), np.asarray(lengths, np.int32), truncated)
 
     def decode(self, words: Sequence[int]) -> str:
         """The text of word pieces, without padding, [CLS] and [SEP]; [MASK] and [UNK] are shown."""
@@ -206,7 +206,7 @@ def _file_of(path: Path) -> Path:
     raise DataError(f"{path} holds no vocabulary: neither {' nor '.join(FILES)}")
 
 
-def _from_lines(lines: list[str], folder: Path) -> Words:
+def _from_lines(lines: list[str], folder: Path) -> WordPieceTokenizer:
     """A vocab.txt: one piece a line. Whether it is cased stands in the tokenizer_config.json beside it, if at all."""
     while lines and not lines[-1].strip(BLANK):
         lines.pop()
@@ -215,7 +215,7 @@ def _from_lines(lines: list[str], folder: Path) -> Words:
         raise DataError(f"line {blank} of {len(lines)} is empty, so the file is damaged or no vocabulary")
     beside = folder / "tokenizer_config.json"
     config = read_json_object(beside) if beside.is_file() else {}
-    return Words(
+    return WordPieceTokenizer(
         lines,
         config.get("do_lower_case", True),
         config.get("strip_accents"),
@@ -223,7 +223,7 @@ def _from_lines(lines: list[str], folder: Path) -> Words:
     )
 
 
-def _from_json(content: dict[str, Any]) -> Words:
+def _from_json(content: dict[str, Any]) -> WordPieceTokenizer:
     """A tokenizer.json: its vocabulary and how it treats letters; limits of length are not taken over."""
     model, normalizer = content["model"], content["normalizer"] or {}
     kinds = (model.get("type"), normalizer.get("type"))
@@ -233,7 +233,7 @@ def _from_json(content: dict[str, Any]) -> Words:
     numbers = added | model["vocab"]
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise DataError(f"its {len(numbers)} pieces are not numbered from 0 to {len(numbers) - 1}")
-    return Words(
+    return WordPieceTokenizer(
         sorted(numbers, key=lambda piece: numbers[piece]),
         normalizer["lowercase"],
         normalizer["strip_accents"],

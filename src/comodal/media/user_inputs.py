@@ -22,7 +22,7 @@ AUDIO = "a path, an array (samples,) or (samples, channels), a tensor (samples,)
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class Sound(NamedTuple):
+class Waveform(NamedTuple):
     """Mono samples with full scale at 1, and how many of them are a second."""
 
     samples: Float32[np.ndarray, " samples"]
@@ -96,7 +96,7 @@ def as_images(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     return [as_image(images)]
 
 
-def as_sound(sound: Any, sample_rate: int | float | None = None) -> Sound:
+def as_sound(sound: Any, sample_rate: int | float | None = None) -> Waveform:
     """One sound, its channels mixed to their mean, whole numbers scaled to full scale at 1.
 
     Args:
@@ -125,7 +125,7 @@ def as_sound(sound: Any, sample_rate: int | float | None = None) -> Sound:
     samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float64)
     if not np.isfinite(samples).all():
         raise ValueError("audio with samples that are not finite numbers")
-    return Sound(samples.astype(np.float32), sample_rate)
+    return Waveform(samples.astype(np.float32), sample_rate)
 
 
 def full_scale(samples: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def full_scale(samples: np.ndarray) -> np.ndarray:
     return (samples.astype(np.float64) - (middle if samples.dtype.kind == "u" else 0)) / middle
 
 
-def read_native(path: Path) -> Sound:
+def read_native(path: Path) -> Waveform:
     """The whole of a file, at its own sample rate.
 
     Raises:
@@ -147,7 +147,7 @@ def read_native(path: Path) -> Sound:
         blocks.append(block)
     if not sum(map(len, blocks)):
         raise ValueError(f"{path}: not one sample of sound")
-    return Sound(np.concatenate(blocks), rate)
+    return Waveform(np.concatenate(blocks), rate)
 
 
 def describe(value: Any) -> str:

@@ -39,8 +39,8 @@ from comodal.media.containers.container import (
     open_container,
 )
 from comodal.media.image import encode_jpeg_planes
-from comodal.media.image_orientation import Upright
-from comodal.media.refused_formats import Refusal
+from comodal.media.image_orientation import ImageOrienter
+from comodal.media.refused_formats import RefusalReason
 
 MIN_SECONDS = 1.0
 SILENT_PEAK = 1e-3
@@ -112,13 +112,13 @@ def read_clip(
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         if audio is None:
-            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
+            raise MediaError(path, RefusalReason.NO_SOUND, "no audio stream in the file")
         picture, sound = make_tracks(path, video, audio)
         if start_seconds:
             go_to(container, (picture, sound), start_seconds)
-        upright = Upright(path, short_side, video.sample_aspect_ratio)
+        upright = ImageOrienter(path, short_side, video.sample_aspect_ratio)
         screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
         shown, joiner, mono = _read_both(container, picture, sound, screen, seconds)
     mono = resample(mono, joiner.rate, sample_rate)
@@ -155,9 +155,9 @@ def read_clip_with_audio(
     with open_container(path) as container:
         video, _ = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video)
-        picture, upright = tracks[0], Upright(path, short_side, video.sample_aspect_ratio)
+        picture, upright = tracks[0], ImageOrienter(path, short_side, video.sample_aspect_ratio)
         screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
         shown: list[tuple[float, bytes]] = []
         for begins, frame in _pictures(container, tracks):
@@ -193,10 +193,10 @@ def iterate_frames(
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
-        screen = _Screen(frames_per_second, Upright(path, short_side, video.sample_aspect_ratio).rgb)
+        screen = _Screen(frames_per_second, ImageOrienter(path, short_side, video.sample_aspect_ratio).rgb)
         for begins, frame in _pictures(container, tracks):
             yield from screen.show(frame, begins)
         yield from screen.until(track.end)
@@ -212,10 +212,10 @@ def every_frame(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height w
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
-        upright = Upright(path, None, video.sample_aspect_ratio)
+        upright = ImageOrienter(path, None, video.sample_aspect_ratio)
         for begins, frame in _pictures(container, tracks):
             yield begins, upright.rgb(frame)
         track.check_whole(0.0)
@@ -230,13 +230,13 @@ def probe(path: Path) -> VideoInfo:
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, Refusal.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
         first = next(_pictures(container, tracks), None)
         if first is None:
             raise track.nothing_decoded()
-        height, width, _ = Upright(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
+        height, width, _ = ImageOrienter(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
         length = container.duration / av.time_base if container.duration else track.promised_end
         rate = float(video.average_rate or video.guessed_rate or 0)
         sound_codec = None if audio is None else audio.codec_context.codec.name
@@ -321,11 +321,11 @@ def _check_whole(container: InputContainer, picture: Track, sound: Track, second
         end = max(picture.end, sound.end)
         if end < min(promised, seconds) - LOST_SECONDS:
             detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
-            raise MediaError(picture.path, Refusal.TRUNCATED, detail)
+            raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
 
 
 def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:
     if overlap < MIN_SECONDS - 1e-6:
-        raise MediaError(path, Refusal.TOO_SHORT, f"picture and sound overlap for {max(overlap, 0.0):.3f} s")
+        raise MediaError(path, RefusalReason.TOO_SHORT, f"picture and sound overlap for {max(overlap, 0.0):.3f} s")
     if np.ptp(sound) / 2 < SILENT_PEAK:
-        raise MediaError(path, Refusal.SILENT, f"no sample exceeds {SILENT_PEAK} of full scale")
+        raise MediaError(path, RefusalReason.SILENT, f"no sample exceeds {SILENT_PEAK} of full scale")

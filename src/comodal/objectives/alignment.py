@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Alignment(NamedTuple):
+class AlignmentLoss(NamedTuple):
     """Cross-entropy, and how often the likelier answer is right."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
-def alignment(scores: Float[Tensor, "batch 2"], mismatched: Bool[Tensor, "batch"]) -> Alignment:
+def alignment(scores: Float[Tensor, "batch 2"], mismatched: Bool[Tensor, "batch"]) -> AlignmentLoss:
     """Of both answers: class 0 is a pair that belongs together, class 1 one that was mixed up (the original too)."""
     scores, target = scores.float(), mismatched.long()
-    return Alignment(F.cross_entropy(scores, target), (scores.argmax(1) == target).float().mean())
+    return AlignmentLoss(F.cross_entropy(scores, target), (scores.argmax(1) == target).float().mean())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.objectives.contrastive import contrast
 
 
@@ -17,7 +17,7 @@ def correspondence(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "bat
     return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
 
 
-class Correspondence(nn.Module):
+class AudioVisualCorrespondence(nn.Module):
     """The paper's objective: one image and one second of audio a sample, half of them matched.
 
     Needs a model whose output for (image, sound) has `logits` of (batch, 2): apart, together.
@@ -27,7 +27,7 @@ class Correspondence(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+    def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
         return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
 
 
@@ -52,7 +52,7 @@ class AllPairs(nn.Module):
         self.model: Any = model  # its towers are more than a Module promises
         self.pair_weight = pair_weight
 
-    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+    def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
         if not self.training:
             return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
         logits = self.model.fuse_all(self.model.image_features(batch.image), self.model.sound_features(batch.sound))

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-class Contrast(NamedTuple):
+class ContrastiveLoss(NamedTuple):
     """A loss, and how often a row's own score is its highest; both are means over both directions, 0 without rows."""
 
     loss: Float[Tensor, ""]
@@ -19,7 +19,7 @@ class Contrast(NamedTuple):
 
 def contrast(
     scores: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"], counted: Bool[Tensor, "batch"]
-) -> Contrast:
+) -> ContrastiveLoss:
     """Cross-entropy of the diagonal, within its row and within its column.
 
     Args:
@@ -32,4 +32,4 @@ def contrast(
     log_odds = torch.stack([compared.log_softmax(dim).diagonal() for dim in (1, 0)])
     found = torch.stack([compared.diagonal() >= compared.amax(dim) for dim in (1, 0)])
     rows = 2 * counted.sum().clamp(min=1)
-    return Contrast(-(log_odds * counted).sum() / rows, (found & counted).sum() / rows)
+    return ContrastiveLoss(-(log_odds * counted).sum() / rows, (found & counted).sum() / rows)

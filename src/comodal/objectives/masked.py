@@ -15,33 +15,37 @@ RegionTarget = Literal["classes", "features", "contrast", "tokens"]
 ACROSS, INSIDE = 0.7, 0.3  # of the negatives, from other images and from the same one (the original's code)
 
 
-class Guess(NamedTuple):
+class MaskedLoss(NamedTuple):
     """A loss, and how often the likeliest answer is right; both are means over the hidden places, 0 without any."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
-def guess(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> Guess:
+def guess(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> MaskedLoss:
     """The means, given the sum of the losses."""
     places = max(len(right), 1)
-    return Guess(total / places, right.sum().float() / places)
+    return MaskedLoss(total / places, right.sum().float() / places)
 
 
-def masked_classes(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> Guess:
+def masked_classes(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> MaskedLoss:
     """Cross-entropy of hidden words, or of the visual tokens of hidden regions."""
     scores = scores.float()
     return guess(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
 
 
-def masked_distributions(scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]) -> Guess:
+def masked_distributions(
+    scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]
+) -> MaskedLoss:
     """Divergence from the detector's class probabilities (the paper's target); right is its likeliest class."""
     scores = scores.float()
     total = F.kl_div(scores.log_softmax(1), target.float(), reduction="sum")
     return guess(total, scores.argmax(1) == target.argmax(1))
 
 
-def masked_features(predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]) -> Guess:
+def masked_features(
+    predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]
+) -> MaskedLoss:
     """Mean squared error; right is a prediction nearer to its own region than to any other that is hidden."""
     predicted, target = predicted.float(), target.float()
     total = F.mse_loss(predicted, target, reduction="sum") / target.shape[1]
@@ -53,7 +57,7 @@ def masked_features(predicted: Float[Tensor, "places features"], target: Float[T
     return guess(total, nearest == torch.arange(len(target), device=target.device))
 
 
-class Negatives(NamedTuple):
+class RegionNegatives(NamedTuple):
     """Regions that a prediction must not point at, as rows of all regions, and which of them exist."""
 
     rows: Int64[Tensor, "places negatives"]
@@ -64,8 +68,8 @@ def masked_contrast(
     predicted: Float[Tensor, "places features"],
     regions: Float[Tensor, "rows features"],
     positives: Int64[Tensor, "places"],
-    negatives: Negatives,
-) -> Guess:
+    negatives: RegionNegatives,
+) -> MaskedLoss:
     """Cross-entropy of finding the hidden region among others by the dot product with their features.
 
     Args:
@@ -86,7 +90,7 @@ def draw_negatives(
     candidates: Bool[Tensor, "batch regions"],
     count: int,
     generator: torch.Generator,
-) -> Negatives:
+) -> RegionNegatives:
     """Draws regions of other images (70 %) and others of the same image (30 %), each with equal odds.
 
     Departs from the original: it draws padding too, and stops at a batch of one image. Here an image without others
@@ -114,7 +118,7 @@ def draw_negatives(
     inside = torch.where(inside >= own, inside + 1, inside)  # steps over the place itself
     exist = torch.cat([(total > size).expand_as(across), (size > 1).expand_as(inside)], 1)
     chosen = torch.cat([across, inside], 1).minimum((total - 1).clamp(min=0))
-    return Negatives(rows[chosen], exist)
+    return RegionNegatives(rows[chosen], exist)
 
 
 def drawn(sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator) -> Int64[Tensor, "places count"]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
 from comodal.models.vilbert.heads import mean_encoding
-from comodal.models.vilbert.streams import Prefix, Wanted
+from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding
 from comodal.models.vilbert.transformer import Index
 from comodal.objectives.alignment import alignment
-from comodal.objectives.contrastive import Contrast, contrast
+from comodal.objectives.contrastive import ContrastiveLoss, contrast
 from comodal.objectives.masked import (
-    Guess,
+    MaskedLoss,
     RegionTarget,
     draw_negatives,
     masked_classes,
@@ -51,7 +51,7 @@ def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor
     return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
 
 
-class Pretraining(nn.Module):
+class ViLBERTPretraining(nn.Module):
     """The weighted sum of the three losses, and how often each likeliest answer is right.
 
     `region_loss` sums the named targets; `region_accuracy` is that of the first: the detector's likeliest class, the
@@ -106,7 +106,7 @@ class Pretraining(nn.Module):
         of_regions = padding_left_out(batch.regions_attended, batch.attended_regions) if is_wide else None
         text = model.text_prefix(batch.words, batch.segments, batch.words_attended, index=of_words)
         vision = model.vision_prefix(regions, batch.locations, batch.regions_attended, index=of_regions)
-        wanted = Wanted(batch.masked_words, batch.masked_regions) if is_wide else None
+        wanted = OutputIndices(batch.masked_words, batch.masked_regions) if is_wide else None
         output = model.join(text, vision, wanted)
         words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
         targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
@@ -128,14 +128,14 @@ class Pretraining(nn.Module):
             metrics |= {"contrastive_loss": compared.loss, "contrastive_accuracy": compared.accuracy}
         return metrics
 
-    def compare(self, text: Prefix, vision: Prefix, batch: CaptionBatch) -> Contrast:
+    def compare(self, text: UnimodalEncoding, vision: UnimodalEncoding, batch: CaptionBatch) -> ContrastiveLoss:
         """The contrast of the matched pairs."""
         matched = ~batch.mismatched
         negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
         encodings = [mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
         return contrast(self.model.contrastive_head(*encodings), negatives, matched)
 
-    def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[Guess]:
+    def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[MaskedLoss]:
         """Each target's loss, from its columns of the region head."""
         features, classes = batch.region_features.shape[1], batch.region_classes.shape[1]
         known = sum(target_columns(self.region_targets, features, classes, 0).values())
@@ -148,7 +148,9 @@ class Pretraining(nn.Module):
         parts = predicted.split(list(columns.values()), 1)
         return [self.region(target, part, batch) for target, part in zip(columns, parts, strict=True)]
 
-    def region(self, target: RegionTarget, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> Guess:
+    def region(
+        self, target: RegionTarget, predicted: Float[Tensor, "places columns"], batch: CaptionBatch
+    ) -> MaskedLoss:
         """One target's loss."""
         if target == "classes":
             return masked_distributions(predicted, batch.region_classes)

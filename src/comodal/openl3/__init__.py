@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Shaped
 
 from comodal.console import say
-from comodal.data.file_batches import Rows, write_rows
+from comodal.data.file_batches import EmbeddingRows, write_rows
 from comodal.errors import ComodalError
 from comodal.inference.embed_files import (
     about_file,
@@ -29,7 +29,7 @@ from comodal.inference.embed_files import (
     sound_rows,
 )
 from comodal.inference.openl3_images import SIDE, squares, squares_as_openl3
-from comodal.media.audio_windows import EmptySoundError, iterate_windows
+from comodal.media.audio_windows import EmptyAudioError, iterate_windows
 from comodal.media.image import read_image
 from comodal.media.refused_formats import LOUDEST
 from comodal.media.resample_kaiser import MAX_RATE, resample_kaiser
@@ -194,7 +194,7 @@ def process_image_file(
         checked_picture(picture)
         seconds = None if embedder.choice.as_openl3 else np.zeros(1)
         vectors = image_vectors([picture], embedder, 1)
-        return write_rows(result, (Rows(rows, seconds) for rows in vectors), about_file(embedder))
+        return write_rows(result, (EmbeddingRows(rows, seconds) for rows in vectors), about_file(embedder))
 
     process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
 
@@ -271,7 +271,7 @@ def process(
                 continue
             try:
                 work(Path(path), result)
-            except (ComodalError, EmptySoundError) as error:
+            except (ComodalError, EmptyAudioError) as error:
                 problems.append(str(error))
             else:
                 if verbose:

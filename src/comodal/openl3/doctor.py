@@ -16,7 +16,7 @@ from comodal.console import Table, say
 from comodal.data.numpy_files import read_npz
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.embed_files import blocks_of, image_vectors
-from comodal.inference.embedder import Choice, Embedder, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.openl3_files import weights_folders
 from comodal.inference.openl3_images import as_float, every_nth, middle, squares_as_openl3
 from comodal.media.image import read_image
@@ -36,7 +36,7 @@ KINDS = {512: "sound or pictures, 512 numbers", 6144: "sound, all 6144 numbers",
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EmbeddingCandidate:
     """A way in which the file may have been made, and how far its vectors then are."""
 
     weights: str
@@ -75,7 +75,7 @@ def doctor(
         raise ValueError("rows must be at least 1, and a file is made from a sound or from an image")
     arrays = read_embedding(path)
     found = facts(arrays)
-    candidates: list[Candidate] = []
+    candidates: list[EmbeddingCandidate] = []
     if sound is not None:
         candidates = heard(path, arrays, sound, networks(model), rows)
     elif image is not None:
@@ -166,11 +166,11 @@ def embedders(paths: list[Path], features: int, modality: str, front_ends: bool)
     for path in paths:
         for front_end in FRONT_ENDS if front_ends else FRONT_ENDS[:1]:
             try:
-                embedder = load_embedder(path, Choice(precision="fp32", size=features))
+                embedder = load_embedder(path, EmbedderOptions(precision="fp32", size=features))
                 if front_ends and embedder.about:
                     if embedder.about["representation"] == "linear" and front_end != "kapre014":
                         continue  # the same in all three
-                    embedder = load_embedder(path, Choice(None, front_end, "fp32", features))
+                    embedder = load_embedder(path, EmbedderOptions(None, front_end, "fp32", features))
                 elif front_end != "kapre014":
                     continue
                 embedder.grid("sound" if modality == "sound" else "image")
@@ -184,7 +184,7 @@ def embedders(paths: list[Path], features: int, modality: str, front_ends: bool)
 
 def heard(
     path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], sound: Path, paths: list[Path], rows: int
-) -> list[Candidate]:
+) -> list[EmbeddingCandidate]:
     """Some windows of the sound in every way: networks, front ends, centred or not."""
     vectors, times = arrays["embedding"], arrays.get("timestamps")
     if times is None:
@@ -232,7 +232,9 @@ def window(samples: Float[np.ndarray, " samples"], start: int, size: int) -> Flo
     return np.pad(cut, (before, size - before - len(cut)))
 
 
-def seen(path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], image: Path, paths: list[Path]) -> list[Candidate]:
+def seen(
+    path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], image: Path, paths: list[Path]
+) -> list[EmbeddingCandidate]:
     """The picture in every way: networks, ranges, ways to scale."""
     vectors = arrays["embedding"]
     if len(vectors) != 1:
@@ -259,15 +261,15 @@ def compared(
     faithful: bool,
     ours: Float[np.ndarray, "rows features"],
     theirs: Float[np.ndarray, "rows features"],
-) -> Candidate:
+) -> EmbeddingCandidate:
     """How far the file's vectors are from a candidate's: the norm of the difference over the candidate's own."""
     norm, other = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
     distance = float(np.linalg.norm(ours - theirs)) / max(norm, 1e-12)
     cosine = float((ours * theirs).sum()) / max(norm * other, 1e-12)
-    return Candidate(weights.name, how, faithful, distance, cosine)
+    return EmbeddingCandidate(weights.name, how, faithful, distance, cosine)
 
 
-def ranked(candidates: list[Candidate]) -> dict[str, Any]:
+def ranked(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
     """The nearest candidate, and how far the file is from what that network gives as it was trained."""
     candidates.sort(key=lambda candidate: candidate.distance)
     best = candidates[0]
@@ -290,7 +292,7 @@ def ranked(candidates: list[Candidate]) -> dict[str, Any]:
     }
 
 
-def show(path: Path, found: dict[str, Any], candidates: list[Candidate]) -> None:
+def show(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
     """What was found, and the candidates from near to far."""
     table = Table("", "", header=False)
     for name, value in found.items():

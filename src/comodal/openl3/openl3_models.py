@@ -15,7 +15,7 @@ from jaxtyping import Float32, Shaped
 
 from comodal.errors import CheckpointError, ComodalError
 from comodal.hardware import Precision
-from comodal.inference.embedder import Choice, Embedder, OpenL3Version, load_embedder
+from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
 from comodal.inference.openl3_files import find_openl3
 from comodal.models.convert.convert_openl3 import Modality
 
@@ -36,7 +36,7 @@ class OpenL3Warning(Warning):
 
 
 @dataclass(frozen=True)
-class Settings:
+class OpenL3Settings:
     """See `settings`."""
 
     as_openl3: OpenL3Version | None = None
@@ -44,8 +44,8 @@ class Settings:
     device: str = "auto"
 
 
-CURRENT: ContextVar[Settings] = ContextVar("comodal_openl3_settings")
-DEFAULT = Settings()
+CURRENT: ContextVar[OpenL3Settings] = ContextVar("comodal_openl3_settings")
+DEFAULT = OpenL3Settings()
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def settings(
         precision: fp32, bf16 (vectors have a cosine of 0.9999 with those in fp32), or auto: bf16 where it is native.
         device: auto (CUDA, else MPS, else the CPU) or the name of a device.
     """
-    token = CURRENT.set(Settings(as_openl3, precision, device))
+    token = CURRENT.set(OpenL3Settings(as_openl3, precision, device))
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def load_audio_embedding_model_from_path(
     one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
     now = CURRENT.get(DEFAULT)
     kapre = "kapre03" if now.as_openl3 else "kapre014"
-    choice = Choice(
+    choice = EmbedderOptions(
         now.as_openl3,
         kapre if frontend == "kapre" else frontend,  # type: ignore[arg-type]
         now.precision,
@@ -156,11 +156,11 @@ def load_image_embedding_model_from_path(model_path: str | Path, embedding_size:
     """A network of pictures from a file (.h5, .h5.gz) or a model's folder."""
     one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
     now = CURRENT.get(DEFAULT)
-    choice = Choice(now.as_openl3, None, now.precision, embedding_size, now.device)  # type: ignore[arg-type]
+    choice = EmbedderOptions(now.as_openl3, None, now.precision, embedding_size, now.device)  # type: ignore[arg-type]
     return EmbeddingModel(loaded(Path(model_path), choice, "image"), "image", "")
 
 
-def loaded(path: Path, choice: Choice, modality: Modality) -> Embedder:
+def loaded(path: Path, choice: EmbedderOptions, modality: Modality) -> Embedder:
     """A network, read once."""
     try:
         embedder = load_embedder(path, choice)

@@ -14,17 +14,17 @@ from typing import Literal, NamedTuple
 import torch
 
 from comodal.data.loader import Loader, Workers
-from comodal.data.shards.clip_dataset import Augmentation, Clips
-from comodal.data.shards.pair_sampler import MatchedPairs, Pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
+from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, Config, L3Net, openl3, small
-from comodal.objectives.avc import AllPairs, Correspondence
+from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, L3NetConfig, openl3, small
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.training.optimization import adam, schedule
 from comodal.training.run import Run
 
 Variant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
-VARIANTS: dict[str, Config] = {
+VARIANTS: dict[str, L3NetConfig] = {
     "paper": PAPER,
     "small": small(),
     "l3embedding": L3EMBEDDING,
@@ -35,7 +35,7 @@ VARIANTS: dict[str, Config] = {
 Objective = Literal["avc", "all_pairs"]
 
 
-class Defaults(NamedTuple):
+class AVCDefaults(NamedTuple):
     """What is trained how long, for parameters that are None."""
 
     steps: int
@@ -45,9 +45,9 @@ class Defaults(NamedTuple):
 
 
 PAPER_PAIRS = 60_000_000
-PAPER_DEFAULTS = Defaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
-L3EMBEDDING_DEFAULTS = Defaults(300 * 4096, 64, 1e-5, 500)
-SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
+PAPER_DEFAULTS = AVCDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
+L3EMBEDDING_DEFAULTS = AVCDefaults(300 * 4096, 64, 1e-5, 500)
+SMALL_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
 DEFAULTS = dict.fromkeys(VARIANTS, L3EMBEDDING_DEFAULTS) | {"paper": PAPER_DEFAULTS, "small": SMALL_DEFAULTS}
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 
@@ -114,9 +114,9 @@ def recipe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = L3Net(config)
-    trained = AllPairs(model) if objective == "all_pairs" else Correspondence(model)
+    trained = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
     augmentation = Augmentation(mirror, brightness, saturation, volume)
-    sampler = MatchedPairs if objective == "all_pairs" else Pairs
+    sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
     train = clips(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
     validation = None
     if validation_pairs:
@@ -139,20 +139,20 @@ def recipe(
 
 def clips(
     folder: Path,
-    config: Config,
+    config: L3NetConfig,
     seed: int,
     augmentation: Augmentation | None,
-    sampler: type[Pairs] = Pairs,
+    sampler: type[PairSampler] = PairSampler,
     cache_bytes: int = 0,
-) -> Clips:
+) -> ClipPairDataset:
     """The pairs of one split.
 
     Raises:
         DataError: There are no shards, or too few clips to make pairs.
     """
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     try:
         pairs = sampler(shards, seed, config.sound_seconds)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
-    return Clips(shards, pairs, config.image_size, config.sample_rate, augmentation, cache_bytes)
+    return ClipPairDataset(shards, pairs, config.image_size, config.sample_rate, augmentation, cache_bytes)

@@ -17,20 +17,20 @@ from torch import nn
 from comodal import distributed
 from comodal.console import say
 from comodal.data.batch import TokenInput
-from comodal.data.captions.caption_dataset import Captions, Hiding
+from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption, read_captions
 from comodal.data.captions.caption_matching import matched, split_pairs
-from comodal.data.captions.caption_pairs import Mismatches
+from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.loader import Loader, Workers
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
 from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.vilbert import single_stream
-from comodal.models.vilbert.vilbert import Config, ViLBERT, base, large, small
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig, base, large, small
 from comodal.objectives.masked import RegionTarget
-from comodal.objectives.pretraining import Pretraining, target_columns
+from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
 from comodal.tasks.vision_language.region_record import remembered
 from comodal.training.optimization import adamw, linear
 from comodal.training.run import Run
@@ -40,7 +40,7 @@ VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{
 BERT_REPORT = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
 
 
-class Defaults(NamedTuple):
+class ViLBERTDefaults(NamedTuple):
     """What is trained how long, for parameters that are None."""
 
     steps: int
@@ -49,19 +49,19 @@ class Defaults(NamedTuple):
     validate_every: int
 
 
-PAPER_DEFAULTS = Defaults(60_000, 512, 1e-4, 500)
-SMALL_DEFAULTS = Defaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
+PAPER_DEFAULTS = ViLBERTDefaults(60_000, 512, 1e-4, 500)
+SMALL_DEFAULTS = ViLBERTDefaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
 CONTRASTIVE_DIM = 128
 VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 Pairs = list[tuple[Caption, int]]
 
 
 @dataclass(frozen=True)
-class Material:
+class PretrainingData:
     """What the captions, the store and the vocabulary give."""
 
     store: RegionStore
-    words: Words
+    words: WordPieceTokenizer
     train: Pairs
     validation: Pairs
 
@@ -171,11 +171,11 @@ def recipe(
         begin_with(model, start_from)
     if faithful and replaced == "image":
         raise ValueError("--faithful replaces captions, as the original's code does: leave out --replaced image")
-    hiding = Hiding(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
-    mismatches = Mismatches(replaced="caption" if faithful else replaced, other_image=not faithful)
+    hiding = MaskingConfig(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
+    mismatches = NegativeSampling(replaced="caption" if faithful else replaced, other_image=not faithful)
 
-    def pairs(chosen: Pairs, chance: int) -> Captions:
-        made = Captions(
+    def pairs(chosen: Pairs, chance: int) -> CaptionDataset:
+        made = CaptionDataset(
             chosen, material.store, material.words, chance, batch_size, max_words, max_regions, hiding, mismatches
         )
         if made.truncated and distributed.is_main():
@@ -187,7 +187,7 @@ def recipe(
     if validation_pairs and material.validation:
         length = -(-validation_pairs // batch_size) * batch_size
         validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length)
-    objective = Pretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
+    objective = ViLBERTPretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
     return Run(
         objective=objective,
         batches=Loader(pairs(material.train, seed), batch_size, workers),
@@ -205,7 +205,7 @@ def recipe(
     )
 
 
-def gather(data: Path, captions: Path, words: Path | None, validation_share: float) -> Material:
+def gather(data: Path, captions: Path, words: Path | None, validation_share: float) -> PretrainingData:
     """The captions whose image is in the store, split, and the vocabulary.
 
     Raises:
@@ -226,8 +226,12 @@ def gather(data: Path, captions: Path, words: Path | None, validation_share: flo
         parts["validation"] = []
         if distributed.is_main():
             say(f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)")
-    vocabulary = Words.read(words) if words else Words.of_texts(caption.caption for caption, _ in parts["train"])
-    return Material(store, vocabulary, parts["train"], parts["validation"])
+    vocabulary = (
+        WordPieceTokenizer.read(words)
+        if words
+        else WordPieceTokenizer.of_texts(caption.caption for caption, _ in parts["train"])
+    )
+    return PretrainingData(store, vocabulary, parts["train"], parts["validation"])
 
 
 def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
@@ -244,7 +248,7 @@ def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionT
 
 def new_model(
     variant: Variant,
-    material: Material,
+    material: PretrainingData,
     targets: Sequence[RegionTarget],
     tokens: bool,
     bert: Path | None,
@@ -271,8 +275,8 @@ def new_model(
     if variant == "single_stream":
         sizes = (config.vocabulary, config.positions, config.first_position, config.segments, config.text)
         rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
-        return single_stream.SingleStream(single_stream.Config(*sizes, *rest))
-    sized: Config = replace(
+        return single_stream.SingleStream(single_stream.SingleStreamConfig(*sizes, *rest))
+    sized: ViLBERTConfig = replace(
         config,
         region_features=store.dim,
         region_targets=columns,
@@ -284,7 +288,7 @@ def new_model(
 
 def check_length(model: nn.Module, max_words: int) -> None:
     """Raises a RecipeError if captions could have more word pieces than the model has positions."""
-    config = cast(Config | single_stream.Config, model.config)
+    config = cast(ViLBERTConfig | single_stream.SingleStreamConfig, model.config)
     longest = config.positions - config.first_position
     if max_words > longest:
         raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")

@@ -72,7 +72,7 @@ class Backbone:
         return np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
 
 
-class Scaled(NamedTuple):
+class ScaledImage(NamedTuple):
     """A picture as a network sees it, boxes in pixels of the picture before, and its size before."""
 
     picture: UInt8[np.ndarray, "_ _ 3"]
@@ -81,7 +81,7 @@ class Scaled(NamedTuple):
     height: int
 
 
-class Pooled:
+class PooledRegions:
     """A source of regions without a detector: given boxes, with features pooled from a network's maps.
 
     Args:
@@ -113,14 +113,14 @@ class Pooled:
 
     def scaled(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
-    ) -> Scaled:
+    ) -> ScaledImage:
         """A picture as the network sees it."""
         if boxes is None:
             raise ValueError(f"{self.name} finds no boxes: give some")
         height, width = picture.shape[:2]
-        return Scaled(self.backbone.scaled(picture), boxes, width, height)
+        return ScaledImage(self.backbone.scaled(picture), boxes, width, height)
 
-    def batch(self, pictures: Sequence[Scaled]) -> list[Regions]:
+    def batch(self, pictures: Sequence[ScaledImage]) -> list[Regions]:
         """The regions of several pictures; those of one size go through the network together."""
         found: dict[int, Regions] = {}
         for shape in dict.fromkeys(one.picture.shape for one in pictures):

@@ -15,7 +15,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models.convert.caffemodel import read_caffemodel
 from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe
 from comodal.models.convert.convert_fpn import build_fpn, is_fpn
-from comodal.models.convert.state_dicts import Filled, read_tensors, usual_name, weights_file
+from comodal.models.convert.state_dicts import LoadReport, read_tensors, usual_name, weights_file
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
 
@@ -25,7 +25,7 @@ PICKLE = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with 
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def load_detector(path: Path) -> tuple[C4 | FPN, Filled]:
+def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:
     """The Visual Genome detector of a file of any container, and what became of every tensor of it.
 
     Raises:

@@ -31,10 +31,10 @@ from comodal.hardware import DeviceName, find_device, inference_batch
 from comodal.media.image import read_image
 from comodal.models.checkpoint import model_folder
 from comodal.progress import track
-from comodal.regions.backbones import Maps, Pooled, Scaled
-from comodal.regions.extractors import MOST, Extractor, Places, Source, load_extractor
+from comodal.regions.backbones import Maps, PooledRegions, ScaledImage
+from comodal.regions.extractors import MOST, ExtractorSource, LoadedExtractor, Places, load_extractor
 from comodal.regions.extractors_c4 import HeadTypes, RuleNames
-from comodal.regions.image_list import Given, Listed, Refused, id_of, images_of, read_boxes
+from comodal.regions.image_list import ImageList, ImageWithBoxes, RefusedImage, id_of, images_of, read_boxes
 from comodal.regions.region_network import extractor_for, keep_network
 from comodal.text_files import read_json_lines
 from comodal.workers import CRASHED, CRASHES, Backend, came_of, one_by_one, running_on
@@ -47,7 +47,7 @@ REPORT = "report.jsonl"
 NAMES_ALONE = ("detector", "boxes_from")  # what they name is the same where the fingerprints are
 
 
-class Made(NamedTuple):
+class ExtractionResult(NamedTuple):
     """The regions of an image, or why there are none."""
 
     image: str
@@ -137,21 +137,21 @@ def extract_regions(
     elif detector is None:
         raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
     else:
-        source = Source(detector, places, grid, cells, size, most, fewest, rules, head, maps)
+        source = ExtractorSource(detector, places, grid, cells, size, most, fewest, rules, head, maps)
         extractor = load_extractor(source, device)
     if extractor.source.boxes == "given" and file is None:
         raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
     root = root_of(images)
     listed = read_boxes(file, root) if file else images_of(images)
     with explained(out), only_one(out), running_on(backend):
-        fill_store(out, listed, Pool(extractor, root, device, workers, backend), dtype)
+        fill_store(out, listed, ExtractionPool(extractor, root, device, workers, backend), dtype)
         keep_network(extractor, out)
         if also_for is not None:
             accept(out, model_folder(also_for))
     return report(out)
 
 
-def like_those_of(model: Path, detector: str | None, boxes: Places | None, device: str) -> Extractor:
+def like_those_of(model: Path, detector: str | None, boxes: Places | None, device: str) -> LoadedExtractor:
     """What makes regions that a model can read.
 
     Raises:
@@ -164,7 +164,7 @@ def like_those_of(model: Path, detector: str | None, boxes: Places | None, devic
 
 
 @dataclass(frozen=True)
-class Pool:
+class ExtractionPool:
     """Makes the regions of images in parallel, and gives them in the order of the images.
 
     Args:
@@ -175,15 +175,15 @@ class Pool:
         backend: Where they run.
     """
 
-    extractor: Extractor
+    extractor: LoadedExtractor
     images: Path
     device: str
     workers: int
     backend: Backend
 
-    def __call__(self, todo: Sequence[Given]) -> Iterator[Made]:
+    def __call__(self, todo: Sequence[ImageWithBoxes]) -> Iterator[ExtractionResult]:
         device = find_device(self.device)
-        if device.type != "cpu" and isinstance(self.extractor.network, Pooled):
+        if device.type != "cpu" and isinstance(self.extractor.network, PooledRegions):
             yield from make_together(todo, self.images, self.extractor, self.extractor.network, inference_batch(device))
             return
         processes = self.workers if device.type == "cpu" else 1
@@ -195,7 +195,7 @@ class Pool:
             return
         yield from self.in_workers(todo, processes)
 
-    def in_workers(self, todo: Sequence[Given], processes: int) -> Iterator[Made]:
+    def in_workers(self, todo: Sequence[ImageWithBoxes], processes: int) -> Iterator[ExtractionResult]:
         """By worker processes. Where one dies, the next images are read one by one: what ends a process by itself is
         refused.
 
@@ -226,17 +226,20 @@ class Pool:
                     ) from error
                 done += len(suspects)
                 yield from (
-                    made or Made(image.image, None, *CRASHED) for image, made in zip(suspects, found, strict=True)
+                    made or ExtractionResult(image.image, None, *CRASHED)
+                    for image, made in zip(suspects, found, strict=True)
                 )
 
 
-def make_there(image: Given, images: Path, source: Source, device: str, fingerprint: str) -> Made:
+def make_there(
+    image: ImageWithBoxes, images: Path, source: ExtractorSource, device: str, fingerprint: str
+) -> ExtractionResult:
     """In a worker, which keeps its network from image to image."""
     return make(image, images, loaded(source, device, fingerprint))
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(source: Source, device: str, fingerprint: str) -> Extractor:
+def loaded(source: ExtractorSource, device: str, fingerprint: str) -> LoadedExtractor:
     """A worker's network.
 
     Raises:
@@ -260,39 +263,39 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make(image: Given, images: Path, extractor: Extractor) -> Made:
+def make(image: ImageWithBoxes, images: Path, extractor: LoadedExtractor) -> ExtractionResult:
     """The regions of one image."""
     try:
         with one_item(images / image.image):
             regions = extractor(read_image(images / image.image), image.boxes)
     except MediaError as error:
-        return Made(image.image, None, str(error.reason), error.detail)
-    return Made(image.image, regions)
+        return ExtractionResult(image.image, None, str(error.reason), error.detail)
+    return ExtractionResult(image.image, regions)
 
 
 def make_together(
-    todo: Sequence[Given], images: Path, extractor: Extractor, network: Pooled, size: int
-) -> Iterator[Made]:
+    todo: Sequence[ImageWithBoxes], images: Path, extractor: LoadedExtractor, network: PooledRegions, size: int
+) -> Iterator[ExtractionResult]:
     """The regions of images on a GPU: so many at once are read and scaled side by side and go through it together."""
 
-    def scaled(image: Given) -> Scaled | Made:
+    def scaled(image: ImageWithBoxes) -> ScaledImage | ExtractionResult:
         try:
             with one_item(images / image.image):
                 picture = read_image(images / image.image)
                 return network.scaled(picture, extractor.boxes_in(picture, image.boxes))
         except MediaError as error:
-            return Made(image.image, None, str(error.reason), error.detail)
+            return ExtractionResult(image.image, None, str(error.reason), error.detail)
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
     for start in range(0, len(todo), size):
         part = todo[start : start + size]
         read = parallel(joblib.delayed(scaled)(image) for image in part)
-        regions = iter(network.batch([one for one in read if isinstance(one, Scaled)]))
+        regions = iter(network.batch([one for one in read if isinstance(one, ScaledImage)]))
         for image, one in zip(part, read, strict=True):
-            yield one if isinstance(one, Made) else Made(image.image, next(regions))
+            yield one if isinstance(one, ExtractionResult) else ExtractionResult(image.image, next(regions))
 
 
-def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> None:
+def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: FeatureType) -> None:
     """Makes what is not there yet.
 
     Raises:
@@ -323,19 +326,19 @@ def fill_store(out: Path, listed: Listed, pool: Pool, dtype: FeatureType) -> Non
         raise DataError(f"{out} was made otherwise, from {made}: give another folder")
 
 
-def add(writer: RegionWriter | RegionAppender, made: Made, name: str | None = None) -> Refused | None:
+def add(writer: RegionWriter | RegionAppender, made: ExtractionResult, name: str | None = None) -> RefusedImage | None:
     """Adds an image to the store, under its path without the suffix or another name, or says why not."""
     if made.regions is None:
-        return Refused(made.image, made.reason, made.detail)
+        return RefusedImage(made.image, made.reason, made.detail)
     features, boxes, classes, _, width, height = made.regions
     try:
         writer.add(name or id_of(made.image), features, boxes, width, height, classes)
     except ValueError as error:
-        return Refused(made.image, DOES_NOT_FIT, str(error))
+        return RefusedImage(made.image, DOES_NOT_FIT, str(error))
     return None
 
 
-def with_bar(made: Iterator[Made], total: int, todo: int) -> Iterator[Made]:
+def with_bar(made: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
     """How far, and how long yet."""
     yield from track(made, "regions", total=total, completed=total - todo)
 

@@ -27,11 +27,11 @@ from comodal.models.convert.state_dicts import FILES
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
 from comodal.models.pooling import grid_boxes
-from comodal.regions.backbones import LITE0, Maps, Pooled, load_backbone
+from comodal.regions.backbones import LITE0, Maps, PooledRegions, load_backbone
 from comodal.regions.detector_files import CAFFEMODEL, CLASS_SCORES, load_detector, read_detector
-from comodal.regions.extractors_c4 import C4Regions, HeadTypes, RuleNames, rules_of
+from comodal.regions.extractors_c4 import C4Extractor, HeadTypes, RuleNames, rules_of
 from comodal.regions.extractors_detr import load_detr
-from comodal.regions.extractors_fpn import FpnRegions, fpn_rules_of
+from comodal.regions.extractors_fpn import FPNExtractor, fpn_rules_of
 from comodal.regions.extractors_selective import selective_search
 from comodal.regions.region_extractor import RegionExtractor, check_shape, inside
 from comodal.text_files import read_json_object
@@ -46,7 +46,7 @@ MOST = 36  # the regions of an image in ViLBERT's own features
 
 
 @dataclass(frozen=True)
-class Source:
+class ExtractorSource:
     """How regions are made: whatever another machine needs to make the same.
 
     Args:
@@ -75,7 +75,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Extractor:
+class LoadedExtractor:
     """A source of regions as it is used: with boxes for pictures that come without.
 
     Args:
@@ -84,7 +84,7 @@ class Extractor:
         boxes_of: Boxes of a picture; None for the network's own.
     """
 
-    source: Source
+    source: ExtractorSource
     network: RegionExtractor
     boxes_of: BoxesOf | None
 
@@ -118,7 +118,7 @@ class Extractor:
         return boxes
 
 
-def load_extractor(source: Source, device: str = "auto") -> Extractor:
+def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtractor:
     """Reads the network of a source.
 
     Args:
@@ -137,22 +137,22 @@ def load_extractor(source: Source, device: str = "auto") -> Extractor:
         raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
     if boxes != "own" and not network.takes_boxes:
         raise ValueError(f"{network.name} finds its own boxes and cannot tell the features of others")
-    if (source.cells != 1 or source.maps) and not isinstance(network, Pooled):
+    if (source.cells != 1 or source.maps) and not isinstance(network, PooledRegions):
         raise ValueError(f"cells and maps are for a vision network, not for {network.name}")
-    if not isinstance(network, C4Regions) and any((source.fewest, source.rules, source.head)):
+    if not isinstance(network, C4Extractor) and any((source.fewest, source.rules, source.head)):
         raise ValueError(f"fewest, rules and head are for bottom-up attention's detector, not for {network.name}")
     finders: dict[str, BoxesOf] = {
         "grid": partial(grid_in, grid=source.grid),
         "selective": partial(selective_search, most=source.most),
     }
-    return Extractor(replace(source, boxes=boxes, size=network.size), network, finders.get(boxes))
+    return LoadedExtractor(replace(source, boxes=boxes, size=network.size), network, finders.get(boxes))
 
 
-def load_network(source: Source, device: str) -> RegionExtractor:
+def load_network(source: ExtractorSource, device: str) -> RegionExtractor:
     """What gives the features, recognised from what lies there."""
     path = Path(source.detector)
     if source.detector == LITE0:
-        return Pooled(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
+        return PooledRegions(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
     if not path.exists():
         raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
     if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
@@ -160,7 +160,7 @@ def load_network(source: Source, device: str) -> RegionExtractor:
             return load_detr(path, source.size, source.most, device)
         if read_json_object(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
             return detector_of(source, load_model(path), device)
-        return Pooled(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
+        return PooledRegions(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
     if path.suffix == CAFFEMODEL:
         return detector_of(source, load_detector(path)[0], device)
     state = read_detector(path)
@@ -177,23 +177,23 @@ def load_network(source: Source, device: str) -> RegionExtractor:
     return load_faster_rcnn(path, state, source.size, source.most, device)
 
 
-def detector_of(source: Source, model: nn.Module, device: str) -> C4Regions | FpnRegions:
+def detector_of(source: ExtractorSource, model: nn.Module, device: str) -> C4Extractor | FPNExtractor:
     """A Visual Genome detector as a source asks for it."""
     if isinstance(model, FPN):
-        return FpnRegions(model, fpn_rules_of(source.size, source.most), device)
+        return FPNExtractor(model, fpn_rules_of(source.size, source.most), device)
     assert isinstance(model, C4)
     rules = rules_of(source.rules, source.size, source.fewest, source.most)
-    return C4Regions(model, rules, source.head or "fp32", device)
+    return C4Extractor(model, rules, source.head or "fp32", device)
 
 
-def source_of(made: dict[str, Any]) -> Source:
+def source_of(made: dict[str, Any]) -> ExtractorSource:
     """How regions of a store were made, to make others alike.
 
     Raises:
         DataError: They were made elsewhere, from features that others had extracted.
     """
     try:
-        values = {name: made[name] for name in Source.__dataclass_fields__ if name not in OPTIONAL}
+        values = {name: made[name] for name in ExtractorSource.__dataclass_fields__ if name not in OPTIONAL}
     except KeyError as error:
         raise DataError(f"regions of {named(made)}: its detector is not known here") from error
     values |= {name: made.get(name) for name in OPTIONAL}
@@ -201,12 +201,12 @@ def source_of(made: dict[str, Any]) -> Source:
     known = known and all(isinstance(values[name], int) for name in NUMBERS if name != "fewest")
     if not known or any(values[name] not in (None, *choices) for name, choices in CHOICES.items()):
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
-    return Source(**{**values, "detector": str(values["detector"])})
+    return ExtractorSource(**{**values, "detector": str(values["detector"])})
 
 
 def extractor_like(
     made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
-) -> Extractor:
+) -> LoadedExtractor:
     """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
 
     Args:
@@ -227,7 +227,7 @@ def extractor_like(
     return extractor
 
 
-def check_numbers(source: Source) -> None:
+def check_numbers(source: ExtractorSource) -> None:
     """All are positive, and none is larger than what memory could hold."""
     for name, most in NUMBERS.items():
         number = getattr(source, name)

@@ -15,7 +15,12 @@ from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 from comodal.hardware import DTYPES
 from comodal.models.detectors.detector_c4 import C4, laid_out
-from comodal.models.detectors.detector_rules import LxmertRules, Rules, caffe_regions, lxmert_regions
+from comodal.models.detectors.detector_rules import (
+    C4Postprocessing,
+    LXMERTPostprocessing,
+    caffe_regions,
+    lxmert_regions,
+)
 from comodal.regions.backbones import fingerprint
 from comodal.regions.region_extractor import fingerprint_of
 
@@ -26,7 +31,7 @@ LONGER = 5 / 3  # the long side of a picture to its short side, at most: 1000 to
 OF_BOXES = ("fewest", "most", "sure", "before", "proposals", "overlap", "class_overlap", "class_overlaps", "smallest")
 
 
-class C4Regions:
+class C4Extractor:
     """Regions of the network.
 
     Args:
@@ -36,8 +41,10 @@ class C4Regions:
         device: Where PyTorch computes.
     """
 
-    def __init__(self, model: C4, rules: Rules | LxmertRules, head: HeadTypes = "fp32", device: str = "cpu") -> None:
-        way = "ViLBERT's" if isinstance(rules, Rules) else "LXMERT's"
+    def __init__(
+        self, model: C4, rules: C4Postprocessing | LXMERTPostprocessing, head: HeadTypes = "fp32", device: str = "cpu"
+    ) -> None:
+        way = "ViLBERT's" if isinstance(rules, C4Postprocessing) else "LXMERT's"
         self.name = f"bottom-up attention (Visual Genome, ResNet C4), {way} rules"
         self.finds_boxes, self.takes_boxes = True, True
         self.rules, self.size, self.device = rules, rules.size, device
@@ -58,7 +65,7 @@ class C4Regions:
         height, width = picture.shape[:2]
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
-        if isinstance(self.rules, Rules):
+        if isinstance(self.rules, C4Postprocessing):
             found = caffe_regions(self.model, pixels, self.rules, given)
         else:
             found = lxmert_regions(self.model, pixels, self.rules, given)
@@ -70,7 +77,7 @@ class C4Regions:
 
 def rules_of(
     rules: RuleNames | None = None, size: int | None = None, fewest: int | None = None, most: int = 36
-) -> Rules | LxmertRules:
+) -> C4Postprocessing | LXMERTPostprocessing:
     """The rules with a caller's wishes.
 
     Args:
@@ -85,6 +92,6 @@ def rules_of(
     fewest = most if fewest is None else fewest
     if fewest > most:
         raise ValueError(f"at least {fewest} regions and at most {most}: --fewest is the smaller number")
-    build = LxmertRules if rules == "lxmert" else Rules
+    build = LXMERTPostprocessing if rules == "lxmert" else C4Postprocessing
     size = size or build.size
     return build(size=size, longest=round(size * LONGER), fewest=fewest, most=most)

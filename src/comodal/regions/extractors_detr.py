@@ -27,7 +27,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class DetrRegions:
+class DetrExtractor:
     """Regions of a network that transformers loads for object detection.
 
     Args:
@@ -87,7 +87,7 @@ class DetrRegions:
         return state, logits, places
 
 
-def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> DetrRegions:
+def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> DetrExtractor:
     """A network of the DETR family from the folder that `save_pretrained` wrote or the hub holds; nothing is fetched.
 
     Args:
@@ -119,7 +119,7 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
         sides = sides_of(processor)
         processor.size = {name: round(side * size / min(sides.values())) for name, side in sides.items()}
     try:
-        return DetrRegions(str(model.config.model_type), model.eval(), processor, most, device)
+        return DetrExtractor(str(model.config.model_type), model.eval(), processor, most, device)
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a network of the DETR family: {first_line(error)}") from error
 

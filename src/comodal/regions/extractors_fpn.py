@@ -10,12 +10,12 @@ from jaxtyping import Float32, UInt8
 
 from comodal.data.regions.region_store import Regions
 from comodal.models.detectors.detector_fpn import FPN, laid_out
-from comodal.models.detectors.detector_fpn_regions import FpnRules, fpn_regions
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions
 from comodal.regions.backbones import fingerprint
 from comodal.regions.region_extractor import fingerprint_of
 
 
-class FpnRegions:
+class FPNExtractor:
     """Regions of the network.
 
     Args:
@@ -24,7 +24,7 @@ class FpnRegions:
         device: Where PyTorch computes.
     """
 
-    def __init__(self, model: FPN, rules: FpnRules, device: str = "cpu") -> None:
+    def __init__(self, model: FPN, rules: FPNPostprocessing, device: str = "cpu") -> None:
         self.name = "12-in-1 (Visual Genome, ResNeXt FPN)"
         self.finds_boxes, self.takes_boxes = True, True
         self.rules, self.size, self.device = rules, rules.size, device
@@ -44,12 +44,12 @@ class FpnRegions:
         return Regions(features, places, classes, None, width, height)
 
 
-def fpn_rules_of(size: int | None = None, most: int = FpnRules.most) -> FpnRules:
+def fpn_rules_of(size: int | None = None, most: int = FPNPostprocessing.most) -> FPNPostprocessing:
     """The rules with a caller's wishes.
 
     Args:
         size: Short side of the pictures; by default 800. The long side is limited to 1333/800 of it.
         most: Own regions at most.
     """
-    size = size or FpnRules.size
-    return FpnRules(size=size, longest=size * FpnRules.longest // FpnRules.size, most=most)
+    size = size or FPNPostprocessing.size
+    return FPNPostprocessing(size=size, longest=size * FPNPostprocessing.longest // FPNPostprocessing.size, most=most)

@@ -35,7 +35,7 @@ BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its fi
 OVERLAP = 0.5
 
 
-class FasterRcnnRegions:
+class FasterRCNNExtractor:
     """Regions of a Faster R-CNN of torchvision.
 
     Args:
@@ -89,7 +89,7 @@ def surest(
 
 def load_faster_rcnn(
     path: Path, state: Mapping[str, Tensor], size: int | None, most: int, device: str = "cpu"
-) -> FasterRcnnRegions:
+) -> FasterRCNNExtractor:
     """A Faster R-CNN of the weights of a file.
 
     Args:
@@ -122,7 +122,7 @@ def load_faster_rcnn(
     if size is not None:
         longest = model.transform.max_size / model.transform.min_size[-1]
         model.transform.min_size, model.transform.max_size = (size,), round(size * longest)
-    return FasterRcnnRegions(builder.__name__, model.eval(), most, device)
+    return FasterRCNNExtractor(builder.__name__, model.eval(), most, device)
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:

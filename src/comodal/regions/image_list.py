@@ -29,14 +29,14 @@ TWICE = "id twice"
 LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
 
 
-class Given(NamedTuple):
+class ImageWithBoxes(NamedTuple):
     """An image with its boxes in pixels, or None where they are to be found."""
 
     image: str  # below the folder
     boxes: Float32[np.ndarray, "regions 4"] | None
 
 
-class Refused(NamedTuple):
+class RefusedImage(NamedTuple):
     """A line of the report."""
 
     image: str
@@ -45,11 +45,11 @@ class Refused(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ImageList:
     """Images in their order, those that need no opening to be refused, and where given boxes are from."""
 
-    images: tuple[Given, ...]
-    refused: tuple[Refused, ...]
+    images: tuple[ImageWithBoxes, ...]
+    refused: tuple[RefusedImage, ...]
     boxes_from: str | None = None
 
     def fingerprint(self, folder: Path) -> str:
@@ -69,23 +69,23 @@ def id_of(name: str) -> str:
     return (Path(name).parent / Path(name).stem).as_posix()
 
 
-def images_of(images: Path) -> Listed:
+def images_of(images: Path) -> ImageList:
     """All images of a folder, a container or a pattern.
 
     Raises:
         DataError: There is no such folder or file, or no image in it.
     """
     found = find_images(images)
-    listed = each_once(Given(name, None) for name in found.names)
+    listed = each_once(ImageWithBoxes(name, None) for name in found.names)
     return replace(listed, refused=(*refused_of(found), *listed.refused))
 
 
-def refused_of(found: FoundImages) -> tuple[Refused, ...]:
+def refused_of(found: FoundImages) -> tuple[RefusedImage, ...]:
     """Lines of the report about what is damaged in containers."""
-    return tuple(Refused(path, *fault) for path, fault in found.damaged)
+    return tuple(RefusedImage(path, *fault) for path, fault in found.damaged)
 
 
-def read_boxes(path: Path, folder: Path) -> Listed:
+def read_boxes(path: Path, folder: Path) -> ImageList:
     """Images with their boxes.
 
     Raises:
@@ -93,11 +93,11 @@ def read_boxes(path: Path, folder: Path) -> Listed:
             corners in pixels.
     """
     there(folder)
-    given, origin = dict[int, Given](), path.name
+    given, origin = dict[int, ImageWithBoxes](), path.name
     for number, entry in read_json_lines(path):
         try:
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-            given[number] = Given(str(entry["image"]), boxes)
+            given[number] = ImageWithBoxes(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
@@ -107,7 +107,7 @@ def read_boxes(path: Path, folder: Path) -> Listed:
     return replace(each_once(given.values()), boxes_from=origin)
 
 
-def check_boxes(path: Path, given: Mapping[int, Given]) -> None:
+def check_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
     """The boxes of all lines, judged together, are corners in pixels, and none is empty.
 
     Raises:
@@ -139,12 +139,12 @@ def there(folder: Path) -> Path:
     return folder
 
 
-def each_once(given: Iterable[Given]) -> Listed:
+def each_once(given: Iterable[ImageWithBoxes]) -> ImageList:
     """Of images that differ in their suffix alone, or stand in the list twice, the first."""
-    first: dict[str, Given] = {}
+    first: dict[str, ImageWithBoxes] = {}
     refused = []
     for image in given:
         other = first.setdefault(id_of(image.image), image)
         if other is not image:
-            refused.append(Refused(image.image, TWICE, f"{other.image} has the same id {id_of(image.image)}"))
-    return Listed(tuple(first.values()), tuple(refused))
+            refused.append(RefusedImage(image.image, TWICE, f"{other.image} has the same id {id_of(image.image)}"))
+    return ImageList(tuple(first.values()), tuple(refused))

@@ -12,13 +12,13 @@ from comodal.errors import CheckpointError, DataError
 from comodal.files import whole
 from comodal.models.checkpoint import CONFIG, model_folder, read_config
 from comodal.regions.backbones import LITE0
-from comodal.regions.extractors import Extractor, Places, extractor_like
+from comodal.regions.extractors import LoadedExtractor, Places, extractor_like
 from comodal.tasks.vision_language.region_record import BESIDE_MODEL, FILES, IN_STORE
 
 MOST_BYTES = 200_000_000  # larger networks stay where they are
 
 
-def keep_network(extractor: Extractor, store: Path) -> None:
+def keep_network(extractor: LoadedExtractor, store: Path) -> None:
     """Puts the network into the store of its regions, if it is a model folder of comodal and not very large.
 
     Raises:
@@ -38,7 +38,7 @@ def keep_network(extractor: Extractor, store: Path) -> None:
 
 def extractor_for(
     model: Path, made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
-) -> Extractor:
+) -> LoadedExtractor:
     """What makes regions of the kind that a model has learnt from.
 
     Args:

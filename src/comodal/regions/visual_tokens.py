@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from comodal.analysis.token_statistics import Region, TokenUse, tokens_page
+from comodal.analysis.token_statistics import TokenRegion, TokenUse, tokens_page
 from comodal.console import Table
 from comodal.data.regions.region_store import (
     CLASSES,
@@ -198,7 +198,7 @@ def every_block(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
     return read_blocks(store, ((image, slice(None)) for image in images))
 
 
-def examples_of(store: RegionStore, use: TokenUse) -> dict[int, list[Region]]:
+def examples_of(store: RegionStore, use: TokenUse) -> dict[int, list[TokenRegion]]:
     """The regions that the page shows of its tokens."""
     examples = {}
     for token in use.shown(SHOWN):
@@ -206,12 +206,12 @@ def examples_of(store: RegionStore, use: TokenUse) -> dict[int, list[Region]]:
     return examples
 
 
-def region_at(store: RegionStore, row: int) -> Region:
+def region_at(store: RegionStore, row: int) -> TokenRegion:
     """The region in a row of the store."""
     image = int(np.searchsorted(store.firsts, row, side="right")) - 1
     regions = store.regions(image)
     box = regions.boxes[row - int(store.firsts[image])]
-    return Region(store.ids[image], regions.width, regions.height, box.tolist())
+    return TokenRegion(store.ids[image], regions.width, regions.height, box.tolist())
 
 
 def print_table(use: TokenUse, inertia: Sequence[float]) -> None:

@@ -37,9 +37,9 @@ from comodal.runtimes.export_formats import (
     write_openvino,
     write_torch,
 )
-from comodal.runtimes.export_int8 import Loss, examples, measure, write_int8
+from comodal.runtimes.export_int8 import QuantizationLoss, examples, measure, write_int8
 from comodal.runtimes.export_networks import networks_of
-from comodal.runtimes.exportable import Network
+from comodal.runtimes.exportable import ExportableNetwork
 from comodal.runtimes.exported_engines import FOLDER, MANIFEST
 
 TOLERANCE = 1e-3  # float32 leaves 1e-6 to 1e-5
@@ -92,7 +92,9 @@ def export(
         for network in networks:
             made = temporary / (network.name + ENDINGS[to])
             about["networks"][network.name] = described = write_network(network, to, made, given)
-            numbers |= {f"export.{network.name}.{key}": described[key] for key in described if key in Loss._fields}
+            numbers |= {
+                f"export.{network.name}.{key}": described[key] for key in described if key in QuantizationLoss._fields
+            }
             numbers[f"export.{network.name}.difference"] = described["difference"]
             axes = {axis: ", ".join(str(trial[axis]) for trial in network.trials) for axis in network.trials[0]}
             tried = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
@@ -115,7 +117,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def chosen(networks: list[Network], only: list[str] | None) -> list[Network]:
+def chosen(networks: list[ExportableNetwork], only: list[str] | None) -> list[ExportableNetwork]:
     """Those of these names, or all."""
     known = [network.name for network in networks]
     if unknown := sorted(set(only or ()) - set(known)):
@@ -123,7 +125,9 @@ def chosen(networks: list[Network], only: list[str] | None) -> list[Network]:
     return [network for network in networks if only is None or network.name in only]
 
 
-def write_network(network: Network, to: Format, path: Path, given: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+def write_network(
+    network: ExportableNetwork, to: Format, path: Path, given: dict[str, list[np.ndarray]]
+) -> dict[str, Any]:
     """Writes one network and compares it; with examples of its input also in 8 bits."""
     program, onnx = traced(network), path.with_suffix(".onnx")
     if to == "torch":
@@ -149,7 +153,7 @@ def write_network(network: Network, to: Format, path: Path, given: dict[str, lis
     return described
 
 
-def inputs_of(network: Network) -> dict[str, dict[str, Any]]:
+def inputs_of(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
     """Types and shapes of what a network takes, with names where an axis may vary."""
     tensors = network.sample(torch.Generator().manual_seed(0), network.trials[0])
     return {
@@ -171,7 +175,7 @@ def opened(path: Path, to: Format) -> Run:
     return ways[to]()
 
 
-def difference(network: Network, run: Run) -> float:
+def difference(network: ExportableNetwork, run: Run) -> float:
     """The largest difference of any output, relative to that output's largest value, over all sizes to try."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from comodal.models.detectors import detector_fpn
 from comodal.models.detectors.detector_c4 import C4, CELLS
 from comodal.models.detectors.detector_fpn import DIVISOR, FPN
-from comodal.runtimes.exportable import Network, Sizes, without
+from comodal.runtimes.exportable import ExportableNetwork, Sizes, without
 
 LIMITS: dict[str, tuple[int, int | None]] = {"height": (64, None), "width": (64, None)}
 PICTURES = tuple({"height": height, "width": width} for height, width in ((96, 128), (67, 150), (200, 133)))
@@ -26,7 +26,7 @@ FILLED_LIMITS: dict[str, tuple[int, int | None]] = {"rows": (2, None), "columns"
 BYTES = 128.0  # pixels are bytes less their mean
 
 
-class Picture(nn.Module):
+class C4MapNetwork(nn.Module):
     """A picture as `blue_green_red` gives it to its map, and scores and deltas of all anchors."""
 
     def __init__(self, model: C4) -> None:
@@ -38,7 +38,7 @@ class Picture(nn.Module):
         return feature_map, *self.model.proposed(feature_map)
 
 
-class Regions(nn.Module):
+class C4RegionNetwork(nn.Module):
     """Cells of regions (the largest values in them) to features, classes, deltas and attributes."""
 
     def __init__(self, model: C4) -> None:
@@ -50,7 +50,7 @@ class Regions(nn.Module):
         return features, *self.model.told(features)
 
 
-class Pyramid(nn.Module):
+class FPNMapNetwork(nn.Module):
     """A picture filled up to multiples of 32 to its five maps, and scores and deltas of all anchors of each."""
 
     def __init__(self, model: FPN) -> None:
@@ -63,7 +63,7 @@ class Pyramid(nn.Module):
         return (*maps, *scores, *deltas)
 
 
-class DenseRegions(nn.Module):
+class FPNRegionNetwork(nn.Module):
     """Cells of regions to features, scores of classes and deltas."""
 
     def __init__(self, model: FPN) -> None:
@@ -74,7 +74,7 @@ class DenseRegions(nn.Module):
         return tuple(self.model.named(cells))
 
 
-def fpn_networks(model: FPN) -> list[Network]:
+def fpn_networks(model: FPN) -> list[ExportableNetwork]:
     """The two networks of the ResNeXt's detector."""
 
     def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -87,16 +87,19 @@ def fpn_networks(model: FPN) -> list[Network]:
 
     levels = range(2, 2 + len(detector_fpn.STRIDES))
     outputs = tuple(f"{kind}{level}" for kind in ("map", "scores", "deltas") for level in levels)
-    picture, regions = Pyramid(without(model, *OF_A_DENSE_REGION)), DenseRegions(without(model, *OF_A_PYRAMID))
+    picture, regions = (
+        FPNMapNetwork(without(model, *OF_A_DENSE_REGION)),
+        FPNRegionNetwork(without(model, *OF_A_PYRAMID)),
+    )
     sides = {"pixels": ("", "", f"{DIVISOR}*rows", f"{DIVISOR}*columns")}
     told = ("features", "fc7", "scores", "deltas")
     return [
-        Network("picture", picture, picture, sides, outputs, pixels, FILLED, FILLED_LIMITS),
-        Network("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+        ExportableNetwork("picture", picture, picture, sides, outputs, pixels, FILLED, FILLED_LIMITS),
+        ExportableNetwork("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
     ]
 
 
-def c4_networks(model: C4) -> list[Network]:
+def c4_networks(model: C4) -> list[ExportableNetwork]:
     """The two networks of the Visual Genome detector."""
     channels = 16 * model.config.width
 
@@ -106,12 +109,12 @@ def c4_networks(model: C4) -> list[Network]:
     def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         return (torch.rand(sizes["regions"], channels, CELLS, CELLS, generator=generator),)
 
-    picture, regions = Picture(without(model, *OF_A_REGION)), Regions(without(model, *OF_A_PICTURE))
+    picture, regions = C4MapNetwork(without(model, *OF_A_REGION)), C4RegionNetwork(without(model, *OF_A_PICTURE))
     told = ("features", "classes", "deltas", "attributes")
     return [
-        Network(
+        ExportableNetwork(
             "picture", picture, picture, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
             pixels, PICTURES, LIMITS,
         ),
-        Network("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+        ExportableNetwork("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
     ]  # fmt: skip

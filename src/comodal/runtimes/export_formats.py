@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from comodal.errors import CheckpointError
 from comodal.hardware import EmbedPrecision
-from comodal.runtimes.exportable import Network
+from comodal.runtimes.exportable import ExportableNetwork
 
 Format = Literal["onnx", "openvino", "torch"]
 Engine = Format  # what a file is written for is what runs it
@@ -41,7 +41,7 @@ def require(packages: tuple[str, ...], format_: str) -> None:
         raise CheckpointError(f"{format_} needs {' and '.join(missing)}: pip install 'comodal[{format_}]'")
 
 
-def traced(network: Network) -> ExportedProgram:
+def traced(network: ExportableNetwork) -> ExportedProgram:
     """A network as a program whose batch, words and regions may be of any number."""
     names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
     dims = {name: Dim(name) for name in names}
@@ -57,7 +57,7 @@ def traced(network: Network) -> ExportedProgram:
         return torch.export.export(network.module.eval(), inputs, dynamic_shapes=shapes)
 
 
-def write_onnx(program: ExportedProgram, network: Network, path: Path) -> None:
+def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path) -> None:
     """Weights of more than 2 GB stand in a file beside it."""
     names = tuple(
         {place: axis for place, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values()

@@ -18,14 +18,14 @@ from comodal.media.audio import stream_sound
 from comodal.media.audio_windows import iterate_windows
 from comodal.media.image import centre_crop, read_image, resize_short_side
 from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from comodal.models.l3net.l3net import Config
+from comodal.models.l3net.l3net import L3NetConfig
 from comodal.runtimes.export_formats import Run, quiet
 from comodal.tasks.evaluation.metrics import check_finite
 
 EACH_FILE, FILES = 4, 64  # windows of a file, and files of a kind
 
 
-class Loss(NamedTuple):
+class QuantizationLoss(NamedTuple):
     """What 8 bits cost: cosines with the float32 vectors, and how often the nearest other example is the same one."""
 
     cosine: float
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
     examples: float
 
 
-def examples(folder: Path, config: Config) -> dict[str, list[np.ndarray]]:
+def examples(folder: Path, config: L3NetConfig) -> dict[str, list[np.ndarray]]:
     """One batch for each file, by the name of the network that takes it; of a file its first windows.
 
     Raises:
@@ -63,14 +63,14 @@ def holds(folder: Path, suffixes: Set[str]) -> bool:
     return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 
 
-def picture(path: Path, config: Config) -> np.ndarray:
+def picture(path: Path, config: L3NetConfig) -> np.ndarray:
     """A picture as the network takes it: (1, 3, size, size) bytes."""
     size = config.image_size
     square = centre_crop(resize_short_side(read_image(path), round(size * 8 / 7)), size)
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
 
 
-def windows(path: Path, config: Config) -> Float32[np.ndarray, "windows samples"]:
+def windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "windows samples"]:
     """The first windows of a sound, one after the other; as in earnest the first is half silent."""
     samples = round(config.sound_seconds * config.sample_rate)
     batches = iterate_windows(stream_sound(path, config.sample_rate), samples, samples, True, 1)
@@ -106,14 +106,14 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
     prepared.unlink()
 
 
-def measure(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> Loss:
+def measure(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> QuantizationLoss:
     """What 8 bits lose on examples that gave no range."""
     exact, rough = (unit(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small))
     check_finite(exact, name)
     check_finite(rough, f"{name} in 8 bits")
     cosines = (exact * rough).sum(1)
     same = nearest(exact) == nearest(rough)
-    return Loss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))
+    return QuantizationLoss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))
 
 
 def unit(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:

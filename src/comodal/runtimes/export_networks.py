@@ -22,12 +22,12 @@ from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.runtimes.export_detectors import c4_networks, fpn_networks
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
-from comodal.runtimes.exportable import Network, Sizes, without
+from comodal.runtimes.exportable import ExportableNetwork, Sizes, without
 
-PairConfig = vilbert.Config | single_stream.Config
+PairConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 
 
-def networks_of(model: nn.Module) -> list[Network]:
+def networks_of(model: nn.Module) -> list[ExportableNetwork]:
     """The networks of a model.
 
     Raises:
@@ -65,7 +65,7 @@ class ImageEmbedder(nn.Module):
         return cells(self.model.image_map(image), IMAGE_GRID)
 
 
-class SoundEmbedder(nn.Module):
+class AudioEmbedder(nn.Module):
     """Waveforms to `embed_sound`."""
 
     def __init__(self, model: L3Net) -> None:
@@ -76,7 +76,7 @@ class SoundEmbedder(nn.Module):
         return cells(self.model.sound_map(sound), SOUND_GRID)
 
 
-class Whole(nn.Module):
+class CorrespondenceNetwork(nn.Module):
     """A picture and a sound to the scores (apart, together) and both sides' features."""
 
     def __init__(self, model: L3Net) -> None:
@@ -89,7 +89,7 @@ class Whole(nn.Module):
         return tuple(self.model(image, sound))
 
 
-def l3net_networks(model: L3Net) -> list[Network]:
+def l3net_networks(model: L3Net) -> list[ExportableNetwork]:
     """The embedders of pictures and of sound, and the whole."""
     config = model.config
     portable = copy.deepcopy(model)
@@ -111,22 +111,22 @@ def l3net_networks(model: L3Net) -> list[Network]:
     sound_axes: dict[str, tuple[str, ...]] = {"sound": ("batch", "")}
     features = ("logits", "image_features", "sound_features")
     return [
-        Network(
+        ExportableNetwork(
             "image", ImageEmbedder(seeing), model.embed_image, image_axes, ("embedding",),
             lambda generator, sizes: (image(generator, sizes),), trials, {},
         ),
-        Network(
-            "sound", SoundEmbedder(hearing), model.embed_sound, sound_axes, ("embedding",),
+        ExportableNetwork(
+            "sound", AudioEmbedder(hearing), model.embed_sound, sound_axes, ("embedding",),
             lambda generator, sizes: (sound(generator, sizes),), trials, {},
         ),
-        Network(
-            "l3net", Whole(portable), model, image_axes | sound_axes, features,
+        ExportableNetwork(
+            "l3net", CorrespondenceNetwork(portable), model, image_axes | sound_axes, features,
             lambda generator, sizes: (image(generator, sizes), sound(generator, sizes)), trials, {},
         ),
     ]  # fmt: skip
 
 
-class Encoder(nn.Module):
+class ViLBERTEncoder(nn.Module):
     """Both streams, both pooled, and the two scores of alignment: aligned and not."""
 
     def __init__(self, model: ViLBERT | SingleStream) -> None:
@@ -170,13 +170,13 @@ class HeadScores(nn.Module):
         return (self.model(self.head, *given, images, tasks),)
 
 
-def vilbert_networks(model: ViLBERT | SingleStream) -> list[Network]:
+def vilbert_networks(model: ViLBERT | SingleStream) -> list[ExportableNetwork]:
     """The encoder with its pooled outputs and the scores of alignment."""
     outputs = ("words_out", "regions_out", "text", "vision", "alignment")
-    return [pair_network("vilbert", Encoder(model), model.config, outputs, "batch")]
+    return [pair_network("vilbert", ViLBERTEncoder(model), model.config, outputs, "batch")]
 
 
-def task_networks(model: TaskModel) -> list[Network]:
+def task_networks(model: TaskModel) -> list[ExportableNetwork]:
     """One network for each head."""
 
     def axis(head: Head) -> str:
@@ -188,7 +188,9 @@ def task_networks(model: TaskModel) -> list[Network]:
     ]
 
 
-def pair_network(name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str) -> Network:
+def pair_network(
+    name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str
+) -> ExportableNetwork:
     """A network on texts beside images, of any number of words and regions."""
     axes: dict[str, tuple[str, ...]] = dict.fromkeys(("words", "segments", "words_attended"), (batch, "words"))
     axes["regions"] = (batch, "regions") if config.region_tokens else (batch, "regions", "")
@@ -210,7 +212,7 @@ def pair_network(name: str, module: nn.Module, config: PairConfig, outputs: tupl
         rows = sizes[count] * (1 if batch == count else 2)
         return pair_inputs(generator, config, rows, sizes["words"], sizes["regions"])
 
-    return Network(name, module, module, axes, outputs, sample, tuple(trials), limits)
+    return ExportableNetwork(name, module, module, axes, outputs, sample, tuple(trials), limits)
 
 
 def pair_inputs(
@@ -237,7 +239,7 @@ def pair_inputs(
     return (*tensors, chosen(config.task_tokens, rows)) if config.task_tokens else tensors
 
 
-NETWORKS: dict[type[nn.Module], Callable[[Any], list[Network]]] = {
+NETWORKS: dict[type[nn.Module], Callable[[Any], list[ExportableNetwork]]] = {
     L3Net: l3net_networks,
     ViLBERT: vilbert_networks,
     SingleStream: vilbert_networks,

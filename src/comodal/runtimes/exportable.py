@@ -11,7 +11,7 @@ Sizes = dict[str, int]
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
 
-class Network(NamedTuple):
+class ExportableNetwork(NamedTuple):
     """One network of a model.
 
     Args:

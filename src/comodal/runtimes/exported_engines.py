@@ -26,7 +26,7 @@ MANIFEST, FOLDER = "export.json", "export"
 EXPORTING: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
 
 
-class Exports:
+class ExportedEmbedders:
     """The embedders of a model that another engine runs; each is opened when it is first used.
 
     Args:

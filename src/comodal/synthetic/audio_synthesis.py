@@ -7,7 +7,7 @@ the kind only shapes the notes (`world.RHYTHMS`) and their envelope.
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from comodal.synthetic.world import Background, Part, Thing, World
+from comodal.synthetic.world import Background, RandomStream, SyntheticObject, World
 
 Samples = Float[np.ndarray, " samples"]
 
@@ -22,7 +22,7 @@ ATTACK_SECONDS = 0.004
 
 def render_sound(world: World, sample_rate: int) -> Samples:
     """The whole sound of a world, mono, between -1 and 1."""
-    rng = world.generator(Part.SOUND)
+    rng = world.generator(RandomStream.SOUND)
     count = round(world.seconds * sample_rate)
     sound = np.zeros(count)
     for thing in world.sounding:
@@ -34,7 +34,7 @@ def render_sound(world: World, sample_rate: int) -> Samples:
     return (sound * (float(rng.uniform(0.15, 0.9)) / (np.abs(sound).max() + 1e-9))).astype(np.float32)
 
 
-def _voice(thing: Thing, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
+def _voice(thing: SyntheticObject, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
     """All notes of one object: pitch and loudness as curves in time, then one bank of partials for both."""
     ratio, loudness = np.ones(count), np.zeros(count)
     for note in thing.notes:

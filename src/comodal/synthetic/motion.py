@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from comodal.synthetic.shapes import Movement, Polygon, shape_of
-from comodal.synthetic.world import Thing
+from comodal.synthetic.world import SyntheticObject
 
 HIT_SECONDS = 0.12  # how long the eye sees that something was struck
 SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch
@@ -25,7 +25,7 @@ class Pose:
     turn: float
 
 
-def pose_at(thing: Thing, seconds: float) -> Pose:
+def pose_at(thing: SyntheticObject, seconds: float) -> Pose:
     """The pose of an object at a moment of its world."""
     wave = thing.phase + 2 * np.pi * 0.4 * seconds
     across, down, lean = {
@@ -50,7 +50,7 @@ def pose_at(thing: Thing, seconds: float) -> Pose:
     )
 
 
-def _action(thing: Thing, seconds: float) -> float:
+def _action(thing: SyntheticObject, seconds: float) -> float:
     """How strongly the object sounds, as far as the eye can tell."""
     strongest = 0.0
     for note in thing.notes:
@@ -60,7 +60,7 @@ def _action(thing: Thing, seconds: float) -> float:
     return float(strongest)
 
 
-def _rise(thing: Thing, seconds: float) -> float:
+def _rise(thing: SyntheticObject, seconds: float) -> float:
     """Height of a ball between two of its bounces: a parabola as high as the flight is long."""
     before = max((note.start_seconds for note in thing.notes if note.start_seconds <= seconds), default=None)
     after = min((note.start_seconds for note in thing.notes if note.start_seconds > seconds), default=None)
@@ -70,7 +70,7 @@ def _rise(thing: Thing, seconds: float) -> float:
     return float(0.6 * thing.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
 
 
-def outline(thing: Thing, pose: Pose, side: int) -> list[Polygon]:
+def outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
     """The polygons of an object in pixels of a square picture, back to front."""
     radians = np.radians(pose.angle)
     scale = thing.size * side
@@ -83,7 +83,7 @@ def outline(thing: Thing, pose: Pose, side: int) -> list[Polygon]:
     ]
 
 
-def box_at(thing: Thing, seconds: float, side: int) -> tuple[int, int, int, int]:
+def box_at(thing: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
     points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), side)])
     left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)

@@ -18,7 +18,7 @@ from comodal.files import write_whole
 from comodal.synthetic.media_writers import json_lines, write_image
 from comodal.synthetic.motion import box_at, outline, pose_at
 from comodal.synthetic.rendering import render_frame
-from comodal.synthetic.world import Purpose, Thing, World, make_crowd
+from comodal.synthetic.world import Purpose, SyntheticObject, World, make_crowd
 
 PLACES = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -26,7 +26,7 @@ CLEARLY = 1.3  # how much farther along one axis than along the other, or larger
 
 
 @dataclass(frozen=True)
-class Seen:
+class SceneObject:
     """An object in a picture; its box is left, top, right, bottom in pixels."""
 
     kind: str
@@ -40,7 +40,7 @@ class Seen:
         return (right - left) * (bottom - top)
 
 
-class Noun(NamedTuple):
+class NounPhrase(NamedTuple):
     """Words for an object; what is None is not said."""
 
     kind: str | None = None
@@ -56,30 +56,30 @@ class Noun(NamedTuple):
         return " ".join(filter(None, (self.colour, self.material, self.kind or "thing")))
 
 
-def see(world: World, side: int) -> tuple[Seen, ...]:
+def see(world: World, side: int) -> tuple[SceneObject, ...]:
     """All objects of a silent world, from the back to the front."""
-    return tuple(Seen(t.kind, t.colour, t.material, box_at(t, 0.0, side)) for t in world.things)
+    return tuple(SceneObject(t.kind, t.colour, t.material, box_at(t, 0.0, side)) for t in world.things)
 
 
 @dataclass(frozen=True)
-class Picture:
+class SceneImage:
     """A picture of a crowd; the file is named from the folder of all the set's images."""
 
     index: int
     file: str
     world: World
-    things: tuple[Seen, ...]
+    things: tuple[SceneObject, ...]
 
 
-def pictures_of(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[Picture]:
+def pictures_of(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[SceneImage]:
     """The crowds behind the files of a set, by their order."""
     worlds = [make_crowd(seed, purpose, index) for index in range(len(files))]
     return [
-        Picture(i, file, world, see(world, side)) for i, (file, world) in enumerate(zip(files, worlds, strict=True))
+        SceneImage(i, file, world, see(world, side)) for i, (file, world) in enumerate(zip(files, worlds, strict=True))
     ]
 
 
-def fitting(noun: Noun, things: Sequence[Seen]) -> list[Seen]:
+def fitting(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject]:
     """What the noun may mean."""
     kind, colour, material = noun
     return [
@@ -89,13 +89,13 @@ def fitting(noun: Noun, things: Sequence[Seen]) -> list[Seen]:
     ]
 
 
-def names(thing: Seen, things: Sequence[Seen]) -> list[Noun]:
+def names(thing: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
     """The nouns that mean this object and no other: by its kind, or by its colour and kind."""
-    nouns = (Noun(thing.kind), Noun(thing.kind, thing.colour))
+    nouns = (NounPhrase(thing.kind), NounPhrase(thing.kind, thing.colour))
     return [noun for noun in nouns if len(fitting(noun, things)) == 1]
 
 
-def place(first: Seen, second: Seen) -> str | None:
+def place(first: SceneObject, second: SceneObject) -> str | None:
     """Where the first object is beside the second; None when that is not clear."""
     (left, top, right, bottom), other = first.box, second.box
     across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the middles
@@ -106,9 +106,9 @@ def place(first: Seen, second: Seen) -> str | None:
     return None
 
 
-def placed(noun: Noun, anchor: Seen, things: Sequence[Seen]) -> dict[str, list[Seen]] | None:
+def placed(noun: NounPhrase, anchor: SceneObject, things: Sequence[SceneObject]) -> dict[str, list[SceneObject]] | None:
     """What the noun may mean at each place beside the anchor; None where that is unclear, or it means nothing."""
-    found: dict[str, list[Seen]] = {where: [] for where in PLACES}
+    found: dict[str, list[SceneObject]] = {where: [] for where in PLACES}
     for thing in fitting(noun, things):
         if thing is not anchor:
             where = place(thing, anchor)
@@ -118,14 +118,14 @@ def placed(noun: Noun, anchor: Seen, things: Sequence[Seen]) -> dict[str, list[S
     return found if any(found.values()) else None
 
 
-def larger(first: Seen, second: Seen) -> bool | None:
+def larger(first: SceneObject, second: SceneObject) -> bool | None:
     """Whether the first object's box is larger; None when that is not clear."""
     if first.area >= CLEARLY * second.area:
         return True
     return False if second.area >= CLEARLY * first.area else None
 
 
-def hull(thing: Thing, side: int) -> list[tuple[float, float]]:
+def hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]:
     """The convex outline of an object inside the picture, in pixels (by Andrew's monotone chain)."""
     polygons = outline(thing, pose_at(thing, 0.0), side)
     points = np.clip(np.concatenate([polygon.points for polygon in polygons]), 0, side)
@@ -165,7 +165,7 @@ def _write_picture(path: Path, seed: int, purpose: Purpose, index: int, side: in
         write_image(path, render_frame(make_crowd(seed, purpose, index), 0.0, side))
 
 
-def write_boxes(path: Path, pictures: Sequence[Picture], side: int) -> None:
+def write_boxes(path: Path, pictures: Sequence[SceneImage], side: int) -> None:
     """What is where in each picture, by its file: for `prepare regions --boxes`."""
     records: list[dict[str, Any]] = []
     for picture in pictures:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from comodal.synthetic.motion import Pose, outline, pose_at
-from comodal.synthetic.world import COLOURS, Part, Thing, World
+from comodal.synthetic.world import COLOURS, RandomStream, SyntheticObject, World
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 SUPERSAMPLING = 2
@@ -34,7 +34,7 @@ class Painter:
         return np.asarray(picture)
 
 
-def paint_thing(thing: Thing, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
+def paint_thing(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An object as an RGBA patch and the place of its top left corner on the picture."""
     polygons = outline(thing, pose, side)
     points = np.concatenate([polygon.points for polygon in polygons])
@@ -54,7 +54,7 @@ def paint_thing(thing: Thing, pose: Pose, side: int) -> tuple[Image.Image, tuple
     return Image.fromarray(painted), (int(corner[0]), int(corner[1]))
 
 
-def _paints(thing: Thing) -> dict[str, tuple[int, int, int]]:
+def _paints(thing: SyntheticObject) -> dict[str, tuple[int, int, int]]:
     body = np.array(COLOURS[thing.colour], dtype=float)
     ink = np.array((25, 25, 30)) if body.mean() > 70 else np.array((150, 150, 145))
     light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # beside white, the lighter paint is grey
@@ -77,7 +77,7 @@ def _material(
 
 def paint_background(world: World, side: int) -> Image.Image:
     """Two colours in a texture, scattered scraps, a gradient of light and grain."""
-    rng = world.generator(Part.PICTURE)
+    rng = world.generator(RandomStream.PICTURE)
     scene = world.background
     x, y = np.meshgrid(np.arange(side) / side, np.arange(side) / side)
     angle, scale = rng.uniform(0, np.pi), rng.uniform(6, 30)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Options:
+class SynthesisOptions:
     """Two folders with equal options hold the same."""
 
     videos: int

@@ -31,9 +31,9 @@ from comodal.synthetic.formats.task_sets import TASK_SETS, chosen, finish, missi
 from comodal.synthetic.ground_truth import truth
 from comodal.synthetic.media_writers import json_lines, write_image, write_sound, write_video
 from comodal.synthetic.rendering import Painter, render_frame
-from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.synthesis_options import SynthesisOptions
 from comodal.synthetic.vocabulary import write_vocabulary
-from comodal.synthetic.world import KINDS, Part, Purpose, make_world
+from comodal.synthetic.world import KINDS, Purpose, RandomStream, make_world
 from comodal.text_files import read_json_object
 from comodal.workers import running_on
 
@@ -97,13 +97,13 @@ def make_playground(
     sets = chosen(tasks)
     if sets and scenes < LEAST_SCENES:
         raise ValueError(f"task sets need {LEAST_SCENES} scenes or more, so that each split has some; got {scenes}")
-    options = Options(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
+    options = SynthesisOptions(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
     with explained(folder), only_one(folder):
         _claim(folder, options)
         _fill(folder, options, sets, workers)
 
 
-def _fill(folder: Path, options: Options, sets: Sequence[str], workers: int) -> None:
+def _fill(folder: Path, options: SynthesisOptions, sets: Sequence[str], workers: int) -> None:
     """Makes what is not there yet."""
     if not (folder / "videos.jsonl").exists():
         _sweep(folder)
@@ -117,7 +117,7 @@ def _fill(folder: Path, options: Options, sets: Sequence[str], workers: int) -> 
         finish(folder, options, name)
 
 
-def _jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+def _jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     return [
         *(partial(_make_video, folder, options, index) for index in range(options.videos)),
         *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
@@ -135,7 +135,7 @@ def _sweep(folder: Path) -> None:
         partial_file.unlink()
 
 
-def _claim(folder: Path, options: Options) -> None:
+def _claim(folder: Path, options: SynthesisOptions) -> None:
     """Write the options down, or compare them with those of the playground that is there."""
     about = folder / "about.json"
     wanted = {"kind": "playground", **asdict(options)}
@@ -162,7 +162,7 @@ def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
             progress.advance()
 
 
-def _make_video(folder: Path, options: Options, index: int) -> None:
+def _make_video(folder: Path, options: SynthesisOptions, index: int) -> None:
     path = folder / "videos" / f"{video_key(index)}.mp4"
     if path.exists():
         return
@@ -174,7 +174,7 @@ def _make_video(folder: Path, options: Options, index: int) -> None:
     write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
 
 
-def _make_sound(folder: Path, options: Options, index: int) -> None:
+def _make_sound(folder: Path, options: SynthesisOptions, index: int) -> None:
     path = folder / "sounds" / "audio" / sound_name(index)
     if not path.exists():
         kind = KINDS[index % len(KINDS)]
@@ -182,16 +182,16 @@ def _make_sound(folder: Path, options: Options, index: int) -> None:
         write_sound(path, render_sound(world, SOUND_SAMPLE_RATE), SOUND_SAMPLE_RATE)
 
 
-def _make_image(folder: Path, options: Options, index: int) -> None:
+def _make_image(folder: Path, options: SynthesisOptions, index: int) -> None:
     kind, split = KINDS[index % len(KINDS)], "train" if index < options.images else "test"
     path = folder / "images" / split / kind / f"{index:05d}.jpg"
     if not path.exists():
         world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
-        moment = float(world.generator(Part.MOMENT).uniform(0, options.seconds))
+        moment = float(world.generator(RandomStream.MOMENT).uniform(0, options.seconds))
         write_image(path, render_frame(world, moment, options.side))
 
 
-def _sound_count(options: Options) -> int:
+def _sound_count(options: SynthesisOptions) -> int:
     return options.sounds // (FOLDS * len(KINDS)) * FOLDS * len(KINDS)
 
 
@@ -210,7 +210,7 @@ def sound_name(index: int) -> str:
     return f"{index // len(KINDS) % FOLDS + 1}-{100000 + index}-A-{index % len(KINDS)}.wav"
 
 
-def _write_lists(folder: Path, options: Options) -> None:
+def _write_lists(folder: Path, options: SynthesisOptions) -> None:
     """The lists of what was made; videos.jsonl last, since it says that all is there."""
     worlds, sources = [], []
     for index in range(options.videos):

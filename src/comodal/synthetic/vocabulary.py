@@ -7,7 +7,7 @@ world/vocab.txt` gives it their words as well.
 from pathlib import Path
 
 from comodal.files import write_whole
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.synthetic.formats.sentences import NOISES, OPENINGS, SOUNDS
 from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
 
@@ -25,4 +25,4 @@ def write_vocabulary(path: Path) -> None:
     said = [*kinds, *(f"{kind}s" for kind in kinds), *COLOURS, *MATERIALS, COUNTED, PLACES, FRAMES, *NOISES.values()]
     said += [opening.format("") for opening in OPENINGS] + [form for forms in SOUNDS.values() for form in forms]
     signs = "a b c d e f g h i j k l m n o p q r s t u v w x y z 7 8 9 [ ] ' - ( )"
-    write_whole(path, ("\n".join(Words.of_texts([*said, signs]).vocabulary) + "\n").encode())
+    write_whole(path, ("\n".join(WordPieceTokenizer.of_texts([*said, signs]).vocabulary) + "\n").encode())

@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     URBANSOUND8K = 10
 
 
-class Part(IntEnum):
+class RandomStream(IntEnum):
     """Parts of a world that take their chances apart, so that one can be drawn without the others."""
 
     SCENE = 0
@@ -83,7 +83,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Thing:
+class SyntheticObject:
     """One object; x, y (its resting centre) and `size` are in sides of the square picture."""
 
     kind: str
@@ -127,21 +127,21 @@ class World:
     purpose: Purpose
     index: int
     seconds: float
-    things: tuple[Thing, ...]
+    things: tuple[SyntheticObject, ...]
     background: Background
 
     @property
-    def sounding(self) -> tuple[Thing, ...]:
+    def sounding(self) -> tuple[SyntheticObject, ...]:
         return tuple(thing for thing in self.things if thing.sounding)
 
-    def generator(self, part: Part) -> np.random.Generator:
+    def generator(self, part: RandomStream) -> np.random.Generator:
         """Chance for one part of this world."""
         return np.random.default_rng((self.seed, int(self.purpose), self.index, int(part)))
 
 
 def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind: str | None = None) -> World:
     """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
-    rng = np.random.default_rng((seed, int(purpose), index, int(Part.SCENE)))
+    rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
     sounding = 1 if kind is not None or rng.random() > 0.1 else 2
     kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
     if kind is not None:
@@ -159,7 +159,7 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
 
 def make_scene(seed: int, index: int) -> World:
     """A silent moment with several objects of different kinds, for pictures with captions."""
-    rng = np.random.default_rng((seed, int(Purpose.SCENE), index, int(Part.SCENE)))
+    rng = np.random.default_rng((seed, int(Purpose.SCENE), index, int(RandomStream.SCENE)))
     count = int(rng.choice(list(SCENE_COUNTS), p=list(SCENE_COUNTS.values())))
     names = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
     sizes = [float(size) for size in rng.uniform(*SCENE_SIZES, size=count)]
@@ -176,7 +176,7 @@ def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
     All kinds, colours and materials are interchangeable, so a question about a crowd that names one of them says
     nothing about the others.
     """
-    rng = np.random.default_rng((seed, int(purpose), index, int(Part.SCENE)))
+    rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
     count = int(rng.choice(list(CROWD_COUNTS), p=list(CROWD_COUNTS.values())))
     kinds = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
     first, second = int(rng.integers(2, 4)), int(rng.integers(1, 3))
@@ -235,12 +235,12 @@ def _thing(
     place: tuple[float, float],
     colours: list[str],
     seconds: float | None,
-) -> Thing:
+) -> SyntheticObject:
     """An object; it sounds for so many seconds if it is of a kind that does, and not at all for None."""
     tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
     # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
     octaves = 1.0 - (size - SMALL) / (LARGE - SMALL) + rng.uniform(0, 1.5)
-    return Thing(
+    return SyntheticObject(
         kind=kind,
         colour=str(rng.choice(colours)),
         material=str(rng.choice(MATERIALS)),

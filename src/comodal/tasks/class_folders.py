@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.cross_validation import Round, answer_rounds
+from comodal.tasks.evaluation.cross_validation import Split, answer_rounds
 from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.system_comparison import Comparison
 
@@ -22,7 +22,7 @@ TEST_FOLDERS = ("test", "val", "validation")
 PARTS = 5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
 
 
-class Labelled(NamedTuple):
+class LabeledFile(NamedTuple):
     """A file of a class folder; `test` says on which side of the split it is."""
 
     path: Path
@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
     test: bool
 
 
-def read_tree(data: Path, suffixes: frozenset[str]) -> list[Labelled]:
+def read_tree(data: Path, suffixes: frozenset[str]) -> list[LabeledFile]:
     """All files of the tree with these suffixes, in the order of their names."""
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
@@ -50,7 +50,7 @@ def read_tree(data: Path, suffixes: frozenset[str]) -> list[Labelled]:
     return items
 
 
-def check_items(data: Path, items: Sequence[Labelled]) -> None:
+def check_items(data: Path, items: Sequence[LabeledFile]) -> None:
     """Two classes or more to fit, something to test, and no class that is tested alone.
 
     Raises:
@@ -66,15 +66,15 @@ def check_items(data: Path, items: Sequence[Labelled]) -> None:
         raise DataError(f"{data}: no file to test")
 
 
-def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[Labelled]:
+def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[LabeledFile]:
     """The files of FOLDER/CLASS/**."""
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
         for path in sorted(category.rglob("*")):
             if path.suffix.lower() in suffixes:
-                yield Labelled(path, path.relative_to(data).as_posix(), category.name, test)
+                yield LabeledFile(path, path.relative_to(data).as_posix(), category.name, test)
 
 
-def fingerprint(items: Iterable[Labelled]) -> str:
+def fingerprint(items: Iterable[LabeledFile]) -> str:
     """Of the names, classes, sides and sizes of files: the same on every machine."""
     digest = hashlib.sha256()
     for item in items:
@@ -87,16 +87,16 @@ def hashed_part(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % PARTS
 
 
-def round_of(items: Sequence[Labelled]) -> Round:
+def round_of(items: Sequence[LabeledFile]) -> Split:
     """The split of the tree; one part in five of the training items, by a hash of the name, chooses the penalty."""
     test = np.array([item.test for item in items])
     parts = np.array([hashed_part(f"C {item.name}") for item in items])
-    return Round(0, ~test, test, parts, (0,))
+    return Split(0, ~test, test, parts, (0,))
 
 
 def compare(
     task: str,
-    items: Sequence[Labelled],
+    items: Sequence[LabeledFile],
     features: dict[str, Float[Tensor, "items _ _"]],
     classifier: Classifier,
     title: str,

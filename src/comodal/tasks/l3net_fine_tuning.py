@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.data.batch import ClassBatch
+from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader, Workers
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
@@ -31,7 +31,7 @@ from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.progress import track
-from comodal.tasks.class_folders import Labelled, fingerprint
+from comodal.tasks.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.unreadable_files import attempted, check_classes, report_unreadable
 from comodal.text_files import read_json
 from comodal.training.optimization import adamw, linear
@@ -46,7 +46,7 @@ Start = Literal["pretrained", "scratch"]
 
 
 @dataclass(frozen=True)
-class Setup:
+class L3FineTuneConfig:
     """What both recipes take beside their data.
 
     Args:
@@ -75,10 +75,10 @@ class Setup:
 
 
 @runtime_checkable
-class Reader(Protocol):
+class ItemReader(Protocol):
     """A file as the network is shown it: by chance in training, or always alike."""
 
-    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray: ...
+    def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray: ...
 
 
 class LabelledItems:
@@ -91,7 +91,9 @@ class LabelledItems:
         seed: Of the order and of what is shown; None leaves both without chance.
     """
 
-    def __init__(self, items: Sequence[Labelled], classes: Sequence[str], read: Reader, seed: int | None) -> None:
+    def __init__(
+        self, items: Sequence[LabeledFile], classes: Sequence[str], read: ItemReader, seed: int | None
+    ) -> None:
         self.items, self.read, self.seed = items, read, seed
         number = {name: place for place, name in enumerate(classes)}
         self.target = np.array([number[item.category] for item in items])
@@ -108,14 +110,14 @@ class LabelledItems:
             self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER)).permutation(len(self))}
         return self.orders[epoch]
 
-    def shown(self, item: Labelled, rng: np.random.Generator | None) -> np.ndarray:
+    def shown(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
         """A file as the network is shown it; one that cannot be read is an error of the data set."""
         try:
             return self.read(item, rng)
         except MediaError as error:
             raise DataError(f"a file of class {item.category!r} cannot be read: {error}") from error
 
-    def batch(self, places: Sequence[tuple[int, int]]) -> ClassBatch:
+    def batch(self, places: Sequence[tuple[int, int]]) -> ClassificationBatch:
         """The items of these (epoch, index), in this order."""
         shown, chosen = [], []
         for epoch, index in places:
@@ -123,7 +125,7 @@ class LabelledItems:
             rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index, CHANGE))
             shown.append(self.shown(self.items[item], rng))
             chosen.append(item)
-        return ClassBatch(
+        return ClassificationBatch(
             shown=as_tensor(np.stack(shown)),
             target=torch.from_numpy(self.target[chosen]),
             keys=tuple(self.items[item].name for item in chosen),
@@ -136,30 +138,32 @@ def as_tensor(shown: np.ndarray) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
-class Classification(nn.Module):
+class ClassificationObjective(nn.Module):
     """Cross-entropy over the classes. Needs a model that gives scores of what it is shown."""
 
     def __init__(self, model: L3Classifier) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: ClassBatch) -> dict[str, Tensor]:
+    def forward(self, batch: ClassificationBatch) -> dict[str, Tensor]:
         scores = self.model(batch.shown).float()
         right = (scores.argmax(1) == batch.target).float().mean()
         return {"loss": F.cross_entropy(scores, batch.target), "accuracy": right}
 
 
-def network_of(setup: Setup) -> L3Net:
+def network_of(setup: L3FineTuneConfig) -> L3Net:
     """The network that training begins from."""
     model = load_any_l3net(setup.model)
     return untrained_like(model, setup.seed) if setup.start == "scratch" else model
 
 
-def new_run(model: L3Net, modality: Modality, items: Sequence[Labelled], read: Reader, setup: Setup) -> Run:
+def new_run(
+    model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, setup: L3FineTuneConfig
+) -> Run:
     """The run: batches of the items' training part, the objective, its optimizer."""
     classes = sorted({item.category for item in items})
     train, held_out = parted([item for item in items if not item.test], setup.validation_share)
-    objective = Classification(classifier_on(model, modality, len(classes), setup.dropout))
+    objective = ClassificationObjective(classifier_on(model, modality, len(classes), setup.dropout))
     tower = list(objective.model.trained_tower().parameters())
     trained = {*tower, *objective.model.classifier.parameters()}
     for parameter in objective.parameters():
@@ -188,7 +192,7 @@ def new_run(model: L3Net, modality: Modality, items: Sequence[Labelled], read: R
     )
 
 
-def parted(items: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
+def parted(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """What is trained on, and what is held out: by a hash of the name, so that a file never changes sides.
 
     Raises:
@@ -197,7 +201,7 @@ def parted(items: Sequence[Labelled], share: float) -> tuple[list[Labelled], lis
     if not 0.0 <= share < 1.0:
         raise ValueError(f"validation_share ({share}) must be at least 0 and less than 1")
 
-    def place(item: Labelled) -> float:
+    def place(item: LabeledFile) -> float:
         return int.from_bytes(hashlib.sha256(f"validation {item.name}".encode()).digest()[:8], "big") / 2**64
 
     held_out = [item for item in items if place(item) < share]
@@ -218,7 +222,7 @@ def classes_of(model: Path) -> list[str]:
     return names
 
 
-def check_known(items: Sequence[Labelled], classes: Sequence[str]) -> None:
+def check_known(items: Sequence[LabeledFile], classes: Sequence[str]) -> None:
     """Every item is of one of the model's classes.
 
     Raises:
@@ -230,14 +234,14 @@ def check_known(items: Sequence[Labelled], classes: Sequence[str]) -> None:
 
 
 @runtime_checkable
-class Shots(Protocol):
+class TestViews(Protocol):
     """What of a file is asked about: one crop or ten, one window or several."""
 
-    def __call__(self, item: Labelled, /) -> np.ndarray: ...
+    def __call__(self, item: LabeledFile, /) -> np.ndarray: ...
 
 
 def answer(
-    model: L3Classifier, items: Sequence[Labelled], shots: Shots, compute: Compute, workers: int
+    model: L3Classifier, items: Sequence[LabeledFile], shots: TestViews, compute: Compute, workers: int
 ) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
     """The probabilities of the classes of every item that can be read: the mean over its shots; and why others cannot.
 
@@ -264,7 +268,7 @@ def answer(
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), problems
 
 
-def check_readable(data: Path, items: Sequence[Labelled], problems: Mapping[int, MediaError]) -> None:
+def check_readable(data: Path, items: Sequence[LabeledFile], problems: Mapping[int, MediaError]) -> None:
     """Every class has a file to test that can be read.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import nn
 from comodal.models.checkpoint import CONFIG, read_about, save_model
 
 
-class Best:
+class BestWeights:
     """The weights that did best on held-out examples, in a folder of their own; of equals the first.
 
     Args:

@@ -21,7 +21,7 @@ KEPT = 2
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """Where a run is after `step` steps."""
 
     step: int
@@ -44,7 +44,7 @@ class Checkpoints:
         """Oldest first."""
         return sorted(self.folder.glob("[0-9]*.pt"))
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Writes a checkpoint, and deletes the oldest when it is safe.
 
         Raises:
@@ -68,7 +68,7 @@ class Checkpoints:
         for old in [*files[: -KEPT - len(later)], *later]:
             old.unlink()
 
-    def load(self) -> State | None:
+    def load(self) -> TrainingState | None:
         """The last whole checkpoint, on the CPU; None if there is none. A damaged one is skipped with a warning.
 
         Raises:
@@ -87,7 +87,7 @@ class Checkpoints:
         return None
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> TrainingState:
     """One checkpoint.
 
     Raises:
@@ -97,7 +97,7 @@ def read_state(path: Path) -> State:
         with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
             if archive.testzip():
                 raise zipfile.BadZipFile("wrong checksum")
-        return State(**torch.load(path, map_location="cpu", weights_only=True))
+        return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
     except (
         OSError,
         RuntimeError,

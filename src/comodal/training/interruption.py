@@ -11,7 +11,7 @@ from comodal import distributed
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class InterruptHandler:
     """While this is entered, a signal only leaves a note; a second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Stop:
         """The signal that any process got, 0 if none did; the same in all processes."""
         return round(distributed.all_reduce_max(float(self.signal), device))
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "InterruptHandler":
         if threading.current_thread() is threading.main_thread():  # others cannot have handlers
             self.before = {number: signal.signal(number, self.wish) for number in SIGNALS}
         return self

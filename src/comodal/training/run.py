@@ -29,11 +29,11 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
-from comodal.training.best_weights import Best
-from comodal.training.checkpoints import Checkpoints, State
-from comodal.training.interruption import Stop
+from comodal.training.best_weights import BestWeights
+from comodal.training.checkpoints import Checkpoints, TrainingState
+from comodal.training.interruption import InterruptHandler
 from comodal.training.run_config import changes, name_of, plain, read_config, resolve, write_config
-from comodal.training.run_log import Log, as_note
+from comodal.training.run_log import RunLog, as_note
 from comodal.training.throughput import Throughput, about_count, about_time
 from comodal.training.training_loop import NotFiniteError, fit, validate
 
@@ -136,8 +136,8 @@ def train(
             changed = changes(out / "config.yaml", values, options)
             distributed.barrier()
             about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
-            every = Every(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
-            sitting = Sitting(run, out, compute, every, memory_layout, about)
+            every = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
+            sitting = Trainer(run, out, compute, every, memory_layout, about)
             write_settings(out, recipe, values | options)
             return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
@@ -165,7 +165,7 @@ def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> No
 
 
 @dataclass(frozen=True)
-class Every:
+class Intervals:
     """How often what happens."""
 
     parts: int  # of a step
@@ -174,11 +174,11 @@ class Every:
     checkpoint_seconds: float
 
 
-class Sitting:
+class Trainer:
     """From where a run stands to its end, or to a signal."""
 
     def __init__(
-        self, run: Run, out: Path, compute: Compute, every: Every, layout: Layout, about: dict[str, Any]
+        self, run: Run, out: Path, compute: Compute, every: Intervals, layout: Layout, about: dict[str, Any]
     ) -> None:
         self.run = run
         self.out = out
@@ -193,7 +193,7 @@ class Sitting:
         self.first: Batch | None = None
         self.throughput: Throughput | None = None
         self.saved_at = time.monotonic()
-        self.best = Best(out / "best", run.chosen_by)
+        self.best = BestWeights(out / "best", run.chosen_by)
 
     def work(self, changed: list[str], compile: bool) -> int:
         """Trains to the end; returns the exit status."""
@@ -202,12 +202,12 @@ class Sitting:
         run.objective.to(self.compute.device).to(memory_format=LAYOUTS[self.layout])
         self.restore()
         speaks = distributed.is_main()
-        with Stop() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
+        with InterruptHandler() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
             for line in self.about_run():
                 progress.say(line)
             if self.step:
                 progress.say(f"{self.out}: goes on after step {self.step:,}{''.join(f', with {c}' for c in changed)}")
-            log = Log(self.out, self.step) if speaks else None
+            log = RunLog(self.out, self.step) if speaks else None
             try:
                 signal = self.steps(compile, stop, progress, log)
             except NotFiniteError as error:
@@ -290,7 +290,7 @@ class Sitting:
         validates = self.run.validation is not None and step % self.every.validate_steps == 0
         return step == self.run.steps or step % self.every.log_steps == 0 or validates
 
-    def steps(self, compile: bool, stop: Stop, progress: Progress, log: Log | None) -> int:
+    def steps(self, compile: bool, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
         """The steps that are left; returns the signal that stopped them, or 0."""
         run, every, left = self.run, self.every, range(self.step, self.run.steps)
         batches = self.batches()
@@ -324,7 +324,7 @@ class Sitting:
         for name, value in {**values, "seconds": seconds, "steps": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def report(self, progress: Progress, log: Log | None) -> None:
+    def report(self, progress: Progress, log: RunLog | None) -> None:
         """One line of the log, and the progress."""
         steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
         means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.compute.device)
@@ -340,7 +340,7 @@ class Sitting:
         if log:
             log.write("train", self.step, metrics)
 
-    def validate(self, log: Log | None) -> None:
+    def validate(self, log: RunLog | None) -> None:
         assert self.run.validation is not None
         metrics = validate(self.run.objective, self.run.validation.batches(device=self.compute.device), self.compute)
         if log:
@@ -356,7 +356,7 @@ class Sitting:
         if self.compute.device.type == "cuda":
             chance["cuda"] = torch.cuda.get_rng_state(self.compute.device)
         self.checkpoints.save(
-            State(
+            TrainingState(
                 step=self.step,
                 samples=self.step * self.run.batches.batch_size,
                 seconds=self.seconds,

@@ -10,7 +10,7 @@ from comodal.text_files import read_log
 SHOWN = ("loss", "accuracy", "samples_per_second", "mfu")
 
 
-class Log:
+class RunLog:
     """Writes `metrics.jsonl` and `tensorboard/` in a run's folder.
 
     Args:

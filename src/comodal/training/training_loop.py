@@ -27,7 +27,7 @@ class NotFiniteError(FloatingPointError):
         self.keys = keys
 
 
-class Pending:
+class PendingMetrics:
     """Metrics of steps that are still on the device, and the keys of the samples of those steps."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def fit(
     Raises:
         NotFiniteError: The loss or the norm of its gradient is infinite or not a number.
     """
-    pending, on_device = Pending(), copied(batches, compute.device)
+    pending, on_device = PendingMetrics(), copied(batches, compute.device)
     for step in steps:
         objective.train()
         for group in optimizer.param_groups:

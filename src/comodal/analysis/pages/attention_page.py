@@ -9,14 +9,16 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.co_attention import Example, Layer, draw_boxes, lit
+from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights, draw_boxes, lit
 from comodal.analysis.pages.html_page import photograph, picture, section, write_page
 from comodal.media.image import resize_short_side
 
 THUMBNAIL = 150  # short side of a lit picture, in pixels
 
 
-def write_attention(out: Path, shown: Sequence[Example], answers: Sequence[Sequence[tuple[str, float]]]) -> None:
+def write_attention(
+    out: Path, shown: Sequence[AttentionExample], answers: Sequence[Sequence[tuple[str, float]]]
+) -> None:
     """One self-contained page.
 
     Args:
@@ -44,7 +46,7 @@ ABOUT = (
 )
 
 
-def draw_regions(example: Example) -> Figure:
+def draw_regions(example: AttentionExample) -> Figure:
     """The picture with its regions, large."""
     height, width = example.picture.shape[:2]
     figure = Figure(figsize=(5, 5 * height / width), layout="constrained")
@@ -55,7 +57,7 @@ def draw_regions(example: Example) -> Figure:
     return figure
 
 
-def layers_of(example: Example) -> str:
+def layers_of(example: AttentionExample) -> str:
     """All layers, the last one first and open, the others folded away."""
     small = smaller(example)
     parts = []
@@ -67,7 +69,7 @@ def layers_of(example: Example) -> str:
     return "".join(parts)
 
 
-def smaller(example: Example) -> Example:
+def smaller(example: AttentionExample) -> AttentionExample:
     """The same on a small picture."""
     height, width = example.picture.shape[:2]
     resized = resize_short_side(example.picture, min(THUMBNAIL, height, width))
@@ -75,7 +77,7 @@ def smaller(example: Example) -> Example:
     return example._replace(picture=resized, boxes=example.boxes * scale)
 
 
-def words_of(example: Example, layer: Layer) -> str:
+def words_of(example: AttentionExample, layer: CoAttentionWeights) -> str:
     """The picture as each word sees it."""
     figures = []
     for word in example.shown:
@@ -88,7 +90,7 @@ def words_of(example: Example, layer: Layer) -> str:
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def region_of(example: Example, layer: Layer, row: int) -> str:
+def region_of(example: AttentionExample, layer: CoAttentionWeights, row: int) -> str:
     """One region, and how much it attends to each word."""
     name = f"region {row}" if row else "the whole image"
     cells = "".join(
@@ -102,7 +104,7 @@ def region_of(example: Example, layer: Layer, row: int) -> str:
     return f'<div class="row">{shown}<div><table>{head}{cells}</table></div></div>'
 
 
-def row_of(example: Example, layer: Layer) -> int:
+def row_of(example: AttentionExample, layer: CoAttentionWeights) -> int:
     """The region that is meant, or else the one that the shown words look at most; 0 is the whole image."""
     if example.pointed is None:
         return 1 + int(layer.words[example.shown, 1:].mean(0).argmax())
@@ -110,6 +112,6 @@ def row_of(example: Example, layer: Layer) -> int:
     return 1 + int(found.argmax()) if found.any() else 0
 
 
-def light(example: Example, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
+def light(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
     """The lit picture in bytes."""
     return (lit(example, attention) * 255).round().astype(np.uint8)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from comodal.analysis.heatmaps import as_warmth, enlarged, lit
-from comodal.analysis.localization import Source, strongest_place, verdicts_by_place
+from comodal.analysis.localization import LocalizationResult, strongest_place, verdicts_by_place
 from comodal.analysis.pages.html_page import picture, section
-from comodal.analysis.pointing_game import Scene, pointing_game, side_by_side
-from comodal.analysis.unit_activations import Moments
+from comodal.analysis.pointing_game import PointingScene, pointing_game, side_by_side
+from comodal.analysis.unit_activations import ClipMoments
 from comodal.models.l3net.l3net import L3Net
 
 SHOWN = 12
@@ -25,7 +25,7 @@ TITLES = {
 }
 
 
-def source_parts(model: L3Net, moments: Moments, scenes: Sequence[Scene], seed: int = 0) -> list[str]:
+def source_parts(model: L3Net, moments: ClipMoments, scenes: Sequence[PointingScene], seed: int = 0) -> list[str]:
     """Maps over held-out pictures; with scenes whose truth is known, also how often they point at what sounds."""
     text = (
         "Held-out pictures with their own sound; bright where that place alone goes best with the sound, from the "
@@ -34,14 +34,14 @@ def source_parts(model: L3Net, moments: Moments, scenes: Sequence[Scene], seed: 
     places = np.unique(np.linspace(0, len(moments.names) - 1, SHOWN).round().astype(int)).tolist()
     pictures = [np.ascontiguousarray(moments.image[place].permute(1, 2, 0).numpy()) for place in places]
     shown = [
-        Scene("", image, moments.sound[place].numpy(), (), frozenset())
+        PointingScene("", image, moments.sound[place].numpy(), (), frozenset())
         for place, image in zip(places, pictures, strict=True)
     ]
     parts = [section("Where the sound is", text, picture(draw_scenes(model, shown), "where the sound is"))]
     return [*parts, game_part(model, scenes, seed)] if scenes else parts
 
 
-def game_part(model: L3Net, scenes: Sequence[Scene], seed: int) -> str:
+def game_part(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> str:
     """The pointing game as a table, and some of the pictures side by side."""
     found = pointing_game(model, scenes, seed)
     text = (
@@ -58,7 +58,7 @@ def game_part(model: L3Net, scenes: Sequence[Scene], seed: int) -> str:
     return section("Does it point at what sounds?", text, f"<table>{head}{rows}</table>{drawn}")
 
 
-def draw_scenes(model: L3Net, scenes: Sequence[Scene], columns: int = 6) -> Figure:
+def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:
     """Each scene's picture, lit by its map, with its boxes."""
     columns = columns if scenes[0].picture.shape[1] < 1.5 * scenes[0].picture.shape[0] else columns // 2
     rows = -(-len(scenes) // columns)
@@ -80,7 +80,7 @@ def draw_scenes(model: L3Net, scenes: Sequence[Scene], columns: int = 6) -> Figu
     return figure
 
 
-def draw_source(axes: Axes, shown: np.ndarray, source: Source) -> None:
+def draw_source(axes: Axes, shown: np.ndarray, source: LocalizationResult) -> None:
     """A picture lit by its map, a cross at the best place, P(together) above it."""
     size = shown.shape[:2]
     warmth = as_warmth(enlarged(source.places, size)[0].numpy())

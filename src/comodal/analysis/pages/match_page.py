@@ -19,7 +19,7 @@ from comodal.media.image import decode_jpeg
 COLUMNS, FRAMES = 6, 18
 
 
-class Moment(NamedTuple):
+class MatchMoment(NamedTuple):
     """The verdict on a frame and the second of sound around it; nothing but the frame where the sound is silent."""
 
     seconds: float
@@ -30,7 +30,7 @@ class Moment(NamedTuple):
     jpeg: bytes
 
 
-def draw_moments(title: str, moments: Sequence[Moment]) -> Figure:
+def draw_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
     """The curve over time above at most 18 frames at equal distances."""
     chosen = np.unique(np.linspace(0, len(moments) - 1, min(FRAMES, len(moments))).round().astype(int)).tolist()
     height, width, _ = decode_jpeg(moments[0].jpeg).shape
@@ -46,7 +46,7 @@ def draw_moments(title: str, moments: Sequence[Moment]) -> Figure:
     return figure
 
 
-def draw_curve(axes: Axes, moments: Sequence[Moment]) -> None:
+def draw_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
     """P(together) by second; a gap where there is silence."""
     values = [np.nan if moment.together is None else moment.together for moment in moments]
     axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
@@ -57,7 +57,7 @@ def draw_curve(axes: Axes, moments: Sequence[Moment]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_moment(axes: Axes, moment: Moment) -> None:
+def draw_moment(axes: Axes, moment: MatchMoment) -> None:
     """A frame, lit where its places go best with the sound, a cross at the best."""
     frame = decode_jpeg(moment.jpeg)
     axes.set_axis_off()
@@ -72,7 +72,7 @@ def draw_moment(axes: Axes, moment: Moment) -> None:
     axes.set_title(f"{moment.seconds:.1f} s: {moment.together:.2f}", fontsize=8)
 
 
-def write_moments(out: Path, title: str, together: float, moments: Sequence[Moment]) -> None:
+def write_moments(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
     """A page with the drawing and all moments in a table."""
     text = (
         "P(together) of each frame and the second of sound around it; frames are bright where that place alone goes "
@@ -87,7 +87,7 @@ def write_moments(out: Path, title: str, together: float, moments: Sequence[Mome
     write_page(out, title, [f"<h1>{html.escape(title)}</h1>{facts}", body])
 
 
-def row_of(moment: Moment) -> str:
+def row_of(moment: MatchMoment) -> str:
     """One moment as a row of a table."""
     cells = (
         ["silent", "", ""]

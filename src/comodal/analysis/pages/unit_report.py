@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from comodal.analysis.heatmaps import lit, spectrum_picture
-from comodal.analysis.layer_activations import POOL4, Side, map_of, picture_side, sound_side, strongest
+from comodal.analysis.layer_activations import POOL4, TowerInput, map_of, picture_side, sound_side, strongest
 from comodal.analysis.pages.html_page import photograph, player, section
-from comodal.analysis.unit_activations import Moments, Unit, heat_maps, rank_units
-from comodal.analysis.unit_selectivity import HIGH, SYSTEMS, TOP, Study, study_units
+from comodal.analysis.unit_activations import ClipMoments, UnitActivation, heat_maps, rank_units
+from comodal.analysis.unit_selectivity import HIGH, SYSTEMS, TOP, SelectivityStudy, study_units
 from comodal.hardware import device_of
 from comodal.media.image import resize_short_side
 from comodal.models.l3net.l3net import L3Net
@@ -19,10 +19,10 @@ from comodal.models.l3net.l3net import L3Net
 SHOWN = 6  # of each unit, its strongest moments
 UNITS = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # how many units of which layers
 THUMBNAIL = 112  # pixels
-Cells = Callable[[Side, str, Unit], list[str]]
+Cells = Callable[[TowerInput, str, UnitActivation], list[str]]
 
 
-def unit_parts(model: L3Net, moments: Moments, seed: int = 0) -> list[str]:
+def unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[str]:
     """What fires the units, and, if the moments have labels of several classes, how they go with them."""
     about = (
         f"Of {{}}, the units that stand out most, each with its strongest of {len(moments.names)} held-out moments, "
@@ -39,7 +39,7 @@ def unit_parts(model: L3Net, moments: Moments, seed: int = 0) -> list[str]:
     return parts
 
 
-def gallery(side: Side, inputs: Tensor, cells: Cells) -> str:
+def gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
     """Rows of units of pool4, and of some other layers folded away."""
     activations, shown = strongest(side, inputs), ""
     for layer, count in UNITS.items():
@@ -51,10 +51,10 @@ def gallery(side: Side, inputs: Tensor, cells: Cells) -> str:
     return shown
 
 
-def image_cells(moments: Moments) -> Cells:
+def image_cells(moments: ClipMoments) -> Cells:
     """The strongest pictures of a unit, lit where it fires."""
 
-    def cells(side: Side, layer: str, unit: Unit) -> list[str]:
+    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         size = moments.image.shape[2]
         heat = heat_maps(map_of(side, layer), moments.image, unit, (size, size))
         return [
@@ -70,10 +70,10 @@ def enlarged_picture(image: Tensor, warmth: np.ndarray) -> np.ndarray:
     return resize_short_side(lit(image.permute(1, 2, 0).numpy(), warmth), THUMBNAIL)
 
 
-def sound_cells(model: L3Net, moments: Moments) -> Cells:
+def sound_cells(model: L3Net, moments: ClipMoments) -> Cells:
     """Spectrograms of a unit's strongest seconds, lit where it fires, each to be heard."""
 
-    def cells(side: Side, layer: str, unit: Unit) -> list[str]:
+    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         sounds = moments.sound[torch.from_numpy(unit.moments)]
         with torch.inference_mode():
             spectra = model.spectrogram(sounds.to(device_of(model)))[:, 0].cpu().numpy()
@@ -90,7 +90,7 @@ def sound_cells(model: L3Net, moments: Moments) -> Cells:
     return cells
 
 
-def names(moments: Moments, unit: Unit) -> list[str]:
+def names(moments: ClipMoments, unit: UnitActivation) -> list[str]:
     return [moments.names[moment] for moment in unit.moments.tolist()]
 
 
@@ -98,7 +98,7 @@ def cell(body: str, name: str) -> str:
     return f"<figure>{body}<figcaption>{html.escape(name[:24])}</figcaption></figure>"
 
 
-def study_part(studies: dict[str, Study]) -> str:
+def study_part(studies: dict[str, SelectivityStudy]) -> str:
     """The table over the layers of both towers, each number beside an untrained network and shuffled labels."""
     any_study = next(iter(studies.values()))
     text = (
@@ -117,7 +117,7 @@ def study_part(studies: dict[str, Study]) -> str:
     return section("Do units go with classes?", text, "".join(tables))
 
 
-def rows(study: Study) -> str:
+def rows(study: SelectivityStudy) -> str:
     """One row for each layer."""
     lines = []
     for layer, trained in study.systems["trained"].items():

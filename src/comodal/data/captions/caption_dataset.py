@@ -19,18 +19,18 @@ from jaxtyping import Bool, Float, Float32, Int64
 
 from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.data.captions.caption_files import Caption
-from comodal.data.captions.caption_pairs import CaptionPairs, Mismatches
+from comodal.data.captions.caption_pairs import CaptionPairs, NegativeSampling
 from comodal.data.captions.masking import (
     CHOSEN,
     OVERLAP,
-    HiddenRegions,
-    HiddenWords,
+    MaskedRegions,
+    MaskedTokens,
     hide_regions,
     hide_words,
     overlapping,
 )
 from comodal.data.regions.region_store import Regions, RegionStore, locations
-from comodal.media.tokenizer import MAX_WORDS, Words
+from comodal.media.tokenizer import MAX_WORDS, WordPieceTokenizer
 
 HIDING = 2  # keeps this chance apart from that of the order
 MAX_REGIONS = 36  # the original's features have 36 regions an image
@@ -38,7 +38,7 @@ WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Hiding:
+class MaskingConfig:
     """How much is hidden.
 
     Attributes:
@@ -80,7 +80,7 @@ class _Regions(NamedTuple):
     attended: Bool[np.ndarray, "batch regions"]
 
 
-class Captions:
+class CaptionDataset:
     """Batches of any (epoch, index); read from the first on, they are a validation set that never changes.
 
     Args:
@@ -102,13 +102,13 @@ class Captions:
         self,
         captions: Sequence[tuple[Caption, int]],
         store: RegionStore,
-        words: Words,
+        words: WordPieceTokenizer,
         seed: int,
         batch_size: int,
         max_words: int = MAX_WORDS,
         max_regions: int = MAX_REGIONS,
-        hiding: Hiding = Hiding(),
-        mismatches: Mismatches = Mismatches(),  # noqa: B008
+        hiding: MaskingConfig = MaskingConfig(),
+        mismatches: NegativeSampling = NegativeSampling(),  # noqa: B008
     ) -> None:
         if max_regions < 1:
             raise ValueError(f"max_regions ({max_regions}) must be positive")
@@ -209,7 +209,7 @@ class Captions:
 
     def _hide_words(
         self, words: Int64[np.ndarray, "batch words"], attended: Bool[np.ndarray, "batch words"], draws: _Draws
-    ) -> HiddenWords:
+    ) -> MaskedTokens:
         maskable = attended & ~np.isin(words, self.special)
         replacements = self.random_words[(draws.replacements * len(self.random_words)).astype(np.int64)]
         flat = words.ravel(), maskable.ravel(), draws.words.ravel(), replacements.ravel()
@@ -236,13 +236,13 @@ class Captions:
                 tokens[row, inside] = image.tokens[:count].astype(np.int64) + len(TokenInput)
         return _Regions(features.numpy(), fractions, tokens, boxes, attended)
 
-    def _hide_regions(self, seen: _Regions, draws: Float[np.ndarray, "batch regions"]) -> HiddenRegions:
+    def _hide_regions(self, seen: _Regions, draws: Float[np.ndarray, "batch regions"]) -> MaskedRegions:
         chosen, hidden = (part.reshape(draws.shape) for part in hide_regions(draws.ravel(), self.hiding.regions))
         if self.hiding.overlap is not None:
             hidden |= _overlapping(seen, chosen, self.hiding.overlap) & ~chosen
-        return HiddenRegions(chosen, hidden)
+        return MaskedRegions(chosen, hidden)
 
-    def _finish(self, seen: _Regions, hidden: HiddenRegions) -> None:
+    def _finish(self, seen: _Regions, hidden: MaskedRegions) -> None:
         """Hides what is hidden and makes row 0, in place."""
         seen.features[:, 1:][hidden.hidden] = 0
         seen.tokens[:, 1:][hidden.hidden] = TokenInput.HIDDEN

@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 from comodal.data.captions.caption_tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    Columns,
-    Row,
+    CaptionColumns,
+    CaptionRow,
     columns_of,
     container_rows,
     pick,
@@ -279,12 +279,12 @@ def _tsv(text: str) -> CaptionFile:
     return read
 
 
-def _table(path: Path, text: str, columns: Columns) -> CaptionFile:
+def _table(path: Path, text: str, columns: CaptionColumns) -> CaptionFile:
     """A table with a line of names."""
     return _take_rows(table_rows(path, text, columns), "table with a line of names")
 
 
-def _take_rows(rows: Iterable[Row], layout: str) -> CaptionFile:
+def _take_rows(rows: Iterable[CaptionRow], layout: str) -> CaptionFile:
     """The rows of a table."""
     read = CaptionFile(layout)
     for number, row in enumerate(rows):

@@ -19,7 +19,7 @@ LITTLE = 0.1  # fewer captions and fewer images than this share of either side l
 SHOWN = 3
 
 
-class Matched(NamedTuple):
+class MatchedCaptions(NamedTuple):
     """Captions with the row of their image in a store, and those whose image is not there."""
 
     pairs: list[tuple[Caption, int]]
@@ -31,7 +31,7 @@ class Matched(NamedTuple):
         return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
 
 
-def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
+def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:
     """Finds the image of each caption in a store, by the kind of name that most captions share with it.
 
     Raises:
@@ -50,7 +50,7 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> Matched:
     if any(map(coco_number, stems)) and any(coco_number(_last_part(name)) for name in store_ids):
         hits = Counter({place: count for place, count in hits.items() if place not in NUMBERS})
     kind = min(hits, key=lambda place: (-hits[place], place in NUMBERS, place), default=1)
-    found = Matched([], [])
+    found = MatchedCaptions([], [])
     for caption in every:
         row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
         if row is None:

@@ -23,7 +23,7 @@ KEPT_EPOCHS = 2  # a batch may hold the end of one epoch and the beginning of th
 
 
 @dataclass(frozen=True)
-class Mismatches:
+class NegativeSampling:
     """Pairs of a caption and another's image.
 
     Attributes:
@@ -72,7 +72,7 @@ class CaptionPairs:
         regions: Int64[np.ndarray, "images"],
         seed: int,
         batch_size: int,
-        mismatches: Mismatches,
+        mismatches: NegativeSampling,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import Container
+from comodal.media.archives.archive_samples import Archive
 from comodal.text_files import parse_csv, parse_json, split_lines
 
 IMAGE_COLUMNS = (
@@ -21,7 +21,7 @@ SPLIT_COLUMN = "split"
 DELIMITERS = ("\t", "|", ",", ";")
 
 
-class Row(NamedTuple):
+class CaptionRow(NamedTuple):
     """An image with its caption or captions; None where the row is cut short."""
 
     image: str | None
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     split: str | None
 
 
-class Columns(NamedTuple):
+class CaptionColumns(NamedTuple):
     """Where the cells stand, and how they are separated."""
 
     delimiter: str
@@ -44,7 +44,7 @@ def pick(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((entry[name] for name in names if entry.get(name) is not None), None)
 
 
-def columns_of(text: str) -> Columns | None:
+def columns_of(text: str) -> CaptionColumns | None:
     """The columns that the first line of a text names, or None if it is no line of names."""
     first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
     for delimiter in DELIMITERS:
@@ -53,11 +53,11 @@ def columns_of(text: str) -> Columns | None:
                           for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
         if image is not None and caption is not None:
             split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
-            return Columns(delimiter, names.index(image), names.index(caption), split, len(names))
+            return CaptionColumns(delimiter, names.index(image), names.index(caption), split, len(names))
     return None
 
 
-def table_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
+def table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterator[CaptionRow]:
     """The rows below the line of names; commas that nobody has quoted stay in a caption that stands last.
 
     Raises:
@@ -72,13 +72,13 @@ def table_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
         if len(row) > columns.width and columns.caption == columns.width - 1:
             row = [*row[: columns.caption], columns.delimiter.join(row[columns.caption :])]
         if len(row) < columns.width:
-            yield Row(None, None, None)
+            yield CaptionRow(None, None, None)
             continue
         split = row[columns.split].strip() if columns.split is not None else ""
-        yield Row(row[columns.image].strip(), several(row[columns.caption]), split or None)
+        yield CaptionRow(row[columns.image].strip(), several(row[columns.caption]), split or None)
 
 
-def container_rows(path: Path, container: Container) -> Iterator[Row]:
+def container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
     """The rows of a Parquet or Arrow file without media. An image is called by `key` where img2dataset names it by its
     URL, and what could not be downloaded has none.
 
@@ -95,7 +95,7 @@ def container_rows(path: Path, container: Container) -> Iterator[Row]:
         if entry.get("status", "success") != "success":
             image = None
         captions, split = pick(entry, CAPTION_COLUMNS), entry.get(SPLIT_COLUMN)
-        yield Row(str(image) if image is not None else "", captions, str(split) if split else None)
+        yield CaptionRow(str(image) if image is not None else "", captions, str(split) if split else None)
     if not has_any:
         raise DataError(
             f"{path}: no row with an image ({', '.join(IMAGE_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})"

@@ -21,14 +21,14 @@ HIDDEN_OF_CHOSEN = 0.9  # of regions
 OVERLAP = 0.4  # 12-in-1, section 3.1
 
 
-class HiddenWords(NamedTuple):
+class MaskedTokens(NamedTuple):
     """Words as the model sees them, and which of them it is to tell."""
 
     words: Int64[np.ndarray, "words"]
     chosen: Bool[np.ndarray, "words"]
 
 
-class HiddenRegions(NamedTuple):
+class MaskedRegions(NamedTuple):
     """Which regions the model is to tell, and which it cannot see: not quite the same ones."""
 
     chosen: Bool[np.ndarray, "regions"]
@@ -42,7 +42,7 @@ def hide_words(
     replacements: Int64[np.ndarray, "words"],
     mask: int,
     chosen_share: float = CHOSEN,
-) -> HiddenWords:
+) -> MaskedTokens:
     """Of the maskable words 15 % are chosen; of these 80 % become [MASK], 10 % a random word, 10 % stay.
 
     Args:
@@ -57,13 +57,13 @@ def hide_words(
     part = _again_uniform(draws, chosen_share)
     masked = chosen & (part < MASKED_OF_CHOSEN)
     replaced = chosen & ~masked & (part < CHANGED_OF_CHOSEN)
-    return HiddenWords(np.where(masked, mask, np.where(replaced, replacements, words)), chosen)
+    return MaskedTokens(np.where(masked, mask, np.where(replaced, replacements, words)), chosen)
 
 
-def hide_regions(draws: Float[np.ndarray, "regions"], chosen_share: float = CHOSEN) -> HiddenRegions:
+def hide_regions(draws: Float[np.ndarray, "regions"], chosen_share: float = CHOSEN) -> MaskedRegions:
     """Of the regions 15 % are chosen; of these 90 % are hidden, 10 % stay."""
     chosen = draws < chosen_share
-    return HiddenRegions(chosen, chosen & (_again_uniform(draws, chosen_share) < HIDDEN_OF_CHOSEN))
+    return MaskedRegions(chosen, chosen & (_again_uniform(draws, chosen_share) < HIDDEN_OF_CHOSEN))
 
 
 def overlapping(

@@ -13,7 +13,7 @@ from comodal.console import Table
 from comodal.data.output_folder import explained, only_one
 from comodal.data.regions.box_units import judge_source
 from comodal.data.regions.feature_files import Layout, read_records, recognise
-from comodal.data.regions.feature_records import Record, Skipped
+from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError
 from comodal.data.regions.region_store import JOURNAL, FeatureType, RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.files import stamp_of_all, write_whole
@@ -80,11 +80,11 @@ def files_of(source: Path) -> list[Path]:
 def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, about: dict[str, Any]) -> None:
     """Takes all records that are whole and of the usual size."""
     dim, classes = sizes_of(source, layout)
-    with RegionWriter(out, dim, classes, dtype, about) as writer, Notes(out / NOTES) as notes:
+    with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / NOTES) as notes:
         start = len(writer.images) + len(notes.lines)
         with bar(start) as meter, closing(read_records(source, layout, start, meter)) as records:
             for record in records:
-                if skipped := record if isinstance(record, Skipped) else take(record, writer):
+                if skipped := record if isinstance(record, SkippedRecordError) else take(record, writer):
                     notes.add(skipped)
                 meter.records += 1
         reasons = Counter(parse_json(line.decode(), notes.path)["reason"] for line in notes.lines)
@@ -101,7 +101,7 @@ def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
     sizes, reasons, units = Counter[tuple[int, int]](), [], Counter[str]()
     with closing(read_records(source, layout)) as records:
         for number, record in enumerate(records, 1):
-            if isinstance(record, Record):
+            if isinstance(record, FeatureRecord):
                 sizes[record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]] += 1
             else:
                 reasons.append(f"{record.image}: {record.detail}")
@@ -114,18 +114,18 @@ def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
     return sizes.most_common(1)[0][0]
 
 
-def take(record: Record, writer: RegionWriter) -> Skipped | None:
+def take(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordError | None:
     """Adds a record to the store, or says why not."""
     if record.image in writer.known:
-        return Skipped(record.image, "id twice", "an earlier record has the same id")
+        return SkippedRecordError(record.image, "id twice", "an earlier record has the same id")
     try:
         writer.add(record.image, record.features, record.boxes, record.width, record.height, record.classes)
     except ValueError as error:
-        return Skipped(record.image, "does not fit", str(error))
+        return SkippedRecordError(record.image, "does not fit", str(error))
     return None
 
 
-class Notes:
+class SkippedLog:
     """Lines about what was skipped, each whole on disk before the next record, so that a killed command goes on."""
 
     def __init__(self, path: Path) -> None:
@@ -133,7 +133,7 @@ class Notes:
         text = path.read_bytes() if path.exists() else b""
         self.lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
-    def __enter__(self) -> "Notes":
+    def __enter__(self) -> "SkippedLog":
         self.file = self.path.open("ab")
         self.file.truncate(sum(map(len, self.lines)))
         return self
@@ -143,13 +143,13 @@ class Notes:
     ) -> None:
         self.file.close()
 
-    def add(self, skipped: Skipped) -> None:
+    def add(self, skipped: SkippedRecordError) -> None:
         self.lines.append(json.dumps(skipped._asdict()).encode() + b"\n")
         self.file.write(self.lines[-1])
         self.file.flush()
 
 
-class Meter:
+class ReadProgress:
     """What a reader tells of its place, for the bar."""
 
     def __init__(self, progress: Progress, before: int) -> None:
@@ -161,9 +161,9 @@ class Meter:
 
 
 @contextmanager
-def bar(before: int) -> Iterator[Meter]:
+def bar(before: int) -> Iterator[ReadProgress]:
     """How far, how fast, how long yet."""
     with Progress("reading", 1.0) as progress:
-        meter = Meter(progress, before)
+        meter = ReadProgress(progress, before)
         yield meter
         meter(1.0)

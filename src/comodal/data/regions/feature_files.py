@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from comodal.data.hdf5_files import check_bytes, open_hdf5
-from comodal.data.regions.feature_records import Record, Skipped, record_of, taken
+from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError, record_of, taken
 from comodal.data.regions.safe_unpickler import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
 from comodal.text_files import read_json
@@ -36,7 +36,7 @@ HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
 HEADINGS = ("image_id", "img_id")
 EXTRA = 'needs the extra: pip install "comodal[legacy]"'
 
-Entries = Iterator[tuple[str, Callable[[], Record]]]  # a name, and what makes the record when it is wanted
+Entries = Iterator[tuple[str, Callable[[], FeatureRecord]]]  # a name, and what makes the record when it is wanted
 Tell = Callable[[float], object]  # which part of the source is read
 
 
@@ -68,7 +68,7 @@ def recognise(source: Path) -> Layout:
 
 def read_records(
     source: Path, layout: Layout, start: int = 0, tell: Tell = lambda _share: None
-) -> Generator[Record | Skipped, None, None]:
+) -> Generator[FeatureRecord | SkippedRecordError, None, None]:
     """All records of a source from one on, one at a time; what cannot be taken comes as Skipped.
 
     Raises:
@@ -125,7 +125,7 @@ def check_length(source: Path, environment: Any) -> None:
         raise DataError(f"{source}: {found:,} of {wanted:,} bytes are there: it was not copied to its end")
 
 
-def fault_of(keys: bytes) -> Callable[[], Record] | None:
+def fault_of(keys: bytes) -> Callable[[], FeatureRecord] | None:
     """The list of keys is not needed, but a dangerous one tells what the file is."""
     try:
         load_pickle(keys)
@@ -134,12 +134,12 @@ def fault_of(keys: bytes) -> Callable[[], Record] | None:
     return None
 
 
-def fail(error: DataError) -> Record:
+def fail(error: DataError) -> FeatureRecord:
     """Raises an error when its turn has come."""
     raise error
 
 
-def lmdb_record(value: memoryview, name: str) -> Record:
+def lmdb_record(value: memoryview, name: str) -> FeatureRecord:
     """A value of an LMDB: a pickle begins with 0x80 or an ASCII letter, a msgpack list of eight with 0x98."""
     data = bytes(value)
     if data[:1] == b"\x98":
@@ -150,7 +150,7 @@ def lmdb_record(value: memoryview, name: str) -> Record:
     return record_of(fields, name)
 
 
-def tensorpack_record(data: bytes) -> Record:
+def tensorpack_record(data: bytes) -> FeatureRecord:
     """The pretraining records: features, classes, boxes, number, height, width, id, caption."""
     try:
         import msgpack
@@ -190,7 +190,7 @@ def npy_entries(source: Path, tell: Tell) -> Entries:
             yield image, partial(npy_record, path, image)
 
 
-def npy_record(path: Path, image: str) -> Record:
+def npy_record(path: Path, image: str) -> FeatureRecord:
     """The original's dictionary in a file, or features with MMF's dictionary beside them."""
     value = load_npy(path)
     if isinstance(value, dict):
@@ -214,7 +214,7 @@ def tsv_entries(source: Path, tell: Tell) -> Entries:
                 yield name or f"line {number}", partial(tsv_record, cells)
 
 
-def tsv_record(cells: list[bytes]) -> Record:
+def tsv_record(cells: list[bytes]) -> FeatureRecord:
     """Bottom-up-attention writes width before height, LXMERT height before width."""
     if len(cells) not in COLUMNS:
         raise ValueError(f"{len(cells)} columns; there are tables of {', '.join(map(str, COLUMNS))}")
@@ -238,7 +238,7 @@ def hdf5_entries(source: Path, tell: Tell) -> Entries:
             yield name, partial(hdf5_record, file, block, name)
 
 
-def hdf5_record(file: Any, block: int | slice, name: str) -> Record:
+def hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     """One image; rows of zeros at the end are padding."""
     try:
         for column in HDF5_COLUMNS:
@@ -254,7 +254,7 @@ def hdf5_record(file: Any, block: int | slice, name: str) -> Record:
     width, height = float(boxes[widest, 2] / shares[widest, 2]), float(boxes[highest, 3] / shares[highest, 3])
     if not (np.isfinite(width) and np.isfinite(height)):
         raise ValueError("the size of the image does not follow from its boxes")
-    return Record(name, features[there], boxes[there], round(width), round(height), None)
+    return FeatureRecord(name, features[there], boxes[there], round(width), round(height), None)
 
 
 def ids_beside(source: Path, count: int) -> list[str]:

@@ -24,7 +24,7 @@ MOST_OCTAVES = 30  # between the small and the large features of an image; those
 OUTSIDE = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
 
 
-class Record(NamedTuple):
+class FeatureRecord(NamedTuple):
     """The regions of one image; boxes are left, top, right, bottom in pixels."""
 
     image: str
@@ -35,7 +35,7 @@ class Record(NamedTuple):
     classes: Float[np.ndarray, "regions classes"] | None
 
 
-class Skipped(NamedTuple):
+class SkippedRecordError(NamedTuple):
     """A record that is not taken."""
 
     image: str
@@ -43,21 +43,23 @@ class Skipped(NamedTuple):
     detail: str
 
 
-def taken(image: str, make: Callable[[], Record]) -> Record | Skipped:
+def taken(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
     """A record, or why it is not one."""
     try:
         record = make()
         check(record)
         return record
     except RefusedPickleError as error:
-        return Skipped(image, "refused", str(error))
+        return SkippedRecordError(image, "refused", str(error))
     except BoxUnitsError as error:
-        return Skipped(image, error.reason, str(error))
+        return SkippedRecordError(image, error.reason, str(error))
     except (DataError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        return Skipped(image, "damaged", str(error) if isinstance(error, DataError | ValueError) else repr(error))
+        return SkippedRecordError(
+            image, "damaged", str(error) if isinstance(error, DataError | ValueError) else repr(error)
+        )
 
 
-def check(record: Record) -> None:
+def check(record: FeatureRecord) -> None:
     """Raises a ValueError unless all numbers fit together."""
     rows = len(record.features)
     classes = rows if record.classes is None else len(record.classes)
@@ -72,7 +74,7 @@ def check(record: Record) -> None:
     check_spread(record.features)
 
 
-def check_boxes(record: Record) -> None:
+def check_boxes(record: FeatureRecord) -> None:
     """Boxes are corners in pixels, within the image.
 
     Raises:
@@ -103,7 +105,7 @@ def check_spread(features: Float[np.ndarray, "regions dim"]) -> None:
             )
 
 
-def record_of(values: dict[str, Any], image: str) -> Record:
+def record_of(values: dict[str, Any], image: str) -> FeatureRecord:
     """A record of a dictionary, whatever its writer called things; text is base64 of float32.
 
     The original's extractor always writes 100 rows and counts in num_boxes those with a score above 0; its readers
@@ -127,7 +129,7 @@ def record_of(values: dict[str, Any], image: str) -> Record:
     classes = None if found["classes"] is None else numbers(found["classes"], rows, None)
     name = found["image"].decode() if isinstance(found["image"], bytes) else found["image"]
     width, height = whole_number(found["width"]), whole_number(found["height"])
-    return Record(image if name is None else str(name), features, boxes, width, height, classes)
+    return FeatureRecord(image if name is None else str(name), features, boxes, width, height, classes)
 
 
 def whole_number(value: Any) -> int:

@@ -16,7 +16,7 @@ from comodal.errors import DataError
 ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
 
 
-class Listed(NamedTuple):
+class IndexedImage(NamedTuple):
     """An image of a store."""
 
     image: str
@@ -25,7 +25,7 @@ class Listed(NamedTuple):
     height: int
 
 
-class Ids(Sequence[str]):
+class ImageIds(Sequence[str]):
     """The images' ids in the order of the store, and the way back; flat arrays that processes share."""
 
     def __init__(self, id_bytes: np.ndarray, id_ends: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
@@ -73,7 +73,7 @@ def hash_of(image: str) -> np.uint64:
     return np.uint64(min(number, 2**64 - 2))
 
 
-def arrays_of(images: Iterable[Listed]) -> dict[str, np.ndarray]:
+def arrays_of(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
     """What is kept of images: their ids, where their rows begin, their sizes, and hashes of the ids to find them by."""
     listed = list(images)
     names = [image[0].encode() for image in listed]
@@ -122,13 +122,13 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
 
 
-def read_added(path: Path, size: int) -> list[Listed]:
+def read_added(path: Path, size: int) -> list[IndexedImage]:
     """The images that were added behind an index file: so many bytes of lines, whatever stands behind them."""
     try:
         with path.open("rb") as file:
             data = file.read(size)
         if len(data) < size:
             raise ValueError(f"{len(data):,} bytes instead of {size:,}")
-        return [Listed(*json.loads(line)) for line in data.splitlines()]
+        return [IndexedImage(*json.loads(line)) for line in data.splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error

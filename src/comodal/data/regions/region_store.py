@@ -25,7 +25,15 @@ from jaxtyping import Float, Float32, Num, Shaped
 from torch import Tensor
 
 from comodal.data.output_folder import as_json, explained
-from comodal.data.regions.region_index import Ids, Listed, arrays_of, joined, pack_index, read_added, read_index
+from comodal.data.regions.region_index import (
+    ImageIds,
+    IndexedImage,
+    arrays_of,
+    joined,
+    pack_index,
+    read_added,
+    read_index,
+)
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.text_files import read_json_object
@@ -69,7 +77,7 @@ class RegionStore:
         self.folder = Path(folder)
         self.about = read_about(self.folder)
         arrays = index_of(self.folder, self.about)
-        self.ids = Ids(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
+        self.ids = ImageIds(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
         self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
         self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
         self.dim, self.classes, self.tokens = (int(self.about[name]) for name in ("dim", "classes", "tokens"))
@@ -170,7 +178,7 @@ class RegionWriter:
         self.folder, self.dim, self.classes = Path(folder), dim, classes
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "made_from": about or {}}
-        self.images: list[Listed] = []
+        self.images: list[IndexedImage] = []
         self.known: set[str] = set()
         self.files: dict[str, BinaryIO] = {}
         self.journal: BinaryIO
@@ -225,7 +233,7 @@ class RegionWriter:
             write_regions(self.files, self.dtype, features, boxes, classes)
             self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
             self.journal.flush()
-        self.images.append(Listed(image, len(boxes), width, height))
+        self.images.append(IndexedImage(image, len(boxes), width, height))
         self.known.add(image)
 
     def _recall(self) -> None:
@@ -235,7 +243,7 @@ class RegionWriter:
         if lines:
             if lines[0].decode() != begun:
                 raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
-            self.images = [Listed(*json.loads(line)) for line in lines[1:]]
+            self.images = [IndexedImage(*json.loads(line)) for line in lines[1:]]
             self.known = {image[0] for image in self.images}
             self.journal = path.open("rb+")
             self.journal.truncate(sum(len(line) + 1 for line in lines))

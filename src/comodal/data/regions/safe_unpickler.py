@@ -43,7 +43,7 @@ def empty_bytes() -> bytes:
     return b""
 
 
-class Allowed:
+class AllowedFunction:
     """A function as a pickle sees it: it can be called, and nothing of it can be changed."""
 
     __slots__ = ("function",)
@@ -58,7 +58,7 @@ class Allowed:
         raise RefusedPickleError("refused: it changes a function")
 
 
-class Type:
+class DtypeStandIn:
     """Stands for numpy.dtype: numbers, text and objects, and their order of bytes."""
 
     def __init__(self, code: str | bytes, *_flags: Any) -> None:
@@ -78,15 +78,15 @@ class Type:
         return np.dtype(f"{self.order}{self.code}" if self.order in "<>" else self.code)
 
 
-class Array:
+class ArrayStandIn:
     """Stands for an array until the whole pickle is read, so that no pickle reaches into numpy."""
 
     def __init__(self) -> None:
-        self.state: tuple[tuple[int, ...], Type, bool, Any] | None = None
+        self.state: tuple[tuple[int, ...], DtypeStandIn, bool, Any] | None = None
 
     def __setstate__(self, state: tuple) -> None:
         shape, dtype, fortran, data = state[-4:]
-        if not isinstance(dtype, Type):
+        if not isinstance(dtype, DtypeStandIn):
             raise ValueError("an array without a type")
         self.state = shape, dtype, bool(fortran), data
 
@@ -109,35 +109,35 @@ def no_array(*_values: Any) -> Any:
     raise RefusedPickleError("refused: it calls numpy.ndarray")
 
 
-def empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> Array:
+def empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> ArrayStandIn:
     """The array that is filled next."""
-    return Array()
+    return ArrayStandIn()
 
 
-def array_of(data: bytes | bytearray, dtype: Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+def array_of(data: bytes | bytearray, dtype: DtypeStandIn, shape: tuple[int, ...], order: str) -> np.ndarray:
     """Protocol 5's way to say an array."""
     return np.frombuffer(data, dtype.real).reshape(shape, order="F" if order == "F" else "C")
 
 
-def scalar_of(dtype: Type, data: bytes | str) -> Any:
+def scalar_of(dtype: DtypeStandIn, data: bytes | str) -> Any:
     """One number."""
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real, 1)[0]
 
 
-ALLOWED: dict[tuple[str, str], Allowed] = {
-    ("collections", "OrderedDict"): Allowed(dict),
-    ("_codecs", "encode"): Allowed(text_as_bytes),
-    ("__builtin__", "bytes"): Allowed(empty_bytes),
-    ("numpy", "ndarray"): Allowed(no_array),
-    ("numpy", "dtype"): Allowed(Type),
+ALLOWED: dict[tuple[str, str], AllowedFunction] = {
+    ("collections", "OrderedDict"): AllowedFunction(dict),
+    ("_codecs", "encode"): AllowedFunction(text_as_bytes),
+    ("__builtin__", "bytes"): AllowedFunction(empty_bytes),
+    ("numpy", "ndarray"): AllowedFunction(no_array),
+    ("numpy", "dtype"): AllowedFunction(DtypeStandIn),
 }
 for _package in ("numpy.core", "numpy._core"):  # the name before numpy 2, and since
-    ALLOWED[f"{_package}.multiarray", "_reconstruct"] = Allowed(empty_array)
-    ALLOWED[f"{_package}.multiarray", "scalar"] = Allowed(scalar_of)
-    ALLOWED[f"{_package}.numeric", "_frombuffer"] = Allowed(array_of)
+    ALLOWED[f"{_package}.multiarray", "_reconstruct"] = AllowedFunction(empty_array)
+    ALLOWED[f"{_package}.multiarray", "scalar"] = AllowedFunction(scalar_of)
+    ALLOWED[f"{_package}.numeric", "_frombuffer"] = AllowedFunction(array_of)
 
 
-class Whole:
+class ArrayBuilder:
     """Makes real what stands for arrays; what stands in two places is made once, so that no pickle unfolds forever."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Whole:
         return self.made[id(value)]
 
     def _make(self, value: Any) -> Any:
-        if isinstance(value, Array):
+        if isinstance(value, ArrayStandIn):
             return value.real(self)
         if isinstance(value, dict):
             return {self(key): self(item) for key, item in value.items()}
@@ -159,12 +159,12 @@ class Whole:
             return [self(item) for item in value]
         if isinstance(value, tuple):
             return tuple(self(item) for item in value)
-        if isinstance(value, Type):
+        if isinstance(value, DtypeStandIn):
             return value.real
         raise ValueError(f"a {type(value).__name__}, which no file of features holds")
 
 
-class RestrictedUnpickler(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
     """Finds nothing but what is allowed."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -196,7 +196,7 @@ def load_pickle(data: bytes) -> Any:
     """
     try:
         check_memo(data)
-        return Whole()(RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load())
+        return ArrayBuilder()(SafeUnpickler(io.BytesIO(data), encoding="latin1").load())
     except DAMAGED as error:
         raise DataError(f"a damaged pickle ({type(error).__name__}: {error})") from error
 

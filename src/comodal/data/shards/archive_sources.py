@@ -20,7 +20,7 @@ from comodal.data.captions.caption_tables import CAPTION_COLUMNS, pick
 from comodal.data.split_names import IMAGE_SPLIT_NAMES as SPLITS
 from comodal.errors import DataError
 from comodal.files import reason_of
-from comodal.media.archives.archive_samples import Example, Fault
+from comodal.media.archives.archive_samples import ArchiveSample, SampleFault
 from comodal.media.archives.open_media import is_container, open_container_file
 
 LABEL_FIELDS = ("label", "labels", "class_name", "class", "category")
@@ -32,11 +32,11 @@ CONCERNED = (".tar", ".arrow", ".parquet", ".json")  # a Path of each of 100,000
 CACHE = re.compile(r"(cache|tmp)-?.*\.arrow|.*-indices.*\.arrow")
 
 
-class Stored(NamedTuple):
+class ArchiveExample(NamedTuple):
     """An example with the file that holds it, by its path below a folder."""
 
     file: str
-    example: Example
+    example: ArchiveSample
 
     @property
     def path(self) -> str:
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
         return f"{self.file}/{self.example.name}" if self.example.name else self.file
 
 
-def read_stored(root: Path, name: str) -> Iterator[Stored]:
+def read_stored(root: Path, name: str) -> Iterator[ArchiveExample]:
     """All examples of a container; one that cannot be read is an example with a fault.
 
     Raises:
@@ -54,18 +54,18 @@ def read_stored(root: Path, name: str) -> Iterator[Stored]:
     try:
         container = open_container_file(path)
     except OSError as error:
-        yield Stored(name, Example("", fault=Fault("unreadable", reason_of(error))))
+        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("unreadable", reason_of(error))))
         return
     except DataError as error:
         if isinstance(error.__cause__, ImportError):
             raise
-        yield Stored(name, Example("", fault=Fault("unreadable", str(error))))
+        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("unreadable", str(error))))
         return
     try:
         for example in container.examples():
-            yield Stored(name, example)
+            yield ArchiveExample(name, example)
     except (DataError, OSError) as error:
-        yield Stored(name, Example("", fault=Fault("damaged", str(error))))
+        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("damaged", str(error))))
 
 
 def without_side_files(names: Iterable[str]) -> list[str]:
@@ -94,7 +94,7 @@ def containers_in(names: Iterable[str]) -> list[str]:
     return [name for name in without_side_files(names) if is_container(name)]
 
 
-def labels_of(example: Example) -> tuple[str, ...]:
+def labels_of(example: ArchiveSample) -> tuple[str, ...]:
     """The classes of an example."""
     value = pick(example.metadata, LABEL_FIELDS)
     if value is None and example.texts.get("cls", "").strip():
@@ -103,13 +103,13 @@ def labels_of(example: Example) -> tuple[str, ...]:
     return tuple(str(one) for one in values if isinstance(one, str | int) and not isinstance(one, bool) and one != "")
 
 
-def group_of(stored: Stored) -> str:
+def group_of(stored: ArchiveExample) -> str:
     """What an example is a part of, such as its source video: all of it goes into one split."""
     value = pick(stored.example.metadata, GROUP_FIELDS)
     return str(value) if isinstance(value, str | int) and value != "" else stored.path
 
 
-def split_of(stored: Stored) -> str | None:
+def split_of(stored: ArchiveExample) -> str | None:
     """The split of an example: its own, or that of its file.
 
     Raises:
@@ -126,7 +126,7 @@ def split_of(stored: Stored) -> str | None:
     return next((SPLITS[part] for part in named if part in SPLITS), None)
 
 
-def captions_of(example: Example) -> Any:
+def captions_of(example: ArchiveSample) -> Any:
     """The caption or the captions of an example, None without any."""
     own = pick(example.metadata, ("caption", "captions"))
     if own is None and example.texts.get("txt", "").strip():

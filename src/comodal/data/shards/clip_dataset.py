@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from comodal.data.batch import PairBatch
+from comodal.data.batch import AudioVisualBatch
 from comodal.data.shards.decoded_cache import DecodedCache
-from comodal.data.shards.pair_sampler import Pair, Pairs
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.pair_sampler import ClipPair, PairSampler
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
 from comodal.media.augmentation import jitter_colour, random_crop, random_flip, random_gain
@@ -33,7 +33,7 @@ class Augmentation:
     volume: float = 0.1
 
 
-class Clips:
+class ClipPairDataset:
     """Batches of any (epoch, index) of a sequence of pairs.
 
     Args:
@@ -47,8 +47,8 @@ class Clips:
 
     def __init__(
         self,
-        shards: Shards,
-        pairs: Pairs,
+        shards: ShardReader,
+        pairs: PairSampler,
         image_size: int,
         sample_rate: int,
         augmentation: Augmentation | None,
@@ -65,14 +65,14 @@ class Clips:
         """Pairs in an epoch: as many as clips."""
         return len(self.shards)
 
-    def batch(self, places: Sequence[tuple[int, int]]) -> PairBatch:
+    def batch(self, places: Sequence[tuple[int, int]]) -> AudioVisualBatch:
         """The pairs of these (epoch, index), in this order."""
         pairs = [self.pairs(epoch, index) for epoch, index in places]
         images = np.empty((len(pairs), self.image_size, self.image_size, 3), np.uint8)
         sounds = np.empty((len(pairs), round(self.pairs.sound_seconds * self.sample_rate)), np.float32)
         for row, (pair, place) in enumerate(zip(pairs, places, strict=True)):
             images[row], sounds[row] = self.read(pair, *place)
-        return PairBatch(
+        return AudioVisualBatch(
             image=torch.from_numpy(images).permute(0, 3, 1, 2),  # channels last in memory, as the frames are
             sound=torch.from_numpy(sounds),
             together=torch.tensor([pair.together for pair in pairs]),
@@ -80,7 +80,7 @@ class Clips:
             keys=tuple(self.key(pair) for pair in pairs),
         )
 
-    def read(self, pair: Pair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, pair: ClipPair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture and the second of sound of a pair, changed at random if they are augmented."""
         if self.cache is None:
             image, sound = self.image(pair), self.sound(pair)
@@ -97,7 +97,7 @@ class Clips:
         image = jitter_colour(image, self.augmentation.brightness, self.augmentation.saturation, rng)
         return image, random_gain(sound, self.augmentation.volume, rng)
 
-    def image(self, pair: Pair) -> np.ndarray:
+    def image(self, pair: ClipPair) -> np.ndarray:
         """The whole frame of a pair, its short side at most 8/7 of the size of the crop."""
         short_side = round(self.image_size * 8 / 7)
         name = self.shards.record(pair.image_clip)["frames"][pair.frame]
@@ -116,7 +116,7 @@ class Clips:
             )
         return image
 
-    def sound(self, pair: Pair) -> np.ndarray:
+    def sound(self, pair: ClipPair) -> np.ndarray:
         """The second of sound of a pair."""
         return self.second_of(pair, self.decode(pair.sound_clip, pair.start_seconds, self.pairs.sound_seconds))
 
@@ -138,7 +138,7 @@ class Clips:
             )
         return sound
 
-    def second_of(self, pair: Pair, sound: np.ndarray) -> np.ndarray:
+    def second_of(self, pair: ClipPair, sound: np.ndarray) -> np.ndarray:
         """The first second of this sound; a sample or two may be missing, for times are rounded."""
         length = round(self.pairs.sound_seconds * self.sample_rate)
         missing = length - len(sound)
@@ -150,7 +150,7 @@ class Clips:
         """Where to look for a clip."""
         return f"{self.shards.folder}: clip {self.shards.key(clip)}"
 
-    def key(self, pair: Pair) -> str:
+    def key(self, pair: ClipPair) -> str:
         """What a pair is made of, to find it again by hand."""
         image_key, sound_key = self.shards.key(pair.image_clip), self.shards.key(pair.sound_clip)
         return f"{image_key} frame {pair.frame}, {sound_key} sound from {pair.start_seconds:.3f} s"

@@ -19,15 +19,22 @@ import simplejpeg
 
 from comodal.console import say
 from comodal.data.shards.kinetics_sounds import KINETICS_SOUNDS
-from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards, refusal
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards, refusal
 from comodal.data.shards.splits import fraction_of, split_by_hash, split_of_groups
-from comodal.data.shards.video_sources import ListFormat, Source, StoredSource, folder_of_files, plain, read_sources
+from comodal.data.shards.video_sources import (
+    ArchiveVideoSource,
+    ListFormat,
+    VideoSource,
+    folder_of_files,
+    plain,
+    read_sources,
+)
 from comodal.data.split_names import SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
 from comodal.media.archives.open_media import places_known
 from comodal.media.audio import encode_flac
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip, read_clip_with_audio
 from comodal.workers import Backend
 
@@ -36,7 +43,7 @@ LONGEST_KEY = 120  # so that a member's name stays below the 255 bytes of a file
 
 
 @dataclass(frozen=True)
-class Media:
+class ClipParameters:
     """What a clip is: the parameters of `read_clip`."""
 
     seconds: float
@@ -117,7 +124,7 @@ def prepare_videos(
     if not sources:
         raise DataError(f"{source} names no files")
     sources = of_classes(sources, list(classes) if classes else [])
-    media = Media(seconds, frames_per_second, short_side, quality, sample_rate)
+    media = ClipParameters(seconds, frames_per_second, short_side, quality, sample_rate)
     choice = {"classes": classes and list(classes), "limit": limit, "split": split}
     sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
     plan, root = plan_videos(sources, asdict(media) | choice | sizes), folder_of_files(source, files)
@@ -127,7 +134,7 @@ def prepare_videos(
     return make_shards(plan, read, out, workers, backend)
 
 
-def of_classes(sources: list[Source], classes: list[str]) -> list[Source]:
+def of_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:
     """Sources with one of these labels; says which classes the sources do not have."""
     if not classes:
         return sources
@@ -147,7 +154,7 @@ def of_classes(sources: list[Source], classes: list[str]) -> list[Source]:
     return kept
 
 
-def plan_videos(sources: list[Source], options: dict[str, Any]) -> Plan[Source]:
+def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[VideoSource]:
     """Which video goes into which shard; in each split in an order that a hash of the key gives."""
     sources = sorted(unique_keys(sources), key=lambda source: (fraction_of(source.key), source.key))
     sources = sources[: options["limit"]]
@@ -157,13 +164,13 @@ def plan_videos(sources: list[Source], options: dict[str, Any]) -> Plan[Source]:
     else:
         sources = [replace(source, split=None) for source in sources]
         splits = {source.group: split_by_hash(source.group, validation, test) for source in sources}
-    good: dict[str, list[Source]] = {split: [] for split in SPLITS}
+    good: dict[str, list[VideoSource]] = {split: [] for split in SPLITS}
     refused, seen = [], set()
     for source in sources:
         split, identity = splits[source.group], (source.path, source.start_seconds)
         if source.missing:
             refused.append(refusal(source, split, "missing", "the list names it, and there is no such file"))
-        elif isinstance(source, StoredSource) and source.fault is not None:
+        elif isinstance(source, ArchiveVideoSource) and source.fault is not None:
             refused.append(refusal(source, split, *source.fault))
         elif identity in seen:
             refused.append(refusal(source, split, "listed twice", "the same part of the same file"))
@@ -172,10 +179,10 @@ def plan_videos(sources: list[Source], options: dict[str, Any]) -> Plan[Source]:
         else:
             good[split].append(source)
         seen.add(identity)
-    return Plan("clips", options, plan_shards(good, options["videos_per_shard"]), tuple(refused))
+    return RunPlan("clips", options, plan_shards(good, options["videos_per_shard"]), tuple(refused))
 
 
-def unique_keys(sources: list[Source]) -> list[Source]:
+def unique_keys(sources: list[VideoSource]) -> list[VideoSource]:
     """Keys without dots, slashes and blanks, each once: those that would be equal get a hash of their path."""
     keys = [re.sub(r"[^\w+=@,-]+", "_", source.key) for source in sources]
     repeated = {key for key, count in Counter(keys).items() if count > 1}
@@ -189,12 +196,12 @@ def long(key: str) -> bool:
     return len(key.encode()) > LONGEST_KEY
 
 
-def short_hash(source: Source) -> str:
+def short_hash(source: VideoSource) -> str:
     text = f"{source.path}\n{source.key}\n{source.start_seconds}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def read_video(source: Source, root: Path, media: Media) -> Sample:
+def read_video(source: VideoSource, root: Path, media: ClipParameters) -> ShardSample:
     """One clip of one video.
 
     Raises:
@@ -202,15 +209,15 @@ def read_video(source: Source, root: Path, media: Media) -> Sample:
     """
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
     if seconds < MIN_SECONDS:
-        raise MediaError(path, Refusal.TOO_SHORT, f"the list gives it {seconds:g} s")
+        raise MediaError(path, RefusalReason.TOO_SHORT, f"the list gives it {seconds:g} s")
     settings = asdict(replace(media, seconds=seconds))
-    if isinstance(source, StoredSource):
+    if isinstance(source, ArchiveVideoSource):
         return sample_of(source, read_stored_clip(source, root, settings))
     start_seconds = source.start_seconds if source.start_seconds and is_whole(source, path) else 0.0
     return sample_of(source, read_clip(path, start_seconds=start_seconds, **settings))
 
 
-def read_stored_clip(source: StoredSource, root: Path, settings: dict[str, Any]) -> Clip:
+def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str, Any]) -> Clip:
     """A clip of a video in a container; its sound may be a file of its own beside it, as video2dataset stores it."""
     path, audio = root / source.path, root / (source.audio or "")
     places = {path: source.place, audio: source.audio_place}
@@ -218,19 +225,19 @@ def read_stored_clip(source: StoredSource, root: Path, settings: dict[str, Any])
         try:
             return read_clip(path, **settings)
         except MediaError as error:
-            if error.reason != Refusal.NO_SOUND or source.audio is None:
+            if error.reason != RefusalReason.NO_SOUND or source.audio is None:
                 raise
         return read_clip_with_audio(path, audio, **settings)
 
 
-def is_whole(source: Source, path: Path) -> bool:
+def is_whole(source: VideoSource, path: Path) -> bool:
     """Whether a file is all of the source video rather than the part that the list means: people store both under the
     bare id."""
     length = probe(path).seconds
     return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
 
 
-def sample_of(source: Source, clip: Clip) -> Sample:
+def sample_of(source: VideoSource, clip: Clip) -> ShardSample:
     """The members and the record of a clip: the sound from time 0 to the end, the frames within it."""
     sound = np.concatenate([np.zeros(round(clip.sound_start_seconds * clip.sample_rate), np.float32), clip.sound])
     sound = sound[: round(clip.seconds * clip.sample_rate)]
@@ -248,11 +255,11 @@ def sample_of(source: Source, clip: Clip) -> Sample:
         "width": width,
         "height": height,
     }
-    if isinstance(source, StoredSource) and source.captions:
+    if isinstance(source, ArchiveVideoSource) and source.captions:
         record["caption"] = source.captions[0] if len(source.captions) == 1 else list(source.captions)
     if source.labels:
         record["label"] = source.labels[0] if len(source.labels) == 1 else list(source.labels)
-    return Sample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
+    return ShardSample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
 
 
 def _check(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:

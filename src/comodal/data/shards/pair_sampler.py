@@ -21,7 +21,7 @@ from comodal.errors import DataError
 
 
 @runtime_checkable
-class Records(Protocol):
+class ClipRecords(Protocol):
     """What the sampler needs of a data set: each clip's source, and its record with `frame_seconds` and `seconds`."""
 
     @property
@@ -32,7 +32,7 @@ class Records(Protocol):
     def record(self, clip: int, /) -> dict: ...
 
 
-class Pair(NamedTuple):
+class ClipPair(NamedTuple):
     """A frame of one clip and a second of sound of the same or another clip."""
 
     image_clip: int
@@ -42,14 +42,14 @@ class Pair(NamedTuple):
     together: bool
 
 
-class Moment(NamedTuple):
+class PairMoment(NamedTuple):
     """A frame of a clip and where a second of sound that overlaps it begins."""
 
     frame: int
     start_seconds: float
 
 
-class Pairs:
+class PairSampler:
     """The pair of (epoch, index) for one seed.
 
     Departs from the paper in what it leaves open: clips of one group (cut from the same source video) are never used as
@@ -57,7 +57,7 @@ class Pairs:
     group is as often a positive as a negative.
     """
 
-    def __init__(self, records: Records, seed: int, sound_seconds: float = 1.0) -> None:
+    def __init__(self, records: ClipRecords, seed: int, sound_seconds: float = 1.0) -> None:
         self.records = records
         self.seed = seed
         self.sound_seconds = sound_seconds
@@ -65,14 +65,14 @@ class Pairs:
         if len(np.unique(self.groups)) < 2:
             raise DataError(f"{len(records)} clips of one source cannot be told apart: pairs need clips of two sources")
 
-    def __call__(self, epoch: int, index: int) -> Pair:
+    def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         first, second = self.two_clips(rng)
         mine = moment(self.records.record(first), self.sound_seconds, rng)
         if (epoch * len(self.records) + index) % 2 == 0:
-            return Pair(first, mine.frame, first, mine.start_seconds, together=True)
+            return ClipPair(first, mine.frame, first, mine.start_seconds, together=True)
         other = moment(self.records.record(second), self.sound_seconds, rng)
-        return Pair(first, mine.frame, second, other.start_seconds, together=False)
+        return ClipPair(first, mine.frame, second, other.start_seconds, together=False)
 
     def two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
         """Two clips of different groups, every such ordered pair as likely as any other."""
@@ -82,17 +82,17 @@ class Pairs:
                 return first, second
 
 
-class MatchedPairs(Pairs):
+class MatchedPairSampler(PairSampler):
     """Matched pairs alone, each clip as often as in `Pairs`: for an objective with negatives from the batch."""
 
-    def __call__(self, epoch: int, index: int) -> Pair:
+    def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         clip, _ = self.two_clips(rng)
         frame, start_seconds = moment(self.records.record(clip), self.sound_seconds, rng)
-        return Pair(clip, frame, clip, start_seconds, together=True)
+        return ClipPair(clip, frame, clip, start_seconds, together=True)
 
 
-def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Moment:
+def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> PairMoment:
     """A frame at random, and sound that begins up to a second before it and ends within the clip.
 
     All starts that do so are equally likely, also near the ends of the clip.
@@ -107,4 +107,4 @@ def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> Mome
     frame = int(rng.integers(len(frame_seconds)))
     first = min(max(frame_seconds[frame] - sound_seconds, 0.0), latest)  # the record's times are rounded
     last = min(max(frame_seconds[frame], first), latest)
-    return Moment(frame, float(rng.uniform(first, last)))
+    return PairMoment(frame, float(rng.uniform(first, last)))

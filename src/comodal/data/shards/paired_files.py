@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.shards.archive_sources import Stored, group_of, labels_of, read_stored, split_of
-from comodal.data.shards.shard_runner import Plan, Sample, make_shards, plan_shards
+from comodal.data.shards.archive_sources import ArchiveExample, group_of, labels_of, read_stored, split_of
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
 from comodal.data.shards.splits import split_by_hash
 from comodal.data.shards.video_sources import files_in, folder_of_files
 from comodal.data.split_names import SPLIT_NAMES, SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
-from comodal.media.archives.archive_samples import Fault, Kind
+from comodal.media.archives.archive_samples import Kind, SampleFault
 from comodal.media.archives.open_media import container_of, is_container
 from comodal.media.archives.path_patterns import is_pattern
 from comodal.media.audio import encode_flac, read_sound
@@ -35,7 +35,7 @@ Files = dict[tuple[str, str], list[str]]  # by split and class
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedFiles:
     """A picture and a sound of one class."""
 
     key: str
@@ -49,7 +49,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Media:
+class PairedMediaParameters:
     """How pictures and sounds are written."""
 
     seconds: float
@@ -113,7 +113,7 @@ def prepare_pairs(
         raise ValueError(f"seconds must be at least {LEAST_SECONDS}, got {seconds}")
     if pairs is not None and pairs < 1:
         raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
-    media = Media(seconds, short_side, quality, sample_rate)
+    media = PairedMediaParameters(seconds, short_side, quality, sample_rate)
     draw = {"pairs": pairs, "seed": seed, "validation": validation, "test": test, "pairs_per_shard": pairs_per_shard}
     shown_in, heard_in = (folder_of_files(Path(folder), None) for folder in (images, sounds))
     pictures, damaged_pictures = by_split_and_class(Path(images), validation, test, "image")
@@ -126,7 +126,7 @@ def prepare_pairs(
     paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
     contents = stamp_of_all(dict.fromkeys(container_of(path) or path for path in paths))
     refused = (*alone(pictures, recordings), *damaged_pictures, *damaged_sounds)
-    plan = Plan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
+    plan = RunPlan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
     read = partial(read_pair, images=shown_in, sounds=heard_in, media=media)
     return make_shards(plan, read, Path(out), workers, backend)
 
@@ -160,18 +160,20 @@ def by_split_and_class(folder: Path, validation: float, test: float, kind: Kind)
     return found, damaged
 
 
-def add_stored(found: Files, stored: Stored, kind: Kind, validation: float, test: float) -> Iterator[dict[str, Any]]:
+def add_stored(
+    found: Files, stored: ArchiveExample, kind: Kind, validation: float, test: float
+) -> Iterator[dict[str, Any]]:
     """Add the media of an example to the files of its class, or give a line of the report that says why not."""
     fault, labels, split = stored.example.fault, labels_of(stored.example), None
     try:
         split = split_of(stored)
     except ValueError as error:
-        fault = fault or Fault("unknown split", str(error))
+        fault = fault or SampleFault("unknown split", str(error))
     split = split or split_by_hash(group_of(stored), validation, test)
     if fault is None and kind in stored.example.members:
         for label in labels[:1]:
             found.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
-        fault = None if labels else Fault("no label", "neither its metadata nor a .cls member names its class")
+        fault = None if labels else SampleFault("no label", "neither its metadata nor a .cls member names its class")
     if fault is not None:
         yield {
             "key": stored.path, "path": stored.path, "split": split, "status": "refused", "reason": fault.reason,
@@ -179,7 +181,7 @@ def add_stored(found: Files, stored: Stored, kind: Kind, validation: float, test
         }  # fmt: skip
 
 
-def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed: int) -> list[Pair]:
+def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed: int) -> list[PairedFiles]:
     """The pairs of one split; pair n is a function of (seed, split, n) and of the lists of files."""
     classes = sorted({label for place, label in images if place == split and (split, label) in sounds})
     pictures = [(label, name) for label in classes for name in images[split, label]]
@@ -194,7 +196,7 @@ def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed
         choices = partners[split, label]
         partner = choices[np.random.default_rng((seed, SPLITS.index(split), n)).integers(len(choices))]
         image, sound = (name, partner) if more is pictures else (partner, name)
-        drawn.append(Pair(f"{split}_{n:07d}", image, sound, label))
+        drawn.append(PairedFiles(f"{split}_{n:07d}", image, sound, label))
     return drawn
 
 
@@ -210,7 +212,7 @@ def alone(images: Files, sounds: Files) -> Iterator[dict[str, Any]]:
                     }  # fmt: skip
 
 
-def read_pair(pair: Pair, images: Path, sounds: Path, media: Media) -> Sample:
+def read_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaParameters) -> ShardSample:
     """One pair as a clip of one frame, which stands in the middle.
 
     Raises:
@@ -232,7 +234,7 @@ def read_pair(pair: Pair, images: Path, sounds: Path, media: Media) -> Sample:
         "width": picture.shape[1],
         "height": picture.shape[0],
     }
-    return Sample({"0000.jpg": encode_jpeg(picture, media.quality), "flac": flac}, record)
+    return ShardSample({"0000.jpg": encode_jpeg(picture, media.quality), "flac": flac}, record)
 
 
 @lru_cache(CACHED_SOUNDS)

@@ -24,7 +24,7 @@ MEMBER = np.dtype([("block", "<u4"), ("size", "<u4"), ("checksum", "<u4"), ("nam
 
 
 @dataclass(frozen=True)
-class Index:
+class ShardIndex:
     """What is kept in memory of one shard's index file."""
 
     path: Path
@@ -77,7 +77,7 @@ def pack_index(tar_bytes: int, samples: list[tuple[str, str, int]], members: lis
     return body + CHECKSUM.pack(zlib.crc32(body))
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path) -> ShardIndex:
     """Read and check an index file.
 
     Raises:
@@ -97,7 +97,7 @@ def read_index(path: Path) -> Index:
     if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
         raise DataError(damaged(path, "its checksum is wrong"))
     keys = data[ends[2] : ends[3]]
-    return Index(
+    return ShardIndex(
         path,
         tar_bytes,
         keys=keys,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from comodal.data.shards.shard_index import BLOCK, MEMBER, Index, damaged, pack_index, read_index
+from comodal.data.shards.shard_index import BLOCK, MEMBER, ShardIndex, damaged, pack_index, read_index
 from comodal.errors import DataError
 from comodal.files import temporary_name, write_whole
 from comodal.text_files import read_json_object
@@ -120,7 +120,7 @@ class _Handle:
             os.close(self.descriptor)
 
 
-class Shards:
+class ShardReader:
     """All samples of a folder of shards, in the order of the shards' names.
 
     May be pickled, forked and read from several threads.
@@ -136,7 +136,7 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         _finished(folder)
-        self.indexes: list[Index] = []
+        self.indexes: list[ShardIndex] = []
         for path in sorted(folder.glob("[!.]*.index")):
             self.indexes.append(read_index(path))
             _check_size(self.indexes[-1])
@@ -196,7 +196,7 @@ class Shards:
             raise DataError(damaged(tar, f"{member} of {self.key(i)} has a wrong checksum"))
         return data
 
-    def _locate(self, i: int) -> tuple[Index, int]:
+    def _locate(self, i: int) -> tuple[ShardIndex, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.folder}")
         shard = bisect_right(self.starts, i) - 1
@@ -228,7 +228,7 @@ def _finished(folder: Path) -> None:
         raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to go on")
 
 
-def _check_size(index: Index) -> None:
+def _check_size(index: ShardIndex) -> None:
     tar = index.path.with_suffix(".tar")
     try:
         size = tar.stat().st_size

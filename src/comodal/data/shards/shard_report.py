@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.console import Table
-from comodal.data.shards.shard_reader import Shards
+from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.split_names import SPLITS
 from comodal.errors import DataError
 from comodal.text_files import read_json_lines, read_json_object
@@ -55,7 +55,7 @@ def _taken(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _describe_split(folder: Path, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    shards = Shards(folder)
+    shards = ShardReader(folder)
     return {
         "clips": len(shards),
         "shards": len(shards.indexes),

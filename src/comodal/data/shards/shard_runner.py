@@ -31,7 +31,7 @@ from comodal.workers import CRASHED, CRASHES, Backend, one_by_one, running_on
 
 
 @runtime_checkable
-class Item(Protocol):
+class ShardItem(Protocol):
     """Something that becomes one sample; a dataclass of plain values."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -43,16 +43,16 @@ class Item(Protocol):
     def path(self) -> str: ...
 
 
-I = TypeVar("I", bound=Item)  # noqa: E741
+I = TypeVar("I", bound=ShardItem)  # noqa: E741
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     members: dict[str, bytes]
     record: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shard(Generic[I]):
+class ShardPlan(Generic[I]):
     """The items of one shard, in their order."""
 
     split: str
@@ -64,12 +64,12 @@ class Shard(Generic[I]):
 
 
 @dataclass(frozen=True)
-class Plan(Generic[I]):
+class RunPlan(Generic[I]):
     """All that is to be done, decided before any file is opened."""
 
     kind: str  # "clips" or "pairs"
     options: dict[str, Any]  # as JSON; another value makes other shards
-    shards: tuple[Shard[I], ...]
+    shards: tuple[ShardPlan[I], ...]
     refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
     contents: str = ""  # a stamp of the files, so that one that was replaced is no longer the same
 
@@ -79,16 +79,16 @@ class Plan(Generic[I]):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[Shard[I], ...]:
+def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[ShardPlan[I], ...]:
     """The items of each split, cut into shards."""
     return tuple(
-        Shard(split, start // items_per_shard, tuple(items[start : start + items_per_shard]))
+        ShardPlan(split, start // items_per_shard, tuple(items[start : start + items_per_shard]))
         for split, items in split_of.items()
         for start in range(0, len(items), items_per_shard)
     )
 
 
-def refusal(item: Item, split: str, reason: str, detail: str) -> dict[str, Any]:
+def refusal(item: ShardItem, split: str, reason: str, detail: str) -> dict[str, Any]:
     """A line of the report."""
     return {
         "key": item.key, "path": item.path, "split": split, "status": "refused", "reason": reason, "detail": detail,
@@ -96,7 +96,7 @@ def refusal(item: Item, split: str, reason: str, detail: str) -> dict[str, Any]:
 
 
 def make_shards(
-    plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int, backend: Backend
+    plan: RunPlan[I], read: Callable[[I], ShardSample], out: Path, workers: int, backend: Backend
 ) -> dict[str, Any]:
     """Make what is not there yet, merge the report, print its summary and return it.
 
@@ -130,7 +130,9 @@ def make_shards(
     return summary
 
 
-def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], out: Path, workers: int) -> None:
+def make_all(
+    todo: list[ShardPlan[I]], plan: RunPlan[I], read: Callable[[I], ShardSample], out: Path, workers: int
+) -> None:
     """Make shards in parallel; a file that kills its worker is found, refused and left out."""
     for split in {shard.split for shard in todo}:
         (out / split).mkdir(parents=True, exist_ok=True)
@@ -160,7 +162,9 @@ def make_all(todo: list[Shard[I]], plan: Plan[I], read: Callable[[I], Sample], o
             todo = [shard for shard in todo if not is_finished(shard, out)]
 
 
-def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed: frozenset[str]) -> tuple[int, float]:
+def make_shard(
+    shard: ShardPlan[I], read: Callable[[I], ShardSample], out: Path, crashed: frozenset[str]
+) -> tuple[int, float]:
     """Write one shard with its part of the report; returns how many items and how many seconds of media."""
     tar, lines = shard.path(out), []
     progress = tar.with_name(f".{tar.stem}.progress")
@@ -186,7 +190,7 @@ def make_shard(shard: Shard[I], read: Callable[[I], Sample], out: Path, crashed:
     return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)
 
 
-def taken(item: Item, split: str, sample: Sample) -> dict[str, Any]:
+def taken(item: ShardItem, split: str, sample: ShardSample) -> dict[str, Any]:
     """A line of the report about a sample that is in the shards."""
     record = sample.record
     line = {"key": item.key, "path": item.path, "split": split, "status": "taken", "seconds": record["seconds"]}
@@ -194,7 +198,7 @@ def taken(item: Item, split: str, sample: Sample) -> dict[str, Any]:
     return line | {"frames": len(record["frames"]), "size": size} | {k: record[k] for k in ("label",) if k in record}
 
 
-def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> frozenset[str]:
+def blame(todo: list[ShardPlan[I]], read: Callable[[I], ShardSample], out: Path) -> frozenset[str]:
     """Of the items that were being read when a worker died, those that kill a process of their own."""
     blamed = set()
     for shard in todo:
@@ -205,7 +209,7 @@ def blame(todo: list[Shard[I]], read: Callable[[I], Sample], out: Path) -> froze
     return frozenset(blamed)
 
 
-def kills(read: Callable[[I], Sample], item: I) -> bool:
+def kills(read: Callable[[I], ShardSample], item: I) -> bool:
     """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
     (found,) = one_by_one(read, [item])
     return isinstance(found.exception(), BrokenProcessPool)
@@ -256,7 +260,7 @@ def report_of(tar: Path) -> Path:
     return tar.with_suffix(".report.jsonl")
 
 
-def is_finished(shard: Shard, out: Path) -> bool:
+def is_finished(shard: ShardPlan, out: Path) -> bool:
     """Its report is there, and unless it refused everything, so are the tar and the index."""
     tar = shard.path(out)
     if not report_of(tar).is_file():
@@ -265,7 +269,7 @@ def is_finished(shard: Shard, out: Path) -> bool:
     return whole or not any('"taken"' in line for line in read_lines(report_of(tar)))
 
 
-def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
+def merge_report(plan: RunPlan, out: Path) -> dict[str, Any]:
     """Write OUT/report.jsonl and count what is in it."""
     clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
     with whole(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
@@ -283,7 +287,7 @@ def merge_report(plan: Plan, out: Path) -> dict[str, Any]:
     }
 
 
-def report_lines(plan: Plan, out: Path) -> Iterator[dict[str, Any]]:
+def report_lines(plan: RunPlan, out: Path) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
         yield from (line for _, line in read_json_lines(report_of(shard.path(out))))
     yield from plan.refused

@@ -5,7 +5,7 @@ A split is a property of the source video, never of a clip: two clips of one vid
 
 import hashlib
 
-from comodal.data.shards.video_sources import Source
+from comodal.data.shards.video_sources import VideoSource
 
 HELD_OUT_FIRST = ("test", "validation", "train")
 
@@ -23,7 +23,7 @@ def split_by_hash(group: str, validation: float, test: float) -> str:
     return "validation" if place < test + validation else "train"
 
 
-def split_of_groups(sources: list[Source], validation: float, test: float) -> dict[str, str]:
+def split_of_groups(sources: list[VideoSource], validation: float, test: float) -> dict[str, str]:
     """The split of each group: its own where the list or the folders give one, else by hash.
 
     A group that is listed in several splits belongs to the one that is held out most: what a model is tested on stays

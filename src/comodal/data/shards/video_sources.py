@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from comodal.data.shards.archive_sources import (
-    Stored,
+    ArchiveExample,
     captions_of,
     group_of,
     labels_of,
@@ -33,7 +33,7 @@ from comodal.data.shards.archive_sources import (
 )
 from comodal.data.split_names import SPLIT_NAMES, SPLITS
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import Fault, Place
+from comodal.media.archives.archive_samples import MemberLocation, SampleFault
 from comodal.media.archives.open_media import is_container
 from comodal.media.archives.path_patterns import expand, is_pattern
 from comodal.media.suffixes import VIDEO_SUFFIXES
@@ -47,7 +47,7 @@ FLICKR = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Source:
+class VideoSource:
     """A video, or a part of one, that is to become a clip."""
 
     path: str  # below the folder of files; of a missing file, its name in the list
@@ -66,15 +66,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class StoredSource(Source):
+class ArchiveVideoSource(VideoSource):
     """A video in a container: a tar, Parquet or Arrow file."""
 
     container: str = ""
-    place: Place | None = None
+    place: MemberLocation | None = None
     audio: str | None = None  # the audio of a video without any, below the folder of files
-    audio_place: Place | None = None
+    audio_place: MemberLocation | None = None
     captions: tuple[str, ...] = ()
-    fault: Fault | None = None  # why it cannot be used
+    fault: SampleFault | None = None  # why it cannot be used
 
     @property
     def file(self) -> str:
@@ -83,7 +83,7 @@ class StoredSource(Source):
 
 def read_sources(
     source: Path, files: Path | None = None, list_format: ListFormat = "auto", leave_out: Path | None = None
-) -> list[Source]:
+) -> list[VideoSource]:
     """Everything that a folder or a list names, in its own order; files that a list names in vain are `missing`.
 
     Args:
@@ -121,7 +121,7 @@ def read_sources(
     if kind not in readers:
         raise DataError(f"{source} is a file, not a folder")
     try:
-        return list(readers[kind](source, text, Files(root)))
+        return list(readers[kind](source, text, FileFinder(root)))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{source} is not a list in the format {kind}: {error!r}") from error
 
@@ -184,7 +184,7 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
     return sorted(found)
 
 
-def _files(root: Path, names: list[str]) -> Iterator[Source]:
+def _files(root: Path, names: list[str]) -> Iterator[VideoSource]:
     """Files one by one, and the examples of those that are containers."""
     for name in names:
         if is_container(name) and (root / name).is_file():
@@ -192,23 +192,23 @@ def _files(root: Path, names: list[str]) -> Iterator[Source]:
         elif (root / name).exists():
             yield _in_folder(name)
         else:
-            yield Source(name, name, name, missing=True)
+            yield VideoSource(name, name, name, missing=True)
 
 
-def _stored(stored: Stored) -> StoredSource:
+def _stored(stored: ArchiveExample) -> ArchiveVideoSource:
     """The video of an example, with the audio beside it."""
     example = stored.example
     name, place = example.members.get("video", (example.name, None))
     audio, audio_place = example.members.get("audio", (None, None))
     fault, split, captions = example.fault, None, captions_of(example)
     if fault is None and place is None:
-        fault = Fault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
+        fault = SampleFault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
     try:
         split = split_of(stored)
     except ValueError as error:
-        fault = fault or Fault("unknown split", str(error))
+        fault = fault or SampleFault("unknown split", str(error))
     several = captions if isinstance(captions, list) else [captions]
-    return StoredSource(
+    return ArchiveVideoSource(
         f"{stored.file}/{name}" if name else stored.file,
         key=f"{stored.file}/{example.key}" if example.key else stored.file,
         group=group_of(stored),
@@ -223,7 +223,7 @@ def _stored(stored: Stored) -> StoredSource:
     )
 
 
-def _in_folder(name: str) -> Source:
+def _in_folder(name: str) -> VideoSource:
     """A file of a folder: `[split/][...label/]file`."""
     path = PurePosixPath(name)
     folders = list(path.parts[:-1])
@@ -232,10 +232,10 @@ def _in_folder(name: str) -> Source:
         folders.pop(0)
     clip = CLIP_OF_YOUTUBE.fullmatch(path.stem)
     group = clip.group(1) if clip else str(PurePosixPath(*folders, path.name))
-    return Source(name, str(PurePosixPath(*folders, path.stem)), group, tuple(folders[-1:]), split)
+    return VideoSource(name, str(PurePosixPath(*folders, path.stem)), group, tuple(folders[-1:]), split)
 
 
-class Files:
+class FileFinder:
     """Finds the files of a list by their name without its suffix."""
 
     def __init__(self, root: Path) -> None:
@@ -260,20 +260,26 @@ def plain(label: str) -> str:
 
 
 def _clip(
-    files: Files, video: str, start: float, end: float, names: list[str], labels: tuple[str, ...], split: str | None
-) -> Source:
+    files: FileFinder,
+    video: str,
+    start: float,
+    end: float,
+    names: list[str],
+    labels: tuple[str, ...],
+    split: str | None,
+) -> VideoSource:
     """A clip of a YouTube video: a file that is the clip (one of `names`), or else the whole video."""
     for name in names:
         found = files.find(name, labels[0] if labels else "")
         if found:
-            return Source(found, names[0], video, labels, split)
+            return VideoSource(found, names[0], video, labels, split)
     found = files.find(video)
     if found:
-        return Source(found, names[0], video, labels, split, start, end - start)
-    return Source(names[0], names[0], video, labels, split, start, end - start, missing=True)
+        return VideoSource(found, names[0], video, labels, split, start, end - start)
+    return VideoSource(names[0], names[0], video, labels, split, start, end - start, missing=True)
 
 
-def _kinetics(source: Path, text: str, files: Files) -> Iterator[Source]:
+def _kinetics(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     rows = parse_csv(text, source)
     _, columns = next(rows)
     for row in (dict(zip(columns, cells, strict=False)) for _, cells in rows):
@@ -283,7 +289,7 @@ def _kinetics(source: Path, text: str, files: Files) -> Iterator[Source]:
         yield _clip(files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower()))
 
 
-def _kinetics_json(source: Path, text: str, files: Files) -> Iterator[Source]:
+def _kinetics_json(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for video, entry in parse_json(text, source).items():
         label, (start, end) = entry["annotations"].get("label"), map(float, entry["annotations"]["segment"])
         names = [f"{video}_{int(start):06d}_{int(end):06d}"]
@@ -291,7 +297,7 @@ def _kinetics_json(source: Path, text: str, files: Files) -> Iterator[Source]:
         yield _clip(files, video, start, end, names, (str(label),) if label else (), split)
 
 
-def _vggsound(source: Path, text: str, files: Files) -> Iterator[Source]:
+def _vggsound(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for _, (video, start, label, split) in parse_csv(text, source):
         first, last = int(start), int(start) + int(VGGSOUND_SECONDS)
         names = [
@@ -300,7 +306,7 @@ def _vggsound(source: Path, text: str, files: Files) -> Iterator[Source]:
         yield _clip(files, video, float(first), first + VGGSOUND_SECONDS, names, (label,), SPLIT_NAMES[split])
 
 
-def _audioset(source: Path, text: str, files: Files) -> Iterator[Source]:
+def _audioset(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     lines = "\n".join(line for line in split_lines(text) if not line.startswith("#"))
     for _, (video, start, end, labels) in parse_csv(lines, source, skip_space=True):
         first, last = int(float(start)), int(float(end))
@@ -310,15 +316,15 @@ def _audioset(source: Path, text: str, files: Files) -> Iterator[Source]:
         yield _clip(files, video, float(start), float(end), names, tuple(labels.split(",")), None)
 
 
-def _flickr(_: Path, text: str, files: Files) -> Iterator[Source]:
+def _flickr(_: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for line in split_lines(text):
         if line.strip():
             photo = line.strip().split("/")[5]  # http: / / host / videos / owner / photo id
             found = files.find(photo)
-            yield Source(found or photo, photo, photo, missing=found is None)
+            yield VideoSource(found or photo, photo, photo, missing=found is None)
 
 
-def _json_lines(source: Path, text: str, root: Path) -> Iterator[Source]:
+def _json_lines(source: Path, text: str, root: Path) -> Iterator[VideoSource]:
     for number, entry in parse_json_lines(text, source):
         try:
             yield _json_line(entry, root)
@@ -326,12 +332,12 @@ def _json_lines(source: Path, text: str, root: Path) -> Iterator[Source]:
             raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
 
 
-def _json_line(entry: dict[str, Any], root: Path) -> Source:
+def _json_line(entry: dict[str, Any], root: Path) -> VideoSource:
     name = str(PurePosixPath(entry["path"]))
     label, split = entry.get("label", []), entry.get("split")
     if split is not None and split not in SPLIT_NAMES:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, got {split!r}")
-    return Source(
+    return VideoSource(
         name,
         key=str(entry.get("key", PurePosixPath(name).with_suffix(""))),
         group=str(entry.get("group", name)),

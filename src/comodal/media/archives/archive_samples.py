@@ -14,14 +14,14 @@ MAX_MEMBER_BYTES = 16 << 30  # of a video
 MAX_TEXT_BYTES = 1 << 20  # of the JSON or the caption of one example
 
 
-class Place(NamedTuple):
+class MemberLocation(NamedTuple):
     """Where a member lies in its container: in a tar its first byte and its size, in a table its row and column."""
 
     start: int
     size: int
 
 
-class Fault(NamedTuple):
+class SampleFault(NamedTuple):
     """Why an example cannot be used, as a report has it: a few words to count, and the detail."""
 
     reason: str
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 @dataclass
-class Example:
+class ArchiveSample:
     """Members that belong together. With a fault it is not to be used.
 
     Attributes:
@@ -41,10 +41,10 @@ class Example:
     """
 
     key: str
-    members: dict[Kind, tuple[str, Place]] = field(default_factory=dict)
+    members: dict[Kind, tuple[str, MemberLocation]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    fault: Fault | None = None
+    fault: SampleFault | None = None
 
     @property
     def name(self) -> str:
@@ -53,18 +53,18 @@ class Example:
 
 
 @runtime_checkable
-class Container(Protocol):
+class Archive(Protocol):
     """A file of examples. A further kind is one class of this shape, and a line in `stored.open_media.CONTAINERS`."""
 
     def __init__(self, path: Path) -> None: ...
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[ArchiveSample]:
         """All examples in the order of the file. Damage is an example with a fault."""
 
-    def find(self, name: str) -> Place:
+    def find(self, name: str) -> MemberLocation:
         """The place of a member; a KeyError if there is none of that name."""
 
-    def open(self, place: Place) -> OpenFile:
+    def open(self, place: MemberLocation) -> OpenFile:
         """The bytes of a member."""
 
 

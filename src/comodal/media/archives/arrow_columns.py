@@ -19,7 +19,7 @@ FILE_MAGIC = b"ARROW1"
 
 
 @runtime_checkable
-class Columns(Protocol):
+class ArrowTable(Protocol):
     """A table whose rows come in groups."""
 
     schema: Any
@@ -100,7 +100,7 @@ def damage_told(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is damaged ({' '.join(str(error).split())[:300]})") from error
 
 
-def open_columns(path: Path) -> Columns:
+def open_columns(path: Path) -> ArrowTable:
     """A Parquet or Arrow file, by the suffix of its name.
 
     Raises:
@@ -111,13 +111,13 @@ def open_columns(path: Path) -> Columns:
     except ImportError as error:
         raise DataError(f"{path}: {EXTRA}") from error
     with damage_told(path):
-        columns: Columns = ParquetColumns(path) if path.suffix.lower() == ".parquet" else ArrowColumns(path)
+        columns: ArrowTable = ParquetColumns(path) if path.suffix.lower() == ".parquet" else ArrowColumns(path)
     if sum(columns.groups) > MAX_ROWS:
         raise DataError(f"{path} has {sum(columns.groups):,} rows, the limit is {MAX_ROWS:,}; write several files")
     return columns
 
 
-def read_rows(path: Path, columns: Columns, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, columns: ArrowTable, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The values of some columns row by row.
 
     Raises:

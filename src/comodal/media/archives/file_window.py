@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Window(io.RawIOBase):
+class FileWindow(io.RawIOBase):
     """The bytes `start` to `start + size` of a file; reading never leaves them."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:
@@ -46,4 +46,4 @@ class Window(io.RawIOBase):
 
 def window(path: Path, start: int, size: int) -> io.BufferedReader:
     """A part of a file with a buffer."""
-    return io.BufferedReader(Window(path, start, size))
+    return io.BufferedReader(FileWindow(path, start, size))

@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from comodal.errors import DataError, MediaError
-from comodal.media.archives.archive_samples import Container, OpenFile, Place
+from comodal.media.archives.archive_samples import Archive, MemberLocation, OpenFile
 from comodal.media.archives.parquet_table import TableFile
 from comodal.media.archives.tar_shard import TarShard
 
-CONTAINERS: dict[str, Callable[[Path], Container]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
+CONTAINERS: dict[str, Callable[[Path], Archive]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
 OPEN = 4  # containers that a process keeps, with the names of their members
-_known: ContextVar[dict[Path, Place]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
+_known: ContextVar[dict[Path, MemberLocation]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
 
 
 def open_media(path: Path) -> OpenFile:
@@ -44,7 +44,7 @@ def open_media(path: Path) -> OpenFile:
 
 
 @contextmanager
-def places_known(places: dict[Path, Place]) -> Iterator[None]:
+def places_known(places: dict[Path, MemberLocation]) -> Iterator[None]:
     """Spare the search for members whose place is known."""
     token = _known.set(places)
     try:
@@ -66,7 +66,7 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(tuple(CONTAINERS)) and Path(name).suffix.lower() in CONTAINERS
 
 
-def open_container_file(path: Path) -> Container:
+def open_container_file(path: Path) -> Archive:
     """A container; the same object until the file changes.
 
     Raises:
@@ -78,5 +78,5 @@ def open_container_file(path: Path) -> Container:
 
 
 @lru_cache(OPEN)
-def _opened(path: Path, _changed: int, _size: int) -> Container:
+def _opened(path: Path, _changed: int, _size: int) -> Archive:
     return CONTAINERS[path.suffix.lower()](path)

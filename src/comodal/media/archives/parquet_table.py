@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import Example, Kind, OpenFile, Place, inner_name, kind_of
+from comodal.media.archives.archive_samples import ArchiveSample, Kind, MemberLocation, OpenFile, inner_name, kind_of
 from comodal.media.archives.arrow_columns import damage_told, open_columns, read_rows
 from comodal.text_files import parse_json
 
@@ -40,25 +40,25 @@ class TableFile:
             self.metadata = [field.name for field in self.columns.schema if is_metadata(field.type)]
         self._last: tuple[tuple[int, int], list[Any]] | None = None
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[ArchiveSample]:
         """The rows in their order, without the bytes of their media."""
         for row, values in enumerate(read_rows(self.path, self.columns, self.metadata)):
             told = {name: self._named(name, value) for name, value in values.items() if value is not None}
-            example = Example(self._keys[row], metadata=told)
+            example = ArchiveSample(self._keys[row], metadata=told)
             for kind, column in self.media.items():
-                example.members[kind] = (self._name(row, kind), Place(row, column))
+                example.members[kind] = (self._name(row, kind), MemberLocation(row, column))
             yield example
 
-    def find(self, name: str) -> Place:
+    def find(self, name: str) -> MemberLocation:
         """The row and the column of a member."""
         path = PurePosixPath(name)
         ending = path.suffix[1:]
         kind = cast(Kind, ending) if ending in get_args(Kind) else kind_of(name)
         if kind not in self.media:
             raise KeyError(name)
-        return Place(self._rows[path.with_suffix("").name], self.media[kind])
+        return MemberLocation(self._rows[path.with_suffix("").name], self.media[kind])
 
-    def open(self, place: Place) -> OpenFile:
+    def open(self, place: MemberLocation) -> OpenFile:
         """The bytes of a member.
 
         Raises:

@@ -16,7 +16,7 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_FILES = 1_000_000
 
 
-class Matches(NamedTuple):
+class MatchedPaths(NamedTuple):
     """Files by their paths below a folder."""
 
     root: Path
@@ -28,7 +28,7 @@ def is_pattern(path: Path) -> bool:
     return WILD.search(str(path)) is not None and not path.exists()
 
 
-def expand(pattern: Path) -> Matches:
+def expand(pattern: Path) -> MatchedPaths:
     """The files that a pattern names. Those of a range or a list are named whether they are there or not.
 
     Raises:
@@ -48,7 +48,7 @@ def expand(pattern: Path) -> Matches:
         names |= dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.glob(one)) if wild else [one])
     if not any((root / name).is_file() for name in names):
         raise DataError(f"{pattern}: there is no such file")
-    return Matches(root, [*names])
+    return MatchedPaths(root, [*names])
 
 
 def expand_braces(text: str) -> Iterator[str]:

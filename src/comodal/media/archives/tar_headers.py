@@ -22,7 +22,7 @@ POSIX = b"ustar\0"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-class Header(NamedTuple):
+class TarHeader(NamedTuple):
     """A member: its name as the archive has it, where its bytes lie, and why it cannot be read."""
 
     name: str
@@ -32,14 +32,14 @@ class Header(NamedTuple):
     truncated: bool = False
 
 
-class Damage(NamedTuple):
+class TarDamage(NamedTuple):
     """Bytes that no member accounts for, or an end that is not one."""
 
     reason: str
     detail: str
 
 
-class Fields(NamedTuple):
+class HeaderFields(NamedTuple):
     """What is used of a header block."""
 
     name: str
@@ -80,11 +80,13 @@ class TarReader:
             self.ahead, self.ahead_at, first = os.pread(self.descriptor, max(size, READ_AHEAD), at), at, 0
         return self.ahead[first : first + size]
 
-    def members(self) -> Iterator[Header | Damage]:
+    def members(self) -> Iterator[TarHeader | TarDamage]:
         """The members that are files or links, in the order of the archive, and what is damaged between them."""
         packed = next((name for magic, name in COMPRESSED.items() if self.read(0, 8).startswith(magic)), None)
         if packed:
-            yield Damage("compressed", f"it is packed with {packed}; unpack it first, members are read where they lie")
+            yield TarDamage(
+                "compressed", f"it is packed with {packed}; unpack it first, members are read where they lie"
+            )
             return
         found = False
         while self.at + BLOCK <= self.end:
@@ -103,11 +105,11 @@ class TarReader:
             yield from self.member(header)
         yield from self.lost(self.end)
         if not found:
-            yield Damage("no members", "it is empty, or no tar archive")
+            yield TarDamage("no members", "it is empty, or no tar archive")
         elif not self.ended and self.at == self.end:
-            yield Damage("truncated", "it ends without the mark that ends a tar archive: members may be missing")
+            yield TarDamage("truncated", "it ends without the mark that ends a tar archive: members may be missing")
         elif not self.ended and self.at < self.end:
-            yield Damage("truncated", f"it ends at byte {self.end:,}, inside a header: members are missing")
+            yield TarDamage("truncated", f"it ends at byte {self.end:,}, inside a header: members are missing")
 
     def skip_zeros(self) -> None:
         """Go to the first block with something in it."""
@@ -119,14 +121,14 @@ class TarReader:
                 return
         self.at = self.end
 
-    def lost(self, until: int) -> Iterator[Damage]:
+    def lost(self, until: int) -> Iterator[TarDamage]:
         """What was skipped because it is no header."""
         if self.lost_from is not None and (self.lost_from or until < self.end):
-            yield Damage("damaged", f"bytes {self.lost_from:,} to {until:,} hold no header: members there are lost")
+            yield TarDamage("damaged", f"bytes {self.lost_from:,} to {until:,} hold no header: members there are lost")
             self.ended = True
         self.lost_from = None
 
-    def member(self, header: Fields) -> Iterator[Header | Damage]:
+    def member(self, header: HeaderFields) -> Iterator[TarHeader | TarDamage]:
         """Take one header with what belongs to it, and go behind it."""
         kind, start, size = header.kind, self.at + BLOCK, self.size_of(header)
         self.at = start if kind in WITHOUT_DATA else start + -(-size // BLOCK) * BLOCK
@@ -137,26 +139,26 @@ class TarReader:
         sparse = kind == SPARSE or any(one.startswith("GNU.sparse") for one in self.extended)
         self.extended = {}
         if sparse:
-            yield Header(name, start, size, "a sparse file, whose bytes do not lie together")
+            yield TarHeader(name, start, size, "a sparse file, whose bytes do not lie together")
         elif kind in LINKS:
-            yield Header(name, start, 0, "a link, not a file")
+            yield TarHeader(name, start, 0, "a link, not a file")
         elif kind in FILES and start + size > self.end:
-            yield Header(
+            yield TarHeader(
                 name, start, size, f"the archive ends at byte {self.end:,}, inside this member", truncated=True
             )
         elif kind in FILES:
-            yield Header(name, start, size)
+            yield TarHeader(name, start, size)
 
-    def size_of(self, header: Fields) -> int:
+    def size_of(self, header: HeaderFields) -> int:
         """A pax header's size counts where the number is too large for the header."""
         text = self.extended.get("size", "")
         return int(text) if text.isdecimal() and len(text) < 20 else header.size
 
-    def extend(self, kind: bytes, start: int, size: int) -> Iterator[Damage]:
+    def extend(self, kind: bytes, start: int, size: int) -> Iterator[TarDamage]:
         """Read what an extended header says of the next member."""
         if size > MAX_EXTENDED_BYTES or start + size > self.end:
             self.at = start  # the size is not to be believed
-            yield Damage("damaged", f"an extended header of {size:,} bytes at byte {start:,}")
+            yield TarDamage("damaged", f"an extended header of {size:,} bytes at byte {start:,}")
             return
         data = self.read(start, size)
         if kind == LONG_NAME:
@@ -165,7 +167,7 @@ class TarReader:
             self.extended |= parse_pax(data)
 
 
-def parse_header(block: bytes) -> Fields | None:
+def parse_header(block: bytes) -> HeaderFields | None:
     """The header in a block, or None if its checksum or a number in it is wrong (POSIX.1-2017, ustar)."""
     checksum = number_of(block[148:156])
     if checksum is None:
@@ -179,7 +181,7 @@ def parse_header(block: bytes) -> Fields | None:
     name, kind = text_of(block[:100]), block[156:157]
     if block[257:263] == POSIX and block[345]:
         name = f"{text_of(block[345:500])}/{name}"
-    return Fields(name, size, FOLDERS if kind == b"\0" and name.endswith("/") else kind)
+    return HeaderFields(name, size, FOLDERS if kind == b"\0" and name.endswith("/") else kind)
 
 
 def text_of(field: bytes) -> str:

@@ -12,15 +12,15 @@ from comodal.errors import DataError
 from comodal.media.archives.archive_samples import (
     MAX_MEMBER_BYTES,
     MAX_TEXT_BYTES,
-    Example,
-    Fault,
+    ArchiveSample,
+    MemberLocation,
     OpenFile,
-    Place,
+    SampleFault,
     inner_name,
     kind_of,
 )
 from comodal.media.archives.file_window import window
-from comodal.media.archives.tar_headers import Damage, Header, TarReader, open_tar
+from comodal.media.archives.tar_headers import TarDamage, TarHeader, TarReader, open_tar
 from comodal.text_files import parse_json
 
 TEXTS = ("txt", "cls")
@@ -31,51 +31,51 @@ class TarShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._places: dict[str, Place] | None = None
+        self._places: dict[str, MemberLocation] | None = None
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[ArchiveSample]:
         """Examples in the order of their first members; damage stands where it is found."""
-        samples: dict[str, dict[str, Header]] = {}
-        found: list[Example] = []
+        samples: dict[str, dict[str, TarHeader]] = {}
+        found: list[ArchiveSample] = []
         with open_tar(self.path) as tar:
             for member in tar.members():
-                if isinstance(member, Damage):
-                    found.append(Example("", fault=Fault(member.reason, member.detail)))
+                if isinstance(member, TarDamage):
+                    found.append(ArchiveSample("", fault=SampleFault(member.reason, member.detail)))
                     continue
                 name = inner_name(member.name)
                 key, ending = key_and_ending(name)
                 sample = samples.setdefault(key, {})
                 if ending in sample:
                     detail = f"{name} stands in the archive more than once; the first is taken"
-                    found.append(Example(name, fault=Fault("key twice", detail)))
+                    found.append(ArchiveSample(name, fault=SampleFault("key twice", detail)))
                 sample.setdefault(ending, member._replace(name=name))
             for key, members in samples.items():
                 if any(map(is_wanted, members)):
                     yield example_of(tar, key, members)
         yield from found
 
-    def find(self, name: str) -> Place:
+    def find(self, name: str) -> MemberLocation:
         """The place of a member; the first of several of one name."""
         if self._places is None:
             self._places = {}
             with open_tar(self.path) as tar:
                 for member in tar.members():
-                    if isinstance(member, Header) and not member.problem:
-                        self._places.setdefault(inner_name(member.name), Place(member.start, member.size))
+                    if isinstance(member, TarHeader) and not member.problem:
+                        self._places.setdefault(inner_name(member.name), MemberLocation(member.start, member.size))
         return self._places[name]
 
-    def open(self, place: Place) -> OpenFile:
+    def open(self, place: MemberLocation) -> OpenFile:
         """The bytes of a member, read from the archive as they are needed."""
         return window(self.path, place.start, place.size)
 
 
-def example_of(tar: TarReader, key: str, members: dict[str, Header]) -> Example:
+def example_of(tar: TarReader, key: str, members: dict[str, TarHeader]) -> ArchiveSample:
     """The members of one key; a text of them is read."""
-    example = Example(key)
+    example = ArchiveSample(key)
     for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
         kind, member = kind_of(ending), members[ending]
         if kind is not None:
-            example.members.setdefault(kind, (member.name, Place(member.start, member.size)))
+            example.members.setdefault(kind, (member.name, MemberLocation(member.start, member.size)))
     for ending, member in members.items():
         if is_wanted(ending) and example.fault is None:
             example.fault = fault_of(member, ending) or (
@@ -84,16 +84,16 @@ def example_of(tar: TarReader, key: str, members: dict[str, Header]) -> Example:
     return example
 
 
-def fault_of(member: Header, ending: str) -> Fault | None:
+def fault_of(member: TarHeader, ending: str) -> SampleFault | None:
     """Why a member cannot be read."""
     if member.problem:
-        return Fault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
+        return SampleFault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
     if member.size > (MAX_MEMBER_BYTES if kind_of(ending) else MAX_TEXT_BYTES):
-        return Fault("too large", f"{member.name} has {member.size:,} bytes")
+        return SampleFault("too large", f"{member.name} has {member.size:,} bytes")
     return None
 
 
-def add_text(tar: TarReader, example: Example, ending: str, member: Header) -> Fault | None:
+def add_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHeader) -> SampleFault | None:
     """Read a text or JSON into an example, or say why not."""
     try:
         text = tar.read(member.start, member.size).decode("utf-8-sig")
@@ -102,9 +102,9 @@ def add_text(tar: TarReader, example: Example, ending: str, member: Header) -> F
             return None
         value = parse_json(text, member.name)
     except (UnicodeDecodeError, DataError) as error:
-        return Fault("damaged", f"{member.name}: {error}")
+        return SampleFault("damaged", f"{member.name}: {error}")
     if not isinstance(value, dict):
-        return Fault("damaged", f"{member.name} is no JSON object")
+        return SampleFault("damaged", f"{member.name} is no JSON object")
     example.metadata = value
     return None
 

@@ -17,7 +17,7 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, Refusal
+from comodal.media.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
 MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
@@ -70,7 +70,7 @@ class AudioJoiner:
                 yield from self._silence(round(self.start * self.rate))
         if frame.sample_rate != self.rate:
             detail = f"audio of {frame.sample_rate} samples a second, {self.rate} at its beginning"
-            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+            raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
         self.pending.append((begins, mix_down(self.path, frame)))
         yield from self._settle(last=False)
 
@@ -157,7 +157,7 @@ def checked_rate(path: Path, rate: int) -> int:
         MediaError: unreadable.
     """
     if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise MediaError(path, Refusal.UNREADABLE, f"audio of {rate} samples a second")
+        raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {rate} samples a second")
     return rate
 
 
@@ -171,7 +171,7 @@ def mix_down(path: Path, frame: av.AudioFrame) -> Mono:
     if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
         if channels > MAX_PLANES:
             detail = f"{channels} channels of audio, the limit is {MAX_PLANES}"
-            raise MediaError(path, Refusal.UNREADABLE, detail)
+            raise MediaError(path, RefusalReason.UNREADABLE, detail)
         planes = frame.planes[:channels]
         samples = np.stack([np.frombuffer(memoryview(plane), sample_type, frame.samples) for plane in planes])
     else:
@@ -193,5 +193,5 @@ def check_level(path: Path, mono: Mono) -> Mono:
         MediaError: unreadable.
     """
     if not (np.abs(mono) <= LOUDEST).all():
-        raise MediaError(path, Refusal.UNREADABLE, "samples that are nan, infinite or beyond all measure")
+        raise MediaError(path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure")
     return mono

@@ -17,7 +17,7 @@ from comodal.errors import MediaError
 from comodal.media.archives.open_media import open_media
 from comodal.media.containers.edit_lists import edit_ends
 from comodal.media.containers.timeline import NO_ZERO, Timeline
-from comodal.media.refused_formats import MAX_GAP_SECONDS, Refusal, describe_impostor, read_head
+from comodal.media.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_impostor, read_head
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
 
@@ -97,18 +97,18 @@ class Track:
         begins = self.end if frame.time is None else float(frame.time) - self.zero
         if begins - self.end > MAX_GAP_SECONDS:
             detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
-            raise MediaError(self.path, Refusal.UNREADABLE, detail)
+            raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
         if self.lost_since is not None and begins >= self.lost_since:
             if self.strict and begins - self.end > LOST_SECONDS:
                 detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
-                raise MediaError(self.path, Refusal.TRUNCATED, detail)
+                raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
             self.lost_since = None
         self.frames += 1
         if self.start is None:
             self.start = begins
         if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
             detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
-            raise MediaError(self.path, Refusal.TOO_LARGE, detail)
+            raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
         self.end = max(self.end, begins + self._length(frame, begins))
         return begins
 
@@ -135,18 +135,18 @@ class Track:
         promised = self.promised_end
         if promised is not None and self.end < min(promised, seconds) - LOST_SECONDS:
             detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
-            raise MediaError(self.path, Refusal.TRUNCATED, detail)
+            raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
 
     def nothing_decoded(self) -> MediaError:
         """Why the stream is refused when not one frame came out of it."""
         if self.failure:
-            return MediaError(self.path, Refusal.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
+            return MediaError(self.path, RefusalReason.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
         if self.promised_end:
             detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
-            return MediaError(self.path, Refusal.TRUNCATED, detail)
+            return MediaError(self.path, RefusalReason.TRUNCATED, detail)
         if self.kind == "picture":
-            return MediaError(self.path, Refusal.NO_PICTURE, "not one picture in the stream")
-        return MediaError(self.path, Refusal.NO_SOUND, "not one sample of sound in the stream")
+            return MediaError(self.path, RefusalReason.NO_PICTURE, "not one picture in the stream")
+        return MediaError(self.path, RefusalReason.NO_SOUND, "not one sample of sound in the stream")
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     head = read_head(path)
     impostor = describe_impostor(head)
     if impostor:
-        raise MediaError(path, Refusal.NOT_A_VIDEO, impostor)
+        raise MediaError(path, RefusalReason.NOT_A_VIDEO, impostor)
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
     if head[4:8] in MP4_BOXES and edit_ends(path) is not None:
         options["advanced_editlist"] = "0"
@@ -167,12 +167,12 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         source = f"file:{path.absolute()}" if path.is_file() else open_media(path)
         container = av.open(source, "r", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
     except av.error.ExitError:
-        raise MediaError(path, Refusal.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
+        raise MediaError(path, RefusalReason.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
     except av.FFmpegError as error:
         if any(head[offset:].startswith(signature) for signature, offset in SIGNATURES.items()):
             detail = f"it begins like a video but has no usable index ({_fault(error)})"
-            raise MediaError(path, Refusal.TRUNCATED, detail) from None
-        raise MediaError(path, Refusal.NOT_A_VIDEO, "no known video format") from None
+            raise MediaError(path, RefusalReason.TRUNCATED, detail) from None
+        raise MediaError(path, RefusalReason.NOT_A_VIDEO, "no known video format") from None
     with container:
         yield container
 
@@ -192,7 +192,7 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
         audio = next(iter(container.streams.audio), None)
     for stream in (video, audio):
         if stream is not None and stream.codec_context is None:
-            raise MediaError(path, Refusal.UNREADABLE, f"no decoder for its {stream.type}")
+            raise MediaError(path, RefusalReason.UNREADABLE, f"no decoder for its {stream.type}")
         if stream is not None:
             stream.codec_context.thread_count = 1  # processes run in parallel, one per core
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -219,9 +219,13 @@ def _forget_channel_order(audio: av.AudioStream) -> None:
 def _check_size(container: InputContainer, path: Path, width: int, height: int) -> None:
     """Refuse what is too large. FFmpeg puts 0 for a size that it refuses itself, after logging it to nobody."""
     if width * height > MAX_PIXELS:
-        raise MediaError(path, Refusal.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_PIXELS:,} pixels")
+        raise MediaError(
+            path, RefusalReason.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_PIXELS:,} pixels"
+        )
     if width * height == 0 and container.format.name in SIZE_IN_HEADER:
-        raise MediaError(path, Refusal.TOO_LARGE, "no decoder takes the size that its header declares for pictures")
+        raise MediaError(
+            path, RefusalReason.TOO_LARGE, "no decoder takes the size that its header declares for pictures"
+        )
 
 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
@@ -247,7 +251,7 @@ def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: flo
         promised = track.promised_end
         if promised is not None and promised <= start_seconds:
             detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
-            raise MediaError(track.path, Refusal.TOO_SHORT, detail)
+            raise MediaError(track.path, RefusalReason.TOO_SHORT, detail)
         track.zero += start_seconds
     if container.format.name in NO_ZERO:
         return
@@ -296,7 +300,7 @@ def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.
             yield packet
     except IndexError:  # PyAV's
         detail = "a stream appears in the middle of the file, as where files of different programs are joined"
-        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail) from None
+        raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
             track.failure = _fault(error)
@@ -311,7 +315,7 @@ def _check_read(container: InputContainer, tracks: Sequence[Track], read: int) -
     joined = container.format.name in JOINED and any(track.kind == "picture" for track in tracks)
     if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
         detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
-        raise MediaError(tracks[0].path, Refusal.UNREADABLE, detail)
+        raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
 
 
 def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:

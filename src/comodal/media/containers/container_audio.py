@@ -16,7 +16,7 @@ from comodal.errors import MediaError, MediaWarning
 from comodal.media.archives.open_media import open_media
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import LOST_SECONDS, Track, choose_streams, decode, make_tracks, open_container
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 
 TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.
@@ -38,7 +38,7 @@ def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if audio is None:
-            raise MediaError(path, Refusal.NO_SOUND, "no audio stream in the file")
+            raise MediaError(path, RefusalReason.NO_SOUND, "no audio stream in the file")
         tracks = make_tracks(path, audio, video)
         sound = tracks[0]
         sound.strict = False

@@ -13,7 +13,7 @@ from pathlib import Path
 from comodal.errors import MediaError
 from comodal.media.archives.archive_samples import OpenFile
 from comodal.media.archives.open_media import open_media
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 
 CONTAINERS = {b"moov", b"trak", b"edts"}
 MAX_BOXES = 10_000
@@ -37,7 +37,7 @@ def edit_ends(path: Path) -> dict[int, float] | None:
                 wide = body[:1] == b"\1"
                 movies += kind == b"moov"
                 if movies > 1:
-                    raise MediaError(path, Refusal.UNREADABLE, "it is several mp4 files joined byte by byte")
+                    raise MediaError(path, RefusalReason.UNREADABLE, "it is several mp4 files joined byte by byte")
                 if kind == b"mvhd":
                     scale = struct.unpack_from(">I", body, 20 if wide else 12)[0]
                 elif kind == b"tkhd":

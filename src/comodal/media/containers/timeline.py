@@ -21,7 +21,7 @@ import av
 from av.stream import Stream
 
 from comodal.errors import MediaError
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 
 NO_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
 BACK_SECONDS = 0.1  # muxers repeat timestamps by less
@@ -154,7 +154,7 @@ class Timeline:
             if course.held and course.first_shown() < (course.last or 0.0):
                 kind = "picture" if course.stream.type == "video" else "sound"
                 detail = f"the timestamps of its {kind} start again at {course.end + self.offset:.2f} s, no others do"
-                raise MediaError(self.path, Refusal.UNREADABLE, detail)
+                raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
             if course.held:
                 course.restart(course.segment)
         yield from self._release()

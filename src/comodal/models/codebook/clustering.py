@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.models.codebook.codebook import Codebook, Config, project
+from comodal.models.codebook.codebook import Codebook, CodebookConfig, project
 
 LARGEST_FLAT = 2000  # tokens; beyond, a tree unless one asks for depth 1
 USUAL_BRANCHING = 12  # VideoBERT's
@@ -34,14 +34,14 @@ SMALLEST_VARIANCE = 1e-6  # of an axis, of features of length 1: what lies below
 Blocks: TypeAlias = Callable[[], Iterable[Tensor]]
 
 
-class Fitted(NamedTuple):
+class FittedCodebook(NamedTuple):
     """A codebook, and the mean squared distance to the chosen node at each level."""
 
     codebook: Codebook
     inertia: tuple[float, ...]
 
 
-class Tree(NamedTuple):
+class ClusterTree(NamedTuple):
     """Nodes level by level: centres, children of each, how many stand on the first level, inertia by level."""
 
     centres: Float32[np.ndarray, "nodes projection"]
@@ -72,7 +72,7 @@ def tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
 
 def fit_codebook(
     blocks: Blocks, tokens: int, depth: int | None = None, projection: int = 256, whitening: float = 0.5, seed: int = 0
-) -> Fitted:
+) -> FittedCodebook:
     """Fits a codebook to a sample of features.
 
     Args:
@@ -89,7 +89,7 @@ def fit_codebook(
     if len(points) < tokens:
         raise ValueError(f"{len(points):,} regions cannot give {tokens:,} tokens")
     tree = grow(points, branching, levels, seed)
-    return Fitted(as_codebook(tree, mean, axes), tree.inertia)
+    return FittedCodebook(as_codebook(tree, mean, axes), tree.inertia)
 
 
 def principal_axes(
@@ -113,7 +113,7 @@ def principal_axes(
     return mean.float(), (axes * signs * variances ** (-whitening / 2)).float()
 
 
-def grow(points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int) -> Tree:
+def grow(points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int) -> ClusterTree:
     """Splits nodes level by level; one with too few members, or with one distinct feature, stays a leaf."""
     centres: list[np.ndarray] = []
     children: list[list[int]] = []
@@ -139,7 +139,7 @@ def grow(points: Float32[np.ndarray, "regions projection"], branching: int, dept
         frontier = following
         roots = roots or len(centres)
         inertia.append(float(squared.mean(dtype=np.float64)))
-    return Tree(np.stack(centres), children, roots, tuple(inertia))
+    return ClusterTree(np.stack(centres), children, roots, tuple(inertia))
 
 
 def cluster(
@@ -168,13 +168,13 @@ def cluster(
     return centres[used], nearest, squared
 
 
-def as_codebook(tree: Tree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
+def as_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
     """The tree's tensors, with the leaves numbered."""
     leaves = [node for node, inside in enumerate(tree.children) if not inside]
     levels = np.zeros(len(tree.children), np.int64)
     for node, inside in enumerate(tree.children):
         levels[inside] = levels[node] + 1
-    config = Config(
+    config = CodebookConfig(
         dim=axes.shape[0],
         projection=axes.shape[1],
         tokens=len(leaves),

@@ -22,7 +22,7 @@ ROWS = 1024  # regions searched at a time: their children's centres take 42 MB a
 
 
 @dataclass(frozen=True)
-class Config:
+class CodebookConfig:
     """The shape of a fitted tree.
 
     Args:
@@ -53,7 +53,7 @@ class Codebook(nn.Module):
     below: Tensor
     token: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
         if not 1 <= config.roots <= config.nodes or not 1 <= config.tokens <= config.nodes or config.depth < 1:
             raise ValueError(f"{config} is not the shape of a tree")

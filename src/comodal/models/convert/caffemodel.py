@@ -24,7 +24,7 @@ MOST_BYTES = 2**31  # Caffe itself reads no more
 MOST_LAYERS, MOST_FIELDS, MOST_AXES = 10_000, 200_000, 32
 
 
-class Field(NamedTuple):
+class ProtobufField(NamedTuple):
     """One field of a message: its number, how it is kept, and an integer or bytes."""
 
     number: int
@@ -70,7 +70,7 @@ def layers_of(data: bytes) -> dict[str, list[Tensor]]:
     return layers
 
 
-def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[Field]:
+def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
     """The fields of a message, one behind the other, as long as more are allowed."""
     place = 0
     while place < len(data):
@@ -80,7 +80,7 @@ def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[Field]:
         number, kind = key >> 3, key & 7
         if kind == VARINT:
             value, place = varint(data, place)
-            yield Field(number, kind, value)
+            yield ProtobufField(number, kind, value)
             continue
         if kind == BYTES:
             length, place = varint(data, place)
@@ -90,7 +90,7 @@ def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[Field]:
             raise ValueError(f"a field of kind {kind} at byte {place:,}")
         if place + length > len(data):
             raise ValueError("it ends in the middle of its weights")
-        yield Field(number, kind, data[place : place + length])
+        yield ProtobufField(number, kind, data[place : place + length])
         place += length
 
 
@@ -106,7 +106,7 @@ def varint(data: memoryview, place: int) -> tuple[int, int]:
     raise ValueError(f"a number without an end before byte {place:,}")
 
 
-def bytes_of(field: Field) -> memoryview:
+def bytes_of(field: ProtobufField) -> memoryview:
     """What a field must hold to be read further."""
     if isinstance(field.value, int):
         raise ValueError(f"field {field.number} is a number")
@@ -115,7 +115,7 @@ def bytes_of(field: Field) -> memoryview:
 
 def blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
     """One tensor of numbers."""
-    found: dict[int, list[Field]] = {}
+    found: dict[int, list[ProtobufField]] = {}
     for field in fields(data, allowed):
         found.setdefault(field.number, []).append(field)
     kept, code = (NUMBERS, "<f4") if NUMBERS in found else (DOUBLES, "<f8")
@@ -131,7 +131,7 @@ def blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
     return torch.from_numpy(numbers.astype(np.float32)).reshape(dims)
 
 
-def dimensions(field: Field) -> list[int]:
+def dimensions(field: ProtobufField) -> list[int]:
     """Of a shape: packed, or one by one."""
     if isinstance(field.value, int):
         return [field.value]

@@ -12,14 +12,14 @@ from comodal.models.convert.convert_vilbert import original_names, said_once
 from comodal.models.convert.state_dicts import (
     FILES,
     INDEX,
-    Filled,
+    LoadReport,
     check_complete,
     check_sizes,
     fill,
     read_shapes,
     read_tensors,
 )
-from comodal.models.vilbert.vilbert import Config, Stream, ViLBERT
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
 from comodal.text_files import read_json_object
 
 OURS = ("text_embeddings.", "text_layers.", "word_scores.")
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, object] = {"layer_norm_eps": 1e-12, "position_embedding_type
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions follow the padding word
 
 
-def config_for_bert(bert: Path, like: Config) -> Config:
+def config_for_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
     """A configuration whose text stream is that of a BERT.
 
     Args:
@@ -57,7 +57,7 @@ def config_for_bert(bert: Path, like: Config) -> Config:
     kind, positions = values["model_type"], values["position_embedding_type"]
     if kind not in ("bert", *ROBERTA_TYPES) or positions != "absolute":
         raise CheckpointError(f"{path}: a {kind} with {positions} positions; this reads BERT and RoBERTa")
-    text = from_json(Stream, {ours: values[theirs] for ours, theirs in STREAM.items()}, str(path))
+    text = from_json(StreamConfig, {ours: values[theirs] for ours, theirs in STREAM.items()}, str(path))
     padding = values.get("pad_token_id", 1) if kind in ROBERTA_TYPES else -1
     sizes = {
         "vocabulary": values["vocab_size"],
@@ -77,7 +77,7 @@ def config_for_bert(bert: Path, like: Config) -> Config:
     return config
 
 
-def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) -> Filled:
+def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) -> LoadReport:
     """Puts a BERT's weights into the text stream of a model, and into its word head where the file has one.
 
     Args:

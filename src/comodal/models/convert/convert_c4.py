@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import Filled, fill, without
+from comodal.models.convert.state_dicts import LoadReport, fill, without
 from comodal.models.detectors.detector_boxes import cell_anchors
-from comodal.models.detectors.detector_c4 import C4, STRIDE, Config
+from comodal.models.detectors.detector_c4 import C4, STRIDE, C4Config
 
 EPSILON = 1e-5  # caffe.proto's BatchNormParameter, and Detectron2's FrozenBatchNorm2d
 DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # Detectron2's box weights are one through these
@@ -55,7 +55,7 @@ IGNORED = re.compile(r".*\.num_batches_tracked|pixel_mean|pixel_std")  # no part
 
 
 @dataclass(frozen=True)
-class Parts:
+class C4StateDict:
     """A file's tensors by our modules: `stem.weight`, `res2.0.conv1.norm.running_mean`, `cell_anchors`.
 
     Args:
@@ -72,7 +72,7 @@ def is_c4(state: Mapping[str, Tensor]) -> bool:
     return f"{STEM}.weight" in state and f"{HEAD}.cls_score.weight" in state
 
 
-def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, Filled]:
+def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, LoadReport]:
     """The network of a file under Detectron2's names.
 
     Raises:
@@ -83,7 +83,7 @@ def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, Filled]:
 
 def build_c4_from_caffe(
     layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...] = CAFFE_SCALES
-) -> tuple[C4, Filled]:
+) -> tuple[C4, LoadReport]:
     """The network of a `.caffemodel`, which does not hold its anchors.
 
     Args:
@@ -97,7 +97,7 @@ def build_c4_from_caffe(
     return network_of(from_caffe(layers, path, scales), path)
 
 
-def from_detectron2(state: Mapping[str, Tensor]) -> Parts:
+def from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
     """By our modules; norms are called `norm` there, too."""
     tensors, unused = {}, []
     for name, tensor in state.items():
@@ -111,10 +111,10 @@ def from_detectron2(state: Mapping[str, Tensor]) -> Parts:
             unused.append(name)
         else:
             tensors[f"{ours}{module[len(bare) :]}.{last}"] = tensor.float()
-    return Parts(tensors, tuple(name for name in unused if not IGNORED.fullmatch(name)))
+    return C4StateDict(tensors, tuple(name for name in unused if not IGNORED.fullmatch(name)))
 
 
-def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> Parts:
+def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> C4StateDict:
     """By our modules: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
 
     Raises:
@@ -139,7 +139,7 @@ def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int
             for last, tensor in zip(wanted, blobs, strict=False):
                 flat = tensor.flatten() if last == "bias" or norm else squeezed(tensor, module)
                 tensors[f"{module}{norm}.{last}"] = flat
-    return Parts(tensors, tuple(unused))
+    return C4StateDict(tensors, tuple(unused))
 
 
 def caffe_module(name: str) -> tuple[str, str | None]:
@@ -167,7 +167,7 @@ def squeezed(weight: Tensor, module: str) -> Tensor:
     return weight.reshape(weight.shape[-2:]) if dense and weight.ndim > 2 else weight
 
 
-def network_of(parts: Parts, path: Path) -> tuple[C4, Filled]:
+def network_of(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
     """The network that a file's shapes ask for, with its weights."""
     tensors = background_first(one_score(parts.tensors, path), path)
     folded_in = folded(tensors, path)
@@ -177,7 +177,7 @@ def network_of(parts: Parts, path: Path) -> tuple[C4, Filled]:
     report = fill(model, folded_in, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, Filled(report.filled, (), (*parts.unused, *without(report.unused, names)))
+    return model, LoadReport(report.filled, (), (*parts.unused, *without(report.unused, names)))
 
 
 def need(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
@@ -229,7 +229,7 @@ def folded(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return kept
 
 
-def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
+def config_of(tensors: Mapping[str, Tensor], path: Path) -> C4Config:
     """What the shapes ask for."""
     blocks = tuple(
         1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
@@ -239,7 +239,7 @@ def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
         raise CheckpointError(f"{path}: not a ResNet's Faster R-CNN of four stages; their blocks are {blocks}")
     classes, embedding = need(tensors, "class_embedding.weight", path).shape
     attributes, channels = need(tensors, "attribute_scores.weight", path).shape
-    return Config(
+    return C4Config(
         blocks=blocks,
         stem=len(need(tensors, "stem.weight", path)),
         width=len(need(tensors, "res2.0.conv1.weight", path)),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.convert.convert_c4 import need
-from comodal.models.convert.state_dicts import Filled, fill, without
-from comodal.models.detectors.detector_fpn import FPN, STRIDES, Config
+from comodal.models.convert.state_dicts import LoadReport, fill, without
+from comodal.models.detectors.detector_fpn import FPN, STRIDES, FPNConfig
 
 MARK = "backbone.fpn.fpn_inner1.weight"
 BODY, HEAD = r"backbone\.body\.", r"roi_heads\.box\.(?:feature_extractor|predictor)\."
@@ -42,7 +42,7 @@ def is_fpn(state: Mapping[str, Tensor]) -> bool:
     return MARK in state
 
 
-def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, Filled]:
+def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]:
     """The network of a file.
 
     Args:
@@ -61,7 +61,7 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, Filled]:
     report = fill(model, tensors, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, Filled(report.filled, (), (*without(state, named), *report.unused))
+    return model, LoadReport(report.filled, (), (*without(state, named), *report.unused))
 
 
 def our_name(theirs: str) -> str | None:
@@ -83,7 +83,7 @@ def with_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
     return kept | {"cell_anchors": torch.stack(anchors)}
 
 
-def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
+def config_of(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
     """What the shapes ask for.
 
     Raises:
@@ -101,7 +101,7 @@ def config_of(tensors: Mapping[str, Tensor], path: Path) -> Config:
         raise CheckpointError(
             f"{path}: not a ResNeXt: its convolutions have {groups} groups, so that strides may differ"
         )
-    return Config(
+    return FPNConfig(
         blocks=blocks,
         stem=shape_of(tensors, "stem.0.weight", 4, path)[0],
         groups=groups,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import Filled, check_usable, without
+from comodal.models.convert.state_dicts import LoadReport, check_usable, without
 from comodal.models.l3net import spectrogram as front_ends
-from comodal.models.l3net.l3net import Config, L3Net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.models.l3net.l3net import openl3 as openl3_config
 from comodal.models.l3net.spectrogram import FrontEnd, Representation
 from comodal.models.l3net.vgg import LAYERS
@@ -37,7 +37,7 @@ Named = tuple[str, Tensor]
 
 
 @dataclass
-class Kinds:
+class TensorsByKind:
     """The tensors of one kind in the order of the file, each with its name; convolutions are OIHW."""
 
     kernels: list[Named] = dataclasses.field(default_factory=list)
@@ -49,7 +49,7 @@ class Kinds:
 
 
 @dataclass(frozen=True)
-class Weights:
+class OpenL3Weights:
     """What a file holds: our names for its tensors, and what they say of the network.
 
     Args:
@@ -69,7 +69,7 @@ class Weights:
     unused: tuple[str, ...]
 
 
-def find_weights(state: Mapping[str, Tensor], path: Path) -> Weights:
+def find_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weights:
     """Which tensor of a file is which of ours.
 
     Args:
@@ -100,14 +100,14 @@ def find_weights(state: Mapping[str, Tensor], path: Path) -> Weights:
         raise foreign(path, kinds)
     whole = take_fusion(kinds, len(towers), tensors, path)
     unused = (*kinds.other, *(name for name, _ in kinds.constants))
-    return Weights(
+    return OpenL3Weights(
         tensors, tuple(towers), tuple(with_input_norm), whole, representation_of(kinds.constants), tuple(unused)
     )
 
 
-def sort_kinds(state: Mapping[str, Tensor]) -> Kinds:
+def sort_kinds(state: Mapping[str, Tensor]) -> TensorsByKind:
     """Tensors by the last part of their names and their number of dimensions."""
-    kinds = Kinds()
+    kinds = TensorsByKind()
     for name, tensor in state.items():
         last = name.split("/")[-1].split(".")[-1].split(":")[0]
         kind = KINDS.get(last, "")
@@ -128,7 +128,7 @@ def sort_kinds(state: Mapping[str, Tensor]) -> Kinds:
     return tidy_biases(kinds)
 
 
-def tidy_biases(kinds: Kinds) -> Kinds:
+def tidy_biases(kinds: TensorsByKind) -> TensorsByKind:
     """PyTorch calls a norm's beta a bias as well: where betas are wanting, they are what follows a gamma."""
     gammas = {name.rsplit(".", 1)[0] for name, _ in kinds.norms["gamma"]}
     for named in list(kinds.biases):
@@ -138,7 +138,9 @@ def tidy_biases(kinds: Kinds) -> Kinds:
     return kinds
 
 
-def take_convolutions(kinds: Kinds, place: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
+def take_convolutions(
+    kinds: TensorsByKind, place: int, modality: Modality, tensors: dict[str, Named], path: Path
+) -> int:
     """The eight convolutions of a tower from one place on; returns the place after them."""
     channels = kinds.kernels[place][1].shape[1]
     width = kinds.kernels[place][1].shape[0]
@@ -160,7 +162,7 @@ def take_convolutions(kinds: Kinds, place: int, modality: Modality, tensors: dic
     return place + len(LAYERS)
 
 
-def take_norms(kinds: Kinds, norm: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
+def take_norms(kinds: TensorsByKind, norm: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
     """The norms of a tower: of its input (or none), of seven layers, and of conv4_2 unless the network is cut there."""
     channels = 3 if modality == "image" else 1
     sizes = [len(tensor) for _, tensor in kinds.norms["gamma"]]
@@ -180,7 +182,7 @@ def take_norms(kinds: Kinds, norm: int, modality: Modality, tensors: dict[str, N
     return norm
 
 
-def take_fusion(kinds: Kinds, towers: int, tensors: dict[str, Named], path: Path) -> bool:
+def take_fusion(kinds: TensorsByKind, towers: int, tensors: dict[str, Named], path: Path) -> bool:
     """The two layers behind both towers, where they are."""
     if not kinds.dense:
         return False
@@ -199,7 +201,7 @@ def fits(named: Named, size: int, where: str, path: Path) -> None:
         raise CheckpointError(f"{path}: {named[0]} has the shape {tuple(named[1].shape)}, and {where} ({size},)")
 
 
-def foreign(path: Path, kinds: Kinds) -> CheckpointError:
+def foreign(path: Path, kinds: TensorsByKind) -> CheckpointError:
     """Says what the file holds instead."""
     shapes = [tuple(kernel.shape) for _, kernel in kinds.kernels]
     held = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
@@ -218,7 +220,7 @@ def representation_of(constants: list[Named]) -> Representation | None:
     return "linear" if any(512 in tensor.shape and 257 in tensor.shape for _, tensor in constants) else None
 
 
-def config_of(parts: list[Weights], representation: Representation, front_end: FrontEnd) -> Config:
+def config_of(parts: list[OpenL3Weights], representation: Representation, front_end: FrontEnd) -> L3NetConfig:
     """The configuration that the tensors ask for; l3embedding's `cnn_L3_orig` is linear without norms of the input."""
     config = openl3_config(representation, front_end)
     if not any(weights.input_norm for weights in parts):
@@ -233,7 +235,7 @@ def config_of(parts: list[Weights], representation: Representation, front_end: F
 
 
 @torch.no_grad()
-def build(parts: list[tuple[Weights, Path]], config: Config) -> tuple[L3Net, Filled]:
+def build(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -> tuple[L3Net, LoadReport]:
     """An L3-Net with the weights of one or two files. Whatever no file has is zero, so that it cannot be mistaken.
 
     Raises:
@@ -258,10 +260,10 @@ def build(parts: list[tuple[Weights, Path]], config: Config) -> tuple[L3Net, Fil
         if config.input_norm:
             let_through(model, weights)
     new = tuple(name for name in without(own, filled) if not name.endswith("num_batches_tracked"))
-    return model, Filled(tuple(filled), new, tuple(name for weights, _ in parts for name in weights.unused))
+    return model, LoadReport(tuple(filled), new, tuple(name for weights, _ in parts for name in weights.unused))
 
 
-def let_through(model: L3Net, weights: Weights) -> None:
+def let_through(model: L3Net, weights: OpenL3Weights) -> None:
     """Towers that have no norm of their input get one that changes nothing."""
     for modality in weights.towers:
         if modality not in weights.input_norm:

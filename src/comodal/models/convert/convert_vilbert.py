@@ -15,9 +15,9 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
-from comodal.models.convert.state_dicts import Filled, check_complete, fill, without
+from comodal.models.convert.state_dicts import LoadReport, check_complete, fill, without
 from comodal.models.vilbert.heads import Head, TaskHeads, twelve_in_one
-from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
 from comodal.text_files import read_json_object
 
 LAYER = {
@@ -159,7 +159,7 @@ def fill_from_original(
     path: Path,
     heads: TaskHeads | None = None,
     allow_missing: bool = False,
-) -> Filled:
+) -> LoadReport:
     """Puts the original's weights into a model, and into task heads if there are any.
 
     Args:
@@ -183,7 +183,7 @@ def fill_from_original(
     tasks = fill(heads, state, names, path)
     new = report.new + tuple(f"tasks.{name}" for name in tasks.new)
     filled = report.filled + tuple(f"tasks.{name}" for name in tasks.filled)
-    return Filled(filled, new, without(report.unused, names.values()))
+    return LoadReport(filled, new, without(report.unused, names.values()))
 
 
 def said_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ def is_never_used(name: str) -> bool:
 class OriginalConfig(NamedTuple):
     """A configuration of the original, and the keys of its file that nothing of the original's model reads."""
 
-    config: Config
+    config: ViLBERTConfig
     ignored: tuple[str, ...]
 
 
@@ -315,13 +315,13 @@ def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:
         "contrastive_dim": 0,
     }
     try:
-        config = from_json(Config, described, str(path))
+        config = from_json(ViLBERTConfig, described, str(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return OriginalConfig(config, without(values, needed | ELSEWHERE))
 
 
-def to_original_config(config: Config) -> dict[str, object]:
+def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
     """A configuration as a JSON file of the original has it.
 
     Raises:

@@ -55,7 +55,7 @@ HEAD = re.compile(r"clfs_dict\.TASK(\d+)\.(logit_fc\.\d\.\w+|weight|bias)")
 DECODER = re.compile(r"cls\.imagePredictions\.decoder_dict\.\d+\.(\w+)")
 
 
-class Places(NamedTuple):
+class AttentionIndices(NamedTuple):
     """For each layer the number of its attention; its feed-forward network has the next one."""
 
     text: tuple[int, ...]
@@ -136,7 +136,7 @@ def check_vilbert(values: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: bert_model is {values['bert_model']!r}; VOLTA's ViLBERT begins with a BERT")
 
 
-def places_of(values: Mapping[str, Any], path: Path) -> Places:
+def places_of(values: Mapping[str, Any], path: Path) -> AttentionIndices:
     """Which sub-layers are which layer."""
     lists: dict[str, list[int]] = {name: values[name] for name in (*ATTENTION, *FEED_FORWARD)}
     text: list[int] = []
@@ -155,10 +155,10 @@ def places_of(values: Mapping[str, Any], path: Path) -> Places:
             vision += [number] if regions else []
         else:
             raise CheckpointError(f"{path}: sub-layers {number} and {number + 1} are not a layer of ViLBERT")
-    return Places(tuple(text), tuple(vision), tuple(joint), tuple(schedule))
+    return AttentionIndices(tuple(text), tuple(vision), tuple(joint), tuple(schedule))
 
 
-def co_attention_of(values: Mapping[str, Any], places: Places, path: Path) -> tuple[int, int]:
+def co_attention_of(values: Mapping[str, Any], places: AttentionIndices, path: Path) -> tuple[int, int]:
     """Units and heads of co-attention, the same in all of its layers."""
     found = []
     for name, stream in ((WIDTHS, "hidden_size"), (HEADS, "num_attention_heads")):
@@ -172,7 +172,7 @@ def co_attention_of(values: Mapping[str, Any], places: Places, path: Path) -> tu
     return found[0], found[1]
 
 
-def names_of(places: Places) -> Iterator[tuple[str, str]]:
+def names_of(places: AttentionIndices) -> Iterator[tuple[str, str]]:
     """VOLTA's modules -> the original's."""
     for stack, prefix, numbers in (("layer", "", places.text), ("v_layer", "v_", places.vision)):
         for index, number in enumerate(numbers):

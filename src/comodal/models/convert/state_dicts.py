@@ -49,7 +49,7 @@ DAMAGED = (  # what the two readers raise for a damaged file, found by changing 
 
 
 @dataclass(frozen=True)
-class Filled:
+class LoadReport:
     """What became of every weight of a file, and where every weight of a model comes from.
 
     Args:
@@ -180,7 +180,7 @@ def usual_name(name: str) -> str:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> Filled:
+def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> LoadReport:
     """Copies tensors into a model's parameters.
 
     Args:
@@ -201,7 +201,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]
         check_usable(theirs, state[theirs], path)
     for ours, theirs in found.items():
         own[ours].copy_(state[theirs])
-    return Filled(tuple(found), without(own, found), without(state, found.values()))
+    return LoadReport(tuple(found), without(own, found), without(state, found.values()))
 
 
 def check_usable(name: str, tensor: Tensor, path: Path) -> None:
@@ -216,7 +216,7 @@ def check_usable(name: str, tensor: Tensor, path: Path) -> None:
     check_finite({name: tensor}, path)
 
 
-def check_complete(filled: Filled, names: Mapping[str, str], path: Path, allow_missing: bool = False) -> Filled:
+def check_complete(filled: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False) -> LoadReport:
     """All of the encoder came from the file: poolers, heads, task tokens and co-attention as a whole may be new.
 
     Args:

@@ -23,7 +23,7 @@ AT_ONCE = 20  # regions through res5 at once: as fast as all, little memory, and
 
 
 @dataclass(frozen=True)
-class Config:
+class C4Config:
     """The published network; others have other widths.
 
     Args:
@@ -54,14 +54,14 @@ class Config:
         return 32 * self.width
 
 
-class Proposed(NamedTuple):
+class C4Proposals(NamedTuple):
     """What the map says of its anchors, in the order of `anchors_on`."""
 
     scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
     deltas: Float[Tensor, "anchors 4"]
 
 
-class Told(NamedTuple):
+class C4DetectorOutput(NamedTuple):
     """What there is in regions."""
 
     classes: Float[Tensor, "regions classes"]  # probabilities
@@ -69,7 +69,7 @@ class Told(NamedTuple):
     attributes: Float[Tensor, "regions attributes"]  # before the softmax
 
 
-class Block(nn.Module):
+class C4Bottleneck(nn.Module):
     """A bottleneck whose stride is in its first convolution.
 
     Args:
@@ -96,8 +96,8 @@ class Block(nn.Module):
 
 def stage(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
     """A stage of a ResNet."""
-    first = Block(channels, width, stride, dilation, first=True)
-    return nn.Sequential(first, *(Block(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1)))
+    first = C4Bottleneck(channels, width, stride, dilation, first=True)
+    return nn.Sequential(first, *(C4Bottleneck(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1)))
 
 
 class C4(nn.Module):
@@ -105,7 +105,7 @@ class C4(nn.Module):
 
     cell_anchors: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: C4Config) -> None:
         super().__init__()
         self.config, width = config, config.width
         if len(config.blocks) != 4:
@@ -132,11 +132,11 @@ class C4(nn.Module):
         x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # sizes rounded up; `ceil_mode` cannot be exported for any size
         return self.res4(self.res3(self.res2(x)))
 
-    def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> Proposed:
+    def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> C4Proposals:
         """What the map says of all anchors."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
-        return Proposed(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
+        return C4Proposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
 
     def features(
         self, feature_map: Float[Tensor, "1 channels rows columns"], boxes: Float[Tensor, "regions 4"]
@@ -150,12 +150,12 @@ class C4(nn.Module):
             means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
         return torch.cat(means)
 
-    def told(self, features: Float[Tensor, "regions features"]) -> Told:
+    def told(self, features: Float[Tensor, "regions features"]) -> C4DetectorOutput:
         """Classes, boxes and attributes; the attributes are told by the likeliest class."""
         scores = self.class_scores(features)
         together = torch.cat([features, self.class_embedding(scores.argmax(1))], 1)
         attributes = self.attribute_scores(F.relu_(self.attribute(together)))
-        return Told(scores.softmax(1), self.box_deltas(features), attributes)
+        return C4DetectorOutput(scores.softmax(1), self.box_deltas(features), attributes)
 
 
 def laid_out(model: C4, head: torch.dtype = torch.float32) -> C4:

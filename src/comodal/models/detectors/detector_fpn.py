@@ -28,7 +28,7 @@ AT_ONCE = 250  # regions through the dense layers at once
 
 
 @dataclass(frozen=True)
-class Config:
+class FPNConfig:
     """The published network; others have other widths.
 
     Args:
@@ -54,14 +54,14 @@ class Config:
     classes: int = 1601
 
 
-class Proposed(NamedTuple):
+class FPNProposals(NamedTuple):
     """What a map says of its anchors, in the order of `anchors_on`."""
 
     scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
     deltas: Float[Tensor, "anchors 4"]
 
 
-class Told(NamedTuple):
+class FPNDetectorOutput(NamedTuple):
     """What there is in regions."""
 
     fc6: Float[Tensor, "regions dense"]
@@ -94,7 +94,7 @@ def normed(channels: int, out: int, size: int, stride: int = 1, groups: int = 1)
     return nn.Sequential(convolution, FrozenNorm(out))
 
 
-class Block(nn.Module):
+class FPNBottleneck(nn.Module):
     """A bottleneck in groups whose stride is in its middle convolution.
 
     Args:
@@ -121,8 +121,8 @@ class Block(nn.Module):
 
 def stage(channels: int, inside: int, out: int, groups: int, blocks: int, stride: int) -> nn.Sequential:
     """A stage of a ResNeXt."""
-    first = Block(channels, inside, out, groups, stride)
-    return nn.Sequential(first, *(Block(out, inside, out, groups, 1) for _ in range(blocks - 1)))
+    first = FPNBottleneck(channels, inside, out, groups, stride)
+    return nn.Sequential(first, *(FPNBottleneck(out, inside, out, groups, 1) for _ in range(blocks - 1)))
 
 
 class FPN(nn.Module):
@@ -130,7 +130,7 @@ class FPN(nn.Module):
 
     cell_anchors: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: FPNConfig) -> None:
         super().__init__()
         self.config = config
         if len(config.blocks) != 4:
@@ -167,11 +167,11 @@ class FPN(nn.Module):
             found.insert(0, self.smooth[level](above))
         return [*found, F.max_pool2d(found[-1], 1, 2)]
 
-    def proposed(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> Proposed:
+    def proposed(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> FPNProposals:
         """What a map says of all its anchors."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
-        return Proposed(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
+        return FPNProposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
 
     def pooled(
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
@@ -184,16 +184,18 @@ class FPN(nn.Module):
             cells[here] = roi_align(feature_map, [boxes[here]], CELLS, 1 / stride, SAMPLES, aligned=False)
         return cells
 
-    def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> Told:
+    def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> FPNDetectorOutput:
         """Features of regions from their cells, and what they say."""
         fc6 = F.relu(self.fc6(cells.flatten(1)))
         fc7 = F.relu(self.fc7(fc6))
-        return Told(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
+        return FPNDetectorOutput(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
 
-    def told(self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]) -> Told:
+    def told(
+        self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
+    ) -> FPNDetectorOutput:
         """Features of boxes and what they say."""
         some = [self.named(self.pooled(maps, few)) for few in boxes.split(AT_ONCE)]
-        return Told(*(torch.cat(parts) for parts in zip(*some, strict=True)))
+        return FPNDetectorOutput(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
 
 @torch.no_grad()

@@ -26,11 +26,11 @@ from comodal.models.detectors.detector_boxes import (
     surest_boxes,
 )
 from comodal.models.detectors.detector_fpn import DIVISOR, FPN, STRIDES
-from comodal.models.detectors.detector_rules import Rules, chosen
+from comodal.models.detectors.detector_rules import C4Postprocessing, chosen
 
 
 @dataclass(frozen=True)
-class FpnRules:
+class FPNPostprocessing:
     """How regions are found; the defaults are 12-in-1's.
 
     Args:
@@ -54,7 +54,7 @@ class FpnRules:
     most: int = 100
 
 
-class Maps(NamedTuple):
+class FPNFeatureMaps(NamedTuple):
     """A picture as the network sees it."""
 
     maps: list[Float[Tensor, "1 pyramid _rows _columns"]]  # P2 to P6
@@ -63,14 +63,14 @@ class Maps(NamedTuple):
     scale: float  # pixels of what the network sees to a pixel of the picture
 
 
-class Proposals(NamedTuple):
+class ProposalBoxes(NamedTuple):
     """Boxes in pixels of what the network sees, the surest first."""
 
     boxes: Float[Tensor, "proposals 4"]
     sureness: Float[Tensor, " proposals"]
 
 
-class FpnFound(NamedTuple):
+class FPNDetections(NamedTuple):
     """The regions of a picture: boxes in its own pixels, and which proposals they are."""
 
     boxes: Float[Tensor, "regions 4"]
@@ -79,17 +79,17 @@ class FpnFound(NamedTuple):
     kept: Int64[Tensor, " regions"]
 
 
-def see(model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FpnRules) -> Maps:
+def see(model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FPNPostprocessing) -> FPNFeatureMaps:
     """The mean is taken off, OpenCV scales, and zeros fill up to multiples of 32 on the right and at the bottom."""
     height, width, _ = picture.shape
     scale = short_side_scale(height, width, rules.size, rules.longest)
     pixels = resized(blue_green_red(picture), scale)
     _, rows, columns = pixels.shape
     filled = F.pad(pixels, (0, -columns % DIVISOR, 0, -rows % DIVISOR))[None]
-    return Maps(model.maps(filled), filled.shape[2], filled.shape[3], scale)
+    return FPNFeatureMaps(model.maps(filled), filled.shape[2], filled.shape[3], scale)
 
 
-def propose(model: FPN, seen: Maps, rules: FpnRules) -> Proposals:
+def propose(model: FPN, seen: FPNFeatureMaps, rules: FPNPostprocessing) -> ProposalBoxes:
     """The surest boxes of each map, and of those the surest of all."""
     boxes, sureness = [], []
     for feature_map, cell, stride in zip(seen.maps, model.cell_anchors, STRIDES, strict=True):
@@ -102,16 +102,16 @@ def propose(model: FPN, seen: Maps, rules: FpnRules) -> Proposals:
         sureness.append(scores[kept])
     together, scores = torch.cat(boxes), torch.cat(sureness)
     order = scores.argsort(descending=True, stable=True)[: rules.proposals]
-    return Proposals(together[order], scores[order])
+    return ProposalBoxes(together[order], scores[order])
 
 
 @torch.inference_mode()
 def fpn_regions(
     model: FPN,
     picture: UInt8[Tensor, "height width 3"],
-    rules: FpnRules,
+    rules: FPNPostprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
-) -> FpnFound:
+) -> FPNDetections:
     """The regions of a picture as 12-in-1's were made.
 
     Args:
@@ -125,8 +125,8 @@ def fpn_regions(
     told = model.told(seen.maps, boxes)
     classes = told.scores.softmax(1)
     if given is not None:
-        return FpnFound(given, told.fc6, classes, torch.arange(len(given), device=given.device))
+        return FPNDetections(given, told.fc6, classes, torch.arange(len(given), device=given.device))
     boxes = boxes / seen.scale
-    surest = Rules(class_overlap=rules.class_overlap, fewest=rules.most, most=rules.most, sure=math.inf)
+    surest = C4Postprocessing(class_overlap=rules.class_overlap, fewest=rules.most, most=rules.most, sure=math.inf)
     kept = chosen(boxes, classes, surest)
-    return FpnFound(boxes[kept], told.fc6[kept], classes[kept], kept)
+    return FPNDetections(boxes[kept], told.fc6[kept], classes[kept], kept)

@@ -34,7 +34,7 @@ PAIRS_AT_MOST = 20_000  # beyond, class by class is faster
 
 
 @dataclass(frozen=True)
-class Rules:
+class C4Postprocessing:
     """How regions are found; the defaults are ViLBERT's.
 
     Args:
@@ -63,7 +63,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class LxmertRules:
+class LXMERTPostprocessing:
     """How LXMERT's regions are found.
 
     Args:
@@ -91,7 +91,7 @@ class LxmertRules:
             raise ValueError("class_overlaps is empty: one at least says what regions may overlap")
 
 
-class Found(NamedTuple):
+class C4Detections(NamedTuple):
     """The regions of a picture: boxes in its own pixels, and which proposals they are."""
 
     boxes: Float[Tensor, "regions 4"]
@@ -101,7 +101,7 @@ class Found(NamedTuple):
     kept: Int64[Tensor, " regions"]
 
 
-class Seen(NamedTuple):
+class C4FeatureMap(NamedTuple):
     """A picture as a network sees it: its map, and what pixels of the picture are multiplied by."""
 
     feature_map: Float[Tensor, "1 channels rows columns"]
@@ -110,7 +110,7 @@ class Seen(NamedTuple):
     scale: Float[Tensor, " 4"]
 
 
-def see_caffe(model: C4, picture: UInt8[Tensor, "height width 3"], rules: Rules) -> Seen:
+def see_caffe(model: C4, picture: UInt8[Tensor, "height width 3"], rules: C4Postprocessing) -> C4FeatureMap:
     """The mean is taken off first, then OpenCV scales (lib/fast_rcnn/test.py, _get_image_blob)."""
     height, width, _ = picture.shape
     scale = short_side_scale(height, width, rules.size, rules.longest)
@@ -118,7 +118,7 @@ def see_caffe(model: C4, picture: UInt8[Tensor, "height width 3"], rules: Rules)
     return seen(model, pixels, torch.full((4,), scale))
 
 
-def see_lxmert(model: C4, picture: UInt8[Tensor, "height width 3"], rules: LxmertRules) -> Seen:
+def see_lxmert(model: C4, picture: UInt8[Tensor, "height width 3"], rules: LXMERTPostprocessing) -> C4FeatureMap:
     """Both sides are rounded, and each is scaled by itself (processing_image.py, Preprocess)."""
     height, width = picture.shape[:2]
     scale = rules.size / min(height, width)
@@ -128,20 +128,20 @@ def see_lxmert(model: C4, picture: UInt8[Tensor, "height width 3"], rules: Lxmer
     return seen(model, pixels, torch.tensor([columns / width, rows / height] * 2))
 
 
-def seen(model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]) -> Seen:
+def seen(model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]) -> C4FeatureMap:
     """The map of pixels."""
     _, height, width = pixels.shape
     laid_out = pixels[None].contiguous(memory_format=torch.channels_last)
-    return Seen(model.feature_map(laid_out), height, width, scale.to(pixels))
+    return C4FeatureMap(model.feature_map(laid_out), height, width, scale.to(pixels))
 
 
-def anchors_under(model: C4, seen: Seen) -> Float[Tensor, "anchors 4"]:
+def anchors_under(model: C4, seen: C4FeatureMap) -> Float[Tensor, "anchors 4"]:
     """The anchors of all cells."""
     _, _, rows, columns = seen.feature_map.shape
     return anchors_on(model.cell_anchors, rows, columns, STRIDE)
 
 
-def propose_caffe(model: C4, seen: Seen, rules: Rules) -> Float[Tensor, "proposals 4"]:
+def propose_caffe(model: C4, seen: C4FeatureMap, rules: C4Postprocessing) -> Float[Tensor, "proposals 4"]:
     """Caffe's ProposalLayer: the surest boxes in pixels of what the network sees."""
     scores, deltas = model.proposed(seen.feature_map)
     anchors = anchors_under(model, seen)
@@ -150,7 +150,7 @@ def propose_caffe(model: C4, seen: Seen, rules: Rules) -> Float[Tensor, "proposa
     return boxes[surest_boxes(boxes, scores, smallest, rules.before, rules.overlap, rules.proposals)]
 
 
-def propose_lxmert(model: C4, seen: Seen, rules: LxmertRules) -> Float[Tensor, "proposals 4"]:
+def propose_lxmert(model: C4, seen: C4FeatureMap, rules: LXMERTPostprocessing) -> Float[Tensor, "proposals 4"]:
     """Detectron2's: cut off at the sizes themselves, empty boxes dropped after the surest were taken."""
     scores, deltas = model.proposed(seen.feature_map)
     anchors = anchors_under(model, seen)
@@ -165,9 +165,9 @@ def propose_lxmert(model: C4, seen: Seen, rules: LxmertRules) -> Float[Tensor, "
 def caffe_regions(
     model: C4,
     picture: UInt8[Tensor, "height width 3"],
-    rules: Rules,
+    rules: C4Postprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
-) -> Found:
+) -> C4Detections:
     """The regions of a picture as ViLBERT's were made.
 
     Args:
@@ -184,16 +184,16 @@ def caffe_regions(
     everything = torch.arange(len(boxes), device=boxes.device)
     kept = everything if given is not None else chosen(boxes, told.classes, rules)
     attributes = told.attributes.softmax(1)
-    return Found(boxes[kept], features[kept], told.classes[kept], attributes[kept], kept)
+    return C4Detections(boxes[kept], features[kept], told.classes[kept], attributes[kept], kept)
 
 
 @torch.inference_mode()
 def lxmert_regions(
     model: C4,
     picture: UInt8[Tensor, "height width 3"],
-    rules: LxmertRules,
+    rules: LXMERTPostprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
-) -> Found:
+) -> C4Detections:
     """The regions of a picture as LXMERT's code finds them; given boxes, which it cannot take, are described."""
     seen = see_lxmert(model, picture, rules)
     proposals = propose_lxmert(model, seen, rules) if given is None else given * seen.scale
@@ -201,7 +201,7 @@ def lxmert_regions(
     told = model.told(features)
     attributes = told.attributes[:, 1:].softmax(1)
     if given is not None:
-        return Found(given, features, told.classes, attributes, torch.arange(len(given), device=given.device))
+        return C4Detections(given, features, told.classes, attributes, torch.arange(len(given), device=given.device))
     surest = told.classes[:, 1:].max(1)
     deltas = told.deltas.unflatten(1, (-1, 4))[
         torch.arange(len(proposals), device=proposals.device), surest.indices + 1
@@ -211,11 +211,11 @@ def lxmert_regions(
         kept = nms(boxes, surest.values, overlap)[: rules.most]
         if len(kept) >= rules.fewest:
             break
-    return Found(boxes[kept] / seen.scale, features[kept], told.classes[kept], attributes[kept], kept)
+    return C4Detections(boxes[kept] / seen.scale, features[kept], told.classes[kept], attributes[kept], kept)
 
 
 def chosen(
-    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: Rules
+    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Int64[Tensor, " regions"]:
     """Which proposals are regions (generate_tsv.py): all sure ones in their order if they are neither too few nor too
     many, else the surest."""
@@ -228,7 +228,7 @@ def chosen(
 
 
 def surest_class(
-    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: Rules
+    boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Float[Tensor, " boxes"]:
     """How sure the surest class of each box is in which it is not suppressed; exact for what `chosen` asks.
 

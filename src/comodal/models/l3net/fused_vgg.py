@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from comodal.hardware import can_fuse_convolution, inference_batch
 from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net, pooled
-from comodal.models.l3net.vgg import LAYERS, Layer, Tower
+from comodal.models.l3net.vgg import LAYERS, ConvLayer, VGGTower
 
 STEP = [1, 1]  # padding, stride and dilation are all one pixel
 PACKINGS = 4  # input shapes whose weights a layer keeps laid out: full batches and a last one, of two sizes
@@ -45,7 +45,7 @@ class FusedLayer:
     in, because zero padding comes after it.
     """
 
-    def __init__(self, layer: Layer, dtype: torch.dtype, bare: bool) -> None:
+    def __init__(self, layer: ConvLayer, dtype: torch.dtype, bare: bool) -> None:
         weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
         assert bias is not None
         bias, norm = bias.detach(), affine(layer.norm)
@@ -87,13 +87,13 @@ class FusedLayer:
 class FusedTower:
     """A tower up to what embeddings pool (conv4_2 after its ReLU, or the bare convolution), or to a layer before."""
 
-    def __init__(self, tower: Tower, dtype: torch.dtype, bare: bool) -> None:
+    def __init__(self, tower: VGGTower, dtype: torch.dtype, bare: bool) -> None:
         self.dtype = dtype
         self.input_norm = affine(tower.input_norm) if isinstance(tower.input_norm, nn.BatchNorm2d) else None
         self.layers: dict[str, FusedLayer] = {}
         for name in LAYERS:
             layer = tower.layers[name]
-            assert isinstance(layer, Layer)
+            assert isinstance(layer, ConvLayer)
             self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == LAYERS[-1])
 
     def __call__(

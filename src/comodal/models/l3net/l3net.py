@@ -17,14 +17,14 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram, SpectrogramConfig
-from comodal.models.l3net.vgg import LAYERS, Tower, initialise
+from comodal.models.l3net.vgg import LAYERS, VGGTower, initialise
 
 IMAGE_GRID = (4, 4)  # 4 x 4 x 512 = 8192 features (L3-Net, section 4.3)
 SOUND_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
 
 
 @dataclass(frozen=True)
-class Config:
+class L3NetConfig:
     """The defaults are the paper's: 9,508,738 trainable parameters.
 
     Args:
@@ -58,17 +58,17 @@ class Config:
 
 
 MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
-PAPER = Config()
+PAPER = L3NetConfig()
 
 # Keras' batch normalisation (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
-L3EMBEDDING = Config(
+L3EMBEDDING = L3NetConfig(
     spectrogram=front_ends.L3EMBEDDING, relu_before_norm=("conv1_2",), norm_eps=1e-3, norm_momentum=0.01
 )
 
 
-def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> Config:
+def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> L3NetConfig:
     """The networks of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
-    return Config(
+    return L3NetConfig(
         spectrogram=front_ends.openl3(representation, front_end),
         input_norm=True,
         relu_before_norm=("conv1_2",),
@@ -78,12 +78,12 @@ def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> 
     )
 
 
-def small(width: int = 16, image_size: int = 64) -> Config:
+def small(width: int = 16, image_size: int = 64) -> L3NetConfig:
     """A network that learns on two cores: fewer filters, smaller pictures, 64 mel bands by 32 frames of sound."""
-    return Config(image_size=image_size, spectrogram=front_ends.SMALL, width=width)
+    return L3NetConfig(image_size=image_size, spectrogram=front_ends.SMALL, width=width)
 
 
-class Output(NamedTuple):
+class L3NetOutput(NamedTuple):
     """Class scores (apart, together), and each side's features after the last pooling."""
 
     logits: Float[Tensor, "batch 2"]
@@ -103,7 +103,7 @@ def pooled(
 class L3Net(nn.Module):
     """Pictures are bytes and sounds are waveforms: normalisation and spectrogram are part of the model."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: L3NetConfig) -> None:
         super().__init__()
         unknown = set(config.relu_before_norm) - set(LAYERS)
         if unknown:
@@ -116,17 +116,19 @@ class L3Net(nn.Module):
         self.config = config
         self.spectrogram = Spectrogram(config.spectrogram)
         norm = (config.norm_eps, config.norm_momentum)
-        self.image_tower = Tower(3, config.width, config.input_norm, config.relu_before_norm, *norm)
-        self.sound_tower = Tower(1, config.width, config.input_norm, (), *norm)
+        self.image_tower = VGGTower(3, config.width, config.input_norm, config.relu_before_norm, *norm)
+        self.sound_tower = VGGTower(1, config.width, config.input_norm, (), *norm)
         self.fc1 = nn.Linear(2 * 8 * config.width, config.fusion)
         self.fc2 = nn.Linear(config.fusion, 2)
         initialise(self.fc1)
         initialise(self.fc2)
 
-    def forward(self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]) -> Output:
+    def forward(
+        self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
+    ) -> L3NetOutput:
         image_features, sound_features = self.image_features(image), self.sound_features(sound)
         hidden = F.relu(self.fc1(torch.cat([image_features, sound_features], 1)))
-        return Output(self.fc2(hidden), image_features, sound_features)
+        return L3NetOutput(self.fc2(hidden), image_features, sound_features)
 
     def image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """What the fusion network takes of an image."""

@@ -21,7 +21,7 @@ Modality = Literal["picture", "sound"]
 
 
 @dataclass(frozen=True)
-class Config:
+class L3ClassifierConfig:
     """An L3-Net and its classes.
 
     Args:
@@ -32,7 +32,7 @@ class Config:
         dropout: Of the features.
     """
 
-    l3net: l3net.Config
+    l3net: l3net.L3NetConfig
     modality: Modality
     features: int
     classes: int
@@ -42,7 +42,7 @@ class Config:
 class L3Classifier(nn.Module):
     """Pictures are bytes and sounds are waveforms, as for L3-Net."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: L3ClassifierConfig) -> None:
         super().__init__()
         self.config = config
         self.l3net = L3Net(config.l3net)
@@ -67,7 +67,7 @@ def classifier_on(model: L3Net, modality: Modality, classes: int, dropout: float
     """A classifier that begins with the weights of a network, its last layer with nothing."""
     features = feature_count(model, modality)
     with torch.random.fork_rng(devices=[]):
-        made = L3Classifier(Config(model.config, modality, features, classes, dropout))
+        made = L3Classifier(L3ClassifierConfig(model.config, modality, features, classes, dropout))
     made.l3net.load_state_dict(model.state_dict())
     return made.train()
 

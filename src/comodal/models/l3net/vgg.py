@@ -23,7 +23,7 @@ def initialise(layer: nn.Conv2d | nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
-class Layer(nn.Module):
+class ConvLayer(nn.Module):
     """A 3x3 convolution, batch normalisation and ReLU, the last two in either order."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Layer(nn.Module):
         return F.relu(self.norm(x)) if self.order == "norm_relu" else self.norm(F.relu(x))
 
 
-class Tower(nn.Module):
+class VGGTower(nn.Module):
     """Picture or spectrogram to the map of conv4_2: an eighth of the size, with eight times the filters of conv1_1.
 
     Args:
@@ -72,7 +72,7 @@ class Tower(nn.Module):
         for index, name in enumerate(LAYERS):
             filters = width * 2 ** (index // 2)
             order: Literal["norm_relu", "relu_norm"] = "relu_norm" if name in relu_before_norm else "norm_relu"
-            self.layers[name] = Layer(channels, filters, order, norm_eps, norm_momentum)
+            self.layers[name] = ConvLayer(channels, filters, order, norm_eps, norm_momentum)
             channels = filters
 
     def before_last(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
@@ -99,5 +99,5 @@ class Tower(nn.Module):
     def raw(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
         """What conv4_2's convolution gives, before its norm and ReLU: OpenL3 cuts the network here."""
         last = self.layers["conv4_2"]
-        assert isinstance(last, Layer)
+        assert isinstance(last, ConvLayer)
         return last.convolution(self.before_last(x))

@@ -27,7 +27,7 @@ def transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.S
     return nn.Sequential(nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.LayerNorm(dim, norm_eps))
 
 
-class WordHead(nn.Module):
+class TokenHead(nn.Module):
     """Scores of every word of the vocabulary, by the word embeddings themselves (BERT)."""
 
     def __init__(self, dim: int, vocabulary: int, activation: Activation, norm_eps: float) -> None:

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
-from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, WordHead
-from comodal.models.vilbert.streams import Output, Prefix, Wanted, with_first
+from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
+from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, with_first
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, as_mask, initialise
-from comodal.models.vilbert.vilbert import Stream, ViLBERT
+from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT
 
-BERT_BASE = Stream(768, 12, 12, 3072)
+BERT_BASE = StreamConfig(768, 12, 12, 3072)
 
 
 @dataclass(frozen=True)
-class Config:
+class SingleStreamConfig:
     """The defaults are BERT-base and 1,600 visual tokens beside padding, the whole image and a hidden region.
 
     Args:
@@ -45,7 +45,7 @@ class Config:
     positions: int = 512
     first_position: int = 0
     segments: int = 2
-    text: Stream = BERT_BASE
+    text: StreamConfig = BERT_BASE
     region_tokens: int = 1603
     region_targets: int = 1600
     joint_dim: int = 1024
@@ -66,7 +66,7 @@ class Config:
 class SingleStream(nn.Module):
     """Words and visual tokens in one sequence; a token's location stands where a word has its position."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
         if config.region_tokens < 1:
             raise ValueError("a single stream reads visual tokens: region_tokens must be positive")
@@ -99,7 +99,7 @@ class SingleStream(nn.Module):
         )
         self.text_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
         self.vision_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
-        self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
+        self.word_scores = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
         self.apply(partial(initialise, deviation=config.initializer_range))
@@ -112,7 +112,7 @@ class SingleStream(nn.Module):
         regions: Int64[Tensor, "batch regions"],
         locations: Float[Tensor, "batch regions 5"],
         regions_attended: Mask,
-    ) -> Output:
+    ) -> ViLBERTOutput:
         """Words and regions. Masks are True (or 1) where there is a token, None where nothing is padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended),
@@ -125,12 +125,12 @@ class SingleStream(nn.Module):
         segments: Int64[Tensor, "batch words"],
         attended: Mask,
         index: Index = None,
-    ) -> Prefix:
+    ) -> UnimodalEncoding:
         """What does not depend on the image: the embeddings alone, since both meet in the first layer.
 
         With an index of the attended words, and one of the attended regions, `join` does not compute padding.
         """
-        return Prefix(self.text_embeddings(words, segments), as_mask(attended), index)
+        return UnimodalEncoding(self.text_embeddings(words, segments), as_mask(attended), index)
 
     def vision_prefix(
         self,
@@ -138,11 +138,13 @@ class SingleStream(nn.Module):
         locations: Float[Tensor, "batch regions 5"],
         attended: Mask,
         index: Index = None,
-    ) -> Prefix:
+    ) -> UnimodalEncoding:
         """What does not depend on the text."""
-        return Prefix(self.region_embeddings(regions, locations), as_mask(attended), index)
+        return UnimodalEncoding(self.region_embeddings(regions, locations), as_mask(attended), index)
 
-    def join(self, text: Prefix, vision: Prefix, wanted: Wanted | None = None) -> Output:
+    def join(
+        self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
+    ) -> ViLBERTOutput:
         """Every layer, for pairs of prefixes.
 
         Only the `wanted` tokens and the first ones come out of the last layer; the others are zeros.
@@ -154,10 +156,10 @@ class SingleStream(nn.Module):
         for layer in self.text_layers[-1:]:
             x = layer(x, x, attended, None, last, index)
         words, regions = x.split([text.tokens.shape[1], vision.tokens.shape[1]], 1)
-        return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
+        return ViLBERTOutput(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
 
     def join_pooled(
-        self, text: Prefix, vision: Prefix
+        self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
         """The `text` and `vision` of `join`, for less: the last layer is computed for the first tokens alone."""
         x, attended, _ = self.through(text, vision, len(self.text_layers) - 1)
@@ -166,7 +168,7 @@ class SingleStream(nn.Module):
             first = layer(first, x, attended)
         return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
 
-    def through(self, text: Prefix, vision: Prefix, layers: int) -> Prefix:
+    def through(self, text: UnimodalEncoding, vision: UnimodalEncoding, layers: int) -> UnimodalEncoding:
         """Both as one sequence after the first layers, and which of its tokens are there."""
         x = torch.cat([text.tokens, vision.tokens], 1)
         attended = None
@@ -181,14 +183,14 @@ class SingleStream(nn.Module):
         index = in_one(text, vision, text.chosen, vision.chosen)
         for layer in self.text_layers[:layers]:
             x = layer(x, x, attended, None, index, index)
-        return Prefix(x, attended, index)
+        return UnimodalEncoding(x, attended, index)
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
         """Scores of every word at some places of the text."""
         return self.word_scores(x, self.text_embeddings.words.weight)
 
 
-def in_one(text: Prefix, vision: Prefix, words: Index, regions: Index) -> Index:
+def in_one(text: UnimodalEncoding, vision: UnimodalEncoding, words: Index, regions: Index) -> Index:
     """The index of words and the index of regions in the sequence of both; None if both are."""
     if words is None and regions is None:
         return None

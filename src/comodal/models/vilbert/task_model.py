@@ -15,7 +15,7 @@ from comodal.models.vilbert.vilbert import ViLBERT
 
 
 @dataclass(frozen=True)
-class Config:
+class TaskModelConfig:
     """A ViLBERT and its heads.
 
     Args:
@@ -23,7 +23,7 @@ class Config:
         heads: One or more, each of another name.
     """
 
-    vilbert: vilbert.Config
+    vilbert: vilbert.ViLBERTConfig
     heads: tuple[Head, ...]
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Config:
 class TaskModel(nn.Module):
     """Texts beside images; each image is looked at once, however many texts meet it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: TaskModelConfig) -> None:
         super().__init__()
         self.config = config
         sizes = config.vilbert

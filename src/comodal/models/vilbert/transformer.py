@@ -21,7 +21,7 @@ Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # tokens of a batch, row x l
 NOT_ATTENDED = -10_000.0  # the score of a region that is padding
 
 
-class Gates(NamedTuple):
+class AttentionGates(NamedTuple):
     """Factors for each feature of the queries and keys."""
 
     queries: Float[Tensor, "batch inner"]
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
-        gates: Gates | None = None,
+        gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "chosen dim"]:
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        gates: Gates | None = None,
+        gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> tuple[Float[Tensor, "batch heads queries size"], Float[Tensor, "batch heads keys size"]]:
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
-        gates: Gates | None = None,
+        gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
@@ -195,7 +195,7 @@ class TransformerLayer(nn.Module):
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
         attended: Bool[Tensor, "batch keys"] | None,
-        gates: Gates | None = None,
+        gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"]:
@@ -226,13 +226,15 @@ class TextGates(nn.Module):
         self.query = nn.Linear(text_dim, inner_dim)
         self.key = nn.Linear(text_dim, inner_dim)
 
-    def forward(self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"] | None) -> Gates:
+    def forward(
+        self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"] | None
+    ) -> AttentionGates:
         if attended is None:
             mean = words.mean(1)
         else:
             there = attended.unsqueeze(2).to(words.dtype)
             mean = (words * there).sum(1) / there.sum(1).clamp(min=1)
-        return Gates(1 + self.query(mean).sigmoid(), 1 + self.key(mean).sigmoid())
+        return AttentionGates(1 + self.query(mean).sigmoid(), 1 + self.key(mean).sigmoid())
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
-from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, Fusion, RegionHead, WordHead
-from comodal.models.vilbert.streams import Output, Prefix, Wanted, with_first
+from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, Fusion, RegionHead, TokenHead
+from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, with_first
 from comodal.models.vilbert.transformer import (
     Activation,
-    Gates,
+    AttentionGates,
     Index,
     Mask,
     TextGates,
@@ -30,7 +30,7 @@ from comodal.models.vilbert.transformer import (
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamConfig:
     """The sizes of one stream.
 
     Args:
@@ -60,7 +60,7 @@ def meetings(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
-class Config:
+class ViLBERTConfig:
     """The defaults are the paper's base model with six co-attention layers.
 
     Args:
@@ -90,8 +90,8 @@ class Config:
     positions: int = 512
     first_position: int = 0
     segments: int = 2
-    text: Stream = Stream(768, 12, 12, 3072)
-    vision: Stream = Stream(1024, 6, 8, 1024)
+    text: StreamConfig = StreamConfig(768, 12, 12, 3072)
+    vision: StreamConfig = StreamConfig(1024, 6, 8, 1024)
     joint_dim: int = 1024
     joint_heads: int = 8
     schedule: tuple[tuple[int, ...], ...] = meetings(12, 6)
@@ -129,27 +129,29 @@ class Config:
         return self.schedule[0][0], self.schedule[0][1]
 
 
-def base(count: int = 6) -> Config:
+def base(count: int = 6) -> ViLBERTConfig:
     """The paper's base models of 2, 4, 6 or 8 co-attention layers."""
-    return Config(vision=Stream(1024, count, 8, 1024), schedule=meetings(12, count))
+    return ViLBERTConfig(vision=StreamConfig(1024, count, 8, 1024), schedule=meetings(12, count))
 
 
-def large(count: int = 6) -> Config:
+def large(count: int = 6) -> ViLBERTConfig:
     """BERT-large with 2, 4 or 6 co-attention layers, as in the original's configurations."""
-    return Config(text=Stream(1024, 24, 16, 4096), vision=Stream(1024, count, 8, 1024), schedule=meetings(24, count))
+    return ViLBERTConfig(
+        text=StreamConfig(1024, 24, 16, 4096), vision=StreamConfig(1024, count, 8, 1024), schedule=meetings(24, count)
+    )
 
 
-def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> Config:
+def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> ViLBERTConfig:
     """A model that learns on two cores: four layers of text, two of vision, two co-attention layers.
 
     Narrow streams need larger first weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 it takes three times as many
     steps until the two streams begin to meet.
     """
-    return Config(
+    return ViLBERTConfig(
         vocabulary=vocabulary,
         positions=64,
-        text=Stream(128, 4, 4, 512),
-        vision=Stream(128, 2, 4, 256),
+        text=StreamConfig(128, 4, 4, 512),
+        vision=StreamConfig(128, 2, 4, 256),
         joint_dim=128,
         joint_heads=4,
         schedule=meetings(4, 2),
@@ -166,19 +168,19 @@ class CoAttention(nn.Module):
     out as the stream that is attended to has it, in the original too.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ViLBERTConfig) -> None:
         super().__init__()
         text, vision, joint = config.text, config.vision, (config.joint_dim, config.joint_heads)
         self.text = direction(text, vision, *joint)
         self.vision = direction(vision, text, *joint)
 
-    def forward(self, words: Prefix, regions: Prefix) -> tuple[Tensor, Tensor]:
+    def forward(self, words: UnimodalEncoding, regions: UnimodalEncoding) -> tuple[Tensor, Tensor]:
         """Words and regions after they met."""
         text = self.text(words.tokens, regions.tokens, regions.attended, None, words.chosen, regions.chosen)
         return text, self.vision(regions.tokens, words.tokens, words.attended, None, regions.chosen, words.chosen)
 
 
-def direction(stream: Stream, context: Stream, inner_dim: int, heads: int) -> TransformerLayer:
+def direction(stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int) -> TransformerLayer:
     """A layer that changes one stream by what it finds in another."""
     return TransformerLayer(
         stream.dim,
@@ -204,7 +206,7 @@ class ViLBERT(nn.Module):
     `word_head`, `region_head` and `alignment_head` give the scores of the three pretext tasks.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ViLBERTConfig) -> None:
         super().__init__()
         self.config = config
         text, vision = config.text, config.vision
@@ -231,7 +233,7 @@ class ViLBERT(nn.Module):
         self.co_layers = nn.ModuleList(CoAttention(config) for _ in config.schedule if config.co_attention)
         self.text_pooler = pooler(text.dim, config.joint_dim)
         self.vision_pooler = pooler(vision.dim, config.joint_dim)
-        self.word_scores = WordHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
+        self.word_scores = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(vision.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
         self.apply(partial(initialise, deviation=config.initializer_range))
@@ -262,7 +264,7 @@ class ViLBERT(nn.Module):
         locations: Float[Tensor, "batch regions 5"],
         regions_attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
-    ) -> Output:
+    ) -> ViLBERTOutput:
         """Both streams. Masks are True (or 1) where there is a token, None where nothing is padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended, tasks),
@@ -276,7 +278,7 @@ class ViLBERT(nn.Module):
         attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
         index: Index = None,
-    ) -> Prefix:
+    ) -> UnimodalEncoding:
         """The text stream up to the first co-attention layer: it does not depend on the image.
 
         With an index of the attended words, padding is not computed, here and in `join`.
@@ -293,7 +295,7 @@ class ViLBERT(nn.Module):
                 x = layer(x, x, attended, None, index, index)
         for layer in self.text_layers[frozen:first]:
             x = layer(x, x, attended, None, index, index)
-        return Prefix(x, attended, index)
+        return UnimodalEncoding(x, attended, index)
 
     def vision_prefix(
         self,
@@ -301,7 +303,7 @@ class ViLBERT(nn.Module):
         locations: Float[Tensor, "batch regions 5"],
         attended: Mask,
         index: Index = None,
-    ) -> Prefix:
+    ) -> UnimodalEncoding:
         """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention.
 
         With an index of the attended regions, padding is not computed, here and in `join`.
@@ -313,14 +315,16 @@ class ViLBERT(nn.Module):
                 x = layer(x, x, attended, None, index, index)
         for layer in self.vision_layers[frozen:first]:
             x = layer(x, x, attended, None, index, index)
-        return Prefix(x, attended, index)
+        return UnimodalEncoding(x, attended, index)
 
     @property
     def vision_layers_before_text(self) -> int:
         """How many layers of vision do not depend on the text."""
         return 0 if self.config.dynamic_attention else self.config.first_meeting[0]
 
-    def join(self, text: Prefix, vision: Prefix, wanted: Wanted | None = None) -> Output:
+    def join(
+        self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
+    ) -> ViLBERTOutput:
         """Everything from the first co-attention layer on, for pairs of prefixes.
 
         Only the `wanted` tokens and the first ones come out of the last layers; the others are zeros.
@@ -331,19 +335,21 @@ class ViLBERT(nn.Module):
         of_regions = vision.chosen if wanted is None else with_first(vision, wanted.regions)
         regions = self.through_vision(vision, text, vision_done, self.config.vision.layers, last=of_regions)
         words = self.through_text(text, text_done, self.config.text.layers, last=of_words)
-        return Output(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
+        return ViLBERTOutput(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
 
     def join_pooled(
-        self, text: Prefix, vision: Prefix
+        self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
         """The `text` and `vision` of `join`, for less: the last layers are computed for the first tokens alone."""
         text, vision = self.met(text, vision)
         vision_done, text_done = self.last_meeting
         before = max(self.config.vision.layers - 1, vision_done)
         regions = self.through_vision(vision, text, vision_done, before)
-        first = self.through_vision(Prefix(regions, vision.attended), text, before, self.config.vision.layers, 1)
+        first = self.through_vision(
+            UnimodalEncoding(regions, vision.attended), text, before, self.config.vision.layers, 1
+        )
         before = max(self.config.text.layers - 1, text_done)
-        words = Prefix(self.through_text(text, text_done, before), text.attended)
+        words = UnimodalEncoding(self.through_text(text, text_done, before), text.attended)
         words_first = self.through_text(words, before, self.config.text.layers, 1)
         return self.text_pooler(words_first[:, 0]), self.vision_pooler(first[:, 0])
 
@@ -354,7 +360,7 @@ class ViLBERT(nn.Module):
             return self.vision_layers_before_text, self.config.first_meeting[1]
         return self.config.schedule[-1][0], self.config.schedule[-1][1]
 
-    def met(self, text: Prefix, vision: Prefix) -> tuple[Prefix, Prefix]:
+    def met(self, text: UnimodalEncoding, vision: UnimodalEncoding) -> tuple[UnimodalEncoding, UnimodalEncoding]:
         """Text and vision after the last co-attention layer."""
         vision_done, text_done = self.vision_layers_before_text, self.config.first_meeting[1]
         for i, (vision_layer, text_layer) in enumerate(self.config.schedule):
@@ -367,7 +373,7 @@ class ViLBERT(nn.Module):
         return text, vision
 
     def through_text(
-        self, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+        self, text: UnimodalEncoding, start: int, stop: int, rows: int | None = None, last: Index = None
     ) -> Float[Tensor, "batch tokens dim"]:
         """Words through some of their own layers.
 
@@ -380,12 +386,20 @@ class ViLBERT(nn.Module):
         return x
 
     def through_vision(
-        self, vision: Prefix, text: Prefix, start: int, stop: int, rows: int | None = None, last: Index = None
+        self,
+        vision: UnimodalEncoding,
+        text: UnimodalEncoding,
+        start: int,
+        stop: int,
+        rows: int | None = None,
+        last: Index = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Regions through some of their own layers, which the text gates in dynamic attention; as `through_text`."""
         x = vision.tokens
         for i in range(start, stop):
-            gates: Gates | None = self.vision_gates[i](text.tokens, text.attended) if self.vision_gates else None
+            gates: AttentionGates | None = (
+                self.vision_gates[i](text.tokens, text.attended) if self.vision_gates else None
+            )
             index = vision.chosen if last is None or i < stop - 1 else last
             frozen = i < self.config.frozen_vision_layers
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):

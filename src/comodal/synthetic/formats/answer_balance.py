@@ -14,7 +14,7 @@ import numpy as np
 SLACK = 2  # how far an answer may run ahead of the rarest one of its cue
 
 
-class Claim(NamedTuple):
+class ImageStatement(NamedTuple):
     """A sentence that may be asked or said about a picture, with its answer.
 
     Attributes:
@@ -32,13 +32,13 @@ class Claim(NamedTuple):
     answers: tuple[str, ...]
 
 
-class Balance:
+class AnswerBalancer:
     """Takes claims so that the answers of each cue stay equally frequent."""
 
     def __init__(self) -> None:
         self.taken: Counter[tuple[str, str, str]] = Counter()
 
-    def choose(self, claims: Sequence[Claim], rng: np.random.Generator) -> Claim | None:
+    def choose(self, claims: Sequence[ImageStatement], rng: np.random.Generator) -> ImageStatement | None:
         """One of the claims whose answer is the most wanted, by chance; None when all would tip the balance."""
         ahead = [self._ahead(claim) for claim in claims]
         least = min(ahead, default=SLACK)
@@ -49,7 +49,7 @@ class Balance:
         self.taken[chosen.form, chosen.cue, chosen.answer] += 1
         return chosen
 
-    def _ahead(self, claim: Claim) -> int:
+    def _ahead(self, claim: ImageStatement) -> int:
         """By how much the claim's answer leads the rarest answer of its cue."""
         rarest = min(self.taken[claim.form, claim.cue, answer] for answer in claim.answers)
         return self.taken[claim.form, claim.cue, claim.answer] - rarest

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from comodal.files import write_whole
 from comodal.synthetic.audio_synthesis import render_sound
 from comodal.synthetic.media_writers import write_sound
-from comodal.synthetic.synthesis_options import Options
-from comodal.synthetic.world import KINDS, Part, Purpose, make_world
+from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.world import KINDS, Purpose, RandomStream, make_world
 
 SCENES_2013 = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
@@ -34,7 +34,7 @@ SEGMENTS = 3  # of each location, all on one side of the split
 RATE_2013, RATE_TAU = 44_100, 48_000
 
 
-class Recording(NamedTuple):
+class SceneRecording(NamedTuple):
     """A file, the number of its scene, and whether it is for testing."""
 
     file: str
@@ -42,43 +42,45 @@ class Recording(NamedTuple):
     test: bool
 
 
-def recordings_2013() -> list[Recording]:
+def recordings_2013() -> list[SceneRecording]:
     """All files of the 2013 challenge."""
     return [
-        Recording(f"scenes_stereo{'_testset' if test else ''}/{name}{take:02d}.wav", scene, test)
+        SceneRecording(f"scenes_stereo{'_testset' if test else ''}/{name}{take:02d}.wav", scene, test)
         for test in (False, True)
         for scene, name in enumerate(SCENES_2013)
         for take in range(1, TAKES + 1)
     ]
 
 
-def recordings_tau() -> list[Recording]:
+def recordings_tau() -> list[SceneRecording]:
     """All files of the TAU layout: each city has its own locations, and is on one side of the split."""
     return [
-        Recording(f"audio/{name}-{city}-{location}-{location * SEGMENTS + segment}-a.wav", scene, city in TEST_CITIES)
+        SceneRecording(
+            f"audio/{name}-{city}-{location}-{location * SEGMENTS + segment}-a.wav", scene, city in TEST_CITIES
+        )
         for scene, name in enumerate(SCENES_TAU)
         for location, city in enumerate(CITIES)
         for segment in range(SEGMENTS)
     ]
 
 
-def jobs_2013(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs_2013(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the sounds of the 2013 challenge."""
     return _jobs(folder, options, Purpose.DCASE2013, recordings_2013(), RATE_2013, "PCM_16")
 
 
-def jobs_tau(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs_tau(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the sounds of the TAU layout."""
     return _jobs(folder, options, Purpose.TAU, recordings_tau(), RATE_TAU, "PCM_24")
 
 
-def write_lists_2013(folder: Path, options: Options) -> dict[str, int]:
+def write_lists_2013(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Nothing, since the names of the files tell all; returns what there is how often."""
     del folder, options
     return {"sounds": len(recordings_2013())}
 
 
-def write_lists_tau(folder: Path, options: Options) -> dict[str, int]:
+def write_lists_tau(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The tables, separated by tabs; returns what there is how often."""
     del options
     every = recordings_tau()
@@ -107,7 +109,12 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str
 
 
 def _jobs(
-    folder: Path, options: Options, purpose: Purpose, recordings: Sequence[Recording], rate: int, encoding: str
+    folder: Path,
+    options: SynthesisOptions,
+    purpose: Purpose,
+    recordings: Sequence[SceneRecording],
+    rate: int,
+    encoding: str,
 ) -> list[Callable[[], None]]:
     return [
         partial(_write_recording, folder / recording.file, options, purpose, index, recording.scene, rate, encoding)
@@ -116,17 +123,17 @@ def _jobs(
 
 
 def _write_recording(
-    path: Path, options: Options, purpose: Purpose, index: int, scene: int, rate: int, encoding: str
+    path: Path, options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int, encoding: str
 ) -> None:
     if not path.exists():
         write_sound(path, render_scene(options, purpose, index, scene, rate), rate, encoding)
 
 
 def render_scene(
-    options: Options, purpose: Purpose, index: int, scene: int, rate: int
+    options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int
 ) -> Float[np.ndarray, "samples 2"]:
     """Two things that sound together, each from its own side, equally loud on the whole."""
-    rng = np.random.default_rng((options.seed, int(purpose), index, int(Part.MOMENT)))
+    rng = np.random.default_rng((options.seed, int(purpose), index, int(RandomStream.MOMENT)))
     mixed = np.zeros((round(options.sound_seconds * rate), 2))
     side = float(rng.uniform(0.1, 0.4))
     for number, left in enumerate((side, 1 - side)):

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from comodal.synthetic.object_scenes import Noun, Seen, fitting, larger, names, placed
+from comodal.synthetic.object_scenes import NounPhrase, SceneObject, fitting, larger, names, placed
 
 WORDINGS = ("the {} {} the {}", "the {} that is {} the {}", "{} {} {}", "{} {} the {}")
 
 
-def expressions(target: Seen, things: Sequence[Seen], rng: np.random.Generator, count: int) -> list[str]:
+def expressions(target: SceneObject, things: Sequence[SceneObject], rng: np.random.Generator, count: int) -> list[str]:
     """Up to so many different expressions for an object, of as many forms as there are."""
     forms = [list(form(target, things)) for form in (beside, by_size, by_colour)]
     order = [forms[int(i)] for i in rng.permutation(len(forms)) if forms[int(i)]]
@@ -24,7 +24,7 @@ def expressions(target: Seen, things: Sequence[Seen], rng: np.random.Generator, 
     return list(dict.fromkeys(chosen))
 
 
-def beside(target: Seen, things: Sequence[Seen]) -> Iterator[str]:
+def beside(target: SceneObject, things: Sequence[SceneObject]) -> Iterator[str]:
     """By its place beside another object; the noun fits something else too, elsewhere."""
     for noun in _shared(target, things):
         for anchor in things:
@@ -37,7 +37,7 @@ def beside(target: Seen, things: Sequence[Seen]) -> Iterator[str]:
                     yield from (wording.format(noun, where, name) for wording in WORDINGS)
 
 
-def by_size(target: Seen, things: Sequence[Seen]) -> Iterator[str]:
+def by_size(target: SceneObject, things: Sequence[SceneObject]) -> Iterator[str]:
     """As the largest or the smallest of several of one kind."""
     for noun in _shared(target, things):
         others = [thing for thing in fitting(noun, things) if thing is not target]
@@ -46,19 +46,25 @@ def by_size(target: Seen, things: Sequence[Seen]) -> Iterator[str]:
                 yield from (f"the {word} {noun}", f"{word} {noun}")
 
 
-def by_colour(target: Seen, things: Sequence[Seen]) -> Iterator[str]:
+def by_colour(target: SceneObject, things: Sequence[SceneObject]) -> Iterator[str]:
     """As that one of its kind which has another object's colour."""
     same = [thing for thing in things if thing.kind == target.kind and thing.colour == target.colour]
-    if len(same) == 1 and len(fitting(Noun(target.kind), things)) > 1:
+    if len(same) == 1 and len(fitting(NounPhrase(target.kind), things)) > 1:
         for anchor in things:
-            name = Noun(anchor.kind)
+            name = NounPhrase(anchor.kind)
             if anchor.kind != target.kind and anchor.colour == target.colour and len(fitting(name, things)) == 1:
                 yield f"the {target.kind} of the same color as the {name}"
                 yield f"{target.kind} same color as {name}"
 
 
-def _shared(target: Seen, things: Sequence[Seen]) -> list[Noun]:
+def _shared(target: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
     """The nouns that fit this object and others too."""
     kind, colour, material = target.kind, target.colour, target.material
-    nouns = (Noun(kind), Noun(kind, colour), Noun(kind, material=material), Noun(colour=colour), Noun())
+    nouns = (
+        NounPhrase(kind),
+        NounPhrase(kind, colour),
+        NounPhrase(kind, material=material),
+        NounPhrase(colour=colour),
+        NounPhrase(),
+    )
     return [noun for noun in nouns if len(fitting(noun, things)) > 1]

@@ -8,29 +8,29 @@ snli_ve_{train,dev,test}.jsonl                        statements (synthetic/form
 from collections.abc import Callable
 from pathlib import Path
 
-from comodal.synthetic.formats.karpathy_files import Captioned, write_karpathy, write_vilbert_lists
+from comodal.synthetic.formats.karpathy_files import CaptionedImage, write_karpathy, write_vilbert_lists
 from comodal.synthetic.formats.snli_ve_files import write_statements
 from comodal.synthetic.object_scenes import picture_jobs, pictures_of, write_boxes
-from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.synthesis_options import SynthesisOptions
 from comodal.synthetic.world import Purpose
 
 FIRST_NUMBER = 1_000_092_795  # as Flickr's own numbers look
 
 
-def files(options: Options) -> list[str]:
+def files(options: SynthesisOptions) -> list[str]:
     """All pictures."""
     return [f"{FIRST_NUMBER + 7919 * index}.jpg" for index in range(options.scenes)]
 
 
-def jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures."""
     return picture_jobs(folder / "flickr30k-images", options.seed, Purpose.FLICKR30K, files(options), options.side)
 
 
-def write_lists(folder: Path, options: Options) -> dict[str, int]:
+def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """All that is said; returns what there is how often."""
     pictures = pictures_of(options.seed, Purpose.FLICKR30K, files(options), options.side)
-    captioned = [Captioned(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in pictures]
+    captioned = [CaptionedImage(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in pictures]
     told = write_karpathy(folder / "dataset_flickr30k.json", "flickr30k", captioned)
     write_vilbert_lists(folder, captioned, told)
     statements = write_statements(folder, captioned, told)

@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 from comodal.files import write_whole
 from comodal.synthetic.formats.sentences import crowd_captions
 from comodal.synthetic.media_writers import json_lines, json_text
-from comodal.synthetic.object_scenes import Picture
+from comodal.synthetic.object_scenes import SceneImage
 
 LISTS = {"train": "train", "val": "val_set0", "test": "test_set0"}
 
 
-class Captioned(NamedTuple):
+class CaptionedImage(NamedTuple):
     """A picture in a split; `cocoid` is its number in COCO, if it is of COCO."""
 
-    picture: Picture
+    picture: SceneImage
     split: str
     cocoid: int | None = None
 
 
-def write_karpathy(path: Path, dataset: str, pictures: Iterable[Captioned]) -> list[list[str]]:
+def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage]) -> list[list[str]]:
     """The split file; returns the sentences of each picture."""
     images: list[dict[str, Any]] = []
     told: list[list[str]] = []
@@ -42,7 +42,7 @@ def write_karpathy(path: Path, dataset: str, pictures: Iterable[Captioned]) -> l
     return told
 
 
-def write_vilbert_lists(folder: Path, pictures: Sequence[Captioned], told: Sequence[Sequence[str]]) -> None:
+def write_vilbert_lists(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> None:
     """The same pictures as the original ViLBERT's lists for retrieval."""
     for split, name in LISTS.items():
         records = [

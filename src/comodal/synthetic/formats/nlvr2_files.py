@@ -17,23 +17,23 @@ from comodal.synthetic.formats.questions import article
 from comodal.synthetic.media_writers import json_lines
 from comodal.synthetic.object_scenes import (
     PLACES,
-    Noun,
-    Picture,
-    Seen,
+    NounPhrase,
+    SceneImage,
+    SceneObject,
     fitting,
     picture_jobs,
     pictures_of,
     place,
     write_boxes,
 )
-from comodal.synthetic.synthesis_options import Options
-from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, Part, Purpose
+from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, Purpose, RandomStream
 
 PAIRS = 4
-NOUNS = [Noun(kind) for kind in KINDS + SILENT_KINDS] + [Noun(colour=colour) for colour in COLOURS]
+NOUNS = [NounPhrase(kind) for kind in KINDS + SILENT_KINDS] + [NounPhrase(colour=colour) for colour in COLOURS]
 DIRECTORIES = 100
 SPLITS = ("train", "dev", "test1")
-Pair = tuple[Sequence[Seen], Sequence[Seen]]
+Pair = tuple[Sequence[SceneObject], Sequence[SceneObject]]
 Sentence = tuple[str, Callable[[Pair], bool | None]]  # words, and whether they are true of a pair, if that is clear
 
 
@@ -42,7 +42,7 @@ def split_of(number: int) -> str:
     return {8: "dev", 9: "test1"}.get(number % 10, "train")
 
 
-def files(options: Options) -> list[str]:
+def files(options: SynthesisOptions) -> list[str]:
     """All pictures, in whole sets."""
     names = []
     for number in range(options.scenes // (2 * PAIRS)):
@@ -52,12 +52,12 @@ def files(options: Options) -> list[str]:
     return names
 
 
-def jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures."""
     return picture_jobs(folder / "images", options.seed, Purpose.NLVR2, files(options), options.side)
 
 
-def write_lists(folder: Path, options: Options) -> dict[str, int]:
+def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The sentences; returns what there is how often."""
     pictures = pictures_of(options.seed, Purpose.NLVR2, files(options), options.side)
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -69,9 +69,9 @@ def write_lists(folder: Path, options: Options) -> dict[str, int]:
     return {"pictures": len(pictures), "sentences": sum(map(len, records.values()))}
 
 
-def examples(number: int, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+def examples(number: int, pictures: Sequence[SceneImage]) -> list[dict[str, Any]]:
     """All pairs of a set with all its sentences: at most one of each form."""
-    rng = pictures[0].world.generator(Part.STATEMENTS)
+    rng = pictures[0].world.generator(RandomStream.STATEMENTS)
     pairs = [(left.things, right.things) for left, right in zip(pictures[::2], pictures[1::2], strict=True)]
     split, found = split_of(number), []
     for place_of, form in enumerate(FORMS):
@@ -88,7 +88,7 @@ def examples(number: int, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
     return found
 
 
-def _about(split: str, number: int, pictures: Sequence[Picture], label: str) -> dict[str, Any]:
+def _about(split: str, number: int, pictures: Sequence[SceneImage], label: str) -> dict[str, Any]:
     """What the official files tell besides."""
     left, right = (Path(picture.file).name for picture in pictures)
     about: dict[str, Any] = {"left_url": left, "right_url": right, "writer": "0", "validation": {"1": label}}
@@ -124,24 +124,24 @@ def beside(pairs: Sequence[Pair]) -> Iterator[Sentence]:
     said = sorted({(a.colour, b.kind) for left, _ in pairs for a in left for b in left if a is not b})
     for colour, kind in said:
         for where in PLACES:
-            first, second = Noun(colour=colour), Noun(kind)
+            first, second = NounPhrase(colour=colour), NounPhrase(kind)
             text = f"In one of the images {article(first)} is {where} {article(second)}."
             yield text, partial(_beside, first, where, second)
 
 
-def _more(noun: Noun, first: int, second: int, pair: Pair) -> bool:
+def _more(noun: NounPhrase, first: int, second: int, pair: Pair) -> bool:
     return len(fitting(noun, pair[first])) > len(fitting(noun, pair[second]))
 
 
-def _together(noun: Noun, number: int, pair: Pair) -> bool:
+def _together(noun: NounPhrase, number: int, pair: Pair) -> bool:
     return sum(len(fitting(noun, things)) for things in pair) == number
 
 
-def _holding(noun: Noun, images: int, pair: Pair) -> bool:
+def _holding(noun: NounPhrase, images: int, pair: Pair) -> bool:
     return sum(bool(fitting(noun, things)) for things in pair) == images
 
 
-def _beside(first: Noun, where: str, second: Noun, pair: Pair) -> bool | None:
+def _beside(first: NounPhrase, where: str, second: NounPhrase, pair: Pair) -> bool | None:
     """True where it is clear of some two objects, false where it is clearly not so of any."""
     places = [
         place(one, other)

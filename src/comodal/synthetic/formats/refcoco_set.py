@@ -16,15 +16,15 @@ from typing import Any
 from comodal.files import write_whole
 from comodal.synthetic.formats.expressions import expressions
 from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.object_scenes import Picture, Seen, enclosed, hull
-from comodal.synthetic.world import KINDS, SILENT_KINDS, Part
+from comodal.synthetic.object_scenes import SceneImage, SceneObject, enclosed, hull
+from comodal.synthetic.world import KINDS, SILENT_KINDS, RandomStream
 
 CATEGORIES = {kind: number for number, kind in enumerate(KINDS + SILENT_KINDS, start=1)}
 MOST_THINGS = 100  # an object's annotation id is its image id times this, and its place
 REFERENCES, SENTENCES = 3, 3  # at most, of a picture and of a reference
 
 
-def write_references(folder: Path, numbered: Sequence[tuple[int, Picture]], side: int) -> int:
+def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], side: int) -> int:
     """Both files for these image ids and pictures; returns how many sentences there are."""
     references: list[dict[str, Any]] = []
     sentences = 0
@@ -42,15 +42,15 @@ def write_references(folder: Path, numbered: Sequence[tuple[int, Picture]], side
     return sentences
 
 
-def split_of(thing: Seen, place: int) -> str:
+def split_of(thing: SceneObject, place: int) -> str:
     """Of ten pictures, eight are for training, one for validation and one for both tests."""
     test = "testA" if thing.kind in KINDS else "testB"
     return {8: "val", 9: test}.get(place % 10, "train")
 
 
-def refer(picture: Picture, image_id: int, place: int) -> list[dict[str, Any]]:
+def refer(picture: SceneImage, image_id: int, place: int) -> list[dict[str, Any]]:
     """The references to some of a picture's objects, without the running numbers of the whole set."""
-    rng = picture.world.generator(Part.EXPRESSIONS)
+    rng = picture.world.generator(RandomStream.EXPRESSIONS)
     found: list[dict[str, Any]] = []
     for number in rng.permutation(len(picture.things)):
         thing = picture.things[int(number)]
@@ -70,7 +70,7 @@ def refer(picture: Picture, image_id: int, place: int) -> list[dict[str, Any]]:
     return found
 
 
-def instances(numbered: Sequence[tuple[int, Picture]], side: int) -> dict[str, Any]:
+def instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
     """All pictures with all their objects, as COCO has them."""
     images, annotations = [], []
     for image_id, picture in numbered:

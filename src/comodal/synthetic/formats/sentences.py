@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from comodal.synthetic.world import Part, Thing, World
+from comodal.synthetic.world import RandomStream, SyntheticObject, World
 
 OPENINGS = ("There is {}", "A scene with {}", "One can see {}", "This shows {}", "In the picture there is {}")
 SOUNDS = {
@@ -26,7 +26,7 @@ NOISES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind": "win
 
 def captions(world: World) -> list[str]:
     """Several true sentences, worded differently from world to world."""
-    rng = world.generator(Part.CAPTIONS)
+    rng = world.generator(RandomStream.CAPTIONS)
     sentences = [_list_of_things(world, rng)]
     for thing in world.sounding:
         verb = SOUNDS[thing.kind][int(rng.integers(2))]
@@ -41,7 +41,7 @@ def captions(world: World) -> list[str]:
 
 def scene_captions(world: World) -> list[str]:
     """Three true sentences about a still picture, each of which names several of its objects."""
-    rng = world.generator(Part.CAPTIONS)
+    rng = world.generator(RandomStream.CAPTIONS)
     order = [world.things[int(i)] for i in rng.permutation(len(world.things))]
     names = [describe(thing, rng) for thing in order]
     neighbours = list(pairwise(zip(order, names, strict=True)))[:2]
@@ -56,7 +56,7 @@ def scene_captions(world: World) -> list[str]:
 
 def crowd_captions(world: World) -> list[str]:
     """Five true sentences about a picture in which kinds and colours recur: those of a scene, and two that count."""
-    rng = world.generator(Part.CAPTIONS)
+    rng = world.generator(RandomStream.CAPTIONS)
     by_kind = Counter(thing.kind for thing in world.things)
     by_colour = Counter(thing.colour for thing in world.things)
     kinds, colours = list(by_kind.items()), list(by_colour.items())
@@ -80,7 +80,7 @@ def _joined(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def describe(thing: Thing, rng: np.random.Generator) -> str:
+def describe(thing: SyntheticObject, rng: np.random.Generator) -> str:
     """An object in words, with its colour or its material or both."""
     words = [
         [thing.colour, thing.kind],
@@ -90,7 +90,7 @@ def describe(thing: Thing, rng: np.random.Generator) -> str:
     return " ".join(words[int(rng.integers(3))])
 
 
-def relation(first: Thing, second: Thing) -> str:
+def relation(first: SyntheticObject, second: SyntheticObject) -> str:
     """Where the first object rests beside the second, by the larger of the two distances."""
     across, down = first.x - second.x, first.y - second.y
     if abs(across) >= abs(down):

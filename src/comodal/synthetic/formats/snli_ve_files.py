@@ -12,21 +12,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from comodal.files import write_whole
-from comodal.synthetic.formats.answer_balance import Balance, Claim
-from comodal.synthetic.formats.karpathy_files import Captioned
+from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
+from comodal.synthetic.formats.karpathy_files import CaptionedImage
 from comodal.synthetic.media_writers import json_lines
-from comodal.synthetic.object_scenes import PLACES, Noun, Picture, Seen, fitting, place
-from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, Part
+from comodal.synthetic.object_scenes import PLACES, NounPhrase, SceneImage, SceneObject, fitting, place
+from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, RandomStream
 
 LABELS = ("entailment", "neutral", "contradiction")
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
 
 
-def write_statements(folder: Path, pictures: Sequence[Captioned], told: Sequence[Sequence[str]]) -> int:
+def write_statements(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> int:
     """The three files for pictures with their sentences; returns how many statements there are."""
     total = 0
     for split, name in SPLITS.items():
-        balance = Balance()
+        balance = AnswerBalancer()
         records: list[dict[str, Any]] = []
         for (picture, own, _), said in zip(pictures, told, strict=True):
             if own == split:
@@ -36,9 +36,9 @@ def write_statements(folder: Path, pictures: Sequence[Captioned], told: Sequence
     return total
 
 
-def statements_about(picture: Picture, said: Sequence[str], balance: Balance) -> list[dict[str, Any]]:
+def statements_about(picture: SceneImage, said: Sequence[str], balance: AnswerBalancer) -> list[dict[str, Any]]:
     """One statement of each form, beside one of the picture's sentences, which stands where SNLI has its premise."""
-    rng = picture.world.generator(Part.STATEMENTS)
+    rng = picture.world.generator(RandomStream.STATEMENTS)
     records: list[dict[str, Any]] = []
     for form in FORMS:
         claim = balance.choose(list(form(picture.things)), rng)
@@ -48,7 +48,7 @@ def statements_about(picture: Picture, said: Sequence[str], balance: Balance) ->
     return records
 
 
-def _record(file: PurePosixPath, number: int, place: int, premise: str, claim: Claim) -> dict[str, Any]:
+def _record(file: PurePosixPath, number: int, place: int, premise: str, claim: ImageStatement) -> dict[str, Any]:
     return {
         "Flickr30K_ID": file.stem,
         "annotator_labels": [claim.answer],
@@ -73,11 +73,11 @@ def _brackets(words: list[str]) -> str:
     return f"{''.join(f'( {word} ' for word in words[:-1])}{words[-1]}{' )' * (len(words) - 1)}"
 
 
-def coloured(things: Sequence[Seen]) -> Iterator[Claim]:
+def coloured(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball is red."""
     here = {thing.colour for thing in things}
     for kind in KINDS + SILENT_KINDS:
-        found = fitting(Noun(kind), things)
+        found = fitting(NounPhrase(kind), things)
         for colour in COLOURS:
             if len(found) < 2 and colour in here:
                 yield _claim(
@@ -85,10 +85,10 @@ def coloured(things: Sequence[Seen]) -> Iterator[Claim]:
                 )
 
 
-def beside(things: Sequence[Seen]) -> Iterator[Claim]:
+def beside(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball is left of the drum, which is there."""
     for kind, anchor in _pairs(things):
-        found = fitting(Noun(kind), things)
+        found = fitting(NounPhrase(kind), things)
         places = [place(thing, anchor) for thing in found]
         for where in PLACES:
             if None not in places:
@@ -96,26 +96,26 @@ def beside(things: Sequence[Seen]) -> Iterator[Claim]:
                 yield _claim("beside", text, where, bool(found), [where in places])
 
 
-def alike(things: Sequence[Seen]) -> Iterator[Claim]:
+def alike(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball has the same color as the drum, which is there."""
     for kind, anchor in _pairs(things):
-        found = fitting(Noun(kind), things)
+        found = fitting(NounPhrase(kind), things)
         text = f"The {kind} has the same color as the {anchor.kind}."
         yield _claim("alike", text, "", bool(found), [thing.colour == anchor.colour for thing in found])
 
 
-def _pairs(things: Sequence[Seen]) -> Iterator[tuple[str, Seen]]:
+def _pairs(things: Sequence[SceneObject]) -> Iterator[tuple[str, SceneObject]]:
     """A kind of which there is one at most, and another kind of which there is exactly one."""
     for anchor in things:
-        if len(fitting(Noun(anchor.kind), things)) == 1:
+        if len(fitting(NounPhrase(anchor.kind), things)) == 1:
             for kind in KINDS + SILENT_KINDS:
-                if kind != anchor.kind and len(fitting(Noun(kind), things)) < 2:
+                if kind != anchor.kind and len(fitting(NounPhrase(kind), things)) < 2:
                     yield kind, anchor
 
 
-def _claim(form: str, text: str, cue: str, there: bool, true: Sequence[bool]) -> Claim:
+def _claim(form: str, text: str, cue: str, there: bool, true: Sequence[bool]) -> ImageStatement:
     label = "neutral" if not there else "entailment" if all(true) else "contradiction"
-    return Claim(form, text, label, cue, LABELS)
+    return ImageStatement(form, text, label, cue, LABELS)
 
 
-FORMS: tuple[Callable[[Sequence[Seen]], Iterator[Claim]], ...] = (coloured, beside, alike)
+FORMS: tuple[Callable[[Sequence[SceneObject]], Iterator[ImageStatement]], ...] = (coloured, beside, alike)

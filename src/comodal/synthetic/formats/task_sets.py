@@ -10,7 +10,7 @@ from typing import NamedTuple
 from comodal.files import write_whole
 from comodal.synthetic.formats import coco_set, dcase_folders, flickr30k_set, nlvr2_files, urbansound8k_files, vcr_set
 from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.synthesis_options import SynthesisOptions
 
 Job = Callable[[], None]
 
@@ -18,8 +18,8 @@ Job = Callable[[], None]
 class TaskSet(NamedTuple):
     """How one set is made: many files that need nothing of each other, then the lists of all of them."""
 
-    jobs: Callable[[Path, Options], list[Job]]
-    write_lists: Callable[[Path, Options], dict[str, int]]
+    jobs: Callable[[Path, SynthesisOptions], list[Job]]
+    write_lists: Callable[[Path, SynthesisOptions], dict[str, int]]
 
 
 TASK_SETS = {
@@ -50,7 +50,7 @@ def missing(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if not _about(folder, name).exists()]
 
 
-def finish(folder: Path, options: Options, name: str) -> None:
+def finish(folder: Path, options: SynthesisOptions, name: str) -> None:
     """Write the lists of a set, and last its about.json, which says that all is there."""
     counts = TASK_SETS[name].write_lists(folder / name, options)
     write_whole(_about(folder, name), json_text({"kind": "playground task set", "set": name, **counts}))

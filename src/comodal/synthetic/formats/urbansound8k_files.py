@@ -19,8 +19,8 @@ import numpy as np
 from comodal.files import write_whole
 from comodal.synthetic.audio_synthesis import render_sound
 from comodal.synthetic.media_writers import write_sound
-from comodal.synthetic.synthesis_options import Options
-from comodal.synthetic.world import KINDS, Part, Purpose, World, make_world
+from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.world import KINDS, Purpose, RandomStream, World, make_world
 
 FOLDS = 10
 LONGEST_SECONDS = 4.0
@@ -30,7 +30,7 @@ ENCODINGS = ((44_100, "PCM_16"), (48_000, "PCM_24"), (96_000, "PCM_24"), (22_050
     (8_000, "PCM_U8"), (44_100, "FLOAT"), (48_000, "MS_ADPCM"), (44_100, "IMA_ADPCM"), (192_000, "PCM_32"))  # fmt: skip
 
 
-class Slice(NamedTuple):
+class RecordingSlice(NamedTuple):
     """A part of a recording, between two of its times in samples of `rate`."""
 
     recording: int
@@ -50,28 +50,28 @@ class Slice(NamedTuple):
         return self.recording // len(KINDS) % FOLDS + 1
 
 
-def slices(options: Options) -> list[Slice]:
+def slices(options: SynthesisOptions) -> list[RecordingSlice]:
     """All slices: each fold has one recording of each kind, and more when there are many sounds."""
     recordings = FOLDS * len(KINDS)
     found = []
     for recording in range(recordings):
-        rng = np.random.default_rng((options.seed, int(Purpose.URBANSOUND8K), recording, int(Part.MOMENT)))
+        rng = np.random.default_rng((options.seed, int(Purpose.URBANSOUND8K), recording, int(RandomStream.MOMENT)))
         for number in range(max(1, options.sounds // recordings)):
             rate, encoding = ENCODINGS[int(rng.integers(len(ENCODINGS)))]
             longest = min(options.sound_seconds, LONGEST_SECONDS) * rate
             count = int(longest * (1 if rng.random() < 0.7 else rng.uniform(SHORTEST_PART, 1)))
             start = int(rng.integers(0, int(_seconds(options) * rate) - count + 1))
             channels = int(rng.integers(1, 3))
-            found.append(Slice(recording, number, rate, encoding, channels, start, start + count))
+            found.append(RecordingSlice(recording, number, rate, encoding, channels, start, start + count))
     return found
 
 
-def jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the sounds."""
     return [partial(_write_slice, folder, options, piece) for piece in slices(options)]
 
 
-def write_lists(folder: Path, options: Options) -> dict[str, int]:
+def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The table; returns what there is how often."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
@@ -91,17 +91,17 @@ def _identity(recording: int) -> int:
     return 100_032 + 61 * recording
 
 
-def _seconds(options: Options) -> float:
+def _seconds(options: SynthesisOptions) -> float:
     """The length of a recording."""
     return 2 * min(options.sound_seconds, LONGEST_SECONDS)
 
 
-def _world(options: Options, recording: int) -> World:
+def _world(options: SynthesisOptions, recording: int) -> World:
     kind = KINDS[recording % len(KINDS)]
     return make_world(options.seed, Purpose.URBANSOUND8K, recording, seconds=_seconds(options), kind=kind)
 
 
-def _write_slice(folder: Path, options: Options, piece: Slice) -> None:
+def _write_slice(folder: Path, options: SynthesisOptions, piece: RecordingSlice) -> None:
     path = folder / "audio" / f"fold{piece.fold}" / piece.name
     if not path.exists():
         sound = render_sound(_world(options, piece.recording), piece.rate)[piece.start : piece.end]

@@ -21,9 +21,9 @@ from comodal.synthetic.media_writers import json_lines, json_text
 from comodal.synthetic.object_scenes import (
     OPPOSITE,
     PLACES,
-    Noun,
-    Picture,
-    Seen,
+    NounPhrase,
+    SceneImage,
+    SceneObject,
     fitting,
     hull,
     picture_jobs,
@@ -33,25 +33,25 @@ from comodal.synthetic.object_scenes import (
     see,
     write_boxes,
 )
-from comodal.synthetic.synthesis_options import Options
-from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS, Part, Purpose, make_crowd
+from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS, Purpose, RandomStream, make_crowd
 
 SPLITS = ("train", "val", "test")
 OF_A_FORM = 2  # questions of a picture, at most
 Words = list[str | list[int]]
 
 
-class Choice(NamedTuple):
+class AnswerChoice(NamedTuple):
     """Four sentences and which of them is right."""
 
     sentences: list[Words]
     label: int
 
 
-class Riddle(NamedTuple):
+class VCRQuestion(NamedTuple):
     question: Words
-    answers: Choice
-    rationales: Choice
+    answers: AnswerChoice
+    rationales: AnswerChoice
 
 
 def split_of(index: int) -> str:
@@ -59,7 +59,7 @@ def split_of(index: int) -> str:
     return {8: "val", 9: "test"}.get(index % 10, "train")
 
 
-def files(options: Options) -> list[str]:
+def files(options: SynthesisOptions) -> list[str]:
     """Pictures of a movie are all in one split."""
     names = []
     for index in range(options.scenes):
@@ -68,14 +68,14 @@ def files(options: Options) -> list[str]:
     return names
 
 
-def jobs(folder: Path, options: Options) -> list[Callable[[], None]]:
+def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures and their metadata."""
     every = files(options)
     described = [partial(_write_metadata, folder / "vcr1images" / file, options, i) for i, file in enumerate(every)]
     return [*picture_jobs(folder / "vcr1images", options.seed, Purpose.VCR, every, options.side), *described]
 
 
-def write_lists(folder: Path, options: Options) -> dict[str, int]:
+def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The questions; returns what there is how often."""
     pictures = pictures_of(options.seed, Purpose.VCR, files(options), options.side)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -94,27 +94,27 @@ def write_lists(folder: Path, options: Options) -> dict[str, int]:
     return {"pictures": len(pictures), "questions": sum(map(len, rows.values()))}
 
 
-def riddles(picture: Picture) -> list[Riddle]:
+def riddles(picture: SceneImage) -> list[VCRQuestion]:
     """Some questions of each form that the picture allows, in random order."""
-    rng = picture.world.generator(Part.QUESTIONS)
-    found: list[Riddle] = []
+    rng = picture.world.generator(RandomStream.QUESTIONS)
+    found: list[VCRQuestion] = []
     for form in FORMS:
         possible = list(form(picture.things, rng))
         found += [possible[int(i)] for i in rng.permutation(len(possible))[:OF_A_FORM]]
     return [found[int(i)] for i in rng.permutation(len(found))]
 
 
-def where(things: Sequence[Seen], rng: np.random.Generator) -> Iterator[Riddle]:
+def where(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """Where one thing is beside another, and, so that one may be sure, the colours of both."""
     for first, second in _pairs(things):
         right = place(things[first], things[second])
         if right is not None:
             answers = [_sentence([first], "is", beside, [second]) for beside in sorted(PLACES, key=right.__ne__)]
             colours = _colours(things, first, second, rng)
-            yield Riddle(["Where", "is", [first], "?"], _shuffled(answers, rng), _shuffled(colours, rng))
+            yield VCRQuestion(["Where", "is", [first], "?"], _shuffled(answers, rng), _shuffled(colours, rng))
 
 
-def looks(things: Sequence[Seen], rng: np.random.Generator) -> Iterator[Riddle]:
+def looks(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """The colours of two things; then where the first is and what it is made of."""
     for first, second in _pairs(things):
         right = place(things[first], things[second])
@@ -127,14 +127,14 @@ def looks(things: Sequence[Seen], rng: np.random.Generator) -> Iterator[Riddle]:
             ]
             question: Words = ["What", "do", [first], "and", [second], "look", "like", "?"]
             answers = _colours(things, first, second, rng)
-            yield Riddle(question, _shuffled(answers, rng), _shuffled(rationales, rng))
+            yield VCRQuestion(question, _shuffled(answers, rng), _shuffled(rationales, rng))
 
 
-def what(things: Sequence[Seen], rng: np.random.Generator) -> Iterator[Riddle]:
+def what(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """What is beside a thing; then what that thing looks like."""
     for number in _alone(things):
         anchor = things[number]
-        for beside, found in (placed(Noun(), anchor, things) or {}).items():
+        for beside, found in (placed(NounPhrase(), anchor, things) or {}).items():
             if len(found) == 1 and found[0].colour != anchor.colour:
                 one, other, wrong_one, wrong_other = _with_two_others(found[0].colour, anchor.colour, rng)
                 here = {thing.kind for thing in things} - {anchor.kind}
@@ -147,18 +147,18 @@ def what(things: Sequence[Seen], rng: np.random.Generator) -> Iterator[Riddle]:
                     for material in materials
                 ]
                 question: Words = ["What", "is", *beside.split(), [number], "?"]
-                yield Riddle(question, _shuffled(answers, rng), _shuffled(rationales, rng))
+                yield VCRQuestion(question, _shuffled(answers, rng), _shuffled(rationales, rng))
 
 
-FORMS: tuple[Callable[[Sequence[Seen], np.random.Generator], Iterator[Riddle]], ...] = (where, looks, what)
+FORMS: tuple[Callable[[Sequence[SceneObject], np.random.Generator], Iterator[VCRQuestion]], ...] = (where, looks, what)
 
 
-def _alone(things: Sequence[Seen]) -> list[int]:
+def _alone(things: Sequence[SceneObject]) -> list[int]:
     """The places of the things that are alone of their kinds."""
-    return [number for number, thing in enumerate(things) if len(fitting(Noun(thing.kind), things)) == 1]
+    return [number for number, thing in enumerate(things) if len(fitting(NounPhrase(thing.kind), things)) == 1]
 
 
-def _pairs(things: Sequence[Seen]) -> Iterator[tuple[int, int]]:
+def _pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
     """Any two of them of different colours, in both orders: objects of one picture tend to share their colours, so two
     equal words among the choices would give themselves away."""
     for first, second in permutations(_alone(things), 2):
@@ -166,7 +166,7 @@ def _pairs(things: Sequence[Seen]) -> Iterator[tuple[int, int]]:
             yield first, second
 
 
-def _colours(things: Sequence[Seen], first: int, second: int, rng: np.random.Generator) -> list[Words]:
+def _colours(things: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator) -> list[Words]:
     """The colours of two things in words, and the same with one or both of them wrong: four different colours."""
     one, other, wrong_one, wrong_other = _with_two_others(things[first].colour, things[second].colour, rng)
     return [
@@ -195,13 +195,13 @@ def _sentence(*parts: str | list[int]) -> Words:
     return [*words, "."]
 
 
-def _shuffled(sentences: list[Words], rng: np.random.Generator) -> Choice:
+def _shuffled(sentences: list[Words], rng: np.random.Generator) -> AnswerChoice:
     """The sentences, of which the first is right, in random order."""
     order = [int(i) for i in rng.permutation(len(sentences))]
-    return Choice([sentences[i] for i in order], order.index(0))
+    return AnswerChoice([sentences[i] for i in order], order.index(0))
 
 
-def _row(picture: Picture, riddle: Riddle, is_test: bool) -> dict[str, Any]:
+def _row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, Any]:
     """A line of the file, without what numbers it."""
     question, answers, rationales = riddle
     row: dict[str, Any] = {
@@ -231,7 +231,7 @@ def _written(words: Words) -> str:
     return text.replace(" .", ".").replace(" ?", "?")
 
 
-def _write_metadata(image: Path, options: Options, index: int) -> None:
+def _write_metadata(image: Path, options: SynthesisOptions, index: int) -> None:
     """Boxes with a detector's score, outlines, names and the picture's size, in the file beside a picture."""
     path = image.with_suffix(".json")
     if not path.exists():

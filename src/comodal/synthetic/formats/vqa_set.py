@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from comodal.files import write_whole
-from comodal.synthetic.formats.answer_balance import Balance, Claim
+from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
 from comodal.synthetic.formats.questions import TYPES, answer_type, ask
 from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.object_scenes import Picture
-from comodal.synthetic.world import Part
+from comodal.synthetic.object_scenes import SceneImage
+from comodal.synthetic.world import RandomStream
 
 ANNOTATORS = 10
 MISTAKEN = 0.06
@@ -30,7 +30,7 @@ ABOUT = {
 }
 
 
-def write_vqa(folder: Path, parts: dict[str, list[tuple[int, Picture]]]) -> int:
+def write_vqa(folder: Path, parts: dict[str, list[tuple[int, SceneImage]]]) -> int:
     """The files of all splits, each of image ids and pictures; returns how many questions there are."""
     total = 0
     for split, numbered in parts.items():
@@ -47,12 +47,12 @@ def write_vqa(folder: Path, parts: dict[str, list[tuple[int, Picture]]]) -> int:
     return total
 
 
-def questions_about(numbered: Sequence[tuple[int, Picture]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def questions_about(numbered: Sequence[tuple[int, SceneImage]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions and annotations of one split; each split is balanced for itself."""
     questions, annotations = [], []
-    balance = Balance()
+    balance = AnswerBalancer()
     for image_id, picture in numbered:
-        rng = picture.world.generator(Part.QUESTIONS)
+        rng = picture.world.generator(RandomStream.QUESTIONS)
         for number, claim in enumerate(ask(picture.things, balance, rng)):
             question_id = image_id * 1000 + number
             questions.append({"image_id": image_id, "question": claim.text, "question_id": question_id})
@@ -69,7 +69,7 @@ def questions_about(numbered: Sequence[tuple[int, Picture]]) -> tuple[list[dict[
     return questions, annotations
 
 
-def answers_to(claim: Claim, rng: np.random.Generator) -> list[dict[str, Any]]:
+def answers_to(claim: ImageStatement, rng: np.random.Generator) -> list[dict[str, Any]]:
     """What ten people say."""
     mistaken = set(np.flatnonzero(rng.random(ANNOTATORS) < MISTAKEN)[:MOST_MISTAKEN].tolist())
     others = [answer for answer in claim.answers if answer != claim.answer]

@@ -17,21 +17,21 @@ from comodal.errors import CheckpointError, DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.augmentation import random_gain
 from comodal.models.checkpoint import read_about
-from comodal.models.l3net.l3net import Config
+from comodal.models.l3net.l3net import L3NetConfig
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
-from comodal.tasks.audio.audio_features import Sound, cut_windows, padded, read_whole
+from comodal.tasks.audio.audio_features import LabeledAudioFile, cut_windows, padded, read_whole
 from comodal.tasks.audio.audio_folders import read_class_folders
-from comodal.tasks.audio.audio_probe import SoundSet
+from comodal.tasks.audio.audio_probe import AudioDataset
 from comodal.tasks.audio.dcase import read_dcase
 from comodal.tasks.audio.esc50 import read_esc50
 from comodal.tasks.audio.urbansound8k import read_urban_sounds
-from comodal.tasks.class_folders import Labelled
-from comodal.tasks.evaluation.classification_results import Answers
-from comodal.tasks.evaluation.cross_validation import Round
+from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.classification_results import ClassProbabilities
+from comodal.tasks.evaluation.cross_validation import Split
 from comodal.tasks.evaluation.results_card import reasons
 from comodal.tasks.evaluation.unreadable_files import counted, without
 from comodal.tasks.l3net_fine_tuning import (
-    Setup,
+    L3FineTuneConfig,
     Start,
     answer,
     check_known,
@@ -46,18 +46,18 @@ Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 
 
 @dataclass(frozen=True)
-class SoundReader:
+class AudioReader:
     """As many samples as the network hears: from anywhere and louder or softer by chance, or from the middle."""
 
     sample_rate: int
     samples: int
     volume: float
 
-    def whole(self, item: Labelled) -> np.ndarray:
+    def whole(self, item: LabeledFile) -> np.ndarray:
         """The whole sound, at least so long."""
-        return padded(read_whole(Sound(item.path, item.name, item.category), self.sample_rate), self.samples)
+        return padded(read_whole(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.samples)
 
-    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
+    def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
         sound = self.whole(item)
         room = len(sound) - self.samples
         start = room // 2 if rng is None else int(rng.integers(room + 1))
@@ -66,22 +66,22 @@ class SoundReader:
 
 
 @dataclass(frozen=True)
-class SoundShots:
+class AudioViews:
     """Equally spaced windows of a sound, the first at its beginning, the last at its end."""
 
-    reader: SoundReader
+    reader: AudioReader
     windows: int
 
-    def __call__(self, item: Labelled, /) -> np.ndarray:
+    def __call__(self, item: LabeledFile, /) -> np.ndarray:
         return cut_windows(self.reader.whole(item), self.windows, self.reader.samples)
 
 
-def reader_for(config: Config, volume: float) -> SoundReader:
+def reader_for(config: L3NetConfig, volume: float) -> AudioReader:
     """What a network hears."""
-    return SoundReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
+    return AudioReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
 
 
-def read_sounds(data: Path, layout: Layout) -> SoundSet:
+def read_sounds(data: Path, layout: Layout) -> AudioDataset:
     """The sounds of class folders, or of official files, and their rounds.
 
     Raises:
@@ -99,7 +99,7 @@ def read_sounds(data: Path, layout: Layout) -> SoundSet:
     return sounds
 
 
-def round_with(sounds: SoundSet, fold: int) -> Round:
+def round_with(sounds: AudioDataset, fold: int) -> Split:
     """The round in which a fold is tested; the only one where there is one split.
 
     Raises:
@@ -111,13 +111,13 @@ def round_with(sounds: SoundSet, fold: int) -> Round:
     return found[0]
 
 
-def chosen(sounds: SoundSet, which: np.ndarray, test: bool) -> list[Labelled]:
+def chosen(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledFile]:
     """Some of the sounds, whose classes must be known."""
     some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
     unknown = next((sound for sound in some if sound.category is None), None)
     if unknown is not None:
         raise DataError(f"{unknown.path}: {sounds.source} does not tell its class")
-    return [Labelled(sound.path, sound.name, str(sound.category), test) for sound in some]
+    return [LabeledFile(sound.path, sound.name, str(sound.category), test) for sound in some]
 
 
 def trained_on(model: Path) -> tuple[Layout, int]:
@@ -171,7 +171,9 @@ def recipe(
         comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
         comodal train sound_classes --model RUN --data ESC-50-master/ --layout esc50 --fold 5 --out runs/fold5
     """
-    setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
+    setup = L3FineTuneConfig(
+        model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
+    )
     network, sounds = network_of(setup), read_sounds(data, layout)
     items = chosen(sounds, round_with(sounds, fold).fitted, test=False)
     return new_run(network, "sound", items, reader_for(network.config, volume), setup)
@@ -218,11 +220,11 @@ def evaluate_sound_classes(
     tested = chosen(sounds, one.tested, test=True)
     check_known(tested, classes)
     say(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
-    shots = SoundShots(reader_for(network.config.l3net, 0.0), windows)
+    shots = AudioViews(reader_for(network.config.l3net, 0.0), windows)
     scores, problems = answer(network, tested, shots, compute, workers)
     check_readable(data, tested, problems)
     recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
-    answers = Answers(
+    answers = ClassProbabilities(
         "sound_classes",
         "sound",
         sounds.title,

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from comodal.errors import DataError, MediaError, one_item
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
-from comodal.media.refused_formats import Refusal
+from comodal.media.refused_formats import RefusalReason
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net.fused_vgg import FastL3Net, fast
@@ -41,7 +41,7 @@ SIDE = 32  # of the raw spectrogram, as of the raw pixels
 CALIBRATED_ON = 256  # sounds, of each the middle window
 
 
-class Sound(NamedTuple):
+class LabeledAudioFile(NamedTuple):
     """A sound file, how it is called in the results, and its class; None where nobody tells."""
 
     path: Path
@@ -49,7 +49,7 @@ class Sound(NamedTuple):
     category: str | None
 
 
-class Features(NamedTuple):
+class AudioFeatures(NamedTuple):
     """Of every system, for each sound and window; how long sounds and windows are, and what the control is.
 
     Sounds that cannot be read are `problems`; their rows mean nothing.
@@ -62,7 +62,7 @@ class Features(NamedTuple):
     control: str = ""
     problems: Mapping[int, MediaError] = {}
 
-    def without_problems(self) -> "Features":
+    def without_problems(self) -> "AudioFeatures":
         """The features of the sounds that can be read."""
         if not self.problems:
             return self
@@ -77,7 +77,7 @@ def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -
     return np.stack([sound[start : start + length] for start in starts])
 
 
-def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
+def read_whole(sound: LabeledAudioFile, sample_rate: int) -> Float[np.ndarray, " samples"]:
     """The samples of a sound.
 
     Raises:
@@ -86,7 +86,7 @@ def read_whole(sound: Sound, sample_rate: int) -> Float[np.ndarray, " samples"]:
     with one_item(sound.path):
         samples = read_sound(sound.path, sample_rate)
     if not len(samples):
-        raise MediaError(sound.path, Refusal.NO_SOUND, "not a single sample")
+        raise MediaError(sound.path, RefusalReason.NO_SOUND, "not a single sample")
     return samples
 
 
@@ -106,7 +106,9 @@ def raw_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Fl
     return F.adaptive_avg_pool2d(spectrogram, (min(SIDE, rows), min(SIDE, columns))).flatten(1)
 
 
-def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, workers: int) -> tuple[L3Net, int]:
+def untrained_control(
+    trained: L3Net, unlabeled: Sequence[LabeledAudioFile], seed: int, workers: int
+) -> tuple[L3Net, int]:
     """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds, and how many
     of them it has heard.
 
@@ -117,7 +119,7 @@ def untrained_control(trained: L3Net, unlabeled: Sequence[Sound], seed: int, wor
     step = max(1, len(unlabeled) // CALIBRATED_ON)
     some = unlabeled[::step][:CALIBRATED_ON]
 
-    def middle(sound: Sound) -> Float[np.ndarray, " samples"]:
+    def middle(sound: LabeledAudioFile) -> Float[np.ndarray, " samples"]:
         samples = padded(read_whole(sound, rate), length)
         start = (len(samples) - length) // 2
         return samples[start : start + length]
@@ -138,13 +140,13 @@ def padded(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndar
 
 def extract(
     model: Path,
-    sounds: Sequence[Sound],
-    unlabeled: Sequence[Sound],
+    sounds: Sequence[LabeledAudioFile],
+    unlabeled: Sequence[LabeledAudioFile],
     windows: int | None,
     seed: int,
     workers: int,
     compute: Compute,
-) -> Features:
+) -> AudioFeatures:
     """One pass over the files: the features of every system.
 
     Args:
@@ -190,7 +192,7 @@ def extract(
             systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[list(held)] = several
         held = {}
     control = f"batch norms calibrated on {calibrated_on} sounds of the training part, without labels"
-    return Features(systems, seconds, trained.config.sound_seconds, windows or 0, control, problems)
+    return AudioFeatures(systems, seconds, trained.config.sound_seconds, windows or 0, control, problems)
 
 
 def features_of_windows(

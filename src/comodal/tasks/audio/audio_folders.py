@@ -8,8 +8,8 @@ from pathlib import Path
 
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.suffixes import AUDIO_SUFFIXES
-from comodal.tasks.audio.audio_features import Sound
-from comodal.tasks.audio.audio_probe import How, SoundSet, measure
+from comodal.tasks.audio.audio_features import LabeledAudioFile
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, measure
 from comodal.tasks.class_folders import read_tree, round_of
 from comodal.tasks.evaluation.cross_validation import AnyClassifier
 
@@ -53,19 +53,22 @@ def evaluate_sounds(
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
     """
     return measure(
-        read_class_folders(data), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+        read_class_folders(data),
+        model,
+        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        out,
     )
 
 
-def read_class_folders(data: Path) -> SoundSet:
+def read_class_folders(data: Path) -> AudioDataset:
     """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
     items = read_tree(data, AUDIO_SUFFIXES)
-    return SoundSet(
+    return AudioDataset(
         task="sounds",
         title=data.resolve().name,
         split="test",
         source=data,
-        sounds=[Sound(item.path, item.name, item.category) for item in items],
+        sounds=[LabeledAudioFile(item.path, item.name, item.category) for item in items],
         classes=tuple(sorted({item.category for item in items})),
         rounds=[round_of(items)],
         files={"sounds": data},

@@ -19,11 +19,11 @@ from comodal.console import say
 from comodal.errors import DataError, MediaError
 from comodal.files import write_whole
 from comodal.hardware import Compute
-from comodal.tasks.audio.audio_features import Features, Sound, extract
+from comodal.tasks.audio.audio_features import AudioFeatures, LabeledAudioFile, extract
 from comodal.tasks.audio.audio_tables import check_files
-from comodal.tasks.evaluation.cross_validation import Answered, AnyClassifier, Round, answer_rounds
+from comodal.tasks.evaluation.cross_validation import AnyClassifier, ProbePredictions, Split, answer_rounds
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, write_card
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.evaluation.unreadable_files import (
     UNREADABLE,
@@ -38,7 +38,7 @@ SUBMISSION = "submission.csv"
 PADDED = "shorter than a window, padded with silence"
 
 
-class How(NamedTuple):
+class AudioProbeOptions(NamedTuple):
     """What the commands have in common."""
 
     classifier: AnyClassifier
@@ -48,21 +48,21 @@ class How(NamedTuple):
     compute: Compute
 
 
-class Cell(NamedTuple):
+class PaperResult(NamedTuple):
     """The papers' numbers, and which protocol and sounds they are for."""
 
     scores: Mapping[str, float]
     windows: int
     least_seconds: float = 0.0
 
-    def scores_for(self, how: How, features: Features) -> Mapping[str, float]:
+    def scores_for(self, how: AudioProbeOptions, features: AudioFeatures) -> Mapping[str, float]:
         """The numbers, if the protocol and the lengths of the sounds are the papers'."""
         same = how.classifier == "svm" and features.windows == self.windows
         return self.scores if same and features.seconds.min() >= self.least_seconds else {}
 
 
 @dataclass(frozen=True)
-class SoundSet:
+class AudioDataset:
     """Labelled sounds and how they are split.
 
     Args:
@@ -83,12 +83,12 @@ class SoundSet:
     title: str
     split: str
     source: Path
-    sounds: Sequence[Sound]
+    sounds: Sequence[LabeledAudioFile]
     classes: tuple[str, ...]
-    rounds: Sequence[Round]
+    rounds: Sequence[Split]
     files: Mapping[str, Path]
     left_out: Mapping[str, int] = field(default_factory=dict)
-    cell: Cell | None = None
+    cell: PaperResult | None = None
     recordings: Sequence[str] = ()
 
     @property
@@ -118,7 +118,7 @@ class SoundSet:
             )
         return not unknown
 
-    def without_problems(self, problems: Mapping[int, MediaError]) -> "SoundSet":
+    def without_problems(self, problems: Mapping[int, MediaError]) -> "AudioDataset":
         """The set without the sounds that cannot be read, for which no paper has a number.
 
         Raises:
@@ -143,7 +143,7 @@ class SoundSet:
             cell=None,
         )
 
-    def check_round(self, one: Round, truth: Int[np.ndarray, " sounds"]) -> None:
+    def check_round(self, one: Split, truth: Int[np.ndarray, " sounds"]) -> None:
         """Two classes to fit, something to test, and no class that is tested alone."""
         where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
         fitted, tested = set(truth[one.fitted].tolist()), set(truth[one.tested].tolist()) - {-1}
@@ -157,7 +157,7 @@ class SoundSet:
             raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
 
 
-def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str, float]:
+def measure(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path | None) -> dict[str, float]:
     """Embeds, probes, tells and writes; returns flat numbers.
 
     Raises:
@@ -195,7 +195,7 @@ def measure(data: SoundSet, model: Path, how: How, out: Path | None) -> dict[str
     return numbers
 
 
-def compare(data: SoundSet, answered: Answered, how: How) -> Comparison:
+def compare(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptions) -> Comparison:
     """The answers beside the truth."""
     names = tuple(data.sounds[item].name for item in answered.items)
     truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
@@ -204,7 +204,7 @@ def compare(data: SoundSet, answered: Answered, how: How) -> Comparison:
     return Comparison("sound", title, names, data.classes, truth, rounds, answers, strengths, groups)
 
 
-def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
+def write_submission(out: Path, data: AudioDataset, answered: ProbePredictions) -> None:
     """The trained system's answers as DCASE wants them: the file's name, a tab, the name of the class."""
     text = io.StringIO()
     for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
@@ -213,30 +213,31 @@ def write_submission(out: Path, data: SoundSet, answered: Answered) -> None:
 
 
 def card_of(
-    data: SoundSet, model: Path, how: How, features: Features, answered: Answered, numbers: Mapping[str, float],
+    data: AudioDataset, model: Path, how: AudioProbeOptions, features: AudioFeatures,
+    answered: ProbePredictions, numbers: Mapping[str, float],
     counts: Mapping[str, int], interval: str,
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
     papers = data.cell.scores_for(how, features) if data.cell is not None else {}
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     for system in answered.answers:
         key, label = f"sound.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
         if key not in numbers:
             continue
-        scores[label] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], papers.get(system))
+        scores[label] = ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], papers.get(system))
         if f"{key}.deviation" in numbers:
-            scores[label.replace("accuracy", "deviation")] = Score(numbers[f"{key}.deviation"])
+            scores[label.replace("accuracy", "deviation")] = ScoreEntry(numbers[f"{key}.deviation"])
     if "sound.trained" in numbers:
         folds = [one.number for one in data.rounds if f"sound.trained.fold{one.number}" in numbers]
-        scores |= {f"fold {fold}": Score(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
-        scores["largest class"] = Score(numbers["sound.chance"])
+        scores |= {f"fold {fold}": ScoreEntry(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
+        scores["largest class"] = ScoreEntry(numbers["sound.chance"])
     short = int((features.seconds < features.window_seconds).sum())
     counts = {**counts, **data.left_out} | ({PADDED: short} if short else {})
     penalties = {
         f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
         for system, chosen in answered.strengths.items()
     }
-    return Card(
+    return ResultsCard(
         task=data.task,
         title=data.title,
         split=data.split,

@@ -11,7 +11,7 @@ from comodal.errors import DataError
 from comodal.text_files import parse_csv, read_text
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row by the names of its columns; where it stands, for errors."""
 
     where: str
@@ -33,14 +33,14 @@ class Row(NamedTuple):
         return value
 
 
-class Table(NamedTuple):
+class AudioTable(NamedTuple):
     """The names of the columns, and the rows."""
 
     columns: tuple[str, ...]
-    rows: list[Row]
+    rows: list[TableRow]
 
 
-def read_table(path: Path, unnamed: Sequence[str] = ()) -> Table:
+def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
     """A table of text, separated by tabs if its first line has one, by commas if not; empty lines are passed over.
 
     Args:
@@ -63,11 +63,11 @@ def read_table(path: Path, unnamed: Sequence[str] = ()) -> Table:
         where = f"{path}, line {line}"
         if len(row) > len(columns) or (named and len(row) < len(columns)):
             raise DataError(f"{where}: {len(row)} columns, where {len(columns)} are expected ({', '.join(columns)})")
-        rows.append(Row(where, {name: value.strip() for name, value in zip(columns, row, strict=False)}))
-    return Table(tuple(columns), rows)
+        rows.append(TableRow(where, {name: value.strip() for name, value in zip(columns, row, strict=False)}))
+    return AudioTable(tuple(columns), rows)
 
 
-def need(path: Path, table: Table, columns: Sequence[str]) -> None:
+def need(path: Path, table: AudioTable, columns: Sequence[str]) -> None:
     """These columns are there, and full.
 
     Raises:
@@ -82,13 +82,13 @@ def need(path: Path, table: Table, columns: Sequence[str]) -> None:
             raise DataError(f"{row.where}: {empty} is empty")
 
 
-def only_once(rows: Sequence[Row], column: str) -> None:
+def only_once(rows: Sequence[TableRow], column: str) -> None:
     """No two rows are about one file.
 
     Raises:
         DataError: Two are.
     """
-    first: dict[str, Row] = {}
+    first: dict[str, TableRow] = {}
     for row in rows:
         earlier = first.setdefault(row.cells[column], row)
         if earlier is not row:

@@ -15,8 +15,8 @@ import numpy as np
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.suffixes import AUDIO_SUFFIXES
-from comodal.tasks.audio.audio_features import Sound
-from comodal.tasks.audio.audio_probe import Cell, How, SoundSet, measure
+from comodal.tasks.audio.audio_features import LabeledAudioFile
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, measure
 from comodal.tasks.audio.dcase_lists import has_lists, read_lists
 from comodal.tasks.evaluation.cross_validation import PARTS, AnyClassifier, one_split
 
@@ -24,7 +24,7 @@ FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("trai
 SCENES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
 TAKES = 10  # of each scene in either half
-PAPER = Cell({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
+PAPER = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
 NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
 
 
@@ -77,11 +77,14 @@ def evaluate_dcase(
         comodal evaluate dcase --model RUN --data TAU-development/ --test TAU-evaluation/ --out submission/
     """
     return measure(
-        read_dcase(data, test), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+        read_dcase(data, test),
+        model,
+        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        out,
     )
 
 
-def read_dcase(data: Path, test: Path | None = None) -> SoundSet:
+def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:
     """The scenes of any of the challenges.
 
     Raises:
@@ -110,7 +113,7 @@ def inside(folder: Path) -> Path:
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
-def read_halves(data: Path, fit: Path, tests: Path) -> SoundSet:
+def read_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
     """The two halves of 2013; the names of the files tell the scenes."""
     fitted, tested = [scenes_in(folder, data) for folder in (fit, tests)]
     first = next((sound for sound in fitted if sound.category is None), None)
@@ -122,7 +125,7 @@ def read_halves(data: Path, fit: Path, tests: Path) -> SoundSet:
         raise DataError(f"{unknown.path}: scene {unknown.category!r} is none of {fit.name}/: {', '.join(classes)}")
     sounds = fitted + tested
     test = np.arange(len(sounds)) >= len(fitted)
-    return SoundSet(
+    return AudioDataset(
         task="dcase",
         title="DCASE 2013" if tuple(classes) == SCENES else data.resolve().name,
         split=tests.name,
@@ -135,7 +138,7 @@ def read_halves(data: Path, fit: Path, tests: Path) -> SoundSet:
     )
 
 
-def scenes_in(folder: Path, data: Path) -> list[Sound]:
+def scenes_in(folder: Path, data: Path) -> list[LabeledAudioFile]:
     """The sounds of a folder; a name without letters tells no scene.
 
     Raises:
@@ -145,12 +148,12 @@ def scenes_in(folder: Path, data: Path) -> list[Sound]:
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
         named = NAME.fullmatch(path.stem)
         name = path.relative_to(data).as_posix() if path.is_relative_to(data) else path.name
-        sounds.append(Sound(path, name, None if named is None else named.group(1)))
+        sounds.append(LabeledAudioFile(path, name, None if named is None else named.group(1)))
     if not sounds:
         raise DataError(f"{folder}: there is no sound in it")
     return sounds
 
 
-def is_official(half: Sequence[Sound]) -> bool:
+def is_official(half: Sequence[LabeledAudioFile]) -> bool:
     """Whether there are ten takes of each of the ten scenes."""
     return Counter(sound.category for sound in half) == dict.fromkeys(SCENES, TAKES)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.tasks.audio.audio_features import Sound
-from comodal.tasks.audio.audio_probe import SoundSet
-from comodal.tasks.audio.audio_tables import Row, need, only_once, read_table
-from comodal.tasks.evaluation.cross_validation import Round, cross_validation, deal, one_split
+from comodal.tasks.audio.audio_features import LabeledAudioFile
+from comodal.tasks.audio.audio_probe import AudioDataset
+from comodal.tasks.audio.audio_tables import TableRow, need, only_once, read_table
+from comodal.tasks.evaluation.cross_validation import Split, cross_validation, deal, one_split
 
 SETUP, META, TYPES = "evaluation_setup", "meta", (".csv", ".txt")
 COLUMNS = ("filename", "scene_label", "identifier", "source_label")
@@ -29,11 +29,11 @@ TUT_NAME = re.compile(r"([a-z]\d+)_\d+_\d+")  # location, start, end
 IN_NO_FOLD = "in no fold"
 
 
-class Scenes:
+class SceneLists:
     """The sounds that the lists of a data set name, each once; what a list says again must be the same."""
 
     def __init__(self) -> None:
-        self.sounds: dict[Path, Sound] = {}
+        self.sounds: dict[Path, LabeledAudioFile] = {}
         self.places: dict[Path, str] = {}
         self.sources: dict[Path, str] = {}
         self.files: dict[str, Path] = {}
@@ -57,7 +57,7 @@ class Scenes:
         self.files[what] = path
         return [self.add(root, row, among) for row in table.rows]
 
-    def add(self, root: Path, row: Row, among: set[Path] | None) -> Path:
+    def add(self, root: Path, row: TableRow, among: set[Path] | None) -> Path:
         """A row of a list."""
         name, scene = row.cells["filename"], row.cells.get("scene_label") or None
         path = root / name
@@ -67,7 +67,7 @@ class Scenes:
         if known is not None and None not in (known.category, scene) and known.category != scene:
             raise DataError(f"{row.where}: {name} is {scene!r}, but {known.category!r} by {self.sources[path]}")
         if known is None or known.category is None:
-            self.sounds[path], self.sources[path] = Sound(path, name, scene), row.where
+            self.sounds[path], self.sources[path] = LabeledAudioFile(path, name, scene), row.where
             self.places[path] = row.cells.get("identifier") or place_of(path)
         return path
 
@@ -88,13 +88,13 @@ def find(folder: Path, name: str) -> Path | None:
     return next((folder / f"{name}{kind}" for kind in TYPES if (folder / f"{name}{kind}").is_file()), None)
 
 
-def read_lists(data: Path, test: Path | None) -> SoundSet:
+def read_lists(data: Path, test: Path | None) -> AudioDataset:
     """The sounds and folds of a data set; or all of it to fit, and all of another to test.
 
     Raises:
         DataError: A list is missing or damaged, or two of them do not go together.
     """
-    scenes = Scenes()
+    scenes = SceneLists()
     meta = find(data, META)
     known = set(scenes.read(data, meta, "meta", labelled=True)) if meta is not None else None
     folds = read_folds(scenes, data, known) if (data / SETUP).is_dir() else {}
@@ -111,7 +111,7 @@ def read_lists(data: Path, test: Path | None) -> SoundSet:
         for number, (fit, tests) in pairs.items()
     ] or cross_validation(deal(places, labels) + 1, held_out=1)
     left_out = len(scenes.sounds) - len(paths)
-    return SoundSet(
+    return AudioDataset(
         task="dcase",
         title=data.resolve().name,
         split=name_of(rounds, test, bool(pairs)),
@@ -125,7 +125,7 @@ def read_lists(data: Path, test: Path | None) -> SoundSet:
     )
 
 
-def name_of(rounds: Sequence[Round], test: Path | None, official: bool) -> str:
+def name_of(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
     """What the test part is called."""
     if test is not None:
         return test.resolve().name
@@ -134,7 +134,7 @@ def name_of(rounds: Sequence[Round], test: Path | None, official: bool) -> str:
     return f"{len(rounds)} folds" if len(rounds) > 1 else f"fold {rounds[0].number}"
 
 
-def read_folds(scenes: Scenes, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
+def read_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
     """What each fold fits and tests.
 
     Raises:
@@ -161,7 +161,7 @@ def read_folds(scenes: Scenes, data: Path, known: set[Path] | None) -> dict[int,
     return folds
 
 
-def read_tests(scenes: Scenes, data: Path, number: int, known: set[Path] | None) -> list[Path]:
+def read_tests(scenes: SceneLists, data: Path, number: int, known: set[Path] | None) -> list[Path]:
     """What a fold tests: its evaluate list tells the scenes, its test list names the same files without."""
     setup = data / SETUP
     evaluate, names = find(setup, f"fold{number}_evaluate"), find(setup, f"fold{number}_test")
@@ -178,7 +178,7 @@ def read_tests(scenes: Scenes, data: Path, number: int, known: set[Path] | None)
     return told
 
 
-def read_evaluation(scenes: Scenes, test: Path) -> list[Path]:
+def read_evaluation(scenes: SceneLists, test: Path) -> list[Path]:
     """An evaluation set: its scenes, if they are published, or its names alone.
 
     Raises:

@@ -14,20 +14,20 @@ import numpy as np
 
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.tasks.audio.audio_features import Sound
-from comodal.tasks.audio.audio_probe import Cell, How, SoundSet, measure
-from comodal.tasks.audio.audio_tables import Row, check_files, need, one_name_each, only_once, read_table
+from comodal.tasks.audio.audio_features import LabeledAudioFile
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, measure
+from comodal.tasks.audio.audio_tables import TableRow, check_files, need, one_name_each, only_once, read_table
 from comodal.tasks.evaluation.cross_validation import AnyClassifier, cross_validation
 
 Subset = Literal["esc50", "esc10"]
-PAPER = Cell({"trained": 0.793, "untrained": 0.625}, windows=10)
+PAPER = PaperResult({"trained": 0.793, "untrained": 0.625}, windows=10)
 NOT_MARKED = "not in ESC-10"
 OFFICIAL_NAME = re.compile(r"(\d)-\d+-[A-Z]+-\d+\.wav")
 RECORDING = re.compile(r"\d-(\d+)-[A-Z]+-\d+\.\w+")  # fold-recording-take-class
 METAS = ("meta/esc50.csv", "meta.csv", "esc50.csv")
 
 
-class LabelledSound(NamedTuple):
+class ESC50Clip(NamedTuple):
     """One row of the meta file; clips of one recording are takes of it."""
 
     path: Path
@@ -79,11 +79,14 @@ def evaluate_esc50(
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10
     """
     return measure(
-        read_esc50(data, subset), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+        read_esc50(data, subset),
+        model,
+        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        out,
     )
 
 
-def read_esc50(data: Path, subset: Subset) -> SoundSet:
+def read_esc50(data: Path, subset: Subset) -> AudioDataset:
     """The clips of the subset, in the data set's own folds.
 
     Raises:
@@ -92,12 +95,12 @@ def read_esc50(data: Path, subset: Subset) -> SoundSet:
     clips, left_out = read_meta(data, subset)
     meta, folds = find_meta(data), np.array([clip.fold for clip in clips])
     categories = sorted({(clip.target, clip.category) for clip in clips})
-    return SoundSet(
+    return AudioDataset(
         task="esc50",
         title="ESC-50" if subset == "esc50" else "ESC-10",
         split=f"{len(set(folds.tolist()))} folds",
         source=meta,
-        sounds=[Sound(clip.path, clip.path.name, clip.category) for clip in clips],
+        sounds=[LabeledAudioFile(clip.path, clip.path.name, clip.category) for clip in clips],
         classes=tuple(category for _, category in categories),
         rounds=cross_validation(folds, held_out=len(folds)),
         files={"meta": meta, "sounds": clips[0].path.parent},
@@ -107,7 +110,7 @@ def read_esc50(data: Path, subset: Subset) -> SoundSet:
     )
 
 
-def is_official(clips: list[LabelledSound]) -> bool:
+def is_official(clips: list[ESC50Clip]) -> bool:
     """Whether these are the 2,000 clips in the published folds: eight of each of 50 classes, named by their folds."""
     each = {(fold, target): 0 for fold in range(1, 6) for target in range(50)}
     for clip in clips:
@@ -128,7 +131,7 @@ def find_meta(data: Path) -> Path:
     return meta
 
 
-def read_meta(data: Path, subset: Subset) -> tuple[list[LabelledSound], int]:
+def read_meta(data: Path, subset: Subset) -> tuple[list[ESC50Clip], int]:
     """The rows of the meta file that belong to the subset, and how many do not."""
     meta = find_meta(data)
     audio = data / "audio" if (data / "audio").is_dir() else data
@@ -148,12 +151,12 @@ def read_meta(data: Path, subset: Subset) -> tuple[list[LabelledSound], int]:
     return wanted, len(table.rows) - len(wanted)
 
 
-def parse_row(audio: Path, row: Row, number: str, name: str) -> LabelledSound:
+def parse_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
     """One row; a fold or class that is no number, or not that of the file's name, is an error that names the line."""
     path = audio / row.cells["filename"]
     named, take = OFFICIAL_NAME.fullmatch(path.name), RECORDING.fullmatch(path.name)
     recording = take.group(1) if take else path.name
-    clip = LabelledSound(path, row.number("fold", 1), row.number(number, 0), row.cells[name], recording)
+    clip = ESC50Clip(path, row.number("fold", 1), row.number(number, 0), row.cells[name], recording)
     if named is not None and int(named.group(1)) != clip.fold:
         raise DataError(
             f"{row.where}: {clip.path.name} is of fold {named.group(1)} by its name, of fold {clip.fold} by the table: "
@@ -162,7 +165,7 @@ def parse_row(audio: Path, row: Row, number: str, name: str) -> LabelledSound:
     return clip
 
 
-def check_clips(meta: Path, clips: list[LabelledSound]) -> None:
+def check_clips(meta: Path, clips: list[ESC50Clip]) -> None:
     """At least three folds (one is tested, one chooses C), every category in each, each number of one category."""
     check_files(meta, [clip.path for clip in clips])
     folds, categories = {clip.fold for clip in clips}, {clip.category for clip in clips}

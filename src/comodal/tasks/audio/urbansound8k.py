@@ -11,9 +11,9 @@ import numpy as np
 
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.tasks.audio.audio_features import Sound
-from comodal.tasks.audio.audio_probe import How, SoundSet, measure
-from comodal.tasks.audio.audio_tables import Row, need, one_name_each, only_once, read_table
+from comodal.tasks.audio.audio_features import LabeledAudioFile
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, measure
+from comodal.tasks.audio.audio_tables import TableRow, need, one_name_each, only_once, read_table
 from comodal.tasks.evaluation.cross_validation import AnyClassifier, cross_validation
 
 TABLES = ("metadata/UrbanSound8K.csv", "UrbanSound8K.csv", "metadata/metadata.csv")
@@ -59,11 +59,14 @@ def evaluate_us8k(
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k
     """
     return measure(
-        read_urban_sounds(data), model, How(classifier, windows, seed, workers, resolve(device, precision)), out
+        read_urban_sounds(data),
+        model,
+        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        out,
     )
 
 
-def read_urban_sounds(data: Path) -> SoundSet:
+def read_urban_sounds(data: Path) -> AudioDataset:
     """All slices, in their own folds.
 
     Raises:
@@ -81,12 +84,12 @@ def read_urban_sounds(data: Path) -> SoundSet:
     absent = sorted(set(range(1, FOLDS + 1)) - set(folds.tolist()))
     if absent:
         raise DataError(f"{path}: no slice is in fold {absent[0]}; the {FOLDS} folds are used as they are")
-    sounds = [Sound(find_slice(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}",
+    sounds = [LabeledAudioFile(find_slice(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}",
                     row.cells["class"]) for row in table.rows]  # fmt: skip
     numbers = [row.number("classID", 0) for row in table.rows]
     classes = [row.cells["class"] for row in table.rows]
     one_name_each(path, list(zip([sound.name for sound in sounds], numbers, classes, strict=True)))
-    return SoundSet(
+    return AudioDataset(
         task="us8k",
         title="UrbanSound8K",
         split=f"{FOLDS} folds",
@@ -99,7 +102,7 @@ def read_urban_sounds(data: Path) -> SoundSet:
     )
 
 
-def fold_of(row: Row) -> int:
+def fold_of(row: TableRow) -> int:
     """One of the ten."""
     fold = row.number("fold", 1)
     if fold > FOLDS:
@@ -107,7 +110,7 @@ def fold_of(row: Row) -> int:
     return fold
 
 
-def find_slice(data: Path, row: Row) -> Path:
+def find_slice(data: Path, row: TableRow) -> Path:
     """The file of a slice, in the folder of its fold; one that lies in another fold's is of another version.
 
     The name says the recording and the class as well: FSID-CLASSID-OCCURRENCE-SLICE.wav.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comodal.tasks.class_folders import Labelled, fingerprint
+from comodal.tasks.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.metrics import bootstrap_interval, check_finite
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
-from comodal.tasks.evaluation.results_card import Card, Score, training_of, write_card
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, training_of, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.evaluation.unreadable_files import UNREADABLE
 
@@ -19,7 +19,7 @@ Setting = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Answers:
+class ClassProbabilities:
     """The probabilities of the classes, and what they are about.
 
     Args:
@@ -42,7 +42,7 @@ class Answers:
     title: str
     split: str
     model: Path
-    items: Sequence[Labelled]
+    items: Sequence[LabeledFile]
     classes: Sequence[str]
     scores: Float[np.ndarray, "items classes"]
     settings: Mapping[str, Setting]
@@ -77,20 +77,20 @@ class Answers:
             write_card(self.card(numbers), out)
         return numbers
 
-    def card(self, numbers: Mapping[str, float]) -> Card:
+    def card(self, numbers: Mapping[str, float]) -> ResultsCard:
         """The results card, with the settings of the training."""
         keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
         every = len(self.items) + self.left_out.get(UNREADABLE, 0)
         scores = {
-            label: Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
+            label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
             for key, label in keys.items()
             if key in numbers
         }
-        return Card(
+        return ResultsCard(
             task=self.task,
             title=f"{self.title}, fine-tuned",
             split=self.split,
-            scores=scores | {"largest class": Score(numbers[f"{self.modality}.chance"])},
+            scores=scores | {"largest class": ScoreEntry(numbers[f"{self.modality}.chance"])},
             model=str(self.model),
             counts={**denominators(every, len(self.items), UNREADABLE), **self.left_out},
             files=self.files,

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from comodal.progress import track
-from comodal.tasks.evaluation.linear_probe import Classifier, Probe, fit_probe
-from comodal.tasks.evaluation.mlp_probe import Perceptron, fit_perceptron
+from comodal.tasks.evaluation.linear_probe import Classifier, LinearProbe, fit_probe
+from comodal.tasks.evaluation.mlp_probe import MLPProbe, fit_perceptron
 
 AnyClassifier = Literal["svm", "logistic", "mlp"]
 PARTS = 5
 
 
-class Round(NamedTuple):
+class Split(NamedTuple):
     """One fit and one test.
 
     Args:
@@ -39,12 +39,12 @@ class Round(NamedTuple):
     parts: Int[np.ndarray, " items"]
     held_out: tuple[int, ...]
 
-    def of(self, kept: Bool[np.ndarray, " items"]) -> "Round":
+    def of(self, kept: Bool[np.ndarray, " items"]) -> "Split":
         """The same round of some of the items."""
         return self._replace(fitted=self.fitted[kept], tested=self.tested[kept], parts=self.parts[kept])
 
 
-class Answered(NamedTuple):
+class ProbePredictions(NamedTuple):
     """What was answered: the item, the round, each system's class, and the C of each system in each round."""
 
     items: Int[np.ndarray, " answers"]
@@ -53,13 +53,13 @@ class Answered(NamedTuple):
     strengths: dict[str, dict[int, float]]
 
 
-def cross_validation(folds: Int[np.ndarray, " items"], held_out: int) -> list[Round]:
+def cross_validation(folds: Int[np.ndarray, " items"], held_out: int) -> list[Split]:
     """Each fold is tested once; of the others, so many that follow it (the last by the first) are held out in turn."""
     numbers = [int(fold) for fold in np.unique(folds)]
     rounds = []
     for place, fold in enumerate(numbers):
         others = numbers[place + 1 :] + numbers[:place]
-        rounds.append(Round(fold, folds != fold, folds == fold, folds, tuple(sorted(others[:held_out]))))
+        rounds.append(Split(fold, folds != fold, folds == fold, folds, tuple(sorted(others[:held_out]))))
     return rounds
 
 
@@ -70,12 +70,12 @@ def one_split(
     groups: Sequence[str],
     truth: Sequence[str],
     held_out: int,
-) -> Round:
+) -> Split:
     """A split that is given; the fitted items alone are dealt into parts, so many of which are held out in turn."""
     parts = np.full(len(fitted), -1)
     chosen = np.flatnonzero(fitted).tolist()
     parts[chosen] = deal([groups[item] for item in chosen], [truth[item] for item in chosen])
-    return Round(number, fitted, tested, parts, tuple(range(held_out)))
+    return Split(number, fitted, tested, parts, tuple(range(held_out)))
 
 
 def deal(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
@@ -91,11 +91,11 @@ def deal(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items
 def answer_rounds(
     features: Mapping[str, Float[Tensor, "items _ _"]],
     truth: Int[np.ndarray, " items"],
-    rounds: Sequence[Round],
+    rounds: Sequence[Split],
     classes: int,
     classifier: AnyClassifier,
     seed: int = 0,
-) -> Answered:
+) -> ProbePredictions:
     """Fits a probe for every system in every round, and answers."""
     jobs = [(system, one) for system in features for one in rounds]
     answers: dict[str, list[np.ndarray]] = {system: [] for system in features}
@@ -104,7 +104,7 @@ def answer_rounds(
         probe = fit_round(features[system], truth, one, classes, classifier, seed)
         answers[system].append(probe.predict(features[system][torch.from_numpy(one.tested)]))
         strengths[system][one.number] = probe.strength
-    return Answered(
+    return ProbePredictions(
         np.concatenate([np.flatnonzero(one.tested) for one in rounds]),
         np.concatenate([np.full(int(one.tested.sum()), one.number) for one in rounds]),
         {system: np.concatenate(given) for system, given in answers.items()},
@@ -115,11 +115,11 @@ def answer_rounds(
 def fit_round(
     features: Float[Tensor, "items windows features"],
     truth: Int[np.ndarray, " items"],
-    one: Round,
+    one: Split,
     classes: int,
     classifier: AnyClassifier,
     seed: int = 0,
-) -> Probe | Perceptron:
+) -> LinearProbe | MLPProbe:
     """The probe of one round, from its fitted items alone."""
     seen, target = features[torch.from_numpy(one.fitted)], torch.from_numpy(truth[one.fitted])
     inner = one.parts[one.fitted]

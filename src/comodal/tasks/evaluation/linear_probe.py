@@ -29,17 +29,17 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @runtime_checkable
-class Scoring(Protocol):
+class FittedClassifier(Protocol):
     """Whatever was fitted and gives each item a score for each class."""
 
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]: ...
 
 
 @runtime_checkable
-class Fitting(Protocol):
+class ProbeProblem(Protocol):
     """A training part that can be fitted with any C, for so many iterations."""
 
-    def fit(self, strength: float, iterations: int, /) -> Scoring: ...
+    def fit(self, strength: float, iterations: int, /) -> FittedClassifier: ...
 
 
 def best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
@@ -53,7 +53,7 @@ def best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A fitted probe: z-score of the training part, one linear layer, and C."""
 
     classifier: Classifier
@@ -74,7 +74,7 @@ class Probe:
         return best_class(self.scores(features)).numpy()
 
 
-class Problem:
+class LinearProbeProblem:
     """The windows of a training part as standardised rows, and where the fit for one C ended, to start the next."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Problem:
         self.weight = self.rows.new_zeros(classes, self.rows.shape[1])
         self.bias = self.rows.new_zeros(classes, 1)
 
-    def fit(self, strength: float, iterations: int) -> Probe:
+    def fit(self, strength: float, iterations: int) -> LinearProbe:
         """Minimises from where the last fit ended.
 
         L-BFGS moves in coordinates in which the objective is nearly round (`preconditioner`). Classes come first in
@@ -129,7 +129,7 @@ class Problem:
         self.weight = torch.linalg.solve_triangular(factor, rounded.detach(), upper=False, left=False)
         self.bias = bias.detach()
         weight = self.weight if self.basis is None else self.weight @ self.basis.mT
-        return Probe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
+        return LinearProbe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
 
 
 def standardisation(
@@ -164,7 +164,7 @@ def choose_strength(
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
     held_out: Sequence[int],
-    problem: Callable[[Tensor, Tensor], Fitting],
+    problem: Callable[[Tensor, Tensor], ProbeProblem],
     strengths: Sequence[float],
     iterations: int = SEARCH_ITERATIONS,
 ) -> float:
@@ -198,7 +198,7 @@ def fit_probe(
     classes: int,
     classifier: Classifier,
     strengths: Sequence[float] = STRENGTHS,
-) -> Probe:
+) -> LinearProbe:
     """Chooses C on the training part alone, then fits on all of it.
 
     Args:
@@ -213,6 +213,6 @@ def fit_probe(
     Returns:
         The probe fitted on the whole training part with the chosen C.
     """
-    problem = partial(Problem, classes=classes, classifier=classifier)
+    problem = partial(LinearProbeProblem, classes=classes, classifier=classifier)
     strength = choose_strength(features, target, folds, held_out, problem, strengths)
     return problem(features, target).fit(strength, ITERATIONS)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor
 
 from comodal.progress import track
-from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, Probe, losses
+from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, LinearProbe, losses
 from comodal.tasks.evaluation.metrics import check_finite
 from comodal.training.optimization import schedule
 
@@ -29,7 +29,7 @@ SEARCH_SHARE = 0.25  # of the epochs, when C is chosen
 WARM_UP = 0.02
 
 
-class Steps(NamedTuple):
+class SGDConfig(NamedTuple):
     """How to walk: which optimizer, how often over the data, rows of a step, where, and the seed of the order."""
 
     solver: StepSolver
@@ -39,7 +39,7 @@ class Steps(NamedTuple):
     seed: int
 
 
-class Rows:
+class FeatureRows:
     """Some of the rows of arrays on disk: the same items in one or more views, one of which each epoch reads.
 
     Args:
@@ -91,7 +91,9 @@ class Rows:
         return mean.float(), scale.float()
 
 
-def fit_in_steps(rows: Rows, classes: int, classifier: Classifier, strength: float, steps: Steps) -> Probe:
+def fit_in_steps(
+    rows: FeatureRows, classes: int, classifier: Classifier, strength: float, steps: SGDConfig
+) -> LinearProbe:
     """Minimises the objective; nothing but the seed decides the order."""
     mean, scale = rows.standardisation
     weight = torch.zeros(classes, rows.features, device=steps.device, requires_grad=True)
@@ -115,10 +117,12 @@ def fit_in_steps(rows: Rows, classes: int, classifier: Classifier, strength: flo
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return Probe(classifier, strength, mean, scale, weight.detach().cpu(), bias.detach().cpu())
+    return LinearProbe(classifier, strength, mean, scale, weight.detach().cpu(), bias.detach().cpu())
 
 
-def batches(rows: Rows, steps: Steps) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
+def batches(
+    rows: FeatureRows, steps: SGDConfig
+) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
     """The batches of all epochs; epoch e reads view e."""
     for epoch in track(range(steps.epochs), "fitting by steps"):
         rng = np.random.default_rng((steps.seed, epoch))
@@ -127,11 +131,11 @@ def batches(rows: Rows, steps: Steps) -> Iterator[tuple[Float[Tensor, "rows feat
 
 
 def curvature(
-    rows: Rows,
+    rows: FeatureRows,
     mean: Float[Tensor, " features"],
     scale: Float[Tensor, " features"],
     classifier: Classifier,
-    steps: Steps,
+    steps: SGDConfig,
 ) -> float:
     """An upper bound of the curvature that a batch sees, from a sample: the step of SGD is one over it.
 
@@ -153,7 +157,7 @@ def choose_strength_in_steps(
     held_out: Bool[np.ndarray, " items"],
     classes: int,
     classifier: Classifier,
-    steps: Steps,
+    steps: SGDConfig,
     strengths: Sequence[float] = STRENGTHS,
 ) -> float:
     """The C with which most of the held-out training items are answered rightly by a fit on others.
@@ -161,7 +165,7 @@ def choose_strength_in_steps(
     From the strongest penalty on, until a weaker one no longer helps; these fits take a quarter of the epochs.
     """
     shorter = steps._replace(epochs=max(len(views), round(SEARCH_SHARE * steps.epochs)))
-    rest, held = Rows(views, target, fitted), Rows(views[:1], target, held_out)
+    rest, held = FeatureRows(views, target, fitted), FeatureRows(views[:1], target, held_out)
     best, most = min(strengths), -1
     for strength in sorted(strengths):
         probe = fit_in_steps(rest, classes, classifier, strength, shorter)
@@ -174,7 +178,9 @@ def choose_strength_in_steps(
     return best
 
 
-def best_classes(probe: Probe, features: Float[Tensor, "items shots features"], count: int) -> Int[Tensor, "items _"]:
+def best_classes(
+    probe: LinearProbe, features: Float[Tensor, "items shots features"], count: int
+) -> Int[Tensor, "items _"]:
     """The classes of the highest scores, the best first.
 
     Raises:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from comodal.errors import DataError
 from comodal.tasks.evaluation.metrics import bootstrap_interval
-from comodal.tasks.evaluation.results_card import Score
+from comodal.tasks.evaluation.results_card import ScoreEntry
 
 NOT_THERE = "image is not in the store"
 INTERVAL = "95 % interval"  # in a card's settings: how it came about
@@ -60,11 +60,11 @@ def accuracy_of(
 
 def scores_of(
     label: str, key: str, numbers: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
-) -> dict[str, Score]:
+) -> dict[str, ScoreEntry]:
     """The scores of a card for one key of `accuracy_of`; the one over answered items where any is missing."""
-    scores = {label: Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)}
+    scores = {label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)}
     if counts["answered"] < counts["items"]:
-        scores[f"{label}, of the answered"] = Score(numbers[f"{key}.answered"])
+        scores[f"{label}, of the answered"] = ScoreEntry(numbers[f"{key}.answered"])
     return scores
 
 

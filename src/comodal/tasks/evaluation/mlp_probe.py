@@ -28,7 +28,7 @@ PIECE = 8192  # rows that are answered at once
 
 
 @dataclass(frozen=True)
-class Perceptron:
+class MLPProbe:
     """A fitted perceptron: z-score of the training part, three layers, and C."""
 
     strength: float
@@ -48,7 +48,7 @@ class Perceptron:
         return best_class(self.scores(features)).numpy()
 
 
-class PerceptronProblem:
+class MLPProbeProblem:
     """The windows of a training part as standardised rows; every fit begins anew from the same weights."""
 
     def __init__(
@@ -64,7 +64,7 @@ class PerceptronProblem:
         self.rows.sub_(self.mean).div_(self.scale)
         self.classes, self.seed = classes, seed
 
-    def fit(self, strength: float, epochs: int) -> Perceptron:
+    def fit(self, strength: float, epochs: int) -> MLPProbe:
         """Minimises by Adam over mini-batches, with a cosine fall; the seed decides the weights and the order."""
         chance = torch.Generator().manual_seed(self.seed)
         layers = layers_of((self.rows.shape[1], *HIDDEN, self.classes), chance)
@@ -86,7 +86,7 @@ class PerceptronProblem:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return Perceptron(strength, self.mean, self.scale, layers)
+        return MLPProbe(strength, self.mean, self.scale, layers)
 
 
 def layers_of(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
@@ -107,11 +107,11 @@ def fit_perceptron(
     held_out: Sequence[int],
     classes: int,
     seed: int,
-) -> Perceptron:
+) -> MLPProbe:
     """Chooses C on the training part alone, then fits on all of it; as `fit_probe` does."""
 
-    def problem(some: Tensor, truth: Tensor) -> PerceptronProblem:
-        return PerceptronProblem(some, truth, classes, seed)
+    def problem(some: Tensor, truth: Tensor) -> MLPProbeProblem:
+        return MLPProbeProblem(some, truth, classes, seed)
 
     strength = choose_strength(features, target, folds, held_out, problem, STRENGTHS, SEARCH_EPOCHS)
     return problem(features, target).fit(strength, EPOCHS)

@@ -26,7 +26,7 @@ TRAINING = ("start", "blank", "epochs", "batch_size", "learning_rate", "head_rat
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreEntry:
     """One number.
 
     Args:
@@ -43,7 +43,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Card:
+class ResultsCard:
     """What one evaluation says.
 
     Args:
@@ -62,7 +62,7 @@ class Card:
     task: str
     title: str
     split: str
-    scores: Mapping[str, Score]
+    scores: Mapping[str, ScoreEntry]
     model: str
     counts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def training_of(model: Path) -> dict[str, str | int | float | bool | None]:
     return {f"training {name}": told[name] for name in TRAINING if name in told}
 
 
-def write_card(card: Card, out: Path) -> None:
+def write_card(card: ResultsCard, out: Path) -> None:
     """Writes card.json and card.md into a folder.
 
     Raises:
@@ -89,7 +89,7 @@ def write_card(card: Card, out: Path) -> None:
     write_whole(out / PAGE, as_markdown(described).encode())
 
 
-def tell(numbers: Mapping[str, float], card: Card, out: Path | None) -> None:
+def tell(numbers: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
     """Prints the numbers of an evaluation; with `out`, writes them as results.json, and the card."""
     for name, value in numbers.items():
         say(f"{name:<36} {value:.4f}")
@@ -103,7 +103,7 @@ def reasons(left_out: Mapping[str, int]) -> str:
     return "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
 
 
-def describe(card: Card) -> dict[str, Any]:
+def describe(card: ResultsCard) -> dict[str, Any]:
     """A card as JSON values, with the hashes of its files and the versions of the libraries."""
     described = asdict(card) | {"kind": "card"}
     described["files"] = {label: {"name": path.name, "sha256": hash_of(path)} for label, path in card.files.items()}
@@ -193,7 +193,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def is_score(score: Any) -> bool:
     """Whether a value of a card is what a `Score` was written as."""
-    names = [part.name for part in fields(Score)]
+    names = [part.name for part in fields(ScoreEntry)]
     return (
         isinstance(score, dict)
         and all(name in score and isinstance(score[name], int | float | None) for name in names)

@@ -15,14 +15,14 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.image import centre_crop
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
-from comodal.tasks.class_folders import Labelled
-from comodal.tasks.evaluation.classification_results import Answers
+from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.results_card import reasons
 from comodal.tasks.evaluation.unreadable_files import counted, without
-from comodal.tasks.image.image_views import Crops, Showing, changed, read_picture, ten_crops
+from comodal.tasks.image.image_views import Crops, ViewConfig, changed, read_picture, ten_crops
 from comodal.tasks.image.imagenet_files import read_pictures
 from comodal.tasks.l3net_fine_tuning import (
-    Setup,
+    L3FineTuneConfig,
     Start,
     answer,
     check_known,
@@ -35,24 +35,24 @@ from comodal.training.run import Run
 
 
 @dataclass(frozen=True)
-class PictureReader:
+class ImageReader:
     """A square of the training crop's size: anywhere and changed by chance, or the middle."""
 
-    showing: Showing
+    showing: ViewConfig
 
-    def __call__(self, item: Labelled, rng: np.random.Generator | None, /) -> np.ndarray:
+    def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
         picture = read_picture(item, self.showing.short_side)
         return centre_crop(picture, self.showing.crop) if rng is None else changed(picture, self.showing, rng)
 
 
 @dataclass(frozen=True)
-class PictureShots:
+class ImageViews:
     """The middle square, or ten."""
 
-    showing: Showing
+    showing: ViewConfig
     crops: Crops
 
-    def __call__(self, item: Labelled, /) -> np.ndarray:
+    def __call__(self, item: LabeledFile, /) -> np.ndarray:
         picture = read_picture(item, self.showing.short_side)
         size = self.showing.crop
         return ten_crops(picture, size) if self.crops == "ten" else centre_crop(picture, size)[None]
@@ -97,10 +97,12 @@ def recipe(
         comodal train image_classes --model RUN --data pictures/ --out runs/pictures
         comodal train image_classes --model RUN --data pictures/ --start scratch --out runs/scratch
     """
-    setup = Setup(model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed)
+    setup = L3FineTuneConfig(
+        model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
+    )
     network, items = network_of(setup), read_pictures(data).items
-    showing = Showing(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
-    return new_run(network, "picture", items, PictureReader(showing), setup)
+    showing = ViewConfig(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
+    return new_run(network, "picture", items, ImageReader(showing), setup)
 
 
 def evaluate_image_classes(
@@ -139,10 +141,10 @@ def evaluate_image_classes(
     items = [item for item in pictures.items if item.test]
     check_known(items, classes)
     say(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
-    shots = PictureShots(Showing(network.config.l3net.image_size, Augmentation(), 0), crops)
+    shots = ImageViews(ViewConfig(network.config.l3net.image_size, Augmentation(), 0), crops)
     scores, problems = answer(network, items, shots, compute, workers)
     check_readable(data, items, problems)
-    answers = Answers(
+    answers = ClassProbabilities(
         "image_classes",
         "vision",
         "ImageNet" if pictures.imagenet else data.resolve().name,

@@ -25,13 +25,13 @@ from comodal.hardware import Compute
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import checksum, untrained_like
 from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import Config, L3Net, pooled
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, pooled
 from comodal.models.l3net.l3net_classifier import load_any_l3net
 from comodal.progress import track
-from comodal.tasks.class_folders import Labelled
+from comodal.tasks.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.evaluation.unreadable_files import attempted, without
-from comodal.tasks.image.image_views import Showing, View, read_picture, show
+from comodal.tasks.image.image_views import ImageView, ViewConfig, read_picture, show
 
 Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
 Pooling = Literal["max", "mean"]
@@ -44,7 +44,7 @@ BATCH = 256  # squares of pictures that are held at once
 VERSION = 2  # of what the numbers mean; counts them all as new when it changes
 
 
-class Where(NamedTuple):
+class FeatureLayer(NamedTuple):
     """What is read off a network: a layer, and how its map is pooled to a grid."""
 
     layer: Layer
@@ -52,7 +52,7 @@ class Where(NamedTuple):
     grid: int
 
 
-class System(NamedTuple):
+class FeatureSystem(NamedTuple):
     """What turns squares into features, how many there are, and what they depend on."""
 
     name: SystemName
@@ -61,22 +61,22 @@ class System(NamedTuple):
     about: dict[str, Any]
 
 
-def grid_of(config: Config, layer: Layer, grid: int | None) -> int:
+def grid_of(config: L3NetConfig, layer: Layer, grid: int | None) -> int:
     """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
     map of a training crop."""
     block = int(layer[4])
     return min(grid or GRIDS[block], config.image_size >> (block - 1))
 
 
-def middles(items: Sequence[Labelled], showing: Showing) -> tuple[list[Labelled], Squares]:
+def middles(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[LabeledFile], Squares]:
     """Those of some pictures that can be read, and the middle of each.
 
     Raises:
         DataError: None can be read.
     """
 
-    def look(item: Labelled) -> Squares:
-        return show(read_picture(item, showing.short_side), item.name, View("middle"), showing)
+    def look(item: LabeledFile) -> Squares:
+        return show(read_picture(item, showing.short_side), item.name, ImageView("middle"), showing)
 
     looks = [attempted(look, item) for item in items]
     seen = [(item, squares) for item, squares in zip(items, looks, strict=True) if not isinstance(squares, MediaError)]
@@ -93,7 +93,7 @@ def untrained_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
     return control
 
 
-def control_of(unlabeled: Sequence[Labelled], problems: Collection[int]) -> str:
+def control_of(unlabeled: Sequence[LabeledFile], problems: Collection[int]) -> str:
     """What the untrained network is, for the card; of the pictures, some cannot be read."""
     count = len(without(unlabeled[:CALIBRATED_ON], problems))
     return f"batch norms calibrated on {count} pictures of the training part, without labels"
@@ -102,12 +102,12 @@ def control_of(unlabeled: Sequence[Labelled], problems: Collection[int]) -> str:
 def make_system(
     name: SystemName,
     model: Path,
-    where: Where,
-    unlabeled: Sequence[Labelled],
-    showing: Showing,
+    where: FeatureLayer,
+    unlabeled: Sequence[LabeledFile],
+    showing: ViewConfig,
     seed: int,
     compute: Compute,
-) -> System:
+) -> FeatureSystem:
     """One of the systems.
 
     Args:
@@ -120,7 +120,7 @@ def make_system(
         compute: Where and in which precision.
     """
     if name == "pixels":
-        return System(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
+        return FeatureSystem(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
     trained = load_any_l3net(model)
     network, calibrated = trained, {}
     if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
@@ -138,16 +138,16 @@ def make_system(
     filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
     weights = f"{checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
     about = {"weights": weights, "network": asdict(trained.config), **where._asdict(), **calibrated}
-    return System(name, embed, filters * where.grid**2, about)
+    return FeatureSystem(name, embed, filters * where.grid**2, about)
 
 
-def names_hash(items: Sequence[Labelled]) -> str:
+def names_hash(items: Sequence[LabeledFile]) -> str:
     """Of the names of some pictures in their order."""
     return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
 
 
 def pooled_map(
-    feature_map: Float[Tensor, "batch channels rows columns"], where: Where
+    feature_map: Float[Tensor, "batch channels rows columns"], where: FeatureLayer
 ) -> Float[Tensor, "batch features"]:
     """Maximum or mean in each cell of the grid."""
     if where.pooling == "max":
@@ -166,7 +166,7 @@ def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " fe
     return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
 
 
-def stamp(item: Labelled) -> str:
+def stamp(item: LabeledFile) -> str:
     """Size and time of a picture's file: another content has another; "" where it cannot be found."""
     try:
         status = item.path.stat()
@@ -176,7 +176,8 @@ def stamp(item: Labelled) -> str:
 
 
 def features_of(
-    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing, cache: Path,
+    items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem],
+    showing: ViewConfig, cache: Path,
     workers: int,
 ) -> tuple[dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]], dict[int, MediaError]]:  # fmt: skip
     """The features of some pictures, for each system in each view, and which cannot be read: their rows are zeros.
@@ -185,7 +186,7 @@ def features_of(
     """
     common = {"pictures": names_hash(items), "version": VERSION}
     stamps = [stamp(item) for item in items]
-    files: dict[tuple[SystemName, View], FeatureFile] = {}
+    files: dict[tuple[SystemName, ImageView], FeatureFile] = {}
     with only_one(cache):
         for system in systems:
             for view in views:
@@ -204,15 +205,15 @@ def features_of(
 
 
 def fill(
-    items: Sequence[Labelled], views: Sequence[View], systems: Sequence[System], showing: Showing,
-    files: dict[tuple[SystemName, View], FeatureFile], workers: int,
+    items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem], showing: ViewConfig,
+    files: dict[tuple[SystemName, ImageView], FeatureFile], workers: int,
 ) -> None:  # fmt: skip
     """Computes what is missing; the pictures from the first that any system has not seen."""
     begin = min(file.done for file in files.values())
     if begin == len(items):
         return
 
-    def look(item: Labelled) -> list[Squares]:
+    def look(item: LabeledFile) -> list[Squares]:
         picture = read_picture(item, showing.short_side)
         return [show(picture, item.name, view, showing) for view in views]
 
@@ -234,7 +235,7 @@ def fill(
 
 
 def embedded(
-    pictures: Sequence[Squares | None], system: System, shots: int
+    pictures: Sequence[Squares | None], system: FeatureSystem, shots: int
 ) -> Float[Tensor, "pictures shots features"]:
     """The features of pictures; zeros for those that are not there."""
     rows = torch.zeros(len(pictures), shots, system.features)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float16, Int
 
-from comodal.tasks.class_folders import Labelled, hashed_part
+from comodal.tasks.class_folders import LabeledFile, hashed_part
 from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, fit_probe
 from comodal.tasks.evaluation.linear_probe_sgd import (
-    Rows,
-    Steps,
+    FeatureRows,
+    SGDConfig,
     best_classes,
     choose_strength_in_steps,
     fit_in_steps,
@@ -23,16 +23,16 @@ TOP = 5
 IN_MEMORY = 1 << 30  # bytes of float32 features that L-BFGS takes by itself
 
 
-class Fit(NamedTuple):
+class ProbeFit(NamedTuple):
     """How the linear layer is fitted."""
 
     classifier: Classifier
     solver: Solver
     strength: float | None
-    steps: Steps
+    steps: SGDConfig
 
 
-class Found(NamedTuple):
+class ImageProbeResult(NamedTuple):
     """What a probe answered: the best classes of each test picture, its C, and how it was fitted."""
 
     best: Int[np.ndarray, "tests first"]
@@ -43,10 +43,10 @@ class Found(NamedTuple):
 def classify(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
     tests: Float16[np.ndarray, "tests shots features"],
-    items: Sequence[Labelled],
+    items: Sequence[LabeledFile],
     usable: Bool[np.ndarray, " items"],
-    fit: Fit,
-) -> Found:
+    fit: ProbeFit,
+) -> ImageProbeResult:
     """Fits the layer on the usable training pictures, C being chosen on a fifth of them, and answers for the tests."""
     classes = sorted({item.category for item in items})
     number = {category: place for place, category in enumerate(classes)}
@@ -69,7 +69,7 @@ def classify(
         if searched:
             parts_of = usable & ~held_out, usable & held_out
             chosen = choose_strength_in_steps(views, target, *parts_of, len(classes), fit.classifier, steps, strengths)
-        rows = Rows(views, target, usable)
+        rows = FeatureRows(views, target, usable)
         probe = fit_in_steps(rows, len(classes), fit.classifier, chosen, steps)
     best = in_blocks(tests, lambda some: best_classes(probe, some, min(TOP, len(classes))))
-    return Found(best, probe.strength, solver)
+    return ImageProbeResult(best, probe.strength, solver)

@@ -11,15 +11,15 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from comodal.console import say
-from comodal.tasks.class_folders import Labelled, fingerprint
+from comodal.tasks.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.metrics import bootstrap_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
-from comodal.tasks.evaluation.results_card import Card, Score, write_card
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.evaluation.unreadable_files import UNREADABLE
 from comodal.tasks.image.image_features import SystemName
-from comodal.tasks.image.image_probe import Found
-from comodal.tasks.image.imagenet_files import Pictures
+from comodal.tasks.image.image_probe import ImageProbeResult
+from comodal.tasks.image.imagenet_files import LabeledImages
 
 PAPER = {"trained": 0.323, "untrained": 0.129}
 PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
@@ -31,10 +31,10 @@ class ImageResults:
 
     data: Path
     model: str
-    pictures: Pictures
-    tests: Sequence[Labelled]
+    pictures: LabeledImages
+    tests: Sequence[LabeledFile]
     asked: int
-    found: Mapping[SystemName, Found]
+    found: Mapping[SystemName, ImageProbeResult]
     settings: Mapping[str, str | int | float | bool | None]
     seed: int
 
@@ -96,7 +96,7 @@ class ImageResults:
             comparison.write(out, dict(numbers))
             write_card(self.card(numbers), out)
 
-    def card(self, numbers: Mapping[str, float]) -> Card:
+    def card(self, numbers: Mapping[str, float]) -> ResultsCard:
         """The results card."""
         papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
         scores = {}
@@ -106,11 +106,11 @@ class ImageResults:
                 if key in numbers:
                     paper = PAPER.get(name) if papers and not suffix else None
                     said = label if name == "trained" else f"{label} {name}"
-                    scores[said] = Score(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
-        scores["largest class"] = Score(numbers["vision.chance"])
+                    scores[said] = ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
+        scores["largest class"] = ScoreEntry(numbers["vision.chance"])
         strengths = {f"C {name}": found.strength for name, found in self.found.items()}
         solvers = {f"solver {name}": found.solver for name, found in self.found.items()}
-        return Card(
+        return ResultsCard(
             task="images",
             title=self.title,
             split=self.pictures.split,

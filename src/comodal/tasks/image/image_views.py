@@ -14,12 +14,12 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import one_item
 from comodal.media.augmentation import jitter_colour, random_crop, random_flip
 from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.tasks.class_folders import Labelled
+from comodal.tasks.class_folders import LabeledFile
 
 Crops = Literal["middle", "ten"]
 
 
-class View(NamedTuple):
+class ImageView(NamedTuple):
     """One way to look at a picture.
 
     Args:
@@ -38,7 +38,7 @@ class View(NamedTuple):
         return 10 if self.kind == "ten" else 1
 
 
-class Showing(NamedTuple):
+class ViewConfig(NamedTuple):
     """What all views have in common.
 
     Args:
@@ -57,7 +57,7 @@ class Showing(NamedTuple):
         return round(self.crop * 8 / 7)
 
 
-def read_picture(image: Labelled, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def read_picture(image: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
     """A picture with its short side.
 
     Raises:
@@ -68,7 +68,7 @@ def read_picture(image: Labelled, short_side: int) -> UInt8[np.ndarray, "height 
 
 
 def show(
-    picture: UInt8[np.ndarray, "height width 3"], name: str, view: View, showing: Showing
+    picture: UInt8[np.ndarray, "height width 3"], name: str, view: ImageView, showing: ViewConfig
 ) -> UInt8[np.ndarray, "shots side side 3"]:
     """A picture in a view; the chance depends on its name, so that the same picture always comes out alike."""
     if view.kind == "middle":
@@ -80,7 +80,7 @@ def show(
 
 
 def changed(
-    picture: UInt8[np.ndarray, "height width 3"], showing: Showing, rng: np.random.Generator
+    picture: UInt8[np.ndarray, "height width 3"], showing: ViewConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "side side 3"]:
     """A picture as training shows it: a crop, mirrored or not, brighter or darker, of more or less colour."""
     augmentation = showing.augmentation

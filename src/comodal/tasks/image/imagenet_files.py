@@ -16,7 +16,7 @@ from scipy.io.matlab import MatReadError
 
 from comodal.errors import DataError
 from comodal.media.suffixes import IMAGE_SUFFIXES
-from comodal.tasks.class_folders import Labelled, check_items, class_folders, read_tree
+from comodal.tasks.class_folders import LabeledFile, check_items, class_folders, read_tree
 from comodal.text_files import parse_csv, read_lines, read_text
 
 SUFFIXES = frozenset(IMAGE_SUFFIXES)
@@ -30,7 +30,7 @@ SOLUTION, NAMES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_wor
 WITHOUT_CLASS = "its class has no training picture"
 
 
-class Pictures(NamedTuple):
+class LabeledImages(NamedTuple):
     """Labelled pictures and what is known about them.
 
     Args:
@@ -42,7 +42,7 @@ class Pictures(NamedTuple):
         imagenet: Whether these are ImageNet's classes.
     """
 
-    items: list[Labelled]
+    items: list[LabeledFile]
     split: str
     names: Mapping[str, str]
     files: Mapping[str, Path]
@@ -58,7 +58,7 @@ class Pictures(NamedTuple):
         return self.imagenet and counts == (TRAINING, VALIDATION, CLASSES) and named
 
 
-def read_pictures(data: Path) -> Pictures:
+def read_pictures(data: Path) -> LabeledImages:
     """All labelled pictures of a folder.
 
     Raises:
@@ -68,7 +68,7 @@ def read_pictures(data: Path) -> Pictures:
     if folders is None:
         items = read_tree(data, SUFFIXES)
         test = next(item.name.split("/")[0] for item in items if item.test)
-        return Pictures(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
+        return LabeledImages(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
     train, validation = folders
     items = list(class_folders(train, data, SUFFIXES, test=False))
     files: dict[str, Path] = {}
@@ -79,7 +79,7 @@ def read_pictures(data: Path) -> Pictures:
         categories, files = validation_labels(data, validation)
         tested, left_out = flat(data, validation, categories, {item.category for item in items})
     check_items(data, [*items, *tested])
-    return Pictures([*items, *tested], "val", class_names(data), files, left_out, True)
+    return LabeledImages([*items, *tested], "val", class_names(data), files, left_out, True)
 
 
 def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
@@ -96,7 +96,7 @@ def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
 
 def flat(
     data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
-) -> tuple[list[Labelled], dict[str, int]]:
+) -> tuple[list[LabeledFile], dict[str, int]]:
     """The pictures of a folder without class folders, and what was left out.
 
     Raises:
@@ -108,7 +108,7 @@ def flat(
     unlabelled = [path for path in paths if path.stem not in categories]
     if unlabelled:
         raise DataError(f"{unlabelled[0]}: no label; {len(unlabelled):,} of {len(paths):,} pictures have none")
-    items = [Labelled(path, path.relative_to(data).as_posix(), categories[path.stem], True) for path in paths]
+    items = [LabeledFile(path, path.relative_to(data).as_posix(), categories[path.stem], True) for path in paths]
     kept = [item for item in items if item.category in known]
     stems = {path.stem for path in paths}
     missing = [name for name, category in categories.items() if category in known and name not in stems]

@@ -19,25 +19,25 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import MediaError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.l3net.l3net_classifier import load_any_l3net
-from comodal.tasks.class_folders import Labelled
+from comodal.tasks.class_folders import LabeledFile
 from comodal.tasks.evaluation.linear_probe import Classifier
-from comodal.tasks.evaluation.linear_probe_sgd import Steps
+from comodal.tasks.evaluation.linear_probe_sgd import SGDConfig
 from comodal.tasks.evaluation.results_card import reasons
 from comodal.tasks.evaluation.unreadable_files import check_classes, counted, readable, report_unreadable, without
 from comodal.tasks.image.image_features import (
+    FeatureLayer,
     Layer,
     Pooling,
     SystemName,
-    Where,
     control_of,
     features_of,
     grid_of,
     make_system,
 )
-from comodal.tasks.image.image_probe import Fit, Solver, classify
+from comodal.tasks.image.image_probe import ProbeFit, Solver, classify
 from comodal.tasks.image.image_results import ImageResults
-from comodal.tasks.image.image_views import Crops, Showing, View
-from comodal.tasks.image.imagenet_files import Pictures, read_pictures
+from comodal.tasks.image.image_views import Crops, ImageView, ViewConfig
+from comodal.tasks.image.imagenet_files import LabeledImages, read_pictures
 
 SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
@@ -111,19 +111,19 @@ def evaluate_images(
         raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
     started = time.perf_counter()
     config = load_any_l3net(model).config
-    where = Where(layer, pooling, grid_of(config, layer, grid))
+    where = FeatureLayer(layer, pooling, grid_of(config, layer, grid))
     compute = resolve(device, precision)
     pictures = read_pictures(data)
     train, test = sides(pictures)
     say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
-    showing = Showing(config.image_size, Augmentation(mirror=mirror), seed)
+    showing = ViewConfig(config.image_size, Augmentation(mirror=mirror), seed)
     compared = [make_system(name, model, where, train, showing, seed, compute) for name in dict.fromkeys(systems)]
-    seen = [View("middle"), *(View("random", number) for number in range(1, views))]
-    fit = Fit(classifier, solver, strength, Steps("adam", epochs, batch_size, compute.device, seed))
+    seen = [ImageView("middle"), *(ImageView("random", number) for number in range(1, views))]
+    fit = ProbeFit(classifier, solver, strength, SGDConfig("adam", epochs, batch_size, compute.device, seed))
     with ExitStack() as stack:
         kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
         fitted, lost = features_of(train, seen, compared, showing, kept / "train", workers)
-        tested, failed = features_of(test, [View(crops)], compared, showing, kept / "test", workers)
+        tested, failed = features_of(test, [ImageView(crops)], compared, showing, kept / "test", workers)
         check_readable(data, (train, lost), (test, failed))
         usable, scored = readable(len(train), lost), readable(len(test), failed)
         found = {name: classify(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
@@ -142,7 +142,7 @@ def evaluate_images(
     return numbers
 
 
-def check_readable(data: Path, *parts: tuple[Sequence[Labelled], Mapping[int, MediaError]]) -> None:
+def check_readable(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
     """Every class has a picture to fit, and if it is tested one to test, that can be read.
 
     Raises:
@@ -152,7 +152,7 @@ def check_readable(data: Path, *parts: tuple[Sequence[Labelled], Mapping[int, Me
         check_classes(data, side, [item.category for item in items], problems)
 
 
-def sides(pictures: Pictures) -> tuple[list[Labelled], list[Labelled]]:
+def sides(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """The pictures to fit, in an order without meaning (so that blocks of them are mixed), and those to test."""
     train = [item for item in pictures.items if not item.test]
     train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())

@@ -30,28 +30,28 @@ from comodal.models.checkpoint import load_model, untrained_like
 from comodal.models.vilbert.heads import Head, fused
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
 from comodal.progress import track
 from comodal.tasks.evaluation.results_card import write_card
-from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, Search, fit
-from comodal.tasks.retrieval.gallery import HELD_OUT, Collected, Gallery, Pairs, Split, gallery_of, gather
-from comodal.tasks.retrieval.hard_negatives import Choices
-from comodal.tasks.retrieval.pair_scores import Scorer
+from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, TwoStageSearch, fit
+from comodal.tasks.retrieval.gallery import HELD_OUT, Gallery, Pairs, RetrievalData, Split, gallery_of, gather
+from comodal.tasks.retrieval.hard_negatives import FourWayDataset
+from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import (
     CUTS,
     DIRECTIONS,
-    Answers,
-    Ranks,
+    CorrectCandidates,
+    RetrievalRanks,
     answers_to_images,
     answers_to_texts,
     of_captions,
     ranks_of,
     ranks_of_matrix,
 )
-from comodal.tasks.retrieval.retrieval_results import TASK, Way, card_of, cost_of, numbers_of, table_of, write
+from comodal.tasks.retrieval.retrieval_results import TASK, RankingMethod, card_of, cost_of, numbers_of, table_of, write
 from comodal.tasks.vision_language.text_image_examples import Blank
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     Start,
     fingerprint_of,
     new_run,
@@ -102,21 +102,21 @@ def recipe(
     Examples:
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     parts = read_parts(setup)
     found = split_pairs(matched(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0)
     if not found["train"]:
         raise DataError(f"{captions}: no caption of an image of {regions} is for training")
 
-    def choices(pairs: Pairs) -> Choices:
-        return Choices(pairs, parts.store, parts.words, max_words, seed)
+    def choices(pairs: Pairs) -> FourWayDataset:
+        return FourWayDataset(pairs, parts.store, parts.words, max_words, seed)
 
     held_out = choices(found["validation"]) if found["validation"] else None
     fingerprint = fingerprint_of(setup, parts.store, [captions])
     return new_run(parts, setup, HEAD, one_of_the_texts, choices(found["train"]), held_out, fingerprint, {})
 
 
-class Settings(NamedTuple):
+class RetrievalSettings(NamedTuple):
     """How a network is asked."""
 
     compute: Compute
@@ -128,11 +128,11 @@ class Settings(NamedTuple):
     scores: Scores
 
 
-class Result(NamedTuple):
+class RetrievalResult(NamedTuple):
     """The ranks that a network gives, those of the first stage alone if there was one, and other numbers."""
 
-    ranks: Ranks
-    first_stage: Ranks | None
+    ranks: RetrievalRanks
+    first_stage: RetrievalRanks | None
     numbers: dict[str, float]
 
 
@@ -202,7 +202,7 @@ def evaluate_retrieval(
     if rerank is not None:
         check_first_stage(material, captions, split)
     say(describe(gallery, split))
-    settings = Settings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores)
+    settings = RetrievalSettings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores)
     results = {"trained": ask(trained, material, settings, "trained")}
     results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
@@ -248,7 +248,7 @@ def check_contrastive(model: Whole, path: Path) -> None:
         raise CheckpointError(f"{path} was trained without --contrastive-weight; rank by --scores alignment")
 
 
-def check_first_stage(material: Collected, captions: Path, split: Split) -> None:
+def check_first_stage(material: RetrievalData, captions: Path, split: Split) -> None:
     """The first stage of re-ranking is fitted on other images than those that are searched.
 
     Raises:
@@ -263,21 +263,21 @@ def check_first_stage(material: Collected, captions: Path, split: Split) -> None
         )
 
 
-def describe_way(model: Whole, material: Collected, settings: Settings) -> Way:
+def describe_way(model: Whole, material: RetrievalData, settings: RetrievalSettings) -> RankingMethod:
     """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
     fitted = None if settings.rerank is None else min(len(material.train), MOST_CAPTIONS)
     exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_REGIONS and fitted is None
     if settings.scores == "contrastive":
-        return Way("contrastive", None, False)
+        return RankingMethod("contrastive", None, False)
     if way_of(model, settings.zero_shot) is not None:
-        return Way("fine-tuned", fitted, exact and is_papers_network(below(model)))
-    return Way("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
+        return RankingMethod("fine-tuned", fitted, exact and is_papers_network(below(model)))
+    return RankingMethod("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
 
 
 def is_papers_network(model: ViLBERT | SingleStream) -> bool:
     """Whether a network has the sizes of the paper's base model with six co-attention layers."""
     sizes = ("text", "vision", "joint_dim", "joint_heads", "schedule", "region_features", "co_attention")
-    paper = Config()
+    paper = ViLBERTConfig()
     return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
 
 
@@ -302,7 +302,7 @@ def describe(gallery: Gallery, split: Split) -> str:
     return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
 
 
-def ask(model: Whole, material: Collected, settings: Settings, name: str) -> Result:
+def ask(model: Whole, material: RetrievalData, settings: RetrievalSettings, name: str) -> RetrievalResult:
     """The ranks by one network."""
     scorer = new_scorer(model, material.gallery, settings)
     if settings.rerank is not None:
@@ -313,16 +313,16 @@ def ask(model: Whole, material: Collected, settings: Settings, name: str) -> Res
     else:
         scores = scorer.matrix(lambda tiles: iter(track(tiles, f"scoring pairs, {name}")))
     rate = scores.size / (time.perf_counter() - started)
-    return Result(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
+    return RetrievalResult(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
 
 
-def new_scorer(model: Whole, gallery: Gallery, settings: Settings) -> Scorer:
+def new_scorer(model: Whole, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
     """A scorer with these settings."""
     model, way = model.to(settings.compute.device), way_of(model, settings.zero_shot)
-    return Scorer(below(model), gallery, settings.compute, settings.batch_size, way)
+    return PairScorer(below(model), gallery, settings.compute, settings.batch_size, way)
 
 
-def search(scorer: Scorer, material: Collected, settings: Settings) -> Result:
+def search(scorer: PairScorer, material: RetrievalData, settings: RetrievalSettings) -> RetrievalResult:
     """Both directions in two stages, and on a sample of the queries what the whole gallery scored would have given."""
     assert settings.rerank is not None
     gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
@@ -337,7 +337,7 @@ def search(scorer: Scorer, material: Collected, settings: Settings) -> Result:
         settings.max_regions,
         gallery.blank,
     )
-    two_stages = Search(scorer, fit(new_scorer(scorer.model, known, settings), settings.seed))
+    two_stages = TwoStageSearch(scorer, fit(new_scorer(scorer.model, known, settings), settings.seed))
     to_texts, to_images = answers_to_texts(gallery), answers_to_images(gallery)
     texts, images = np.arange(len(gallery.lengths)), np.arange(len(gallery.counts))
     by_text = two_stages.of_texts(texts, to_texts, settings.rerank)
@@ -346,14 +346,14 @@ def search(scorer: Scorer, material: Collected, settings: Settings) -> Result:
     for direction, found in zip(DIRECTIONS, (by_text, by_image), strict=True):
         numbers[f"rerank.{direction}.recall"] = float((found.first < settings.rerank).mean())
     numbers |= sampled(two_stages, settings.rerank, rng)
-    return Result(
-        Ranks(of_captions(by_text.reranked, gallery), by_image.reranked),
-        Ranks(of_captions(by_text.first, gallery), by_image.first),
+    return RetrievalResult(
+        RetrievalRanks(of_captions(by_text.reranked, gallery), by_image.reranked),
+        RetrievalRanks(of_captions(by_text.first, gallery), by_image.first),
         numbers,
     )
 
 
-def sampled(two_stages: Search, keep: int, rng: np.random.Generator) -> dict[str, float]:
+def sampled(two_stages: TwoStageSearch, keep: int, rng: np.random.Generator) -> dict[str, float]:
     """Recall in two stages and with the whole gallery scored, on as many queries as double the work, or 20."""
     gallery = two_stages.scorer.gallery
     texts, images = len(gallery.lengths), len(gallery.counts)
@@ -367,7 +367,7 @@ def sampled(two_stages: Search, keep: int, rng: np.random.Generator) -> dict[str
         some = np.sort(rng.permutation(queries)[:count])
         sides = np.repeat(some, candidates), np.tile(np.arange(candidates), count)
         scores = two_stages.scorer.pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
-        right = Answers([answers.right[query] for query in some.tolist()], answers.weights)
+        right = CorrectCandidates([answers.right[query] for query in some.tolist()], answers.weights)
         exact = ranks_of(scores.reshape(count, candidates), right)
         reranked = find(some, answers, keep).reranked
         numbers[f"rerank.{direction}.sample"] = float(count)

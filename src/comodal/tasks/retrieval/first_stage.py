@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.errors import DataError
-from comodal.tasks.retrieval.pair_scores import Scorer
-from comodal.tasks.retrieval.retrieval_ranks import Answers, rank_of_best
+from comodal.tasks.retrieval.pair_scores import PairScorer
+from comodal.tasks.retrieval.retrieval_ranks import CorrectCandidates, rank_of_best
 
 DIM, STEPS, BATCH = 128, 400, 512
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 2e-3, 0.1, 0.2
@@ -23,7 +23,7 @@ MOST_CAPTIONS = 10_000  # of the training split, drawn by chance
 BLOCK = 256  # queries at once
 
 
-class Map(nn.Module):
+class EncodingProjection(nn.Module):
     """Z-score of the training part, one linear layer, length 1."""
 
     mean: Tensor
@@ -40,14 +40,14 @@ class Map(nn.Module):
         return F.normalize(self.linear(x), dim=1)
 
 
-class Maps(NamedTuple):
+class EncodingProjections(NamedTuple):
     """Into one space."""
 
-    text: Map
-    image: Map
+    text: EncodingProjection
+    image: EncodingProjection
 
 
-def fit(scorer: Scorer, seed: int) -> Maps:
+def fit(scorer: PairScorer, seed: int) -> EncodingProjections:
     """The maps from the captions of a scorer's gallery.
 
     Raises:
@@ -68,9 +68,9 @@ def fit_maps(
     images: Float[Tensor, "images image_features"],
     texts_of: list[Int64[np.ndarray, "_"]],
     rng: np.random.Generator,
-) -> Maps:
+) -> EncodingProjections:
     """Steps of AdamW on batches of different images, each beside one of its captions."""
-    maps = Maps(Map(texts), Map(images))
+    maps = EncodingProjections(EncodingProjection(texts), EncodingProjection(images))
     temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
     parameters = [*maps.text.parameters(), *maps.image.parameters()]
     groups = [{"params": parameters, "weight_decay": WEIGHT_DECAY}, {"params": [temperature], "weight_decay": 0.0}]
@@ -87,17 +87,17 @@ def fit_maps(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return Maps(maps.text.eval(), maps.image.eval())
+    return EncodingProjections(maps.text.eval(), maps.image.eval())
 
 
-class Found(NamedTuple):
+class TwoStageRanks(NamedTuple):
     """For every set of right answers: its rank in the first stage, and after the best were scored by the model."""
 
     first: Int64[np.ndarray, "sets"]
     reranked: Int64[np.ndarray, "sets"]
 
 
-class Search:
+class TwoStageSearch:
     """The gallery in the space of the maps.
 
     Args:
@@ -106,17 +106,17 @@ class Search:
     """
 
     @torch.inference_mode()
-    def __init__(self, scorer: Scorer, maps: Maps) -> None:
+    def __init__(self, scorer: PairScorer, maps: EncodingProjections) -> None:
         self.scorer = scorer
         gallery = scorer.gallery
         self.texts = maps.text(scorer.summaries("texts", np.arange(len(gallery.lengths)))).numpy()
         self.images = maps.image(scorer.summaries("images", np.arange(len(gallery.counts)))).numpy()
 
-    def of_texts(self, texts: Int64[np.ndarray, "some"], answers: Answers, keep: int) -> Found:
+    def of_texts(self, texts: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
         """Images for some texts."""
         return self._search(self.texts, self.images, texts, answers, keep, swapped=False)
 
-    def of_images(self, images: Int64[np.ndarray, "some"], answers: Answers, keep: int) -> Found:
+    def of_images(self, images: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
         """Texts for some images."""
         return self._search(self.images, self.texts, images, answers, keep, swapped=True)
 
@@ -125,10 +125,10 @@ class Search:
         asking: Float32[np.ndarray, "queries dim"],
         asked: Float32[np.ndarray, "candidates dim"],
         queries: Int64[np.ndarray, "some"],
-        answers: Answers,
+        answers: CorrectCandidates,
         keep: int,
         swapped: bool,
-    ) -> Found:
+    ) -> TwoStageRanks:
         """The first stage over blocks of queries; the best of each are scored by the model."""
         first: list[int] = []
         reranked: list[int] = []
@@ -145,4 +145,4 @@ class Search:
                     again = rank_of_best(exact, kept, answers.weights[candidates]) if len(kept) else place
                     first.append(place)
                     reranked.append(again)
-        return Found(np.array(first, np.int64), np.array(reranked, np.int64))
+        return TwoStageRanks(np.array(first, np.int64), np.array(reranked, np.int64))

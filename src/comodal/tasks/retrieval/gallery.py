@@ -23,18 +23,18 @@ from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
-from comodal.media.tokenizer import MAX_WORDS, Words
+from comodal.media.tokenizer import MAX_WORDS, WordPieceTokenizer
 from comodal.models.checkpoint import model_folder, read_about
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.tasks.vision_language.text_image_examples import Blank
 
-Config = vilbert.Config | single_stream.Config
+Config = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 Split = Literal["test", "validation", "train", "all"]
 Pairs = list[tuple[Caption, int]]
 HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
 
 
-class Collected(NamedTuple):
+class RetrievalData(NamedTuple):
     """What an evaluation searches.
 
     Args:
@@ -48,13 +48,13 @@ class Collected(NamedTuple):
 
     gallery: "Gallery"
     train: Pairs
-    words: Words
+    words: WordPieceTokenizer
     missing: list[str]
     left_out: Counter[str]
     split: Split = "test"
 
 
-class Seen(NamedTuple):
+class GalleryImage(NamedTuple):
     """What the model reads of an image; row 0 is the whole of it."""
 
     regions: Float[Tensor, "rows features"] | Int64[Tensor, "rows"]
@@ -84,7 +84,7 @@ class Gallery:
         self,
         pairs: Sequence[tuple[Caption, int]],
         store: RegionStore,
-        words: Words,
+        words: WordPieceTokenizer,
         max_words: int = MAX_WORDS,
         max_regions: int = MAX_REGIONS,
         as_tokens: bool = False,
@@ -113,7 +113,7 @@ class Gallery:
         """The word pieces of a text."""
         return torch.from_numpy(self.pieces[number].copy())
 
-    def image(self, number: int) -> Seen:
+    def image(self, number: int) -> GalleryImage:
         """The regions of an image."""
         found = self.store.regions(int(self.rows[number]))
         count = int(self.counts[number])
@@ -121,19 +121,19 @@ class Gallery:
         if self.as_tokens:
             assert found.tokens is not None
             tokens = found.tokens[:count].astype(np.int64) + len(TokenInput)
-            return Seen(torch.from_numpy(np.append(int(TokenInput.IMAGE), tokens)), torch.from_numpy(places))
-        return Seen(torch.from_numpy(features), torch.from_numpy(places))
+            return GalleryImage(torch.from_numpy(np.append(int(TokenInput.IMAGE), tokens)), torch.from_numpy(places))
+        return GalleryImage(torch.from_numpy(features), torch.from_numpy(places))
 
 
 def gather(
     model: Path, config: Config, captions: Path, regions: Path, split: Split | None, max_regions: int, blank: Blank
-) -> Collected:
+) -> RetrievalData:
     """The gallery of a split, by default of the one that is held out most, and what belongs to it.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
     """
-    store, words = RegionStore(regions), Words.read(model)
+    store, words = RegionStore(regions), WordPieceTokenizer.read(model)
     check_fit(model, config, store, words)
     read = read_captions(captions)
     found = matched(read, store.ids)
@@ -152,7 +152,7 @@ def gather(
         raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
     missing = missing_of(found.unmatched, split, share)
     gallery = gallery_of(chosen, store, words, config, max_regions, blank)
-    return Collected(gallery, parts["train"], words, missing, read.refused, split)
+    return RetrievalData(gallery, parts["train"], words, missing, read.refused, split)
 
 
 def default_split(parts: Mapping[str, Pairs]) -> Split:
@@ -176,7 +176,12 @@ def missing_of(unmatched: Sequence[Caption], split: Split, share: float) -> list
 
 
 def gallery_of(
-    pairs: Pairs, store: RegionStore, words: Words, config: Config, max_regions: int, blank: Blank = "nothing"
+    pairs: Pairs,
+    store: RegionStore,
+    words: WordPieceTokenizer,
+    config: Config,
+    max_regions: int,
+    blank: Blank = "nothing",
 ) -> Gallery:
     """A gallery as a model of this configuration reads it."""
     max_words = min(MAX_WORDS, config.positions - config.first_position)
@@ -190,7 +195,7 @@ def held_out_share(model: Path) -> float:
     return float(share)
 
 
-def check_fit(model: Path, config: Config, store: RegionStore, words: Words) -> None:
+def check_fit(model: Path, config: Config, store: RegionStore, words: WordPieceTokenizer) -> None:
     """The model reads such regions and such words."""
     if words.size > config.vocabulary:
         raise DataError(f"{model}: the vocabulary has {words.size:,} pieces, the model {config.vocabulary:,} words")

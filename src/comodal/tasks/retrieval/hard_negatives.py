@@ -16,8 +16,8 @@ from torch import Tensor
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.tokenizer import Words
-from comodal.tasks.vision_language.text_image_examples import Example, Text, single
+from comodal.media.tokenizer import WordPieceTokenizer
+from comodal.tasks.vision_language.text_image_examples import TaskExample, TokenizedText, single
 
 CHOICE = 4  # keeps this chance apart from that of the order
 NEIGHBOURS = 100
@@ -25,7 +25,7 @@ BLOCK = 1024
 TRIES = 16  # the first half of them among near images; a gallery that says one sentence of every image gives up
 
 
-class Choices:
+class FourWayDataset:
     """Four pairs of a caption and an image, the first of which belong together: a new four in every epoch.
 
     Args:
@@ -40,10 +40,15 @@ class Choices:
     """
 
     def __init__(
-        self, captions: Sequence[tuple[Caption, int]], store: RegionStore, words: Words, max_words: int, seed: int
+        self,
+        captions: Sequence[tuple[Caption, int]],
+        store: RegionStore,
+        words: WordPieceTokenizer,
+        max_words: int,
+        seed: int,
     ) -> None:
         self.captions, self.seed = captions, seed
-        self.texts: list[Text] = [single(words, caption.caption, max_words) for caption, _ in captions]
+        self.texts: list[TokenizedText] = [single(words, caption.caption, max_words) for caption, _ in captions]
         self.rows = np.array([row for _, row in captions], np.int64)
         self.images, self.image_of = np.unique(self.rows, return_inverse=True)
         if len(self.images) < 2:
@@ -63,7 +68,7 @@ class Choices:
         """The word pieces of a caption: two of the same words say the same."""
         return tuple(self.texts[caption].words)
 
-    def example(self, epoch: int, index: int) -> Example:
+    def example(self, epoch: int, index: int) -> TaskExample:
         """The right pair first."""
         rng = np.random.default_rng((self.seed, epoch, index, CHOICE))
         image = int(self.image_of[index])
@@ -77,7 +82,7 @@ class Choices:
             else (index, self.wrong_image(rng, index, near)),
         ]
         texts, images = zip(*((self.texts[caption], image) for caption, image in pairs), strict=True)
-        return Example(self.captions[index][0].key, texts, tuple(int(self.images[image]) for image in images), 0)
+        return TaskExample(self.captions[index][0].key, texts, tuple(int(self.images[image]) for image in images), 0)
 
     def wrong_caption(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
         """A caption of another image (of one of these), in words that none of this image has."""

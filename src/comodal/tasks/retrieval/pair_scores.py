@@ -16,7 +16,7 @@ from torch import Tensor
 from comodal.hardware import Compute
 from comodal.models.vilbert.heads import mean_encoding
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.streams import Prefix
+from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.tasks.evaluation.metrics import check_finite
 from comodal.tasks.retrieval.gallery import Gallery
@@ -27,7 +27,7 @@ BLOCK = 1024  # texts or images whose prefixes are summed up at once
 TILE = 64  # texts and images of one tile of the matrix of all scores
 
 
-class Prefixes:
+class EncodingCache:
     """The prefixes of one side by number, kept as far as memory allows.
 
     Args:
@@ -61,7 +61,7 @@ class Prefixes:
         return found
 
 
-class Scorer:
+class PairScorer:
     """How well a text and an image fit, for any pairs of a gallery.
 
     The log of the odds of `aligned` orders pairs as the probability does, and does not saturate as that does in fp32.
@@ -87,8 +87,8 @@ class Scorer:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
         self.compute, self.device, self.score = compute, compute.device, score or self.odds
-        self.texts = Prefixes(gallery.lengths, self._texts, batch_size)
-        self.images = Prefixes(gallery.counts, self._images, batch_size)
+        self.texts = EncodingCache(gallery.lengths, self._texts, batch_size)
+        self.images = EncodingCache(gallery.counts, self._images, batch_size)
 
     @torch.inference_mode()
     def pairs(
@@ -150,7 +150,7 @@ class Scorer:
     def _joined(
         self, words: Float[Tensor, "batch words dim"], regions: Float[Tensor, "batch regions vision_dim"]
     ) -> Float32[Tensor, "batch"]:
-        text, vision = self.model.join_pooled(Prefix(words, None), Prefix(regions, None))
+        text, vision = self.model.join_pooled(UnimodalEncoding(words, None), UnimodalEncoding(regions, None))
         with torch.autocast(self.device.type, enabled=False):
             return self.score(text.float(), vision.float())
 

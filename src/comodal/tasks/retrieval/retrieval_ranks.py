@@ -20,14 +20,14 @@ CUTS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
-class Ranks(NamedTuple):
+class RetrievalRanks(NamedTuple):
     """The rank of each caption's image among the images, and of each image's best caption among the captions."""
 
     text_to_image: Int64[np.ndarray, "captions"]
     image_to_text: Int64[np.ndarray, "images"]
 
 
-class Answers(NamedTuple):
+class CorrectCandidates(NamedTuple):
     """What is right for each query, and how many answers each candidate stands for.
 
     A text that several captions have is a query for each of them; its sets of right images are those captions' images.
@@ -37,16 +37,16 @@ class Answers(NamedTuple):
     weights: Int64[np.ndarray, "candidates"]
 
 
-def answers_to_texts(gallery: Gallery) -> Answers:
+def answers_to_texts(gallery: Gallery) -> CorrectCandidates:
     """For each text the image of each of its captions, in the order of `captions_by_text`."""
     ends = np.cumsum(gallery.captions_of)[:-1]
     images = np.split(gallery.image_of[captions_by_text(gallery)], ends)
-    return Answers([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
+    return CorrectCandidates([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
 
 
-def answers_to_images(gallery: Gallery) -> Answers:
+def answers_to_images(gallery: Gallery) -> CorrectCandidates:
     """For each image its texts; a text counts as often as it is a caption."""
-    return Answers([[texts] for texts in gallery.texts_of], gallery.captions_of.astype(np.int64))
+    return CorrectCandidates([[texts] for texts in gallery.texts_of], gallery.captions_of.astype(np.int64))
 
 
 def captions_by_text(gallery: Gallery) -> Int64[np.ndarray, "captions"]:
@@ -70,7 +70,7 @@ def rank_of_best(
     return int(weights[before].sum())
 
 
-def ranks_of(scores: Float[np.ndarray, "queries candidates"], answers: Answers) -> Int64[np.ndarray, "_"]:
+def ranks_of(scores: Float[np.ndarray, "queries candidates"], answers: CorrectCandidates) -> Int64[np.ndarray, "_"]:
     """The rank for every set of right answers, query by query."""
     ranked = [
         rank_of_best(row, right, answers.weights)
@@ -87,9 +87,9 @@ def of_captions(ranks: Int64[np.ndarray, "captions"], gallery: Gallery) -> Int64
     return ordered
 
 
-def ranks_of_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> Ranks:
+def ranks_of_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> RetrievalRanks:
     """Both directions from the scores of all pairs."""
-    return Ranks(
+    return RetrievalRanks(
         of_captions(ranks_of(scores, answers_to_texts(gallery)), gallery),
         ranks_of(np.ascontiguousarray(scores.T), answers_to_images(gallery)),
     )

@@ -11,9 +11,9 @@ from comodal.console import Table
 from comodal.files import write_whole
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators, is_papers_run, scores_of
-from comodal.tasks.evaluation.results_card import Card, Score, training_of
-from comodal.tasks.retrieval.gallery import Collected, Gallery
-from comodal.tasks.retrieval.retrieval_ranks import CUTS, DIRECTIONS, Ranks, chance, figures
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, training_of
+from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
+from comodal.tasks.retrieval.retrieval_ranks import CUTS, DIRECTIONS, RetrievalRanks, chance, figures
 
 TASK = "retrieval"
 # ViLBERT, table 1: captions to images among the 1,000 of Flickr30k's test split (Karpathy's), of 5 captions each
@@ -24,7 +24,7 @@ PAPER = {
 OFFICIAL = ("flickr30k", "test", 5000, 1000)  # in the file's name, split, captions, images
 
 
-class Way(NamedTuple):
+class RankingMethod(NamedTuple):
     """How pairs were ranked.
 
     Args:
@@ -45,7 +45,7 @@ class Way(NamedTuple):
         return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
 
 
-def numbers_of(systems: dict[str, Ranks], gallery: Gallery, missing: Sequence[str] = ()) -> dict[str, float]:
+def numbers_of(systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Sequence[str] = ()) -> dict[str, float]:
     """Flat keys: the trained network's directly under the task, the others' and chance under their names.
 
     Args:
@@ -119,7 +119,7 @@ def cost_of(numbers: dict[str, float], keep: int) -> str:
     return "\n".join(lines)
 
 
-def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], gallery: Gallery) -> None:
+def write(out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery) -> None:
     """results.json (flat) and ranks.csv: of every query the rank of its answer, counted from 1."""
     write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     text = io.StringIO()
@@ -137,24 +137,24 @@ def write(out: Path, numbers: dict[str, float], systems: dict[str, Ranks], galle
 
 
 def card_of(
-    numbers: dict[str, float], searched: Collected, split: str, way: Way, model: Path, captions: Path,
+    numbers: dict[str, float], searched: RetrievalData, split: str, way: RankingMethod, model: Path, captions: Path,
     settings: Mapping[str, str | int | None], seed: int,
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; the paper's numbers stand on it where the gallery and the run are the paper's."""
     gallery, training = searched.gallery, training_of(model)
     counts = denominators(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
     name, official, *size = OFFICIAL
     same = name in captions.name.lower() and split == official and size == [counts["items"], len(gallery.counts)]
     same &= way.is_papers and is_papers_run(counts, gallery.blank, training)
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     for direction in DIRECTIONS:
         for cut in CUTS:
             paper = PAPER[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
             scores |= scores_of(f"{direction} R@{cut}", f"{TASK}.{direction}.r{cut}", numbers, counts, paper)
-        scores[f"{direction} median rank"] = Score(numbers[f"{TASK}.{direction}.median"])
+        scores[f"{direction} median rank"] = ScoreEntry(numbers[f"{TASK}.{direction}.median"])
     groups = dict(zip(DIRECTIONS, queries_of(gallery, searched.missing), strict=True))
     how = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
-    return Card(
+    return ResultsCard(
         task=TASK,
         title=f"Retrieval, {way.title}",
         split=split,

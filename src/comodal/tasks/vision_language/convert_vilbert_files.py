@@ -16,7 +16,7 @@ from torch import Tensor
 from comodal.console import say
 from comodal.errors import CheckpointError
 from comodal.files import write_whole
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import CONFIG, load_model, model_folder, refuse_packed, save_model
 from comodal.models.convert.convert_vilbert import (
     TASK_KEY,
@@ -31,10 +31,10 @@ from comodal.models.convert.convert_vilbert import (
     to_original_config,
 )
 from comodal.models.convert.convert_volta import as_vilbert, is_volta
-from comodal.models.convert.state_dicts import Filled, check_sizes, read_tensors
-from comodal.models.vilbert.task_model import Config as TaskConfig
+from comodal.models.convert.state_dicts import LoadReport, check_sizes, read_tensors
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.models.vilbert.vilbert import Config, ViLBERT
+from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
+from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
 from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, HEAD, read_answers
 from comodal.text_files import read_json_object
 
@@ -91,7 +91,7 @@ def take_over(
         values, state = as_vilbert(values, state, config)
     state, described = said_once(state), config_of(values, config)
     sizes, heads = as_in(described.config, state, TASK_KEY not in values), heads_in(state)
-    beside = {"tokenizer.json": Words.read(words).as_json()} if words else {}
+    beside = {"tokenizer.json": WordPieceTokenizer.read(words).as_json()} if words else {}
     if answers is not None:
         told, outputs = read_answers(answers), {head.name: head.outputs for head in heads}
         if len(told) != outputs.get(HEAD):
@@ -125,7 +125,7 @@ def take_over(
     }
 
 
-def as_in(config: Config, state: dict[str, Tensor], by_flag: bool) -> Config:
+def as_in(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
     """The configuration with what the original's scripts decide by flags: the width of the region head, and task tokens
     unless the file says whether there are any."""
     decoder, tasks = state.get(REGION_DECODER), state.get(TASK_EMBEDDINGS)
@@ -134,7 +134,7 @@ def as_in(config: Config, state: dict[str, Tensor], by_flag: bool) -> Config:
     return replace(config, task_tokens=0 if tasks is None else len(tasks)) if by_flag else config
 
 
-def filled_by(model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool) -> Filled:
+def filled_by(model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool) -> LoadReport:
     """What became of every tensor."""
     if isinstance(model, TaskModel):
         return fill_from_original(model.vilbert, state, source, model.heads, allow_missing)
@@ -169,7 +169,7 @@ def turn_back(source: Path, out: Path) -> dict[str, float]:
     model = load_model(source)
     state = original_state(model)
     config = model.vilbert.config if isinstance(model, TaskModel) else model.config
-    assert isinstance(config, Config)
+    assert isinstance(config, ViLBERTConfig)
     described = to_original_config(config)
     out.mkdir(parents=True, exist_ok=True)
     final = out / "pytorch_model.safetensors"

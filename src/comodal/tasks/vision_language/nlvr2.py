@@ -13,14 +13,14 @@ from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
-    Statement,
-    StatementTask,
+    ImageSentence,
+    SentenceTask,
     evaluate_statements,
     statement_run,
     taken,
 )
 from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
 from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
@@ -28,7 +28,7 @@ CLASSES = ("False", "True")
 MAX_WORDS = 40
 
 
-def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
+def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """The sentences of train.json, dev.json or test1.json.
 
     Raises:
@@ -43,11 +43,11 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
         label = entry.get("label")
         images = (f"{pair}-img0", f"{pair}-img1")
         group = pair.rpartition("-")[0]  # the set whose pictures and sentences are written for each other
-        statements.append(Statement(identifier, sentence, images, None if label is None else str(label), group))
+        statements.append(ImageSentence(identifier, sentence, images, None if label is None else str(label), group))
     return statements, Counter()
 
 
-TASK = StatementTask(
+TASK = SentenceTask(
     name="nlvr2",
     title="NLVR2",
     classes=CLASSES,
@@ -94,7 +94,7 @@ def recipe(
     Examples:
         comodal train nlvr2 --model RUN --data train.json --validation dev.json --regions nlvr2/ --out runs/nlvr2
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     return statement_run(TASK, setup, data, validation, max_words)
 
 

@@ -16,7 +16,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.hardware import Compute
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
@@ -28,11 +28,11 @@ from comodal.tasks.evaluation.missing_images import (
     refuse_missing,
     scores_of,
 )
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Blank, Example, Fixed, single
+from comodal.tasks.vision_language.text_image_examples import Blank, FixedExamples, TaskExample, single
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     answer,
     fingerprint_of,
     new_run,
@@ -45,7 +45,7 @@ from comodal.training.run import Run
 NO_ANSWER = -1
 
 
-class Statement(NamedTuple):
+class ImageSentence(NamedTuple):
     """A sentence about pictures, and what it is of them; None where that is not known. Those of one group are alike."""
 
     key: str
@@ -56,7 +56,7 @@ class Statement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StatementTask:
+class SentenceTask:
     """What makes one task of statements.
 
     Args:
@@ -74,7 +74,7 @@ class StatementTask:
     title: str
     classes: tuple[str, ...]
     head: Head
-    read: Callable[[Path], tuple[list[Statement], Counter[str]]]
+    read: Callable[[Path], tuple[list[ImageSentence], Counter[str]]]
     papers: dict[tuple[str, int], float]
     groups: str
     refuses_missing: bool
@@ -89,25 +89,25 @@ def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[s
     return values  # type: ignore[return-value]
 
 
-class Gathered(NamedTuple):
+class SentenceData(NamedTuple):
     """The examples of a file with their statements, those whose image is missing, and what was left out, by reason."""
 
-    examples: list[Example]
-    statements: list[Statement]
-    missing: list[Statement]
+    examples: list[TaskExample]
+    statements: list[ImageSentence]
+    missing: list[ImageSentence]
     left_out: Counter[str]
 
 
 def examples_of(
-    task: StatementTask, path: Path, store: RegionStore, words: Words, max_words: int, labelled: bool
-) -> Gathered:
+    task: SentenceTask, path: Path, store: RegionStore, words: WordPieceTokenizer, max_words: int, labelled: bool
+) -> SentenceData:
     """The statements whose images are in the store.
 
     Raises:
         DataError: A label is unknown, there is none where one is needed, or no image is in the store.
     """
     statements, left_out = task.read(path)
-    rows, gathered = ImageRows(store), Gathered([], [], [], left_out)
+    rows, gathered = ImageRows(store), SentenceData([], [], [], left_out)
     for statement in statements:
         label = statement.label
         if label is None and labelled:
@@ -123,7 +123,7 @@ def examples_of(
         text = single(words, statement.text, max_words)
         target = None if label is None else task.classes.index(label)
         present = tuple(row for row in found if row is not None)
-        gathered.examples.append(Example(statement.key, (text,) * len(found), present, target))
+        gathered.examples.append(TaskExample(statement.key, (text,) * len(found), present, target))
         gathered.statements.append(statement)
     rows.check(path, len(gathered.examples))
     if not gathered.examples:
@@ -137,7 +137,9 @@ def examples_of(
     return gathered
 
 
-def statement_run(task: StatementTask, setup: Setup, data: Path, validation: Path | None, max_words: int) -> Run:
+def statement_run(
+    task: SentenceTask, setup: FineTuneConfig, data: Path, validation: Path | None, max_words: int
+) -> Run:
     """The run of a task of statements."""
     parts = read_parts(setup)
     train = examples_of(task, data, parts.store, parts.words, max_words, labelled=True)
@@ -149,15 +151,15 @@ def statement_run(task: StatementTask, setup: Setup, data: Path, validation: Pat
         setup,
         task.head,
         one_class,
-        Fixed(train.examples),
-        Fixed(held_out.examples) if held_out else None,
+        FixedExamples(train.examples),
+        FixedExamples(held_out.examples) if held_out else None,
         fingerprint_of(setup, parts.store, files),
         told,
     )
 
 
 def evaluate_statements(
-    task: StatementTask,
+    task: SentenceTask,
     model: Path,
     data: Path,
     regions: Path,
@@ -196,9 +198,7 @@ def evaluate_statements(
     return numbers
 
 
-def numbers_of(
-    task: StatementTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
-) -> dict[str, float]:
+def numbers_of(task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
     """Accuracy with its interval, the largest class, and the recall of each class."""
     numbers = accuracy_of(f"{task.name}.accuracy", predicted == truth, predicted != NO_ANSWER, groups)
     numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
@@ -209,19 +209,19 @@ def numbers_of(
 
 
 def card_of(
-    task: StatementTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
+    task: SentenceTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
     counts: dict[str, int],
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; a paper's number stands on it where file and count are the official ones."""
     key, training = f"{task.name}.accuracy", training_of(model)
     official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     if key in numbers:
         paper = next(official, None) if is_papers_run(counts, settings["blank"], training) else None
         scores = scores_of("accuracy", key, numbers, counts, paper)
-        scores["largest class"] = Score(numbers[f"{task.name}.chance"])
-        scores |= {f"recall of {name}": Score(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
-    return Card(
+        scores["largest class"] = ScoreEntry(numbers[f"{task.name}.chance"])
+        scores |= {f"recall of {name}": ScoreEntry(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
+    return ResultsCard(
         task=task.name,
         title=task.title,
         split=data.stem,
@@ -234,7 +234,7 @@ def card_of(
     )
 
 
-def write_predictions(path: Path, task: StatementTask, keys: Sequence[str], predicted: np.ndarray) -> None:
+def write_predictions(path: Path, task: SentenceTask, keys: Sequence[str], predicted: np.ndarray) -> None:
     """A line for each statement that was answered: its identifier and its class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

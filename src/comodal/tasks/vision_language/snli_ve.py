@@ -10,14 +10,14 @@ from comodal.data.loader import Workers
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
-    Statement,
-    StatementTask,
+    ImageSentence,
+    SentenceTask,
     evaluate_statements,
     statement_run,
     taken,
 )
 from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
 from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
@@ -26,7 +26,7 @@ NOBODY_AGREES = "-"  # the gold label where no three of five annotators agreed
 MAX_WORDS = 56
 
 
-def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
+def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """The sentences of snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
 
     Raises:
@@ -39,11 +39,11 @@ def read_statements(path: Path) -> tuple[list[Statement], Counter[str]]:
         if label == NOBODY_AGREES:
             left_out["annotators do not agree"] += 1
             continue
-        statements.append(Statement(key, sentence, (image,), None if label is None else str(label), image))
+        statements.append(ImageSentence(key, sentence, (image,), None if label is None else str(label), image))
     return statements, left_out
 
 
-TASK = StatementTask(
+TASK = SentenceTask(
     name="entailment",
     title="SNLI-VE",
     classes=CLASSES,
@@ -90,7 +90,7 @@ def recipe(
     Examples:
         comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     return statement_run(TASK, setup, data, validation, max_words)
 
 

@@ -17,26 +17,26 @@ from comodal.data.batch import TaskBatch, TokenInput
 from comodal.data.captions.caption_dataset import WHOLE_IMAGE, with_whole_image
 from comodal.data.captions.caption_pairs import by_length
 from comodal.data.regions.region_store import RegionStore
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 
 ORDER = 3  # keeps this chance apart from that of the examples
 Blank = Literal["nothing", "text", "picture"]
 
 
-class Text(NamedTuple):
+class TokenizedText(NamedTuple):
     """Word pieces from [CLS] to [SEP], and which of two texts each belongs to."""
 
     words: Sequence[int]
     segments: Sequence[int]
 
 
-def single(words: Words, text: str, most: int) -> Text:
+def single(words: WordPieceTokenizer, text: str, most: int) -> TokenizedText:
     """One text alone."""
     pieces = words.encode(text, most)
-    return Text(pieces, [0] * len(pieces))
+    return TokenizedText(pieces, [0] * len(pieces))
 
 
-def joined(words: Words, firsts: Sequence[str], second: str, most: int) -> Text:
+def joined(words: WordPieceTokenizer, firsts: Sequence[str], second: str, most: int) -> TokenizedText:
     """[CLS] first [SEP] ... [SEP] second [SEP]; where it is too long, the longer of what stands before and after the
     last inner [SEP] loses its end, piece by piece."""
     endless = 1 << 30
@@ -47,10 +47,10 @@ def joined(words: Words, firsts: Sequence[str], second: str, most: int) -> Text:
     while len(before) + len(after) > most - 3:
         (before if len(before) > len(after) else after).pop()
     pieces = [words.start, *before, words.end, *after, words.end]
-    return Text(pieces, [0] * (len(before) + 2) + [1] * (len(after) + 1))
+    return TokenizedText(pieces, [0] * (len(before) + 2) + [1] * (len(after) + 1))
 
 
-class Example(NamedTuple):
+class TaskExample(NamedTuple):
     """One question of a task.
 
     Args:
@@ -62,13 +62,13 @@ class Example(NamedTuple):
     """
 
     key: str
-    texts: tuple[Text, ...]
+    texts: tuple[TokenizedText, ...]
     rows: tuple[int, ...]
     target: Float32[np.ndarray, "columns"] | int | None
 
 
 @runtime_checkable
-class Source(Protocol):
+class ExampleSource(Protocol):
     """The examples of a task; those that draw texts or images by chance do so by (epoch, index)."""
 
     def __len__(self) -> int: ...
@@ -77,14 +77,14 @@ class Source(Protocol):
         """About how many word pieces an example has, to put similar ones together."""
         ...
 
-    def example(self, epoch: int, index: int, /) -> Example: ...
+    def example(self, epoch: int, index: int, /) -> TaskExample: ...
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedExamples:
     """Examples that are the same in every epoch."""
 
-    examples: Sequence[Example]
+    examples: Sequence[TaskExample]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -92,11 +92,11 @@ class Fixed:
     def length(self, index: int) -> int:
         return max(len(text.words) for text in self.examples[index].texts)
 
-    def example(self, epoch: int, index: int) -> Example:  # noqa: ARG002
+    def example(self, epoch: int, index: int) -> TaskExample:  # noqa: ARG002
         return self.examples[index]
 
 
-class Examples:
+class TaskDataset:
     """Batches of any (epoch, index): a sample set for the loader.
 
     Args:
@@ -112,9 +112,9 @@ class Examples:
 
     def __init__(
         self,
-        source: Source,
+        source: ExampleSource,
         store: RegionStore,
-        words: Words,
+        words: WordPieceTokenizer,
         max_regions: int,
         as_tokens: bool,
         blank: Blank,
@@ -147,7 +147,7 @@ class Examples:
         """The examples of these (epoch, index), in this order."""
         return self.of([self.source.example(epoch, int(self.order(epoch)[index])) for epoch, index in places])
 
-    def of(self, examples: Sequence[Example]) -> TaskBatch:
+    def of(self, examples: Sequence[TaskExample]) -> TaskBatch:
         """A batch of some examples."""
         texts = [self.seen(text) for example in examples for text in example.texts]
         rows, images = np.unique([row for example in examples for row in example.rows], return_inverse=True)
@@ -169,9 +169,9 @@ class Examples:
             keys=tuple(example.key for example in examples),
         )
 
-    def seen(self, text: Text) -> Text:
+    def seen(self, text: TokenizedText) -> TokenizedText:
         """A text, or nothing between [CLS] and [SEP]."""
-        return Text([self.words.start, self.words.end], [0, 0]) if self.blank == "text" else text
+        return TokenizedText([self.words.start, self.words.end], [0, 0]) if self.blank == "text" else text
 
     def pictures(
         self, rows: Sequence[int]
@@ -201,7 +201,7 @@ class Examples:
         return np.append(int(TokenInput.IMAGE), tokens), places
 
 
-def targets_of(examples: Sequence[Example]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
+def targets_of(examples: Sequence[TaskExample]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
     """What is right: rows of scores, padded to the longest, or numbers; no rows where it is not known."""
     targets = [example.target for example in examples]
     if any(target is None for target in targets):

@@ -16,7 +16,7 @@ from comodal.console import say
 from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import check_finite, describe_interval
 from comodal.tasks.evaluation.missing_images import (
@@ -28,12 +28,12 @@ from comodal.tasks.evaluation.missing_images import (
     not_answered,
     scores_of,
 )
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Blank, Example, Fixed, joined
-from comodal.tasks.vision_language.vcr_files import CHOICES, Riddle, read_riddles, write_submission
+from comodal.tasks.vision_language.text_image_examples import Blank, FixedExamples, TaskExample, joined
+from comodal.tasks.vision_language.vcr_files import CHOICES, VCRExample, read_riddles, write_submission
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     Start,
     answer,
     fingerprint_of,
@@ -91,11 +91,11 @@ def recipe(
         comodal prepare boxes vcr1images/ boxes.jsonl
         comodal train vcr --model RUN --data train.jsonl --validation val.jsonl --regions vcr/ --out runs/vcr
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     parts, lengths = read_parts(setup), (answer_words, rationale_words)
     rows = ImageRows(parts.store)
 
-    def source(path: Path) -> Fixed:
+    def source(path: Path) -> FixedExamples:
         riddles, missing = known(read_riddles(path, seed), rows)
         rows.check(path, len(riddles))
         examples = labelled(riddles, rows, parts.words, lengths, learn)
@@ -103,7 +103,7 @@ def recipe(
         say(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}", stderr=True)
         if not examples:
             raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
-        return Fixed(examples)
+        return FixedExamples(examples)
 
     files = [data, *([validation] if validation else [])]
     held_out = source(validation) if validation else None
@@ -111,15 +111,15 @@ def recipe(
     return new_run(parts, setup, HEAD, one_of_the_texts, source(data), held_out, fingerprint, {})
 
 
-def known(riddles: Sequence[Riddle], rows: ImageRows) -> tuple[list[Riddle], list[Riddle]]:
+def known(riddles: Sequence[VCRExample], rows: ImageRows) -> tuple[list[VCRExample], list[VCRExample]]:
     """The questions whose picture is in the store, and those whose picture is not."""
     found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
     return found, [riddle for riddle in riddles if rows.find(riddle.image) is None]
 
 
 def labelled(
-    riddles: Sequence[Riddle], rows: ImageRows, words: Words, lengths: tuple[int, int], learn: Parts
-) -> list[Example]:
+    riddles: Sequence[VCRExample], rows: ImageRows, words: WordPieceTokenizer, lengths: tuple[int, int], learn: Parts
+) -> list[TaskExample]:
     """The choices that can be learnt: those whose label is known."""
     examples = []
     for riddle in riddles:
@@ -130,21 +130,21 @@ def labelled(
     return examples
 
 
-def of_answers(riddle: Riddle, rows: ImageRows, words: Words, most: int) -> Example:
+def of_answers(riddle: VCRExample, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
     """Four answers to a question."""
     texts = tuple(joined(words, [riddle.question], choice, most) for choice in riddle.answers)
-    return Example(f"{riddle.key} answer", texts, (row_of(riddle, rows),) * CHOICES, riddle.answer)
+    return TaskExample(f"{riddle.key} answer", texts, (row_of(riddle, rows),) * CHOICES, riddle.answer)
 
 
-def of_rationales(riddle: Riddle, after: int, rows: ImageRows, words: Words, most: int) -> Example:
+def of_rationales(riddle: VCRExample, after: int, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
     """Four rationales after one of the answers; which is right is known after the right one alone."""
     before = [riddle.question, riddle.answers[after]]
     texts = tuple(joined(words, before, choice, most) for choice in riddle.rationales)
     target = riddle.rationale if after == riddle.answer else None
-    return Example(f"{riddle.key} rationale {after}", texts, (row_of(riddle, rows),) * CHOICES, target)
+    return TaskExample(f"{riddle.key} rationale {after}", texts, (row_of(riddle, rows),) * CHOICES, target)
 
 
-def row_of(riddle: Riddle, rows: ImageRows) -> int:
+def row_of(riddle: VCRExample, rows: ImageRows) -> int:
     """The row of a picture that is known to be in the store."""
     row = rows.find(riddle.image)
     assert row is not None
@@ -217,7 +217,7 @@ def evaluate_vcr(
     return numbers
 
 
-def without_labels(data: Path, riddles: Sequence[Riddle]) -> bool:
+def without_labels(data: Path, riddles: Sequence[VCRExample]) -> bool:
     """Whether these are for the server.
 
     Raises:
@@ -232,7 +232,7 @@ def without_labels(data: Path, riddles: Sequence[Riddle]) -> bool:
     return bool(unknown)
 
 
-def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stacked(riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of each question five rows of four: answers, and rationales after each answer."""
     return {
         riddle.key: np.stack(
@@ -243,7 +243,7 @@ def stacked(riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray]) -> dict
 
 
 def score(
-    riddles: Sequence[Riddle], scores: Mapping[str, np.ndarray], missing: Sequence[Riddle] = ()
+    riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray], missing: Sequence[VCRExample] = ()
 ) -> dict[str, float]:
     """The share of right answers, of right rationales after the right answer, and of both; missing ones are wrong."""
     check_finite(np.concatenate(list(scores.values())), "scores of the choices")
@@ -262,14 +262,16 @@ def score(
 def card_of(
     numbers: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int], seed: int,
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; the paper's numbers stand on it where file and count are the official ones."""
     training = training_of(model)
     official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION
     official &= is_papers_run(counts, settings["blank"], training)
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR")):
         if f"vcr.{name}" in numbers:
             scores |= scores_of(title, f"vcr.{name}", numbers, counts, PAPER[name] if official else None)
     files, every_setting = {"questions": data}, {**settings, **training}
-    return Card("vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, every_setting)
+    return ResultsCard(
+        "vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, every_setting
+    )

@@ -36,7 +36,7 @@ COLUMNS = [
 ]
 
 
-class Riddle(NamedTuple):
+class VCRExample(NamedTuple):
     """A question with its choices, as text; labels are None in the test."""
 
     key: str
@@ -48,7 +48,7 @@ class Riddle(NamedTuple):
     rationale: int | None
 
 
-def read_riddles(path: Path, seed: int) -> list[Riddle]:
+def read_riddles(path: Path, seed: int) -> list[VCRExample]:
     """The questions of train.jsonl, val.jsonl or test.jsonl.
 
     Args:
@@ -73,7 +73,7 @@ def read_riddles(path: Path, seed: int) -> list[Riddle]:
         texts = {name: choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
         labels = [label(where, entry, name) for name in ("answer_label", "rationale_label")]
         question = told(where, entry.get("question"), names)
-        found.append(Riddle(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
+        found.append(VCRExample(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
     if not found:
         raise DataError(f"{path}: it has no question")
     return found

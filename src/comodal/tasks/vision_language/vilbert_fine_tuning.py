@@ -25,16 +25,22 @@ from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model, model_folder, untrained_like
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import Config, TaskModel, load_task_model
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, load_task_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.progress import track
 from comodal.tasks.evaluation.metrics import check_finite
 from comodal.tasks.evaluation.results_card import hash_of
 from comodal.tasks.vision_language.region_record import remembered
-from comodal.tasks.vision_language.text_image_examples import Blank, Example, Examples, Fixed, Source
+from comodal.tasks.vision_language.text_image_examples import (
+    Blank,
+    ExampleSource,
+    FixedExamples,
+    TaskDataset,
+    TaskExample,
+)
 from comodal.training.optimization import adamw, linear
 from comodal.training.run import Run
 
@@ -44,39 +50,39 @@ WARM_UP = 0.1
 Start = Literal["pretrained", "scratch"]
 
 
-class Judged(NamedTuple):
+class LossOutput(NamedTuple):
     """The loss of a batch, and the share of what it got right."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
-def soft_answers(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> Judged:
+def soft_answers(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> LossOutput:
     """Each answer by itself is right or wrong to a degree: binary cross-entropy summed over the answers (VQA)."""
     loss = F.binary_cross_entropy_with_logits(scores, batch.targets) * scores.shape[1]
-    return Judged(loss, batch.targets.gather(1, scores.argmax(1, keepdim=True)).mean())
+    return LossOutput(loss, batch.targets.gather(1, scores.argmax(1, keepdim=True)).mean())
 
 
-def one_class(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> Judged:
+def one_class(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> LossOutput:
     """One of some classes (entailment, NLVR2)."""
-    return Judged(F.cross_entropy(scores, batch.targets), (scores.argmax(1) == batch.targets).float().mean())
+    return LossOutput(F.cross_entropy(scores, batch.targets), (scores.argmax(1) == batch.targets).float().mean())
 
 
-def one_of_the_texts(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> Judged:
+def one_of_the_texts(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> LossOutput:
     """One of the texts (or images) of each example (VCR, retrieval)."""
     return one_class(scores.view(len(batch.targets), -1), batch)
 
 
-def fitting_regions(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> Judged:
+def fitting_regions(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> LossOutput:
     """Each region fits to a degree: binary cross-entropy over the regions that are there, summed over an image's;
     right is where the best region overlaps what is meant by more than a half (referring expressions)."""
     attended = batch.regions_attended[batch.images]
     each = F.binary_cross_entropy_with_logits(scores, batch.targets, reduction="none")
     best = batch.targets.gather(1, scores.argmax(1, keepdim=True))
-    return Judged((each * attended).sum(1).mean(), (best > 0.5).float().mean())
+    return LossOutput((each * attended).sum(1).mean(), (best > 0.5).float().mean())
 
 
-class FineTuning(nn.Module):
+class FineTuningObjective(nn.Module):
     """The loss of one head.
 
     Needs a model whose forward gives the scores of a named head.
@@ -87,7 +93,7 @@ class FineTuning(nn.Module):
         judge: Scores and batch to loss and accuracy.
     """
 
-    def __init__(self, model: TaskModel, head: str, judge: Callable[[Tensor, TaskBatch], Judged]) -> None:
+    def __init__(self, model: TaskModel, head: str, judge: Callable[[Tensor, TaskBatch], LossOutput]) -> None:
         super().__init__()
         self.model, self.head, self.judge = model, head, judge
 
@@ -111,7 +117,7 @@ def scores_of(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "r
 
 
 @dataclass(frozen=True)
-class Setup:
+class FineTuneConfig:
     """What every task's recipe takes beside its own files.
 
     Args:
@@ -140,26 +146,30 @@ class Setup:
     seed: int
 
 
-class Parts(NamedTuple):
+class FineTuningData(NamedTuple):
     """What a run is made of, read once."""
 
     model: ViLBERT
     store: RegionStore
-    words: Words
+    words: WordPieceTokenizer
 
 
-def read_parts(setup: Setup) -> Parts:
+def read_parts(setup: FineTuneConfig) -> FineTuningData:
     """The pretrained network, the region store and the vocabulary, which must fit together.
 
     Raises:
         CheckpointError: There is no ViLBERT in the folder.
         DataError: The store or the vocabulary cannot be read or does not fit.
     """
-    model, store, words = load_any_vilbert(setup.model), RegionStore(setup.regions), Words.read(setup.model)
+    model, store, words = (
+        load_any_vilbert(setup.model),
+        RegionStore(setup.regions),
+        WordPieceTokenizer.read(setup.model),
+    )
     check_regions(setup.model, model.config.region_tokens, model.config.region_features, store)
     if setup.start == "scratch":
         model = untrained_like(model, setup.seed)
-    return Parts(model, store, words)
+    return FineTuningData(model, store, words)
 
 
 def load_any_vilbert(path: Path) -> ViLBERT:
@@ -192,28 +202,28 @@ def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
         head = replace(head, hidden=2 * model.config.joint_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = TaskModel(Config(model.config, (head,)))
+        made = TaskModel(TaskModelConfig(model.config, (head,)))
     made.vilbert.load_state_dict(model.state_dict())
     return made.train()
 
 
 def new_run(
-    parts: Parts,
-    setup: Setup,
+    parts: FineTuningData,
+    setup: FineTuneConfig,
     head: Head,
-    judge: Callable[[Tensor, TaskBatch], Judged],
-    train: Source,
-    validation: Source | None,
+    judge: Callable[[Tensor, TaskBatch], LossOutput],
+    train: ExampleSource,
+    validation: ExampleSource | None,
     fingerprint: str,
     files: Mapping[str, bytes],
 ) -> Run:
     """The run of a task: batches, optimizer and learning rate."""
-    objective = FineTuning(with_head(parts.model, head, setup.seed), head.name, judge)
+    objective = FineTuningObjective(with_head(parts.model, head, setup.seed), head.name, judge)
     as_tokens = parts.model.config.region_tokens > 0
 
-    def loader(source: Source, seed: int | None, length: int | None) -> Loader:
+    def loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
         most, size = setup.max_regions, setup.batch_size
-        examples = Examples(source, parts.store, parts.words, most, as_tokens, setup.blank, size, seed)
+        examples = TaskDataset(source, parts.store, parts.words, most, as_tokens, setup.blank, size, seed)
         return Loader(examples, size, setup.workers, length)
 
     batches = loader(train, setup.seed, None)
@@ -239,7 +249,7 @@ def new_run(
     )
 
 
-def freeze_unused(objective: FineTuning, batch: TaskBatch) -> None:
+def freeze_unused(objective: FineTuningObjective, batch: TaskBatch) -> None:
     """Takes out of training what a head does not depend on: pretraining's heads, and layers that end elsewhere."""
     objective(batch)["loss"].backward()
     for parameter in objective.parameters():
@@ -247,26 +257,28 @@ def freeze_unused(objective: FineTuning, batch: TaskBatch) -> None:
         parameter.grad = None
 
 
-class Answered(NamedTuple):
+class EvaluatedExample(NamedTuple):
     """An example, its position, and a model's scores: of (answers), (classes), (texts) or (regions)."""
 
     position: int
-    example: Example
+    example: TaskExample
     scores: Float[np.ndarray, "outputs"]
 
 
-class Asked(NamedTuple):
+class LoadedTaskModel(NamedTuple):
     """Who is asked, and what it sees."""
 
     model: TaskModel
     store: RegionStore
-    words: Words
+    words: WordPieceTokenizer
     blank: Blank
     max_regions: int
     compute: Compute
 
 
-def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, compute: Compute, head: str) -> Asked:
+def read_asked(
+    model: Path, regions: Path, blank: Blank, max_regions: int, compute: Compute, head: str
+) -> LoadedTaskModel:
     """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
 
     Raises:
@@ -278,16 +290,18 @@ def read_asked(model: Path, regions: Path, blank: Blank, max_regions: int, compu
     if head not in there:
         raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
     check_regions(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
-    return Asked(found, store, Words.read(model), blank, max_regions, compute)
+    return LoadedTaskModel(found, store, WordPieceTokenizer.read(model), blank, max_regions, compute)
 
 
-def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Answered]:
+def answer(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
     """The scores of every example, those of similar length together; a progress bar shows how far it is."""
-    unanswered = Fixed([example._replace(target=None) for example in examples])
+    unanswered = FixedExamples([example._replace(target=None) for example in examples])
     order = sorted(range(len(examples)), key=unanswered.length)
     as_tokens = asked.model.config.vilbert.region_tokens > 0
     size = asked.compute.sequence_batch
-    batches = Examples(unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, size, seed=None)
+    batches = TaskDataset(
+        unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, size, seed=None
+    )
     device = asked.compute.device
     model = asked.model.to(device).eval()
     starts = range(0, len(order), size)
@@ -298,10 +312,10 @@ def answer(asked: Asked, head: str, examples: Sequence[Example]) -> Iterator[Ans
             scores = scores_of(model, head, batch).float().cpu().numpy()
         check_finite(scores, f"the head {head!r}")
         for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
-            yield Answered(index, examples[index], rows.ravel())
+            yield EvaluatedExample(index, examples[index], rows.ravel())
 
 
-def fingerprint_of(setup: Setup, store: RegionStore, files: Iterable[Path]) -> str:
+def fingerprint_of(setup: FineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
     """Of everything that training reads."""
     digest = hashlib.sha256(f"{store.fingerprint} {setup.blank}".encode())
     for file in files:

@@ -18,23 +18,23 @@ from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL, NOT_THERE, denominators, not_answered, scores_of
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
-from comodal.tasks.vision_language.grounding.flickr30k_entities_files import Phrases, read_phrases
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
+from comodal.tasks.vision_language.grounding.flickr30k_entities_files import EntityPhrases, read_phrases
 from comodal.tasks.vision_language.grounding.refcoco import (
     HEAD,
     MAX_REGIONS,
     MAX_WORDS,
     RIGHT,
-    Gathered,
+    GroundingData,
     Without,
     examples_of,
     groups_of,
     predicted,
     shares,
 )
-from comodal.tasks.vision_language.text_image_examples import Fixed
+from comodal.tasks.vision_language.text_image_examples import FixedExamples
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     Start,
     fingerprint_of,
     fitting_regions,
@@ -84,15 +84,15 @@ def recipe(
     Examples:
         comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     parts = read_parts(setup)
 
-    def source(path: Path) -> Fixed:
+    def source(path: Path) -> FixedExamples:
         found = read_phrases(path, sentences, annotations)
         gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
         left_out = reasons(found.left_out + Counter({NOT_THERE: len(gathered.missing)}))
         say(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
-        return Fixed(gathered.examples)
+        return FixedExamples(gathered.examples)
 
     return new_run(
         parts,
@@ -167,7 +167,9 @@ def evaluate_phrases(
     return numbers
 
 
-def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered, groups: Sequence[str]) -> dict[str, float]:
+def score(
+    ious: Mapping[str, float], found: EntityPhrases, gathered: GroundingData, groups: Sequence[str]
+) -> dict[str, float]:
     """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
     boxes_right = [gathered.overlaps[key] >= RIGHT for key in ious]
     numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right, groups)
@@ -180,16 +182,18 @@ def score(ious: Mapping[str, float], found: Phrases, gathered: Gathered, groups:
 def card_of(
     numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; without boxes it has no score."""
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     if "phrases.accuracy" in numbers:
         scores = scores_of("accuracy", "phrases.accuracy", numbers, counts)
-        scores["any box is right"] = Score(numbers["phrases.oracle"])
-        scores["a box by chance"] = Score(numbers["phrases.chance"])
+        scores["any box is right"] = ScoreEntry(numbers["phrases.oracle"])
+        scores["a box by chance"] = ScoreEntry(numbers["phrases.chance"])
         scores |= {
-            name.removeprefix("phrases.type."): Score(value) for name, value in numbers.items() if ".type." in name
+            name.removeprefix("phrases.type."): ScoreEntry(value) for name, value in numbers.items() if ".type." in name
         }
     every_setting = {**settings, **training_of(model)}
     split = files["images"].stem
-    return Card("phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting)
+    return ResultsCard(
+        "phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting
+    )

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from comodal.errors import DataError
-from comodal.tasks.vision_language.grounding.refcoco_files import Expression
+from comodal.tasks.vision_language.grounding.refcoco_files import ReferringExpression
 from comodal.text_files import read_lines
 
 PHRASE = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
@@ -32,7 +32,7 @@ FURTHEST = 1 << 20  # pixels
 Box = tuple[float, float, float, float]
 
 
-class Phrase(NamedTuple):
+class EntityPhrase(NamedTuple):
     """Some words of a caption, the entity that they mean, and its types (people, clothing, ...)."""
 
     entity: str
@@ -40,22 +40,22 @@ class Phrase(NamedTuple):
     text: str
 
 
-class Marked(NamedTuple):
+class EntityBoxes(NamedTuple):
     """The boxes of an image by entity, and the entities that are its scene."""
 
     boxes: dict[str, Box]
     scenes: set[str]
 
 
-class Phrases(NamedTuple):
+class EntityPhrases(NamedTuple):
     """Phrases as expressions, the types of each by its number, and what was left out, counted by reason."""
 
-    expressions: list[Expression]
+    expressions: list[ReferringExpression]
     kinds: dict[str, tuple[str, ...]]
     left_out: Counter[str]
 
 
-def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Phrases:
+def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> EntityPhrases:
     """The phrases of a list of images; without annotations their boxes are not known.
 
     A phrase is called IMAGE#CAPTION.PHRASE, both counted from 0 in the file of the image.
@@ -65,7 +65,7 @@ def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Phr
     """
     if annotations is not None and not annotations.is_dir():
         raise DataError(f"{annotations}: no folder of annotations; evaluated without it, phrases are found, not scored")
-    found = Phrases([], {}, Counter())
+    found = EntityPhrases([], {}, Counter())
     for image in read_images(images):
         marked = None if annotations is None else read_boxes(annotations / f"{image}.xml")
         for line, phrases in enumerate(read_sentences(sentences / f"{image}.txt")):
@@ -75,7 +75,7 @@ def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Phr
                     found.left_out[reason] += 1
                     continue
                 key, box = f"{image}#{line}.{place}", None if marked is None else marked.boxes[phrase.entity]
-                found.expressions.append(Expression(key, phrase.entity, image, images.stem, phrase.text, box))
+                found.expressions.append(ReferringExpression(key, phrase.entity, image, images.stem, phrase.text, box))
                 found.kinds[key] = phrase.kinds
     if not found.expressions:
         raise DataError(f"{images}: there is no phrase to find in {sentences}{told(found.left_out)}")
@@ -87,7 +87,7 @@ def told(left_out: Counter[str]) -> str:
     return "".join(f", {count:,}: {reason}" for reason, count in left_out.items())
 
 
-def why_not(phrase: Phrase, marked: Marked | None) -> str | None:
+def why_not(phrase: EntityPhrase, marked: EntityBoxes | None) -> str | None:
     """The reason why a phrase is not asked for; an entity with a box is, whatever else is said of it."""
     if phrase.entity == NOBODY:
         return NOT_VISUAL
@@ -111,7 +111,7 @@ def read_images(path: Path) -> list[str]:
     return images
 
 
-def read_sentences(path: Path) -> list[list[Phrase]]:
+def read_sentences(path: Path) -> list[list[EntityPhrase]]:
     """The phrases of each caption of an image.
 
     Raises:
@@ -122,7 +122,7 @@ def read_sentences(path: Path) -> list[list[Phrase]]:
         if not line.strip():
             continue
         phrases = [
-            Phrase(entity, tuple(kinds.split("/")), " ".join(words.split()))
+            EntityPhrase(entity, tuple(kinds.split("/")), " ".join(words.split()))
             for entity, kinds, words in PHRASE.findall(line)
         ]
         if len(phrases) != line.count(MARK) or not all(phrase.text for phrase in phrases):
@@ -131,13 +131,13 @@ def read_sentences(path: Path) -> list[list[Phrase]]:
     return captions
 
 
-def read_boxes(path: Path) -> Marked:
+def read_boxes(path: Path) -> EntityBoxes:
     """The boxes of an image, each entity's as the least box around all of them.
 
     Raises:
         DataError: The file cannot be read, or is not Flickr30k Entities'.
     """
-    marked = Marked({}, set())
+    marked = EntityBoxes({}, set())
     for place, found in enumerate(read_xml(path).findall("object")):
         names = [name.text.strip() for name in found.findall("name") if name.text and name.text.strip()]
         if not names:

@@ -25,7 +25,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
     INTERVAL,
@@ -35,13 +35,13 @@ from comodal.tasks.evaluation.missing_images import (
     not_answered,
     scores_of,
 )
-from comodal.tasks.evaluation.results_card import Card, Score, tell, training_of
-from comodal.tasks.vision_language.grounding.refcoco_files import HEAD, Expression, overlap, read_expressions
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, tell, training_of
+from comodal.tasks.vision_language.grounding.refcoco_files import HEAD, ReferringExpression, overlap, read_expressions
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Example, Fixed, single
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, single
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Asked,
-    Setup,
+    FineTuneConfig,
+    LoadedTaskModel,
     Start,
     answer,
     fingerprint_of,
@@ -96,11 +96,13 @@ def recipe(
     Examples:
         comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     parts = read_parts(setup)
     every = read_expressions(references, instances)
     found = {
-        split: Fixed(examples_of(every, split, references, parts.store, parts.words, max_words, max_regions).examples)
+        split: FixedExamples(
+            examples_of(every, split, references, parts.store, parts.words, max_words, max_regions).examples
+        )
         for split in ("train", "val")
     }
     return new_run(
@@ -115,23 +117,23 @@ def recipe(
     )
 
 
-class Gathered(NamedTuple):
+class GroundingData(NamedTuple):
     """Examples, the expressions whose image is missing, and how well each region fits those whose box is known."""
 
-    examples: list[Example]
-    missing: list[Expression]
+    examples: list[TaskExample]
+    missing: list[ReferringExpression]
     overlaps: dict[str, Float32[np.ndarray, "rows"]]
 
 
 def examples_of(
-    every: Sequence[Expression],
+    every: Sequence[ReferringExpression],
     split: str,
     references: Path,
     store: RegionStore,
-    words: Words,
+    words: WordPieceTokenizer,
     max_words: int,
     max_regions: int,
-) -> Gathered:
+) -> GroundingData:
     """The expressions of a split whose image is in the store; row 0 is the whole image.
 
     Raises:
@@ -142,7 +144,7 @@ def examples_of(
     if not chosen and split != "val":
         raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
     is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's numbers are text
-    rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), Gathered([], [], {})
+    rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), GroundingData([], [], {})
     for expression in chosen:
         row = rows.find(str(expression.image))
         if row is None:
@@ -155,7 +157,7 @@ def examples_of(
             overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
             gathered.overlaps[key] = overlaps
             target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
-        gathered.examples.append(Example(key, (single(words, expression.text, max_words),), (row,), target))
+        gathered.examples.append(TaskExample(key, (single(words, expression.text, max_words),), (row,), target))
     rows.check(references, len(gathered.examples))
     return gathered
 
@@ -218,7 +220,9 @@ def evaluate_grounding(
     return numbers
 
 
-def predicted(asked: Asked, found: Gathered, every: Sequence[Expression]) -> list[dict[str, Any]]:
+def predicted(
+    asked: LoadedTaskModel, found: GroundingData, every: Sequence[ReferringExpression]
+) -> list[dict[str, Any]]:
     """The box that each expression means, with its overlap where the right one is known."""
     expressions, predictions = {str(expression.sentence): expression for expression in every}, []
     for one in answer(asked, HEAD.name, found.examples):
@@ -232,17 +236,17 @@ def predicted(asked: Asked, found: Gathered, every: Sequence[Expression]) -> lis
     return predictions
 
 
-def named(expression: Expression) -> dict[str, object]:
+def named(expression: ReferringExpression) -> dict[str, object]:
     """Which expression an answer is for."""
     return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
 
 
-def groups_of(predictions: Sequence[Mapping[str, Any]], found: Gathered) -> list[str]:
+def groups_of(predictions: Sequence[Mapping[str, Any]], found: GroundingData) -> list[str]:
     """The image of each prediction, then of each expression whose image is missing."""
     return [str(entry["image_id"]) for entry in predictions] + [str(one.image) for one in found.missing]
 
 
-def score(ious: np.ndarray, found: Gathered, groups: Sequence[str]) -> dict[str, float]:
+def score(ious: np.ndarray, found: GroundingData, groups: Sequence[str]) -> dict[str, float]:
     """The share of the expressions whose answer is right, beside what the boxes allow."""
     return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()], groups)
 
@@ -265,14 +269,16 @@ def shares(
 def card_of(
     numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
     training = training_of(model)
     plus = "refcoco+" in str(files["references"]).lower() and is_papers_run(counts, settings["blank"], training)
     paper = PAPER.get((split, counts["items"])) if plus else None
     scores = scores_of("accuracy", "grounding.accuracy", numbers, counts, paper) | {
-        "any box is right": Score(numbers["grounding.oracle"]),
-        "a box by chance": Score(numbers["grounding.chance"]),
+        "any box is right": ScoreEntry(numbers["grounding.oracle"]),
+        "a box by chance": ScoreEntry(numbers["grounding.chance"]),
     }
     title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
-    return Card("grounding", title, split, scores, str(model), counts, files, source, {}, {**settings, **training})
+    return ResultsCard(
+        "grounding", title, split, scores, str(model), counts, files, source, {}, {**settings, **training}
+    )

@@ -28,7 +28,7 @@ REFERENCE = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sente
 MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
 
 
-class Expression(NamedTuple):
+class ReferringExpression(NamedTuple):
     """A sentence about an object, or a phrase; its box is None where that is not known."""
 
     sentence: int | str
@@ -39,7 +39,7 @@ class Expression(NamedTuple):
     box: tuple[float, float, float, float] | None  # left, top, right, bottom
 
 
-def read_expressions(references: Path, instances: Path) -> list[Expression]:
+def read_expressions(references: Path, instances: Path) -> list[ReferringExpression]:
     """All sentences of a file of references.
 
     Raises:
@@ -65,7 +65,7 @@ def read_expressions(references: Path, instances: Path) -> list[Expression]:
                 raise DataError(f"{references}, reference {place}: sent_id {said['sent_id']} is in {other} already")
             known[said["sent_id"]] = place
             of = (said["sent_id"], entry["ref_id"], entry["image_id"], entry["split"])
-            expressions.append(Expression(*of, text, box))
+            expressions.append(ReferringExpression(*of, text, box))
     return expressions
 
 

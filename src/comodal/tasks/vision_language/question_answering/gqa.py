@@ -13,14 +13,14 @@ from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.vision_language.question_answering.single_answer import (
-    Asking,
     QuestionTask,
+    SingleAnswerQuestion,
     evaluate_questions,
     question_run,
 )
 from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD
 from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
 from comodal.text_files import read_json
 from comodal.training.run import Run
 
@@ -28,7 +28,7 @@ MAX_WORDS = 26
 OPEN = "query"  # the structural type of open questions; all others are binary
 
 
-def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
+def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
     """The questions of a file, or of the files of train_all_questions/.
 
     Raises:
@@ -37,7 +37,7 @@ def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: no .json of questions in this folder")
-    every: dict[str, Asking] = {}
+    every: dict[str, SingleAnswerQuestion] = {}
     for file in files:
         content = read_json(file)
         if not isinstance(content, dict) or not content:
@@ -49,7 +49,7 @@ def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
     return list(every.values()), Counter()
 
 
-def question_of(file: Path, key: str, entry: Any) -> Asking:
+def question_of(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
     """One question; one without `isBalanced` is of a balanced file."""
     if not isinstance(entry, dict):
         raise DataError(f"{file}: question {key} is {entry!r:.40}, not an object with 'question' and 'imageId'")
@@ -61,7 +61,7 @@ def question_of(file: Path, key: str, entry: Any) -> Asking:
     kinds = [f"{part}.{types[part]}" for part in ("structural", "semantic") if types.get(part)]
     if types.get("structural"):
         kinds.append("open" if types["structural"] == OPEN else "binary")
-    return Asking(key, image, text, said, tuple(kinds), bool(entry.get("isBalanced", True)))
+    return SingleAnswerQuestion(key, image, text, said, tuple(kinds), bool(entry.get("isBalanced", True)))
 
 
 def as_submitted(key: str, said: str) -> dict[str, str | int]:
@@ -111,7 +111,7 @@ def recipe(
     Examples:
         comodal train gqa --model RUN --questions train_balanced_questions.json --regions gqa/ --out runs/gqa
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
 
 

@@ -13,7 +13,7 @@ from comodal.console import say
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.hardware import Compute
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
@@ -24,13 +24,13 @@ from comodal.tasks.evaluation.missing_images import (
     refuse_missing,
     scores_of,
 )
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa import Scored, asked_of
+from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, asked_of
 from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, read_answers, vocabulary_of
 from comodal.tasks.vision_language.text_image_examples import Blank
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     answer,
     fingerprint_of,
     new_run,
@@ -44,7 +44,7 @@ UNKNOWN = "answer is not in the vocabulary"
 UNANSWERED = "question has no answer"
 
 
-class Asking(NamedTuple):
+class SingleAnswerQuestion(NamedTuple):
     """A question about an image.
 
     Args:
@@ -80,14 +80,14 @@ class QuestionTask:
     name: str
     title: str
     head: str
-    read: Callable[[Path], tuple[list[Asking], Counter[str]]]
+    read: Callable[[Path], tuple[list[SingleAnswerQuestion], Counter[str]]]
     record: Callable[[str, str], dict[str, str | int]]
     refuses_missing: bool
 
 
 def question_run(
     task: QuestionTask,
-    setup: Setup,
+    setup: FineTuneConfig,
     questions: Path,
     validation: Path | None,
     answers: Path | None,
@@ -110,7 +110,7 @@ def question_run(
         raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
     rows = ImageRows(parts.store, "plain")
 
-    def source(path: Path) -> Scored:
+    def source(path: Path) -> ScoredQuestions:
         every, left_out = told[path]
         found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
         rows.check(path, len(found))
@@ -132,9 +132,10 @@ def question_run(
 
 
 def learnable(
-    every: Sequence[Asking], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str],
+    every: Sequence[SingleAnswerQuestion], rows: ImageRows, words: WordPieceTokenizer, max_words: int,
+    vocabulary: Sequence[str],
     left_out: Counter[str],
-) -> Scored:  # fmt: skip
+) -> ScoredQuestions:  # fmt: skip
     """The questions with an answer whose image is in the store; counts the others.
 
     A question whose answer is not in the vocabulary is kept, and all of its scores are 0, as in the original.
@@ -145,7 +146,7 @@ def learnable(
         left_out[UNANSWERED] += len(every) - len(scores)
     examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words)
     left_out.update(missing)
-    return Scored(examples, [scores[example.key] for example in examples], len(vocabulary))
+    return ScoredQuestions(examples, [scores[example.key] for example in examples], len(vocabulary))
 
 
 def evaluate_questions(
@@ -196,7 +197,10 @@ def evaluate_questions(
 
 
 def score(
-    task: QuestionTask, counted: Sequence[Asking], given: Mapping[str, str], answered: Collection[str] | None = None
+    task: QuestionTask,
+    counted: Sequence[SingleAnswerQuestion],
+    given: Mapping[str, str],
+    answered: Collection[str] | None = None,
 ) -> dict[str, float]:
     """The share of right answers with its interval, of the most common answer, and for each kind of question.
 
@@ -222,12 +226,14 @@ def score(
 def card_of(
     task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card."""
     plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     if "accuracy" in plain:
         scores = scores_of("accuracy", "accuracy", plain, counts)
-        scores |= {name: Score(value) for name, value in plain.items() if not name.startswith("accuracy")}
+        scores |= {name: ScoreEntry(value) for name, value in plain.items() if not name.startswith("accuracy")}
     files, every_setting = {"questions": questions}, {**settings, **training_of(model)}
-    return Card(task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting)
+    return ResultsCard(
+        task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting
+    )

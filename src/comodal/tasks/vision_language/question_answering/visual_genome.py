@@ -12,15 +12,15 @@ from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.tasks.vision_language.question_answering.single_answer import (
-    Asking,
     QuestionTask,
+    SingleAnswerQuestion,
     evaluate_questions,
     question_run,
 )
 from comodal.tasks.vision_language.question_answering.vqa_files import HEAD, LEAST_QUESTIONS
 from comodal.tasks.vision_language.question_answering.vqa_metric import written
 from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import Setup, Start
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
 from comodal.text_files import read_json
 from comodal.training.run import Run
 
@@ -29,7 +29,7 @@ BEGINNINGS = ("what", "where", "when", "who", "why", "how")  # of the six kinds 
 NOTHING = "nothing is left of the answer in VQA's way of writing"
 
 
-def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
+def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
     """The questions of question_answers.json.
 
     Raises:
@@ -38,7 +38,7 @@ def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
     content = read_json(path)
     if not isinstance(content, list) or not content:
         raise DataError(f"{path}: Visual Genome's question_answers.json is a list of images with 'qas'; this is not")
-    every: dict[str, Asking] = {}
+    every: dict[str, SingleAnswerQuestion] = {}
     left_out = Counter[str]()
     for place, image in enumerate(content):
         inside = image.get("qas") if isinstance(image, dict) else None
@@ -55,7 +55,7 @@ def read_questions(path: Path) -> tuple[list[Asking], Counter[str]]:
     return list(every.values()), left_out
 
 
-def question_of(path: Path, place: int, entry: Any) -> Asking:
+def question_of(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
     """One question."""
     kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
     for name, kind in kinds.items():
@@ -65,7 +65,7 @@ def question_of(path: Path, place: int, entry: Any) -> Asking:
     first = entry["question"].lower().split()[:1]
     beginning = first[0] if first and first[0] in BEGINNINGS else "other"
     answer = written(entry["answer"]).replace(",", "")
-    return Asking(str(entry["qa_id"]), str(entry["image_id"]), entry["question"], answer, (beginning,))
+    return SingleAnswerQuestion(str(entry["qa_id"]), str(entry["image_id"]), entry["question"], answer, (beginning,))
 
 
 def as_written(key: str, said: str) -> dict[str, str | int]:
@@ -115,7 +115,7 @@ def recipe(
     Examples:
         comodal train visual_genome --model RUN --questions question_answers.json --regions vg/ --out runs/vg
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
 
 

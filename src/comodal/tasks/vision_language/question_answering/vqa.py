@@ -17,7 +17,7 @@ from comodal.console import say
 from comodal.data.loader import Workers
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.tokenizer import Words
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
@@ -29,13 +29,13 @@ from comodal.tasks.evaluation.missing_images import (
     not_answered,
     scores_of,
 )
-from comodal.tasks.evaluation.results_card import Card, Score, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa_files import (
     ANSWERS,
     HEAD,
     LEAST_QUESTIONS,
-    Question,
+    VQAQuestion,
     build_answers,
     read_answers,
     read_questions,
@@ -44,9 +44,9 @@ from comodal.tasks.vision_language.question_answering.vqa_files import (
     write_results,
 )
 from comodal.tasks.vision_language.question_answering.vqa_metric import accuracy, written
-from comodal.tasks.vision_language.text_image_examples import Blank, Example, Text, single
+from comodal.tasks.vision_language.text_image_examples import Blank, TaskExample, TokenizedText, single
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    Setup,
+    FineTuneConfig,
     Start,
     answer,
     fingerprint_of,
@@ -106,7 +106,7 @@ def recipe(
     Examples:
         comodal train vqa --model RUN --questions q.json --annotations a.json --regions coco/ --out runs/vqa
     """
-    setup = Setup(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
+    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     if len(questions) != len(annotations):
         raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
     if (validation_questions is None) != (validation_annotations is None):
@@ -122,7 +122,7 @@ def recipe(
         )
     rows = ImageRows(parts.store, "coco")
 
-    def source(some: Sequence[Question], file: Path) -> Scored:
+    def source(some: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
         found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
         rows.check(file, len(found))
         unknown = sum(not scores for scores in found.scores)
@@ -146,7 +146,7 @@ def recipe(
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredQuestions:
     """Questions with the scores of answers, written out when they are asked for: 3,129 numbers each would fill memory.
 
     Args:
@@ -155,7 +155,7 @@ class Scored:
         answers: How many answers there are.
     """
 
-    questions: Sequence[Example]
+    questions: Sequence[TaskExample]
     scores: Sequence[Mapping[int, float]]
     answers: int
 
@@ -165,7 +165,7 @@ class Scored:
     def length(self, index: int) -> int:
         return len(self.questions[index].texts[0].words)
 
-    def example(self, epoch: int, index: int) -> Example:  # noqa: ARG002
+    def example(self, epoch: int, index: int) -> TaskExample:  # noqa: ARG002
         target = np.zeros(self.answers, np.float32)
         for number, share in self.scores[index].items():
             target[number] = share
@@ -173,11 +173,11 @@ class Scored:
 
 
 def asked_of(
-    questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: Words, max_words: int
-) -> tuple[list[Example], Counter[str]]:
+    questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: WordPieceTokenizer, max_words: int
+) -> tuple[list[TaskExample], Counter[str]]:
     """Key, image and text of questions: those whose image is in the store, and what was left out, by reason."""
     examples, left_out = [], Counter[str]()
-    texts: dict[str, Text] = {}
+    texts: dict[str, TokenizedText] = {}
     for key, image, text in questions:
         row = rows.find(image)
         if row is None:
@@ -185,13 +185,17 @@ def asked_of(
             continue
         if text not in texts:
             texts[text] = single(words, text, max_words)
-        examples.append(Example(key, (texts[text],), (row,), None))
+        examples.append(TaskExample(key, (texts[text],), (row,), None))
     return examples, left_out
 
 
 def scored(
-    questions: Sequence[Question], rows: ImageRows, words: Words, max_words: int, vocabulary: Sequence[str]
-) -> tuple[Scored, Counter[str]]:
+    questions: Sequence[VQAQuestion],
+    rows: ImageRows,
+    words: WordPieceTokenizer,
+    max_words: int,
+    vocabulary: Sequence[str],
+) -> tuple[ScoredQuestions, Counter[str]]:
     """The questions whose image is there, and what was left out, by reason.
 
     A question none of whose answers is in the vocabulary is kept, and all of its scores are 0, as in the original.
@@ -200,7 +204,7 @@ def scored(
     scores = {question.number: soft_scores(question.answers, numbers) for question in questions}
     every = ((str(one.number), one.image, one.text) for one in questions)
     examples, left_out = asked_of(every, rows, words, max_words)
-    return Scored(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
+    return ScoredQuestions(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
 
 
 def evaluate_vqa(
@@ -274,7 +278,7 @@ def out_of_reach(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> di
 
 
 def score(
-    questions: Sequence[Question], given: Mapping[int, str], answered: Collection[int] | None = None
+    questions: Sequence[VQAQuestion], given: Mapping[int, str], answered: Collection[int] | None = None
 ) -> dict[str, float]:
     """The official accuracy over all questions and by type of answer; a question without an answer scores nothing.
 
@@ -300,16 +304,16 @@ def score(
 def card_of(
     numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
-) -> Card:  # fmt: skip
+) -> ResultsCard:  # fmt: skip
     """The results card; the paper's number stands on it where file and count are the official ones."""
     name, training = files["questions"].name, training_of(model)
     paper = next((v for (part, items), v in PAPER.items() if part in name and items == counts["items"]), None)
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreEntry] = {}
     if "vqa.accuracy" in numbers:
         paper = paper if is_papers_run(counts, settings["blank"], training) else None
         scores = scores_of("accuracy", "vqa.accuracy", numbers, counts, paper)
-        scores["majority"] = Score(numbers["vqa.majority"])
+        scores["majority"] = ScoreEntry(numbers["vqa.majority"])
     kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
-    scores |= {kind: Score(value) for kind, value in kinds.items()}
+    scores |= {kind: ScoreEntry(value) for kind, value in kinds.items()}
     split = files["questions"].stem
-    return Card("vqa", "VQA v2", split, scores, str(model), counts, files, regions, {}, {**settings, **training})
+    return ResultsCard("vqa", "VQA v2", split, scores, str(model), counts, files, regions, {}, {**settings, **training})

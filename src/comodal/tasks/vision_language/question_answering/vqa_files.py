@@ -25,7 +25,7 @@ LEAST_QUESTIONS = 9
 SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
 
 
-class Question(NamedTuple):
+class VQAQuestion(NamedTuple):
     """A question about an image, and what people answered; no answers where those are not known."""
 
     number: int
@@ -37,7 +37,7 @@ class Question(NamedTuple):
     question_type: str
 
 
-def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
+def read_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
     """The questions of a file, with their annotations where these are given.
 
     Raises:
@@ -50,7 +50,7 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
         if number in known:
             raise DataError(f"{annotations}: question_id {number} is there twice")
         known[number] = entry
-    found: list[Question] = []
+    found: list[VQAQuestion] = []
     seen: set[int] = set()
     for place, entry in enumerate(asked):
         number = whole_number(questions, place, entry, "question_id")
@@ -65,7 +65,7 @@ def read_questions(questions: Path, annotations: Path | None) -> list[Question]:
                 f"{annotations}: no annotation of question {number} of {questions}; do both belong together?"
             )
         people = answered(annotations, number, known[number]) if annotations else ((), "", "", "")
-        found.append(Question(number, str(image), text, *people))
+        found.append(VQAQuestion(number, str(image), text, *people))
     if not found:
         raise DataError(f"{questions}: it has no question")
     return found
@@ -103,7 +103,7 @@ def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: s
     return value
 
 
-def build_answers(questions: Iterable[Question], least: int = LEAST_QUESTIONS) -> list[str]:
+def build_answers(questions: Iterable[VQAQuestion], least: int = LEAST_QUESTIONS) -> list[str]:
     """The vocabulary: the most common answers of so many questions or more, in the order in which they first occur."""
     counts = Counter[str]()
     for question in questions:
@@ -157,7 +157,7 @@ def write_results(path: Path, answers: Mapping[int, str]) -> None:
     write_whole(path, (json.dumps(listed) + "\n").encode())
 
 
-def read_results(path: Path, questions: Sequence[Question]) -> dict[int, str]:
+def read_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
     """Answers that somebody's model gave: one for every question.
 
     Raises:
