@@ -27,7 +27,8 @@ from comodal.data.captions.caption_matching import matched, split_pairs
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.recipes.vilbert_pretraining import recipe
 from comodal.regions.backbones import LITE0
 from comodal.regions.extract import extract_regions

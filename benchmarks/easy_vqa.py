@@ -21,7 +21,8 @@ import torch
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert.vilbert import ViLBERT, small
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import small
 from comodal.regions.extract import extract_regions
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, recipe
 from comodal.training.run import train

@@ -24,11 +24,11 @@ from comodal.inference.embed_inputs import image_embedding, sound_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.media.audio import stream_sound
 from comodal.media.image import read_image
-from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.checkpoint import load_model, model_folder, save_model
 from comodal.models.l3net.l3net import PAPER, L3Net
 from comodal.runtimes.export import export
-from comodal.tasks.class_folders import LabeledFile, compare, read_tree
+from comodal.tasks.evaluation.class_folders import LabeledFile, compare, read_tree
 from embedding import TERA_OPERATIONS
 from machine import describe_machine, report, save, seconds_in_turn
 

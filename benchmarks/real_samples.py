@@ -26,7 +26,8 @@ from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert.vilbert import ViLBERT, small
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import small
 from comodal.regions.extract import extract_regions
 from comodal.tasks.retrieval import caption_retrieval
 from comodal.tasks.vision_language import nlvr2, snli_ve

@@ -24,7 +24,8 @@ from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve
 from comodal.media.tokenizer import SPECIAL, WordPieceTokenizer
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.tasks.retrieval.first_stage import EncodingProjections, TwoStageSearch, fit
 from comodal.tasks.retrieval.gallery import Gallery
 from comodal.tasks.retrieval.pair_scores import PairScorer

@@ -29,9 +29,10 @@ from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import small as small_l3net
-from comodal.models.vilbert.vilbert import ViLBERT, base, small
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import base, small
 from comodal.regions.extract import extract_regions
-from comodal.synthetic.caption_scenes import write_scene, write_scene_lists
+from comodal.synthetic.scenes.caption_scenes import write_scene, write_scene_lists
 from machine import save
 
 SIDE = 128

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from comodal.data.batch import CaptionBatch
 from comodal.hardware import Compute, ResolvedPrecision, resolve
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.training.optimization import adamw
 from comodal.training.training_loop import fit

@@ -8,7 +8,8 @@ import torch
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 
 COLOURS = ("red", "green", "blue", "grey")
 QUESTION = "what colour is it"

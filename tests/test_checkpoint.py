@@ -194,7 +194,7 @@ def test_a_save_that_is_cut_short_leaves_the_old_model(folder: Path, monkeypatch
 
 
 def test_what_is_not_a_model_is_not_saved(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"not a model of comodal\.models"):
+    with pytest.raises(ValueError, match=r"is not one of the models"):
         save_model(torch.nn.Linear(1, 1), tmp_path, {})
 
 

@@ -19,12 +19,12 @@ from comodal.models.l3net.l3net import L3Net, small
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.audio import audio_classification
 from comodal.tasks.audio.audio_classification import AudioReader, evaluate_sound_classes
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
+from comodal.tasks.evaluation.l3net_fine_tuning import LabelledItems, parted
 from comodal.tasks.image import image_classification
 from comodal.tasks.image.image_classification import ImageReader, evaluate_image_classes
 from comodal.tasks.image.image_views import ViewConfig
 from comodal.tasks.image.linear_classification import evaluate_images
-from comodal.tasks.l3net_fine_tuning import LabelledItems, parted
 from comodal.text_files import read_log
 from comodal.training.run import train
 

@@ -17,7 +17,8 @@ from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.convert.convert_vilbert import fill_from_original, read_original_config, to_original
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, base, large, meetings
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, base, large, meetings
 
 TINY = ViLBERTConfig(
     vision=StreamConfig(12, 1, 3, 20),

@@ -14,7 +14,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.tasks.vision_language.convert_vilbert_files import convert
+from comodal.tasks.convert_vilbert_files import convert
 from vilbert_fixtures import FIXTURES, folders_with, forward, predictions, state_of, tensors, text_inputs, vision_inputs
 
 TASKS = [folder for folder in folders_with("outputs.safetensors") if "vil_logit" in tensors(folder, "outputs")]

@@ -27,7 +27,7 @@ from comodal.recipes.avc_pretraining import VARIANTS
 from comodal.regions.backbones import Backbone, PooledRegions, l3net_maps
 from comodal.regions.extractors_c4 import C4Extractor
 from comodal.regions.extractors_fpn import FPNExtractor
-from comodal.tasks.l3net_fine_tuning import ClassificationObjective
+from comodal.tasks.evaluation.l3net_fine_tuning import ClassificationObjective
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuningObjective,
     fitting_regions,

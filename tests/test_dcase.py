@@ -14,7 +14,7 @@ from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
-from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.tasks.audio.audio_features import AudioFeatures
 from comodal.tasks.audio.audio_probe import AudioProbeOptions
 from comodal.tasks.audio.dcase import SCENES, evaluate_dcase, read_dcase

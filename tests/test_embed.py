@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from comodal.errors import DataError
-from comodal.inference.embed_files import embed_audio, embed_image, embed_video, hop_samples
+from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
 from comodal.inference.embedder import EmbedderOptions, load_embedder
+from comodal.inference.embedding_rows import hop_samples
 from comodal.media.audio_windows import count_windows, iterate_windows
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, save_model

@@ -28,7 +28,8 @@ from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig
 from comodal.runtimes import export as export_module
 from comodal.runtimes import export_formats, exported_engines
 from comodal.runtimes.export import export, opened

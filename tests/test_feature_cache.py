@@ -12,7 +12,7 @@ from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net, pooled
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.image import image_features
 from comodal.tasks.image.image_features import GRIDS, FeatureLayer, features_of, grid_of, make_system

@@ -9,8 +9,8 @@ from PIL import Image
 
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import matched
-from comodal.data.file_batches import EmbeddingRows, FileJob, is_done, write_rows
 from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.data.sources.file_batches import EmbeddingRows, FileJob, is_done, write_rows
 from comodal.files import stamp_of
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.image_list import images_of

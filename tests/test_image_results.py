@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.results_card import read_card, write_card
 from comodal.tasks.image import imagenet_files
 from comodal.tasks.image.image_probe import ImageProbeResult

@@ -11,7 +11,7 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.tasks.class_folders import read_tree
+from comodal.tasks.evaluation.class_folders import read_tree
 from comodal.tasks.image.image_features import plain_pixels
 from comodal.tasks.image.imagenet_files import SUFFIXES
 from comodal.tasks.image.linear_classification import evaluate_images

@@ -15,8 +15,9 @@ from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import small as small_l3net
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, meetings
-from comodal.tasks.vision_language.convert_vilbert_files import convert
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, meetings
+from comodal.tasks.convert_vilbert_files import convert
 
 STREAM = StreamConfig(dim=16, layers=4, heads=2, intermediate=24)
 TINY = ViLBERTConfig(

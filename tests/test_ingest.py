@@ -23,8 +23,8 @@ from comodal.data.shards.ingest import plan_videos, prepare_videos, sample_of, u
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.shards.shard_report import describe_shards
 from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
-from comodal.data.shards.video_sources import VideoSource
-from comodal.data.split_names import SPLITS
+from comodal.data.sources.split_names import SPLITS
+from comodal.data.sources.video_sources import VideoSource
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
 from comodal.media.video import Clip, read_clip

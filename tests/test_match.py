@@ -16,10 +16,10 @@ from comodal.errors import DataError, MediaError
 from comodal.inference.match import match, match_files, windows
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, load_l3net, small
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.media_writers import write_video as write_playground_video
-from comodal.synthetic.rendering import Painter
-from comodal.synthetic.world import Purpose, make_world
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.media_writers import write_video as write_playground_video
+from comodal.synthetic.scenes.rendering import Painter
+from comodal.synthetic.scenes.world import Purpose, make_world
 from self_contained import check_page
 from synthetic_media import tone, write_video
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from comodal.data.shards import ingest
-from comodal.data.shards.video_sources import read_sources
+from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
 
 FIRST, SECOND, THIRD = "---QUuC4vJs", "0wR5jVB-WPk", "abcdefghi-_"

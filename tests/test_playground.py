@@ -12,10 +12,10 @@ import soundfile
 from PIL import Image
 
 from comodal.errors import DataError
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.rendering import render_frame
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.rendering import render_frame
+from comodal.synthetic.scenes.world import KINDS, Purpose, make_world
 from comodal.synthetic.synthesize import make_playground
-from comodal.synthetic.world import KINDS, Purpose, make_world
 from process_groups import kill_when
 
 SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "scenes": 10, "side": 64, "sound_seconds": 1.0}

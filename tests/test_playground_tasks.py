@@ -20,8 +20,8 @@ from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU
 from comodal.synthetic.formats.task_sets import TASK_SETS
+from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS
 from comodal.synthetic.synthesize import make_playground
-from comodal.synthetic.world import KINDS, SILENT_KINDS
 from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.grounding.refcoco_files import read_expressions
 from comodal.tasks.vision_language.image_rows import ImageRows

@@ -13,15 +13,15 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from comodal.synthetic.object_scenes import enclosed, hull, pictures_of
-from comodal.synthetic.world import KINDS, SILENT_KINDS, Purpose, make_crowd
+from comodal.synthetic.scenes.object_scenes import enclosed, hull, pictures_of
+from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS, Purpose, make_crowd
 from playground_truth import NOUN, PLACE, answer, at, fits, is_true, label, meant, of_pair, read_boxes, those
 
 SCENES = {"coco": 800, "flickr30k": 200, "vcr": 200, "nlvr2": 240}
 WRITE = """
 import json, sys
 from pathlib import Path
-from comodal.synthetic.synthesis_options import Options
+from comodal.synthetic.scenes.synthesis_options import Options
 from comodal.synthetic.formats.task_sets import TASK_SETS
 for name, scenes in json.loads(sys.argv[2]).items():
     TASK_SETS[name].write_lists(Path(sys.argv[1], name), Options(0, 1.0, 0, 0, scenes, 128, 10.0, 1.0, 3))

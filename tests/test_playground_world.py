@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.formats.sentences import captions, relation, scene_captions
-from comodal.synthetic.motion import box_at, outline, pose_at
-from comodal.synthetic.rendering import Painter, paint_background, render_frame
-from comodal.synthetic.shapes import SILENT, SOUNDING
-from comodal.synthetic.world import (
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.motion import box_at, outline, pose_at
+from comodal.synthetic.scenes.rendering import Painter, paint_background, render_frame
+from comodal.synthetic.scenes.sentences import captions, relation, scene_captions
+from comodal.synthetic.scenes.shapes import SILENT, SOUNDING
+from comodal.synthetic.scenes.world import (
     KINDS,
     LARGE,
     SILENT_KINDS,

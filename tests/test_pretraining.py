@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import (
     RegionNegatives,

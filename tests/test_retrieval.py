@@ -22,7 +22,8 @@ from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert import single_stream
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.tasks.retrieval import first_stage, pair_scores
 from comodal.tasks.retrieval.caption_retrieval import RetrievalSettings, describe_way, evaluate_retrieval
 from comodal.tasks.retrieval.first_stage import EncodingProjection, EncodingProjections, TwoStageSearch, fit_maps

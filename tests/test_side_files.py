@@ -2,8 +2,8 @@
 
 import pytest
 
-from comodal.data.shards import archive_sources
-from comodal.data.shards.archive_sources import containers_in, without_side_files
+from comodal.data.sources import archive_examples
+from comodal.data.sources.archive_examples import containers_in, without_side_files
 
 PLAIN = ["a/1.jpg", "a/2.txt", ".tar", "b.tar.gz", "notar", "c/state.jsonl"]
 
@@ -17,5 +17,5 @@ def test_side_files_are_left_out_and_all_else_stays_in_its_order():
 
 def test_plain_files_cost_no_path(monkeypatch: pytest.MonkeyPatch):
     """A Path of each of 100,000 files takes half a second."""
-    monkeypatch.setattr(archive_sources, "PurePosixPath", None)
+    monkeypatch.setattr(archive_examples, "PurePosixPath", None)
     assert without_side_files(PLAIN[:2]) == PLAIN[:2]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from comodal.data.shards.kinetics_sounds import KINETICS_SOUNDS
-from comodal.data.shards.splits import fraction_of, split_by_hash, split_of_groups
-from comodal.data.shards.video_sources import read_sources, recognise
+from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
+from comodal.data.sources.splits import fraction_of, split_by_hash, split_of_groups
+from comodal.data.sources.video_sources import read_sources, recognise
 from comodal.errors import DataError
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc

@@ -16,7 +16,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.ingest import prepare_videos
 from comodal.data.shards.paired_files import prepare_pairs
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.data.shards.video_sources import read_sources
+from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.models.checkpoint import save_model

@@ -9,12 +9,12 @@ import pytest
 import webdataset
 
 from comodal.errors import MediaError
-from comodal.media.archives.archive_samples import ArchiveSample
-from comodal.media.archives.open_media import open_media
-from comodal.media.archives.path_patterns import expand, expand_braces, is_pattern
-from comodal.media.archives.tar_shard import TarShard
 from comodal.media.audio import read_sound
 from comodal.media.image import read_image
+from comodal.media.storage.archive_samples import ArchiveSample
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.path_patterns import expand, expand_braces, is_pattern
+from comodal.media.storage.tar_shard import TarShard
 from comodal.media.video import read_clip
 from container_files import img2dataset, jpeg, write_tar
 from make_media import make_tone, make_video

@@ -8,7 +8,7 @@ import pytest
 from comodal.errors import MediaError
 from comodal.media.audio import read_sound
 from comodal.media.image import decode_jpeg
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip
 from sync_media import HEARD_RATE, RATE, disagreement, noise, original, remux
 from synthetic_media import read_number, tone, write_video

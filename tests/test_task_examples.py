@@ -11,7 +11,7 @@ from PIL import Image
 
 from comodal.analysis.co_attention import files_of
 from comodal.analysis.pages.report import write_report
-from comodal.analysis.task_examples import TaskPrediction, attended, pointed, rightness, table
+from comodal.analysis.pages.task_examples import TaskPrediction, attended, pointed, rightness, table
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.hardware import Compute

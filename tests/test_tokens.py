@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score
 
-from comodal.analysis.token_statistics import TokenRegion, TokenUse, crop, perplexity, tokens_page
+from comodal.analysis.pages.token_page import TokenRegion, TokenUse, crop, perplexity, tokens_page
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import decode_jpeg

@@ -10,7 +10,7 @@ from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.tasks.audio.audio_folders import evaluate_sounds
-from comodal.tasks.class_folders import read_tree
+from comodal.tasks.evaluation.class_folders import read_tree
 
 TEXT = frozenset({".txt"})
 

@@ -14,7 +14,7 @@ from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.synthetic.formats.urbansound8k_files import jobs, write_lists
-from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urban_sounds
 
 OPTIONS = SynthesisOptions(

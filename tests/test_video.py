@@ -19,7 +19,7 @@ from PIL import Image
 from comodal.errors import MediaError
 from comodal.media.containers import container
 from comodal.media.image import decode_jpeg
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import Clip, iterate_frames, probe, read_clip
 from synthetic_media import name_channels, numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
 

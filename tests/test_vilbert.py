@@ -15,7 +15,8 @@ from comodal.models.vilbert.heads import TaskHeads
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.streams import OutputIndices
 from comodal.models.vilbert.transformer import recorded_attention
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig, base, large, load_vilbert, small
+from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, base, large, small
 
 Model = TypeVar("Model", ViLBERT, SingleStream)
 TINY = ViLBERTConfig(

@@ -12,7 +12,8 @@ from comodal.models.convert.convert_vilbert import is_never_used, original_names
 from comodal.models.convert.state_dicts import fill, read_tensors
 from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.transformer import recorded_attention
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.objectives.alignment import alignment
 from comodal.objectives.masked import RegionNegatives, masked_classes, masked_contrast
 from comodal.objectives.pretraining import ViLBERTPretraining

@@ -17,8 +17,9 @@ from comodal.models.checkpoint import load_model
 from comodal.models.convert.convert_vilbert import config_of
 from comodal.models.convert.convert_volta import as_vilbert
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.models.vilbert.vilbert import ViLBERT, base
-from comodal.tasks.vision_language.convert_vilbert_files import convert
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import base
+from comodal.tasks.convert_vilbert_files import convert
 
 # VOLTA's config/vilbert_base.json and config/ctrl_vilbert_base.json: what decides the model
 COMMON: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from comodal import workers
-from comodal.data.file_batches import FileJob, FileJobs, run_files
+from comodal.data.sources.file_batches import FileJob, FileJobs, run_files
 from comodal.errors import DataError
 from comodal.workers import in_parallel, one_by_one
 

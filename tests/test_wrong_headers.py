@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from comodal.data.file_batches import FileJob, attempt, plan
+from comodal.data.sources.file_batches import FileJob, attempt, plan
 from comodal.errors import MediaWarning
 from comodal.media.audio import read_sound
-from comodal.media.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from synthetic_media import tone, write_video
 
 FIXTURES = Path(__file__).parent / "fixtures" / "media"

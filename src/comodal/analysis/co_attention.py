@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from comodal.data.captions.caption_dataset import with_whole_image
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import matched, split_pairs
-from comodal.data.image_folder import find_images
 from comodal.data.regions.region_store import Regions, RegionStore
+from comodal.data.sources.image_folder import find_images
 from comodal.errors import DataError
 from comodal.hardware import device_of
 from comodal.media.image import read_image

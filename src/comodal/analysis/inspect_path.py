@@ -13,7 +13,7 @@ from comodal.console import Table, say
 from comodal.data.numpy_files import read_npz
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.shard_report import describe_shards
-from comodal.data.split_names import SPLITS
+from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, RecipeError
 from comodal.media.image import read_image
 from comodal.media.video import probe

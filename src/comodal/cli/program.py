@@ -24,7 +24,7 @@ from comodal.cli.types import did_you_mean
 from comodal.errors import ComodalError, DataError
 from comodal.files import reason_of
 from comodal.lazy_import import find_object
-from comodal.media.archives.path_patterns import is_pattern
+from comodal.media.storage.path_patterns import is_pattern
 from comodal.training.run_config import plain
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130

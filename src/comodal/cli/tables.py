@@ -117,7 +117,7 @@ COMMANDS = {
         "comodal.inference.search:search", "a folder of images and a text -> the images that match it"
     ),
     "convert vilbert": CommandEntry(
-        "comodal.tasks.vision_language.convert_vilbert_files:convert",
+        "comodal.tasks.convert_vilbert_files:convert",
         "ViLBERT's published weights -> a model, and back",
     ),
     "convert openl3": CommandEntry(

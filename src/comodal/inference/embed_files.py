@@ -5,19 +5,16 @@ reported when all the others are written; what exists is not made again. With we
 which windows are silent, and `about` how they were made.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import count, islice
 from pathlib import Path
-from typing import TypeAlias
 
 import joblib
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
-from PIL import Image
+from jaxtyping import Float32
 
-from comodal.data.file_batches import (
+from comodal.data.sources.file_batches import (
     BatchedWork,
     EmbeddingRows,
     FileJob,
@@ -31,20 +28,18 @@ from comodal.data.file_batches import (
 from comodal.errors import MediaError
 from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
-from comodal.inference.openl3_images import SCALED, SIDE, middle, squares, squares_as_openl3
-from comodal.media.audio import native_blocks, stream_sound
-from comodal.media.audio_windows import EmptyAudioError, iterate_windows
-from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.media.refused_formats import RefusalReason
-from comodal.media.resample_kaiser import KaiserStream
-from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from comodal.inference.embedding_rows import Picture, blocks_of, frame_rows, image_vectors, rows_as_openl3, sound_rows
+from comodal.inference.openl3_images import SIDE
+from comodal.media.audio_windows import EmptyAudioError
+from comodal.media.image import read_image
+from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from comodal.media.user_inputs import as_path, as_paths
-from comodal.media.video import every_frame, iterate_frames, probe
+from comodal.media.video import iterate_frames
 from comodal.models.convert.convert_openl3 import Modality
 from comodal.models.l3net.spectrogram import FrontEnd
 from comodal.runtimes.export_formats import EngineChoice
 
-Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 ENDINGS = ("_audio", "_image")
 
 
@@ -239,59 +234,6 @@ def in_this_process(work: Callable[[FileJob], int], workers: int, embedder: Embe
     return BatchedWork(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
 
 
-def sound_rows(
-    blocks: Iterable[Float[np.ndarray, " samples"]],
-    embedder: Embedder,
-    hop_seconds: float,
-    centre: bool,
-    batch_size: int,
-) -> Iterator[EmbeddingRows]:
-    """Batches of vectors and timestamps of the sound whose consecutive blocks come in."""
-    places = count()
-    rate = embedder.config.sample_rate
-    window = round(embedder.config.sound_seconds * rate)
-    hop = hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
-    for windows in iterate_windows(blocks, window, hop, centre, batch_size):
-        vectors, silent = embedder.sound(windows)
-        seconds = np.array([next(places) for _ in windows]) * hop_seconds
-        yield EmbeddingRows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
-
-
-def hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
-    """Samples from window to window; OpenL3 cuts off what is not whole, and gives timestamps as if it did not."""
-    return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
-
-
-def image_vectors(
-    images: Iterable[Picture], embedder: Embedder, batch_size: int
-) -> Iterator[Float32[np.ndarray, "images features"]]:
-    """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
-    if embedder.about:
-        prepare = squares_as_openl3 if embedder.choice.as_openl3 else squares
-        pixels = (prepare(image[None])[0] for image in images)
-        while ready_made := list(islice(pixels, batch_size)):
-            yield embedder.pixels(np.stack(ready_made))
-        return
-    size = embedder.config.image_size
-    cut = (centre_crop(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
-    while batch := list(islice(cut, batch_size)):
-        yield embedder.images(np.stack(batch))
-
-
-def blocks_of(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
-    """The sound of a file at the network's rate, in blocks."""
-    if not embedder.about:
-        yield from stream_sound(path, embedder.config.sample_rate)
-        return
-    stream = None
-    for rate, block in native_blocks(path):
-        if stream is None and rate != embedder.config.sample_rate:
-            stream = KaiserStream(rate, embedder.config.sample_rate)
-        yield block if stream is None else stream.push(block)
-    if stream is not None:
-        yield stream.finish()
-
-
 def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
     """How a file was made; OpenL3's own files do not say it."""
     if not embedder.about or embedder.choice.as_openl3:
@@ -379,33 +321,3 @@ def write_video(
     if not rows:
         raise MediaError(job.source, RefusalReason.NO_PICTURE, "not one picture could be decoded")
     return rows + write_sound(FileJob(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
-
-
-def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
-    """Vectors of pictures and their times."""
-    times: list[float] = []
-
-    def frames() -> Iterator[Picture]:
-        for seconds, frame in timed:
-            times.append(seconds)
-            yield frame
-
-    for batch in image_vectors(frames(), embedder, batch_size):
-        yield EmbeddingRows(batch, np.array(times[-len(batch) :]))
-
-
-def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
-    """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
-    second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
-    rate = probe(path).frames_per_second
-
-    def frames() -> Iterator[Picture]:
-        for _, frame in every_frame(path):
-            squashed = Image.fromarray(frame).resize((SCALED, SCALED), Image.Resampling.BICUBIC)
-            yield middle(np.asarray(squashed)[None])[0]
-
-    largest = max((int(frame.max()) for frame in frames()), default=1) or 1
-    places, pixels = count(), frames()
-    while batch := list(islice(pixels, batch_size)):
-        vectors = embedder.pixels((np.stack(batch) / np.float32(largest)).astype(np.float32))
-        yield EmbeddingRows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float32
 
-from comodal.inference.embed_files import image_vectors, sound_rows
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
+from comodal.inference.embedding_rows import image_vectors, sound_rows
 from comodal.media.user_inputs import as_images, as_sound
 from comodal.models.l3net.l3net import L3Net
 

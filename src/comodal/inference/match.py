@@ -25,8 +25,8 @@ from comodal.files import write_whole
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.audio import resample, stream_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
-from comodal.media.refused_formats import RefusalReason
-from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.media.user_inputs import as_image, as_sound
 from comodal.media.video import SILENT_PEAK, iterate_frames
 from comodal.models.l3net.l3net import L3Net, load_l3net

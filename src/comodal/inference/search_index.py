@@ -27,14 +27,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from comodal.console import say
-from comodal.data.image_folder import find_images
 from comodal.data.output_folder import as_json, explained, only_one
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import named
 from comodal.data.regions.region_store import RegionStore, RegionWriter
+from comodal.data.sources.image_folder import find_images
 from comodal.errors import DataError
 from comodal.files import json_line, write_whole
-from comodal.media.archives.open_media import container_of
+from comodal.media.storage.open_media import container_of
 from comodal.regions.extract import ExtractionPool, add, with_bar
 from comodal.regions.image_list import ImageList, ImageWithBoxes, read_boxes, refused_of
 from comodal.text_files import read_json_lines, read_json_object

@@ -16,8 +16,8 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.archives.open_media import open_media
-from comodal.media.refused_formats import (
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.refused_formats import (
     LOUDEST,
     MAX_SAMPLE_RATE,
     MIN_SAMPLE_RATE,

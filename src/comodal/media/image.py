@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from comodal.errors import MediaError
-from comodal.media.archives.open_media import open_media
-from comodal.media.refused_formats import RefusalReason, describe_impostor, read_head
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.refused_formats import RefusalReason, describe_impostor, read_head
 
 # What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

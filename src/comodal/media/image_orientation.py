@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from comodal.errors import MediaError
 from comodal.media.image import Chroma, Luma
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 
 HD_LINES = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
 # Codes of ITU-T H.273, table 4, as FFmpeg passes them on.

@@ -40,7 +40,7 @@ from comodal.media.containers.container import (
 )
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 
 MIN_SECONDS = 1.0
 SILENT_PEAK = 1e-3

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Shaped
 
 from comodal.console import say
-from comodal.data.file_batches import EmbeddingRows, write_rows
+from comodal.data.sources.file_batches import EmbeddingRows, write_rows
 from comodal.errors import ComodalError
-from comodal.inference.embed_files import (
-    about_file,
+from comodal.inference.embed_files import about_file
+from comodal.inference.embedding_rows import (
     blocks_of,
     frame_rows,
     hop_samples,
@@ -31,8 +31,8 @@ from comodal.inference.embed_files import (
 from comodal.inference.openl3_images import SIDE, squares, squares_as_openl3
 from comodal.media.audio_windows import EmptyAudioError, iterate_windows
 from comodal.media.image import read_image
-from comodal.media.refused_formats import LOUDEST
 from comodal.media.resample_kaiser import MAX_RATE, resample_kaiser
+from comodal.media.storage.refused_formats import LOUDEST
 from comodal.media.video import every_frame
 from comodal.models.l3net.spectrogram import Spectrogram
 from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram

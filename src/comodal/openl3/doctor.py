@@ -15,8 +15,8 @@ from jaxtyping import Float, Shaped
 from comodal.console import Table, say
 from comodal.data.numpy_files import read_npz
 from comodal.errors import CheckpointError, DataError
-from comodal.inference.embed_files import blocks_of, image_vectors
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
+from comodal.inference.embedding_rows import blocks_of, image_vectors
 from comodal.inference.openl3_files import weights_folders
 from comodal.inference.openl3_images import as_float, every_nth, middle, squares_as_openl3
 from comodal.media.image import read_image

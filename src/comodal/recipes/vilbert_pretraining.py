@@ -28,7 +28,8 @@ from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
 from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
 from comodal.models.vilbert import single_stream
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig, base, large, small
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig, base, large, small
 from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
 from comodal.tasks.vision_language.region_record import remembered

@@ -20,11 +20,11 @@ import joblib
 import torch
 
 from comodal.console import Table, say
-from comodal.data.image_folder import root_of
 from comodal.data.output_folder import explained, only_one
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import accept, learnt_from
 from comodal.data.regions.region_store import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
+from comodal.data.sources.image_folder import root_of
 from comodal.errors import CheckpointError, DataError, MediaError, one_item
 from comodal.files import json_line, write_whole
 from comodal.hardware import DeviceName, find_device, inference_batch

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from comodal.data.image_folder import FoundImages, find_images
 from comodal.data.regions.box_units import (
     CORNERS,
     FRACTIONS,
@@ -20,9 +19,10 @@ from comodal.data.regions.box_units import (
     judge_source,
     look_normalized,
 )
+from comodal.data.sources.image_folder import FoundImages, find_images
 from comodal.errors import DataError
 from comodal.files import stamp_of
-from comodal.media.archives.open_media import container_of
+from comodal.media.storage.open_media import container_of
 from comodal.text_files import read_json_lines
 
 TWICE = "id twice"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from comodal.analysis.token_statistics import TokenRegion, TokenUse, tokens_page
+from comodal.analysis.pages.token_page import TokenRegion, TokenUse, tokens_page
 from comodal.console import Table
 from comodal.data.regions.region_store import (
     CLASSES,

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from comodal.data.file_batches import plan
+from comodal.data.sources.file_batches import plan
 from comodal.errors import DataError
 from comodal.media.audio import stream_sound
 from comodal.media.audio_windows import iterate_windows
 from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.media.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.l3net.l3net import L3NetConfig
 from comodal.runtimes.export_formats import Run, quiet
 from comodal.tasks.evaluation.metrics import check_finite

@@ -4,7 +4,7 @@ videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
 worlds.jsonl                    the truth about each video: objects, boxes, events, captions
 sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
 images/{train,test}/KIND/       pictures of worlds that are in no video
-scenes/                         pictures with captions and boxes (see synthetic/caption_scenes.py)
+scenes/                         pictures with captions and boxes (see synthetic/scenes/caption_scenes.py)
 vocab.txt                       every word that is said about them, as a BERT's vocabulary
 
 and, where asked for, the task sets in official formats (see synthetic/formats/task_sets.py and docs/playground.md).
@@ -25,15 +25,15 @@ from comodal.data.output_folder import explained, only_one
 from comodal.errors import DataError
 from comodal.files import write_whole
 from comodal.progress import Progress
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.caption_scenes import write_scene, write_scene_lists
 from comodal.synthetic.formats.task_sets import TASK_SETS, chosen, finish, missing
-from comodal.synthetic.ground_truth import truth
-from comodal.synthetic.media_writers import json_lines, write_image, write_sound, write_video
-from comodal.synthetic.rendering import Painter, render_frame
-from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.caption_scenes import write_scene, write_scene_lists
+from comodal.synthetic.scenes.ground_truth import truth
+from comodal.synthetic.scenes.media_writers import json_lines, write_image, write_sound, write_video
+from comodal.synthetic.scenes.rendering import Painter, render_frame
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import KINDS, Purpose, RandomStream, make_world
 from comodal.synthetic.vocabulary import write_vocabulary
-from comodal.synthetic.world import KINDS, Purpose, RandomStream, make_world
 from comodal.text_files import read_json_object
 from comodal.workers import running_on
 

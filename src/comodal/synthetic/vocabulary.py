@@ -8,8 +8,8 @@ from pathlib import Path
 
 from comodal.files import write_whole
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.synthetic.formats.sentences import NOISES, OPENINGS, SOUNDS
-from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
+from comodal.synthetic.scenes.sentences import NOISES, OPENINGS, SOUNDS
+from comodal.synthetic.scenes.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
 
 COUNTED = "0 1 2 3 4 5 6 one two three four five six"
 PLACES = "left of, right of, above, below; smaller, larger, smallest and largest; nothing, everything"

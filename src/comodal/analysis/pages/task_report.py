@@ -4,7 +4,7 @@ from pathlib import Path
 
 from comodal.analysis.pages.curves import draw_curves
 from comodal.analysis.pages.html_page import header, picture, section
-from comodal.analysis.task_examples import example_parts
+from comodal.analysis.pages.task_examples import example_parts
 from comodal.errors import RecipeError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import read_config

@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.captions.caption_tables import (
+from comodal.data.sources.archive_examples import captions_of, containers_in, read_stored, split_of
+from comodal.data.sources.caption_tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     CaptionColumns,
@@ -41,14 +42,13 @@ from comodal.data.captions.caption_tables import (
     pick,
     table_rows,
 )
-from comodal.data.shards.archive_sources import captions_of, containers_in, read_stored, split_of
-from comodal.data.shards.video_sources import files_in, walk
-from comodal.data.split_names import IMAGE_SPLIT_NAMES as SPLITS
+from comodal.data.sources.split_names import IMAGE_SPLIT_NAMES as SPLITS
+from comodal.data.sources.video_sources import files_in, walk
 from comodal.errors import DataError
-from comodal.media.archives.open_media import is_container, open_container_file
-from comodal.media.archives.parquet_table import TableFile
-from comodal.media.archives.path_patterns import is_pattern
-from comodal.media.suffixes import IMAGE_SUFFIXES
+from comodal.media.storage.open_media import is_container, open_container_file
+from comodal.media.storage.parquet_table import TableFile
+from comodal.media.storage.path_patterns import is_pattern
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
 
 LAYOUTS = (

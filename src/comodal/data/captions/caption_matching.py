@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from comodal.data.captions.caption_files import Caption
 from comodal.data.image_ids import coco_number
-from comodal.data.shards.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.data.sources.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 
 NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well

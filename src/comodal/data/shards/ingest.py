@@ -18,10 +18,11 @@ import numpy as np
 import simplejpeg
 
 from comodal.console import say
-from comodal.data.shards.kinetics_sounds import KINETICS_SOUNDS
 from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards, refusal
-from comodal.data.shards.splits import fraction_of, split_by_hash, split_of_groups
-from comodal.data.shards.video_sources import (
+from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
+from comodal.data.sources.split_names import SPLITS
+from comodal.data.sources.splits import fraction_of, split_by_hash, split_of_groups
+from comodal.data.sources.video_sources import (
     ArchiveVideoSource,
     ListFormat,
     VideoSource,
@@ -29,12 +30,11 @@ from comodal.data.shards.video_sources import (
     plain,
     read_sources,
 )
-from comodal.data.split_names import SPLITS
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
-from comodal.media.archives.open_media import places_known
 from comodal.media.audio import encode_flac
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.open_media import places_known
+from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip, read_clip_with_audio
 from comodal.workers import Backend
 

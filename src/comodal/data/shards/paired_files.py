@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.shards.archive_sources import ArchiveExample, group_of, labels_of, read_stored, split_of
 from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
-from comodal.data.shards.splits import split_by_hash
-from comodal.data.shards.video_sources import files_in, folder_of_files
-from comodal.data.split_names import SPLIT_NAMES, SPLITS
+from comodal.data.sources.archive_examples import ArchiveExample, group_of, labels_of, read_stored, split_of
+from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
+from comodal.data.sources.splits import split_by_hash
+from comodal.data.sources.video_sources import files_in, folder_of_files
 from comodal.errors import DataError, MediaError
 from comodal.files import stamp_of_all
-from comodal.media.archives.archive_samples import Kind, SampleFault
-from comodal.media.archives.open_media import container_of, is_container
-from comodal.media.archives.path_patterns import is_pattern
 from comodal.media.audio import encode_flac, read_sound
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.media.storage.archive_samples import Kind, SampleFault
+from comodal.media.storage.open_media import container_of, is_container
+from comodal.media.storage.path_patterns import is_pattern
 from comodal.workers import Backend
 
 LEAST_SECONDS = 1.0  # what the network hears (L3-Net, section 3)

@@ -6,7 +6,7 @@ from typing import Any
 
 from comodal.console import Table
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.data.split_names import SPLITS
+from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError
 from comodal.text_files import read_json_lines, read_json_object
 

@@ -22,7 +22,7 @@ from comodal.console import say
 from comodal.data.output_folder import as_json, check_same, explained, only_one, remove_parts
 from comodal.data.shards.shard_reader import ShardWriter
 from comodal.data.shards.shard_report import print_report
-from comodal.data.split_names import SPLITS
+from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import json_line, whole, write_whole
 from comodal.progress import Progress

@@ -17,7 +17,7 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
+from comodal.media.storage.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
 MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}

@@ -14,10 +14,10 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from comodal.errors import MediaError
-from comodal.media.archives.open_media import open_media
 from comodal.media.containers.edit_lists import edit_ends
 from comodal.media.containers.timeline import NO_ZERO, Timeline
-from comodal.media.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_impostor, read_head
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_impostor, read_head
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
 

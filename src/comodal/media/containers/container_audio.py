@@ -13,10 +13,10 @@ import av
 from av.container import InputContainer
 
 from comodal.errors import MediaError, MediaWarning
-from comodal.media.archives.open_media import open_media
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import LOST_SECONDS, Track, choose_streams, decode, make_tracks, open_container
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.refused_formats import RefusalReason
 
 TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.

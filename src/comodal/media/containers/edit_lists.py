@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from comodal.errors import MediaError
-from comodal.media.archives.archive_samples import OpenFile
-from comodal.media.archives.open_media import open_media
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.archive_samples import OpenFile
+from comodal.media.storage.open_media import open_media
+from comodal.media.storage.refused_formats import RefusalReason
 
 CONTAINERS = {b"moov", b"trak", b"edts"}
 MAX_BOXES = 10_000

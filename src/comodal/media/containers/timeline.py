@@ -21,7 +21,7 @@ import av
 from av.stream import Stream
 
 from comodal.errors import MediaError
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 
 NO_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
 BACK_SECONDS = 0.1  # muxers repeat timestamps by less

@@ -19,7 +19,8 @@ from comodal.models.convert.state_dicts import (
     read_shapes,
     read_tensors,
 )
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.text_files import read_json_object
 
 OURS = ("text_embeddings.", "text_layers.", "word_scores.")

@@ -17,7 +17,8 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import from_json
 from comodal.models.convert.state_dicts import LoadReport, check_complete, fill, without
 from comodal.models.vilbert.heads import Head, TaskHeads, twelve_in_one
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.text_files import read_json_object
 
 LAYER = {

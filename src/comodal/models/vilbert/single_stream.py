@@ -19,7 +19,8 @@ from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, with_first
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, as_mask, initialise
-from comodal.models.vilbert.vilbert import StreamConfig, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig
 
 BERT_BASE = StreamConfig(768, 12, 12, 3072)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from comodal.synthetic.formats.karpathy_files import CaptionedImage, write_karpathy
 from comodal.synthetic.formats.refcoco_set import write_references
 from comodal.synthetic.formats.vqa_set import write_vqa
-from comodal.synthetic.object_scenes import SceneImage, picture_jobs, pictures_of, write_boxes
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import Purpose
+from comodal.synthetic.scenes.object_scenes import SceneImage, picture_jobs, pictures_of, write_boxes
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import Purpose
 
 SPLITS = ("train2014", "val2014", "test2015")
 KARPATHY = ("val", "val", "test", "test", "restval")  # of COCO's own validation pictures, in turn

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.files import write_whole
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.media_writers import write_sound
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import KINDS, Purpose, RandomStream, make_world
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.media_writers import write_sound
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import KINDS, Purpose, RandomStream, make_world
 
 SCENES_2013 = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip

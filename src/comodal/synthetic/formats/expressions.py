@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from comodal.synthetic.object_scenes import NounPhrase, SceneObject, fitting, larger, names, placed
+from comodal.synthetic.scenes.object_scenes import NounPhrase, SceneObject, fitting, larger, names, placed
 
 WORDINGS = ("the {} {} the {}", "the {} that is {} the {}", "{} {} {}", "{} {} the {}")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from comodal.synthetic.formats.karpathy_files import CaptionedImage, write_karpathy, write_vilbert_lists
 from comodal.synthetic.formats.snli_ve_files import write_statements
-from comodal.synthetic.object_scenes import picture_jobs, pictures_of, write_boxes
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import Purpose
+from comodal.synthetic.scenes.object_scenes import picture_jobs, pictures_of, write_boxes
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import Purpose
 
 FIRST_NUMBER = 1_000_092_795  # as Flickr's own numbers look
 

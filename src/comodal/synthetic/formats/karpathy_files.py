@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from comodal.files import write_whole
-from comodal.synthetic.formats.sentences import crowd_captions
-from comodal.synthetic.media_writers import json_lines, json_text
-from comodal.synthetic.object_scenes import SceneImage
+from comodal.synthetic.scenes.media_writers import json_lines, json_text
+from comodal.synthetic.scenes.object_scenes import SceneImage
+from comodal.synthetic.scenes.sentences import crowd_captions
 
 LISTS = {"train": "train", "val": "val_set0", "test": "test_set0"}
 

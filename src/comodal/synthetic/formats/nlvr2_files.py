@@ -14,8 +14,8 @@ from typing import Any
 
 from comodal.files import write_whole
 from comodal.synthetic.formats.questions import article
-from comodal.synthetic.media_writers import json_lines
-from comodal.synthetic.object_scenes import (
+from comodal.synthetic.scenes.media_writers import json_lines
+from comodal.synthetic.scenes.object_scenes import (
     PLACES,
     NounPhrase,
     SceneImage,
@@ -26,8 +26,8 @@ from comodal.synthetic.object_scenes import (
     place,
     write_boxes,
 )
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, Purpose, RandomStream
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import COLOURS, KINDS, SILENT_KINDS, Purpose, RandomStream
 
 PAIRS = 4
 NOUNS = [NounPhrase(kind) for kind in KINDS + SILENT_KINDS] + [NounPhrase(colour=colour) for colour in COLOURS]

@@ -11,8 +11,8 @@ from itertools import permutations
 import numpy as np
 
 from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
-from comodal.synthetic.object_scenes import NounPhrase, SceneObject, fitting, larger, names, placed
-from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
+from comodal.synthetic.scenes.object_scenes import NounPhrase, SceneObject, fitting, larger, names, placed
+from comodal.synthetic.scenes.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
 
 YES_NO = ("yes", "no")
 NUMBERS = ("0", "1", "2", "3")

@@ -15,9 +15,9 @@ from typing import Any
 
 from comodal.files import write_whole
 from comodal.synthetic.formats.expressions import expressions
-from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.object_scenes import SceneImage, SceneObject, enclosed, hull
-from comodal.synthetic.world import KINDS, SILENT_KINDS, RandomStream
+from comodal.synthetic.scenes.media_writers import json_text
+from comodal.synthetic.scenes.object_scenes import SceneImage, SceneObject, enclosed, hull
+from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS, RandomStream
 
 CATEGORIES = {kind: number for number, kind in enumerate(KINDS + SILENT_KINDS, start=1)}
 MOST_THINGS = 100  # an object's annotation id is its image id times this, and its place

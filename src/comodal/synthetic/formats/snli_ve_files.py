@@ -14,9 +14,9 @@ from typing import Any
 from comodal.files import write_whole
 from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
 from comodal.synthetic.formats.karpathy_files import CaptionedImage
-from comodal.synthetic.media_writers import json_lines
-from comodal.synthetic.object_scenes import PLACES, NounPhrase, SceneImage, SceneObject, fitting, place
-from comodal.synthetic.world import COLOURS, KINDS, SILENT_KINDS, RandomStream
+from comodal.synthetic.scenes.media_writers import json_lines
+from comodal.synthetic.scenes.object_scenes import PLACES, NounPhrase, SceneImage, SceneObject, fitting, place
+from comodal.synthetic.scenes.world import COLOURS, KINDS, SILENT_KINDS, RandomStream
 
 LABELS = ("entailment", "neutral", "contradiction")
 SPLITS = {"train": "train", "val": "dev", "test": "test"}

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from comodal.files import write_whole
 from comodal.synthetic.formats import coco_set, dcase_folders, flickr30k_set, nlvr2_files, urbansound8k_files, vcr_set
-from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.media_writers import json_text
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 
 Job = Callable[[], None]
 

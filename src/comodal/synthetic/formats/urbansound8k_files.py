@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from comodal.files import write_whole
-from comodal.synthetic.audio_synthesis import render_sound
-from comodal.synthetic.media_writers import write_sound
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import KINDS, Purpose, RandomStream, World, make_world
+from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.media_writers import write_sound
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import KINDS, Purpose, RandomStream, World, make_world
 
 FOLDS = 10
 LONGEST_SECONDS = 4.0

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from comodal.files import write_whole
-from comodal.synthetic.media_writers import json_lines, json_text
-from comodal.synthetic.object_scenes import (
+from comodal.synthetic.scenes.media_writers import json_lines, json_text
+from comodal.synthetic.scenes.object_scenes import (
     OPPOSITE,
     PLACES,
     NounPhrase,
@@ -33,8 +33,8 @@ from comodal.synthetic.object_scenes import (
     see,
     write_boxes,
 )
-from comodal.synthetic.synthesis_options import SynthesisOptions
-from comodal.synthetic.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS, Purpose, RandomStream, make_crowd
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.synthetic.scenes.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS, Purpose, RandomStream, make_crowd
 
 SPLITS = ("train", "val", "test")
 OF_A_FORM = 2  # questions of a picture, at most

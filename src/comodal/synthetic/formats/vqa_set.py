@@ -15,9 +15,9 @@ import numpy as np
 from comodal.files import write_whole
 from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
 from comodal.synthetic.formats.questions import TYPES, answer_type, ask
-from comodal.synthetic.media_writers import json_text
-from comodal.synthetic.object_scenes import SceneImage
-from comodal.synthetic.world import RandomStream
+from comodal.synthetic.scenes.media_writers import json_text
+from comodal.synthetic.scenes.object_scenes import SceneImage
+from comodal.synthetic.scenes.world import RandomStream
 
 ANNOTATORS = 10
 MISTAKEN = 0.06

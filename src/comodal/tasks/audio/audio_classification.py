@@ -25,12 +25,10 @@ from comodal.tasks.audio.audio_probe import AudioDataset
 from comodal.tasks.audio.dcase import read_dcase
 from comodal.tasks.audio.esc50 import read_esc50
 from comodal.tasks.audio.urbansound8k import read_urban_sounds
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.cross_validation import Split
-from comodal.tasks.evaluation.results_card import reasons
-from comodal.tasks.evaluation.unreadable_files import counted, without
-from comodal.tasks.l3net_fine_tuning import (
+from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
     Start,
     answer,
@@ -40,6 +38,8 @@ from comodal.tasks.l3net_fine_tuning import (
     network_of,
     new_run,
 )
+from comodal.tasks.evaluation.results_card import reasons
+from comodal.tasks.evaluation.unreadable_files import counted, without
 from comodal.training.run import Run
 
 Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from comodal.errors import DataError, MediaError, one_item
 from comodal.hardware import Compute
 from comodal.media.audio import read_sound
-from comodal.media.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import RefusalReason
 from comodal.models.calibration import calibrate_norms
 from comodal.models.checkpoint import untrained_like
 from comodal.models.l3net.fused_vgg import FastL3Net, fast

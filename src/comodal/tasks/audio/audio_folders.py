@@ -7,10 +7,10 @@ split instead of five folds. The baselines are an untrained network and statisti
 from pathlib import Path
 
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, measure
-from comodal.tasks.class_folders import read_tree, round_of
+from comodal.tasks.evaluation.class_folders import read_tree, round_of
 from comodal.tasks.evaluation.cross_validation import AnyClassifier
 
 

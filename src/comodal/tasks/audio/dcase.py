@@ -14,7 +14,7 @@ import numpy as np
 
 from comodal.errors import DataError
 from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.suffixes import AUDIO_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, measure
 from comodal.tasks.audio.dcase_lists import has_lists, read_lists

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comodal.tasks.class_folders import LabeledFile, fingerprint
+from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.metrics import bootstrap_interval, check_finite
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, training_of, write_card

@@ -15,13 +15,9 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.media.image import centre_crop
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
-from comodal.tasks.evaluation.results_card import reasons
-from comodal.tasks.evaluation.unreadable_files import counted, without
-from comodal.tasks.image.image_views import Crops, ViewConfig, changed, read_picture, ten_crops
-from comodal.tasks.image.imagenet_files import read_pictures
-from comodal.tasks.l3net_fine_tuning import (
+from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
     Start,
     answer,
@@ -31,6 +27,10 @@ from comodal.tasks.l3net_fine_tuning import (
     network_of,
     new_run,
 )
+from comodal.tasks.evaluation.results_card import reasons
+from comodal.tasks.evaluation.unreadable_files import counted, without
+from comodal.tasks.image.image_views import Crops, ViewConfig, changed, read_picture, ten_crops
+from comodal.tasks.image.imagenet_files import read_pictures
 from comodal.training.run import Run
 
 

@@ -28,7 +28,7 @@ from comodal.models.l3net.fused_vgg import fast
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, pooled
 from comodal.models.l3net.l3net_classifier import load_any_l3net
 from comodal.progress import track
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.evaluation.unreadable_files import attempted, without
 from comodal.tasks.image.image_views import ImageView, ViewConfig, read_picture, show

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float16, Int
 
-from comodal.tasks.class_folders import LabeledFile, hashed_part
+from comodal.tasks.evaluation.class_folders import LabeledFile, hashed_part
 from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, fit_probe
 from comodal.tasks.evaluation.linear_probe_sgd import (
     FeatureRows,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from comodal.console import say
-from comodal.tasks.class_folders import LabeledFile, fingerprint
+from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.metrics import bootstrap_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card

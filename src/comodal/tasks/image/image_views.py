@@ -14,7 +14,7 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import one_item
 from comodal.media.augmentation import jitter_colour, random_crop, random_flip
 from comodal.media.image import centre_crop, read_image, resize_short_side
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 
 Crops = Literal["middle", "ten"]
 

@@ -15,8 +15,8 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from comodal.errors import DataError
-from comodal.media.suffixes import IMAGE_SUFFIXES
-from comodal.tasks.class_folders import LabeledFile, check_items, class_folders, read_tree
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
+from comodal.tasks.evaluation.class_folders import LabeledFile, check_items, class_folders, read_tree
 from comodal.text_files import parse_csv, read_lines, read_text
 
 SUFFIXES = frozenset(IMAGE_SUFFIXES)

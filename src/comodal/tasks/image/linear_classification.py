@@ -19,7 +19,7 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import MediaError
 from comodal.hardware import DeviceName, Precision, resolve
 from comodal.models.l3net.l3net_classifier import load_any_l3net
-from comodal.tasks.class_folders import LabeledFile
+from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.linear_probe_sgd import SGDConfig
 from comodal.tasks.evaluation.results_card import reasons

@@ -30,7 +30,8 @@ from comodal.models.checkpoint import load_model, untrained_like
 from comodal.models.vilbert.heads import Head, fused
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.progress import track
 from comodal.tasks.evaluation.results_card import write_card
 from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, TwoStageSearch, fit

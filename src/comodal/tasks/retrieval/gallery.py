@@ -21,7 +21,7 @@ from comodal.data.captions.caption_files import Caption, read_captions
 from comodal.data.captions.caption_matching import matched, split_pairs
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
-from comodal.data.shards.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.data.sources.splits import HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 from comodal.media.tokenizer import MAX_WORDS, WordPieceTokenizer
 from comodal.models.checkpoint import model_folder, read_about

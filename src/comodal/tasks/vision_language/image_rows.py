@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from comodal.data.image_ids import Numbers, coco_number, is_number
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.media.suffixes import IMAGE_SUFFIXES
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 
 
 class ImageRows:

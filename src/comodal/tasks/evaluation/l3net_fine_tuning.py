@@ -31,7 +31,7 @@ from comodal.models.checkpoint import model_folder, untrained_like
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
 from comodal.progress import track
-from comodal.tasks.class_folders import LabeledFile, fingerprint
+from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
 from comodal.tasks.evaluation.unreadable_files import attempted, check_classes, report_unreadable
 from comodal.text_files import read_json
 from comodal.training.optimization import adamw, linear

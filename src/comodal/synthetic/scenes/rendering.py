@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from comodal.synthetic.motion import Pose, outline, pose_at
-from comodal.synthetic.world import COLOURS, RandomStream, SyntheticObject, World
+from comodal.synthetic.scenes.motion import Pose, outline, pose_at
+from comodal.synthetic.scenes.world import COLOURS, RandomStream, SyntheticObject, World
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 SUPERSAMPLING = 2

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from comodal.data.shards.archive_sources import (
+from comodal.data.sources.archive_examples import (
     ArchiveExample,
     captions_of,
     group_of,
@@ -31,12 +31,12 @@ from comodal.data.shards.archive_sources import (
     split_of,
     without_side_files,
 )
-from comodal.data.split_names import SPLIT_NAMES, SPLITS
+from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import MemberLocation, SampleFault
-from comodal.media.archives.open_media import is_container
-from comodal.media.archives.path_patterns import expand, is_pattern
-from comodal.media.suffixes import VIDEO_SUFFIXES
+from comodal.media.storage.archive_samples import MemberLocation, SampleFault
+from comodal.media.storage.open_media import is_container
+from comodal.media.storage.path_patterns import expand, is_pattern
+from comodal.media.storage.suffixes import VIDEO_SUFFIXES
 from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
 
 ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]

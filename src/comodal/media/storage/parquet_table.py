@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import ArchiveSample, Kind, MemberLocation, OpenFile, inner_name, kind_of
-from comodal.media.archives.arrow_columns import damage_told, open_columns, read_rows
+from comodal.media.storage.archive_samples import ArchiveSample, Kind, MemberLocation, OpenFile, inner_name, kind_of
+from comodal.media.storage.arrow_columns import damage_told, open_columns, read_rows
 from comodal.text_files import parse_json
 
 FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio", "Video": "video"}  # of `datasets`

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import Archive
+from comodal.media.storage.archive_samples import Archive
 from comodal.text_files import parse_csv, parse_json, split_lines
 
 IMAGE_COLUMNS = (

@@ -5,7 +5,7 @@ A split is a property of the source video, never of a clip: two clips of one vid
 
 import hashlib
 
-from comodal.data.shards.video_sources import VideoSource
+from comodal.data.sources.video_sources import VideoSource
 
 HELD_OUT_FIRST = ("test", "validation", "train")
 

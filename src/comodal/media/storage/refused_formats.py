@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from comodal.errors import MediaError
-from comodal.media.archives.open_media import open_media
+from comodal.media.storage.open_media import open_media
 
 HEAD_BYTES = 512
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap

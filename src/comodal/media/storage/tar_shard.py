@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import (
+from comodal.media.storage.archive_samples import (
     MAX_MEMBER_BYTES,
     MAX_TEXT_BYTES,
     ArchiveSample,
@@ -19,8 +19,8 @@ from comodal.media.archives.archive_samples import (
     inner_name,
     kind_of,
 )
-from comodal.media.archives.file_window import window
-from comodal.media.archives.tar_headers import TarDamage, TarHeader, TarReader, open_tar
+from comodal.media.storage.file_window import window
+from comodal.media.storage.tar_headers import TarDamage, TarHeader, TarReader, open_tar
 from comodal.text_files import parse_json
 
 TEXTS = ("txt", "cls")

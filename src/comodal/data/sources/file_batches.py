@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from comodal.console import Table, say
-from comodal.data.shards.archive_sources import containers_in, read_stored
+from comodal.data.sources.archive_examples import containers_in, read_stored
 from comodal.errors import DataError, MediaError, noticed, one_item
 from comodal.files import shortened, stamp_of, whole
-from comodal.media.archives.archive_samples import kind_of
-from comodal.media.archives.open_media import container_of, is_container
+from comodal.media.storage.archive_samples import kind_of
+from comodal.media.storage.open_media import container_of, is_container
 from comodal.progress import track
 from comodal.workers import CRASHED, in_parallel
 

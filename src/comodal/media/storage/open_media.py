@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from comodal.errors import DataError, MediaError
-from comodal.media.archives.archive_samples import Archive, MemberLocation, OpenFile
-from comodal.media.archives.parquet_table import TableFile
-from comodal.media.archives.tar_shard import TarShard
+from comodal.media.storage.archive_samples import Archive, MemberLocation, OpenFile
+from comodal.media.storage.parquet_table import TableFile
+from comodal.media.storage.tar_shard import TarShard
 
 CONTAINERS: dict[str, Callable[[Path], Archive]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
 OPEN = 4  # containers that a process keeps, with the names of their members

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from comodal.files import write_whole
-from comodal.synthetic.formats.sentences import scene_captions
-from comodal.synthetic.media_writers import json_lines, write_image
-from comodal.synthetic.motion import box_at
-from comodal.synthetic.rendering import render_frame
-from comodal.synthetic.world import make_scene
+from comodal.synthetic.scenes.media_writers import json_lines, write_image
+from comodal.synthetic.scenes.motion import box_at
+from comodal.synthetic.scenes.rendering import render_frame
+from comodal.synthetic.scenes.sentences import scene_captions
+from comodal.synthetic.scenes.world import make_scene
 
 
 def write_scene(folder: Path, seed: int, index: int, side: int) -> None:

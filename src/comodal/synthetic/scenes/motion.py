@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from comodal.synthetic.shapes import Movement, Polygon, shape_of
-from comodal.synthetic.world import SyntheticObject
+from comodal.synthetic.scenes.shapes import Movement, Polygon, shape_of
+from comodal.synthetic.scenes.world import SyntheticObject
 
 HIT_SECONDS = 0.12  # how long the eye sees that something was struck
 SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch

@@ -7,7 +7,7 @@ the kind only shapes the notes (`world.RHYTHMS`) and their envelope.
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from comodal.synthetic.world import Background, RandomStream, SyntheticObject, World
+from comodal.synthetic.scenes.world import Background, RandomStream, SyntheticObject, World
 
 Samples = Float[np.ndarray, " samples"]
 

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from comodal.synthetic.formats.sentences import captions
-from comodal.synthetic.motion import box_at
-from comodal.synthetic.world import World
+from comodal.synthetic.scenes.motion import box_at
+from comodal.synthetic.scenes.sentences import captions
+from comodal.synthetic.scenes.world import World
 
 BOX_STEP_SECONDS = 0.5
 

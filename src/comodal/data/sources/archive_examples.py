@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.captions.caption_tables import CAPTION_COLUMNS, pick
-from comodal.data.split_names import IMAGE_SPLIT_NAMES as SPLITS
+from comodal.data.sources.caption_tables import CAPTION_COLUMNS, pick
+from comodal.data.sources.split_names import IMAGE_SPLIT_NAMES as SPLITS
 from comodal.errors import DataError
 from comodal.files import reason_of
-from comodal.media.archives.archive_samples import ArchiveSample, SampleFault
-from comodal.media.archives.open_media import is_container, open_container_file
+from comodal.media.storage.archive_samples import ArchiveSample, SampleFault
+from comodal.media.storage.open_media import is_container, open_container_file
 
 LABEL_FIELDS = ("label", "labels", "class_name", "class", "category")
 GROUP_FIELDS = ("group", "video_id", "videoID", "youtube_id", "url")

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from comodal.synthetic.world import RandomStream, SyntheticObject, World
+from comodal.synthetic.scenes.world import RandomStream, SyntheticObject, World
 
 OPENINGS = ("There is {}", "A scene with {}", "One can see {}", "This shows {}", "In the picture there is {}")
 SOUNDS = {

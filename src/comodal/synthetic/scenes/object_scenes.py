@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.files import write_whole
-from comodal.synthetic.media_writers import json_lines, write_image
-from comodal.synthetic.motion import box_at, outline, pose_at
-from comodal.synthetic.rendering import render_frame
-from comodal.synthetic.world import Purpose, SyntheticObject, World, make_crowd
+from comodal.synthetic.scenes.media_writers import json_lines, write_image
+from comodal.synthetic.scenes.motion import box_at, outline, pose_at
+from comodal.synthetic.scenes.rendering import render_frame
+from comodal.synthetic.scenes.world import Purpose, SyntheticObject, World, make_crowd
 
 PLACES = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from comodal.data.shards.archive_sources import read_stored
-from comodal.data.shards.video_sources import files_in, folder_of_files
+from comodal.data.sources.archive_examples import read_stored
+from comodal.data.sources.video_sources import files_in, folder_of_files
 from comodal.errors import DataError
-from comodal.media.archives.archive_samples import SampleFault
-from comodal.media.archives.open_media import is_container
-from comodal.media.archives.path_patterns import is_pattern
-from comodal.media.suffixes import IMAGE_SUFFIXES
+from comodal.media.storage.archive_samples import SampleFault
+from comodal.media.storage.open_media import is_container
+from comodal.media.storage.path_patterns import is_pattern
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 
 
 class FoundImages(NamedTuple):

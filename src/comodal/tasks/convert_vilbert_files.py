@@ -34,7 +34,8 @@ from comodal.models.convert.convert_volta import as_vilbert, is_volta
 from comodal.models.convert.state_dicts import LoadReport, check_sizes, read_tensors
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
-from comodal.models.vilbert.vilbert import ViLBERT, ViLBERTConfig
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, HEAD, read_answers
 from comodal.text_files import read_json_object
 
