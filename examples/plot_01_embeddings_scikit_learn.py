@@ -32,7 +32,7 @@ print(f"{len(rows)} files, {len({row['category'] for row in rows})} classes")
 import numpy as np
 import torch
 
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 torch.manual_seed(0)
 model = comodal.L3Net(small(width=8)).eval()

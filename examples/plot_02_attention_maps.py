@@ -14,8 +14,8 @@ Then it shows what the masked token attends to.
 # image.
 import torch
 
-from comodal.models.vilbert import Config as ViLBERTConfig
-from comodal.models.vilbert import Stream, ViLBERT
+from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 
 torch.manual_seed(0)
 COLORS = ["red", "green", "blue", "orange", "purple", "gray"]
@@ -25,8 +25,8 @@ CLS, MASK, SEP, FIRST_CELL, FIRST_COLOR = 0, 1, 2, 3, 7
 config = ViLBERTConfig(
     vocabulary=len(VOCABULARY),
     positions=8,
-    text=Stream(32, layers=2, heads=2, intermediate=64, dropout=0.0, attention_dropout=0.0),
-    vision=Stream(32, layers=1, heads=2, intermediate=64, dropout=0.0, attention_dropout=0.0),
+    text=StreamConfig(32, layers=2, heads=2, intermediate=64, dropout=0.0, attention_dropout=0.0),
+    vision=StreamConfig(32, layers=1, heads=2, intermediate=64, dropout=0.0, attention_dropout=0.0),
     joint_dim=32,
     joint_heads=2,
     schedule=((0, 1),),
@@ -90,7 +90,7 @@ print(f"accuracy on new images {accuracy:.2f}, chance level {1 / len(COLORS):.2f
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from comodal.models.transformer import recorded_attention
+from comodal.models.vilbert.transformer import recorded_attention
 
 with torch.inference_mode(), recorded_attention(model) as maps:
     tokens, regions, colors, cell = draw_batch(4)

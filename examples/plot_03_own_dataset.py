@@ -50,7 +50,7 @@ print(sorted(path.name for path in shards.iterdir() if path.is_dir()))
 # ``all_pairs`` learns in fewer steps than the paper's. The log has one JSON object per line.
 import json
 
-from comodal.recipes.l3net import recipe
+from comodal.recipes.avc_pretraining import recipe
 
 parameters = {
     "data": shards,

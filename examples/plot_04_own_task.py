@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import comodal
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 torch.manual_seed(0)
 config = small(width=4)

@@ -29,7 +29,7 @@ print(f"{len(gallery)} images, {len(queries)} queries")
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 torch.manual_seed(0)
 model = comodal.L3Net(small(width=8)).eval()

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 import comodal
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 torch.manual_seed(0)
 rng = np.random.default_rng(0)

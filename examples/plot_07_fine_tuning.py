@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import comodal
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 folder = Path(tempfile.mkdtemp())
 comodal.make_playground(folder / "world", videos=0, sounds=0, scenes=0, images=100, side=64, workers=1)
@@ -29,7 +29,7 @@ comodal.save_model(comodal.L3Net(small(width=4, image_size=32)), folder / "pretr
 # out and scored in the log.
 import json
 
-from comodal.tasks.image_classes import recipe
+from comodal.tasks.image.image_classification import recipe
 
 parameters = {
     "model": folder / "pretrained",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import comodal
-from comodal.models.l3net import small
+from comodal.models.l3net.l3net import small
 
 torch.manual_seed(0)
 run = Path(tempfile.mkdtemp()) / "run"

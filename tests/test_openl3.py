@@ -414,7 +414,7 @@ def test_an_hour_of_sound_takes_less_than_a_gigabyte(folder: Path, tmp_path: Pat
     weights = folder / "openl3_audio_mel128_music-v0_4_0.h5.gz"
     code = (
         "import resource\nfrom pathlib import Path\nimport numpy as np, torch\ntorch.set_num_threads(1)\n"
-        "from comodal.serve import embed\nfrom comodal.inference.embedder import Embedder\n"
+        "from comodal.inference import embed_files as embed\nfrom comodal.inference.embedder import Embedder\n"
         "plain, calls = Embedder.sound, []\n"
         "def sound(self, windows):\n"  # every 200th batch through the network, the others with its last answer
         "    if len(calls) % 200 == 0 or len(windows) != len(calls[-1][0]):\n"
