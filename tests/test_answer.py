@@ -16,7 +16,7 @@ from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
-from comodal.inference.vision_language import VisionLanguagePipeline, load
+from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
@@ -63,7 +63,7 @@ VQA, POINTING = Head("vqa", "answers", 3, 8), Head("regions", "regions", 1)
 @pytest.mark.parametrize("head", [VQA, Head("gqa", "answers", 3, 8)], ids=lambda head: head.name)
 def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tmp_path: Path, head: Head):
     run = run_of(world, tmp_path / "run", head, POINTING)
-    answerer, store = load(run, precision="fp32"), RegionStore(world / "store")
+    answerer, store = load_vision_language(run, precision="fp32"), RegionStore(world / "store")
     seen = answerer.see(world / "images" / "b.png")
     np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
     text = "what is on the grass?"
@@ -81,7 +81,7 @@ def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tm
 
 
 def test_words_are_filled_in_where_the_masks_are(world: Path, tmp_path: Path):
-    answerer = load(run_of(world, tmp_path / "run"))
+    answerer = load_vision_language(run_of(world, tmp_path / "run"))
     seen = answerer.see(world / "images" / "a.png")
     found = answerer.fill(seen, "a [MASK] dog on the [MASK]", most=4)
     assert [len(guesses) for guesses in found] == [4, 4]
@@ -114,10 +114,10 @@ def test_what_cannot_be_asked_is_told(world: Path, tmp_path: Path, capsys: pytes
     assert "is not fine-tuned for vqa: `comodal train vqa` does that" in capsys.readouterr().err
     (plain / "regions.json").write_text(json.dumps({"made_from": {"layout": "BUTD TSV"}}))
     with pytest.raises(DataError, match="its detector is not known here"):
-        load(plain).see(image)
+        load_vision_language(plain).see(image)
     (plain / "regions.json").unlink()
     with pytest.raises(CheckpointError, match="says of what regions the model has learnt"):
-        load(plain)
+        load_vision_language(plain)
     assert (
         main(["ask", str(tmp_path / "nowhere.jpg"), "what?", "--model", str(run_of(world, tmp_path / "r", VQA))]) == 1
     )
@@ -132,7 +132,7 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
     extract_regions(world / "images", tmp_path / "store", str(world / "network"), tmp_path / "boxes.jsonl")
     run = run_of(world, tmp_path / "run")
     (run / "regions.json").write_bytes(RegionStore(tmp_path / "store").described())
-    answerer = load(run)
+    answerer = load_vision_language(run)
     with pytest.raises(DataError, match="give the boxes of its objects with --boxes"):
         answerer.see(world / "images" / "a.png")
     seen = answerer.see(world / "images" / "a.png", np.array(lines[0]["boxes"], np.float32))

@@ -18,7 +18,7 @@ from comodal.analysis.pages.attention_page import row_of, smaller
 from comodal.cli.program import main
 from comodal.errors import DataError
 from comodal.inference.explain import example_of
-from comodal.inference.vision_language import AnsweredQuestion, VisionLanguagePipeline, load
+from comodal.inference.vision_language import AnsweredQuestion, VisionLanguagePipeline, load_vision_language
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
@@ -39,7 +39,7 @@ def run(world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answerer(run: Path) -> VisionLanguagePipeline:
-    return load(run, precision="fp32")
+    return load_vision_language(run, precision="fp32")
 
 
 def plainly(layer: torch.nn.Module, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_what_cannot_be_explained_is_told(world: Path, run: Path, tmp_path: Path
     assert main([*line, "--model", str(run), "--explain", str(tmp_path / "why.pdf")]) == 1
     assert "name a figure (.png or .svg) or a page (.html)" in capsys.readouterr().err
     apart = run_of(world, tmp_path / "apart")
-    config = load(apart).vilbert.config
+    config = load_vision_language(apart).vilbert.config
     save_model(ViLBERT(replace(config, co_attention=False)), apart, {})
     assert main([*line, "--model", str(apart), "--explain", str(tmp_path / "why.png")]) == 1
     assert "has no co-attention: no attention between words and regions" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
 from comodal.hub import save_pretrained
-from comodal.inference.vision_language import load
+from comodal.inference.vision_language import load_vision_language
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, small
 from comodal.regions import region_network
@@ -47,12 +47,12 @@ def network(folder: Path, seed: int) -> Path:
 
 
 def aligned(run: Path, images: Path) -> list[tuple[str, float]]:
-    answerer = load(run)
+    answerer = load_vision_language(run)
     return [tuple(guess) for guess in answerer.align(answerer.see(images / "5.png"), ["a red dog", "a blue dog"])]
 
 
 def answered(run: Path, images: Path) -> list[tuple[str, float]]:
-    answerer = load(run)
+    answerer = load_vision_language(run)
     return [tuple(guess) for guess in answerer.ask(answerer.see(images / "5.png"), "what colour is the dog?")]
 
 

@@ -20,7 +20,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.inference import search_index
 from comodal.inference.search import Searcher, open_index
 from comodal.inference.search_first_stage import FirstStage, FirstStageTraining
-from comodal.inference.vision_language import load
+from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, small
@@ -109,7 +109,7 @@ def names_of(searcher: Searcher, text: str = TEXT, top: int = 10) -> list[str]:
 def plainly(photos: Path, run: Path, text: str, out: Path) -> list[tuple[str, float]]:
     """Every picture scored by whole forward passes over a store that `comodal extract` made, the best first."""
     extract_regions(photos, out, like=run, workers=1)
-    answerer, store = load(run), RegionStore(out)
+    answerer, store = load_vision_language(run), RegionStore(out)
     seen = [tuple(map(torch.from_numpy, with_whole_image(store.regions(row), 100))) for row in range(len(store))]
     words = torch.tensor(answerer.words.encode(text))
     logits = plain_logits(answerer.vilbert, [words] * len(seen), seen, words=36)
@@ -189,7 +189,7 @@ def test_a_model_that_is_fine_tuned_for_retrieval_searches_by_its_own_head(world
     run = save_run(world, tmp_path / "run", heads=(Head("score", "linear", 1),))
     found = open_index(photos, run).search(TEXT, top=16)
     assert found.score_is == "score"
-    answerer = load(run)
+    answerer = load_vision_language(run)
     scores = [float(answerer.scores("score", "retrieval", answerer.words.encode(TEXT), answerer.see(hit.image))[0])
               for hit in found.best]  # fmt: skip
     np.testing.assert_allclose([hit.score for hit in found.best], scores, atol=2e-2)

@@ -30,7 +30,7 @@ from comodal.inference.search_first_stage import (
     words_of,
 )
 from comodal.inference.search_index import BOXES, HERE, IndexedImages, in_step
-from comodal.inference.vision_language import VisionLanguagePipeline, load
+from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
 from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import model_folder
 from comodal.models.vilbert.task_model import TaskModel
@@ -236,7 +236,7 @@ def open_index(
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     if (captions is None) != (regions is None):
         raise ValueError("--captions and --regions go together: captions, and the region store of their images")
-    answerer = load(model, device, precision)
+    answerer = load_vision_language(model, device, precision)
     check_model(answerer)
     new_pool = partial(pool_of, folder, model, detector, workers, device)
     pictures = in_step(folder, index or folder / HERE, answerer.regions["made_from"], boxes, new_pool)

@@ -198,8 +198,10 @@ class VisionLanguagePipeline:
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
 
-def load(run: Path | str, device: DeviceName = "auto", precision: Precision = "auto") -> VisionLanguagePipeline:
-    """A run or model folder of a ViLBERT, to ask about pictures.
+def load_vision_language(
+    run: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
+) -> VisionLanguagePipeline:
+    """A run or model folder of a ViLBERT as a pipeline.
 
     Args:
         run: The folder.

@@ -12,7 +12,7 @@ from comodal.inference.vision_language import (
     GroundedBox,
     VisionLanguagePipeline,
     corners,
-    load,
+    load_vision_language,
     show,
 )
 from comodal.lazy_import import find_object
@@ -47,7 +47,7 @@ def ask(
     Examples:
         comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
-    answerer = load(model, device, precision)
+    answerer = load_vision_language(model, device, precision)
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     guesses = answerer.ask(seen, question, top)
@@ -82,7 +82,7 @@ def fill(
     Examples:
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
-    answerer = load(model, device, precision)
+    answerer = load_vision_language(model, device, precision)
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     found = answerer.fill(seen, text, top)
@@ -117,7 +117,7 @@ def align(
     Examples:
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
-    answerer = load(model, device, precision)
+    answerer = load_vision_language(model, device, precision)
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
@@ -154,7 +154,7 @@ def ground(
     Examples:
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
-    answerer = load(model, device, precision)
+    answerer = load_vision_language(model, device, precision)
     draw = drawing(explain, answerer)
     seen = answerer.see(image, corners(boxes))
     places = answerer.ground(seen, phrase, top)

@@ -1,0 +1,149 @@
+"""The audio-visual pipeline: embeddings of audio, images and videos, audio-visual correspondence, localization."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+
+from comodal.analysis.localization import verdicts_by_place
+from comodal.errors import CheckpointError
+from comodal.hardware import Compute, DeviceName, Precision, resolve
+from comodal.inference.embed_inputs import image_embedding, sound_embedding
+from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
+from comodal.inference.embedding_rows import frame_rows
+from comodal.inference.match import MatchResult, match_files
+from comodal.media.image import resize_short_side
+from comodal.media.user_inputs import as_image, as_path, as_sound
+from comodal.media.video import iterate_frames
+from comodal.models.l3net.l3net import L3Net
+
+
+class VideoEmbedding(NamedTuple):
+    """Embeddings of the frames and of the audio of a video, each with its timestamps in seconds."""
+
+    image_embeddings: Float32[np.ndarray, "frames features"]
+    image_timestamps: Float[np.ndarray, " frames"]
+    audio_embeddings: Float32[np.ndarray, "windows features"]
+    audio_timestamps: Float[np.ndarray, " windows"]
+
+
+@dataclass(frozen=True)
+class AudioVisualPipeline:
+    """An L3-Net that takes files, PIL images, arrays and tensors.
+
+    Args:
+        path: Of the run, the model folder or the OpenL3 weights.
+        embedder: The network ready to embed.
+        compute: Device and precision.
+        has_fusion: Whether the fusion network was trained: OpenL3's weight files hold towers alone.
+    """
+
+    path: Path
+    embedder: Embedder
+    compute: Compute
+    has_fusion: bool
+
+    @property
+    def model(self) -> L3Net:
+        """The network."""
+        return self.embedder.model
+
+    def embed_audio(
+        self, audio: Any, sample_rate: int | float | None = None, hop_seconds: float = 0.1, center: bool = True
+    ) -> tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]:
+        """Embeddings of windows of audio, and their timestamps in seconds.
+
+        Args:
+            audio: A path, an array (samples,) or (samples, channels), or a tensor (samples,) or (channels, samples).
+            sample_rate: Of samples in memory, in Hz; files have their own.
+            hop_seconds: Time between windows.
+            center: Window k is centered on its timestamp.
+
+        Raises:
+            MediaError: The file cannot be read.
+            TypeError, ValueError: It is no audio, or its sample rate is missing.
+        """
+        return sound_embedding(audio, sample_rate, self.embedder, hop_seconds, center)
+
+    def embed_image(self, images: Any) -> Float32[np.ndarray, "images features"]:
+        """Embeddings of one or a list of images: paths, PIL images, arrays (height, width, 3) or tensors of bytes.
+
+        Raises:
+            MediaError: A file cannot be read.
+            TypeError, ValueError: One is no image.
+        """
+        return image_embedding(images, self.embedder)
+
+    def embed_video(self, path: Path | str, frames_per_second: float = 1.0, hop_seconds: float = 0.1) -> VideoEmbedding:
+        """Embeddings of the frames and of the audio of a video file, on one clock.
+
+        Raises:
+            MediaError: The file cannot be read, or has no video or no audio stream.
+        """
+        path = as_path(path)
+        rows = list(frame_rows(iterate_frames(path, frames_per_second), self.embedder, self.embedder.batch_size))
+        vectors, seconds = (np.concatenate([getattr(row, name) for row in rows]) for name in ("vectors", "seconds"))
+        return VideoEmbedding(vectors, seconds, *self.embed_audio(path, hop_seconds=hop_seconds))
+
+    def match(
+        self, image_or_video: Any, audio: Any = None, sample_rate: int | float | None = None, hop_seconds: float = 1.0
+    ) -> MatchResult:
+        """The probability over time that an image or a video corresponds to audio; a video alone to its own audio.
+
+        Raises:
+            CheckpointError: The weights have no fusion network.
+            MediaError: A file cannot be read, is silent or too short.
+        """
+        self.check_fusion()
+        with self.compute.autocast():
+            return match_files(self.model, image_or_video, audio, hop_seconds, sample_rate)
+
+    @torch.inference_mode()
+    def localize(
+        self, image: Any, audio: Any, sample_rate: int | float | None = None
+    ) -> Float32[np.ndarray, "rows columns"]:
+        """Where in the image the sound comes from: the logit of match less that of mismatch at each position of conv4_2.
+
+        Args:
+            image: The short side is resized to 8/7 of the model's image size; the map covers the whole image.
+            audio: At least as long as the model's window; its first window is used.
+            sample_rate: Of samples in memory, in Hz.
+
+        Raises:
+            CheckpointError: The weights have no fusion network.
+            MediaError: A file cannot be read.
+            ValueError: The audio is shorter than one window.
+        """
+        self.check_fusion()
+        config = self.model.config
+        pixels = resize_short_side(as_image(image), round(config.image_size * 8 / 7))
+        samples = self.embedder.resampled(*as_sound(audio, sample_rate)).astype(np.float32)
+        window = round(config.sound_seconds * config.sample_rate)
+        if len(samples) < window:
+            raise ValueError(f"{len(samples)} samples at {config.sample_rate} Hz are shorter than a window of {window}")
+        device = self.compute.device
+        images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device)
+        waveforms = torch.from_numpy(samples[None, :window]).to(device)
+        with self.compute.autocast():
+            return verdicts_by_place(self.model, images, waveforms).places[0].float().cpu().numpy()
+
+    def check_fusion(self) -> None:
+        """Raises a CheckpointError where the weights are of embedding towers alone."""
+        if not self.has_fusion:
+            raise CheckpointError(f"{self.path} holds embedding networks alone; matching needs a trained L3-Net")
+
+
+def load_audio_visual(
+    path: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
+) -> AudioVisualPipeline:
+    """A run or model folder of an L3-Net, or a file of OpenL3 weights, as a pipeline.
+
+    Raises:
+        CheckpointError: There is no L3-Net, or it is damaged.
+    """
+    path = as_path(path)
+    embedder = load_embedder(path, EmbedderOptions(device=device, precision=precision))
+    return AudioVisualPipeline(path, embedder, resolve(device, precision), has_fusion=not embedder.about)

@@ -1,0 +1,35 @@
+"""`comodal.load`: the pipeline that fits a model."""
+
+from pathlib import Path
+
+from comodal.hardware import DeviceName, Precision
+from comodal.inference.audio_visual import AudioVisualPipeline, load_audio_visual
+from comodal.inference.openl3_files import is_openl3
+from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
+from comodal.media.user_inputs import as_path
+from comodal.models.checkpoint import CONFIG, model_folder, read_config
+
+
+def load(
+    path: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
+) -> AudioVisualPipeline | VisionLanguagePipeline:
+    """The pipeline of a model, which takes files, PIL images, arrays and tensors.
+
+    Args:
+        path: A run or model folder of an L3-Net or a ViLBERT (pretrained or fine-tuned), or a file of OpenL3 weights.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+
+    Returns:
+        An AudioVisualPipeline of an L3-Net or OpenL3 weights, else a VisionLanguagePipeline.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is of another kind.
+        DataError: The vocabulary of a ViLBERT is missing.
+    """
+    path = as_path(path)
+    if is_openl3(path):
+        return load_audio_visual(path, device, precision)
+    folder = model_folder(path)
+    is_l3net = (folder / CONFIG).is_file() and read_config(folder).get("class") == "L3Net"
+    return (load_audio_visual if is_l3net else load_vision_language)(path, device, precision)
