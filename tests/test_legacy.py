@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from comodal.data.regions.convert_features import convert_regions
-from comodal.data.regions.feature_files import Skipped, read_records, recognise
+from comodal.data.regions.feature_files import read_records, recognise
+from comodal.data.regions.feature_records import SkippedRecordError
 from comodal.data.regions.region_store import RegionStore, locations
 from comodal.errors import DataError
 
@@ -151,7 +152,7 @@ def test_truncated_base64_and_short_rows_are_skipped(tmp_path: Path):
     broken = [lines[0], lines[1][:-10], "139\t333", ""]
     (tmp_path / "t.tsv").write_text("\n".join(broken))
     found = list(read_records(tmp_path / "t.tsv", "tsv"))
-    assert [isinstance(one, Skipped) for one in found] == [False, True, True]
+    assert [isinstance(one, SkippedRecordError) for one in found] == [False, True, True]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

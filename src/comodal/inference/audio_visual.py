@@ -105,7 +105,7 @@ class AudioVisualPipeline:
     def localize(
         self, image: Any, audio: Any, sample_rate: int | float | None = None
     ) -> Float32[np.ndarray, "rows columns"]:
-        """Where in the image the sound comes from: the logit of match less that of mismatch at each position of conv4_2.
+        """Where in the image the sound comes from: logit of match less that of mismatch, at each position of conv4_2.
 
         Args:
             image: The short side is resized to 8/7 of the model's image size; the map covers the whole image.
