@@ -22,11 +22,11 @@ import comodal  # noqa: F401  before torch, for it sets how OpenMP's threads wai
 import torch
 
 # isort: on
-from comodal.hardware import LAYOUTS, instruction_set, resolve_threads
-from comodal.models.l3net.l3net import L3Net, small
-from comodal.objectives.avc import correspondence
+from comodal.hardware import MEMORY_FORMATS, get_instruction_set, resolve_threads
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+from comodal.objectives.avc import compute_correspondence_loss
 from comodal.training.allocator import keep_freed_memory
-from comodal.training.optimization import adam
+from comodal.training.optimization import make_adam
 from machine import save
 
 BATCH = 64
@@ -40,13 +40,13 @@ def pairs_per_second(threads: int | None, seconds: float) -> float:
     torch.set_num_threads(resolve_threads(threads))
     keep_freed_memory()
     torch.manual_seed(0)
-    model = L3Net(small(8, 64)).to(memory_format=LAYOUTS["channels_last"])
-    optimizer = adam(model, 1e-3, 0.0)
+    model = L3Net(make_small_l3net_config(8, 64)).to(memory_format=MEMORY_FORMATS["channels_last"])
+    optimizer = make_adam(model, 1e-3, 0.0)
     image, sound = torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8), 0.1 * torch.randn(BATCH, 48_000)
     together = torch.arange(BATCH) % 2 == 0
 
     def step() -> None:
-        correspondence(model(image, sound).logits, together)["loss"].backward()
+        compute_correspondence_loss(model(image, sound).logits, together)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -101,7 +101,7 @@ def main() -> None:
         print(pairs_per_second(options.measure or None, options.seconds))
         return
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"{instruction_set()}, {os.cpu_count()} cores{load}, torch {torch.__version__}")
+    print(f"{get_instruction_set()}, {os.cpu_count()} cores{load}, torch {torch.__version__}")
     found = kept_fractions(options.seconds, options.repeats)
     for name in THREADS:
         print(

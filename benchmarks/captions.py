@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.recipes.vilbert_pretraining import recipe
@@ -82,9 +82,9 @@ def contrastive(regions: Path, captions: Path, bert: Path, dim: int = 256, steps
     """Two linear layers over the mean of a picture's cells and of a caption's words, both of frozen networks (InfoNCE,
     temperature 0.07, all training pairs in each step)."""
     store, words = RegionStore(regions), WordPieceTokenizer.read(bert)
-    pairs = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.0, 0.0)
-    text = ViLBERT(config_for_bert(bert, like=ViLBERTConfig(schedule=(), co_attention=False)))
-    fill_from_bert(text, bert)
+    pairs = split_matched_captions(match_captions(read_captions(captions), store.ids).pairs, store.ids, 0.0, 0.0)
+    text = ViLBERT(derive_config_from_bert(bert, like=ViLBERTConfig(schedule=(), co_attention=False)))
+    load_bert_weights(text, bert)
     pictures, sentences = {}, {}
     for split in ("train", "test"):
         cells = [torch.from_numpy(store.regions(row).features.astype(np.float32)).mean(0) for _, row in pairs[split]]

@@ -24,12 +24,17 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.models.convert.convert_c4 import CAFFE_SCALES
+from comodal.models.convert.convert_c4 import CAFFE_ANCHOR_SCALES
 from comodal.models.detectors import detector_fpn
-from comodal.models.detectors.detector_boxes import blue_green_red, cell_anchors, resized
-from comodal.models.detectors.detector_c4 import C4, STRIDE, C4Config, laid_out
-from comodal.models.detectors.detector_fpn_regions import FPNDetections, FPNPostprocessing, fpn_regions
-from comodal.models.detectors.detector_rules import C4Detections, C4Postprocessing, caffe_regions, chosen
+from comodal.models.detectors.detector_boxes import make_cell_anchors, resize_like_opencv, to_centered_bgr
+from comodal.models.detectors.detector_c4 import C4, C4_STRIDE, C4Config, optimize_c4_layout
+from comodal.models.detectors.detector_fpn_regions import FPNDetections, FPNPostprocessing, detect_fpn_regions
+from comodal.models.detectors.detector_rules import (
+    C4Detections,
+    C4Postprocessing,
+    detect_caffe_regions,
+    select_caffe_regions,
+)
 from machine import report, save, seconds_in_turn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -68,8 +73,12 @@ def networks() -> tuple[PlainC4, C4, C4]:
     """One network three times."""
     torch.manual_seed(0)
     plain = PlainC4(C4Config()).eval()
-    plain.rest.cell_anchors.copy_(cell_anchors(STRIDE, CAFFE_SCALES))
-    return plain, laid_out(same_c4(plain, C4Config())), laid_out(same_c4(plain, C4Config()), torch.bfloat16)
+    plain.rest.cell_anchors.copy_(make_cell_anchors(C4_STRIDE, CAFFE_ANCHOR_SCALES))
+    return (
+        plain,
+        optimize_c4_layout(same_c4(plain, C4Config())),
+        optimize_c4_layout(same_c4(plain, C4Config()), torch.bfloat16),
+    )
 
 
 def whole(repeats: int) -> dict[str, float]:
@@ -88,9 +97,9 @@ def whole(repeats: int) -> dict[str, float]:
         return kept
 
     works = {
-        PLAIN: keeping(PLAIN, lambda: plain(resized(blue_green_red(pixels), SCALE)[None], SCALE, rules)),
-        EXACT: keeping(EXACT, lambda: caffe_regions(exact, pixels, rules)),
-        ROUGH: keeping(ROUGH, lambda: caffe_regions(rough, pixels, rules)),
+        PLAIN: keeping(PLAIN, lambda: plain(resize_like_opencv(to_centered_bgr(pixels), SCALE)[None], SCALE, rules)),
+        EXACT: keeping(EXACT, lambda: detect_caffe_regions(exact, pixels, rules)),
+        ROUGH: keeping(ROUGH, lambda: detect_caffe_regions(rough, pixels, rules)),
     }
     work = dict.fromkeys(works, TERA_OPERATIONS)
     numbers = report("picture", seconds_in_turn(works, repeats), work, PLAIN)
@@ -107,13 +116,13 @@ def pyramid(repeats: int) -> dict[str, float]:
         for block in plain.modules():
             if isinstance(block, detector_fpn.FPNBottleneck):
                 block.conv3.get_buffer("1.weight").fill_(0.2)  # 50 blocks on top of each other would overflow
-        sizes = [cell_anchors(stride, (8.0,)) for stride in detector_fpn.STRIDES]
+        sizes = [make_cell_anchors(stride, (8.0,)) for stride in detector_fpn.FPN_STRIDES]
         plain.cell_anchors.copy_(torch.stack(sizes))
-    ours, pixels, rules = detector_fpn.laid_out(copy.deepcopy(plain)), picture(), FPNPostprocessing()
+    ours, pixels, rules = detector_fpn.optimize_fpn_layout(copy.deepcopy(plain)), picture(), FPNPostprocessing()
     found: dict[str, FPNDetections] = {}
     works: dict[str, Callable[[], object]] = {
-        PLAIN: lambda: found.update({PLAIN: fpn_regions(plain, pixels, rules)}),
-        EXACT: lambda: found.update({EXACT: fpn_regions(ours, pixels, rules)}),
+        PLAIN: lambda: found.update({PLAIN: detect_fpn_regions(plain, pixels, rules)}),
+        EXACT: lambda: found.update({EXACT: detect_fpn_regions(ours, pixels, rules)}),
     }
     return report("picture", seconds_in_turn(works, repeats), dict.fromkeys(works, 0.0), PLAIN) | compared(found)
 
@@ -139,10 +148,10 @@ def selection(repeats: int) -> dict[str, float]:
     corners = torch.rand(300, 2) * 500
     boxes = torch.cat([corners, corners + 20 + torch.rand(300, 2) * 300], 1)
     classes, rules = (3 * torch.randn(300, 1601)).softmax(1), C4Postprocessing()
-    assert torch.equal(chosen(boxes, classes, rules), plain_choice(boxes, classes, rules))
+    assert torch.equal(select_caffe_regions(boxes, classes, rules), plain_choice(boxes, classes, rules))
     works = {
         "class by class": lambda: plain_choice(boxes, classes, rules),
-        "lazy": lambda: chosen(boxes, classes, rules),
+        "lazy": lambda: select_caffe_regions(boxes, classes, rules),
     }
     return report("selection", seconds_in_turn(works, repeats), dict.fromkeys(works, 0.0), "class by class")
 

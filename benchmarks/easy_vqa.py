@@ -22,7 +22,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import small
+from comodal.models.vilbert.vilbert_config import make_small_vilbert_config
 from comodal.regions.extract import extract_regions
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, recipe
 from comodal.training.run import train
@@ -87,7 +87,7 @@ def write_official(source: Path, out: Path, split: str) -> tuple[Path, Path]:
 def begin(out: Path, questions: Path) -> Path:
     """A small ViLBERT of chance with the words of the questions, for the task to begin with."""
     words = WordPieceTokenizer.of_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
-    config = small(words.size, RegionStore(out / "train_regions").dim, 1)
+    config = make_small_vilbert_config(words.size, RegionStore(out / "train_regions").dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     config = replace(config, text=text, vision=vision)
     folder = out / "untrained"

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from comodal.hardware import DTYPES, has_native_bf16
-from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import PAPER, L3Net
+from comodal.models.l3net.fused_vgg import make_fast_l3net
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net
 from machine import describe_machine, matrix_product, report, save, seconds_in_turn
 
 TERA_OPERATIONS = {"image": 2 * 10.26e9 / 1e12, "sound": 2 * 10.21e9 / 1e12}  # one forward pass of a tower
@@ -31,8 +31,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     numbers = {"threads": float(options.threads), **describe_machine()}
     types = [name for name, dtype in DTYPES.items() if dtype != torch.bfloat16 or has_native_bf16()]
-    plain = L3Net(PAPER).eval()
-    quick = {name: fast(plain, DTYPES[name]) for name in types}
+    plain = L3Net(PAPER_L3NET_CONFIG).eval()
+    quick = {name: make_fast_l3net(plain, DTYPES[name]) for name in types}
     image = torch.randint(0, 256, (options.batch, 3, 224, 224), dtype=torch.uint8)
     sound = 0.1 * torch.randn(options.batch, 48_000)
     works: dict[str, dict[str, Callable[[], object]]] = {

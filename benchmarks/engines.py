@@ -22,13 +22,13 @@ from rich.console import Console
 from comodal.hardware import has_native_bf16
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
-from comodal.media.audio import stream_sound
+from comodal.media.audio import stream_audio
 from comodal.media.image import read_image
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from comodal.models.checkpoint import load_model, model_folder, save_model
-from comodal.models.l3net.l3net import PAPER, L3Net
+from comodal.models.checkpoint import find_model_folder, load_model, save_model
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net
 from comodal.runtimes.export import export
-from comodal.tasks.evaluation.class_folders import LabeledFile, compare, read_tree
+from comodal.tasks.evaluation.class_folders import LabeledFile, compare_folder_systems, list_labeled_files
 from embedding import TERA_OPERATIONS
 from machine import describe_machine, report, save, seconds_in_turn
 
@@ -65,7 +65,7 @@ def main() -> None:
 def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
     """Ratios to the plain network in fp32."""
     torch.manual_seed(0)
-    plain = L3Net(PAPER).eval()
+    plain = L3Net(PAPER_L3NET_CONFIG).eval()
     save_model(plain, folder / "model", {})
     embedders = exported(folder / "model", write_examples(folder / "examples"))
     rng = np.random.default_rng(0)
@@ -107,10 +107,10 @@ def exported(model: Path, examples: Path) -> dict[str, Embedder]:
 def accuracy(folder: Path, digits: Path) -> dict[str, float]:
     """Held-out accuracy of a logistic regression on the vectors of each way."""
     load_model(digits / "run")
-    shutil.copytree(model_folder(digits / "run"), folder / "model")
+    shutil.copytree(find_model_folder(digits / "run"), folder / "model")
     trees = {
-        "image": read_tree(digits / "images", frozenset(IMAGE_SUFFIXES)),
-        "sound": read_tree(digits / "sounds", AUDIO_SUFFIXES),
+        "image": list_labeled_files(digits / "images", frozenset(IMAGE_SUFFIXES)),
+        "sound": list_labeled_files(digits / "sounds", AUDIO_SUFFIXES),
     }
     (folder / "examples").mkdir()
     for items in trees.values():
@@ -123,7 +123,7 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
         found = {name: vectors(items, embedder, kind) for name, embedder in embedders.items()}
         exact = found["PyTorch fp32, fused"]
         features = {name: torch.from_numpy(rows).unsqueeze(1) for name, rows in found.items()}
-        comparison = compare(kind, items, features, "logistic", f"{kind} digits")
+        comparison = compare_folder_systems(kind, items, features, "logistic", f"{kind} digits")
         comparison.print_table(Console())
         for name, rows in found.items():
             cosine = (rows * exact).sum(1) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(exact, axis=1))
@@ -140,7 +140,7 @@ def vectors(items: list[LabeledFile], embedder: Embedder, kind: str) -> np.ndarr
     rate = embedder.config.sample_rate
     rows = []
     for item in items:
-        sound = np.concatenate(list(stream_sound(item.path, rate)))[:rate]
+        sound = np.concatenate(list(stream_audio(item.path, rate)))[:rate]
         rows.append(sound_embedding(np.pad(sound, (0, rate - len(sound))), rate, embedder, 1.0, centre=False)[0][:1])
     return np.concatenate(rows)
 

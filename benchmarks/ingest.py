@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from comodal.hardware import instruction_set
+from comodal.hardware import get_instruction_set
 from comodal.media.audio import encode_flac
 from comodal.media.video import read_clip
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
     columns = ("video", "pictures/s", "times real time", "plain route", "ratio", "spread", "of decoding alone")
-    table = Table(*columns, title=f"Ingest on one core ({instruction_set()})")
+    table = Table(*columns, title=f"Ingest on one core ({get_instruction_set()})")
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         videos = {path.stem: path for path in arguments.video or ()} or {

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from comodal import hardware
-from comodal.environment import cpu_name
+from comodal.environment import read_cpu_name
 from comodal.training.allocator import keep_freed_memory
 
 Step: TypeAlias = Callable[[], object]
@@ -124,7 +124,7 @@ def describe_machine(repeats: int = 5) -> dict[str, float]:
     kind = "CPU seconds" if torch.get_num_threads() == 1 else "seconds"
     ceiling = ", ".join(f"{name} {1000 * rate:.0f} GFLOP/s" for name, rate in rates.items())
     print(
-        f"{cpu_name()}, {hardware.instruction_set()}, native bf16 {hardware.has_native_bf16('cpu')}, torch "
+        f"{read_cpu_name()}, {hardware.get_instruction_set()}, native bf16 {hardware.has_native_bf16('cpu')}, torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads; fp32 ceiling: {ceiling} ({kind})"
     )
     return {f"machine.{name}.tera_operations_per_second": rate for name, rate in rates.items()}

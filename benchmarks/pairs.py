@@ -26,7 +26,7 @@ from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.pair_sampler import PairSampler
 from comodal.data.shards.shard_reader import ShardReader, ShardWriter
 from comodal.media.audio import encode_flac
-from comodal.media.augmentation import jitter_colour, random_flip, random_gain
+from comodal.media.augmentation import jitter_color, jitter_gain, random_horizontal_flip
 from comodal.media.image import encode_jpeg
 
 IMAGE_SIZE, SAMPLE_RATE, SECONDS, FRAMES, CLIPS = 224, 48_000, 10.0, 50, 40
@@ -78,8 +78,8 @@ def stages(clips: ClipPairDataset) -> dict[str, Callable[[list[tuple[int, int]]]
     picture, sound = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), np.zeros(SAMPLE_RATE, np.float32)
 
     def augment(_place: tuple[int, int]) -> None:
-        jitter_colour(random_flip(picture, rng), amount.brightness, amount.saturation, rng)
-        random_gain(sound, amount.volume, rng)
+        jitter_color(random_horizontal_flip(picture, rng), amount.brightness, amount.saturation, rng)
+        jitter_gain(sound, amount.volume, rng)
 
     parts: dict[str, Callable] = {
         "pair": lambda place: clips.pairs(*place),

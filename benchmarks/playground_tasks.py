@@ -22,7 +22,7 @@ import torch
 
 from comodal.recipes import vilbert_pretraining
 from comodal.regions.extract import extract_regions
-from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.synthesize import synthesize
 from comodal.tasks.retrieval import caption_retrieval
 from comodal.tasks.vision_language import nlvr2, snli_ve, vcr
 from comodal.tasks.vision_language.grounding import refcoco
@@ -139,7 +139,7 @@ def pretrain(out: Path, detector: str, captioned: int, steps: int) -> Path:
 def make_regions(out: Path, name: str, sets: Sequence[str], detector: str, scenes: int, seed: int) -> tuple[Path, Path]:
     """A world, and the regions of its sets."""
     world, regions = out / name, out / f"{name}_regions"
-    make_playground(world, videos=0, sounds=0, images=0, scenes=scenes, tasks=sets, seed=seed)
+    synthesize(world, videos=0, sounds=0, images=0, scenes=scenes, tasks=sets, seed=seed)
     for one in sets:
         folder = world / one
         extract_regions(folder / SETS[one], regions / one, detector, folder / "boxes.jsonl", maps="all")

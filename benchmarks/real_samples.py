@@ -27,7 +27,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import small
+from comodal.models.vilbert.vilbert_config import make_small_vilbert_config
 from comodal.regions.extract import extract_regions
 from comodal.tasks.retrieval import caption_retrieval
 from comodal.tasks.vision_language import nlvr2, snli_ve
@@ -131,7 +131,7 @@ def texts_of(data: Path) -> list[str]:
 def begin(folder: Path, texts: Sequence[str], regions: Path) -> Path:
     """A small ViLBERT of chance that knows the words of the samples."""
     words = WordPieceTokenizer.of_texts(texts)
-    config = small(words.size, RegionStore(regions).dim, 1)
+    config = make_small_vilbert_config(words.size, RegionStore(regions).dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     torch.manual_seed(0)
     save_model(ViLBERT(replace(config, text=text, vision=vision)), folder, {"recipe": "nothing"})

@@ -22,14 +22,14 @@ from rich.table import Table
 
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve
-from comodal.media.tokenizer import SPECIAL, WordPieceTokenizer
+from comodal.hardware import Compute, ResolvedPrecision, has_native_bf16, resolve_compute
+from comodal.media.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.tasks.retrieval.first_stage import EncodingProjections, TwoStageSearch, fit
+from comodal.tasks.retrieval.first_stage import EncodingProjections, TwoStageSearch, fit_projections
 from comodal.tasks.retrieval.gallery import Gallery
 from comodal.tasks.retrieval.pair_scores import PairScorer
-from comodal.tasks.retrieval.retrieval_ranks import answers_to_texts
+from comodal.tasks.retrieval.retrieval_ranks import list_text_answers
 from machine import save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -45,7 +45,7 @@ def random_gallery(folder: Path, size: int, seed: int) -> Gallery:
     """So many images of 36 regions and captions of 9 to 20 word pieces, of numbers drawn by chance."""
     rng = np.random.default_rng(seed)
     words = WordPieceTokenizer(
-        [*SPECIAL, *(f"w{number}" for number in range(ViLBERTConfig().vocabulary - len(SPECIAL)))]
+        [*SPECIAL_TOKENS, *(f"w{number}" for number in range(ViLBERTConfig().vocabulary - len(SPECIAL_TOKENS)))]
     )
     with RegionWriter(folder, ViLBERTConfig().region_features) as writer:
         for image in range(size):
@@ -54,7 +54,7 @@ def random_gallery(folder: Path, size: int, seed: int) -> Gallery:
             writer.add(str(image), features.astype(np.float32), boxes.astype(np.float32), SIDE, SIDE)
     pairs = []
     for image in range(size):
-        drawn = rng.integers(0, words.size - len(SPECIAL), rng.integers(SHORTEST, LONGEST + 1) - 2)
+        drawn = rng.integers(0, words.size - len(SPECIAL_TOKENS), rng.integers(SHORTEST, LONGEST + 1) - 2)
         text = " ".join(f"w{number}" for number in drawn)
         pairs.append((Caption((str(image),), text, None, str(image)), image))
     return Gallery(pairs, RegionStore(folder), words)
@@ -81,7 +81,7 @@ def two_stages(
 ) -> None:
     """Images for some captions among all of the gallery."""
     search = TwoStageSearch(PairScorer(model, gallery, Compute(torch.device("cpu"), precision)), maps)
-    search.of_texts(np.arange(queries), answers_to_texts(gallery), keep)
+    search.of_texts(np.arange(queries), list_text_answers(gallery), keep)
 
 
 def compared(scores: dict[str, np.ndarray]) -> dict[str, float]:
@@ -133,7 +133,9 @@ def main() -> None:
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
         gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
-        maps = fit(PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve()), seed=0)
+        maps = fit_projections(
+            PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve_compute()), seed=0
+        )
         steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
             works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)

@@ -28,22 +28,22 @@ from comodal.inference.search import Searcher, open_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.l3net import small as small_l3net
+from comodal.models.l3net.l3net import make_small_l3net_config as small_l3net
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import base, small
+from comodal.models.vilbert.vilbert_config import make_base_config, make_small_vilbert_config
 from comodal.regions.extract import extract_regions
-from comodal.synthetic.scenes.caption_scenes import write_scene, write_scene_lists
+from comodal.synthetic.scenes.caption_scenes import write_scene_image, write_scene_lists
 from machine import save
 
 SIDE = 128
 KNOWN, SEARCHED = 1, 2  # seeds of two worlds
-SIZES = {"small": small, "base": base}
+SIZES = {"small": make_small_vilbert_config, "base": make_base_config}
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> Path:
     """Pictures with boxes and captions."""
     for index in range(count):
-        write_scene(folder, seed, index, SIDE)
+        write_scene_image(folder, seed, index, SIDE)
     write_scene_lists(folder, seed, count, SIDE)
     return folder
 

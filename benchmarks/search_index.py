@@ -16,7 +16,7 @@ import torch
 
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.inference.search_index import wanted_of
+from comodal.inference.search_index import list_folder_images
 from machine import clock, describe_machine, save
 
 SMALL = 1_000  # images of the other store
@@ -68,7 +68,7 @@ def seconds_of_listing(folder: Path, pictures: int) -> list[float]:
     seconds = []
     for _ in range(4):
         start = clock()
-        assert len(wanted_of(folder, None).images) == pictures
+        assert len(list_folder_images(folder, None).images) == pictures
         seconds.append(clock() - start)
     return seconds[1:]
 

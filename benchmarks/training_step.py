@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from comodal.hardware import LAYOUTS, Compute, find_device, resolve, training_layout
-from comodal.models.l3net.l3net import PAPER, L3Net
-from comodal.training.optimization import adam
-from comodal.training.throughput import peak_flops
+from comodal.hardware import MEMORY_FORMATS, Compute, choose_training_layout, find_device, resolve_compute
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net
+from comodal.training.optimization import make_adam
+from comodal.training.throughput import estimate_peak_flops
 from machine import Step, Worker, matrix_product, report, save, seconds_in_turn, synchronize
 
 TERA_OPERATIONS = 3 * 2 * 20.47e9 / 1e12  # a pair's forward pass, and twice as much backward
@@ -27,17 +27,17 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 2e-5
 def training_step(batch: int, fast: bool, device: str) -> tuple[float, Step]:
     """The loss before anything was learnt, and a step on random pairs, as the trainer takes it or plainly."""
     torch.manual_seed(0)
-    compute = resolve(device) if fast else Compute(find_device(device))
+    compute = resolve_compute(device) if fast else Compute(find_device(device))
     where = compute.device
-    model: nn.Module = L3Net(PAPER).to(where)
+    model: nn.Module = L3Net(PAPER_L3NET_CONFIG).to(where)
     image, sound = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8), 0.1 * torch.randn(batch, 48_000)
     image, sound, together = image.to(where), sound.to(where), (torch.arange(batch) % 2).to(where)
     with torch.no_grad():
         before = float(F.cross_entropy(model.eval()(image, sound).logits, together))
     model.train()
     if fast:
-        model = model.to(memory_format=LAYOUTS[training_layout(compute, model)])
-        optimizer = adam(model, LEARNING_RATE, WEIGHT_DECAY)
+        model = model.to(memory_format=MEMORY_FORMATS[choose_training_layout(compute, model)])
+        optimizer = make_adam(model, LEARNING_RATE, WEIGHT_DECAY)
     else:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     if fast and where.type == "cuda":
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    compute = resolve(options.device)
+    compute = resolve_compute(options.device)
     ways = {"plain fp32": (False, False), "comodal": (True, True)}
     if compute.device.type == "cpu":
         ways["plain fp32 + mallopt"] = (False, True)
@@ -78,7 +78,7 @@ def main() -> None:
     numbers = report("training step", seconds, operations, "plain fp32")
     reached = numbers["training step.comodal.tera_operations_per_second"]
     ceiling = numbers["training step.matrix product.tera_operations_per_second"]
-    peak = peak_flops(compute) / 1e12
+    peak = estimate_peak_flops(compute) / 1e12
     numbers |= {"training step.of_ceiling": reached / ceiling, "training step.mfu": reached / peak}
     numbers |= {"training step.pairs_per_second": reached / TERA_OPERATIONS, "threads": float(options.threads)}
     print(

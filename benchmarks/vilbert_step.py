@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from comodal.data.batch import CaptionBatch
-from comodal.hardware import Compute, ResolvedPrecision, resolve
+from comodal.hardware import Compute, ResolvedPrecision, resolve_compute
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.objectives.pretraining import ViLBERTPretraining
-from comodal.training.optimization import adamw
-from comodal.training.training_loop import fit
+from comodal.training.optimization import make_adamw
+from comodal.training.training_loop import train_steps
 from machine import Step, Worker, describe_machine, save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -76,9 +76,9 @@ def trainers_step(size: int, precision: ResolvedPrecision) -> tuple[float, Step]
     batch, objective = random_batch(size, seed=0), ViLBERTPretraining(new_model())
     with torch.no_grad():
         before = float(objective.eval()(batch)["loss"])
-    optimizer = adamw(objective, LEARNING_RATE, WEIGHT_DECAY)
+    optimizer = make_adamw(objective, LEARNING_RATE, WEIGHT_DECAY)
     compute = Compute(torch.device("cpu"), precision)
-    steps = fit(objective, repeat(batch), optimizer, lambda _step: LEARNING_RATE, range(sys.maxsize), compute)
+    steps = train_steps(objective, repeat(batch), optimizer, lambda _step: LEARNING_RATE, range(sys.maxsize), compute)
     return before, lambda: next(steps)
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    precision = resolve(precision=options.precision).precision
+    precision = resolve_compute(precision=options.precision).precision
     numbers = {"batch": float(options.batch), "threads": float(options.threads), **describe_machine()}
     workers = {
         "plain fp32": Worker(plain_step, (options.batch,), options.threads, mallopt=False),

@@ -10,7 +10,7 @@ with your own weights, replace it by ``comodal.load_model("runs/l3net")``.
 # %%
 # Synthetic audio files
 # ---------------------
-# ``make_playground`` writes a folder in the layout of ESC-50: ``audio/`` and a table with the class and the fold of
+# ``synthesize`` writes a folder in the layout of ESC-50: ``audio/`` and a table with the class and the fold of
 # each file.
 import csv
 import tempfile
@@ -19,7 +19,7 @@ from pathlib import Path
 import comodal
 
 world = Path(tempfile.mkdtemp()) / "world"
-comodal.make_playground(world, videos=0, images=0, scenes=0, sounds=100, sound_seconds=1.0, workers=1)
+comodal.synthesize(world, videos=0, images=0, scenes=0, sounds=100, sound_seconds=1.0, workers=1)
 with (world / "sounds" / "meta" / "esc50.csv").open(newline="") as table:
     rows = list(csv.DictReader(table))
 print(f"{len(rows)} files, {len({row['category'] for row in rows})} classes")
@@ -32,10 +32,10 @@ print(f"{len(rows)} files, {len({row['category'] for row in rows})} classes")
 import numpy as np
 import torch
 
-from comodal.models.l3net.l3net import small
+from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
-model = comodal.L3Net(small(width=8)).eval()
+model = comodal.L3Net(make_small_l3net_config(width=8)).eval()
 
 
 def embed(path: Path) -> np.ndarray:

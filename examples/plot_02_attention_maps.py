@@ -90,9 +90,9 @@ print(f"accuracy on new images {accuracy:.2f}, chance level {1 / len(COLORS):.2f
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.transformer import record_attention
 
-with torch.inference_mode(), recorded_attention(model) as maps:
+with torch.inference_mode(), record_attention(model) as maps:
     tokens, regions, colors, cell = draw_batch(4)
     found = predict(tokens, regions).argmax(1)
 attention = maps["co_layers.0.text.attention"].mean(1)[:, 2]  # of the masked token to the five regions

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import comodal
-from comodal.models.l3net.l3net import small
+from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
-config = small(width=4)
+config = make_small_l3net_config(width=4)
 RATE = config.sample_rate
 rng = np.random.default_rng(0)
 

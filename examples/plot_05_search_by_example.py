@@ -17,7 +17,7 @@ from pathlib import Path
 import comodal
 
 world = Path(tempfile.mkdtemp()) / "world"
-comodal.make_playground(world, videos=0, sounds=0, scenes=0, images=120, side=64, workers=1)
+comodal.synthesize(world, videos=0, sounds=0, scenes=0, images=120, side=64, workers=1)
 gallery = sorted((world / "images" / "train").glob("*/*.jpg"))
 queries = sorted((world / "images" / "test").glob("*/*.jpg"))[::27][:4]
 print(f"{len(gallery)} images, {len(queries)} queries")
@@ -29,10 +29,10 @@ print(f"{len(gallery)} images, {len(queries)} queries")
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from comodal.models.l3net.l3net import small
+from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
-model = comodal.L3Net(small(width=8)).eval()
+model = comodal.L3Net(make_small_l3net_config(width=8)).eval()
 index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(comodal.image_embedding(gallery, model))
 
 # %%

@@ -17,14 +17,14 @@ import torch
 from torch.nn import functional as F
 
 import comodal
-from comodal.models.l3net.l3net import small
+from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
 rng = np.random.default_rng(0)
 COLORS = np.array([(230, 60, 50), (70, 200, 80), (70, 110, 240), (240, 220, 70)], np.uint8)
 TONES_HZ = np.array([300.0, 700.0, 1700.0, 4000.0])
 SIDE, SQUARE = 64, 20
-config = small(width=8, image_size=SIDE)
+config = make_small_l3net_config(width=8, image_size=SIDE)
 TIME = np.arange(config.sample_rate) / config.sample_rate
 
 

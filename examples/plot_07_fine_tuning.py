@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 import comodal
-from comodal.models.l3net.l3net import small
+from comodal.models.l3net.l3net import make_small_l3net_config
 
 folder = Path(tempfile.mkdtemp())
-comodal.make_playground(folder / "world", videos=0, sounds=0, scenes=0, images=100, side=64, workers=1)
+comodal.synthesize(folder / "world", videos=0, sounds=0, scenes=0, images=100, side=64, workers=1)
 torch.manual_seed(0)
-comodal.save_model(comodal.L3Net(small(width=4, image_size=32)), folder / "pretrained", {})
+comodal.save_model(comodal.L3Net(make_small_l3net_config(width=4, image_size=32)), folder / "pretrained", {})
 
 # %%
 # Training

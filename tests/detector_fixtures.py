@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from comodal.models.convert.caffemodel import read_caffemodel
-from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, is_c4
-from comodal.models.convert.convert_fpn import build_fpn, is_fpn
+from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, is_c4_state_dict
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
@@ -37,8 +37,8 @@ def ids(folders: list[Path]) -> dict[str, object]:
 
 CONVENTIONS = folders_with("ops.safetensors")
 CAFFE = folders_with("*.caffemodel")
-PYRAMID = [folder for folder in folders_with("model.safetensors") if is_fpn(read_tensors(folder))]
-LXMERT = [folder for folder in folders_with("model.safetensors") if is_c4(read_tensors(folder))]
+PYRAMID = [folder for folder in folders_with("model.safetensors") if is_fpn_state_dict(read_tensors(folder))]
+LXMERT = [folder for folder in folders_with("model.safetensors") if is_c4_state_dict(read_tensors(folder))]
 
 
 @cache

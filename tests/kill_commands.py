@@ -32,7 +32,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.recipes.avc_pretraining import recipe
 from comodal.runtimes.export import export
-from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.synthesize import synthesize
 from comodal.training.run import train
 from small_world import write_world
 
@@ -124,7 +124,7 @@ def prepare(name: str, folder: Path) -> tuple[Callable[[Path], Work], str]:
     if name == "export":
         return lambda out: lambda: export(model, "torch", out), "exported"
     if name == "synthesize":
-        return lambda out: lambda: make_playground(out, workers=2, **WORLD), "world"
+        return lambda out: lambda: synthesize(out, workers=2, **WORLD), "world"
     if name == "embed":
         (folder / "sounds").mkdir()
         rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_pool
 
-from comodal.models.detectors.detector_boxes import anchors_on, clip, decode_caffe
+from comodal.models.detectors.detector_boxes import clip_boxes_to_image, decode_caffe, tile_anchors
 from comodal.models.detectors.detector_c4 import C4, C4Bottleneck, C4Config
 from comodal.models.detectors.detector_rules import C4Postprocessing
 
@@ -77,8 +77,8 @@ class PlainC4(nn.Module):
         x = F.max_pool2d(F.relu(self.stem_norm(self.stem(pixels))), 3, 2, ceil_mode=True)
         x = self.res4(self.res3(self.res2(x)))
         scores, deltas = self.rest.proposed(x)
-        anchors = anchors_on(self.rest.cell_anchors, *x.shape[2:], 16)
-        boxes = clip(decode_caffe(anchors, deltas), pixels.shape[3] - 1, pixels.shape[2] - 1)
+        anchors = tile_anchors(self.rest.cell_anchors, *x.shape[2:], 16)
+        boxes = clip_boxes_to_image(decode_caffe(anchors, deltas), pixels.shape[3] - 1, pixels.shape[2] - 1)
         large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= rules.smallest * scale).all(1)
         boxes, scores = boxes[large], scores[large]
         order = scores.argsort(descending=True, stable=True)[: rules.before]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from comodal.data.regions.region_store import RegionStore, RegionWriter, add_tokens, token_dtype
+from comodal.data.regions.region_store import RegionStore, RegionWriter, choose_token_dtype, register_visual_tokens
 
 DIM, CLASSES, TOKENS, WIDTH, HEIGHT = 8, 5, 30, 64, 48
 
@@ -44,6 +44,6 @@ def write_store(folder: Path, images: list[Image], bare: bool = False) -> Region
             writer.add(f"image{number}", image.features, image.boxes, WIDTH, HEIGHT, classes)
     if not bare:
         tokens = np.concatenate([image.tokens for image in images])
-        (folder / "tokens.bin").write_bytes(tokens.astype(token_dtype(TOKENS)).tobytes())
-        add_tokens(folder, TOKENS, classes=0)
+        (folder / "tokens.bin").write_bytes(tokens.astype(choose_token_dtype(TOKENS)).tobytes())
+        register_visual_tokens(folder, TOKENS, classes=0)
     return RegionStore(folder)

@@ -19,13 +19,13 @@ from comodal.hardware import Compute
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
-from comodal.tasks.vision_language.text_image_examples import TaskExample, single
-from comodal.tasks.vision_language.vilbert_fine_tuning import LoadedTaskModel, answer
+from comodal.tasks.vision_language.text_image_examples import TaskExample, tokenize_text
+from comodal.tasks.vision_language.vilbert_fine_tuning import LoadedTaskModel, score_examples
 from small_tasks import config as small_config
 
 TEXT = "what is on the grass ? a red dog stands left of it"
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for name, size in (("a", (60, 40)), ("b", (40, 70))):
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / "images" / f"{name}.png")
-    save_model(L3Net(small(4)), folder / "network", {})
+    save_model(L3Net(make_small_l3net_config(4)), folder / "network", {})
     extract_regions(folder / "images", folder / "store", str(folder / "network"), grid=2)
     return folder
 
@@ -69,12 +69,12 @@ def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tm
     text = "what is on the grass?"
     assert isinstance(answerer.model, TaskModel)
     asked = LoadedTaskModel(answerer.model, store, answerer.words, "nothing", 100, Compute(torch.device("cpu")))
-    example = TaskExample("1", (single(answerer.words, text, 36),), (store.find("b"),), None)
-    (theirs,) = answer(asked, head.name, [example])
+    example = TaskExample("1", (tokenize_text(answerer.words, text, 36),), (store.find("b"),), None)
+    (theirs,) = score_examples(asked, head.name, [example])
     ours = {guess.text: guess.probability for guess in answerer.ask(seen, text)}
     expected = 1 / (1 + np.exp(-theirs.scores))
     np.testing.assert_allclose([ours[name] for name in ANSWERS], expected, rtol=2e-3)  # the store is fp16
-    (pointed,) = answer(asked, "regions", [example])
+    (pointed,) = score_examples(asked, "regions", [example])
     best = answerer.ground(seen, text)[0]
     corners = np.concatenate([[[0, 0, 70, 40]], store.regions(store.find("b")).boxes])
     assert best.box == pytest.approx(tuple(corners[pointed.scores.argmax()]), abs=1e-3)

@@ -10,7 +10,7 @@ import soundfile
 import soxr
 
 from comodal.errors import MediaError
-from comodal.media.audio import decode_flac, encode_flac, read_sound, resample, stream_sound
+from comodal.media.audio import decode_flac, encode_flac, read_audio, resample_audio, stream_audio
 from synthetic_media import onset_seconds, tone, write_video
 
 
@@ -21,20 +21,20 @@ def noise() -> np.ndarray:
 
 def test_a_wav_file_comes_back_as_the_mean_of_its_channels(tmp_path: Path, noise: np.ndarray):
     soundfile.write(tmp_path / "noise.wav", noise.T, 44100, subtype="FLOAT")
-    np.testing.assert_allclose(read_sound(tmp_path / "noise.wav", 44100), noise.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(read_audio(tmp_path / "noise.wav", 44100), noise.mean(axis=0), atol=1e-7)
 
 
 def test_resampling_is_that_of_the_whole_mixed_down_sound(tmp_path: Path, noise: np.ndarray):
     soundfile.write(tmp_path / "noise.wav", noise.T, 44100, subtype="FLOAT")
     expected = soxr.resample(noise.mean(axis=0), 44100, 48000)
-    np.testing.assert_allclose(read_sound(tmp_path / "noise.wav", 48000), expected, atol=1e-6)
+    np.testing.assert_allclose(read_audio(tmp_path / "noise.wav", 48000), expected, atol=1e-6)
     assert len(expected) == 5 * 48000
 
 
 def test_a_tone_keeps_its_pitch_and_loudness(tmp_path: Path):
     soundfile.write(tmp_path / "tone.wav", tone(2, 22050, silent_seconds=0, pitch=1000), 22050, subtype="FLOAT")
     expected = tone(2, 48000, silent_seconds=0, pitch=1000)
-    np.testing.assert_allclose(read_sound(tmp_path / "tone.wav")[1000:-1000], expected[1000:-1000], atol=1e-3)
+    np.testing.assert_allclose(read_audio(tmp_path / "tone.wav")[1000:-1000], expected[1000:-1000], atol=1e-3)
 
 
 @pytest.mark.parametrize("block_seconds", [0.01, 0.7, 1.0, 60.0])
@@ -46,18 +46,18 @@ def test_blocks_joined_are_the_whole_sample_for_sample(
         soundfile.write(tmp_path / name, noise.T, 44100)
     else:
         write_video(tmp_path / name, picture_seconds=(), sound=noise, layout="stereo", sound_rate=44100)
-    blocks = list(stream_sound(tmp_path / name, 16000, block_seconds))
+    blocks = list(stream_audio(tmp_path / name, 16000, block_seconds))
     assert {len(block) for block in blocks[:-1]} <= {round(16000 * block_seconds)}
-    assert np.array_equal(np.concatenate(blocks), read_sound(tmp_path / name, 16000))
+    assert np.array_equal(np.concatenate(blocks), read_audio(tmp_path / name, 16000))
 
 
 def test_a_part_is_that_part_of_the_whole(tmp_path: Path, noise: np.ndarray):
     soundfile.write(tmp_path / "noise.wav", noise.T, 44100)
-    whole = read_sound(tmp_path / "noise.wav", 16000)
-    part = read_sound(tmp_path / "noise.wav", 16000, start_seconds=1.25, seconds=2.0)
+    whole = read_audio(tmp_path / "noise.wav", 16000)
+    part = read_audio(tmp_path / "noise.wav", 16000, start_seconds=1.25, seconds=2.0)
     assert np.array_equal(part, whole[20000:52000])
-    assert np.array_equal(read_sound(tmp_path / "noise.wav", 16000, start_seconds=4.0, seconds=9.0), whole[64000:])
-    assert len(read_sound(tmp_path / "noise.wav", 16000, start_seconds=9.0)) == 0
+    assert np.array_equal(read_audio(tmp_path / "noise.wav", 16000, start_seconds=4.0, seconds=9.0), whole[64000:])
+    assert len(read_audio(tmp_path / "noise.wav", 16000, start_seconds=9.0)) == 0
 
 
 def test_the_sound_of_a_video_is_on_the_clock_of_its_picture(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_the_sound_of_a_video_is_on_the_clock_of_its_picture(tmp_path: Path):
     path = write_video(
         tmp_path / "late.mp4", picture_seconds=pictures, sound=tone(1.5, 48000, silent_seconds=0.25), sound_start=1.0
     )
-    assert onset_seconds(read_sound(path, 48000), 48000) == pytest.approx(1.25, abs=0.002)
+    assert onset_seconds(read_audio(path, 48000), 48000) == pytest.approx(1.25, abs=0.002)
 
 
 @pytest.mark.parametrize("name", ["tone.flac", "tone.ogg", "tone.mp3", "tone.m4a", "tone.mkv", "tone.avi"])
@@ -76,7 +76,7 @@ def test_every_usual_format_is_read(tmp_path: Path, name: str):
         write_video(tmp_path / name, picture_seconds=(), sound=sound, sound_codec=codec)
     else:
         soundfile.write(tmp_path / name, sound, 48000)
-    read = read_sound(tmp_path / name, 48000)
+    read = read_audio(tmp_path / name, 48000)
     assert len(read) == pytest.approx(96000, abs=2400)
     assert onset_seconds(read, 48000) == pytest.approx(0.5, abs=0.03)
     assert np.abs(read[48000:90000]).max() == pytest.approx(0.5, abs=0.03)
@@ -89,15 +89,15 @@ def test_sound_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path):
     wanted = {"text.wav": "unreadable", "noise.wav": "unreadable", "mute.mp4": "no sound", "nowhere.wav": "missing"}
     for name, reason in wanted.items():
         with pytest.raises(MediaError) as caught:
-            read_sound(tmp_path / name)
+            read_audio(tmp_path / name)
         assert (caught.value.path, caught.value.reason) == (str(tmp_path / name), reason)
 
 
 def test_impossible_wishes_are_the_callers_mistake(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot read"):
-        read_sound(tmp_path / "noise.wav", start_seconds=-1.0)
+        read_audio(tmp_path / "noise.wav", start_seconds=-1.0)
     with pytest.raises(ValueError, match="at least one sample"):
-        next(stream_sound(tmp_path / "noise.wav", block_seconds=0.0))
+        next(stream_audio(tmp_path / "noise.wav", block_seconds=0.0))
 
 
 def test_streaming_needs_memory_for_a_block_and_not_for_the_file(tmp_path: Path):
@@ -105,7 +105,7 @@ def test_streaming_needs_memory_for_a_block_and_not_for_the_file(tmp_path: Path)
     with soundfile.SoundFile(path, "w", 44100, 1, subtype="PCM_16") as file:
         file.write(np.zeros(44100 * 60, np.int16))
     tracemalloc.start()
-    seconds = sum(len(block) for block in stream_sound(path, 48000, 1.0)) / 48000
+    seconds = sum(len(block) for block in stream_audio(path, 48000, 1.0)) / 48000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds == pytest.approx(60.0, abs=0.001)
@@ -154,4 +154,6 @@ def test_damaged_flac_is_refused():
 
 
 def test_resampling_to_the_same_rate_changes_nothing(noise: np.ndarray):
-    assert resample(noise[0], 44100, 44100) is noise[0] or np.array_equal(resample(noise[0], 44100, 44100), noise[0])
+    assert resample_audio(noise[0], 44100, 44100) is noise[0] or np.array_equal(
+        resample_audio(noise[0], 44100, 44100), noise[0]
+    )

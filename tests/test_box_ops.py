@@ -33,14 +33,14 @@ def test_kernels_come_without_importing_torchvision(monkeypatch):
     monkeypatch.delitem(box_ops.sys.modules, "torchvision")
     monkeypatch.setattr(box_ops.torch.ops, "load_library", loaded.append)
     monkeypatch.setattr(box_ops.importlib, "import_module", loaded.append)
-    box_ops.load_kernels.__wrapped__()
+    box_ops.load_torchvision_kernels.__wrapped__()
     (path,) = loaded
     assert path.parent.name == "torchvision" and path.is_file()
 
 
 def test_without_the_library_torchvision_is_imported(monkeypatch):
     loaded = []
-    monkeypatch.setattr(box_ops, "LIBRARIES", ("missing.so",))
+    monkeypatch.setattr(box_ops, "TORCHVISION_LIBRARIES", ("missing.so",))
     monkeypatch.setattr(box_ops.importlib, "import_module", loaded.append)
-    box_ops.load_kernels.__wrapped__()
+    box_ops.load_torchvision_kernels.__wrapped__()
     assert loaded == ["torchvision"]

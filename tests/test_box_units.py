@@ -10,8 +10,8 @@ import pytest
 from comodal.data.regions.convert_features import convert_regions
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError, MediaError
-from comodal.regions.image_list import read_boxes
-from comodal.regions.region_extractor import inside
+from comodal.regions.image_list import read_image_boxes
+from comodal.regions.region_extractor import clip_boxes
 
 WIDTH, HEIGHT = 640, 480
 
@@ -63,18 +63,21 @@ def write_list(path: Path, units: list[str], rows: int = 2) -> Path:
 @pytest.mark.parametrize("rows", [1, 2, 36])
 def test_a_list_of_boxes_of_other_units_is_refused_as_a_whole(tmp_path: Path, units: str, reason: str, rows: int):
     with pytest.raises(DataError, match=rf"boxes\.jsonl: .*{reason}"):
-        read_boxes(write_list(tmp_path / "boxes.jsonl", [units] * 60, rows), tmp_path)
-    assert len(read_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 60, rows), tmp_path).images) == 60
+        read_image_boxes(write_list(tmp_path / "boxes.jsonl", [units] * 60, rows), tmp_path)
+    assert len(read_image_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 60, rows), tmp_path).images) == 60
 
 
 def test_an_image_of_a_list_with_normalized_boxes_is_refused_alone(tmp_path: Path):
-    assert len(read_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 9 + ["fractions"]), tmp_path).images) == 10
+    assert (
+        len(read_image_boxes(write_list(tmp_path / "boxes.jsonl", ["corners"] * 9 + ["fractions"]), tmp_path).images)
+        == 10
+    )
     rng = np.random.default_rng(0)
     with pytest.raises(MediaError, match="boxes are fractions"):
-        inside(boxes_of(rng, "fractions", 3), WIDTH, HEIGHT)
+        clip_boxes(boxes_of(rng, "fractions", 3), WIDTH, HEIGHT)
     boxes, first_pixel = boxes_of(rng, "corners", 3), np.array([[0, 0, 1, 1]], np.float32)
-    assert np.array_equal(inside(boxes, WIDTH, HEIGHT), boxes)
-    assert np.array_equal(inside(first_pixel, 20, 20), first_pixel)
+    assert np.array_equal(clip_boxes(boxes, WIDTH, HEIGHT), boxes)
+    assert np.array_equal(clip_boxes(first_pixel, 20, 20), first_pixel)
 
 
 def test_one_wrong_record_costs_that_record(tmp_path: Path):

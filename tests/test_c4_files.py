@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.convert.caffemodel import read_caffemodel
-from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, from_caffe
+from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe, rename_from_caffe
 from comodal.models.detectors.detector_c4 import C4Config
-from comodal.models.detectors.detector_rules import caffe_regions
+from comodal.models.detectors.detector_rules import detect_caffe_regions
 from comodal.regions.detector_files import load_detector, read_detector
 from comodal.regions.extractors import ExtractorSource, load_extractor
 from detector_fixtures import CAFFE, FIXTURES, c4_of, caffe_rules, tensors
@@ -53,7 +53,7 @@ def caffemodel() -> Path:
 def milvlg(caffemodel: Path) -> State:
     """Caffe's numbers under Detectron2's names, as MILVLG keeps them."""
     state = {}
-    for name, tensor in from_caffe(read_caffemodel(caffemodel), caffemodel, anchor_scales()).tensors.items():
+    for name, tensor in rename_from_caffe(read_caffemodel(caffemodel), caffemodel, anchor_scales()).tensors.items():
         module, _, rest = name.partition(".")
         if name == "cell_anchors":
             state[ANCHORS] = tensor
@@ -131,7 +131,7 @@ def test_all_containers_hold_one_network(
             assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
     assert_close(model.box_deltas.weight[4:], caffes.box_deltas.weight[4:])
     picture, rules = tensors(CAFFE[0], "expected")["image_rgb"], caffe_rules(CAFFE[0], 4, 20)
-    ours, theirs = caffe_regions(model, picture, rules), caffe_regions(caffes, picture, rules)
+    ours, theirs = detect_caffe_regions(model, picture, rules), detect_caffe_regions(caffes, picture, rules)
     assert torch.equal(ours.kept, theirs.kept)
     assert_close(ours.features, theirs.features, rtol=0, atol=1e-3)
 

@@ -13,7 +13,7 @@ import test_c4_parity
 import test_detector_boxes
 from comodal.models.convert import convert_c4
 from comodal.models.detectors import detector_boxes, detector_c4, detector_rules
-from comodal.models.detectors.detector_boxes import LARGEST, ONES, cell_anchors, decoded
+from comodal.models.detectors.detector_boxes import MAX_LOG_SCALE, UNIT_BOX_WEIGHTS, decode_deltas, make_cell_anchors
 from comodal.models.detectors.detector_c4 import C4Bottleneck
 from comodal.models.detectors.detector_rules import C4FeatureMap, C4Postprocessing
 from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of
@@ -21,10 +21,10 @@ from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of
 Patch = pytest.MonkeyPatch
 BLOCK, STAGE, POOL, FOLDED, CLIP = (
     C4Bottleneck.__init__,
-    detector_c4.stage,
+    detector_c4.make_resnet_stage,
     F.max_pool2d,
-    convert_c4.folded,
-    detector_boxes.clip,
+    convert_c4.fold_batch_norms,
+    detector_boxes.clip_boxes_to_image,
 )
 
 
@@ -51,23 +51,23 @@ def first_block_of_res5_not_dilated(patch: Patch) -> None:
         made[0].conv2.dilation = made[0].conv2.padding = (1, 1)
         return made
 
-    patch.setattr(detector_c4, "stage", stage)
+    patch.setattr(detector_c4, "make_resnet_stage", stage)
 
 
 def norms_add_nothing(patch: Patch) -> None:
-    patch.setattr(convert_c4, "EPSILON", 0)
+    patch.setattr(convert_c4, "C4_NORM_EPS", 0)
 
 
 def roi_align_for_roi_pool(patch: Patch) -> None:
-    patch.setattr(detector_c4, "maxima", lambda feature_map, _bins: feature_map)
+    patch.setattr(detector_c4, "build_maxima", lambda feature_map, _bins: feature_map)
     patch.setattr(detector_c4, "pool_regions", lambda found, boxes, bins, scale: roi_align(found, [boxes], bins, scale))
 
 
 def red_first(patch: Patch) -> None:
     def red_green_blue(picture: Tensor) -> Tensor:
-        return detector_boxes.blue_green_red(picture.flip(2))
+        return detector_boxes.to_centered_bgr(picture.flip(2))
 
-    patch.setattr(detector_rules, "blue_green_red", red_green_blue)
+    patch.setattr(detector_rules, "to_centered_bgr", red_green_blue)
 
 
 def changed(patch: Patch, change: Callable[[dict[str, Tensor]], None]) -> None:
@@ -78,7 +78,7 @@ def changed(patch: Patch, change: Callable[[dict[str, Tensor]], None]) -> None:
         change(found)
         return found
 
-    patch.setattr(convert_c4, "folded", folded)
+    patch.setattr(convert_c4, "fold_batch_norms", folded)
 
 
 def rolled(*modules: str) -> Callable[[Patch], None]:
@@ -109,7 +109,7 @@ def deltas_of_detectron2s_size(patch: Patch) -> None:
 def other_anchors(change: Callable[[Tensor], Tensor]) -> Callable[[Patch], None]:
     def patched(patch: Patch) -> None:
         for module in (convert_c4, test_detector_boxes):
-            patch.setattr(module, "cell_anchors", lambda stride, scales: change(cell_anchors(stride, scales)))
+            patch.setattr(module, "make_cell_anchors", lambda stride, scales: change(make_cell_anchors(stride, scales)))
 
     return patched
 
@@ -134,7 +134,7 @@ def sizes(anchors: Tensor) -> Tensor:
 
 def stride_of_the_picture(patch: Patch) -> None:
     """600 pixels by 38 cells is 15, as torchvision's anchors reckon."""
-    patch.setattr(detector_rules, "STRIDE", 15)
+    patch.setattr(detector_rules, "C4_STRIDE", 15)
 
 
 def decoded_by_detectron2(patch: Patch) -> None:
@@ -145,27 +145,33 @@ def decoded_without_its_own_end(patch: Patch) -> None:
     patch.setattr(
         test_detector_boxes,
         "decode_mask_rcnn",
-        lambda boxes, deltas, weights=ONES: decoded(boxes, deltas, 1.0, 0.0, weights, LARGEST),
+        lambda boxes, deltas, weights=UNIT_BOX_WEIGHTS: decode_deltas(boxes, deltas, 1.0, 0.0, weights, MAX_LOG_SCALE),
     )
 
 
 def decoded_with_another_end(patch: Patch) -> None:
     patch.setattr(
-        detector_rules, "decode_caffe", lambda boxes, deltas: decoded(boxes, deltas, 1.0, 1.0, ONES, float("inf"))
+        detector_rules,
+        "decode_caffe",
+        lambda boxes, deltas: decode_deltas(boxes, deltas, 1.0, 1.0, UNIT_BOX_WEIGHTS, float("inf")),
     )
 
 
 def clipped_at_the_size(patch: Patch) -> None:
-    patch.setattr(detector_rules, "clip", lambda boxes, right, bottom: CLIP(boxes, right + 1, bottom + 1))
+    patch.setattr(
+        detector_rules, "clip_boxes_to_image", lambda boxes, right, bottom: CLIP(boxes, right + 1, bottom + 1)
+    )
 
 
 def clipped_before_the_size(patch: Patch) -> None:
-    patch.setattr(detector_rules, "clip", lambda boxes, right, bottom: CLIP(boxes, right - 1, bottom - 1))
+    patch.setattr(
+        detector_rules, "clip_boxes_to_image", lambda boxes, right, bottom: CLIP(boxes, right - 1, bottom - 1)
+    )
 
 
 def suppressed_without_the_ends(patch: Patch) -> None:
     for module in (detector_boxes, test_detector_boxes, detector_rules):
-        patch.setattr(module, "nms_plus_one", nms)
+        patch.setattr(module, "nms_inclusive", nms)
 
 
 def small_ones_dropped_too_late(patch: Patch) -> None:
@@ -173,9 +179,11 @@ def small_ones_dropped_too_late(patch: Patch) -> None:
         boxes: Tensor, scores: Tensor, smallest: float, before: int, threshold: float, after: int
     ) -> Tensor:
         order = scores.argsort(descending=True, stable=True)[:before]
-        return order[detector_boxes.surest_boxes(boxes[order], scores[order], smallest, before, threshold, after)]
+        return order[
+            detector_boxes.select_top_proposals(boxes[order], scores[order], smallest, before, threshold, after)
+        ]
 
-    patch.setattr(detector_rules, "surest_boxes", surest_first)
+    patch.setattr(detector_rules, "select_top_proposals", surest_first)
 
 
 def smallest_side_not_scaled(patch: Patch) -> None:
@@ -189,9 +197,9 @@ def smallest_side_not_scaled(patch: Patch) -> None:
 
 def levels_without_the_ends(patch: Patch) -> None:
     def levels(boxes: Tensor) -> Tensor:
-        return detector_boxes.fpn_levels(boxes - torch.tensor([0, 0, 1.0, 1]))
+        return detector_boxes.assign_fpn_levels(boxes - torch.tensor([0, 0, 1.0, 1]))
 
-    patch.setattr(test_detector_boxes, "fpn_levels", levels)
+    patch.setattr(test_detector_boxes, "assign_fpn_levels", levels)
 
 
 def scaled_to_the_size(patch: Patch) -> None:
@@ -201,7 +209,7 @@ def scaled_to_the_size(patch: Patch) -> None:
         rows, columns = (round(side * scale) for side in picture.shape[1:])
         return F.interpolate(picture[None], (rows, columns), mode="bilinear", align_corners=False)[0]
 
-    patch.setattr(test_detector_boxes, "resized", resized)
+    patch.setattr(test_detector_boxes, "resize_like_opencv", resized)
 
 
 def stages(_patch: Patch) -> None:

@@ -13,12 +13,12 @@ from comodal.models.detectors.detector_c4 import C4, C4Config, C4Proposals
 from comodal.models.detectors.detector_rules import (
     C4FeatureMap,
     C4Postprocessing,
-    caffe_regions,
-    lxmert_regions,
+    compute_caffe_feature_map,
+    compute_lxmert_feature_map,
+    detect_caffe_regions,
+    detect_lxmert_regions,
     propose_caffe,
     propose_lxmert,
-    see_caffe,
-    see_lxmert,
 )
 from detector_fixtures import CAFFE, CONVENTIONS, LXMERT, c4_of, caffe_rules, ids, lxmert_rules, tensors
 
@@ -40,7 +40,7 @@ def compared(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], pix
 @torch.inference_mode()
 def test_every_stage_of_caffes(folder: Path):
     model, theirs, rules = c4_of(folder), tensors(folder, "expected"), caffe_rules(folder)
-    seen = see_caffe(model, theirs["image_rgb"], rules)
+    seen = compute_caffe_feature_map(model, theirs["image_rgb"], rules)
     proposed = model.proposed(seen.feature_map)
     assert_close(model.cell_anchors, theirs["cell_anchors"], rtol=0, atol=0)
     rows, columns = seen.feature_map.shape[2:]
@@ -68,7 +68,7 @@ def test_every_stage_of_caffes(folder: Path):
 )
 def test_selections_of_caffes(folder: Path, fewest: int, most: int, name: str):
     theirs = tensors(folder, "expected")
-    found = caffe_regions(c4_of(folder), theirs["image_rgb"], caffe_rules(folder, fewest, most))
+    found = detect_caffe_regions(c4_of(folder), theirs["image_rgb"], caffe_rules(folder, fewest, most))
     assert torch.equal(found.kept, theirs[f"{name}.keep"])
     assert_close(found.boxes, theirs[f"{name}.boxes"], **PIXELS)
     assert_close(found.features, theirs["pool5"][found.kept], **NUMBERS)
@@ -79,7 +79,7 @@ def test_selections_of_caffes(folder: Path, fewest: int, most: int, name: str):
 @pytest.mark.parametrize("folder", **ids(CAFFE))
 def test_given_boxes_of_caffes(folder: Path):
     theirs = tensors(folder, "expected")
-    found = caffe_regions(c4_of(folder), theirs["image_rgb"], caffe_rules(folder), theirs["gt.boxes"])
+    found = detect_caffe_regions(c4_of(folder), theirs["image_rgb"], caffe_rules(folder), theirs["gt.boxes"])
     assert torch.equal(found.boxes, theirs["gt.boxes"])
     assert_close(found.features, theirs["gt.pool5"], **NUMBERS)
     assert_close(found.classes, theirs["gt.cls_prob"], **NUMBERS)
@@ -89,7 +89,7 @@ def test_given_boxes_of_caffes(folder: Path):
 @torch.inference_mode()
 def test_every_stage_of_lxmerts(folder: Path):
     model, theirs, rules = c4_of(folder), tensors(folder, "expected"), lxmert_rules(folder)
-    seen = see_lxmert(model, theirs["image_rgb"], rules)
+    seen = compute_lxmert_feature_map(model, theirs["image_rgb"], rules)
     proposed = model.proposed(seen.feature_map)
     rows, columns = seen.feature_map.shape[2:]
     proposals = propose_lxmert(model, seen, rules)
@@ -113,7 +113,7 @@ def test_every_stage_of_lxmerts(folder: Path):
 @pytest.mark.parametrize("folder", **ids(LXMERT))
 def test_regions_of_lxmerts(folder: Path):
     theirs = tensors(folder, "expected")
-    found = lxmert_regions(c4_of(folder), theirs["image_rgb"], lxmert_rules(folder))
+    found = detect_lxmert_regions(c4_of(folder), theirs["image_rgb"], lxmert_rules(folder))
     classes, attributes = found.classes[:, 1:].max(1), found.attributes.max(1)
     assert torch.equal(classes.indices, theirs["out.obj_ids.0"])
     assert torch.equal(attributes.indices, theirs["out.attr_ids.0"])

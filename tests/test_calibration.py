@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
-from comodal.models.calibration import calibrate_norms
-from comodal.models.checkpoint import untrained_like
-from comodal.models.l3net.l3net import L3Net, openl3, small
+from comodal.models.calibration import calibrate_batch_norms
+from comodal.models.checkpoint import make_untrained_copy
+from comodal.models.l3net.l3net import L3Net, make_openl3_config, make_small_l3net_config
 
-CONFIG = small(4, 32)
+CONFIG = make_small_l3net_config(4, 32)
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -26,41 +26,41 @@ def sounds(count: int) -> torch.Tensor:
 
 def test_one_batch_gives_every_norm_the_mean_and_variance_of_its_input():
     """Worked by hand: each layer's input is normalized by itself, so its mean and variance are those of the layer."""
-    control = untrained_like(L3Net(CONFIG), 3)
+    control = make_untrained_copy(L3Net(CONFIG), 3)
     seen: dict[str, torch.Tensor] = {}
     for name, layer in control.image_tower.layers.items():
         layer.norm.register_forward_hook(lambda _n, inputs, _o, name=name: seen.__setitem__(name, inputs[0]))
-    calibrate_norms(control.image_tower, control.image_map, pictures(20))
+    calibrate_batch_norms(control.image_tower, control.image_map, pictures(20))
     for name, layer in control.image_tower.layers.items():
         assert torch.allclose(layer.norm.running_mean, seen[name].mean((0, 2, 3)), atol=1e-5)
         assert torch.allclose(layer.norm.running_var, seen[name].var((0, 2, 3)), rtol=1e-4)
 
 
 def test_several_batches_are_as_torch_updates_them():
-    control, images = untrained_like(L3Net(CONFIG), 3), pictures(96)
+    control, images = make_untrained_copy(L3Net(CONFIG), 3), pictures(96)
     theirs = copy.deepcopy(control).image_tower
     update_bn([control.normalised(images[start::3]) for start in range(3)], theirs)
-    calibrate_norms(control.image_tower, control.image_map, images)
+    calibrate_batch_norms(control.image_tower, control.image_map, images)
     for (name, ours), other in zip(control.image_tower.named_buffers(), theirs.buffers(), strict=True):
         assert torch.allclose(ours, other, rtol=1e-5, atol=1e-6), name
 
 
 def test_no_weight_changes_and_neither_does_the_other_tower():
     model = L3Net(CONFIG)
-    control, before = untrained_like(model, 5), untrained_like(model, 5).state_dict()
-    calibrate_norms(control.sound_tower, control.sound_map, sounds(8))
+    control, before = make_untrained_copy(model, 5), make_untrained_copy(model, 5).state_dict()
+    calibrate_batch_norms(control.sound_tower, control.sound_map, sounds(8))
     changed = {name for name, value in control.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("sound_tower.") and "norm." in name for name in changed)
     assert not any(name.endswith(("weight", "bias")) for name in changed)
     assert not control.training and control.sound_tower.layers["conv1_1"].norm.momentum == CONFIG.norm_momentum
 
 
-@pytest.mark.parametrize("config", [CONFIG, openl3("mel128")])
+@pytest.mark.parametrize("config", [CONFIG, make_openl3_config("mel128")])
 def test_a_calibrated_network_has_no_dead_channels_at_its_end(config):
     """Of the outputs of conv4_2 about half are above 0, and every channel differs between sounds."""
     config = config if config is CONFIG else type(config)(**{**vars(config), "width": 4})
-    control = untrained_like(L3Net(config), 0)
-    calibrate_norms(control.sound_tower, control.sound_tower.forward, control.spectrogram(sounds(16)))
+    control = make_untrained_copy(L3Net(config), 0)
+    calibrate_batch_norms(control.sound_tower, control.sound_tower.forward, control.spectrogram(sounds(16)))
     last = control.sound_tower(control.spectrogram(sounds(16)))
     assert 0.3 < (last > 0).float().mean() < 0.7
     assert (last.amax((2, 3)).std(0) > 1e-4).all()

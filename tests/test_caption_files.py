@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comodal.data.captions.caption_files import Caption, read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.errors import DataError
 
 Write = Callable[..., Path]
@@ -55,15 +55,15 @@ def test_conceptual_captions_call_an_image_by_the_checksum_of_its_url_or_by_its_
     read = read_captions(write("Train_GCC-training.tsv", "\n".join(rows) + "\n"))
     assert [caption.caption for caption in read] == ["a very typical bus", "pizza"]
     assert read.captions[1].image == ("3720680317", "1")
-    assert matched(read, ["0", "1"]).pairs == list(zip(read, [0, 1], strict=True))
-    assert matched(read, ["3720680317"]).pairs == [(read.captions[1], 0)]
+    assert match_captions(read, ["0", "1"]).pairs == list(zip(read, [0, 1], strict=True))
+    assert match_captions(read, ["3720680317"]).pairs == [(read.captions[1], 0)]
 
 
 def test_captions_with_numbers_behind_the_files_are_of_one_image(write):
     read = read_captions(
         write("Flickr8k.token.txt", "100_a.jpg#0\tA child .\n100_a.jpg#1\tA girl .\n9_b.jpg#0\tA dog .")
     )
-    assert [row for _, row in matched(read, ["9_b", "100_a"]).pairs] == [1, 1, 0]
+    assert [row for _, row in match_captions(read, ["9_b", "100_a"]).pairs] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_captions_with_numbers_behind_the_files_are_of_one_image(write):
 def test_karpathys_json_is_read_with_its_splits_and_any_name_of_the_image(write, content, ids):
     path = write("dataset.json", content)
     assert said(path) == [("A dog.", "train"), ("Two.", "train"), ("A cat.", "validation")]
-    assert [row for _, row in matched(read_captions(path), ids).pairs] == [0, 0, 1]
+    assert [row for _, row in match_captions(read_captions(path), ids).pairs] == [0, 0, 1]
 
 
 def test_a_running_number_is_not_taken_for_the_id_of_another_image(write):
@@ -88,7 +88,7 @@ def test_a_running_number_is_not_taken_for_the_id_of_another_image(write):
     content["images"].append(
         {"filename": "a.jpg", "cocoid": 5, "imgid": 12, "split": "train", "sentences": [{"raw": "No."}]}
     )
-    found = matched(read_captions(write("dataset_coco.json", content)), ["391895", "12"])
+    found = match_captions(read_captions(write("dataset_coco.json", content)), ["391895", "12"])
     assert [caption.caption for caption, _ in found.pairs] == ["A dog.", "Two.", "A cat."]
     assert [caption.caption for caption in found.unmatched] == ["No."]
 
@@ -101,7 +101,7 @@ def test_cocos_own_json_is_read(write):
     read = read_captions(write("captions_train2014.json", content))
     assert [(caption.caption, caption.key) for caption in read] == [("Bread", "48")]
     assert read.refused == {"caption without image": 1, "image without caption": 1}
-    assert matched(read, ["9"]).pairs == [(read.captions[0], 0)]
+    assert match_captions(read, ["9"]).pairs == [(read.captions[0], 0)]
 
 
 LINES = [
@@ -120,7 +120,7 @@ def test_json_lines_and_arrays_are_read(write, form):
     assert said(path) == (expected[:1] if form == "one line" else expected)
     stores = {"x y 1000092795": [0, 1, 1, 2], "a/x b/y": [0, 1, 1], "a/x.jpg b/y.jpg 1000092795.jpg": [0, 1, 1, 2]}
     for ids, rows in stores.items():
-        pairs = matched(read_captions(path), ids.split()).pairs
+        pairs = match_captions(read_captions(path), ids.split()).pairs
         assert [row for _, row in pairs] == (rows[:1] if form == "one line" else rows)
 
 
@@ -168,7 +168,7 @@ def test_a_folder_of_text_files_beside_images_is_read(write, tmp_path):
     ]
     assert read.refused == {"caption without image": 1, "caption is empty": 1, "image without caption": 1}
     for ids in (["a", "b"], ["train/a", "val/b"], ["train/a.jpg", "val/b.PNG"]):
-        assert [row for _, row in matched(read, ids).pairs] == [0, 0, 1]
+        assert [row for _, row in match_captions(read, ids).pairs] == [0, 0, 1]
 
 
 def test_what_is_not_taken_is_counted_by_reason(write):
@@ -225,21 +225,21 @@ def caption(name: str, text: str = "A.", split: str | None = None) -> Caption:
 def test_names_of_another_kind_are_shown_from_both_sides():
     captions = [caption(f"img{number}") for number in range(100)]
     with pytest.raises(DataError, match=r"0 of 100 captions fit .*ask for img0; img1; img2; the store has 7; 8; 9$"):
-        matched(captions, ["7", "8", "9"])
+        match_captions(captions, ["7", "8", "9"])
     with pytest.raises(DataError, match=r"1 of 100 captions fit an image of the region store \(1 of 31 images\)"):
-        matched(captions, ["img0", *map(str, range(30))])
+        match_captions(captions, ["img0", *map(str, range(30))])
     with pytest.raises(DataError, match="the store has nothing"):
-        matched(captions, [])
+        match_captions(captions, [])
 
 
 def test_a_small_store_or_a_small_file_may_leave_much_unmatched():
     captions = [caption(f"img{number}") for number in range(100)]
-    assert len(matched(captions, ["img5"]).pairs) == 1
-    assert len(matched(captions[:1], [f"img{number}" for number in range(100)]).pairs) == 1
+    assert len(match_captions(captions, ["img5"]).pairs) == 1
+    assert len(match_captions(captions[:1], [f"img{number}" for number in range(100)]).pairs) == 1
 
 
 def test_of_an_id_that_is_in_the_store_twice_the_first_is_taken():
-    assert matched([caption("a")], ["b", "a", "a"]).pairs == [(caption("a"), 1)]
+    assert match_captions([caption("a")], ["b", "a", "a"]).pairs == [(caption("a"), 1)]
 
 
 named = st.tuples(st.integers(0, 9), st.sampled_from([None, "train", "validation", "test"]))
@@ -249,7 +249,7 @@ named = st.tuples(st.integers(0, 9), st.sampled_from([None, "train", "validation
 def test_all_captions_of_an_image_are_in_one_split_and_none_is_lost(entries):
     ids = [f"image{row}" for row in range(10)]
     pairs = [(caption(ids[row], f"{number}", split), row) for number, (row, split) in enumerate(entries)]
-    parts = split_pairs(pairs, ids, validation=0.2, test=0.2)
+    parts = split_matched_captions(pairs, ids, validation=0.2, test=0.2)
     assert sorted(pair for part in parts.values() for pair in part) == sorted(pairs)
     rows = [{row for _, row in part} for part in parts.values()]
     assert sum(map(len, rows)) == len(set().union(*rows))
@@ -261,9 +261,11 @@ def test_all_captions_of_an_image_are_in_one_split_and_none_is_lost(entries):
 
 def test_what_a_file_leaves_open_is_split_by_the_image_alone():
     ids = [str(number) for number in range(4000)]
-    parts = split_pairs([(caption(name), row) for row, name in enumerate(ids)], ids, validation=0.05, test=0.1)
+    parts = split_matched_captions(
+        [(caption(name), row) for row, name in enumerate(ids)], ids, validation=0.05, test=0.1
+    )
     assert len(parts["validation"]) == pytest.approx(200, abs=60) and len(parts["test"]) == pytest.approx(400, abs=80)
-    alone = split_pairs([(caption("17"), 0)], ["17"], validation=0.05, test=0.1)
+    alone = split_matched_captions([(caption("17"), 0)], ["17"], validation=0.05, test=0.1)
     assert next(split for split, part in alone.items() if part) == next(
         split for split, part in parts.items() if any(row == 17 for _, row in part)
     )
@@ -272,7 +274,7 @@ def test_what_a_file_leaves_open_is_split_by_the_image_alone():
 def test_a_store_of_several_folders_is_found_by_the_file_alone_or_with_its_folder():
     ids = ["train2014/COCO_train2014_000000000001", "val2014/COCO_val2014_000000000002", "a/same", "b/same"]
     alone = [Caption(("COCO_val2014_000000000002",), "a cat", None, "0"), Caption(("same",), "a dog", None, "1")]
-    assert [row for _, row in matched(alone, ids).pairs] == [1]  # two images are called same: neither is meant
+    assert [row for _, row in match_captions(alone, ids).pairs] == [1]  # two images are called same: neither is meant
 
 
 def test_karpathys_folder_is_part_of_a_name(tmp_path: Path):
@@ -285,4 +287,6 @@ def test_karpathys_folder_is_part_of_a_name(tmp_path: Path):
     }
     path = tmp_path / "dataset_coco.json"
     path.write_text(json.dumps({"images": [entry | {"sentences": [{"raw": "a cat"}]}], "dataset": "coco"}))
-    assert [row for _, row in matched(read_captions(path), ["x", "val2014/COCO_val2014_000000000002"]).pairs] == [1]
+    assert [
+        row for _, row in match_captions(read_captions(path), ["x", "val2014/COCO_val2014_000000000002"]).pairs
+    ] == [1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched
+from comodal.data.captions.caption_matching import match_captions
 from comodal.errors import DataError
 
 
@@ -48,7 +48,7 @@ def test_flickr30k_with_its_broken_row(tmp_path: Path):
         ("1000092795.jpg", "Two young , White males | outside .", None),
     ]
     assert read.refused == {"row is cut short": 1}
-    assert [row for _, row in matched(read, ["1000092795"]).pairs] == [0, 0]
+    assert [row for _, row in match_captions(read, ["1000092795"]).pairs] == [0, 0]
 
 
 def test_flickr30k_of_hugging_face(tmp_path: Path):
@@ -97,7 +97,7 @@ def test_an_image_folder_has_metadata_in_each_split(tmp_path: Path, name: str):
         ("test.png", "a dog in test", "test"),
         ("train.png", "a dog in train", "train"),
     ]
-    assert len(matched(read, ["train/train", "test/test"]).pairs) == 2
+    assert len(match_captions(read, ["train/train", "test/test"]).pairs) == 2
 
 
 def test_urls_are_called_as_in_the_originals_features(tmp_path: Path):

@@ -14,7 +14,7 @@ from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption
 from comodal.data.captions.caption_pairs import NegativeSampling
-from comodal.data.captions.masking import overlapping
+from comodal.data.captions.masking import find_overlapping_boxes
 from comodal.data.loader import Loader
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
@@ -124,7 +124,7 @@ def test_what_is_hidden_is_kept_and_the_rest_is_as_it_was(store, images, hiding)
         chosen[places] = True
         may_be_hidden = chosen
         if hiding.overlap is not None:
-            may_be_hidden = overlapping(images[row].boxes[:count], chosen, hiding.overlap)
+            may_be_hidden = find_overlapping_boxes(images[row].boxes[:count], chosen, hiding.overlap)
             merely = may_be_hidden & ~chosen
             assert not batch.regions[sample, 1 : count + 1][merely].any()
         assert torch.equal(
@@ -274,7 +274,7 @@ def test_faithful_row_0_is_divided_by_the_rows_that_overlap_nothing_chosen(store
         boxes = images[row_and_number(key)[0]].boxes[:36]
         chosen = np.zeros(len(boxes), bool)
         chosen[batch.masked_regions[batch.masked_regions // width == sample] % width - 1] = True
-        rows = max(36 - int(overlapping(boxes, chosen).sum()), 1)
+        rows = max(36 - int(find_overlapping_boxes(boxes, chosen).sum()), 1)
         assert torch.allclose(batch.regions[sample, 0], batch.regions[sample, 1:].sum(0) / rows, atol=1e-6)
 
 

@@ -13,21 +13,30 @@ from comodal.errors import CheckpointError
 from comodal.models import checkpoint
 from comodal.models.checkpoint import (
     NothingDrawn,
-    checksum,
-    from_json,
+    compute_weights_checksum,
     load_model,
-    read_about,
+    make_untrained_copy,
+    parse_config_value,
+    read_model_about,
     save_model,
-    untrained_like,
 )
-from comodal.models.l3net.l3net import L3EMBEDDING, L3Net, L3NetConfig, openl3, small
+from comodal.models.l3net.l3net import (
+    L3EMBEDDING_L3NET_CONFIG,
+    L3Net,
+    L3NetConfig,
+    make_openl3_config,
+    make_small_l3net_config,
+)
 
-CONFIGS = [small(2, 28), *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING, openl3("mel256", "librosa")))]
+CONFIGS = [
+    make_small_l3net_config(2, 28),
+    *(dataclasses.replace(c, width=2) for c in (L3EMBEDDING_L3NET_CONFIG, make_openl3_config("mel256", "librosa"))),
+]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_model(L3Net(small(2, 28)), tmp_path / "run" / "model", {"recipe": "l3net", "steps": 3})
+    save_model(L3Net(make_small_l3net_config(2, 28)), tmp_path / "run" / "model", {"recipe": "l3net", "steps": 3})
     return tmp_path / "run" / "model"
 
 
@@ -49,7 +58,7 @@ def test_a_model_comes_back_as_it_was(config: L3NetConfig, tmp_path: Path):
 
 def test_a_runs_folder_stands_for_its_model(folder: Path):
     assert load_model(folder.parent).config == load_model(folder).config
-    about = read_about(folder.parent)
+    about = read_model_about(folder.parent)
     assert (about["recipe"], about["steps"], about["class"]) == ("l3net", 3, "L3Net")
 
 
@@ -57,7 +66,7 @@ def test_loading_leaves_the_stream_of_chance_alone(folder: Path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    untrained_like(load_model(folder), seed=1)
+    make_untrained_copy(load_model(folder), seed=1)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -70,14 +79,14 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(folder: Path, 
         save_model(model, folder, {})
     assert (folder / "model.safetensors").read_bytes() == before
     weights = model.state_dict()
-    save_file(weights, folder / "model.safetensors", metadata={"crc32": str(checksum(weights))})
+    save_file(weights, folder / "model.safetensors", metadata={"crc32": str(compute_weights_checksum(weights))})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: fc2\.bias"):
         load_model(folder)
 
 
 def test_an_untrained_model_depends_on_its_seed_alone(folder: Path):
     model = load_model(folder)
-    one, same, other = (untrained_like(model, seed).fc1.weight for seed in (1, 1, 2))
+    one, same, other = (make_untrained_copy(model, seed).fc1.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -134,10 +143,10 @@ def test_a_missing_setting_is_not_guessed(folder: Path):
 
 
 def test_a_whole_number_stands_for_a_float_and_never_the_other_way_round():
-    assert isinstance(from_json(float, 1, "x"), float)
-    assert from_json(tuple[float, ...], [1, 2], "x") == (1.0, 2.0)
+    assert isinstance(parse_config_value(float, 1, "x"), float)
+    assert parse_config_value(tuple[float, ...], [1, 2], "x") == (1.0, 2.0)
     with pytest.raises(CheckpointError, match=r"x is 1\.0, not"):
-        from_json(int, 1.0, "x")
+        parse_config_value(int, 1.0, "x")
 
 
 def test_a_flipped_byte_is_found(folder: Path):
@@ -189,7 +198,7 @@ def test_a_save_that_is_cut_short_leaves_the_old_model(folder: Path, monkeypatch
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_model(L3Net(small(2, 28)), folder, {})
+        save_model(L3Net(make_small_l3net_config(2, 28)), folder, {})
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_model(folder).state_dict().items())
 
 
@@ -201,7 +210,7 @@ def test_what_is_not_a_model_is_not_saved(tmp_path: Path):
 def test_reading_a_model_draws_nothing(tmp_path: Path):
     """Its weights are those of the file, and random numbers go on as if nothing had been read."""
     torch.manual_seed(0)
-    model = L3Net(small(4))
+    model = L3Net(make_small_l3net_config(4))
     save_model(model, tmp_path / "model", {})
     before = torch.get_rng_state()
     with NothingDrawn():

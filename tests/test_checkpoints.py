@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comodal.errors import CheckpointError
-from comodal.files import temporary_name
+from comodal.files import make_temporary_path
 from comodal.training.checkpoints import Checkpoints, TrainingState
 
 
@@ -31,7 +31,7 @@ def test_a_disk_without_room_leaves_the_checkpoint_before(tmp_path: Path):
     """The file that would be written is /dev/full, which takes nothing: the error is the system's own."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
-    temporary_name(tmp_path / "000000002.pt").symlink_to("/dev/full")
+    make_temporary_path(tmp_path / "000000002.pt").symlink_to("/dev/full")
     message = r"000000002.pt cannot be written \(.*No space left on device.*\); the checkpoint of step 1 is whole"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.save(state(2))

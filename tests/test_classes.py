@@ -15,12 +15,12 @@ from comodal.cli.program import main
 from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.audio import audio_classification
 from comodal.tasks.audio.audio_classification import AudioReader, evaluate_sound_classes
 from comodal.tasks.evaluation.class_folders import LabeledFile
-from comodal.tasks.evaluation.l3net_fine_tuning import LabelledItems, parted
+from comodal.tasks.evaluation.l3net_fine_tuning import LabelledItems, split_by_name_hash
 from comodal.tasks.image import image_classification
 from comodal.tasks.image.image_classification import ImageReader, evaluate_image_classes
 from comodal.tasks.image.image_views import ViewConfig
@@ -36,7 +36,7 @@ RATE = 48_000
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(5)
-    save_model(L3Net(small(4, 16)), folder, {})
+    save_model(L3Net(make_small_l3net_config(4, 16)), folder, {})
     return folder
 
 
@@ -134,7 +134,7 @@ def test_stopping_and_going_on_changes_no_bit(
 
     settings, out = image_settings(model, stripes), tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(DataError, match="the disk is gone"):
-        patched.setattr(image_classification, "read_picture", ends)
+        patched.setattr(image_classification, "read_resized_image", ends)
         train(image_classification.recipe, settings, out, checkpoint_minutes=0.0, **OPTIONS)
     assert 0 < len(losses(out)) < len(losses(run))
     train(image_classification.recipe, settings, out, resume=True, **OPTIONS)
@@ -198,9 +198,9 @@ def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
     assert all(name.startswith("train/") for name in held | trained)
     assert 3 <= len(held) <= 21
     with pytest.raises(DataError, match="too few to hold out"):
-        parted([LabeledFile(stripes, "one", "a", False)], 0.999999)
+        split_by_name_hash([LabeledFile(stripes, "one", "a", False)], 0.999999)
     with pytest.raises(ValueError, match="validation_share"):
-        parted([], 1.0)
+        split_by_name_hash([], 1.0)
 
 
 # Sounds
@@ -232,9 +232,11 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
 
 
 def test_of_official_files_the_round_of_a_fold_decides_who_is_trained_on(model: Path, tones: Path):
-    sounds = audio_classification.read_sounds(tones, "esc50")
-    one = audio_classification.round_with(sounds, 2)
-    fitted, tested = (audio_classification.chosen(sounds, side, test=False) for side in (one.fitted, one.tested))
+    sounds = audio_classification.read_labeled_audio(tones, "esc50")
+    one = audio_classification.find_fold_split(sounds, 2)
+    fitted, tested = (
+        audio_classification.select_audio_files(sounds, side, test=False) for side in (one.fitted, one.tested)
+    )
     numbers = [{int(item.path.stem) // 2 % 3 + 1 for item in items} for items in (fitted, tested)]
     assert numbers == [{1, 3}, {2}]
     run = audio_classification.recipe(model, tones, "esc50", fold=2, workers=0)

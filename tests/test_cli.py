@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from comodal.cli.parser import CommandParser, UsageError, options_of
-from comodal.cli.program import GIVEN_BY_RECIPE, INPUTS, main, page_of_command, page_of_recipe
+from comodal.cli.parser import CommandParser, UsageError, build_options
+from comodal.cli.program import INPUT_OPTIONS, RECIPE_ARGUMENTS, build_command_page, build_recipe_page, main
 from comodal.cli.signatures import SignatureError, read_function
-from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
-from comodal.cli.types import kind_of
+from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, TRAIN_FUNCTION
+from comodal.cli.types import resolve_parameter_type
 
 PAGES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
-TARGETS = [*(entry.target for entry in (*COMMANDS.values(), *RECIPES.values())), TRAINER]
+TARGETS = [*(entry.target for entry in (*COMMANDS.values(), *RECIPES.values())), TRAIN_FUNCTION]
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -25,7 +25,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 
 def parser_of(function: Any, **settings: bool) -> CommandParser:
-    return CommandParser(options_of(inspect.signature(function).parameters.values(), {}, **settings), lambda: "")
+    return CommandParser(build_options(inspect.signature(function).parameters.values(), {}, **settings), lambda: "")
 
 
 def parse(function: Any, *words: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture)
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_command_without_its_arguments_shows_a_usage_and_one_example(name: str, capsys: pytest.CaptureFixture):
-    page = page_of_recipe(name.split()[1]) if name.startswith("train ") else page_of_command(name)
+    page = build_recipe_page(name.split()[1]) if name.startswith("train ") else build_command_page(name)
     required = [option.shown for option in page.options if option.is_required]
     if not required:
         return  # it would run
@@ -63,7 +63,7 @@ def test_a_command_without_its_arguments_shows_a_usage_and_one_example(name: str
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_signature_is_read_from_the_source_as_python_makes_it(target: str):
     module, name = target.split(":")
-    skip = GIVEN_BY_RECIPE if target == TRAINER else frozenset()
+    skip = RECIPE_ARGUMENTS if target == TRAIN_FUNCTION else frozenset()
     real = inspect.signature(getattr(importlib.import_module(module), name))
     read = read_function(target, skip).parameters
     assert list(read) == [parameter for parameter in real.parameters.values() if parameter.name not in skip]
@@ -74,7 +74,7 @@ def test_help_and_wrong_usage_do_not_import_torch():
 import contextlib, io, sys
 from comodal.cli.program import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-    for words in {[*PAGES, *GROUPS, "list", "list recipes", ""]!r}:
+    for words in {[*PAGES, *COMMAND_GROUPS, "list", "list recipes", ""]!r}:
         with contextlib.suppress(SystemExit):
             main([*words.split(), "--help"])
     for words in ("ask", "train l3net", "train l4net", "askk", "ask /no/such.jpg what --model /no/such"):
@@ -87,7 +87,7 @@ assert not loaded, loaded
 
 
 def test_a_recipe_explains_its_parameters_and_the_trainers():
-    text = page_of_recipe("l3net").full()
+    text = build_recipe_page("l3net").full()
     assert "--learning-rate FLOAT" in text and "--resume" in text and "torchrun" in text
     assert text.index("required:") < text.index("common options:") < text.index("more options:")
     assert text.index("--variant") < text.index("more options:") < text.index("--volume")
@@ -238,7 +238,7 @@ def test_a_settings_file_that_is_not_there():
 @pytest.mark.parametrize("annotation", [dict[str, int], list[list[int]], bytes, list[int] | int, inspect.Parameter])
 def test_types_without_words_are_refused(annotation: Any):
     with pytest.raises(TypeError):
-        kind_of(annotation)
+        resolve_parameter_type(annotation)
 
 
 def test_a_default_that_is_computed_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -249,11 +249,11 @@ def test_a_default_that_is_computed_is_not_guessed(tmp_path: Path, monkeypatch: 
 
 
 def test_inputs_are_parameters_of_some_command():
-    pages = [page_of_command(name) for name in COMMANDS] + [page_of_recipe(name) for name in RECIPES]
+    pages = [build_command_page(name) for name in COMMANDS] + [build_recipe_page(name) for name in RECIPES]
     options = [option for page in pages for option in page.options]
-    assert {option.name for option in options} >= INPUTS
+    assert {option.name for option in options} >= INPUT_OPTIONS
     of_paths = {one.name for one in options if one.kind.placeholder == "PATH"}
-    assert of_paths >= INPUTS and "out" not in INPUTS
+    assert of_paths >= INPUT_OPTIONS and "out" not in INPUT_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_mistake_ends_in_one_sentence(
     assert sentence in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", COMMAND_GROUPS)
 def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture):
     assert main([group, "--help"]) == 0
     listed = capsys.readouterr().out

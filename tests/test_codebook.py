@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import save_model
-from comodal.models.codebook.clustering import FittedCodebook, fit_codebook, principal_axes, tree_shape
+from comodal.models.codebook.clustering import FittedCodebook, choose_tree_shape, compute_principal_axes, fit_codebook
 from comodal.models.codebook.codebook import Codebook, CodebookConfig, load_codebook
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 
@@ -137,7 +137,7 @@ def test_the_axes_are_those_of_scikit_learn():
     oracle = PCA(5, whiten=True, svd_solver="full").fit(unit.double().numpy())
     whitened = oracle.transform(unit.double().numpy())
     for exponent in (0.0, 0.5, 1.0):
-        mean, axes = principal_axes(blocks(features), 5, exponent)
+        mean, axes = compute_principal_axes(blocks(features), 5, exponent)
         ours = ((unit - mean) @ axes).double().numpy()
         expected = whitened * oracle.explained_variance_ ** ((1 - exponent) / 2)
         expected *= np.sign((ours * expected).sum(0))
@@ -264,16 +264,16 @@ def test_too_few_regions_and_equal_regions_are_told():
     ],
 )
 def test_the_shape_of_a_tree(tokens: int, depth: int | None, shape: tuple[int, int]):
-    assert tree_shape(tokens, depth) == shape
+    assert choose_tree_shape(tokens, depth) == shape
 
 
 def test_numbers_that_are_no_power_name_their_neighbours():
     with pytest.raises(ValueError, match=r"cannot have 5,000 tokens; take 4,913 \(17\^3\) or 5,832 \(18\^3\)"):
-        tree_shape(5000)
+        choose_tree_shape(5000)
     with pytest.raises(ValueError, match=r"961 \(31\^2\) or 1,024 \(32\^2\), or depth 1"):
-        tree_shape(1000, 2)
+        choose_tree_shape(1000, 2)
     with pytest.raises(ValueError, match=r"tokens \(1\) must be at least 2"):
-        tree_shape(1)
+        choose_tree_shape(1)
 
 
 def test_the_shape_stands_in_the_configuration(tree: tuple[FittedCodebook, Tensor]):

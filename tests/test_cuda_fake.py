@@ -13,31 +13,31 @@ from torch import Tensor, nn
 
 from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, TaskBatch
 from comodal.inference.embedder import Embedder, EmbedderOptions
-from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import L3Net, small
-from comodal.models.l3net.l3net_classifier import classifier_on
+from comodal.models.l3net.fused_vgg import make_fast_l3net
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+from comodal.models.l3net.l3net_classifier import build_l3_classifier
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
-from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
-from comodal.recipes.avc_pretraining import VARIANTS
-from comodal.regions.backbones import Backbone, PooledRegions, l3net_maps
+from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
+from comodal.recipes.avc_pretraining import AVC_VARIANTS
+from comodal.regions.backbones import Backbone, PooledRegions, compute_l3net_maps
 from comodal.regions.extractors_c4 import C4Extractor
 from comodal.regions.extractors_fpn import FPNExtractor
 from comodal.tasks.evaluation.l3net_fine_tuning import ClassificationObjective
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuningObjective,
-    fitting_regions,
-    one_class,
-    one_of_the_texts,
-    scores_of,
-    soft_answers,
+    compute_choice_loss,
+    compute_class_loss,
+    compute_region_loss,
+    compute_soft_answer_loss,
+    score_batch,
 )
-from comodal.training.optimization import adam, adamw
-from comodal.training.training_loop import fit, validate
+from comodal.training.optimization import make_adam, make_adamw
+from comodal.training.training_loop import train_steps, validate_objective
 from detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
 from fake_gpu import GPU, FakeCompute, fake_gpu
 from test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS
@@ -49,21 +49,23 @@ def train_on_the_fake_gpu(objective: Callable[[], nn.Module], batch: Batch, prec
     compute = FakeCompute(precision=precision)
     with fake_gpu():
         module = objective().to(GPU)
-        optimizer = adamw(module, 1e-3, 0.01)
+        optimizer = make_adamw(module, 1e-3, 0.01)
         reports = list(
-            fit(module, iter([batch] * 4), optimizer, lambda _: 1e-3, range(2), compute, 2, 1.0, lambda s: s == 2)
+            train_steps(
+                module, iter([batch] * 4), optimizer, lambda _: 1e-3, range(2), compute, 2, 1.0, lambda s: s == 2
+            )
         )
         assert [len(report) for report in reports] == [2]
         assert all(parameter.device == GPU for parameter in module.parameters())
         assert any(optimizer.state.values())
-        validate(module, [batch], compute)
+        validate_objective(module, [batch], compute)
 
 
 @pytest.mark.parametrize(
     ("variant", "precision"), [("paper", "fp32"), ("small", "bf16"), ("l3embedding", "bf16"), ("openl3_mel256", "bf16")]
 )
 def test_l3net_trains(variant: str, precision: str):
-    config = replace(VARIANTS[variant], width=8, image_size=64)
+    config = replace(AVC_VARIANTS[variant], width=8, image_size=64)
     image, together = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, dtype=torch.bool)
     batch = AudioVisualBatch(image, torch.zeros(4, config.sample_rate), together, torch.arange(4), tuple("abcd"))
     objective = AllPairs if variant == "small" else AudioVisualCorrespondence
@@ -81,7 +83,7 @@ def test_l3net_trains(variant: str, precision: str):
     ],
 )
 def test_vilbert_trains_with_every_target(targets: tuple[str, ...], precision: str):
-    columns = sum(target_columns(targets, FEATURES, CLASSES, TOKENS).values())
+    columns = sum(count_target_columns(targets, FEATURES, CLASSES, TOKENS).values())
     config = replace(CONFIG, region_targets=columns)
     train_on_the_fake_gpu(lambda: ViLBERTPretraining(ViLBERT(config), targets), caption_batch(), precision)
 
@@ -118,11 +120,11 @@ def task_batch(targets: Tensor, texts: int) -> TaskBatch:
 
 
 TASKS = {
-    "answers": (Head("h", "answers", 9, 16), soft_answers, task_batch(torch.rand(4, 9), 4)),
-    "one of some classes": (Head("h", "linear", 3), one_class, task_batch(torch.tensor([0, 2, 1, 1]), 4)),
-    "pairs of images": (Head("h", "pairs", 2, 16), one_class, task_batch(torch.tensor([0, 1]), 4)),
-    "one of four texts": (Head("h", "linear", 1), one_of_the_texts, task_batch(torch.tensor([3, 0]), 8)),
-    "regions": (Head("h", "regions", 1), fitting_regions, task_batch(torch.rand(4, 4), 4)),
+    "answers": (Head("h", "answers", 9, 16), compute_soft_answer_loss, task_batch(torch.rand(4, 9), 4)),
+    "one of some classes": (Head("h", "linear", 3), compute_class_loss, task_batch(torch.tensor([0, 2, 1, 1]), 4)),
+    "pairs of images": (Head("h", "pairs", 2, 16), compute_class_loss, task_batch(torch.tensor([0, 1]), 4)),
+    "one of four texts": (Head("h", "linear", 1), compute_choice_loss, task_batch(torch.tensor([3, 0]), 8)),
+    "regions": (Head("h", "regions", 1), compute_region_loss, task_batch(torch.rand(4, 4), 4)),
 }
 
 
@@ -136,9 +138,9 @@ def test_fine_tuning_for_every_kind_of_task(task: str):
 
 @pytest.mark.parametrize("modality", ["picture", "sound"])
 def test_fine_tuning_for_classes(modality: str):
-    config = small(8, 64)
+    config = make_small_l3net_config(8, 64)
     shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8) if modality == "picture" else torch.zeros(4, 48_000)
-    classifier = classifier_on(L3Net(config), modality, 5, 0.5)
+    classifier = build_l3_classifier(L3Net(config), modality, 5, 0.5)
     train_on_the_fake_gpu(
         lambda: ClassificationObjective(classifier),
         ClassificationBatch(shown, torch.tensor([0, 4, 2, 1]), tuple("abcd")),
@@ -149,7 +151,7 @@ def test_fine_tuning_for_classes(modality: str):
 def test_l3net_trains_with_adam():
     """With the decay in the gradient and one fused kernel."""
     with fake_gpu():
-        objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(GPU)
+        objective = AudioVisualCorrespondence(L3Net(make_small_l3net_config(8, 64))).to(GPU)
         batch = AudioVisualBatch(
             torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
             torch.zeros(2, 48_000),
@@ -157,7 +159,9 @@ def test_l3net_trains_with_adam():
             torch.arange(2),
             ("a", "b"),
         )
-        steps = fit(objective, iter([batch]), adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(1), FakeCompute())
+        steps = train_steps(
+            objective, iter([batch]), make_adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(1), FakeCompute()
+        )
         assert len(list(steps)) == 1
 
 
@@ -168,24 +172,26 @@ def test_l3net_trains_with_adam():
 def test_an_embedder(precision: str):
     with fake_gpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("comodal.hardware.has_native_bf16", lambda _: True)
-        embedder = Embedder(L3Net(small(8, 64)).eval(), EmbedderOptions(precision=precision, device="cuda:0"), {})
+        embedder = Embedder(
+            L3Net(make_small_l3net_config(8, 64)).eval(), EmbedderOptions(precision=precision, device="cuda:0"), {}
+        )
         vectors, silent = embedder.sound(np.ones((3, 48_000), np.float32))
         assert vectors.shape == (3, 4 * 3 * 64)
         assert not silent.any()
         assert embedder.images(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 4 * 4 * 64)
-        quick = fast(L3Net(small(8, 64)).eval().to(GPU), torch.bfloat16)
+        quick = make_fast_l3net(L3Net(make_small_l3net_config(8, 64)).eval().to(GPU), torch.bfloat16)
         assert quick.embed_image(torch.zeros(3, 3, 64, 64, dtype=torch.uint8, device=GPU)).device == GPU
         assert quick.embed_sound(torch.zeros(3, 48_000, device=GPU)).device == GPU
 
 
 def test_regions_are_pooled_on_the_device_together():
     with fake_gpu():
-        network = L3Net(small(8, 64)).eval().to(GPU)
+        network = L3Net(make_small_l3net_config(8, 64)).eval().to(GPU)
         shapes = []
 
         def maps(pictures: Tensor) -> list[Tensor]:
             shapes.append(tuple(pictures.shape))
-            return l3net_maps(network, pictures)
+            return compute_l3net_maps(network, pictures)
 
         source = PooledRegions(Backbone("L3-Net", "", maps, 64, 8, "cuda:0"), cells=2, maps="all")
         shapes.clear()
@@ -225,4 +231,4 @@ def test_asking_every_kind_of_task(task: str):
     head, _, batch = TASKS[task]
     with fake_gpu(), torch.inference_mode(), FakeCompute(precision="bf16").autocast():
         model = TaskModel(TaskConfig(CONFIG, (head,))).eval().to(GPU)
-        assert scores_of(model, "h", batch.to(GPU)).device == GPU
+        assert score_batch(model, "h", batch.to(GPU)).device == GPU

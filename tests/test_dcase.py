@@ -13,12 +13,18 @@ from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU, jobs_tau, recordings_2013, write_lists_tau
+from comodal.synthetic.formats.dcase_folders import (
+    SCENES_2013,
+    SCENES_TAU,
+    list_jobs_tau,
+    list_recordings_2013,
+    write_lists_tau,
+)
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.tasks.audio.audio_features import AudioFeatures
 from comodal.tasks.audio.audio_probe import AudioProbeOptions
-from comodal.tasks.audio.dcase import SCENES, evaluate_dcase, read_dcase
-from comodal.tasks.evaluation.cross_validation import PARTS
+from comodal.tasks.audio.dcase import SCENE_NAMES, evaluate_dcase, read_dcase
+from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS
 
 COMPUTE = Compute(torch.device("cpu"), "fp32")
 
@@ -39,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_tau(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The playground's TAU set, a quarter of a second of each sound."""
     folder = tmp_path_factory.mktemp("tau")
-    for job in jobs_tau(folder, OPTIONS):
+    for job in list_jobs_tau(folder, OPTIONS):
         job()
     write_lists_tau(folder, OPTIONS)
     return folder
@@ -58,7 +64,7 @@ def tau(whole_tau: Path, tmp_path: Path) -> Path:
 
 def halves(folder: Path, names: tuple[str, str] = ("scenes_stereo", "scenes_stereo_testset")) -> Path:
     """The names of DCASE 2013, of empty files."""
-    for recording in recordings_2013():
+    for recording in list_recordings_2013():
         path = folder / names[recording.test] / Path(recording.file).name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -188,9 +194,9 @@ def test_a_table_without_lists_makes_five_folds_by_place(tau: Path):
 @pytest.mark.parametrize("names", [("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val")])
 def test_the_two_halves_of_2013(tmp_path: Path, names: tuple[str, str]):
     found = read_dcase(halves(tmp_path, names))
-    assert found.classes == SCENES == SCENES_2013
+    assert found.classes == SCENE_NAMES == SCENES_2013
     assert (found.title, found.rounds[0].fitted.sum(), found.rounds[0].tested.sum()) == ("DCASE 2013", 100, 100)
-    assert np.bincount(found.rounds[0].parts[found.rounds[0].fitted]).tolist() == [20] * PARTS
+    assert np.bincount(found.rounds[0].parts[found.rounds[0].fitted]).tolist() == [20] * NUM_INNER_FOLDS
     assert found.cell is not None
     assert found.cell.scores == {"trained": 0.93, "untrained": 0.85}
     next((tmp_path / names[1]).iterdir()).unlink()

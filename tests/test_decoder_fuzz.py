@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from comodal.errors import MediaError
-from comodal.media.audio import stream_sound
+from comodal.media.audio import stream_audio
 from comodal.media.video import iterate_frames, read_clip
 from synthetic_media import tone, write_video
 
@@ -96,7 +96,7 @@ def outcome(path: Path) -> str:
     with contextlib.suppress(MediaError):
         list(islice(iterate_frames(path, 5.0), 100))
     with contextlib.suppress(MediaError):
-        list(islice(stream_sound(path), 10))
+        list(islice(stream_audio(path), 10))
     try:
         clip = read_clip(path)
     except MediaError as error:

@@ -22,7 +22,7 @@ L3NET = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SHORT", replace(demo.SHORT, sounds=50, images=20, windows=1))
+        patch.setattr(demo, "SHORT_SCALE", replace(demo.SHORT, sounds=50, images=20, windows=1))
         assert main(["demo", str(folder), *SMALL]) == 0
         yield folder
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from comodal.analysis.inspect_path import flattened, inspect
+from comodal.analysis.inspect_path import flatten_settings, inspect
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -128,7 +128,7 @@ def test_a_damaged_model_is_told(tmp_path: Path):
 
 
 def test_nested_settings_get_dotted_names():
-    assert flattened({"a": {"b": 1, "c": {}}, "n": 20_000, "x": 0.12345, "t": True}, "") == [
+    assert flatten_settings({"a": {"b": 1, "c": {}}, "n": 20_000, "x": 0.12345, "t": True}, "") == [
         ("a.b", "1"),
         ("a.c", "{}"),
         ("n", "20,000"),

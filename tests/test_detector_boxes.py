@@ -8,16 +8,16 @@ from torch.testing import assert_close
 from torchvision.ops import box_iou, nms
 
 from comodal.models.detectors.detector_boxes import (
-    anchors_on,
-    blue_green_red,
-    cell_anchors,
+    assign_fpn_levels,
+    compute_resize_scale,
     decode_caffe,
     decode_detectron2,
     decode_mask_rcnn,
-    fpn_levels,
-    nms_plus_one,
-    resized,
-    short_side_scale,
+    make_cell_anchors,
+    nms_inclusive,
+    resize_like_opencv,
+    tile_anchors,
+    to_centered_bgr,
 )
 from detector_fixtures import CONVENTIONS, ids, tensors
 
@@ -32,18 +32,18 @@ def test_there_are_fixtures():
 @pytest.mark.parametrize("folder", **ids(CONVENTIONS))
 def test_anchors(folder: Path):
     theirs = tensors(folder, "ops")
-    caffe = cell_anchors(16, (4, 8, 16, 32))
+    caffe = make_cell_anchors(16, (4, 8, 16, 32))
     assert_close(caffe, theirs["anchors.caffe_cell"], rtol=0, atol=0)
-    last = anchors_on(caffe, 38, 63, 16)[-12:]
+    last = tile_anchors(caffe, 38, 63, 16)[-12:]
     assert_close(last, theirs["anchors.caffe_last_cell_38x63"], rtol=0, atol=0)
-    assert_close(cell_anchors(16, (2, 4, 8, 16, 32)), theirs["anchors.mrb_c4_cell"], rtol=0, atol=0)
+    assert_close(make_cell_anchors(16, (2, 4, 8, 16, 32)), theirs["anchors.mrb_c4_cell"], rtol=0, atol=0)
     for level, stride in enumerate((4, 8, 16, 32, 64)):
-        assert_close(cell_anchors(stride, (8,)), theirs[f"anchors.mrb_fpn_cell.{level}"], rtol=0, atol=0)
+        assert_close(make_cell_anchors(stride, (8,)), theirs[f"anchors.mrb_fpn_cell.{level}"], rtol=0, atol=0)
 
 
 def test_anchors_of_the_cells_stand_row_by_row():
     cell = torch.tensor([[0.0, 0, 1, 1], [5, 5, 6, 6]])
-    found = anchors_on(cell, 2, 3, 10)
+    found = tile_anchors(cell, 2, 3, 10)
     assert found[:4].tolist() == [[0, 0, 1, 1], [5, 5, 6, 6], [10, 0, 11, 1], [15, 5, 16, 6]]
     assert found[6].tolist() == [0, 10, 1, 11] and len(found) == 12
 
@@ -74,7 +74,7 @@ def test_a_box_of_detectron2_moves_by_its_own_width():
 def test_suppression_counts_both_ends(folder: Path, threshold: float):
     theirs = tensors(folder, "ops")
     boxes, scores = theirs["nms.boxes"], theirs["nms.scores"]
-    assert torch.equal(nms_plus_one(boxes, scores, threshold), theirs[f"nms_plus1.{threshold}.keep"])
+    assert torch.equal(nms_inclusive(boxes, scores, threshold), theirs[f"nms_plus1.{threshold}.keep"])
     assert torch.equal(nms(boxes, scores, threshold), theirs[f"nms_plain.{threshold}.keep"])
 
 
@@ -87,7 +87,7 @@ def test_suppression_is_the_rule_written_out():
     for i in scores.argsort(descending=True).tolist():
         if not kept or overlaps[i, kept].max() <= 0.3:
             kept.append(i)
-    assert nms_plus_one(boxes, scores, 0.3).tolist() == kept
+    assert nms_inclusive(boxes, scores, 0.3).tolist() == kept
 
 
 @pytest.mark.parametrize("folder", **ids(CONVENTIONS))
@@ -95,18 +95,18 @@ def test_levels(folder: Path):
     theirs = tensors(folder, "ops")
     expected = theirs["level.expected"].long()
     offset = 0 if expected.max() > 3 else 2  # as the map's name, or counted from P2
-    assert torch.equal(fpn_levels(theirs["level.boxes"]) - offset, expected)
+    assert torch.equal(assign_fpn_levels(theirs["level.boxes"]) - offset, expected)
 
 
 @pytest.mark.parametrize("folder", **ids(CONVENTIONS))
 def test_resizing_is_opencvs(folder: Path):
     theirs = tensors(folder, "ops")
     expected, scale = theirs["resize.cv2_bgr_minus_mean"], theirs["resize.scale"].item()
-    ours = resized(blue_green_red(theirs["resize.rgb"]), scale).permute(1, 2, 0)
+    ours = resize_like_opencv(to_centered_bgr(theirs["resize.rgb"]), scale).permute(1, 2, 0)
     rows = theirs.get("resize.rows", torch.arange(len(ours)))
     assert_close(ours[rows], expected, rtol=0, atol=BYTES)
 
 
 def test_scaling_stops_at_the_long_side():
-    assert short_side_scale(480, 640, 600, 1000) == 1.25
-    assert short_side_scale(300, 900, 600, 1000) == 1000 / 900
+    assert compute_resize_scale(480, 640, 600, 1000) == 1.25
+    assert compute_resize_scale(300, 900, 600, 1000) == 1000 / 900

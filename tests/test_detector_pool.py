@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.ops import roi_pool
 
-from comodal.models.detectors.detector_c4 import C4, C4Config, laid_out
-from comodal.models.detectors.detector_rules import C4Postprocessing, caffe_regions
-from comodal.models.detectors.roi_pooling import maxima, pool_regions
+from comodal.models.detectors.detector_c4 import C4, C4Config, optimize_c4_layout
+from comodal.models.detectors.detector_rules import C4Postprocessing, detect_caffe_regions
+from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
 from plain_detector import PlainC4, same_c4
 
 
@@ -26,10 +26,10 @@ def test_it_is_torchvisions(rows: int, columns: int, bins: int):
     torch.manual_seed(columns)
     feature_map, boxes = torch.randn(1, 5, rows, columns), boxes_on(rows, columns)
     wanted = roi_pool(feature_map, [boxes], bins, 1 / 16)
-    found = pool_regions(maxima(feature_map, bins), boxes, bins, 1 / 16)
+    found = pool_regions(build_maxima(feature_map, bins), boxes, bins, 1 / 16)
     assert torch.equal(found, wanted)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    rough = pool_regions(maxima(feature_map.bfloat16(), bins), boxes, bins, 1 / 16)
+    rough = pool_regions(build_maxima(feature_map.bfloat16(), bins), boxes, bins, 1 / 16)
     assert torch.equal(rough, wanted.bfloat16())
 
 
@@ -40,12 +40,12 @@ def test_the_fast_network_is_the_plain_one():
     config = C4Config(blocks=(1, 2, 2, 1), stem=8, width=4, proposal_channels=16, classes=30, attributes=5, embedding=4)
     plain = PlainC4(config).eval()
     plain.rest.cell_anchors.copy_(torch.tensor([[-30.0, -20, 45, 35]]).repeat(12, 1) * torch.arange(1, 13)[:, None])
-    model: C4 = laid_out(same_c4(plain, config))
+    model: C4 = optimize_c4_layout(same_c4(plain, config))
     picture, rules = (
         torch.randint(0, 256, (120, 200, 3), dtype=torch.uint8),
         C4Postprocessing(size=120, proposals=50, most=20, fewest=5),
     )
-    found = caffe_regions(model, picture, rules)
+    found = detect_caffe_regions(model, picture, rules)
     pixels = picture.flip(2).permute(2, 0, 1).float() - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
     wanted = plain(pixels[None], 1.0, rules)
     assert torch.equal(found.kept, wanted.kept)

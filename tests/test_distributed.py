@@ -20,16 +20,20 @@ def talk(rank: int, port: int) -> None:
         RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    assert distributed.start("cpu") == CPU
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 2, rank == 0)
+    assert distributed.init_distributed("cpu") == CPU
+    assert (distributed.get_process_rank(), distributed.count_processes(), distributed.is_main_process()) == (
+        rank,
+        2,
+        rank == 0,
+    )
     names = {"a": 1.0 + rank, "b": 10.0} if rank else {"b": 10.0, "a": 1.0}  # the order of names is each one's own
     assert distributed.all_reduce_sum(names, CPU) == {"a": 3.0, "b": 20.0}
     assert distributed.all_reduce_mean(names, CPU) == {"a": 1.5, "b": 10.0}
     assert distributed.all_reduce_max(-5.0 + rank, CPU) == -4.0
-    assert distributed.gather((f"from {rank}",) * (rank + 1)) == ("from 0", "from 1", "from 1")
-    distributed.barrier()
-    distributed.stop()
-    assert distributed.world_size() == 1
+    assert distributed.all_gather_texts((f"from {rank}",) * (rank + 1)) == ("from 0", "from 1", "from 1")
+    distributed.wait_for_processes()
+    distributed.shut_down_distributed()
+    assert distributed.count_processes() == 1
 
 
 def test_two_processes_hear_each_other():
@@ -40,10 +44,14 @@ def test_two_processes_hear_each_other():
 
 
 def test_one_process_hears_itself():
-    assert distributed.start("cpu") == CPU
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.init_distributed("cpu") == CPU
+    assert (distributed.get_process_rank(), distributed.count_processes(), distributed.is_main_process()) == (
+        0,
+        1,
+        True,
+    )
     assert distributed.all_reduce_sum({"a": 1.0}, CPU) == distributed.all_reduce_mean({"a": 1.0}, CPU) == {"a": 1.0}
     assert distributed.all_reduce_max(2.0, CPU) == 2.0
-    assert distributed.gather(("x",)) == ("x",)
-    distributed.barrier()
-    distributed.stop()
+    assert distributed.all_gather_texts(("x",)) == ("x",)
+    distributed.wait_for_processes()
+    distributed.shut_down_distributed()

@@ -19,17 +19,17 @@ from PIL import Image
 
 import comodal
 from comodal.cli.parser import CommandParser
-from comodal.cli.program import page_of_command, page_of_recipe
+from comodal.cli.program import build_command_page, build_recipe_page
 from comodal.cli.tables import COMMANDS, RECIPES
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, read_parts
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, load_fine_tuning_data
 from small_tasks import config as small_config
 from synthetic_media import tone, write_video
 
@@ -82,10 +82,10 @@ def parser_of(words: list[str]) -> tuple[CommandParser, list[str]]:
     """The parser of the command that the words begin with, and its own words."""
     if words[0] == "train":
         assert words[1] in RECIPES, words[1]
-        page = page_of_recipe(words[1])
+        page = build_recipe_page(words[1])
         return CommandParser(page.options, page.full), words[2:]
     length = 2 if " ".join(words[:2]) in COMMANDS else 1
-    page = page_of_command(" ".join(words[:length]))
+    page = build_command_page(" ".join(words[:length]))
     return CommandParser(page.options, page.full), words[length:]
 
 
@@ -117,7 +117,7 @@ def test_a_line_of_the_shell_is_understood(line: str):
 
 @pytest.mark.parametrize("name", PAGE_NAMES)
 def test_the_examples_of_a_command_are_understood(name: str):
-    page = page_of_recipe(name.split()[1]) if name.startswith("train ") else page_of_command(name)
+    page = build_recipe_page(name.split()[1]) if name.startswith("train ") else build_command_page(name)
     for line in page.docstring.examples:
         words = shlex.split(line, comments=True)
         check_command(words[words.index("comodal") + 1 :])
@@ -156,7 +156,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "video.mp4", sound=tone(2.0, RATE))
     torch.manual_seed(0)
     for name in ("run", "RUN"):
-        save_model(L3Net(small(2, 32)), folder / name / "model", {})
+        save_model(L3Net(make_small_l3net_config(2, 32)), folder / name / "model", {})
     extract_regions(folder / "photos", folder / "regions", str(folder / "run"), grid=2, workers=1)
     save_vilbert(folder, "runs/vilbert", ())
     save_vilbert(folder, "runs/vqa", (Head("vqa", "answers", 3, 8),))
@@ -193,7 +193,7 @@ def names_for(block: Block, folder: Path) -> dict[str, Any]:
         setup = FineTuneConfig(
             folder / "runs" / "vilbert", folder / "regions", "scratch", "nothing", 1.0, 2, 1e-4, 36, 0, 0
         )
-        parts = read_parts(setup)
+        parts = load_fine_tuning_data(setup)
         return {"parts": parts, "setup": setup, "words": parts.words, "row": 0, "fingerprint": "of the data"}
     if block.page == "export" and "hear" in block.text:
         return {"sounds": torch.from_numpy(np.stack([tone(1.0, RATE)] * 2))}

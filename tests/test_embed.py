@@ -16,11 +16,11 @@ from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
 from comodal.inference.embedder import EmbedderOptions, load_embedder
-from comodal.inference.embedding_rows import hop_samples
+from comodal.inference.embedding_rows import compute_hop_samples
 from comodal.media.audio_windows import count_windows, iterate_windows
 from comodal.media.image import read_image
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3net.fused_vgg import fast
+from comodal.models.l3net.fused_vgg import make_fast_l3net
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from synthetic_media import tone, write_video
 
@@ -107,8 +107,8 @@ def test_windows_of_a_fraction_of_a_sample_start_at_the_nearest_sample(hop: floa
 
 
 def test_openl3s_hop_is_whole_only_where_openl3_is_reproduced():
-    assert hop_samples(0.02001, 48_000, None) == pytest.approx(960.48)
-    assert hop_samples(0.02001, 48_000, "0.4.2") == 960
+    assert compute_hop_samples(0.02001, 48_000, None) == pytest.approx(960.48)
+    assert compute_hop_samples(0.02001, 48_000, "0.4.2") == 960
 
 
 def test_windows_hold_no_more_for_a_longer_sound():
@@ -171,7 +171,7 @@ def test_a_window_is_centred_on_its_time(model: Path):
         vectors, times = sound_embedding(sound, RATE, embedder, hop_seconds=0.5, centre=centre)
         second = torch.from_numpy(sound[int(start * RATE) :][:RATE])[None]
         assert times[2] == 1.0
-        assert np.array_equal(vectors[2], fast(network).embed_sound(second)[0].numpy())
+        assert np.array_equal(vectors[2], make_fast_l3net(network).embed_sound(second)[0].numpy())
 
 
 def test_batches_change_nothing(model: Path):

@@ -13,11 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.analysis.co_attention import attend, draw_attention, examples, lit, need_co_attention
-from comodal.analysis.pages.attention_page import row_of, smaller
+from comodal.analysis.co_attention import (
+    check_co_attention,
+    compute_co_attention,
+    draw_attention,
+    select_attention_examples,
+    shade_by_attention,
+)
+from comodal.analysis.pages.attention_page import select_region_row, shrink_example
 from comodal.cli.program import main
 from comodal.errors import DataError
-from comodal.inference.explain import example_of
+from comodal.inference.explain import build_attention_example
 from comodal.inference.vision_language import AnsweredQuestion, VisionLanguagePipeline, load_vision_language
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.streams import UnimodalEncoding
@@ -59,7 +65,7 @@ def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer
     words = torch.tensor([pieces])
     text = model.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
     (layer,) = model.co_layers
-    output, (found,) = attend(model, pieces, seen.prefix)
+    output, (found,) = compute_co_attention(model, pieces, seen.prefix)
     np.testing.assert_allclose(found.words, plainly(layer.text, text.tokens, seen.prefix.tokens), atol=1e-5)
     np.testing.assert_allclose(found.regions, plainly(layer.vision, seen.prefix.tokens, text.tokens), atol=1e-5)
     np.testing.assert_allclose(found.words.sum(1), 1, atol=1e-5)  # the whole image's share is among them
@@ -71,8 +77,8 @@ def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer
     """As where bf16 is native: its prefix has the numbers that bfloat16 holds, and nothing else is rounded."""
     pieces, seen = answerer.words.encode(QUESTION), answerer.see(world / "images" / "b.png").prefix
     rounded = seen._replace(tokens=seen.tokens.bfloat16())
-    _, (found,) = attend(answerer.vilbert, pieces, rounded)
-    _, (expected,) = attend(answerer.vilbert, pieces, rounded._replace(tokens=rounded.tokens.float()))
+    _, (found,) = compute_co_attention(answerer.vilbert, pieces, rounded)
+    _, (expected,) = compute_co_attention(answerer.vilbert, pieces, rounded._replace(tokens=rounded.tokens.float()))
     assert np.array_equal(found.words, expected.words) and np.array_equal(found.regions, expected.regions)
 
 
@@ -83,40 +89,44 @@ def test_layers_stand_in_their_order(answerer: VisionLanguagePipeline):
         answerer.words.encode(QUESTION),
         UnimodalEncoding(torch.rand(1, 3, 32), torch.ones(1, 3, dtype=torch.bool)),
     )
-    _, before = attend(model, pieces, rows)
+    _, before = compute_co_attention(model, pieces, rows)
     with torch.no_grad():
         model.co_layers[1].text.attention.query.weight.mul_(-3)
-    _, after = attend(model, pieces, rows)
+    _, after = compute_co_attention(model, pieces, rows)
     assert np.array_equal(before[0].words, after[0].words)
     assert not np.allclose(before[1].words, after[1].words)
 
 
 def test_a_picture_is_brightest_where_the_attention_is(world: Path, answerer: VisionLanguagePipeline):
-    example = example_of(answerer, answerer.see(world / "images" / "b.png"), AnsweredQuestion(QUESTION, []))
+    example = build_attention_example(
+        answerer, answerer.see(world / "images" / "b.png"), AnsweredQuestion(QUESTION, [])
+    )
     white = example._replace(
         picture=np.full_like(example.picture, 255), boxes=np.array([[0, 0, 10, 9], [20, 5, 30, 9]])
     )
-    shown = lit(white, np.array([0.1, 0.4]))
+    shown = shade_by_attention(white, np.array([0.1, 0.4]))
     assert shown[6, 25] == pytest.approx(1.0)
     assert shown[6, 5] == pytest.approx(0.15 + 0.85 / 4)
     assert shown[30, 50] == pytest.approx(0.15)
-    half = smaller(white._replace(picture=np.zeros((300, 600, 3), np.uint8)))
+    half = shrink_example(white._replace(picture=np.zeros((300, 600, 3), np.uint8)))
     assert half.picture.shape == (150, 300, 3) and half.boxes[1].tolist() == [10, 2.5, 15, 4.5]
 
 
 def test_the_region_of_the_page_is_the_one_that_is_meant(world: Path, answerer: VisionLanguagePipeline):
     seen = answerer.see(world / "images" / "b.png")
-    example = example_of(answerer, seen, AnsweredQuestion(QUESTION, []))
+    example = build_attention_example(answerer, seen, AnsweredQuestion(QUESTION, []))
     layer = example.layers[-1]
-    assert row_of(example._replace(pointed=tuple(map(float, seen.boxes[2]))), layer) == 3
-    assert row_of(example._replace(pointed=(0.0, 0.0, 70.0, 40.0)), layer) == 0  # no region: the whole picture
+    assert select_region_row(example._replace(pointed=tuple(map(float, seen.boxes[2]))), layer) == 3
+    assert (
+        select_region_row(example._replace(pointed=(0.0, 0.0, 70.0, 40.0)), layer) == 0
+    )  # no region: the whole picture
     layer.words[:, 2] = 1.0
-    assert row_of(example, layer) == 2
+    assert select_region_row(example, layer) == 2
 
 
 def test_words_to_be_filled_in_come_first(world: Path, answerer: VisionLanguagePipeline):
     seen = answerer.see(world / "images" / "b.png")
-    example = example_of(answerer, seen, AnsweredQuestion("a dog on the [MASK]", []))
+    example = build_attention_example(answerer, seen, AnsweredQuestion("a dog on the [MASK]", []))
     assert [example.pieces[word] for word in example.shown] == ["[MASK]", "a", "dog", "on", "the"]
     assert len([axes for axes in draw_attention([example]).axes if axes.images]) == 1 + 5
 
@@ -192,11 +202,13 @@ def test_the_report_shows_held_out_pictures_in_the_same_way(tmp_path: Path):
         lines.append({"image": image, "caption": f"a {COLOURS[colour_of(int(image))]} thing"})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = load_vilbert(run)
-    shown = examples(model, run, tmp_path / "store", tmp_path / "captions.jsonl", tmp_path / "images", count=2)
+    shown = select_attention_examples(
+        model, run, tmp_path / "store", tmp_path / "captions.jsonl", tmp_path / "images", count=2
+    )
     assert len(shown) == 2
     for example in shown:
         assert [example.pieces[word] for word in example.shown] == [example.text.split()[1], "thing"]
         np.testing.assert_allclose(example.layers[-1].words.sum(1), 1, atol=1e-5)
         assert re.fullmatch(r"P\(aligned\) [01]\.\d\d", example.told)
     with pytest.raises(DataError, match="has no co-attention"):
-        need_co_attention(ViLBERT(replace(model.config, co_attention=False)), run)
+        check_co_attention(ViLBERT(replace(model.config, co_attention=False)), run)

@@ -21,7 +21,14 @@ from comodal.inference import embedder
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.inference.embedder import EmbedderOptions, resolve_engine
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, load_l3net, openl3, small
+from comodal.models.l3net.l3net import (
+    L3EMBEDDING_L3NET_CONFIG,
+    PAPER_L3NET_CONFIG,
+    L3Net,
+    load_l3net,
+    make_openl3_config,
+    make_small_l3net_config,
+)
 from comodal.models.l3net.spectrogram import Spectrogram
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.models.vilbert.heads import Head
@@ -32,13 +39,13 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig
 from comodal.runtimes import export as export_module
 from comodal.runtimes import export_formats, exported_engines
-from comodal.runtimes.export import export, opened
-from comodal.runtimes.export_formats import ENDINGS, Format, import_openvino, open_onnx, open_openvino
-from comodal.runtimes.export_networks import cells
+from comodal.runtimes.export import export, open_network
+from comodal.runtimes.export_formats import FORMAT_SUFFIXES, Format, import_openvino, open_onnx, open_openvino
+from comodal.runtimes.export_networks import pool_grid_cells
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
 from synthetic_media import write_video
 
-NETWORK = dataclasses.replace(small(2, 32), spectrogram=PAPER.spectrogram)
+NETWORK = dataclasses.replace(make_small_l3net_config(2, 32), spectrogram=PAPER_L3NET_CONFIG.spectrogram)
 TINY = vilbert.ViLBERTConfig(
     vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), vision=StreamConfig(12, 1, 2, 24),
     joint_dim=8, joint_heads=2,
@@ -71,7 +78,16 @@ def run(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("config", [PAPER, L3EMBEDDING, openl3("linear"), openl3("mel256"), small()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PAPER_L3NET_CONFIG,
+        L3EMBEDDING_L3NET_CONFIG,
+        make_openl3_config("linear"),
+        make_openl3_config("mel256"),
+        make_small_l3net_config(),
+    ],
+)
 def test_the_portable_transform_is_as_exact_as_the_fft(config):
     rng = np.random.default_rng(0)
     sound = 0.1 * rng.normal(size=(2, 6_000)) + np.sin(np.arange(6_000))
@@ -83,7 +99,7 @@ def test_the_portable_transform_is_as_exact_as_the_fft(config):
 
 
 def test_a_transform_of_a_prime_length():
-    config = dataclasses.replace(PAPER.spectrogram, n_fft=13, window_samples=11, hop_samples=3)
+    config = dataclasses.replace(PAPER_L3NET_CONFIG.spectrogram, n_fft=13, window_samples=11, hop_samples=3)
     frames = torch.randn(1, 4, 11)
     exact = np.abs(np.fft.rfft(frames.double().numpy(), n=13)) ** 2
     assert np.allclose(PortableSpectrogram(config).power(frames).mT.numpy(), exact, rtol=1e-4, atol=1e-4)
@@ -93,7 +109,7 @@ def test_a_transform_of_a_prime_length():
 def test_cells_are_those_of_pytorch_s_adaptive_pooling(shape: tuple[int, int]):
     feature_map, grid = torch.randn(2, 3, *shape), (min(4, shape[0]), min(3, shape[1]))
     expected = F.adaptive_max_pool2d(feature_map, grid).permute(0, 2, 3, 1).flatten(1)
-    assert torch.equal(cells(feature_map, (4, 3)), expected)
+    assert torch.equal(pool_grid_cells(feature_map, (4, 3)), expected)
 
 
 def test_onnx_runtime_gives_what_the_model_gives_for_any_batch(run: Path):
@@ -194,7 +210,7 @@ def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_
 
 def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path, files: Path):
     about = {"representation": "linear", "front_end": "kapre014", "towers": ["image", "sound"], "files": ["x"]}
-    config = dataclasses.replace(openl3("linear"), width=1)
+    config = dataclasses.replace(make_openl3_config("linear"), width=1)
     save_model(L3Net(config), tmp_path, {"openl3": about})
     export(tmp_path, "onnx", only=["image"])
     embed_image([files / "p1.png"], tmp_path, tmp_path / "torch", workers=1, precision="fp32")
@@ -225,7 +241,7 @@ def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, for
     model = ViLBERT(TINY).eval()
     save_model(model, tmp_path, {})
     assert export(tmp_path, format_, out=tmp_path / "out")["export.vilbert.difference"] < 1e-5
-    run = opened(tmp_path / "out" / f"vilbert{ENDINGS[format_]}", format_)
+    run = open_network(tmp_path / "out" / f"vilbert{FORMAT_SUFFIXES[format_]}", format_)
     for sizes in ((1, 3, 2), (5, 24, 11)):
         inputs = pairs(*sizes)
         with torch.inference_mode():
@@ -278,7 +294,7 @@ def assert_heads_are_the_model_s(answering: Path, out: Path, format_: Format, na
         if head.name in names:
             with torch.inference_mode():
                 expected = model(head.name, *inputs[:6], torch.arange(6), inputs[6])
-            run = opened(out / f"{head.name}{ENDINGS[format_]}", format_)
+            run = open_network(out / f"{head.name}{FORMAT_SUFFIXES[format_]}", format_)
             (result,) = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
             assert result.shape == shape
             assert np.allclose(result, expected.numpy(), atol=1e-5)
@@ -303,7 +319,7 @@ def test_every_head_in_every_format(answering: Path, tmp_path: Path, format_: Fo
 
 
 def test_what_differs_from_the_model_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_module, "MAX_RELATIVE_DIFFERENCE", -1.0)
     with pytest.raises(CheckpointError, match=r"image\.pt2 differs from the model by"):
         export(run, "torch", out=tmp_path / "out")
     assert not list((tmp_path / "out").glob("[!.]*"))

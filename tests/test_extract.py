@@ -11,8 +11,8 @@ from PIL import Image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, small
-from comodal.models.pooling import grid_boxes, pool_boxes
+from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
+from comodal.models.pooling import make_unit_grid_boxes, pool_boxes
 from comodal.regions.backbones import load_backbone
 from comodal.regions.prepare_regions import prepare_regions
 
@@ -21,7 +21,7 @@ from comodal.regions.prepare_regions import prepare_regions
 def network(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
     return folder
 
 
@@ -36,7 +36,7 @@ def write_images(folder: Path) -> Path:
 
 
 def test_the_cells_of_a_grid_worked_by_hand():
-    boxes = grid_boxes(2, 4)
+    boxes = make_unit_grid_boxes(2, 4)
     assert boxes[0].tolist() == [0, 0, 0.25, 0.5]
     assert boxes[5].tolist() == [0.25, 0.5, 0.5, 1]
     assert (boxes[:, 2:] - boxes[:, :2]).prod(1).sum() == 1

@@ -23,7 +23,7 @@ from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions import extract
 from comodal.regions.extract import extract_regions
 
@@ -40,7 +40,7 @@ IMAGES = 80  # more than two processes' worth
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
     return folder
 
 
@@ -88,7 +88,7 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
     import joblib
 
     monkeypatch.setattr(joblib.parallel.ThreadingBackend, "supports_return_generator", False)
-    monkeypatch.setattr(extract, "AT_ONCE", 7)
+    monkeypatch.setattr(extract, "IMAGES_PER_ROUND", 7)
     extractor = extract.load_extractor(extract.Source(str(network), grid=2))
     listed = extract.images_of(images)
     with joblib.parallel_config("threading"):
@@ -158,7 +158,7 @@ def test_run_twice_it_does_nothing_and_otherwise_it_is_refused(
 ):
     out = tmp_path / "store"
     shutil.copytree(store, out)
-    monkeypatch.setattr(extract, "make", lambda *_: pytest.fail("it made regions again"))
+    monkeypatch.setattr(extract, "extract_image_regions", lambda *_: pytest.fail("it made regions again"))
     assert extract_regions(images, out, str(network), grid=2)["images.refused"] == 2
     shutil.copytree(network, tmp_path / "moved")
     assert extract_regions(images, out, str(tmp_path / "moved"), grid=2)["images.refused"] == 2
@@ -292,7 +292,7 @@ def test_numbers_that_fp16_cannot_hold_refuse_their_image_alone(tmp_path: Path):
     made = extract.ExtractionResult(
         "a.jpg", extract.Regions(np.full((1, 2), 1e6, np.float32), np.zeros((1, 4)), None, None, 5, 5)
     )
-    found = extract.add(writer, made)
+    found = extract.add_extraction_result(writer, made)
     assert found is not None and found.reason == "numbers that do not fit" and "too large for float16" in found.detail
 
 
@@ -338,7 +338,7 @@ def test_a_network_that_was_moved_can_be_named_and_another_is_seen(
     extract_regions(few, tmp_path / "same", str(tmp_path / "moved"), like=run)
     check_same_regions(run, RegionStore(tmp_path / "same"))
     torch.manual_seed(1)
-    save_model(L3Net(small(width=2, image_size=32)), tmp_path / "other", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), tmp_path / "other", {})
     with pytest.raises(CheckpointError, match="is another network than that of these regions, L3-Net"):
         extract_regions(few, tmp_path / "another", str(tmp_path / "other"), like=run)
 

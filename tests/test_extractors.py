@@ -15,9 +15,9 @@ from torchvision.ops import box_iou, roi_align
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, small
+from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
 from comodal.regions.backbones import load_backbone
-from comodal.regions.extractors import ExtractorSource, LoadedExtractor, load_extractor, source_of
+from comodal.regions.extractors import ExtractorSource, LoadedExtractor, load_extractor, parse_extractor_source
 from comodal.regions.extractors_torchvision import load_faster_rcnn
 from comodal.regions.region_extractor import RegionExtractor
 
@@ -26,7 +26,7 @@ from comodal.regions.region_extractor import RegionExtractor
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
     return folder
 
 
@@ -350,7 +350,7 @@ def test_the_fingerprint_is_of_weights_and_of_what_changes_features(network: Pat
     for other in (replace(plain, size=32), replace(plain, cells=2)):
         assert load_extractor(other).network.fingerprint != mark
     torch.manual_seed(1)
-    save_model(L3Net(small(width=2, image_size=32)), tmp_path / "other", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), tmp_path / "other", {})
     assert load_extractor(ExtractorSource(str(tmp_path / "other"))).network.fingerprint != mark
     wishes = [ExtractorSource(str(detr), size=size, most=most) for size, most in ((64, 3), (64, 5), (32, 3))]
     marks = {load_extractor(wish).network.fingerprint for wish in wishes}
@@ -360,11 +360,11 @@ def test_the_fingerprint_is_of_weights_and_of_what_changes_features(network: Pat
 def test_what_a_store_says_is_enough_to_make_regions_like_its_own(network: Path):
     extractor = load_extractor(ExtractorSource(str(network), grid=3, cells=2, size=48))
     made = json.loads(json.dumps(extractor.about))
-    assert source_of(made) == extractor.source
+    assert parse_extractor_source(made) == extractor.source
     with pytest.raises(DataError, match="its detector is not known here"):
-        source_of({"layout": "LMDB"})
+        parse_extractor_source({"layout": "LMDB"})
     with pytest.raises(DataError, match="these settings were changed by hand"):
-        source_of(made | {"boxes": "anywhere"})
+        parse_extractor_source(made | {"boxes": "anywhere"})
 
 
 def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path):

@@ -10,12 +10,17 @@ from torchvision.ops import box_iou
 
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.models.detectors.detector_boxes import nms_plus_one
-from comodal.models.detectors.detector_rules import C4Postprocessing, LXMERTPostprocessing, caffe_regions, chosen
+from comodal.models.detectors.detector_boxes import nms_inclusive
+from comodal.models.detectors.detector_rules import (
+    C4Postprocessing,
+    LXMERTPostprocessing,
+    detect_caffe_regions,
+    select_caffe_regions,
+)
 from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
-from comodal.regions.extractors import ExtractorSource, load_extractor, source_of
-from comodal.regions.extractors_c4 import C4Extractor, rules_of
+from comodal.regions.extractors import ExtractorSource, load_extractor, parse_extractor_source
+from comodal.regions.extractors_c4 import C4Extractor, build_c4_postprocessing
 from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import CAFFE, c4_of, tensors
 
@@ -33,13 +38,13 @@ def test_it_is_a_source_of_regions(picture: np.ndarray):
     extractor = load_extractor(ExtractorSource(FILE, size=192, most=12))
     assert isinstance(extractor.network, RegionExtractor)
     found = extractor(picture)
-    theirs = caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.rules)
+    theirs = detect_caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.rules)
     assert found.boxes.shape == (12, 4) and found.features.shape == (12, 256) and found.classes.shape == (12, 41)
     assert np.allclose(found.classes.sum(1), 1, atol=1e-5)
     assert (found.boxes[:, 2] <= 160).all() and (found.boxes[:, 3] <= 120).all()
     assert (found.width, found.height) == (160, 120)
     assert len(theirs.boxes) == 12
-    assert source_of(extractor.about) == extractor.source
+    assert parse_extractor_source(extractor.about) == extractor.source
 
 
 def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: Path):
@@ -60,10 +65,12 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
 
 def test_settings_changed_by_hand_are_refused():
     made = load_extractor(ExtractorSource(FILE, size=192)).about
-    assert source_of({name: value for name, value in made.items() if name not in ("rules", "head", "fewest")})
+    assert parse_extractor_source(
+        {name: value for name, value in made.items() if name not in ("rules", "head", "fewest")}
+    )
     for name, value in (("rules", "coffee"), ("head", "float3"), ("fewest", "few")):
         with pytest.raises(DataError, match="changed by hand"):
-            source_of(made | {name: value})
+            parse_extractor_source(made | {name: value})
 
 
 def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
@@ -77,11 +84,13 @@ def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
 
 
 def test_the_defaults_are_vilberts_and_a_users_wishes_go_in():
-    assert rules_of() == C4Postprocessing(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
-    assert rules_of(None, None, 10, 100) == C4Postprocessing(fewest=10, most=100)
-    assert rules_of("lxmert", 300, None, 50) == LXMERTPostprocessing(size=300, longest=500, fewest=50, most=50)
+    assert build_c4_postprocessing() == C4Postprocessing(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
+    assert build_c4_postprocessing(None, None, 10, 100) == C4Postprocessing(fewest=10, most=100)
+    assert build_c4_postprocessing("lxmert", 300, None, 50) == LXMERTPostprocessing(
+        size=300, longest=500, fewest=50, most=50
+    )
     with pytest.raises(ValueError, match="at least 40 regions and at most 36"):
-        rules_of(None, None, 40, 36)
+        build_c4_postprocessing(None, None, 40, 36)
 
 
 def test_lxmerts_regions_may_be_too_few_at_every_overlap(picture: np.ndarray):
@@ -129,7 +138,7 @@ def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: C4Postprocess
     """The original's way (generate_tsv.py): class by class over all boxes."""
     sureness = torch.zeros(len(boxes))
     for column in classes.T[1:]:
-        kept = nms_plus_one(boxes, column, rules.class_overlap)
+        kept = nms_inclusive(boxes, column, rules.class_overlap)
         sureness[kept] = torch.maximum(sureness[kept], column[kept])
     sure = (sureness >= rules.sure).nonzero().flatten()
     if rules.fewest <= len(sure) <= rules.most:
@@ -145,13 +154,13 @@ def test_lazy_selection_is_the_loop_over_all_classes(fewest: int, most: int, sha
     boxes = torch.cat([corners, corners + 10 + torch.rand(300, 2) * 200], 1)
     classes = (torch.randn(300, 201) * sharpness).softmax(1)
     rules = C4Postprocessing(fewest=fewest, most=most)
-    assert torch.equal(chosen(boxes, classes, rules), by_the_loop(boxes, classes, rules))
+    assert torch.equal(select_caffe_regions(boxes, classes, rules), by_the_loop(boxes, classes, rules))
 
 
 @pytest.mark.parametrize("height, width", [(16, 17), (17, 60), (300, 18), (33, 500)])
 @pytest.mark.parametrize("rules", ["caffe", "lxmert"])
 def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
-    network = C4Extractor(c4_of(CAFFE[0]), rules_of(rules, 96, 1, 10))
+    network = C4Extractor(c4_of(CAFFE[0]), build_c4_postprocessing(rules, 96, 1, 10))
     found = network(np.full((height, width, 3), 128, np.uint8))
     assert len(found.boxes)
     assert (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all() and (found.boxes >= 0).all()
@@ -161,11 +170,11 @@ def test_odd_pictures_have_regions_inside(height: int, width: int, rules: str):
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (300, 7)])
 def test_a_picture_smaller_than_any_region_is_refused(height: int, width: int):
     picture = np.zeros((height, width, 3), np.uint8)
-    network = C4Extractor(c4_of(CAFFE[0]), rules_of(None, 96, 1, 10))
+    network = C4Extractor(c4_of(CAFFE[0]), build_c4_postprocessing(None, 96, 1, 10))
     with pytest.raises(MediaError, match=f"no regions: {width} x {height} pixels"):
         network(picture)
     assert network(picture, np.array([[0, 0, width, height]], np.float32)).features.shape == (1, 256)
-    assert len(C4Extractor(c4_of(CAFFE[0]), rules_of("lxmert", 96, 1, 10))(picture).boxes)
+    assert len(C4Extractor(c4_of(CAFFE[0]), build_c4_postprocessing("lxmert", 96, 1, 10))(picture).boxes)
 
 
 def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Path):

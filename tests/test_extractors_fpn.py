@@ -11,11 +11,11 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
 from comodal.media.image import read_image
 from comodal.models.convert.state_dicts import read_tensors
-from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, detect_fpn_regions
 from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
-from comodal.regions.extractors import ExtractorSource, load_extractor, source_of
-from comodal.regions.extractors_fpn import fpn_rules_of
+from comodal.regions.extractors import ExtractorSource, load_extractor, parse_extractor_source
+from comodal.regions.extractors_fpn import build_fpn_postprocessing
 from comodal.regions.region_extractor import RegionExtractor
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, tensors
 
@@ -37,9 +37,9 @@ def test_it_is_a_source_of_regions(picture: np.ndarray):
     assert found.features.shape == (10, config.dense) and found.classes.shape == (10, config.classes)
     assert np.allclose(found.classes.sum(1), 1, atol=1e-5)
     assert (found.height, found.width) == picture.shape[:2]
-    theirs = fpn_regions(fpn_of(PYRAMID[0]), torch.from_numpy(picture), fpn_rules_of(256, 10))
+    theirs = detect_fpn_regions(fpn_of(PYRAMID[0]), torch.from_numpy(picture), build_fpn_postprocessing(256, 10))
     assert_close(torch.from_numpy(found.boxes), theirs.boxes, rtol=0, atol=2e-2)
-    assert source_of(extractor.about) == extractor.source
+    assert parse_extractor_source(extractor.about) == extractor.source
 
 
 def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
@@ -81,8 +81,12 @@ def test_settings_of_the_other_detector_are_refused():
 
 
 def test_the_defaults_are_those_of_12_in_1():
-    assert fpn_rules_of() == FPNPostprocessing() == FPNPostprocessing(800, 1333, 1000, 1000, 1000, 0.7, 0.5, 100)
-    assert fpn_rules_of(400, 36) == FPNPostprocessing(size=400, longest=666, most=36)
+    assert (
+        build_fpn_postprocessing()
+        == FPNPostprocessing()
+        == FPNPostprocessing(800, 1333, 1000, 1000, 1000, 0.7, 0.5, 100)
+    )
+    assert build_fpn_postprocessing(400, 36) == FPNPostprocessing(size=400, longest=666, most=36)
 
 
 def test_a_folder_of_pictures(tmp_path: Path, picture: np.ndarray):

@@ -11,12 +11,18 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net, pooled
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net, max_pool_to_grid
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.image import image_features
-from comodal.tasks.image.image_features import GRIDS, FeatureLayer, features_of, grid_of, make_system
-from comodal.tasks.image.image_views import ImageView, ViewConfig, show, ten_crops
+from comodal.tasks.image.image_features import (
+    DEFAULT_GRID_BY_BLOCK,
+    FeatureLayer,
+    build_feature_system,
+    compute_image_features,
+    resolve_grid,
+)
+from comodal.tasks.image.image_views import ImageView, ViewConfig, cut_ten_crops, render_view
 
 SHOWING = ViewConfig(28, Augmentation(), 0)  # short side 32
 MIDDLE, TEN, RANDOM = ImageView("middle"), ImageView("ten"), ImageView("random", 1)
@@ -53,19 +59,19 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(item.name)
         return plain(item, short_side)
 
-    monkeypatch.setattr(image_features, "read_picture", counted)
+    monkeypatch.setattr(image_features, "read_resized_image", counted)
     return seen
 
 
 def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> FeatureLayer:
-    return FeatureLayer(layer, pooling, grid_of(load_l3net(model).config, layer, None))
+    return FeatureLayer(layer, pooling, resolve_grid(load_l3net(model).config, layer, None))
 
 
 def pass_over(
     model: Path, items: list[LabeledFile], cache: Path, views: tuple[ImageView, ...] = (MIDDLE,), **more: object
 ):
-    systems = [make_system("trained", model, more.get("where", where(model)), [], SHOWING, 0, CPU)]
-    return features_of(items, views, systems, SHOWING, cache, 1)[0]["trained"]
+    systems = [build_feature_system("trained", model, more.get("where", where(model)), [], SHOWING, 0, CPU)]
+    return compute_image_features(items, views, systems, SHOWING, cache, 1)[0]["trained"]
 
 
 def test_the_second_pass_reads_no_picture(model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str]):
@@ -81,7 +87,7 @@ def test_a_stopped_pass_goes_on_where_it_was(
     model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
-    monkeypatch.setattr(image_features, "BATCH", 2)
+    monkeypatch.setattr(image_features, "IMAGE_FEATURE_BATCH_SIZE", 2)
     with monkeypatch.context() as patched:
         plain = image_features.read_picture
 
@@ -90,7 +96,7 @@ def test_a_stopped_pass_goes_on_where_it_was(
                 raise DataError("stopped")
             return plain(item, short_side)
 
-        patched.setattr(image_features, "read_picture", stopped)
+        patched.setattr(image_features, "read_resized_image", stopped)
         with pytest.raises(DataError, match="stopped"):
             pass_over(model, items, tmp_path / "cache")
     reads.clear()
@@ -102,20 +108,20 @@ def test_a_picture_that_cannot_be_read_is_noted_once(
     model: Path, items: list[LabeledFile], tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """It has a row of zeros, also among others of its batch, until its file changes."""
-    monkeypatch.setattr(image_features, "BATCH", 3)
+    monkeypatch.setattr(image_features, "IMAGE_FEATURE_BATCH_SIZE", 3)
     whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
     content = items[4].path.read_bytes()
     items[4].path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     reads.clear()
-    systems = [make_system("trained", model, where(model), [], SHOWING, 0, CPU)]
+    systems = [build_feature_system("trained", model, where(model), [], SHOWING, 0, CPU)]
     for _ in range(2):
-        found, problems = features_of(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
+        found, problems = compute_image_features(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
         assert list(problems) == [4] and problems[4].path == str(items[4].path)
         assert not found["trained"][0][4].any()
         assert np.array_equal(np.delete(found["trained"][0], 4, axis=0), np.delete(whole, 4, axis=0))
     assert len(reads) == 7
     items[4].path.write_bytes(content)
-    found, problems = features_of(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
+    found, problems = compute_image_features(items, (MIDDLE,), systems, SHOWING, tmp_path / "cache", 1)
     assert not problems and np.array_equal(found["trained"][0], whole)
 
 
@@ -180,37 +186,37 @@ def test_any_layer_is_the_models_own_map(model: Path, items: list[LabeledFile], 
     trained, seen = load_l3net(model), {}
     trained.image_tower.layers[layer].register_forward_hook(lambda *call: seen.update(map=call[2]))
     squares = np.concatenate(
-        [show(np.asarray(Image.open(item.path)), item.name, MIDDLE, SHOWING) for item in items[:2]]
+        [render_view(np.asarray(Image.open(item.path)), item.name, MIDDLE, SHOWING) for item in items[:2]]
     )
     with torch.no_grad():
         trained.image_map(torch.from_numpy(squares).permute(0, 3, 1, 2))
     at = where(model, layer)
     rows = pass_over(model, items, tmp_path / "cache", where=at)[0][:2, 0]
-    expected = pooled(seen["map"], (at.grid, at.grid)).numpy()
+    expected = max_pool_to_grid(seen["map"], (at.grid, at.grid)).numpy()
     assert rows.shape == expected.shape
     assert np.corrcoef(rows.ravel(), expected.ravel())[0, 1] > 0.999
 
 
 def test_the_papers_network_has_less_than_ten_thousand_features_everywhere():
     """8192 of conv4_2 are the paper's; no finer grid would stay below 10,000."""
-    for block, grid in GRIDS.items():
+    for block, grid in DEFAULT_GRID_BY_BLOCK.items():
         filters = 64 * 2 ** (block - 1)
         assert filters * grid**2 < 10_000 or block == 4
         assert filters * (grid + 1) ** 2 >= 10_000
-    assert 512 * GRIDS[4] ** 2 == 8192
+    assert 512 * DEFAULT_GRID_BY_BLOCK[4] ** 2 == 8192
 
 
 def test_ten_crops_are_corners_and_middle_and_their_mirror_images():
     rows, columns = np.mgrid[0:6, 0:8].astype(np.uint8)
-    crops = ten_crops(np.stack([rows, columns, columns], -1), 4)
+    crops = cut_ten_crops(np.stack([rows, columns, columns], -1), 4)
     assert [tuple(crop[0, 0, :2]) for crop in crops[:5]] == [(0, 0), (0, 4), (2, 0), (2, 4), (1, 2)]
     assert [tuple(crop[0, -1, :2]) for crop in crops[5:]] == [(0, 0), (0, 4), (2, 0), (2, 4), (1, 2)]
 
 
 def test_a_random_view_is_the_same_for_the_same_picture_and_number():
     picture = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
-    one = show(picture, "a", RANDOM, SHOWING)
+    one = render_view(picture, "a", RANDOM, SHOWING)
     assert one.shape == (1, 28, 28, 3)
-    assert np.array_equal(one, show(picture, "a", RANDOM, SHOWING))
-    assert not np.array_equal(one, show(picture, "a", ImageView("random", 2), SHOWING))
-    assert not np.array_equal(one, show(picture, "b", RANDOM, SHOWING))
+    assert np.array_equal(one, render_view(picture, "a", RANDOM, SHOWING))
+    assert not np.array_equal(one, render_view(picture, "a", ImageView("random", 2), SHOWING))
+    assert not np.array_equal(one, render_view(picture, "b", RANDOM, SHOWING))

@@ -14,21 +14,29 @@ import torch
 from safetensors.torch import save_file
 
 from comodal import files
-from comodal.files import NAME_BYTES, json_line, reason_of, shortened, temporary_name, whole, write_whole
+from comodal.files import (
+    MAX_NAME_BYTES,
+    describe_os_error,
+    encode_json_line,
+    make_temporary_path,
+    shorten_file_name,
+    write_atomically,
+    write_bytes_atomically,
+)
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path):
-    write_whole(tmp_path / "new" / "a.bin", b"12")
-    write_whole(tmp_path / "new" / "a.bin", b"3")
+    write_bytes_atomically(tmp_path / "new" / "a.bin", b"12")
+    write_bytes_atomically(tmp_path / "new" / "a.bin", b"3")
     assert (tmp_path / "new" / "a.bin").read_bytes() == b"3"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path):
-    write_whole(tmp_path / "a.bin", b"before")
-    with pytest.raises(OSError, match="full"), whole(tmp_path / "a.bin") as part:
+    write_bytes_atomically(tmp_path / "a.bin", b"before")
+    with pytest.raises(OSError, match="full"), write_atomically(tmp_path / "a.bin") as part:
         part.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "the disk is full")
     assert (tmp_path / "a.bin").read_bytes() == b"before"
@@ -47,12 +55,12 @@ def small_files() -> Iterator[None]:
 @pytest.mark.usefixtures("small_files")
 def test_an_error_names_the_file_that_could_not_be_written(tmp_path: Path):
     for write in (
-        lambda path: write_whole(path, bytes(20_000)),
+        lambda path: write_bytes_atomically(path, bytes(20_000)),
         lambda path: save_model(L3Net(L3NetConfig(width=2, image_size=32)), path.parent, {}),
     ):
         with pytest.raises(OSError) as caught:
             write(tmp_path / "model.safetensors")
-        assert str(tmp_path / "model.safetensors") in reason_of(caught.value)
+        assert str(tmp_path / "model.safetensors") in describe_os_error(caught.value)
         assert caught.value.errno == errno.EFBIG
         assert not list(tmp_path.iterdir())
 
@@ -61,11 +69,11 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path):
     """A process that has ended is one of another that was waited for."""
     code = "import sys; from comodal.files import *; print(temporary_name(Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"], capture_output=True, text=True, check=True)
-    left, running = Path(done.stdout.strip()), tmp_path / f".b.bin.{os.getppid()}-{files.host_mark()}.part"
+    left, running = Path(done.stdout.strip()), tmp_path / f".b.bin.{os.getppid()}-{files.hash_host_name()}.part"
     elsewhere, theirs = tmp_path / f".c.bin.1-{'0' * 4}.part", tmp_path / ".download.part"
     for path in (left, running, elsewhere, theirs):
         path.write_bytes(b"half")
-    write_whole(tmp_path / "d.bin", b"1")
+    write_bytes_atomically(tmp_path / "d.bin", b"1")
     assert sorted(tmp_path.iterdir()) == sorted([running, elsewhere, theirs, tmp_path / "d.bin"])
 
 
@@ -74,8 +82,8 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int):
     """safetensors makes files for their owner alone."""
     before = os.umask(umask)
     try:
-        write_whole(tmp_path / "a", b"1")
-        with whole(tmp_path / "b") as part:
+        write_bytes_atomically(tmp_path / "a", b"1")
+        with write_atomically(tmp_path / "b") as part:
             save_file({"x": torch.zeros(1)}, part)
     finally:
         os.umask(before)
@@ -86,20 +94,20 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int):
     "name", ["a" * 255, "a" * 251 + ".wav", "\u00e4" * 127, "\u20ac" * 83 + ".npz", "a." + "b" * 253]
 )
 def test_temporary_names_of_long_names_fit(tmp_path: Path, name: str):
-    write_whole(tmp_path / name, b"1")
-    assert len(os.fsencode(temporary_name(tmp_path / name).name)) <= NAME_BYTES
+    write_bytes_atomically(tmp_path / name, b"1")
+    assert len(os.fsencode(make_temporary_path(tmp_path / name).name)) <= MAX_NAME_BYTES
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_shortened_names_differ_and_keep_their_suffix():
     long = ["a" * 300 + ".npz", "a" * 301 + ".npz"]
-    names = [shortened(name) for name in long]
+    names = [shorten_file_name(name) for name in long]
     assert len(set(names)) == 2
-    assert all(len(name) == NAME_BYTES and name.endswith(".npz") for name in names)
-    assert shortened("a.npz") == "a.npz"
+    assert all(len(name) == MAX_NAME_BYTES and name.endswith(".npz") for name in names)
+    assert shorten_file_name("a.npz") == "a.npz"
 
 
 def test_names_that_are_not_utf8_are_kept_in_json():
     name = os.fsdecode(b"caf\xe9\n\xe2\x80\xa8.wav")
-    assert json.loads(json_line({"path": name})) == {"path": name}
-    assert json_line(name).count(b"\n") == 1
+    assert json.loads(encode_json_line({"path": name})) == {"path": name}
+    assert encode_json_line(name).count(b"\n") == 1

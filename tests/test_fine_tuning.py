@@ -12,20 +12,20 @@ from comodal.data.batch import TaskBatch
 from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
-from comodal.models.checkpoint import load_model, read_about
+from comodal.models.checkpoint import load_model, read_model_about
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, single
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    answer,
-    fitting_regions,
-    new_run,
-    one_class,
-    one_of_the_texts,
-    read_asked,
-    read_parts,
-    soft_answers,
+    build_vilbert_run,
+    compute_choice_loss,
+    compute_class_loss,
+    compute_region_loss,
+    compute_soft_answer_loss,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.text_files import read_log
 from comodal.training.run import train
@@ -43,16 +43,16 @@ def setup(tmp_path: Path) -> FineTuneConfig:
 
 
 def examples_of(setup: FineTuneConfig, count: int = 40) -> FixedExamples:
-    words = read_parts(setup).words
+    words = load_fine_tuning_data(setup).words
     texts = (QUESTION, f"{QUESTION} one two")
     return FixedExamples([
-        TaskExample(str(image), (single(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
+        TaskExample(str(image), (tokenize_text(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
         for image in range(count)
     ])  # fmt: skip
 
 
 def batches(setup: FineTuneConfig, source: FixedExamples, seed: int | None = 0, **changed: object) -> TaskDataset:
-    parts = read_parts(setup)
+    parts = load_fine_tuning_data(setup)
     given = {"max_regions": 5, "as_tokens": False, "blank": "nothing", "batch_size": 8, "seed": seed} | changed
     return TaskDataset(source, parts.store, parts.words, **given)
 
@@ -72,7 +72,7 @@ def with_targets(targets: torch.Tensor, attended: torch.Tensor | None = None) ->
 
 def test_soft_answers_sum_over_the_answers_and_count_the_score_of_the_likeliest():
     scores = torch.tensor([[0.0, 0.0], [2.0, -1.0]])
-    judged = soft_answers(scores, with_targets(torch.tensor([[1.0, 0.0], [0.3, 0.9]])))
+    judged = compute_soft_answer_loss(scores, with_targets(torch.tensor([[1.0, 0.0], [0.3, 0.9]])))
     sigmoid = 1 / (1 + np.exp([-2.0, 1.0]))
     second = -(0.3 * np.log(sigmoid[0]) + 0.7 * np.log(1 - sigmoid[0]))
     second -= 0.9 * np.log(sigmoid[1]) + 0.1 * np.log(1 - sigmoid[1])
@@ -82,7 +82,7 @@ def test_soft_answers_sum_over_the_answers_and_count_the_score_of_the_likeliest(
 
 def test_a_choice_is_a_softmax_over_the_texts_of_an_example():
     scores = torch.tensor([[0.0], [np.log(3.0)], [0.0], [0.0]], dtype=torch.float32)
-    judged = one_of_the_texts(scores, with_targets(torch.tensor([1, 0])))
+    judged = compute_choice_loss(scores, with_targets(torch.tensor([1, 0])))
     assert judged.loss.item() == pytest.approx((np.log(4 / 3) + np.log(2)) / 2, rel=1e-6)
     assert judged.accuracy.item() == 1.0
 
@@ -90,13 +90,15 @@ def test_a_choice_is_a_softmax_over_the_texts_of_an_example():
 def test_regions_that_are_not_there_do_not_count():
     scores, targets = torch.tensor([[0.0, 0.0, -10000.0]]), torch.tensor([[0.0, 0.8, 0.0]])
     attended = torch.tensor([[True, True, False]])
-    judged = fitting_regions(scores + torch.tensor([[0.0, 1e-4, 0.0]]), with_targets(targets, attended))
+    judged = compute_region_loss(scores + torch.tensor([[0.0, 1e-4, 0.0]]), with_targets(targets, attended))
     assert judged.loss.item() == pytest.approx(2 * np.log(2), rel=1e-3)
     assert judged.accuracy.item() == 1.0  # 0.8 is more than a half
 
 
 def test_one_class_is_cross_entropy():
-    judged = one_class(torch.tensor([[0.0, 0.0, np.log(2.0)]], dtype=torch.float32), with_targets(torch.tensor([2])))
+    judged = compute_class_loss(
+        torch.tensor([[0.0, 0.0, np.log(2.0)]], dtype=torch.float32), with_targets(torch.tensor([2]))
+    )
     assert judged.loss.item() == pytest.approx(np.log(2), rel=1e-6)
 
 
@@ -104,8 +106,8 @@ def test_one_class_is_cross_entropy():
 
 
 def test_an_image_stands_once_however_many_texts_meet_it(setup: FineTuneConfig):
-    words = read_parts(setup).words
-    texts = tuple(single(words, text, 36) for text in ("one", "one two", "three four five", "two"))
+    words = load_fine_tuning_data(setup).words
+    texts = tuple(tokenize_text(words, text, 36) for text in ("one", "one two", "three four five", "two"))
     examples = [TaskExample("a", texts, (3, 3, 3, 7), 0), TaskExample("b", texts, (7, 7, 2, 2), 1)]
     batch = batches(setup, FixedExamples(examples)).of(examples)
     assert batch.images.tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
@@ -131,15 +133,18 @@ def test_the_controls_show_nothing_of_what_they_blank(setup: FineTuneConfig):
     assert not pictures.regions.any() and pictures.regions.shape[1] == 1
     assert pictures.locations.unique(dim=0).tolist() == [[[0.0, 0.0, 1.0, 1.0, 1.0]]]
     texts = batches(setup, source, blank="text").batch(everything)
-    words = read_parts(setup).words
+    words = load_fine_tuning_data(setup).words
     assert texts.words.unique(dim=0).tolist() == [[words.start, words.end]]
 
 
 def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: FineTuneConfig, tmp_path: Path):
     model = run_of(setup, tmp_path / "out", steps=1)
-    asked, examples = read_asked(model, setup.regions, "nothing", 5, CPU, "colour"), examples_of(setup).examples
-    together = {answered.example.key: answered.scores for answered in answer(asked, "colour", examples)}
-    (alone,) = answer(asked, "colour", examples[5:6])
+    asked, examples = (
+        load_fine_tuned_model(model, setup.regions, "nothing", 5, CPU, "colour"),
+        examples_of(setup).examples,
+    )
+    together = {answered.example.key: answered.scores for answered in score_examples(asked, "colour", examples)}
+    (alone,) = score_examples(asked, "colour", examples[5:6])
     assert len(together) == 40
     assert_close(torch.from_numpy(together["5"]), torch.from_numpy(alone.scores), rtol=1e-4, atol=1e-5)
 
@@ -149,8 +154,8 @@ def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Fine
 
 def run_of(setup: FineTuneConfig, out: Path, steps: int | None = None) -> Path:
     def recipe() -> object:
-        parts, source = read_parts(setup), examples_of(setup)
-        run = new_run(parts, setup, HEAD, one_class, source, source, "data", {})
+        parts, source = load_fine_tuning_data(setup), examples_of(setup)
+        run = build_vilbert_run(parts, setup, HEAD, compute_class_loss, source, source, "data", {})
         return run if steps is None else replace(run, steps=steps)
 
     assert train(recipe, {}, out, device="cpu", precision="fp32") == 0
@@ -158,8 +163,8 @@ def run_of(setup: FineTuneConfig, out: Path, steps: int | None = None) -> Path:
 
 
 def share_right(setup: FineTuneConfig, model: Path, blank: str = "nothing") -> float:
-    asked = read_asked(model, setup.regions, blank, 5, CPU, "colour")
-    found = list(answer(asked, "colour", examples_of(setup).examples))
+    asked = load_fine_tuned_model(model, setup.regions, blank, 5, CPU, "colour")
+    found = list(score_examples(asked, "colour", examples_of(setup).examples))
     return float(np.mean([answered.scores.argmax() == answered.example.target for answered in found]))
 
 
@@ -179,7 +184,9 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
     contrary = FixedExamples([one._replace(target=(one.target + 1) % len(COLOURS)) for one in source.examples])
 
     def recipe(steps: int) -> object:
-        run = new_run(read_parts(setup), setup, HEAD, one_class, source, contrary, "data", {})
+        run = build_vilbert_run(
+            load_fine_tuning_data(setup), setup, HEAD, compute_class_loss, source, contrary, "data", {}
+        )
         return replace(run, steps=steps)
 
     options = {"device": "cpu", "precision": "fp32", "validate_every": 5}
@@ -190,9 +197,11 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
     lines = [line for line in read_log(whole / "metrics.jsonl") if line["split"] == "validation"]
     best = max(lines, key=lambda line: line["accuracy"])
     assert best["accuracy"] > lines[-1]["accuracy"] and best["step"] < 60
-    assert read_about(whole)["chosen"] == {"step": best["step"], "accuracy": best["accuracy"]}
-    asked = read_asked(whole, setup.regions, "nothing", 5, CPU, "colour")
-    right = [found.scores.argmax() == found.example.target for found in answer(asked, "colour", contrary.examples)]
+    assert read_model_about(whole)["chosen"] == {"step": best["step"], "accuracy": best["accuracy"]}
+    asked = load_fine_tuned_model(whole, setup.regions, "nothing", 5, CPU, "colour")
+    right = [
+        found.scores.argmax() == found.example.target for found in score_examples(asked, "colour", contrary.examples)
+    ]
     assert float(np.mean(right)) == pytest.approx(best["accuracy"])
     ours, theirs = load_model(stopped).state_dict(), load_model(whole).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -200,22 +209,30 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
 
 def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsewhere(setup: FineTuneConfig):
     pretrained = load_model(setup.model).state_dict()
-    run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
+    run = build_vilbert_run(
+        load_fine_tuning_data(setup), setup, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
+    )
     begun = run.objective.get_submodule("model.vilbert").state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in pretrained.items())
     scratch = replace(setup, start="scratch")
-    other = new_run(read_parts(scratch), scratch, HEAD, one_class, examples_of(setup), None, "data", {})
+    other = build_vilbert_run(
+        load_fine_tuning_data(scratch), scratch, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
+    )
     changed = other.objective.get_submodule("model.vilbert").state_dict()
     assert not torch.equal(changed["text_pooler.0.weight"], pretrained["text_pooler.0.weight"])
     rates = {group["share_of_rate"] for group in run.optimizer.param_groups}
     assert rates == {1.0}  # this setup's rate is above the head's own
     slow = replace(setup, learning_rate=4e-5)
-    groups = new_run(read_parts(slow), slow, HEAD, one_class, examples_of(setup), None, "data", {}).optimizer
+    groups = build_vilbert_run(
+        load_fine_tuning_data(slow), slow, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
+    ).optimizer
     assert {round(group["share_of_rate"], 6) for group in groups.param_groups} == {1.0, 0.4}
 
 
 def test_what_a_head_does_not_depend_on_is_not_trained(setup: FineTuneConfig):
-    run = new_run(read_parts(setup), setup, HEAD, one_class, examples_of(setup), None, "data", {})
+    run = build_vilbert_run(
+        load_fine_tuning_data(setup), setup, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
+    )
     model = run.objective.get_submodule("model")
     assert isinstance(model, TaskModel)
     assert not any(p.requires_grad for p in model.vilbert.region_head.parameters())
@@ -227,8 +244,8 @@ def test_what_a_head_does_not_depend_on_is_not_trained(setup: FineTuneConfig):
 
 def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: FineTuneConfig, tmp_path: Path):
     with pytest.raises(CheckpointError, match="a ViLBERT, which has no head for a task; fine-tune it with"):
-        read_asked(setup.model, setup.regions, "nothing", 5, CPU, "colour")
+        load_fine_tuned_model(setup.model, setup.regions, "nothing", 5, CPU, "colour")
     with RegionWriter(tmp_path / "others", 5) as writer:
         writer.add("1", np.ones((1, 5), np.float32), np.array([[0, 0, 9, 9]], np.float32), 10, 10)
     with pytest.raises(DataError, match=r"has regions of .* features and .* reads 8"):
-        read_parts(replace(setup, regions=tmp_path / "others"))
+        load_fine_tuning_data(replace(setup, regions=tmp_path / "others"))

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comodal.hardware import Compute
-from comodal.training.training_loop import NotFiniteError, PendingMetrics, clipped, fit, validate
+from comodal.training.training_loop import (
+    NotFiniteError,
+    PendingMetrics,
+    clip_gradients,
+    train_steps,
+    validate_objective,
+)
 
 CPU = Compute(torch.device("cpu"))
 
@@ -51,7 +57,9 @@ class Slope(nn.Module):
 
 def steps(objective: nn.Module, batches: list[Points], number: int, rate: float = 0.1, **options) -> list[dict]:
     optimizer = torch.optim.SGD(objective.parameters(), lr=123.0)  # the schedule's rate counts
-    read = fit(objective, iter(batches), optimizer, lambda step: rate * (step + 1), range(number), CPU, **options)
+    read = train_steps(
+        objective, iter(batches), optimizer, lambda step: rate * (step + 1), range(number), CPU, **options
+    )
     return list(chain.from_iterable(read))
 
 
@@ -116,7 +124,7 @@ def test_validation_weighs_samples_and_leaves_the_weights_and_the_mode_of_traini
             return {"loss": batch.x.mean() * (1 if not self.training else 100)}
 
     objective = Half()
-    assert validate(objective, [points(1.0, 2.0, 3.0), points(10.0)], CPU) == {"loss": pytest.approx(4.0)}
+    assert validate_objective(objective, [points(1.0, 2.0, 3.0), points(10.0)], CPU) == {"loss": pytest.approx(4.0)}
 
     class Mode(Distance):
         def forward(self, batch: Points) -> dict[str, Tensor]:
@@ -125,7 +133,7 @@ def test_validation_weighs_samples_and_leaves_the_weights_and_the_mode_of_traini
 
     objective, modes = Mode(), []
     optimizer = torch.optim.SGD(objective.parameters())
-    for _ in fit(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(2), CPU):
+    for _ in train_steps(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(2), CPU):
         modes.append(objective.eval())
     assert len(modes) == 2
 
@@ -146,7 +154,7 @@ def test_bf16_is_autocast():
     for precision in ("fp32", "bf16"):
         compute = Compute(torch.device("cpu"), precision)
         optimizer = torch.optim.SGD(objective.parameters())
-        list(fit(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(1), compute))
+        list(train_steps(objective, repeat(points(1.0)), optimizer, lambda _: 0.1, range(1), compute))
     assert objective.types == [torch.float32, torch.bfloat16]
     assert objective.layer.weight.dtype == torch.float32
 
@@ -156,7 +164,7 @@ def test_a_gradient_beyond_the_limit_is_scaled_down_to_it(most: float):
     """Gradients of (3, 4) and (12): together a norm of 13."""
     module = torch.nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(1)])
     module[0].grad, module[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])  # the third has none
-    assert float(clipped(module, most)) == 13
+    assert float(clip_gradients(module, most)) == 13
     share = min(1.0, most / 13)
     assert_close(module[0].grad, torch.tensor([3.0, 4.0]) * share)
     assert_close(module[1].grad, torch.tensor([12.0]) * share)

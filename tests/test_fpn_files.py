@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.convert_fpn import RENAMES, build_fpn, is_fpn, our_name
+from comodal.models.convert.convert_fpn import FPN_RENAMES, build_fpn, is_fpn_state_dict, rename_fpn_tensor
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.detectors.detector_fpn import FPN, FPNConfig
 from detector_fixtures import FIXTURES, PYRAMID
@@ -28,7 +28,7 @@ def test_every_published_name_and_shape_has_its_place_in_the_published_network()
     published = json.loads(KEYS.read_text())
     with torch.device("meta"):
         network = FPN(FPNConfig()).state_dict()
-    ours = {our_name(theirs): tuple(shape) for theirs, shape in published.items()}
+    ours = {rename_fpn_tensor(theirs): tuple(shape) for theirs, shape in published.items()}
     anchors = {name for name in ours if name and name.startswith("cell_anchors.")}
     assert None not in ours and len(ours) == len(published) == 810 and len(anchors) == 5
     assert {name: tuple(tensor.shape) for name, tensor in network.items() if name != "cell_anchors"} == {
@@ -39,8 +39,8 @@ def test_every_published_name_and_shape_has_its_place_in_the_published_network()
 
 
 def test_every_way_of_renaming_is_used(state: State):
-    used = set(map(our_name, state))
-    assert len(used) == len(state) and None not in used and len(RENAMES) == 14
+    used = set(map(rename_fpn_tensor, state))
+    assert len(used) == len(state) and None not in used and len(FPN_RENAMES) == 14
 
 
 def test_wrapped_and_saved_by_several_processes(state: State, tmp_path: Path):
@@ -48,10 +48,10 @@ def test_wrapped_and_saved_by_several_processes(state: State, tmp_path: Path):
     wrapped = {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "iteration": 3}
     torch.save(wrapped, tmp_path / "model_final.pth")
     read = read_tensors(tmp_path / "model_final.pth")
-    assert is_fpn(read)
+    assert is_fpn_state_dict(read)
     model, report = build_fpn(read, tmp_path / "model_final.pth")
     assert not report.new and not report.unused
-    assert all(torch.equal(model.state_dict()[our_name(name)], tensor) for name, tensor in state.items()
+    assert all(torch.equal(model.state_dict()[rename_fpn_tensor(name)], tensor) for name, tensor in state.items()
                if "cell_anchors" not in name)  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_a_missing_tensor_is_named(state: State, name: str, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"missing") as told:
         build_fpn(state, tmp_path / "model_final.pth")
     assert "model_final.pth" in str(told.value)
-    assert our_name(name) in str(told.value) or name in str(told.value)
+    assert rename_fpn_tensor(name) in str(told.value) or name in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_what_is_left_over_is_told(state: State, tmp_path: Path):
 
 def test_other_detectors_are_not_this_one(tmp_path: Path):
     save_file({"backbone.res2.0.conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert not is_fpn(read_tensors(tmp_path / "other.safetensors"))
+    assert not is_fpn_state_dict(read_tensors(tmp_path / "other.safetensors"))

@@ -12,16 +12,16 @@ from torchvision.ops import roi_align
 
 import test_fpn_parity
 from comodal.models.detectors import detector_boxes, detector_fpn, detector_fpn_regions
-from comodal.models.detectors.detector_boxes import LARGEST, ONES, decoded
+from comodal.models.detectors.detector_boxes import MAX_LOG_SCALE, UNIT_BOX_WEIGHTS, decode_deltas
 from comodal.models.detectors.detector_fpn import FPN, FPNBottleneck
 from detector_fixtures import PYRAMID, fpn_of
 
 Patch = pytest.MonkeyPatch
 BLOCK, CLIP, LEVELS, RED, PAD, FUSE, DILATE = (
     FPNBottleneck.__init__,
-    detector_boxes.clip,
-    detector_boxes.fpn_levels,
-    detector_boxes.blue_green_red,
+    detector_boxes.clip_boxes_to_image,
+    detector_boxes.assign_fpn_levels,
+    detector_boxes.to_centered_bgr,
     F.pad,
     detector_fpn.fuse_conv_bn_weights,
     F.interpolate,
@@ -73,14 +73,14 @@ def samples_by_size(patch: Patch) -> None:
 
 
 def levels_one_lower(patch: Patch) -> None:
-    patch.setattr(detector_fpn, "fpn_levels", lambda boxes: (LEVELS(boxes) - 1).clamp(min=2))
+    patch.setattr(detector_fpn, "assign_fpn_levels", lambda boxes: (LEVELS(boxes) - 1).clamp(min=2))
 
 
 def decoded_without_the_end(patch: Patch) -> None:
     patch.setattr(
         detector_fpn_regions,
         "decode_mask_rcnn",
-        lambda boxes, deltas: decoded(boxes, deltas, 1.0, 0.0, ONES, LARGEST),
+        lambda boxes, deltas: decode_deltas(boxes, deltas, 1.0, 0.0, UNIT_BOX_WEIGHTS, MAX_LOG_SCALE),
     )
 
 
@@ -89,18 +89,20 @@ def decoded_as_coordinates(patch: Patch) -> None:
 
 
 def clipped_at_the_size(patch: Patch) -> None:
-    patch.setattr(detector_fpn_regions, "clip", lambda boxes, right, bottom: CLIP(boxes, right + 1, bottom + 1))
+    patch.setattr(
+        detector_fpn_regions, "clip_boxes_to_image", lambda boxes, right, bottom: CLIP(boxes, right + 1, bottom + 1)
+    )
 
 
 def clipped_at_the_picture(patch: Patch) -> None:
-    see = detector_fpn_regions.see
+    see = detector_fpn_regions.compute_fpn_feature_maps
 
     def without_filling(model: FPN, picture: Tensor, rules: detector_fpn_regions.FPNPostprocessing):
         seen = see(model, picture, rules)
         height, width = (round(side * seen.scale) for side in picture.shape[:2])
         return seen._replace(height=height, width=width)
 
-    patch.setattr(test_fpn_parity, "see", without_filling)
+    patch.setattr(test_fpn_parity, "compute_fpn_feature_maps", without_filling)
 
 
 def filled_up_on_the_left(patch: Patch) -> None:
@@ -108,7 +110,7 @@ def filled_up_on_the_left(patch: Patch) -> None:
 
 
 def red_first(patch: Patch) -> None:
-    patch.setattr(detector_fpn_regions, "blue_green_red", lambda picture: RED(picture.flip(2)))
+    patch.setattr(detector_fpn_regions, "to_centered_bgr", lambda picture: RED(picture.flip(2)))
 
 
 def upsampled_smoothly(patch: Patch) -> None:

@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.detectors.detector_boxes import blue_green_red, resized, short_side_scale
-from comodal.models.detectors.detector_fpn import FPN, STRIDES, laid_out
-from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions, propose, see
+from comodal.models.detectors.detector_boxes import compute_resize_scale, resize_like_opencv, to_centered_bgr
+from comodal.models.detectors.detector_fpn import FPN, FPN_STRIDES, optimize_fpn_layout
+from comodal.models.detectors.detector_fpn_regions import (
+    FPNPostprocessing,
+    compute_fpn_feature_maps,
+    detect_fpn_regions,
+    propose_fpn_boxes,
+)
 from detector_fixtures import PYRAMID, fpn_of, fpn_rules, ids, tensors
 
 PIXELS = 1e-2
@@ -40,13 +45,13 @@ def test_there_are_fixtures():
 @torch.inference_mode()
 def stages(model: FPN, picture: torch.Tensor, rules: FPNPostprocessing) -> dict[str, torch.Tensor]:
     """All that the network computes, under the fixtures' names and in their layout."""
-    scale = short_side_scale(*picture.shape[:2], rules.size, rules.longest)
-    seen = see(model, picture, rules)
-    boxes, objectness = propose(model, seen, rules)
+    scale = compute_resize_scale(*picture.shape[:2], rules.size, rules.longest)
+    seen = compute_fpn_feature_maps(model, picture, rules)
+    boxes, objectness = propose_fpn_boxes(model, seen, rules)
     told = model.told(seen.maps, boxes)
     ours = {
         "im_scale": torch.tensor([scale], dtype=torch.float64),
-        "scaled_bgr": resized(blue_green_red(picture), scale),
+        "scaled_bgr": resize_like_opencv(to_centered_bgr(picture), scale),
         "proposals": boxes,
         "objectness": objectness,
         "pooled_first4": model.pooled(seen.maps, boxes[:4]),
@@ -56,7 +61,7 @@ def stages(model: FPN, picture: torch.Tensor, rules: FPNPostprocessing) -> dict[
         "class_probs": told.scores.softmax(1),
         "bbox_deltas": told.deltas,
     }
-    for level in range(len(STRIDES)):
+    for level in range(len(FPN_STRIDES)):
         feature_map = seen.maps[level]
         rows, columns = feature_map.shape[2:]
         scores, deltas = model.proposed(feature_map)
@@ -72,8 +77,8 @@ def compared(model: FPN, folder: Path, slack: float = 1) -> None:
     """Every number of a folder: stages, the regions that are chosen, and given boxes."""
     theirs, rules = tensors(folder, "expected"), fpn_rules(folder)
     ours = stages(model, theirs["image_rgb"], rules)
-    found = fpn_regions(model, theirs["image_rgb"], rules)
-    given = fpn_regions(model, theirs["image_rgb"], rules, theirs["gt.boxes"])
+    found = detect_fpn_regions(model, theirs["image_rgb"], rules)
+    given = detect_fpn_regions(model, theirs["image_rgb"], rules, theirs["gt.boxes"])
     assert torch.equal(found.kept, theirs["sel.keep"])
     assert torch.equal(given.boxes, theirs["gt.boxes"])
     ours |= {"sel.bbox": found.boxes, "sel.features": found.features, "sel.cls_prob": found.classes}
@@ -90,6 +95,6 @@ def test_every_stage_and_choice(folder: Path):
 
 @pytest.mark.parametrize("folder", **ids(PYRAMID))
 def test_laid_out_for_speed_it_is_the_same(folder: Path):
-    model = laid_out(copy.deepcopy(fpn_of(folder)))
+    model = optimize_fpn_layout(copy.deepcopy(fpn_of(folder)))
     assert not any(name.endswith("running_var") for name in model.state_dict())
     compared(model, folder, ROUNDED_OTHERWISE)

@@ -9,19 +9,19 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from comodal.data.batch import AudioVisualBatch
-from comodal.hardware import resolve
-from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.hardware import resolve_compute
+from comodal.models.l3net.fused_vgg import make_fast_l3net
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import AudioVisualCorrespondence
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.recipes import avc_pretraining
-from comodal.regions.backbones import Backbone, PooledRegions, l3net_maps
-from comodal.training.optimization import adam
+from comodal.regions.backbones import Backbone, PooledRegions, compute_l3net_maps
+from comodal.training.optimization import make_adam
 from comodal.training.run import train
 from comodal.training.run_log import read_log
-from comodal.training.throughput import peak_flops
-from comodal.training.training_loop import NotFiniteError, fit
+from comodal.training.throughput import estimate_peak_flops
+from comodal.training.training_loop import NotFiniteError, train_steps
 from small_world import write_world
 from test_pretraining import CONFIG
 from test_pretraining import batch as caption_batch
@@ -54,9 +54,9 @@ def test_vilbert_gives_what_it_gives_on_the_cpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embeddings_are_those_of_the_cpu(dtype: torch.dtype):
     torch.manual_seed(0)
-    model, batch = L3Net(small(8, 64)).eval(), pairs(5)
-    wanted = fast(model).embed_image(batch.image), fast(model).embed_sound(batch.sound)
-    quick = fast(model.to("cuda"), dtype)
+    model, batch = L3Net(make_small_l3net_config(8, 64)).eval(), pairs(5)
+    wanted = make_fast_l3net(model).embed_image(batch.image), make_fast_l3net(model).embed_sound(batch.sound)
+    quick = make_fast_l3net(model.to("cuda"), dtype)
     found = quick.embed_image(batch.image.cuda()).cpu(), quick.embed_sound(batch.sound.cuda()).cpu()
     for ours, theirs in zip(found, wanted, strict=True):
         assert F.cosine_similarity(ours, theirs).min() > (0.9999 if dtype == torch.float32 else 0.998)
@@ -64,12 +64,14 @@ def test_embeddings_are_those_of_the_cpu(dtype: torch.dtype):
 
 def test_regions_are_those_of_the_cpu():
     torch.manual_seed(0)
-    network, rng = L3Net(small(8, 64)).eval(), np.random.default_rng(0)
+    network, rng = L3Net(make_small_l3net_config(8, 64)).eval(), np.random.default_rng(0)
     boxes = np.array([[0, 0, 20, 30], [5, 5, 60, 60]], np.float32)
     pictures = [rng.integers(0, 256, (64, size, 3), np.uint8) for size in (64, 96, 64)]
     found = []
     for device in ("cpu", "cuda"):
-        source = PooledRegions(Backbone("L3-Net", "", lambda x: l3net_maps(network, x), 64, 8, device), 2, "all")
+        source = PooledRegions(
+            Backbone("L3-Net", "", lambda x: compute_l3net_maps(network, x), 64, 8, device), 2, "all"
+        )
         network.to(device)
         found.append(source.batch([source.scaled(picture, boxes) for picture in pictures]))
     for ours, theirs in zip(*found, strict=True):
@@ -78,11 +80,11 @@ def test_regions_are_those_of_the_cpu():
 
 def test_no_step_waits_for_the_gpu():
     """PyTorch raises where a CUDA call would wait; metrics are read after the last step alone."""
-    compute = resolve("cuda")
-    objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(compute.device)
+    compute = resolve_compute("cuda")
+    objective = AudioVisualCorrespondence(L3Net(make_small_l3net_config(8, 64))).to(compute.device)
     batches = [pairs(4, seed).pin_memory() for seed in range(6)]
-    steps = fit(
-        objective, iter(batches), adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
+    steps = train_steps(
+        objective, iter(batches), make_adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
         is_read=lambda step: allow(step == 6),
     )  # fmt: skip
     torch.cuda.set_sync_debug_mode("error")
@@ -102,12 +104,12 @@ def allow(reads: bool) -> bool:
 
 
 def test_a_loss_that_is_not_finite_is_found_late_and_names_its_samples():
-    compute = resolve("cuda", "fp32")
-    objective = AudioVisualCorrespondence(L3Net(small(8, 64))).to(compute.device)
+    compute = resolve_compute("cuda", "fp32")
+    objective = AudioVisualCorrespondence(L3Net(make_small_l3net_config(8, 64))).to(compute.device)
     batches = [pairs(4, seed) for seed in range(6)]
     batches[2].sound[1, 5] = float("nan")
-    steps = fit(
-        objective, iter(batches), adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
+    steps = train_steps(
+        objective, iter(batches), make_adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
         is_read=lambda step: step == 6,
     )  # fmt: skip
     with pytest.raises(NotFiniteError, match="at step 2 ") as caught:
@@ -130,7 +132,7 @@ def test_a_run_trains_compiled_resumes_and_tells_its_use_of_the_gpu(tmp_path: Pa
 
 
 def test_the_peak_of_this_gpu_is_more_than_it_reaches():
-    compute = resolve("cuda")
+    compute = resolve_compute("cuda")
     rows = 8192
     left = torch.randn(rows, rows, device=compute.device, dtype=compute.dtype)
     left @ left
@@ -139,4 +141,8 @@ def test_the_peak_of_this_gpu_is_more_than_it_reaches():
     left @ left
     end.record()
     torch.cuda.synchronize()
-    assert 0.2 * peak_flops(compute) < 2 * rows**3 / (start.elapsed_time(end) / 1000) < 1.05 * peak_flops(compute)
+    assert (
+        0.2 * estimate_peak_flops(compute)
+        < 2 * rows**3 / (start.elapsed_time(end) / 1000)
+        < 1.05 * estimate_peak_flops(compute)
+    )

@@ -9,8 +9,14 @@ import pytest
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.tasks.vision_language.question_answering.gqa import TASK, evaluate_gqa, question_of, read_questions, recipe
-from comodal.tasks.vision_language.question_answering.single_answer import score
+from comodal.tasks.vision_language.question_answering.gqa import (
+    GQA_TASK,
+    evaluate_gqa,
+    parse_gqa_question,
+    read_gqa_questions,
+    recipe,
+)
+from comodal.tasks.vision_language.question_answering.single_answer import score_single_answers
 from comodal.training.run import train
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
@@ -94,8 +100,10 @@ def test_the_test_gives_a_submission_that_answers_everything(store: RegionStore,
 def test_scores_worked_by_hand():
     lines = [("a", "red", "query", "attr"), ("b", "blue", "query", "rel"), ("c", "yes", "logical", "attr"),
              ("d", "yes", "compare", "attr")]  # fmt: skip
-    every = [question_of(Path("q.json"), key, entry(1, "x", said, *kinds)) for key, said, *kinds in lines]
-    found = score(TASK, every, {"a": "red", "b": "Blue", "c": "yes", "d": ""})  # answers count as they stand
+    every = [parse_gqa_question(Path("q.json"), key, entry(1, "x", said, *kinds)) for key, said, *kinds in lines]
+    found = score_single_answers(
+        GQA_TASK, every, {"a": "red", "b": "Blue", "c": "yes", "d": ""}
+    )  # answers count as they stand
     assert found["gqa.accuracy"] == found["gqa.open"] == found["gqa.binary"] == found["gqa.majority"] == 0.5
     assert found["gqa.semantic.attr"] == pytest.approx(2 / 3)
     assert (found["gqa.semantic.rel"], found["gqa.structural.logical"], found["gqa.structural.compare"]) == (0, 1, 0)
@@ -126,8 +134,8 @@ def test_a_file_that_cannot_be_used_is_told(
 def test_folders_must_have_every_question_once(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.json of questions"):
-        read_questions(tmp_path / "empty")
+        read_gqa_questions(tmp_path / "empty")
     for number in (0, 1):
         write(tmp_path / "all" / f"train_all_questions_{number}.json", questions(range(1)))
     with pytest.raises(DataError, match=r"_1\.json: question 001 is in another file"):
-        read_questions(tmp_path / "all")
+        read_gqa_questions(tmp_path / "all")

@@ -13,8 +13,8 @@ from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.extract import read_boxes
-from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding, examples_of, recipe
-from comodal.tasks.vision_language.grounding.refcoco_files import overlap, prepare_boxes, read_expressions
+from comodal.tasks.vision_language.grounding.refcoco import build_grounding_examples, evaluate_grounding, recipe
+from comodal.tasks.vision_language.grounding.refcoco_files import compute_inclusive_iou, prepare_boxes, read_expressions
 from comodal.training.run import train
 from small_tasks import COLOURS, DIM, SIDE, write_pretrained
 from vilbert_fixtures import FIXTURES
@@ -25,14 +25,14 @@ BOXES = [(10.0 * place, 0.0, 10.0 * place + 9, 50.0) for place in range(4)]
 
 def test_overlaps_and_targets_are_the_originals():
     expected = json.loads((FIXTURES / "data" / "refer_iou.json").read_text())
-    found = overlap(np.array(expected["boxes"]), tuple(expected["gt"][0]))
+    found = compute_inclusive_iou(np.array(expected["boxes"]), tuple(expected["gt"][0]))
     np.testing.assert_allclose(found, expected["iou"], rtol=1e-6)
     np.testing.assert_allclose(np.where(found < 0.5, 0, found), expected["train_target"], rtol=1e-6)
 
 
 def test_overlap_worked_by_hand():
     # pixels 0-9 and 5-14 in both directions: 25 of 100 + 100 - 25 pixels
-    assert overlap(np.array([[5.0, 5.0, 14.0, 14.0]]), (0.0, 0.0, 9.0, 9.0)) == pytest.approx(25 / 175)
+    assert compute_inclusive_iou(np.array([[5.0, 5.0, 14.0, 14.0]]), (0.0, 0.0, 9.0, 9.0)) == pytest.approx(25 / 175)
 
 
 def colour_at(image: int, place: int) -> int:
@@ -101,11 +101,18 @@ def test_a_target_is_the_overlap_of_every_row_with_the_whole_image_first(tmp_pat
     store, files = write_store(tmp_path / "regions", 1), write_references(tmp_path / "files", 1)
 
     words = WordPieceTokenizer.of_texts(SENTENCES)
-    gathered = examples_of(read_expressions(*files), "train", files[0], store, words, 20, 100)
+    gathered = build_grounding_examples(read_expressions(*files), "train", files[0], store, words, 20, 100)
     assert gathered.examples[0].target.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
     whole = 10 * 51 / (101 * 101)  # the object's pixels among those of the image, both with their last pixel
     assert gathered.overlaps["0"][0] == pytest.approx(whole)
-    assert len(examples_of(read_expressions(*files), "train", files[0], store, words, 20, 2).examples[0].target) == 3
+    assert (
+        len(
+            build_grounding_examples(read_expressions(*files), "train", files[0], store, words, 20, 2)
+            .examples[0]
+            .target
+        )
+        == 3
+    )
 
 
 def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: Path):

@@ -17,7 +17,7 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval, recipe
-from comodal.tasks.retrieval.hard_negatives import FourWayDataset, mean_features, nearest
+from comodal.tasks.retrieval.hard_negatives import FourWayDataset, compute_mean_features, find_nearest_images
 from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 
@@ -45,13 +45,13 @@ def choices_of(store: RegionStore, captions: list[tuple[Caption, int]], seed: in
 
 def test_near_images_are_those_that_scikit_learn_finds():
     features = np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32)
-    found = nearest(torch.from_numpy(features), 5)
+    found = find_nearest_images(torch.from_numpy(features), 5)
     theirs = NearestNeighbors(n_neighbors=6).fit(features).kneighbors(features, return_distance=False)[:, 1:]
     assert found.tolist() == theirs.tolist()
 
 
 def test_the_mean_feature_of_an_image_without_regions_is_nothing(store: RegionStore):
-    means = mean_features(store, np.array([3, 7]))
+    means = compute_mean_features(store, np.array([3, 7]))
     expected = store.regions(7).features.astype(np.float32).mean(0)
     np.testing.assert_allclose(means[1].numpy(), expected, rtol=1e-6)
 

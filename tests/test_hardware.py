@@ -17,14 +17,14 @@ AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 def test_auto_takes_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch):
     for native, precision in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda native=native: native)
-        assert hardware.resolve("cpu").precision == precision
-        assert hardware.resolve("cpu", "fp32").precision == "fp32"
+        assert hardware.resolve_compute("cpu").precision == precision
+        assert hardware.resolve_compute("cpu", "fp32").precision == "fp32"
 
 
 def test_explicit_bf16_without_native_support_warns_and_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hardware, "cpu_has_native_bf16", lambda: False)
     with pytest.warns(UserWarning, match="bf16 is not native"):
-        assert hardware.resolve("cpu", "bf16").precision == "bf16"
+        assert hardware.resolve_compute("cpu", "bf16").precision == "bf16"
 
 
 @pytest.mark.parametrize(("flag", "seconds", "native"), [(True, 2.0, True), (True, 20.0, False), (False, 2.0, False)])
@@ -33,7 +33,7 @@ def test_a_flag_that_stands_for_emulation_is_not_believed(
 ):
     """bf16 takes `seconds`, fp32 four."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: flag, raising=False)
-    monkeypatch.setattr(hardware, "seconds_of_product", lambda dtype: seconds if dtype == torch.bfloat16 else 4.0)
+    monkeypatch.setattr(hardware, "time_matrix_product", lambda dtype: seconds if dtype == torch.bfloat16 else 4.0)
     assert hardware.cpu_has_native_bf16.__wrapped__() is native
 
 
@@ -69,7 +69,7 @@ def test_cuda_without_native_bf16_takes_fp32_with_tf32(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(hardware, "find_device", lambda _: torch.device("cuda"))
     try:
-        assert hardware.resolve().precision == "fp32"
+        assert hardware.resolve_compute().precision == "fp32"
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.benchmark
     finally:
         torch.set_float32_matmul_precision(before[0])
@@ -78,11 +78,11 @@ def test_cuda_without_native_bf16_takes_fp32_with_tf32(monkeypatch: pytest.Monke
 
 
 def test_threads_are_given_set_or_idle(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hardware, "num_cores", lambda: 8)
-    monkeypatch.setattr(hardware, "busy_cores", lambda: 2.6)
+    monkeypatch.setattr(hardware, "count_cores", lambda: 8)
+    monkeypatch.setattr(hardware, "count_busy_cores", lambda: 2.6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert hardware.resolve_threads() == 5 and hardware.resolve_threads(3) == 3
-    monkeypatch.setattr(hardware, "busy_cores", lambda: 9.0)
+    monkeypatch.setattr(hardware, "count_busy_cores", lambda: 9.0)
     assert hardware.resolve_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert hardware.resolve_threads() == torch.get_num_threads()
@@ -103,7 +103,7 @@ def test_env_tells_what_is_used_and_why(capsys: pytest.CaptureFixture[str]):
     assert main(["env"]) == 0
     out = capsys.readouterr().out
     assert "precision" in out and found["why"]["precision"] in out
-    assert found["instruction_set"] in environment.summary() or torch.cuda.is_available()
+    assert found["instruction_set"] in environment.summarize_environment() or torch.cuda.is_available()
 
 
 def test_restricted_to_avx2_nothing_is_native_and_fp32_is_fused():
@@ -130,11 +130,11 @@ def test_openmp_spins_little_unless_the_user_says_otherwise(given: dict[str, str
 def test_loader_workers_are_two_for_a_cpu_and_shared_out_among_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for cores, processes, workers in ((64, 8, 7), (64, 1, 16), (16, 1, 15), (2, 1, 2)):
-        monkeypatch.setattr(hardware, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(hardware, "count_cores", lambda cores=cores: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert hardware.loader_workers("auto", gpu) == workers
-        assert hardware.loader_workers("auto", cpu) == 2
-        assert hardware.loader_workers(5, gpu) == 5
+        assert hardware.resolve_loader_workers("auto", gpu) == workers
+        assert hardware.resolve_loader_workers("auto", cpu) == 2
+        assert hardware.resolve_loader_workers(5, gpu) == 5
 
 
 def test_a_gpu_infers_in_batches_of_hundreds():
@@ -158,8 +158,8 @@ def test_wide_convolutions_are_contiguous_on_a_cpu_with_avx2_alone(
     filters: int,
     expected: str,
 ):
-    monkeypatch.setattr(hardware, "instruction_set", lambda: instructions)
+    monkeypatch.setattr(hardware, "get_instruction_set", lambda: instructions)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, filters, 3))
     compute = hardware.Compute(torch.device("cpu"), precision)
-    assert hardware.training_layout(compute, network) == expected
-    assert hardware.training_layout(hardware.Compute(torch.device("cuda"), "fp32"), network) == "channels_last"
+    assert hardware.choose_training_layout(compute, network) == expected
+    assert hardware.choose_training_layout(hardware.Compute(torch.device("cuda"), "fp32"), network) == "channels_last"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from comodal.errors import CheckpointError
-from comodal.hear import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model, windows_of
+from comodal.hear import HearModel, cut_centered_windows, get_scene_embeddings, get_timestamp_embeddings, load_model
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, openl3, small
+from comodal.models.l3net.l3net import L3Net, load_l3net, make_openl3_config, make_small_l3net_config
 
 RATE = 48_000
 
@@ -18,7 +18,7 @@ RATE = 48_000
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_model(L3Net(small(2, 32)), path / "model", {})
+    save_model(L3Net(make_small_l3net_config(2, 32)), path / "model", {})
     return path
 
 
@@ -73,7 +73,7 @@ def test_sounds_shorter_than_a_window_and_silence(model: HearModel):
 
 def test_where_silence_is_hidden_it_does_not_count_in_a_scene(tmp_path: Path):
     about = {"representation": "linear", "front_end": "kapre014", "towers": ["sound"], "files": ["x"]}
-    save_model(L3Net(dataclasses.replace(openl3("linear"), width=1)), tmp_path, {"openl3": about})
+    save_model(L3Net(dataclasses.replace(make_openl3_config("linear"), width=1)), tmp_path, {"openl3": about})
     model, sound = load_model(str(tmp_path)), noise(1, 1.0)
     followed = torch.cat([sound, torch.zeros(1, 4 * RATE)], 1)
     # Windows with the sound in them stand at 0, 250, ..., 1250 ms (of the last, the last quarter of a second).
@@ -83,14 +83,14 @@ def test_where_silence_is_hidden_it_does_not_count_in_a_scene(tmp_path: Path):
 
 def test_what_is_wrong_is_said(model: HearModel, tmp_path: Path):
     with pytest.raises(ValueError, match=r"sounds as \(sounds, samples\); these are \(48000,\)"):
-        windows_of(torch.zeros(RATE), model, 2400)
+        cut_centered_windows(torch.zeros(RATE), model, 2400)
     with pytest.raises(ValueError, match=r"these are \(1, 0\)"):
         get_scene_embeddings(torch.zeros(1, 0), model)
     with pytest.raises(CheckpointError, match="no model here"):
         load_model(str(tmp_path))
     with pytest.raises(CheckpointError, match="give the run folder"):
         load_model()
-    slow = dataclasses.replace(small(1, 32).spectrogram, sample_rate=8_000)
-    save_model(L3Net(dataclasses.replace(small(1, 32), spectrogram=slow)), tmp_path, {})
+    slow = dataclasses.replace(make_small_l3net_config(1, 32).spectrogram, sample_rate=8_000)
+    save_model(L3Net(dataclasses.replace(make_small_l3net_config(1, 32), spectrogram=slow)), tmp_path, {})
     with pytest.raises(CheckpointError, match="hears 8000 Hz; HEAR has 16000"):
         load_model(str(tmp_path))

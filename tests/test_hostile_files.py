@@ -19,7 +19,7 @@ from comodal.data.numpy_files import read_npz
 from comodal.data.regions.feature_files import read_records
 from comodal.data.regions.safe_unpickler import load_npy
 from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.inference.openl3_files import read_openl3
+from comodal.inference.openl3_files import read_openl3_weights
 from comodal.media.image import read_image
 from comodal.models.convert import caffemodel
 from comodal.models.convert.caffemodel import read_caffemodel
@@ -89,7 +89,7 @@ def test_hdf5_that_names_other_files_is_refused_at_once(tmp_path: Path, make: Ca
     with pytest.raises(DataError, match=r"features.h5: refused"):
         list(read_records(path, "hdf5"))
     with pytest.raises(CheckpointError, match=r"features.h5: refused"):
-        read_openl3(path)
+        read_openl3_weights(path)
 
 
 def test_hdf5_without_other_files_is_read(tmp_path: Path):
@@ -134,7 +134,7 @@ def test_arrays_take_no_more_memory_than_their_file(tmp_path: Path):
 
 
 def test_an_npz_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(numpy_files, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(numpy_files, "MAX_ARRAY_BYTES", 10**6)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("embedding.npy", npy_header((2 * 10**6,), "|u1") + bytes(2 * 10**6))
     with pytest.raises(DataError, match=r"a.npz.*unpacks to"):
@@ -174,7 +174,7 @@ def field(number: int, data: bytes) -> bytes:
     ],
 )
 def test_a_caffemodel_is_bounded(tmp_path: Path, layer: bytes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(caffemodel, "MOST_FIELDS", 2_000)
+    monkeypatch.setattr(caffemodel, "MAX_CAFFE_FIELDS", 2_000)
     (tmp_path / "a.caffemodel").write_bytes(field(100, layer))
     with pytest.raises(CheckpointError, match=r"a.caffemodel"):
         read_caffemodel(tmp_path / "a.caffemodel")

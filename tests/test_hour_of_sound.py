@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import PAPER, L3Net
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net
 
 RATE, SECONDS = 44_100, 3600
 CODE = (
@@ -37,7 +37,7 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("width", "hop_seconds"), [(64, 2.0), (1, 0.1)], ids=["the paper's network", "every 100 ms"])
 def test_an_hour_of_sound_takes_less_than_a_gigabyte(hour: Path, tmp_path: Path, width: int, hop_seconds: float):
     torch.manual_seed(0)
-    save_model(L3Net(dataclasses.replace(PAPER, width=width)), tmp_path / "model", {})
+    save_model(L3Net(dataclasses.replace(PAPER_L3NET_CONFIG, width=width)), tmp_path / "model", {})
     words = ["embed", "audio", hour, "--model", tmp_path / "model", "--out", tmp_path, "--hop_seconds", hop_seconds]
     command = [sys.executable, "-c", CODE, *map(str, words), "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

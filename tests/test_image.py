@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.image import centre_crop, decode_jpeg, encode_jpeg, encode_jpeg_planes, read_image, resize_short_side
+from comodal.media.image import (
+    crop_image_center,
+    decode_jpeg,
+    encode_jpeg,
+    encode_jpeg_planes,
+    read_image,
+    resize_short_side,
+)
 
 
 @pytest.fixture
@@ -166,6 +173,6 @@ def test_shrinking_keeps_the_mean_of_fine_stripes():
 
 
 def test_the_centre_is_cut_out(picture: np.ndarray):
-    assert np.array_equal(centre_crop(picture, 20), picture[20:40, 30:50])
+    assert np.array_equal(crop_image_center(picture, 20), picture[20:40, 30:50])
     with pytest.raises(ValueError, match="cannot be cut"):
-        centre_crop(picture, 61)
+        crop_image_center(picture, 61)

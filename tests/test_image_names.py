@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched
+from comodal.data.captions.caption_matching import match_captions
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.data.sources.file_batches import EmbeddingRows, FileJob, is_done, write_rows
-from comodal.files import stamp_of
+from comodal.data.sources.file_batches import EmbeddingRows, FileJob, is_job_done, write_embedding_rows
+from comodal.files import fingerprint_file
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.regions.image_list import images_of
+from comodal.regions.image_list import list_images
 from comodal.tasks.vision_language.image_rows import ImageRows
 
 
@@ -44,7 +44,7 @@ def test_captions_of_coco_find_cocos_images(tmp_path: Path, order: int):
     annotations = [{"id": number, "image_id": number, "caption": "a dog"} for number in numbers]
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     names = [*(str(number) for number in numbers), *(f"COCO_val2014_{number:012d}" for number in range(1, 11))][::order]
-    found = matched(read_captions(tmp_path / "captions.json"), names)
+    found = match_captions(read_captions(tmp_path / "captions.json"), names)
     assert {names[row] for _, row in found.pairs} == {f"COCO_val2014_{number:012d}" for number in range(1, 11)}
     assert len(found.unmatched) == 10
 
@@ -55,32 +55,32 @@ def test_image_0_is_an_image(tmp_path: Path, name: str):
     (tmp_path / "captions.jsonl").write_text(lines)
     read = read_captions(tmp_path / "captions.jsonl")
     assert len(read) == 3 and not read.refused
-    assert [row for _, row in matched(read, ["0", "1", "2"]).pairs] == [0, 1, 2]
+    assert [row for _, row in match_captions(read, ["0", "1", "2"]).pairs] == [0, 1, 2]
 
 
 def test_a_file_that_was_replaced_under_its_name_is_another(tmp_path: Path):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.bmp")
-    before, listed = stamp_of(tmp_path / "a.bmp"), images_of(tmp_path).fingerprint(tmp_path)
+    before, listed = fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).fingerprint(tmp_path)
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.bmp")
-    assert (stamp_of(tmp_path / "a.bmp"), images_of(tmp_path).fingerprint(tmp_path)) == (before, listed)
+    assert (fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).fingerprint(tmp_path)) == (before, listed)
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "a.bmp")  # as many bytes
-    assert stamp_of(tmp_path / "a.bmp") != before
-    assert images_of(tmp_path).fingerprint(tmp_path) != listed
+    assert fingerprint_file(tmp_path / "a.bmp") != before
+    assert list_images(tmp_path).fingerprint(tmp_path) != listed
 
 
 def test_a_result_is_done_for_the_file_that_it_was_made_from(tmp_path: Path):
     source, result = tmp_path / "a.wav", tmp_path / "a.npz"
     source.write_bytes(b"first")
     job = FileJob(source, (result,))
-    assert not is_done(job)
-    write_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))], {"made": "by"}, source)
-    assert is_done(job)
+    assert not is_job_done(job)
+    write_embedding_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))], {"made": "by"}, source)
+    assert is_job_done(job)
     with np.load(result) as arrays:
         assert arrays["embedding"].shape == (2, 3)
     source.write_bytes(b"other")
-    assert not is_done(job)
-    write_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))])
-    assert is_done(job)  # a result that does not say what it was made from is kept
+    assert not is_job_done(job)
+    write_embedding_rows(result, [EmbeddingRows(np.ones((2, 3), np.float32), np.arange(2.0))])
+    assert is_job_done(job)  # a result that does not say what it was made from is kept
 
 
 def test_very_long_texts_are_cut_before_they_are_read():

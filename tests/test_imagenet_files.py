@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from comodal.errors import DataError
-from comodal.tasks.image.imagenet_files import WITHOUT_CLASS, read_pictures
+from comodal.tasks.image.imagenet_files import REASON_UNTRAINED_CLASS, read_labeled_images
 
 # The devkit's first four classes; by their names the tench would come first.
 KIT_FOX, SETTER, HUSKY, TENCH = "n02119789", "n02100735", "n02110185", "n01440764"
@@ -42,7 +42,7 @@ def write_devkit(folder: Path, numbers: str) -> Path:
 
 
 def classes_of(root: Path) -> list[str]:
-    return [item.category for item in read_pictures(root).items if item.test]
+    return [item.category for item in read_labeled_images(root).items if item.test]
 
 
 def test_kaggles_layout(tmp_path: Path):
@@ -54,7 +54,7 @@ def test_kaggles_layout(tmp_path: Path):
         f"ILSVRC2012_val_00000001,{HUSKY} 1 2 3 4 {HUSKY} 5 6 7 8 \n"
     )
     (tmp_path / "LOC_synset_mapping.txt").write_text(f"{TENCH} tench, Tinca tinca\n{HUSKY} Siberian husky\n")
-    pictures = read_pictures(tmp_path)
+    pictures = read_labeled_images(tmp_path)
     assert [(item.path.stem[-1], item.category) for item in pictures.items if item.test] == [("1", HUSKY), ("2", TENCH)]
     assert sum(not item.test for item in pictures.items) == 4
     assert pictures.names == {TENCH: "tench", HUSKY: "Siberian husky"}
@@ -68,7 +68,7 @@ def test_the_devkits_numbers_are_not_the_order_of_the_names(tmp_path: Path):
     plant(tmp_path, "ILSVRC2012_img_train", "ILSVRC2012_img_val")
     write_devkit(tmp_path / "ILSVRC2012_devkit_t12" / "data", "449\n1\n2\n3\n")
     assert classes_of(tmp_path) == [TENCH, KIT_FOX, SETTER, HUSKY]
-    assert read_pictures(tmp_path).names[TENCH] == f"words of {TENCH}"
+    assert read_labeled_images(tmp_path).names[TENCH] == f"words of {TENCH}"
 
 
 def test_the_list_of_later_devkits(tmp_path: Path):
@@ -77,7 +77,7 @@ def test_the_list_of_later_devkits(tmp_path: Path):
     folder.mkdir(parents=True)
     (folder / "ILSVRC2015_clsloc_validation_ground_truth.txt").write_text("3\n1\n")
     with pytest.raises(DataError, match=r"neither meta\.mat nor map_clsloc\.txt is beside it"):
-        read_pictures(tmp_path)
+        read_labeled_images(tmp_path)
     (folder / "map_clsloc.txt").write_text(
         f"{KIT_FOX} 1 kit_fox\n{SETTER} 2 English_setter\n{HUSKY} 3 Siberian_husky\n"
     )
@@ -95,18 +95,18 @@ def test_class_folders_and_a_part_of_the_classes(tmp_path: Path):
         picture(tmp_path / "some" / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
     write_devkit(tmp_path / "some" / "ILSVRC2012_devkit_t12", "449\n1\n3\n3\n")
     with pytest.raises(DataError, match=r"val: 1 of 3 labelled pictures are missing, the first is .*_val_00000004"):
-        read_pictures(tmp_path / "some")
+        read_labeled_images(tmp_path / "some")
     write_devkit(tmp_path / "some" / "ILSVRC2012_devkit_t12", "449\n1\n3\n1\n")  # of no class that is there
-    pictures = read_pictures(tmp_path / "some")
+    pictures = read_labeled_images(tmp_path / "some")
     assert [item.category for item in pictures.items if item.test] == [TENCH, HUSKY]
-    assert pictures.left_out == {WITHOUT_CLASS: 1}
+    assert pictures.left_out == {REASON_UNTRAINED_CLASS: 1}
 
 
 def test_an_image_folder_is_read_as_before(tmp_path: Path):
     for side in ("train", "validation"):
         for kind in "ab":
             picture(tmp_path / side / kind / "1.jpg")
-    pictures = read_pictures(tmp_path)
+    pictures = read_labeled_images(tmp_path)
     assert (pictures.split, pictures.imagenet, len(pictures.items)) == ("validation", False, 4)
 
 
@@ -128,9 +128,9 @@ def test_damaged_label_files_are_told(tmp_path: Path, name: str, text: str, sent
         write_devkit(tmp_path, "1\n2\n3\n449\n")
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=sentence):
-        read_pictures(tmp_path)
+        read_labeled_images(tmp_path)
 
 
 def test_pictures_without_labels_are_told(tmp_path: Path):
     with pytest.raises(DataError, match=r"no class folders; LOC_val_solution\.csv or ILSVRC2012_devkit_t12 must be in"):
-        read_pictures(plant(tmp_path))
+        read_labeled_images(plant(tmp_path))

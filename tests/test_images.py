@@ -11,9 +11,9 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.tasks.evaluation.class_folders import read_tree
-from comodal.tasks.image.image_features import plain_pixels
-from comodal.tasks.image.imagenet_files import SUFFIXES
+from comodal.tasks.evaluation.class_folders import list_labeled_files
+from comodal.tasks.image.image_features import downsample_pixels
+from comodal.tasks.image.imagenet_files import IMAGENET_SUFFIXES
 from comodal.tasks.image.linear_classification import evaluate_images
 
 
@@ -52,10 +52,10 @@ def test_stripes_are_told_apart_by_convolutions_and_not_by_pixels(tmp_path: Path
 
 def test_the_middle_of_a_folder_without_a_test_is_split_by_names(tmp_path: Path):
     write_images(tmp_path, 60, 0)
-    before = {item.name: item.test for item in read_tree(tmp_path, SUFFIXES)}
+    before = {item.name: item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
     assert 0.1 < np.mean(list(before.values())) < 0.3
     (tmp_path / "vertical" / "0.png").unlink()
-    after = {item.name: item.test for item in read_tree(tmp_path, SUFFIXES)}
+    after = {item.name: item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
     assert after == {name: test for name, test in before.items() if name != "vertical/0.png"}
 
 
@@ -63,21 +63,21 @@ def test_the_middle_of_a_folder_without_a_test_is_split_by_names(tmp_path: Path)
 def test_the_test_folder_may_have_several_names(tmp_path: Path, name: str):
     write_images(tmp_path / "train", 2, 0)
     write_images(tmp_path / name, 1, 1)
-    assert [item.test for item in read_tree(tmp_path, SUFFIXES)] == [False] * 4 + [True] * 2
+    assert [item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)] == [False] * 4 + [True] * 2
 
 
 def test_wrong_trees_are_told(tmp_path: Path):
     with pytest.raises(DataError, match="no such folder"):
-        read_tree(tmp_path / "nowhere", SUFFIXES)
+        list_labeled_files(tmp_path / "nowhere", IMAGENET_SUFFIXES)
     with pytest.raises(DataError, match="0 class folders"):
-        read_tree(tmp_path, SUFFIXES)
+        list_labeled_files(tmp_path, IMAGENET_SUFFIXES)
     write_images(tmp_path / "train", 2, 0)
     with pytest.raises(DataError, match="none of test/, val/, validation/"):
-        read_tree(tmp_path, SUFFIXES)
+        list_labeled_files(tmp_path, IMAGENET_SUFFIXES)
     write_images(tmp_path / "test", 1, 1)
     (tmp_path / "test" / "vertical").rename(tmp_path / "test" / "oblique")
     with pytest.raises(DataError, match="class 'oblique' is tested"):
-        read_tree(tmp_path, SUFFIXES)
+        list_labeled_files(tmp_path, IMAGENET_SUFFIXES)
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path, model: Path):
@@ -117,7 +117,7 @@ def test_pictures_that_cannot_be_read_are_left_out_named_and_counted(
 def test_plain_pixels_are_means_of_blocks():
     square = np.zeros((64, 64, 3), np.uint8)
     square[:2, :2] = [255, 51, 0]
-    row = plain_pixels(square)
+    row = downsample_pixels(square)
     assert row.shape == (3072,)
     assert torch.allclose(row[:6], torch.tensor([1.0, 0.2, 0.0, 0.0, 0.0, 0.0]), atol=1e-6)
 

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.l3net import small as small_l3net
+from comodal.models.l3net.l3net import make_small_l3net_config as small_l3net
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, meetings
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, make_co_attention_schedule
 from comodal.tasks.convert_vilbert_files import convert
 
 STREAM = StreamConfig(dim=16, layers=4, heads=2, intermediate=24)
 TINY = ViLBERTConfig(
     vocabulary=50, positions=12, text=STREAM, vision=StreamConfig(16, 2, 2, 24), joint_dim=16, joint_heads=2,
-    schedule=meetings(4, 2), region_features=8, region_targets=8,
+    schedule=make_co_attention_schedule(4, 2), region_features=8, region_targets=8,
 )  # fmt: skip
 BERT = {
     "model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
@@ -62,17 +62,17 @@ def write_bert(folder: Path, state: dict[str, Tensor], **changes: object) -> Pat
 
 def test_a_whole_bert_leaves_poolers_heads_and_co_attention_new(tmp_path: Path):
     bert = write_bert(tmp_path / "bert", bert_state())
-    filled = fill_from_bert(ViLBERT(config_for_bert(bert, TINY)), bert)
+    filled = load_bert_weights(ViLBERT(derive_config_from_bert(bert, TINY)), bert)
     assert not [name for name in filled.new if name.startswith(("text_layers", "text_embeddings"))]
     assert [name for name in filled.new if name.startswith("co_layers")]
 
 
 def test_layers_that_the_file_does_not_have_are_named(tmp_path: Path):
     bert = write_bert(tmp_path / "bert", bert_state(), num_hidden_layers=6)
-    model = ViLBERT(config_for_bert(bert, TINY))
+    model = ViLBERT(derive_config_from_bert(bert, TINY))
     with pytest.raises(CheckpointError, match=r"bert: bert\.encoder\.layer\.4\.\S+ and 31 more of the encoder"):
-        fill_from_bert(model, bert)
-    new = fill_from_bert(model, bert, allow_missing=True).new
+        load_bert_weights(model, bert)
+    new = load_bert_weights(model, bert, allow_missing=True).new
     assert len([name for name in new if name.startswith("text_layers")]) == 32
 
 
@@ -82,7 +82,7 @@ def test_one_tensor_that_is_missing_is_named(tmp_path: Path, name: str):
     del state[name]
     bert = write_bert(tmp_path / "bert", state)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.") + " of the encoder is not in the file"):
-        fill_from_bert(ViLBERT(config_for_bert(bert, TINY)), bert)
+        load_bert_weights(ViLBERT(derive_config_from_bert(bert, TINY)), bert)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, change: Callable[
     name = "bert.encoder.layer.2.intermediate.dense.weight"
     bert = write_bert(tmp_path / "bert", bert_state() | {name: change(bert_state()[name])})
     with pytest.raises(CheckpointError, match=rf"{name} .*{said}"):
-        fill_from_bert(ViLBERT(config_for_bert(bert, TINY)), bert)
+        load_bert_weights(ViLBERT(derive_config_from_bert(bert, TINY)), bert)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
@@ -116,7 +116,7 @@ def test_a_model_in_several_files_is_read_by_its_index(tmp_path: Path, ending: s
     assert read.keys() == set(state)
     assert all(torch.equal(read[name], state[name]) for name in state)
     (tmp_path / "config.json").write_text(json.dumps(BERT))
-    assert fill_from_bert(ViLBERT(config_for_bert(tmp_path, TINY)), tmp_path).filled
+    assert load_bert_weights(ViLBERT(derive_config_from_bert(tmp_path, TINY)), tmp_path).filled
     (tmp_path / places["bert.embeddings.LayerNorm.bias"]).unlink()
     with pytest.raises(CheckpointError, match="of-00002"):
         read_tensors(tmp_path)
@@ -188,7 +188,7 @@ def test_a_stream_that_is_not_of_the_weights_builds_nothing(tmp_path: Path, chan
 def test_a_bert_of_another_size_builds_nothing(tmp_path: Path, change: dict[str, object]):
     bert = write_bert(tmp_path / "bert", bert_state(), **change)
     with pytest.raises(CheckpointError, match=r"bert[^\n]*\Z"):
-        config_for_bert(bert, TINY)
+        derive_config_from_bert(bert, TINY)
 
 
 def test_integers_are_no_weights(tmp_path: Path):

@@ -8,15 +8,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from comodal.models.l3net import fused_vgg
-from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, L3NetConfig, openl3, small
+from comodal.models.l3net.fused_vgg import make_fast_l3net
+from comodal.models.l3net.l3net import (
+    L3EMBEDDING_L3NET_CONFIG,
+    PAPER_L3NET_CONFIG,
+    L3Net,
+    L3NetConfig,
+    make_openl3_config,
+    make_small_l3net_config,
+)
 
 NARROW = {
-    "paper": dataclasses.replace(PAPER, width=8),
-    "l3embedding": dataclasses.replace(L3EMBEDDING, width=8),
-    "openl3 linear": dataclasses.replace(openl3("linear"), width=8),
-    "openl3 mel128": dataclasses.replace(openl3("mel128"), width=8),
-    "small": small(8, 28),
+    "paper": dataclasses.replace(PAPER_L3NET_CONFIG, width=8),
+    "l3embedding": dataclasses.replace(L3EMBEDDING_L3NET_CONFIG, width=8),
+    "openl3 linear": dataclasses.replace(make_openl3_config("linear"), width=8),
+    "openl3 mel128": dataclasses.replace(make_openl3_config("mel128"), width=8),
+    "small": make_small_l3net_config(8, 28),
 }
 
 
@@ -38,7 +45,7 @@ def both(config: L3NetConfig, dtype: torch.dtype) -> list[tuple[torch.Tensor, to
     model = trained(config)
     image = torch.randint(0, 256, (5, 3, config.image_size, config.image_size), dtype=torch.uint8)
     sound = torch.randn(5, 48_000) * torch.logspace(-3, 0, 5).unsqueeze(1)
-    quick = fast(model, dtype)
+    quick = make_fast_l3net(model, dtype)
     with torch.inference_mode():
         return [
             (model.embed_image(image), quick.embed_image(image)),
@@ -55,7 +62,7 @@ def test_in_float32_only_the_rounding_differs(config: L3NetConfig):
 
 def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
     model = trained(NARROW["paper"])
-    quick = fast(model)
+    quick = make_fast_l3net(model)
     shapes = [(2, 64), (1, 64), (4, 64), (3, 48), (2, 40), (1, 72), (2, 64)]
     for batch, side in shapes:
         image = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
@@ -63,7 +70,7 @@ def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
             plain = model.image_tower(model.normalised(image))
         assert (plain - quick.image_map(image)).norm() / plain.norm() < 1e-5
     for layer in quick._image_tower.layers.values():
-        assert len(layer.packings) == (fused_vgg.PACKINGS if layer.fused else 0)
+        assert len(layer.packings) == (fused_vgg.MAX_PACKED_SHAPES if layer.fused else 0)
 
 
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)
@@ -83,7 +90,7 @@ def test_without_the_private_operations_it_is_the_same(dtype: torch.dtype, monke
 def test_it_keeps_the_weights_of_its_moment():
     model = trained(NARROW["small"])
     image = torch.randint(0, 256, (1, 3, 28, 28), dtype=torch.uint8)
-    quick = fast(model, torch.float32)
+    quick = make_fast_l3net(model, torch.float32)
     before = quick.embed_image(image)
     nn.init.zeros_(model.image_tower.layers["conv4_2"].convolution.weight)
     assert torch.equal(quick.embed_image(image), before)

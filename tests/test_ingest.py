@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from comodal.data.output_folder import only_one
+from comodal.data.output_folder import lock_output_folder
 from comodal.data.shards import shard_runner as making
-from comodal.data.shards.ingest import plan_videos, prepare_videos, sample_of, unique_keys
+from comodal.data.shards.ingest import make_shard_sample, make_unique_keys, plan_videos, prepare_videos
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.shards.shard_report import describe_shards
 from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
@@ -189,7 +189,7 @@ def test_other_options_or_files_on_the_same_folder_are_refused(videos, prepared,
 
 
 def test_two_commands_cannot_fill_one_folder(videos, prepared):
-    with only_one(prepared), pytest.raises(DataError, match="another command is writing"):
+    with lock_output_folder(prepared), pytest.raises(DataError, match="another command is writing"):
         prepare_videos(videos, prepared, **SMALL)
 
 
@@ -253,11 +253,11 @@ def test_a_backend_that_is_not_installed_names_its_extra(videos, tmp_path, monke
 def test_keys_are_fit_for_tar_and_unique():
     names = ["a/b.c.mp4", "a/b c.mp4", "a/b c.mkv", "日本/猫.mp4", "x" * 300 + ".mp4"]
     sources = [VideoSource(name, name.rsplit(".", 1)[0], name) for name in names]
-    keys = [source.key for source in unique_keys(sources)]
+    keys = [source.key for source in make_unique_keys(sources)]
     assert len(set(keys)) == len(keys)
     assert keys[3] == "日本_猫"
     assert all(len(key.encode()) <= 130 and not set(key) & set("./ \n") for key in keys)
-    assert [source.key for source in unique_keys(sources[:1])] == ["a_b_c"]
+    assert [source.key for source in make_unique_keys(sources[:1])] == ["a_b_c"]
 
 
 OPTIONS = {"limit": None, "split": "own", "validation": 0.0, "test": 0.0, "videos_per_shard": 2}
@@ -347,14 +347,14 @@ def test_impossible_numbers_are_refused(videos, tmp_path, wrong):
 def test_the_sound_begins_at_time_zero_when_that_of_the_file_begins_late():
     frame = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     clip = Clip([frame] * 3, [0.0, 1.0, 2.0], np.full(20, 0.5, np.float32), 10, 0.5, 2.0)
-    sample = sample_of(VideoSource("a.mp4", "a", "a"), clip)
+    sample = make_shard_sample(VideoSource("a.mp4", "a", "a"), clip)
     sound, _ = decode_flac(sample.members["flac"])
     assert sound.tolist() == [0.0] * 5 + [0.5] * 15
     assert sample.record["frame_seconds"] == [0.0, 1.0]
 
 
 def test_workers_that_keep_dying_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(making, "kills", lambda *_: False)
+    monkeypatch.setattr(making, "is_crashing_item", lambda *_: False)
     plan = RunPlan("things", {}, plan_shards({"train": [Thing("t", "kills")]}, 4), ())
     with pytest.raises(DataError, match="workers keep dying"):
         make_shards(plan, read_or_die, tmp_path / "out", workers=1, backend="loky")

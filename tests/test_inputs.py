@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.user_inputs import as_image, as_images, as_paths, as_sound
+from comodal.media.user_inputs import to_paths, to_rgb_array, to_rgb_arrays, to_waveform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 CHANNELS = np.random.default_rng(1).uniform(-0.9, 0.9, (500, 2))
@@ -31,14 +31,14 @@ def test_an_image_is_the_same_in_every_form(picture: Path):
     forms = [picture, str(picture), Image.fromarray(PIXELS), PIXELS, torch.from_numpy(PIXELS).permute(2, 0, 1)]
     forms.append(np.dstack([PIXELS, np.full((6, 9), 255, np.uint8)]))  # opaque
     for form in forms:
-        assert np.array_equal(as_image(form), PIXELS)
+        assert np.array_equal(to_rgb_array(form), PIXELS)
 
 
 def test_gray_images_become_rgb_and_transparent_ones_black():
     gray = PIXELS[:, :, 0]
     for form in (gray, gray[:, :, None], torch.from_numpy(gray)[None], Image.fromarray(gray)):
-        assert np.array_equal(as_image(form), np.dstack([gray] * 3))
-    assert not as_image(np.dstack([PIXELS, np.zeros((6, 9), np.uint8)])).any()
+        assert np.array_equal(to_rgb_array(form), np.dstack([gray] * 3))
+    assert not to_rgb_array(np.dstack([PIXELS, np.zeros((6, 9), np.uint8)])).any()
 
 
 def test_a_pil_image_is_turned_as_its_file_would_be(tmp_path: Path):
@@ -46,15 +46,15 @@ def test_a_pil_image_is_turned_as_its_file_would_be(tmp_path: Path):
     exif[0x0112] = 6  # a quarter turn
     Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as image:
-        assert np.array_equal(as_image(image), np.rot90(PIXELS, -1))
-    assert np.array_equal(as_image(tmp_path / "turned.png"), np.rot90(PIXELS, -1))
+        assert np.array_equal(to_rgb_array(image), np.rot90(PIXELS, -1))
+    assert np.array_equal(to_rgb_array(tmp_path / "turned.png"), np.rot90(PIXELS, -1))
 
 
 def test_several_images_come_as_a_list_an_array_or_a_tensor(picture: Path):
     several = np.stack([PIXELS, 255 - PIXELS])
     for form in (several, torch.from_numpy(several).permute(0, 3, 1, 2), [PIXELS, Image.fromarray(255 - PIXELS)]):
-        assert all(np.array_equal(*both) for both in zip(as_images(form), several, strict=True))
-    assert len(as_images(str(picture))) == 1
+        assert all(np.array_equal(*both) for both in zip(to_rgb_arrays(form), several, strict=True))
+    assert len(to_rgb_arrays(str(picture))) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_several_images_come_as_a_list_an_array_or_a_tensor(picture: Path):
 )
 def test_what_is_no_image_is_refused_in_a_sentence(wrong: object, error: type[Exception], told: str):
     with pytest.raises(error, match=told):
-        as_images(wrong)
+        to_rgb_arrays(wrong)
 
 
 def test_a_sound_is_the_same_in_every_form(stereo: Path):
@@ -80,15 +80,15 @@ def test_a_sound_is_the_same_in_every_form(stereo: Path):
     mean = CHANNELS.astype(np.float32).mean(axis=1)
     tensor = torch.from_numpy(CHANNELS.T.astype(np.float32))
     for form in (stereo, str(stereo), CHANNELS, CHANNELS.astype(np.float32), tensor, mean, torch.from_numpy(mean)):
-        samples, rate = as_sound(form, None if isinstance(form, str | Path) else 8_000)
+        samples, rate = to_waveform(form, None if isinstance(form, str | Path) else 8_000)
         assert rate == 8_000
         assert np.allclose(samples, mean, atol=1e-6)
 
 
 def test_whole_numbers_are_pcm():
-    assert as_sound(np.array([-32768, 0, 16384], np.int16), 8_000).samples.tolist() == [-1, 0, 0.5]
-    assert as_sound(np.array([0, 128, 192], np.uint8), 8_000).samples.tolist() == [-1, 0, 0.5]
-    assert as_sound(torch.tensor([-(2**31), 2**30], dtype=torch.int32), 8_000).samples.tolist() == [-1, 0.5]
+    assert to_waveform(np.array([-32768, 0, 16384], np.int16), 8_000).samples.tolist() == [-1, 0, 0.5]
+    assert to_waveform(np.array([0, 128, 192], np.uint8), 8_000).samples.tolist() == [-1, 0, 0.5]
+    assert to_waveform(torch.tensor([-(2**31), 2**30], dtype=torch.int32), 8_000).samples.tolist() == [-1, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_whole_numbers_are_pcm():
 )
 def test_what_is_no_sound_is_refused_in_a_sentence(wrong, rate, error: type[Exception], told: str):
     with pytest.raises(error, match=told):
-        as_sound(wrong, rate)
+        to_waveform(wrong, rate)
 
 
 def test_paths_are_texts_or_paths_one_or_several():
-    assert as_paths("a.wav") == as_paths(Path("a.wav")) == as_paths(["a.wav"]) == [Path("a.wav")]
+    assert to_paths("a.wav") == to_paths(Path("a.wav")) == to_paths(["a.wav"]) == [Path("a.wav")]
     with pytest.raises(TypeError, match="got int; pass a path"):
-        as_paths([3])
+        to_paths([3])
     with pytest.raises(TypeError, match="got ndarray of"):
-        as_paths(PIXELS)
+        to_paths(PIXELS)

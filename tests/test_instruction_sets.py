@@ -36,7 +36,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_numbers_hold_with_fewer_instructions(mode: str):
-    if mode == "avx2" and hardware.instruction_set() != "AVX512":
+    if mode == "avx2" and hardware.get_instruction_set() != "AVX512":
         pytest.skip("the CPU has no more than AVX2: the files run so in any case")
     if mode == "without bf16" and not hardware.has_native_bf16():
         pytest.skip("the CPU has no native bf16: the files run so in any case")

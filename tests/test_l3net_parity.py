@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from comodal.models.l3net.l3net import L3Net, openl3, pooled
-from comodal.models.l3net.vgg import LAYERS, VGGTower
+from comodal.models.l3net.l3net import L3Net, make_openl3_config, max_pool_to_grid
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower
 
 FIXTURES = Path(os.environ.get("COMODAL_FIXTURES", Path(__file__).parent / "fixtures")) / "l3net"
 THEIR_NAME = {"kapre014": "kapre014", "kapre03": "kapre036", "librosa": "librosa"}
@@ -48,10 +48,10 @@ def put_weights(tower: VGGTower, modality: str) -> None:
             [file[name][weight][()] for weight in file[name].attrs["weight_names"]]
             for name in file.attrs["layer_names"]
         ]
-    for name, (kernel, bias) in zip(LAYERS, (layer for layer in layers if len(layer) == 2), strict=True):
+    for name, (kernel, bias) in zip(VGG_LAYER_NAMES, (layer for layer in layers if len(layer) == 2), strict=True):
         convolution = tower.layers[name].convolution
         put({"weight": kernel.transpose(3, 2, 0, 1), "bias": bias}, convolution)  # HWIO to OIHW
-    norms = [tower.input_norm, *(tower.layers[name].norm for name in LAYERS[:-1])]
+    norms = [tower.input_norm, *(tower.layers[name].norm for name in VGG_LAYER_NAMES[:-1])]
     for norm, values in zip(norms, (layer for layer in layers if len(layer) == 4), strict=True):
         put_norm(norm, values)
 
@@ -70,7 +70,7 @@ def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
 
 def correspondence() -> tuple[L3Net, dict[str, np.ndarray]]:
     """The whole network of the fixture, with its own last norms and its fusion weights."""
-    model, theirs = L3Net(openl3("mel128")).eval(), reference("avc_mel128")
+    model, theirs = L3Net(make_openl3_config("mel128")).eval(), reference("avc_mel128")
     for tower, modality, tail in (
         (model.image_tower, "image", "bn_vision_tail"),
         (model.sound_tower, "audio", "bn_audio_tail"),
@@ -90,12 +90,12 @@ def correspondence_pairs() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("representation", "front_end"), FRONT_ENDS)
 def test_sound_embeddings_are_openl3s(representation: str, front_end: str):
-    model, theirs = L3Net(openl3(representation, front_end)).eval(), reference("audio_embeddings")
+    model, theirs = L3Net(make_openl3_config(representation, front_end)).eval(), reference("audio_embeddings")
     put_weights(model.sound_tower, "audio")
     with torch.inference_mode():
         feature_map = model.sound_map(inputs()[1])
     for size, grid in ((512, (1, 1)), (6144, (4, 3))):
-        ours, wanted = pooled(feature_map, grid), theirs[f"{representation}_{size}_{THEIR_NAME[front_end]}"]
+        ours, wanted = max_pool_to_grid(feature_map, grid), theirs[f"{representation}_{size}_{THEIR_NAME[front_end]}"]
         assert relative(ours[EXACT], wanted[EXACT]) < 1e-5
         assert relative(ours[ROUNDED], wanted[ROUNDED]) < 3e-2
 
@@ -104,18 +104,18 @@ def test_sound_embeddings_are_openl3s(representation: str, front_end: str):
 def test_spectrograms_are_openl3s(representation: str, front_end: str):
     """In decibels, every fifth frame; the mean shows that rounding touches few bins of the tone and the chirp."""
     theirs = reference("frontends_sub")[f"{representation}_{THEIR_NAME[front_end]}"]
-    ours = L3Net(openl3(representation, front_end)).spectrogram(inputs()[1])[:, 0, :, ::5].numpy()
+    ours = L3Net(make_openl3_config(representation, front_end)).spectrogram(inputs()[1])[:, 0, :, ::5].numpy()
     assert np.abs(ours - theirs)[EXACT].max() < 2e-3
     assert np.abs(ours - theirs)[ROUNDED].mean() < 0.3
 
 
 def test_image_embeddings_are_openl3s():
-    model, theirs = L3Net(openl3("linear")).eval(), reference("image_embeddings")
+    model, theirs = L3Net(make_openl3_config("linear")).eval(), reference("image_embeddings")
     put_weights(model.image_tower, "image")
     with torch.inference_mode():
         feature_map = model.image_map(inputs()[0])
-    assert relative(pooled(feature_map, (1, 1)), theirs["img224_512"]) < 1e-5
-    assert relative(pooled(feature_map, (4, 4)), theirs["img224_8192"]) < 1e-5
+    assert relative(max_pool_to_grid(feature_map, (1, 1)), theirs["img224_512"]) < 1e-5
+    assert relative(max_pool_to_grid(feature_map, (4, 4)), theirs["img224_8192"]) < 1e-5
 
 
 def test_the_correspondence_network_is_l3embeddings():

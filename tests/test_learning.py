@@ -17,9 +17,9 @@ from comodal.hardware import Compute
 from comodal.objectives.avc import AudioVisualCorrespondence
 from comodal.recipes.avc_pretraining import recipe
 from comodal.text_files import read_log
-from comodal.training.optimization import adam
+from comodal.training.optimization import make_adam
 from comodal.training.run import train
-from comodal.training.training_loop import fit, validate
+from comodal.training.training_loop import train_steps, validate_objective
 from small_world import write_world
 
 CPU = Compute(torch.device("cpu"))
@@ -73,9 +73,9 @@ def accuracy_after_training(world: Path, control: bool) -> float:
     ).batches()
     if control:
         pairs, fixed = shuffled(pairs), shuffled(fixed)
-    for _ in fit(objective, pairs, adam(objective, 1e-2, 0.0), lambda _: 1e-2, range(STEPS), CPU):
+    for _ in train_steps(objective, pairs, make_adam(objective, 1e-2, 0.0), lambda _: 1e-2, range(STEPS), CPU):
         pass
-    return validate(objective, fixed, CPU)["accuracy"]
+    return validate_objective(objective, fixed, CPU)["accuracy"]
 
 
 def test_a_small_network_learns_what_belongs_together(world):

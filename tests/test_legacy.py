@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from comodal.data.regions.convert_features import convert_regions
-from comodal.data.regions.feature_files import read_records, recognise
+from comodal.data.regions.feature_files import detect_feature_layout, read_records
 from comodal.data.regions.feature_records import SkippedRecordError
-from comodal.data.regions.region_store import RegionStore, locations
+from comodal.data.regions.region_store import RegionStore, compute_locations
 from comodal.errors import DataError
 
 lmdb = pytest.importorskip("lmdb")
@@ -64,7 +64,7 @@ def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
             found = store.regions(store.ids.index(image))
             mean = found.features.sum(0) / len(found.features)
             np.testing.assert_allclose(np.vstack([mean, found.features]), expected[f"{image}.features"], atol=1e-6)
-            places = np.vstack([[0, 0, 1, 1, 1], locations(found.boxes, found.width, found.height)])
+            places = np.vstack([[0, 0, 1, 1, 1], compute_locations(found.boxes, found.width, found.height)])
             np.testing.assert_allclose(places, expected[f"{image}.loc"], atol=1e-6)
     assert store.classes == (1601 if name in ("beta.lmdb", "butd_7col.tsv", "npy") else 0)
     assert convert_regions(source, tmp_path / "store", dtype="float32") == {"taken": 2}
@@ -158,7 +158,7 @@ def test_truncated_base64_and_short_rows_are_skipped(tmp_path: Path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_reading_goes_on_at_any_record(tmp_path: Path, name: str):
     source = source_of(name, tmp_path)
-    layout = recognise(source)
+    layout = detect_feature_layout(source)
     every = [found.image for found in read_records(source, layout)]
     assert len(every) == 2
     for start in range(4):
@@ -180,7 +180,7 @@ def test_a_cut_lmdb_is_told_and_does_not_end_the_process(tmp_path: Path):
 def test_an_lmdb_may_be_a_file_and_its_ids_any_text(tmp_path: Path):
     write_lmdb(tmp_path / "x.lmdb", {"снег/1".encode(): pickle.dumps({**record(), "image_id": "снег/1"}, 2)})
     (tmp_path / "x.lmdb" / "data.mdb").rename(tmp_path / "y.lmdb")
-    (found,) = read_records(tmp_path / "y.lmdb", recognise(tmp_path / "y.lmdb"))
+    (found,) = read_records(tmp_path / "y.lmdb", detect_feature_layout(tmp_path / "y.lmdb"))
     assert found.image == "снег/1"
 
 
@@ -192,7 +192,7 @@ def test_a_folder_of_parts_is_read_as_one(tmp_path: Path, kind: str):
             (tmp_path / f"resnet101.tsv.{part}").write_text(table[part])
         else:
             write_lmdb(tmp_path / f"{part}.lmdb", {b"x": pickle.dumps(record(image=("9", "139")[part]))})
-    assert recognise(tmp_path) == kind
+    assert detect_feature_layout(tmp_path) == kind
     for start in (0, 1):
         assert [found.image for found in read_records(tmp_path, kind, start)] == ["9", "139"][start:]
 
@@ -289,7 +289,7 @@ def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, module: str, name: str):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=r"pip install .comodal\[legacy\]"):
-        list(read_records(FIXTURES / name, recognise(FIXTURES / name)))
+        list(read_records(FIXTURES / name, detect_feature_layout(FIXTURES / name)))
 
 
 @pytest.mark.parametrize("name", ["x.txt", "none.tsv", "empty"])
@@ -297,7 +297,7 @@ def test_what_is_no_feature_file_is_told_so(tmp_path: Path, name: str):
     (tmp_path / "x.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no such file|no file of region features"):
-        recognise(tmp_path / name)
+        detect_feature_layout(tmp_path / name)
 
 
 def test_another_source_does_not_go_into_the_same_store(tmp_path: Path):

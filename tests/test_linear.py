@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.linear_probe import LinearProbeProblem, choose_strength, fit_probe
-from comodal.tasks.evaluation.linear_probe_sgd import best_classes
+from comodal.tasks.evaluation.linear_probe import LinearProbeProblem, choose_c, fit_probe
+from comodal.tasks.evaluation.linear_probe_sgd import predict_top_classes
 
 ITEMS, FEATURES, CLASSES = 300, 24, 4
 
@@ -62,7 +62,7 @@ def test_features_that_are_no_numbers_answer_nothing():
     with pytest.raises(DataError, match="scores are NaN"):
         probe.predict(features)
     with pytest.raises(DataError, match="scores are NaN"):
-        best_classes(probe, features, 2)
+        predict_top_classes(probe, features, 2)
 
 
 def test_a_score_is_the_mean_over_the_windows():
@@ -105,7 +105,7 @@ def test_the_choice_of_c_is_the_one_of_a_plain_search():
     rows[:, 0, 0] += 1.5 * (2 * target.numpy() - 1)
     features, folds = torch.from_numpy(rows), np.arange(120) // 30
     problem = partial(LinearProbeProblem, classes=2, classifier="logistic")
-    chosen = choose_strength(features, target, folds, [0, 1, 2, 3], problem, [1e-4, 1e-3, 10.0])
+    chosen = choose_c(features, target, folds, [0, 1, 2, 3], problem, [1e-4, 1e-3, 10.0])
     right = {}
     for strength in (1e-4, 1e-3, 10.0):
         answers = np.empty(120)

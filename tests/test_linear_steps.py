@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from comodal.tasks.evaluation import linear_probe_sgd
-from comodal.tasks.evaluation.linear_probe_sgd import FeatureRows, SGDConfig, choose_strength_in_steps, fit_in_steps
+from comodal.tasks.evaluation.linear_probe_sgd import FeatureRows, SGDConfig, choose_c_with_sgd, fit_sgd_probe
 
 ITEMS, FEATURES, CLASSES = 1200, 16, 4
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def everything(target: np.ndarray) -> np.ndarray:
 def test_logistic_regression_is_scikit_learns(solver: str):
     features, target = made_up()
     steps = SGDConfig(solver, 60, 64, CPU, 0)
-    probe = fit_in_steps(FeatureRows([features], target, everything(target)), CLASSES, "logistic", 0.01, steps)
+    probe = fit_sgd_probe(FeatureRows([features], target, everything(target)), CLASSES, "logistic", 0.01, steps)
     rows = StandardScaler().fit_transform(features[:, 0].astype(np.float64))
     model = LogisticRegression(C=0.01, tol=1e-8, max_iter=5000).fit(rows, target)
     assert np.allclose(probe.weight.numpy(), model.coef_, atol=0.03 * np.abs(model.coef_).max())
@@ -43,14 +43,14 @@ def test_logistic_regression_is_scikit_learns(solver: str):
 def test_the_svm_answers_as_liblinear_does(solver: str):
     features, target = made_up()
     steps = SGDConfig(solver, 30, 64, CPU, 0)
-    probe = fit_in_steps(FeatureRows([features], target, everything(target)), CLASSES, "svm", 0.01, steps)
+    probe = fit_sgd_probe(FeatureRows([features], target, everything(target)), CLASSES, "svm", 0.01, steps)
     rows = StandardScaler().fit_transform(features[:, 0].astype(np.float64))
     model = LinearSVC(C=0.01, tol=1e-8, max_iter=100_000, intercept_scaling=100.0).fit(rows, target)
     assert (probe.predict(torch.from_numpy(features.astype(np.float32))) == model.predict(rows)).mean() >= 0.985
 
 
 def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear_probe_sgd, "BLOCK_BYTES", 2 * FEATURES * 100)  # a hundred rows
+    monkeypatch.setattr(linear_probe_sgd, "MAX_BLOCK_BYTES", 2 * FEATURES * 100)  # a hundred rows
     features, target = made_up(250)
     features[:, 0, 0] = np.arange(250)
     chosen = np.arange(250) % 3 > 0
@@ -66,7 +66,7 @@ def test_blocks_hold_every_chosen_row_once_in_the_order_of_the_seed(monkeypatch:
 
 
 def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear_probe_sgd, "BLOCK_BYTES", 2 * FEATURES * 100)
+    monkeypatch.setattr(linear_probe_sgd, "MAX_BLOCK_BYTES", 2 * FEATURES * 100)
     features, target = made_up(250)
     features[:, 0, 3] = 7.0
     chosen = np.arange(250) % 3 > 0
@@ -81,7 +81,9 @@ def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch
 def test_epochs_read_the_views_in_turn():
     features, target = made_up(64)
     rows = FeatureRows([features, features + 100], target, everything(target))
-    means = [float(batch.mean()) for batch, _ in linear_probe_sgd.batches(rows, SGDConfig("adam", 4, 64, CPU, 0))]
+    means = [
+        float(batch.mean()) for batch, _ in linear_probe_sgd.iterate_batches(rows, SGDConfig("adam", 4, 64, CPU, 0))
+    ]
     assert [mean > 50 for mean in means] == [False, True, False, True]
 
 
@@ -93,5 +95,5 @@ def test_the_choice_of_c_sees_the_training_part_alone():
     rows[:, 0, 0] += (1.5 * (2 * target - 1)).astype(np.float16)
     held_out = np.arange(160) % 4 == 0
     steps = SGDConfig("adam", 80, 40, CPU, 0)
-    chosen = choose_strength_in_steps([rows], target, ~held_out, held_out, 2, "logistic", steps, [1e-4, 1e-3, 10.0])
+    chosen = choose_c_with_sgd([rows], target, ~held_out, held_out, 2, "logistic", steps, [1e-4, 1e-3, 10.0])
     assert chosen < 1.0

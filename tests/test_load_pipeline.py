@@ -11,7 +11,7 @@ import comodal
 from comodal.errors import CheckpointError
 from comodal.inference.audio_visual import AudioVisualPipeline
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from make_media import make_video
 
 
@@ -19,7 +19,7 @@ from make_media import make_video
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("l3net") / "model"
-    save_model(L3Net(small(width=4, image_size=32)).eval(), path, {})
+    save_model(L3Net(make_small_l3net_config(width=4, image_size=32)).eval(), path, {})
     return path
 
 

@@ -65,10 +65,10 @@ def test_neither_workers_nor_a_new_start_change_the_order(workers):
 
 def test_parts_and_processes_share_every_step(monkeypatch):
     steps = keys(Loader(Numbers(), 8, 0), batches=3)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "count_processes", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "get_process_rank", lambda rank=rank: rank)
         shares.append(keys(Loader(Numbers(), 8, 0), batches=6, parts=2))
     for step, expected in enumerate(steps):
         together = [key for share in shares for part in share[2 * step : 2 * step + 2] for key in part]

@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from comodal.text_files import read_log
-from comodal.training.run_log import RunLog, as_note
+from comodal.training.run_log import RunLog, format_metrics_note
 
 
 def write(folder: Path, after: int, steps: range) -> None:
@@ -38,4 +38,4 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path):
 
 def test_the_note_holds_what_people_watch():
     metrics = {"loss": 0.25, "gradient_norm": 3.0, "accuracy": 0.9, "samples_per_second": 128.0, "mfu": 0.4321}
-    assert as_note(metrics) == "loss 0.25, accuracy 0.9, samples per second 128, mfu 0.4321"
+    assert format_metrics_note(metrics) == "loss 0.25, accuracy 0.9, samples per second 128, mfu 0.4321"

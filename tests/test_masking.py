@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from comodal.data.captions.masking import hide_regions, hide_words, intersection_over_union, overlapping
+from comodal.data.captions.masking import compute_pixel_iou, find_overlapping_boxes, mask_regions, mask_tokens
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures/vilbert/data/masking.json").read_text())
 BOXES = np.array(FIXTURE["boxes"])
@@ -41,35 +41,35 @@ def test_with_the_originals_draws_its_decisions_are_made(sample):
         draws[place] = next(uniform)
         if 0.8 <= draws[place] / 0.15 < 0.9:
             replacements[place] = numbers.randint(SIZE)
-    hidden = hide_words(words, maskable, draws, replacements, MASK)
+    hidden = mask_tokens(words, maskable, draws, replacements, MASK)
     assert np.array_equal(hidden.words, seen)
     assert np.array_equal(hidden.chosen, labels >= 0)
-    regions = hide_regions(np.array([next(uniform) for _ in BOXES]))
+    regions = mask_regions(np.array([next(uniform) for _ in BOXES]))
     assert np.array_equal(regions.chosen, np.array(sample["image_label"]) == 1)
     assert np.flatnonzero(regions.hidden).tolist() == sample["zeroed_regions"]
-    assert np.flatnonzero(overlapping(BOXES, regions.chosen)).tolist() == sample["masked_label_iou04"]
+    assert np.flatnonzero(find_overlapping_boxes(BOXES, regions.chosen)).tolist() == sample["masked_label_iou04"]
 
 
 def test_iou_is_the_originals():
-    assert np.allclose(intersection_over_union(BOXES, BOXES), np.array(FIXTURE["iou"]), atol=1e-6)
+    assert np.allclose(compute_pixel_iou(BOXES, BOXES), np.array(FIXTURE["iou"]), atol=1e-6)
 
 
 def test_iou_is_torchvisions_of_boxes_that_are_a_pixel_longer():
     """Another implementation, which takes a box to end before its last pixel."""
     longer = torch.from_numpy(BOXES + np.array([0, 0, 1, 1]))
-    assert np.allclose(intersection_over_union(BOXES, BOXES[:5]), box_iou(longer, longer[:5]).numpy())
+    assert np.allclose(compute_pixel_iou(BOXES, BOXES[:5]), box_iou(longer, longer[:5]).numpy())
 
 
 def test_iou_by_hand():
     # 10 x 10 pixels and 10 x 10 pixels that share 5 x 10: 50 of 150
     boxes = np.array([[0.0, 0, 9, 9], [5, 0, 14, 9], [50, 50, 50, 50]])
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
-    assert np.allclose(intersection_over_union(boxes, boxes), expected)
+    assert np.allclose(compute_pixel_iou(boxes, boxes), expected)
 
 
 def test_nothing_overlaps_what_was_not_chosen():
-    assert not overlapping(BOXES, np.zeros(36, bool)).any()
-    assert overlapping(np.zeros((0, 4)), np.zeros(0, bool)).shape == (0,)
+    assert not find_overlapping_boxes(BOXES, np.zeros(36, bool)).any()
+    assert find_overlapping_boxes(np.zeros((0, 4)), np.zeros(0, bool)).shape == (0,)
 
 
 def test_shares_of_words_are_those_of_the_paper():
@@ -77,7 +77,7 @@ def test_shares_of_words_are_those_of_the_paper():
     n = 200_000
     rng = np.random.default_rng(5)
     words, replacements = np.full(n, 2000), np.full(n, 3000)
-    hidden = hide_words(words, np.ones(n, bool), rng.random(n), replacements, MASK)
+    hidden = mask_tokens(words, np.ones(n, bool), rng.random(n), replacements, MASK)
     chosen = hidden.chosen.sum()
     assert chosen / n == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / n) ** 0.5)
     for word, share in ((MASK, 0.8), (3000, 0.1), (2000, 0.1)):
@@ -88,7 +88,7 @@ def test_shares_of_words_are_those_of_the_paper():
 
 def test_shares_of_regions_are_those_of_the_paper():
     n = 200_000
-    regions = hide_regions(np.random.default_rng(6).random(n))
+    regions = mask_regions(np.random.default_rng(6).random(n))
     assert regions.chosen.mean() == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / n) ** 0.5)
     assert regions.hidden.sum() / regions.chosen.sum() == pytest.approx(0.9, abs=4 * (0.09 / 30_000) ** 0.5)
     assert not (regions.hidden & ~regions.chosen).any()
@@ -96,7 +96,7 @@ def test_shares_of_regions_are_those_of_the_paper():
 
 def test_what_may_not_be_masked_is_not():
     words, draws = np.array([START, 2000, END, PADDING]), np.zeros(4)
-    hidden = hide_words(words, np.array([False, True, False, False]), draws, np.zeros(4, np.int64), MASK)
+    hidden = mask_tokens(words, np.array([False, True, False, False]), draws, np.zeros(4, np.int64), MASK)
     assert hidden.words.tolist() == [START, MASK, END, PADDING]
     assert hidden.chosen.tolist() == [False, True, False, False]
 
@@ -104,6 +104,6 @@ def test_what_may_not_be_masked_is_not():
 def test_a_share_of_nothing_hides_nothing_and_of_everything_all():
     words, everything = np.full(50, 2000), np.ones(50, bool)
     draws = np.random.default_rng(7).random(50)
-    assert not hide_words(words, everything, draws, words, MASK, 0.0).chosen.any()
-    assert hide_words(words, everything, draws, words, MASK, 1.0).chosen.all()
-    assert not hide_regions(draws, 0.0).chosen.any() and hide_regions(draws, 1.0).chosen.all()
+    assert not mask_tokens(words, everything, draws, words, MASK, 0.0).chosen.any()
+    assert mask_tokens(words, everything, draws, words, MASK, 1.0).chosen.all()
+    assert not mask_regions(draws, 0.0).chosen.any() and mask_regions(draws, 1.0).chosen.all()

@@ -10,14 +10,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from comodal.analysis.heatmaps import enlarged
+from comodal.analysis.heatmaps import resize_maps
 from comodal.cli.program import main
 from comodal.errors import DataError, MediaError
-from comodal.inference.match import match, match_files, windows
+from comodal.inference.match import cut_audio_windows, match, match_files
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, small
-from comodal.synthetic.scenes.audio_synthesis import render_sound
-from comodal.synthetic.scenes.media_writers import write_video as write_playground_video
+from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
+from comodal.synthetic.scenes.audio_synthesis import render_world_audio
+from comodal.synthetic.scenes.media_writers import write_video_file as write_playground_video
 from comodal.synthetic.scenes.rendering import Painter
 from comodal.synthetic.scenes.world import Purpose, make_world
 from self_contained import check_page
@@ -30,7 +30,7 @@ RATE, SIDE, SECONDS = 48_000, 64, 2.0
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("run")
-    save_model(L3Net(small(2, 56)), folder / "model", {})  # 8/7 of 56 is 64: frames keep their pixels
+    save_model(L3Net(make_small_l3net_config(2, 56)), folder / "model", {})  # 8/7 of 56 is 64: frames keep their pixels
     return folder
 
 
@@ -40,7 +40,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = make_world(0, Purpose.VIDEO, 3, seconds=SECONDS)
     painter, path = Painter(world, SIDE), tmp_path_factory.mktemp("video") / "bell.mp4"
     frames = (painter.frame(number / 10) for number in range(int(10 * SECONDS)))
-    write_playground_video(path, frames, 10.0, render_sound(world, RATE), RATE, SIDE)
+    write_playground_video(path, frames, 10.0, render_world_audio(world, RATE), RATE, SIDE)
     return path
 
 
@@ -87,7 +87,7 @@ def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
     moment = match_files(load_l3net(run), video).moments[0]
-    row, column = divmod(int(enlarged(torch.from_numpy(moment.places)[None], (SIDE, SIDE)).argmax()), SIDE)
+    row, column = divmod(int(resize_maps(torch.from_numpy(moment.places)[None], (SIDE, SIDE)).argmax()), SIDE)
     assert (moment.x, moment.y) == (
         pytest.approx((column + 0.5) / SIDE, abs=1e-4),
         pytest.approx((row + 0.5) / SIDE, abs=1e-4),
@@ -190,11 +190,13 @@ def test_windows_are_cut_out_of_a_stream_whatever_its_blocks(sizes: list[int]):
         size = sizes[len(blocks) % len(sizes)]
         blocks.append(sound[place : place + size])
         place += size
-    found = list(windows(blocks, [0, 0, 5, 60, 75, 81, 89, 90], 20))
+    found = list(cut_audio_windows(blocks, [0, 0, 5, 60, 75, 81, 89, 90], 20))
     # from 81 on they end with the sound, and the middle of the last one is where the sound ends
     assert [piece.tolist() for piece in found] == [list(range(k, k + 20)) for k in (0, 0, 5, 60, 75, 80, 80)]
 
 
 def test_a_sound_may_lack_a_twentieth_of_one_window():
-    assert [piece.tolist() for piece in windows([np.ones(19, np.float32)], [0, 10], 20)] == [[1.0] * 19 + [0.0]]
-    assert list(windows([np.ones(18, np.float32)], [0], 20)) == []
+    assert [piece.tolist() for piece in cut_audio_windows([np.ones(19, np.float32)], [0, 10], 20)] == [
+        [1.0] * 19 + [0.0]
+    ]
+    assert list(cut_audio_windows([np.ones(18, np.float32)], [0], 20)) == []

@@ -7,12 +7,12 @@ from sklearn import metrics as theirs
 
 from comodal.errors import DataError
 from comodal.tasks.evaluation.metrics import (
-    accuracy,
-    bootstrap_interval,
-    check_finite,
-    confusion_matrix,
+    check_finite_scores,
+    compute_accuracy,
+    compute_bootstrap_interval,
+    compute_per_class,
+    count_confusions,
     describe_interval,
-    per_class,
 )
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
@@ -20,30 +20,30 @@ ANSWERS = np.array([0, 0, 1, 1, 0, 2])
 
 
 def test_worked_by_hand():
-    assert accuracy(ANSWERS, TRUTH) == pytest.approx(4 / 6)
-    assert confusion_matrix(ANSWERS, TRUTH, 3).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert compute_accuracy(ANSWERS, TRUTH) == pytest.approx(4 / 6)
+    assert count_confusions(ANSWERS, TRUTH, 3).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
 
 
 def test_as_scikit_learn_counts():
     rng = np.random.default_rng(0)
     truth, answers = rng.integers(7, size=500), rng.integers(7, size=500)
-    confusion = confusion_matrix(answers, truth, 7)
+    confusion = count_confusions(answers, truth, 7)
     assert np.array_equal(confusion, theirs.confusion_matrix(truth, answers))
-    found = per_class(confusion)
+    found = compute_per_class(confusion)
     assert np.allclose(found.recall, theirs.recall_score(truth, answers, average=None))
     assert np.allclose(found.precision, theirs.precision_score(truth, answers, average=None))
     assert np.array_equal(found.counts, np.bincount(truth))
 
 
 def test_a_class_that_never_occurs_has_no_recall():
-    found = per_class(confusion_matrix(ANSWERS, TRUTH, 4))
+    found = compute_per_class(count_confusions(ANSWERS, TRUTH, 4))
     assert found.counts[3] == found.recall[3] == found.precision[3] == 0
 
 
 def test_interval_is_that_of_the_normal_approximation():
     """For 1,000 answers, 800 right: 0.8 +- 1.96 * sqrt(0.8 * 0.2 / 1000)."""
     correct = np.arange(1000) < 800
-    low, high = bootstrap_interval(correct, np.random.default_rng(0))
+    low, high = compute_bootstrap_interval(correct, np.random.default_rng(0))
     half = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
     assert low == pytest.approx(0.8 - half, abs=0.002)
     assert high == pytest.approx(0.8 + half, abs=0.002)
@@ -53,7 +53,7 @@ def test_interval_is_that_of_the_normal_approximation():
 def test_interval_of_independent_answers_is_wilsons(right: int, items: int):
     """Against scipy's binomial test, and the closed form at the ends: z^2 / (n + z^2)."""
     theirs_found = binomtest(right, items).proportion_ci(0.95, method="wilson")
-    low, high = bootstrap_interval(np.arange(items) < right, np.random.default_rng(0))
+    low, high = compute_bootstrap_interval(np.arange(items) < right, np.random.default_rng(0))
     assert (low, high) == pytest.approx((theirs_found.low, theirs_found.high), abs=1e-12)
     if right == 0:
         assert high == pytest.approx(1.959964**2 / (items + 1.959964**2), abs=1e-6)
@@ -61,21 +61,23 @@ def test_interval_of_independent_answers_is_wilsons(right: int, items: int):
 
 def test_groups_of_one_item_change_nothing():
     correct = np.arange(80) < 37
-    alone = bootstrap_interval(correct, np.random.default_rng(0), groups=[f"image{i}" for i in range(80)])
-    assert alone == bootstrap_interval(correct, np.random.default_rng(0))
+    alone = compute_bootstrap_interval(correct, np.random.default_rng(0), groups=[f"image{i}" for i in range(80)])
+    assert alone == compute_bootstrap_interval(correct, np.random.default_rng(0))
 
 
 def test_copies_of_an_item_tell_nothing_more():
     """Every answer five times over: the interval is about that of the answers alone, not of five times as many."""
     correct = np.random.default_rng(1).random(200) < 0.4
-    once = bootstrap_interval(correct, np.random.default_rng(0))
-    copied = bootstrap_interval(np.repeat(correct, 5), np.random.default_rng(0), groups=np.repeat(np.arange(200), 5))
+    once = compute_bootstrap_interval(correct, np.random.default_rng(0))
+    copied = compute_bootstrap_interval(
+        np.repeat(correct, 5), np.random.default_rng(0), groups=np.repeat(np.arange(200), 5)
+    )
     assert copied == pytest.approx(once, abs=0.006)
 
 
 @pytest.mark.parametrize("right", [False, True])
 def test_where_all_groups_agree_each_counts_once(right: bool):
-    found = bootstrap_interval(np.full(95, right), np.random.default_rng(0), groups=np.repeat(np.arange(19), 5))
+    found = compute_bootstrap_interval(np.full(95, right), np.random.default_rng(0), groups=np.repeat(np.arange(19), 5))
     assert found == pytest.approx((0.8318, 1.0) if right else (0.0, 0.1682), abs=1e-4)
 
 
@@ -87,7 +89,7 @@ def test_groups_are_covered_as_often_as_promised():
         noise = rng.normal(size=(200, 1)) * np.sqrt(0.45) + rng.normal(size=(200, 5)) * np.sqrt(0.55)
         found = (noise > threshold).ravel()
         for name, some in (("captions", None), ("images", groups)):
-            low, high = bootstrap_interval(found, rng, resamples=300, groups=some)
+            low, high = compute_bootstrap_interval(found, rng, resamples=300, groups=some)
             covered[name] += low <= 0.58 <= high
     assert covered["captions"] / 300 < 0.88  # of captions as if they were independent: too narrow
     assert 0.92 <= covered["images"] / 300 <= 0.985  # 0.95, give or take three deviations of 300 draws
@@ -97,16 +99,16 @@ def test_graded_values_of_groups_have_the_interval_of_their_groups_means():
     """40 images of equal numbers of questions: the mean of the images' means, by the normal approximation."""
     rng = np.random.default_rng(3)
     values = (rng.integers(0, 4, size=(40, 1)) + rng.integers(0, 8, size=(40, 6))) / 10
-    low, high = bootstrap_interval(values.ravel(), rng, resamples=8000, groups=np.repeat(np.arange(40), 6))
+    low, high = compute_bootstrap_interval(values.ravel(), rng, resamples=8000, groups=np.repeat(np.arange(40), 6))
     half = 1.96 * values.mean(1).std() / np.sqrt(40)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.006)
 
 
 def test_what_is_not_finite_is_no_score():
     with pytest.raises(DataError, match=r"head: 1 of 3 scores"):
-        check_finite(np.array([0.0, np.nan, 1.0]), "head")
+        check_finite_scores(np.array([0.0, np.nan, 1.0]), "head")
     with pytest.raises(DataError, match=r"2 of 2"):
-        bootstrap_interval(np.array([np.inf, np.nan]), np.random.default_rng(0))
+        compute_bootstrap_interval(np.array([np.inf, np.nan]), np.random.default_rng(0))
 
 
 def test_an_interval_says_how_it_came_about():
@@ -117,4 +119,4 @@ def test_an_interval_says_how_it_came_about():
 
 def test_nothing_has_no_accuracy():
     with pytest.raises(ValueError, match="no items"):
-        accuracy(np.array([], dtype=int), np.array([], dtype=int))
+        compute_accuracy(np.array([], dtype=int), np.array([], dtype=int))

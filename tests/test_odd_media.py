@@ -13,7 +13,7 @@ import comodal.openl3 as openl3
 from comodal.cli.program import main
 from comodal.errors import MediaError
 from comodal.inference.embed_files import embed_audio, embed_image
-from comodal.media.audio import read_sound, stream_sound
+from comodal.media.audio import read_audio, stream_audio
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_tone_is_the_same_tone_however_it_is_stored(tmp_path: Path, rate: int, channels: int, subtype: str):
     stored = np.repeat(tone(0.6, rate, silent_seconds=0.0)[:, None], channels, axis=1)
     soundfile.write(tmp_path / "tone.wav", stored, rate, subtype=subtype)
-    read = read_sound(tmp_path / "tone.wav", RATE)
+    read = read_audio(tmp_path / "tone.wav", RATE)
     assert len(read) == round(0.6 * RATE)
     assert np.abs(read - tone(0.6, RATE, silent_seconds=0.0))[2000:-2000].max() < 1e-3
 
@@ -153,7 +153,7 @@ def test_blocks_of_a_damaged_sound_end_where_it_is_refused(tmp_path: Path):
     sound = tone(4.0, RATE, silent_seconds=0.0)
     sound[3 * RATE] = np.nan
     soundfile.write(tmp_path / "late.wav", sound, RATE, subtype="FLOAT")
-    blocks = stream_sound(tmp_path / "late.wav", RATE, 1.0)
+    blocks = stream_audio(tmp_path / "late.wav", RATE, 1.0)
     assert len(next(blocks)) == RATE
     with pytest.raises(MediaError, match=r"late\.wav: unreadable"):
         list(blocks)

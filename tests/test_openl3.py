@@ -20,7 +20,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.openl3_files import load_openl3
-from comodal.inference.openl3_images import squares
+from comodal.inference.openl3_images import prepare_squares
 from comodal.media.resample_kaiser import KaiserStream, resample_kaiser
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -284,10 +284,10 @@ def test_bug_range_of_pictures():
     wanted = large[:, 8:232, 8:232] * (2 / 255) - 1
     kinds = [large, large / 255, large / np.float32(127.5) - 1, large.astype(np.float64), large.astype(np.uint16) * 257]
     for pictures in kinds:
-        assert np.allclose(squares(pictures), wanted, atol=1e-5)
-    assert np.allclose(squares(large[:, 8:232, 8:232]), wanted, atol=1e-6)
-    assert np.abs(squares(np.full((1, 500, 300, 3), 255, np.uint8)) - 1).max() < 1e-6
-    assert np.abs(squares(np.zeros((1, 500, 300, 3))) + 1).max() < 1e-6
+        assert np.allclose(prepare_squares(pictures), wanted, atol=1e-5)
+    assert np.allclose(prepare_squares(large[:, 8:232, 8:232]), wanted, atol=1e-6)
+    assert np.abs(prepare_squares(np.full((1, 500, 300, 3), 255, np.uint8)) - 1).max() < 1e-6
+    assert np.abs(prepare_squares(np.zeros((1, 500, 300, 3))) + 1).max() < 1e-6
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 96_000, 192_000])

@@ -12,10 +12,10 @@ import torch
 
 import openl3_layouts as layouts
 from comodal.errors import CheckpointError
-from comodal.inference.openl3_files import convert_openl3, find_openl3, load_openl3, read_openl3
-from comodal.models.checkpoint import load_model, read_about
+from comodal.inference.openl3_files import convert_openl3, find_published_weights, load_openl3, read_openl3_weights
+from comodal.models.checkpoint import load_model, read_model_about
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.l3net import openl3 as openl3_config
+from comodal.models.l3net.l3net import make_openl3_config as openl3_config
 from test_l3net_parity import correspondence, put_weights
 
 
@@ -123,7 +123,7 @@ def test_torchopenl3(tmp_path: Path):
     assert_is_the_fixture(found.model, "audio")
     assert (found.about["representation"], found.about["content"]) == ("mel128", "env")
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in torchopenl3_state().items()}}, path)
-    assert read_openl3(path).keys() == torchopenl3_state().keys()
+    assert read_openl3_weights(path).keys() == torchopenl3_state().keys()
 
 
 def test_a_list_of_names_that_keras_split(tmp_path: Path):
@@ -146,7 +146,7 @@ def test_a_conversion_names_every_tensor_and_loads_again(tmp_path: Path, capsys:
     assert counts == {"convert.filled": 96.0, "convert.new": 12.0, "convert.unused": 3.0}  # 2 x (16 + 32); 2 x 4 + 4
     assert len(lines) == 1 + 96 + 12 + 3
     assert "not used: melspectrogram_1/melspectrogram_1/real_kernels:0" in lines
-    assert read_about(tmp_path / "model")["openl3"]["towers"] == ["sound", "image"]
+    assert read_model_about(tmp_path / "model")["openl3"]["towers"] == ["sound", "image"]
     convert_openl3(sound, tmp_path / "half")
     assert "no weights of the image" in capsys.readouterr().out
     assert not load_model(tmp_path / "half").image_tower.layers["conv1_1"].convolution.weight.any()
@@ -211,7 +211,7 @@ def test_foreign_and_incomplete_networks_are_one_sentence(tmp_path: Path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
     with pytest.raises(CheckpointError, match="not the weights of a Keras model"):
-        read_openl3(tmp_path / "other.h5")
+        read_openl3_weights(tmp_path / "other.h5")
 
 
 def test_a_pickle_that_runs_something_is_not_run(tmp_path: Path):
@@ -226,7 +226,7 @@ def test_a_pickle_that_runs_something_is_not_run(tmp_path: Path):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("comodal.inference.openl3_files.MAX_BYTES", 1000)
+    monkeypatch.setattr("comodal.inference.openl3_files.MAX_WEIGHTS_BYTES", 1000)
     (tmp_path / "bomb.h5.gz").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(CheckpointError, match="it unpacks to more than 1,000 bytes"):
         load_openl3(tmp_path / "bomb.h5.gz")
@@ -251,13 +251,13 @@ def test_published_files_are_looked_for_and_their_absence_says_what_to_do(
     with pytest.raises(
         CheckpointError, match=r"get https://\S+openl3_audio_mel256_music-v0_4_0\.h5\.gz .*COMODAL_OPENL3"
     ):
-        find_openl3("sound", "mel256", "music")
+        find_published_weights("sound", "mel256", "music")
     (tmp_path / "mine").mkdir()
     (tmp_path / "comodal" / "openl3").mkdir(parents=True)
     cached = tmp_path / "comodal" / "openl3" / "openl3_audio_mel256_music.h5"
     cached.touch()
-    assert find_openl3("sound", "mel256", "music") == cached
+    assert find_published_weights("sound", "mel256", "music") == cached
     (tmp_path / "mine" / "torchopenl3_mel256_music_512.pth.tar").touch()
-    assert find_openl3("sound", "mel256", "music").name == "torchopenl3_mel256_music_512.pth.tar"
+    assert find_published_weights("sound", "mel256", "music").name == "torchopenl3_mel256_music_512.pth.tar"
     (tmp_path / "mine" / "openl3_audio_mel256_music-v0_2_0.h5.gz").touch()
-    assert find_openl3("sound", "mel256", "music").name == "openl3_audio_mel256_music-v0_2_0.h5.gz"
+    assert find_published_weights("sound", "mel256", "music").name == "openl3_audio_mel256_music-v0_2_0.h5.gz"

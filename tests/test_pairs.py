@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.shards.pair_sampler import PairSampler, moment
+from comodal.data.shards.pair_sampler import PairSampler, draw_pair_moment
 from comodal.errors import DataError
 
 
@@ -78,7 +78,7 @@ def test_starts_are_uniform_among_those_that_overlap_the_frame_and_lie_in_the_cl
     clip = {"key": "k", "seconds": seconds, "frame_seconds": [frame / 5 for frame in range(round(5 * seconds))]}
     rng, places = np.random.default_rng(0), []
     for _ in range(8000):
-        drawn = moment(clip, 1.0, rng)
+        drawn = draw_pair_moment(clip, 1.0, rng)
         shown = clip["frame_seconds"][drawn.frame]
         first, last = max(0.0, shown - 1), min(shown, seconds - 1)
         assert first <= drawn.start_seconds <= last

@@ -10,16 +10,16 @@ import pytest
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.tasks.vision_language.grounding.flickr30k_entities import evaluate_phrases, recipe, score
+from comodal.tasks.vision_language.grounding.flickr30k_entities import evaluate_phrases, recipe, score_phrases
 from comodal.tasks.vision_language.grounding.flickr30k_entities_files import (
-    NO_BOX,
-    NOT_VISUAL,
-    SCENE,
+    REASON_ENTITY_NO_BOX,
+    REASON_NOT_VISUAL,
+    REASON_WHOLE_SCENE,
     EntityPhrase,
     EntityPhrases,
-    read_boxes,
-    read_phrases,
-    read_sentences,
+    read_caption_phrases,
+    read_entity_boxes,
+    read_entity_phrases,
 )
 from comodal.tasks.vision_language.grounding.refcoco import GroundingData
 from comodal.training.run import train
@@ -62,7 +62,7 @@ def write(folder: Path, captions: dict[str, str], xml: dict[str, str], lists: di
 
 def test_phrases_are_read_with_their_entities_and_types(tmp_path: Path):
     sentences, *_ = write(tmp_path, {"7": CAPTION}, {}, {})
-    assert read_sentences(sentences / "7.txt") == [
+    assert read_caption_phrases(sentences / "7.txt") == [
         [
             EntityPhrase("12", ("people", "other"), "Two men"),
             EntityPhrase("13", ("clothing",), "blue , worn coats"),
@@ -78,7 +78,7 @@ def test_the_box_of_an_entity_is_around_all_its_boxes_and_begins_with_0(tmp_path
         an_object(("12",), (11, 21, 30, 60)), an_object(("12", "13"), (5, 31, 20, 90)), an_object(("14",), scene=1)
     )
     write(tmp_path, {}, {"7": xml}, {})
-    marked = read_boxes(tmp_path / "Annotations" / "7.xml")
+    marked = read_entity_boxes(tmp_path / "Annotations" / "7.xml")
     assert marked.boxes == {"12": (4.0, 20.0, 29.0, 89.0), "13": (4.0, 30.0, 19.0, 89.0)}
     assert marked.scenes == {"14"}
 
@@ -91,14 +91,16 @@ def test_what_cannot_be_found_is_left_out_and_counted(tmp_path: Path):
         an_object(("13",), (2, 2, 3, 3)),
     )
     sentences, annotations, images = write(tmp_path, {"7": f"A dog .\n\n{CAPTION}"}, {"7": xml}, {"val": ["7"]})
-    found = read_phrases(images, sentences, annotations)
-    assert found.left_out == Counter({NOT_VISUAL: 1, SCENE: 1, NO_BOX: 1})
+    found = read_entity_phrases(images, sentences, annotations)
+    assert found.left_out == Counter({REASON_NOT_VISUAL: 1, REASON_WHOLE_SCENE: 1, REASON_ENTITY_NO_BOX: 1})
     assert [(one.sentence, one.text, one.split) for one in found.expressions] == [
         ("7#1.0", "Two men", "val"),
         ("7#1.1", "blue , worn coats", "val"),
     ]
-    without = read_phrases(images, sentences, None)
-    assert [one.box for one in without.expressions] == [None] * 4 and without.left_out == Counter({NOT_VISUAL: 1})
+    without = read_entity_phrases(images, sentences, None)
+    assert [one.box for one in without.expressions] == [None] * 4 and without.left_out == Counter(
+        {REASON_NOT_VISUAL: 1}
+    )
 
 
 def test_scores_are_those_worked_by_hand():
@@ -106,7 +108,9 @@ def test_scores_are_those_worked_by_hand():
     overlaps = {"a": [0.5, 0.2], "b": [0.9, 0.1], "c": [0.0, 0.4]}
     gathered = GroundingData([], [], {key: np.array(rows, np.float32) for key, rows in overlaps.items()})
     kinds = {"a": ("people", "other"), "b": ("people",), "c": ("other",)}
-    found = score({"a": 0.5, "b": 0.1, "c": 0.4}, EntityPhrases([], kinds, Counter()), gathered, ["1", "1", "2"])
+    found = score_phrases(
+        {"a": 0.5, "b": 0.1, "c": 0.4}, EntityPhrases([], kinds, Counter()), gathered, ["1", "1", "2"]
+    )
     assert found["phrases.accuracy"] == pytest.approx(1 / 3)
     assert found["phrases.oracle"] == pytest.approx(2 / 3)
     assert found["phrases.chance"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
@@ -135,7 +139,7 @@ def test_a_hostile_or_damaged_annotation_ends_in_one_sentence(tmp_path: Path, co
     path = tmp_path / "7.xml"
     path.write_text(content)
     with pytest.raises(DataError, match=rf"7\.xml.*{HOSTILE[content]}") as found:
-        read_boxes(path)
+        read_entity_boxes(path)
     assert len(str(found.value).splitlines()) == 1
 
 
@@ -164,11 +168,11 @@ def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path):
         strict=False,
     ):
         with pytest.raises(DataError, match=sentence):
-            read_phrases(path, sentences, None)
+            read_entity_phrases(path, sentences, None)
     with pytest.raises(DataError, match=r"7\.xml: No such file"):
-        read_phrases(images[-1], sentences, annotations)
+        read_entity_phrases(images[-1], sentences, annotations)
     with pytest.raises(DataError, match="nowhere: no folder of annotations; evaluated without it, phrases are found"):
-        read_phrases(images[-1], sentences, tmp_path / "nowhere")
+        read_entity_phrases(images[-1], sentences, tmp_path / "nowhere")
 
 
 BOXES = [(10 * place + 1, 1, 10 * place + 10, 51) for place in range(4)]  # counted from 1
@@ -211,7 +215,7 @@ def test_it_points_at_what_is_meant_and_without_boxes_only_says_where(tmp_path: 
     blind = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, blank="text")
     assert blind["phrases.accuracy"] <= 0.6
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"] == {"items": 8, "answered": 8, NOT_VISUAL: 4} and card["split"] == "test"
+    assert card["counts"] == {"items": 8, "answered": 8, REASON_NOT_VISUAL: 4} and card["split"] == "test"
     first = json.loads((out / "predictions.json").read_text())
     named = {entry["sent_id"]: entry for entry in first}
     assert named["36#0.0"]["ref_id"] == "1" and named["36#0.0"]["box"] == [0.0, 0.0, 9.0, 50.0]

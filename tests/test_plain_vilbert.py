@@ -10,10 +10,10 @@ from plain_vilbert import plain_losses
 from vilbert_fixtures import FIXTURES, batch_of, model_of, tensors
 
 
-@pytest.mark.parametrize("wide", [0, pretraining.WIDE], ids=["without padding", "with padding"])
+@pytest.mark.parametrize("wide", [0, pretraining.MIN_DIM_TO_DROP_PADDING], ids=["without padding", "with padding"])
 def test_the_objective_gives_the_plain_losses_and_gradients(wide: int, monkeypatch: pytest.MonkeyPatch):
     """Heads at masked positions, no padding (of wide models) and fused attention leave both unchanged."""
-    monkeypatch.setattr(pretraining, "WIDE", wide)
+    monkeypatch.setattr(pretraining, "MIN_DIM_TO_DROP_PADDING", wide)
     folder = FIXTURES / "pretrain_vt0"
     model, inputs = model_of(folder), tensors(folder, "inputs")
     batch = batch_of(inputs, "classes")

@@ -12,10 +12,10 @@ import soundfile
 from PIL import Image
 
 from comodal.errors import DataError
-from comodal.synthetic.scenes.audio_synthesis import render_sound
+from comodal.synthetic.scenes.audio_synthesis import render_world_audio
 from comodal.synthetic.scenes.rendering import render_frame
-from comodal.synthetic.scenes.world import KINDS, Purpose, make_world
-from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.scenes.world import SOUNDING_KINDS, Purpose, make_world
+from comodal.synthetic.synthesize import synthesize
 from process_groups import kill_when
 
 SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "scenes": 10, "side": 64, "sound_seconds": 1.0}
@@ -29,7 +29,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("playground") / "world"
-    make_playground(folder, workers=1, **SMALL)
+    synthesize(folder, workers=1, **SMALL)
     return folder
 
 
@@ -38,12 +38,12 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_two_workers_write_the_same_bytes_as_one(playground: Path, tmp_path: Path):
-    make_playground(tmp_path / "other", workers=2, **SMALL)
+    synthesize(tmp_path / "other", workers=2, **SMALL)
     assert digests(tmp_path / "other") == digests(playground)
 
 
 def test_another_seed_writes_other_videos(playground: Path, tmp_path: Path):
-    make_playground(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "scenes": 0, "seed": 1})
+    synthesize(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "scenes": 0, "seed": 1})
     assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (playground / "videos/video-00000.mp4").read_bytes()
 
 
@@ -59,7 +59,7 @@ def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(playgrou
     for number, frame in enumerate(frames):
         rendered = render_frame(world, number / 10, 64)
         assert np.abs(frame.astype(int) - rendered).mean() < 12  # of 255; the colour planes have half the resolution
-    wanted = render_sound(world, 48_000)
+    wanted = render_world_audio(world, 48_000)
     count = min(len(sound), len(wanted))
     assert count >= 47_000
     assert np.corrcoef(sound[:count], wanted[:count])[0, 1] > 0.9  # and in step: no delay
@@ -75,7 +75,7 @@ def test_the_lists_agree_with_each_other_and_with_the_files(playground: Path):
         assert (playground / source["path"]).is_file()
         assert source["label"] in world["sounding"]
         sounding = [thing["kind"] for thing in world["objects"] if thing["sounding"]]
-        assert sounding == world["sounding"] and all(kind in KINDS for kind in sounding)
+        assert sounding == world["sounding"] and all(kind in SOUNDING_KINDS for kind in sounding)
         for thing in world["objects"]:
             assert len(thing["boxes"]) == len(world["box_seconds"]) == 2
             assert bool(thing["events"]) == thing["sounding"]
@@ -87,17 +87,17 @@ def test_the_sounds_are_laid_out_as_esc50_is(playground: Path):
     assert list(rows[0]) == ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
     assert len(rows) == 50 and {row["esc10"] for row in rows} == {"True", "False"}
     for fold in "12345":
-        assert sorted(row["category"] for row in rows if row["fold"] == fold) == list(KINDS)
+        assert sorted(row["category"] for row in rows if row["fold"] == fold) == list(SOUNDING_KINDS)
     for row in rows:
         assert row["filename"] == f"{row['fold']}-{row['src_file']}-{row['take']}-{row['target']}.wav"
-        assert KINDS[int(row["target"])] == row["category"]
+        assert SOUNDING_KINDS[int(row["target"])] == row["category"]
         info = soundfile.info(playground / "sounds/audio" / row["filename"])
         assert (info.samplerate, info.channels, info.frames) == (44_100, 1, 44_100)
 
 
 def test_the_images_are_a_tree_of_classes(playground: Path):
     for split in ("train", "test"):
-        assert sorted(path.name for path in (playground / "images" / split).iterdir()) == list(KINDS)
+        assert sorted(path.name for path in (playground / "images" / split).iterdir()) == list(SOUNDING_KINDS)
         for path in (playground / "images" / split).rglob("*.jpg"):
             with Image.open(path) as image:
                 assert image.size == (64, 64)
@@ -105,7 +105,7 @@ def test_the_images_are_a_tree_of_classes(playground: Path):
 
 def test_running_again_does_nothing(playground: Path):
     before = {path: path.stat().st_mtime_ns for path in playground.rglob("*")}
-    make_playground(playground, workers=1, **SMALL)
+    synthesize(playground, workers=1, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in playground.rglob("*")} == before
 
 
@@ -116,22 +116,22 @@ def test_a_killed_run_goes_on_to_the_same_end(playground: Path, tmp_path: Path):
     (folder / "about.json").write_bytes((playground / "about.json").read_bytes())
     (folder / "videos/video-00001.mp4").write_bytes((playground / "videos/video-00001.mp4").read_bytes())
     (folder / "videos/.video-00002.mp4.77.part").write_bytes(b"half")
-    make_playground(folder, workers=1, **SMALL)
+    synthesize(folder, workers=1, **SMALL)
     assert digests(folder) == digests(playground)
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path):
-    code = "import sys, pathlib; from comodal.synthetic.synthesize import make_playground as make; "
+    code = "import sys, pathlib; from comodal.synthetic.synthesize import synthesize as make; "
     code += "make(pathlib.Path(sys.argv[1]), videos=100_000, workers=2)"
     assert kill_when(code, tmp_path / "world", begun=lambda: any(tmp_path.rglob("*.mp4")))
 
 
 def test_a_folder_with_another_world_or_other_files_is_refused(playground: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"seed 0 \(asked for 5\).*another folder"):
-        make_playground(playground, workers=1, **SMALL, seed=5)
+        synthesize(playground, workers=1, **SMALL, seed=5)
     (tmp_path / "thesis.tex").write_text("dear reader")
     with pytest.raises(DataError, match="not empty and not a playground"):
-        make_playground(tmp_path, workers=1, **SMALL)
+        synthesize(tmp_path, workers=1, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_a_folder_with_another_world_or_other_files_is_refused(playground: Path,
 )
 def test_impossible_options_are_told(tmp_path: Path, wrong: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        make_playground(tmp_path / "none", **{**SMALL, **wrong})
+        synthesize(tmp_path / "none", **{**SMALL, **wrong})
     assert not (tmp_path / "none").exists()

@@ -20,12 +20,12 @@ from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.synthetic.formats.dcase_folders import SCENES_2013, SCENES_TAU
 from comodal.synthetic.formats.task_sets import TASK_SETS
-from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS
-from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.scenes.world import SILENT_KINDS, SOUNDING_KINDS
+from comodal.synthetic.synthesize import synthesize
 from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.grounding.refcoco_files import read_expressions
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa_files import read_questions
+from comodal.tasks.vision_language.question_answering.vqa_files import read_vqa_questions
 
 SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "sounds": 0, "scenes": 80, "side": 64, "sound_seconds": 1.0}
 PICTURES = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command line in two workers, where types are not checked."""
     folder = tmp_path_factory.mktemp("playground") / "world"
     flags = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "comodal", "playground", folder, *flags, "--tasks", "all", "--workers", "2"]
+    command = [sys.executable, "-m", "comodal", "synthesize", folder, *flags, "--tasks", "all", "--workers", "2"]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -94,7 +94,7 @@ def test_vqa_has_the_files_and_fields_of_the_original(world: Path):
         assert entry["answer_type"] in {"yes/no", "number", "other"}
     test, dev = (whole(folder / f"v2_OpenEnded_mscoco_{name}2015_questions.json") for name in ("test", "test-dev"))
     assert {q["question_id"] for q in dev["questions"]} < {q["question_id"] for q in test["questions"]}
-    read = read_questions(
+    read = read_vqa_questions(
         folder / "v2_OpenEnded_mscoco_val2014_questions.json", folder / "v2_mscoco_val2014_annotations.json"
     )
     assert [question.most_common for question in read] == [entry["multiple_choice_answer"] for entry in annotations]
@@ -108,7 +108,9 @@ def test_references_have_the_fields_of_the_original_and_hold_nothing_but_plain_v
     images = {image["id"]: image for image in instances["images"]}
     annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
     categories = {category["id"]: category["name"] for category in instances["categories"]}
-    assert len(annotations) == len(instances["annotations"]) and set(categories.values()) == set(KINDS + SILENT_KINDS)
+    assert len(annotations) == len(instances["annotations"]) and set(categories.values()) == set(
+        SOUNDING_KINDS + SILENT_KINDS
+    )
     splits = defaultdict(set)
     sentence_ids = []
     for number, reference in enumerate(references):
@@ -126,7 +128,7 @@ def test_references_have_the_fields_of_the_original_and_hold_nothing_but_plain_v
             sentence_ids.append(sentence_id)
         splits[reference["split"]].add(reference["image_id"])
         if reference["split"].startswith("test"):
-            assert (categories[reference["category_id"]] in KINDS) == (reference["split"] == "testA")
+            assert (categories[reference["category_id"]] in SOUNDING_KINDS) == (reference["split"] == "testA")
     read = read_expressions(world / "coco/refcoco+/refs(unc).p", world / "coco/refcoco+/instances.json")
     assert [expression.text for expression in read] == [s["raw"] for ref in references for s in ref["sentences"]]
     assert sentence_ids == list(range(len(sentence_ids)))
@@ -195,7 +197,7 @@ def test_vcr_has_the_tree_and_fields_of_the_original(world: Path):
 
 def test_nlvr2_and_snli_ve_are_read_by_the_tasks(world: Path):
     for split in ("train", "dev", "test1"):
-        statements, _ = nlvr2.read_statements(world / f"nlvr2/{split}.json")
+        statements, _ = nlvr2.read_nlvr2_sentences(world / f"nlvr2/{split}.json")
         records = lines(world / f"nlvr2/{split}.json")
         assert statements and {statement.label for statement in statements} == {"True", "False"}
         for record, statement in zip(records, statements, strict=True):
@@ -205,8 +207,8 @@ def test_nlvr2_and_snli_ve_are_read_by_the_tasks(world: Path):
             assert all((folder / f"{image}.png").is_file() for image in statement.images)
     for split in ("train", "dev", "test"):
         path = world / f"flickr30k/snli_ve_{split}.jsonl"
-        statements, left_out = snli_ve.read_statements(path)
-        assert not left_out and {statement.label for statement in statements} == set(snli_ve.CLASSES)
+        statements, left_out = snli_ve.read_snli_ve_sentences(path)
+        assert not left_out and {statement.label for statement in statements} == set(snli_ve.SNLI_VE_CLASSES)
         assert len({statement.key for statement in statements}) == len(statements)
         for record in lines(path):
             assert (world / f"flickr30k/flickr30k-images/{record['Flickr30K_ID']}.jpg").is_file()
@@ -225,7 +227,7 @@ def test_a_store_made_of_the_pictures_holds_what_the_files_name(world: Path, tmp
         },
         "flickr30k": {record["Flickr30K_ID"] for record in lines(world / "flickr30k/snli_ve_dev.jsonl")},
         "vcr": {row["img_fn"] for row in lines(world / "vcr/val.jsonl")},
-        "nlvr2": {name for s in nlvr2.read_statements(world / "nlvr2/dev.json")[0] for name in s.images},
+        "nlvr2": {name for s in nlvr2.read_nlvr2_sentences(world / "nlvr2/dev.json")[0] for name in s.images},
     }
     for name, asked in names.items():
         with RegionWriter(tmp_path / name, 1, about={}) as writer:
@@ -277,7 +279,7 @@ def test_urbansound8k_has_ten_folds_of_all_sorts_of_files(world: Path):
     for row in rows:
         folds[row["fsID"]].add(row["fold"])
         recording, target, _, _ = row["slice_file_name"].removesuffix(".wav").split("-")
-        assert (recording, target) == (row["fsID"], row["classID"]) and KINDS[int(target)] == row["class"]
+        assert (recording, target) == (row["fsID"], row["classID"]) and SOUNDING_KINDS[int(target)] == row["class"]
         info = soundfile.info(world / f"urbansound8k/audio/fold{row['fold']}" / row["slice_file_name"])
         formats.add((info.samplerate, info.subtype))
         assert info.duration == pytest.approx(float(row["end"]) - float(row["start"]), abs=0.05) and info.duration < 4
@@ -312,7 +314,7 @@ def test_every_word_that_is_said_is_one_piece_of_the_vocabulary(world: Path):
 
 
 def test_another_process_with_one_worker_writes_the_same_bytes_and_only_what_is_asked_for(world: Path, tmp_path: Path):
-    make_playground(tmp_path / "other", tasks=["coco", "vcr"], workers=1, **SMALL)
+    synthesize(tmp_path / "other", tasks=["coco", "vcr"], workers=1, **SMALL)
     assert not (tmp_path / "other/nlvr2").exists()
     for name in ("coco", "vcr"):
         assert digests(tmp_path / "other" / name) == digests(world / name)
@@ -329,14 +331,14 @@ def test_a_killed_run_goes_on_to_the_same_end_and_leaves_finished_sets_alone(wor
         for path in (files[0], files[len(files) // 2], files[-1]):
             path.unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "coco").rglob("*")}
-    make_playground(folder, tasks=["all"], workers=1, **SMALL)
+    synthesize(folder, tasks=["all"], workers=1, **SMALL)
     assert digests(folder) == digests(world)
     assert {path: path.stat().st_mtime_ns for path in (folder / "coco").rglob("*")} == before
 
 
 def test_impossible_sets_are_told_before_anything_is_made(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no task set 'vqa'; there are coco, .*, and all"):
-        make_playground(tmp_path / "none", tasks=["coco", "vqa"], **SMALL)
+        synthesize(tmp_path / "none", tasks=["coco", "vqa"], **SMALL)
     with pytest.raises(ValueError, match="task sets need 10 scenes or more, so that each split has some; got 9"):
-        make_playground(tmp_path / "none", tasks=["coco"], **{**SMALL, "scenes": 9})
+        synthesize(tmp_path / "none", tasks=["coco"], **{**SMALL, "scenes": 9})
     assert not (tmp_path / "none").exists()

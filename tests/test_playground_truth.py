@@ -13,8 +13,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from comodal.synthetic.scenes.object_scenes import enclosed, hull, pictures_of
-from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS, Purpose, make_crowd
+from comodal.synthetic.scenes.object_scenes import compute_hull, compute_polygon_area, list_scene_images
+from comodal.synthetic.scenes.world import SILENT_KINDS, SOUNDING_KINDS, Purpose, make_crowd
 from playground_truth import NOUN, PLACE, answer, at, fits, is_true, label, meant, of_pair, read_boxes, those
 
 SCENES = {"coco": 800, "flickr30k": 200, "vcr": 200, "nlvr2": 240}
@@ -26,7 +26,7 @@ from comodal.synthetic.formats.task_sets import TASK_SETS
 for name, scenes in json.loads(sys.argv[2]).items():
     TASK_SETS[name].write_lists(Path(sys.argv[1], name), Options(0, 1.0, 0, 0, scenes, 128, 10.0, 1.0, 3))
 """
-NAMES = set(KINDS + SILENT_KINDS)
+NAMES = set(SOUNDING_KINDS + SILENT_KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -223,21 +223,21 @@ def test_captions_of_crowds_count_rightly(made: Path):
 
 def test_an_outline_lies_in_its_box_and_holds_the_area_that_geometry_gives():
     """A square of side 2 has the area 4; a hull is as wide and as high as what it goes around."""
-    assert enclosed([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]) == 4
+    assert compute_polygon_area([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]) == 4
     for index in range(20):
-        (picture,) = pictures_of(index, Purpose.VCR, ["a.jpg"], 128)
+        (picture,) = list_scene_images(index, Purpose.VCR, ["a.jpg"], 128)
         for thing, seen in zip(make_crowd(index, Purpose.VCR, 0).things, picture.things, strict=True):
-            points = np.array(hull(thing, 128))
+            points = np.array(compute_hull(thing, 128))
             left, top, right, bottom = seen.box
             assert np.all(points >= (left, top)) and np.all(points <= (right, bottom))
             assert np.ptp(points[:, 0]) > right - left - 4 and np.ptp(points[:, 1]) > bottom - top - 4
-            assert 0.3 * seen.area < enclosed(hull(thing, 128)) <= seen.area
+            assert 0.3 * seen.area < compute_polygon_area(compute_hull(thing, 128)) <= seen.area
 
 
 def test_kinds_recur_in_crowds_and_nothing_overlaps_much():
     hidden = pairs = 0
     for index in range(200):
-        (picture,) = pictures_of(index, Purpose.COCO, [""], 128)
+        (picture,) = list_scene_images(index, Purpose.COCO, [""], 128)
         assert 4 <= len(picture.things) <= 6
         assert max(Counter(thing.kind for thing in picture.things).values()) >= 2
         assert len({thing.colour for thing in picture.things}) <= 3

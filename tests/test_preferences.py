@@ -7,17 +7,17 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from comodal.analysis.unit_activations import ClipMoments
 from comodal.analysis.unit_selectivity import (
-    SYSTEMS,
-    counts,
-    favourites,
-    nmi_of,
-    normalised_mutual_information,
-    preferences,
+    SELECTIVITY_SYSTEMS,
+    binarize_activations,
+    compute_labeling_nmi,
+    compute_nmi_of_counts,
+    count_active_by_class,
+    find_preferred_classes,
+    measure_layer_selectivity,
     study_units,
-    switched_on,
 )
-from comodal.models.l3net.l3net import L3Net, small
-from comodal.models.l3net.vgg import LAYERS
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES
 
 
 @pytest.mark.parametrize(
@@ -31,26 +31,28 @@ from comodal.models.l3net.vgg import LAYERS
     ],
 )
 def test_nmi_is_scikit_learns(clusters: list[int], classes: list[str]):
-    assert nmi_of(clusters, classes) == pytest.approx(normalized_mutual_info_score(classes, clusters), abs=1e-12)
+    assert compute_labeling_nmi(clusters, classes) == pytest.approx(
+        normalized_mutual_info_score(classes, clusters), abs=1e-12
+    )
 
 
 def test_nmi_of_many_units_at_once_is_scikit_learns_of_each():
     rng = np.random.default_rng(0)
     target, on = rng.integers(4, size=60), rng.random((60, 20)) < rng.random(20)
-    found = normalised_mutual_information(np.stack([counts(~on, target), counts(on, target)], 1))
+    found = compute_nmi_of_counts(np.stack([count_active_by_class(~on, target), count_active_by_class(on, target)], 1))
     assert found == pytest.approx([normalized_mutual_info_score(target, column) for column in on.T], abs=1e-12)
 
 
 def test_a_unit_is_on_for_as_many_moments_as_a_class_has():
     activations = np.array([[0.0, 3.0], [5.0, 3.0], [1.0, 3.0], [4.0, 3.0], [2.0, 3.0], [3.0, 3.0]])
-    assert switched_on(activations, 3)[:, 0].tolist() == [False, True, False, True, False, False]
-    assert not switched_on(activations, 3)[:, 1].any()  # a constant unit is never on
+    assert binarize_activations(activations, 3)[:, 0].tolist() == [False, True, False, True, False, False]
+    assert not binarize_activations(activations, 3)[:, 1].any()  # a constant unit is never on
 
 
 def test_the_favourite_is_the_class_of_most_of_the_ten_strongest():
     target = np.array([0] * 8 + [1] * 12)
     activations = np.stack([-np.arange(20.0), np.arange(20.0), np.ones(20)], 1)
-    favourite, share = favourites(activations, target)
+    favourite, share = find_preferred_classes(activations, target)
     assert favourite[:2].tolist() == [0, 1]
     assert share.tolist() == [0.8, 1.0, 0.0]
 
@@ -60,18 +62,18 @@ def test_a_unit_that_knows_a_class_is_told_from_noise():
     target = np.repeat([0, 1, 2, 3], 15)
     noise = rng.normal(size=(60, 3))
     known = np.stack([np.where(target == 0, 5.0, 0.0) + 0.1 * rng.random(60), *noise.T], 1)
-    found = preferences(known, target, seed=0)
+    found = measure_layer_selectivity(known, target, seed=0)
     assert (found.units, found.preferring, found.preferred) == (4, 1, 1)
     # for one of four equal classes: I = H(on) = 0.5623, H(classes) = log 4 = 1.3863, their mean 0.9743
     assert found.best_nmi == pytest.approx(0.5623 / 0.9743, abs=1e-3)
-    blobs = preferences(np.eye(4)[target] * 10 + 0.1 * noise[:, :1], target, seed=0)
+    blobs = measure_layer_selectivity(np.eye(4)[target] * 10 + 0.1 * noise[:, :1], target, seed=0)
     assert blobs.clusters_nmi == pytest.approx(1.0)
     assert blobs.preferred == 4
 
 
 def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     torch.manual_seed(0)
-    model, size = L3Net(small(1, 16)).eval(), 6
+    model, size = L3Net(make_small_l3net_config(1, 16)).eval(), 6
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (size, 3, 16, 16), generator=rng, dtype=torch.uint8)
     sound = 0.1 * torch.randn(size, 48_000, generator=rng)
@@ -80,8 +82,8 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     assert set(found) == {"picture", "sound"}
     for study in found.values():
         assert (study.moments, study.classes) == (6, ("x", "y"))
-        assert tuple(study.systems) == SYSTEMS
-        assert all(tuple(layers) == LAYERS for layers in study.systems.values())
+        assert tuple(study.systems) == SELECTIVITY_SYSTEMS
+        assert all(tuple(layers) == VGG_LAYER_NAMES for layers in study.systems.values())
         assert study.systems["trained"]["conv4_2"].units == 8
     assert found == study_units(model, moments)
     with pytest.raises(ValueError, match="labels of two classes or more; 0 came"):

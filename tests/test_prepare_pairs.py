@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from comodal.data.shards.paired_files import at_least_a_second, by_split_and_class, draw_pairs, prepare_pairs
+from comodal.data.shards.paired_files import draw_file_pairs, group_by_split_and_class, pad_to_one_second, prepare_pairs
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
@@ -68,12 +68,12 @@ def test_every_picture_is_used_once_before_any_is_used_twice(digits, tmp_path):
 
 def test_the_draw_is_of_the_seed_and_of_nothing_else(digits):
     images, sounds = (
-        by_split_and_class(digits / folder, 0.0, 0.0, kind)[0]
+        group_by_split_and_class(digits / folder, 0.0, 0.0, kind)[0]
         for folder, kind in (("images", "image"), ("sounds", "audio"))
     )
-    first = draw_pairs("train", images, sounds, 40, seed=1)
-    assert first[:12] == draw_pairs("train", images, sounds, 12, seed=1)
-    assert first != draw_pairs("train", images, sounds, 40, seed=2)
+    first = draw_file_pairs("train", images, sounds, 40, seed=1)
+    assert first[:12] == draw_file_pairs("train", images, sounds, 12, seed=1)
+    assert first != draw_file_pairs("train", images, sounds, 40, seed=2)
 
 
 def test_workers_do_not_change_the_bytes_and_a_second_run_does_nothing(digits, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_a_hash_splits_files_that_no_folder_splits(tmp_path):
         path = tmp_path / "images" / "a" / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found, _ = by_split_and_class(tmp_path / "images", validation=0.25, test=0.25, kind="image")
+    found, _ = group_by_split_and_class(tmp_path / "images", validation=0.25, test=0.25, kind="image")
     names = [name for files in found.values() for name in files]
     assert len(names) == len(set(names)) == 200
     assert abs(len(found["train", "a"]) - 100) < 3 * 7  # three standard deviations
@@ -129,5 +129,5 @@ def test_folders_that_do_not_fit_are_refused(digits, tmp_path):
 
 
 def test_a_sound_is_padded_to_a_second_on_both_sides():
-    assert at_least_a_second(np.ones(5, np.float32), 10).tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
-    assert at_least_a_second(np.ones(12, np.float32), 10).tolist() == [1] * 12
+    assert pad_to_one_second(np.ones(5, np.float32), 10).tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert pad_to_one_second(np.ones(12, np.float32), 10).tolist() == [1] * 12

@@ -13,16 +13,16 @@ from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
-from comodal.objectives.alignment import alignment
+from comodal.objectives.alignment import compute_alignment_loss
 from comodal.objectives.masked import (
     RegionNegatives,
-    draw_negatives,
-    masked_classes,
-    masked_contrast,
-    masked_distributions,
-    masked_features,
+    compute_masked_class_loss,
+    compute_masked_contrastive_loss,
+    compute_masked_distribution_loss,
+    compute_masked_feature_loss,
+    draw_region_negatives,
 )
-from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
+from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 
 FEATURES, CLASSES, TOKENS, WORDS = 6, 5, 8, 40
 CONFIG = ViLBERTConfig(
@@ -69,32 +69,32 @@ def batch(
 
 def objective(*targets: str, config: ViLBERTConfig = CONFIG) -> ViLBERTPretraining:
     torch.manual_seed(0)
-    columns = sum(target_columns(targets, FEATURES, CLASSES, TOKENS).values())
+    columns = sum(count_target_columns(targets, FEATURES, CLASSES, TOKENS).values())
     return ViLBERTPretraining(ViLBERT(replace(config, region_targets=columns)), targets).eval()
 
 
 def test_equal_scores_cost_the_log_of_the_choices():
     zeros = torch.zeros(3, 7)
-    assert masked_classes(zeros, torch.tensor([1, 2, 3])).loss.item() == pytest.approx(math.log(7))
+    assert compute_masked_class_loss(zeros, torch.tensor([1, 2, 3])).loss.item() == pytest.approx(math.log(7))
     one_hot = F.one_hot(torch.tensor([1, 2, 3]), 7).float()
-    assert masked_distributions(zeros, one_hot).loss.item() == pytest.approx(math.log(7))
-    assert masked_distributions(zeros, torch.full((3, 7), 1 / 7)).loss.item() == pytest.approx(0, abs=1e-6)
-    assert alignment(torch.zeros(4, 2), torch.tensor([True, False, True, True])).loss.item() == pytest.approx(
-        math.log(2)
-    )
+    assert compute_masked_distribution_loss(zeros, one_hot).loss.item() == pytest.approx(math.log(7))
+    assert compute_masked_distribution_loss(zeros, torch.full((3, 7), 1 / 7)).loss.item() == pytest.approx(0, abs=1e-6)
+    assert compute_alignment_loss(
+        torch.zeros(4, 2), torch.tensor([True, False, True, True])
+    ).loss.item() == pytest.approx(math.log(2))
 
 
 def test_class_0_is_a_pair_that_belongs_together():
     scores = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [9.0, -9.0]])
-    right = alignment(scores, torch.tensor([False, True, False]))
+    right = compute_alignment_loss(scores, torch.tensor([False, True, False]))
     assert right.loss < 1e-6
     assert right.accuracy == 1
-    assert alignment(scores, torch.tensor([False, True, True])).accuracy == pytest.approx(2 / 3)
+    assert compute_alignment_loss(scores, torch.tensor([False, True, True])).accuracy == pytest.approx(2 / 3)
 
 
 def test_features_are_the_mean_square_over_places_and_features():
     predicted, target = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [5.0, 5.0]])
-    found = masked_features(predicted, target)
+    found = compute_masked_feature_loss(predicted, target)
     assert found.loss.item() == pytest.approx((0 + 4 + 25 + 25) / 4)
     assert found.accuracy == 0.5  # (0, 0) is nearer to (1, 0) than to its own (5, 5)
 
@@ -106,13 +106,13 @@ def test_contrast_by_hand():
     # place 0 hides region 0: scores 1, against -1 and 0; place 1 hides region 1: score 3, against 0 and nothing
     first = math.log(math.e + math.exp(-1) + 1) - 1
     second = math.log(math.exp(3) + 1) - 3
-    found = masked_contrast(predicted, regions, torch.tensor([0, 1]), RegionNegatives(rows, exist))
+    found = compute_masked_contrastive_loss(predicted, regions, torch.tensor([0, 1]), RegionNegatives(rows, exist))
     assert found.loss.item() == pytest.approx((first + second) / 2)
     assert found.accuracy == 1
 
 
 def drawn(candidates: Tensor, places: list[int], count: int = 100, seed: int = 0) -> RegionNegatives:
-    return draw_negatives(torch.tensor(places), candidates, count, torch.Generator().manual_seed(seed))
+    return draw_region_negatives(torch.tensor(places), candidates, count, torch.Generator().manual_seed(seed))
 
 
 def test_negatives_are_every_other_region_and_no_other():
@@ -135,7 +135,7 @@ def test_a_batch_of_one_image_has_negatives_from_itself():
     assert set(negatives.rows[negatives.exist].tolist()) == {1, 3}
     alone = drawn(torch.tensor([[False, True]]), [1])
     assert not alone.exist.any()
-    found = masked_contrast(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([1]), alone)
+    found = compute_masked_contrastive_loss(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([1]), alone)
     assert found.loss == 0
 
 
@@ -149,7 +149,7 @@ def test_contrast_is_computed_with_what_was_hidden(monkeypatch: pytest.MonkeyPat
     pretraining, given = objective("contrast"), batch()
     rows = torch.tensor([[1, 7], [2, 3]])
     fixed = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
-    monkeypatch.setattr("comodal.objectives.pretraining.draw_negatives", lambda *_: fixed)
+    monkeypatch.setattr("comodal.objectives.pretraining.draw_region_negatives", lambda *_: fixed)
     shown = given.regions.flatten(0, 1).clone()
     shown[2], shown[7] = given.region_features
     model = pretraining.model

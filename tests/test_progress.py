@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from comodal import progress
-from comodal.progress import Progress, track
+from comodal.progress import Progress, track_progress
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_how_long_it_takes_yet(clock: SimpleNamespace, total: float, before: int
 
 
 def test_a_line_appears_although_no_item_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_LINE_SECONDS", 0.05)
     said = ""
     with Progress("clips", 3):
         for _ in range(500):
@@ -52,8 +52,8 @@ def test_a_line_appears_although_no_item_is_done(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_first_item_and_the_end_have_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
-    for _ in track(range(3), "clips"):
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.01)
+    for _ in track_progress(range(3), "clips"):
         time.sleep(0.1)
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"clips 1 of 3, 0:00:0\d left", lines[0]), lines

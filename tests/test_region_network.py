@@ -16,12 +16,12 @@ from comodal.errors import CheckpointError
 from comodal.hub import save_pretrained
 from comodal.inference.vision_language import load_vision_language
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions import region_network
 from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
-from comodal.regions.extractors import extractor_like
-from comodal.tasks.vision_language.region_record import remembered
+from comodal.regions.extractors import load_extractor_like
+from comodal.tasks.vision_language.region_record import collect_region_record
 from detector_fixtures import CAFFE
 from hub_server import comodal_at, served
 
@@ -42,7 +42,7 @@ class Moved(NamedTuple):
 
 def network(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {"recipe": "by hand"})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {"recipe": "by hand"})
     return folder
 
 
@@ -142,11 +142,11 @@ def test_regions_are_made_and_fine_tuning_goes_on_where_only_the_run_is_left(mov
 def test_another_network_than_the_models_does_not_go_along(moved: Moved, tmp_path: Path):
     extract_regions(moved.images, tmp_path / "store", str(network(tmp_path / "other", 1)), grid=2, workers=1)
     store = RegionStore(tmp_path / "store")
-    assert remembered(store, moved.pretrained)["regions_network/model.safetensors"] == (
+    assert collect_region_record(store, moved.pretrained)["regions_network/model.safetensors"] == (
         tmp_path / "store" / "network" / "model.safetensors"
     )
     shutil.rmtree(tmp_path / "store" / "network")
-    assert [*remembered(store, moved.pretrained)] == ["regions.json"]
+    assert [*collect_region_record(store, moved.pretrained)] == ["regions.json"]
 
 
 def cut(run: Path) -> Path:
@@ -188,13 +188,13 @@ def test_damage_in_a_store_is_told_before_training(moved: Moved, tmp_path: Path)
     path = tmp_path / "store" / "network" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=str(path)):
-        remembered(RegionStore(tmp_path / "store"))
+        collect_region_record(RegionStore(tmp_path / "store"))
 
 
 def test_what_is_not_copied_is_named_and_can_be_put_beside_the_model(
     moved: Moved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(region_network, "MOST_BYTES", 10)
+    monkeypatch.setattr(region_network, "MAX_NETWORK_BYTES", 10)
     extract_regions(moved.images, tmp_path / "store", str(network(tmp_path / "large", 0)), grid=2, workers=1)
     assert not (tmp_path / "store" / "network").exists()
     run = tmp_path / "run"
@@ -252,5 +252,5 @@ def test_a_converted_detector_is_kept_and_a_published_file_is_not(moved: Moved, 
         kept = [path.name for path in sorted(store.glob("network/*"))]
         assert kept == ([] if detector == file else sorted(KEPT))
     made = RegionStore(tmp_path / "store1").about["made_from"]
-    there = extractor_like(made, str(tmp_path / "store1" / "network"))
+    there = load_extractor_like(made, str(tmp_path / "store1" / "network"))
     assert there.network.fingerprint == RegionStore(tmp_path / "store0").about["made_from"]["fingerprint"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comodal.data.regions.region_store import RegionStore, RegionWriter, locations
+from comodal.data.regions.region_store import RegionStore, RegionWriter, compute_locations
 from comodal.errors import DataError
 from small_regions import some_images, write_store
 
@@ -38,7 +38,7 @@ def test_every_id_finds_its_regions(tmp_path_factory, ids, data):
 
 
 def test_locations_worked_by_hand():
-    found = locations(np.float32([[10, 20, 60, 70]]), 100, 200)
+    found = compute_locations(np.float32([[10, 20, 60, 70]]), 100, 200)
     np.testing.assert_allclose(found, [[0.1, 0.1, 0.6, 0.35, 50 * 50 / 20_000]], rtol=1e-6)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.report import scores as scores_table
+from comodal.analysis.pages.report import build_scores_part as scores_table
 from comodal.analysis.pages.report import write_report
-from comodal.analysis.pair_predictions import draw_histogram, draw_pairs, judge
+from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -49,7 +49,7 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     assert "0.625" in text  # the last validation accuracy
     assert '<tr class="trained"><td>sounds</td><td>trained</td><td class="number">1.000</td>' in text
     assert '<tr class="spectrogram"><td>sounds</td><td>spectrogram</td><td class="number">0.750</td>' in text
-    verdicts = judge(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
+    verdicts = predict_pairs(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
     assert f"Of 8 held-out pairs drawn for this page, {verdicts.accuracy:.1%}" in text
 
 
@@ -93,16 +93,16 @@ def test_what_is_not_a_run_is_told(tmp_path: Path):
 def test_verdicts_are_the_models_own(tmp_path: Path):
     torch.manual_seed(0)
     model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
-    found = judge(model, write_world(tmp_path / "w", 6), 10, seed=3)
+    found = predict_pairs(model, write_world(tmp_path / "w", 6), 10, seed=3)
     assert found.pairs.together.tolist() == [True, False] * 5
     with torch.inference_mode():
         expected = model(found.pairs.image, found.pairs.sound).logits.softmax(-1)[:, 1]
     assert np.allclose(found.together, expected.numpy(), atol=1e-5)
     right = [(p > 0.5) == t for p, t in zip(expected.tolist(), [True, False] * 5, strict=True)]
     assert found.accuracy == pytest.approx(np.mean(right))
-    figure = draw_pairs(model, found, columns=4)
+    figure = draw_pair_predictions(model, found, columns=4)
     assert [axes.get_title() for axes in figure.axes[4:]] == ["truth: together", "truth: apart"] * 2
-    draw_histogram(found).canvas.draw()
+    draw_probability_histogram(found).canvas.draw()
 
 
 def test_curves_pass_through_the_validation_points():

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comodal.data.regions.safe_unpickler import ALLOWED, RefusedPickleError, load_npy, load_pickle
+from comodal.data.regions.safe_unpickler import ALLOWED_GLOBALS, RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
 
 VALUES = st.recursive(
@@ -120,10 +120,10 @@ def test_what_python_2_wrote_comes_back():
     ],
 )
 def test_nothing_else_can_be_done(text):
-    before = {name: allowed.function for name, allowed in ALLOWED.items()}
+    before = {name: allowed.function for name, allowed in ALLOWED_GLOBALS.items()}
     with pytest.raises(DataError):
         load_pickle(text)
-    assert {name: allowed.function for name, allowed in ALLOWED.items()} == before
+    assert {name: allowed.function for name, allowed in ALLOWED_GLOBALS.items()} == before
 
 
 def test_a_pickle_does_not_reach_numpys_own_state():

@@ -25,19 +25,24 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.tasks.retrieval import first_stage, pair_scores
-from comodal.tasks.retrieval.caption_retrieval import RetrievalSettings, describe_way, evaluate_retrieval
-from comodal.tasks.retrieval.first_stage import EncodingProjection, EncodingProjections, TwoStageSearch, fit_maps
+from comodal.tasks.retrieval.caption_retrieval import RetrievalSettings, build_ranking_method, evaluate_retrieval
+from comodal.tasks.retrieval.first_stage import (
+    EncodingProjection,
+    EncodingProjections,
+    TwoStageSearch,
+    optimize_projections,
+)
 from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
 from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import (
-    answers_to_images,
-    answers_to_texts,
-    chance,
-    figures,
-    of_captions,
-    one_of,
-    rank_of_best,
-    ranks_of_matrix,
+    compute_hit_probability,
+    compute_random_recall,
+    list_image_answers,
+    list_text_answers,
+    rank_best_answer,
+    rank_score_matrix,
+    reorder_by_caption,
+    summarize_ranks,
 )
 from plain_retrieval import plain_logits
 from small_regions import DIM, TOKENS, some_images, write_store
@@ -99,7 +104,7 @@ def gallery(store: RegionStore) -> Gallery:
 
 def test_recall_and_median_are_the_originals():
     expected = json.loads((FIXTURES / "data" / "retrieval_metrics.json").read_text())
-    numbers = figures(np.array(expected["rank"]))
+    numbers = summarize_ranks(np.array(expected["rank"]))
     assert [100 * numbers[name] for name in ("r1", "r5", "r10")] == [expected[name] for name in ("r1", "r5", "r10")]
     assert (numbers["median"], numbers["mean"]) == (expected["medr"], expected["meanr"])
 
@@ -109,7 +114,7 @@ def test_ranks_are_the_originals_where_no_score_is_equal_to_the_right_ones():
     alone = 0
     for scores, right, rank in zip(expected["scores"], expected["target"], expected["rank"], strict=True):
         row = np.array(scores)
-        ours = rank_of_best(row, np.array([right]), np.ones(len(row), np.int64))
+        ours = rank_best_answer(row, np.array([right]), np.ones(len(row), np.int64))
         equal = int((row == row[right]).sum()) - 1
         assert ours - equal <= rank <= ours  # the original's order of equal scores is open; ours is its worst
         alone += equal == 0
@@ -117,7 +122,7 @@ def test_ranks_are_the_originals_where_no_score_is_equal_to_the_right_ones():
 
 
 def test_a_network_that_gives_everything_one_score_finds_nothing(gallery: Gallery):
-    ranks = ranks_of_matrix(np.zeros((6, 5), np.float32), gallery)
+    ranks = rank_score_matrix(np.zeros((6, 5), np.float32), gallery)
     assert ranks.text_to_image.tolist() == [4] * 7
     # of 7 captions, each image's own: image 0 has two, and "a red ball" of image 2 is in image 0's words
     assert ranks.image_to_text.tolist() == [4, 5, 5, 6, 6]
@@ -129,7 +134,7 @@ def test_scores_that_are_no_numbers_rank_nothing(gallery: Gallery, value: float)
     scores = np.zeros((6, 5), np.float32)
     scores[3, 0] = value
     with pytest.raises(DataError, match="NaN or infinite"):
-        ranks_of_matrix(scores, gallery)
+        rank_score_matrix(scores, gallery)
 
 
 def test_ranks_worked_out_by_hand(gallery: Gallery):
@@ -151,7 +156,7 @@ def test_ranks_worked_out_by_hand(gallery: Gallery):
         ],
         np.float32,
     )
-    ranks = ranks_of_matrix(scores, gallery)
+    ranks = rank_score_matrix(scores, gallery)
     assert ranks.text_to_image.tolist() == [1, 0, 2, 3, 1, 1, 1]
     # image 4's column: 7 and twice 6 (two captions in the same words) stand before its 5
     assert ranks.image_to_text.tolist() == [1, 0, 1, 2, 3]
@@ -159,14 +164,14 @@ def test_ranks_worked_out_by_hand(gallery: Gallery):
 
 def test_chance_is_what_drawing_by_chance_gives(gallery: Gallery):
     rng = np.random.default_rng(0)
-    drawn = [ranks_of_matrix(rng.random((6, 5)).astype(np.float32), gallery) for _ in range(1000)]
-    expected = chance(gallery)
+    drawn = [rank_score_matrix(rng.random((6, 5)).astype(np.float32), gallery) for _ in range(1000)]
+    expected = compute_random_recall(gallery)
     assert expected["text_to_image.r1"] == pytest.approx(1 / 5)
     assert expected["text_to_image.r10"] == 1
     assert np.mean([ranks.text_to_image < 1 for ranks in drawn]) == pytest.approx(0.2, abs=0.02)
-    assert one_of(7, 2, 1) == pytest.approx(2 / 7)
-    assert one_of(7, 2, 5) == pytest.approx(1 - 1 / math.comb(7, 5))  # the five wrong ones alone
-    assert one_of(3, 2, 5) == 1
+    assert compute_hit_probability(7, 2, 1) == pytest.approx(2 / 7)
+    assert compute_hit_probability(7, 2, 5) == pytest.approx(1 - 1 / math.comb(7, 5))  # the five wrong ones alone
+    assert compute_hit_probability(3, 2, 5) == 1
 
 
 # Scores
@@ -253,8 +258,8 @@ def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
 ):
     model = lively(ViLBERT(CONFIG))
     matrix = PairScorer(model, gallery).matrix()
-    monkeypatch.setattr(pair_scores, "KEPT_BYTES", 1000)
-    monkeypatch.setattr(pair_scores, "TILE", 2)
+    monkeypatch.setattr(pair_scores, "MAX_CACHE_BYTES", 1000)
+    monkeypatch.setattr(pair_scores, "TILE_SIDE", 2)
     scorer = PairScorer(model, gallery, batch_size=1)
     np.testing.assert_allclose(scorer.matrix(), matrix, atol=1e-5)
     assert 0 < len(scorer.images.kept) < 5  # some are there, others were computed again
@@ -281,7 +286,7 @@ def test_linear_maps_find_what_belongs_together():
         torch.from_numpy((hidden @ rng.standard_normal((6, size)) + 0.2 * rng.standard_normal((240, size))).astype("f"))
         for size in (20, 30)
     )
-    maps = fit_maps(texts[:200], images[:200], [np.array([i]) for i in range(200)], rng)
+    maps = optimize_projections(texts[:200], images[:200], [np.array([i]) for i in range(200)], rng)
     with torch.no_grad():
         near = maps.text(texts[200:]) @ maps.image(images[200:]).T
     assert (near.argmax(1) == torch.arange(40)).float().mean() > 0.8  # chance: 1 in 40
@@ -300,11 +305,11 @@ class OneNumber(EncodingProjection):
 
 def test_with_everything_kept_two_stages_are_the_exact_ranks(gallery: Gallery):
     scorer = PairScorer(lively(ViLBERT(CONFIG)), gallery)
-    exact = ranks_of_matrix(scorer.matrix(), gallery)
+    exact = rank_score_matrix(scorer.matrix(), gallery)
     search = TwoStageSearch(scorer, EncodingProjections(OneNumber(1.0), OneNumber(1.0)))
-    by_text = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=99)
-    by_image = search.of_images(np.arange(5), answers_to_images(gallery), keep=99)
-    assert of_captions(by_text.reranked, gallery).tolist() == exact.text_to_image.tolist()
+    by_text = search.of_texts(np.arange(6), list_text_answers(gallery), keep=99)
+    by_image = search.of_images(np.arange(5), list_image_answers(gallery), keep=99)
+    assert reorder_by_caption(by_text.reranked, gallery).tolist() == exact.text_to_image.tolist()
     assert by_image.reranked.tolist() == exact.image_to_text.tolist()
 
 
@@ -312,7 +317,7 @@ def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
     search = TwoStageSearch(
         PairScorer(lively(ViLBERT(CONFIG)), gallery), EncodingProjections(OneNumber(1.0), OneNumber(1.0))
     )
-    found = search.of_texts(np.arange(6), answers_to_texts(gallery), keep=2)
+    found = search.of_texts(np.arange(6), list_text_answers(gallery), keep=2)
     missed = found.first >= 2
     assert missed.any() and not missed.all()
     assert (found.reranked[missed] == found.first[missed]).all()
@@ -406,7 +411,7 @@ def test_the_controls_tell_nothing_apart(tmp_path: Path, store: RegionStore):
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how well the first stage is fitted."""
-    monkeypatch.setattr(first_stage, "STEPS", 10)
+    monkeypatch.setattr(first_stage, "NUM_STEPS", 10)
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -444,11 +449,11 @@ def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
     exact = RetrievalSettings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True)
     with torch.device("meta"):
         paper, small = ViLBERT(ViLBERTConfig()), ViLBERT(CONFIG)
-    assert describe_way(paper, searched, exact) == ("zero-shot", None, True)
-    assert not describe_way(small, searched, exact).is_papers
+    assert build_ranking_method(paper, searched, exact) == ("zero-shot", None, True)
+    assert not build_ranking_method(small, searched, exact).is_papers
     changed = [{"rerank": 50}, {"max_regions": 100}, {"compute": Compute(torch.device("cpu"), "bf16")}]
-    assert not any(describe_way(paper, searched, exact._replace(**change)).is_papers for change in changed)
-    assert describe_way(paper, searched, exact._replace(rerank=50)).fitted == 3
+    assert not any(build_ranking_method(paper, searched, exact._replace(**change)).is_papers for change in changed)
+    assert build_ranking_method(paper, searched, exact._replace(rerank=50)).fitted == 3
 
 
 def test_without_splits_the_validation_images_are_those_that_the_run_held_out(

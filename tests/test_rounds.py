@@ -9,16 +9,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from comodal.tasks.evaluation.cross_validation import (
-    PARTS,
+    NUM_INNER_FOLDS,
     AnyClassifier,
     Split,
-    answer_rounds,
-    cross_validation,
-    deal,
-    fit_round,
-    one_split,
+    assign_folds,
+    build_cross_validation_splits,
+    build_given_split,
+    fit_split_probe,
+    predict_splits,
 )
-from comodal.tasks.evaluation.linear_probe import choose_strength, fit_probe
+from comodal.tasks.evaluation.linear_probe import choose_c, fit_probe
 from comodal.tasks.evaluation.mlp_probe import MLPProbeProblem
 
 FOLDS = np.arange(60) % 4 + 1
@@ -36,17 +36,17 @@ def features_of(truth: np.ndarray, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("classifier", get_args(AnyClassifier))
 def test_a_poisoned_test_fold_changes_nothing_that_is_fitted(classifier: AnyClassifier):
     """Features and labels of the tested fold are replaced by others, far away: the probe is the same bit for bit."""
-    features, one = features_of(TRUTH), cross_validation(FOLDS, 3)[1]
+    features, one = features_of(TRUTH), build_cross_validation_splits(FOLDS, 3)[1]
     poisoned, lies = features.clone(), TRUTH.copy()
     poisoned[torch.from_numpy(one.tested)] = 1e4 * torch.randn(int(one.tested.sum()), 2, 8)
     lies[one.tested] = (lies[one.tested] + 1) % 3
-    honest = fit_round(features, TRUTH, one, 3, classifier)
-    other = fit_round(poisoned, lies, one, 3, classifier)
+    honest = fit_split_probe(features, TRUTH, one, 3, classifier)
+    other = fit_split_probe(poisoned, lies, one, 3, classifier)
     assert honest.strength == other.strength
     assert torch.equal(honest.scores(features), other.scores(features))
     seen = features.clone()
     seen[torch.from_numpy(one.fitted)] *= 2.0
-    assert not torch.equal(honest.scores(features), fit_round(seen, TRUTH, one, 3, classifier).scores(features))
+    assert not torch.equal(honest.scores(features), fit_split_probe(seen, TRUTH, one, 3, classifier).scores(features))
 
 
 def test_the_penalty_is_that_of_the_fitted_folds_alone():
@@ -54,11 +54,11 @@ def test_the_penalty_is_that_of_the_fitted_folds_alone():
     rng = np.random.default_rng(3)
     features = torch.from_numpy(rng.normal(size=(60, 1, 40)).astype(np.float32))
     features[:, 0, 0] += torch.from_numpy(TRUTH).float()
-    for one in cross_validation(FOLDS, 3):
+    for one in build_cross_validation_splits(FOLDS, 3):
         alone = features[torch.from_numpy(one.fitted)].clone()
         inner = FOLDS[one.fitted]
         probe = fit_probe(alone, torch.from_numpy(TRUTH[one.fitted]), inner, np.unique(inner).tolist(), 3, "logistic")
-        found = fit_round(features, TRUTH, one, 3, "logistic")
+        found = fit_split_probe(features, TRUTH, one, 3, "logistic")
         assert found.strength == probe.strength
         assert torch.equal(found.weight, probe.weight)
 
@@ -67,43 +67,50 @@ def test_no_fold_is_answered_by_a_probe_that_saw_it():
     """Each item's features tell the item and nothing else: only a probe that saw it could answer above chance."""
     truth = np.arange(30) % 3
     alone = torch.eye(30)[:, None].repeat(1, 3, 1)
-    found = answer_rounds({"trained": alone}, truth, cross_validation(np.arange(30) // 6, 4), 3, "svm")
+    found = predict_splits({"trained": alone}, truth, build_cross_validation_splits(np.arange(30) // 6, 4), 3, "svm")
     assert np.mean(found.answers["trained"] == truth[found.items]) <= 1 / 3 + 1e-9
 
 
 def test_each_fold_is_tested_once_and_those_after_it_choose_the_penalty():
-    rounds = cross_validation(np.array([1, 2, 3, 3]), held_out=1)
+    rounds = build_cross_validation_splits(np.array([1, 2, 3, 3]), held_out=1)
     assert [(one.number, one.held_out) for one in rounds] == [(1, (2,)), (2, (3,)), (3, (1,))]
     assert rounds[2].tested.tolist() == [False, False, True, True]
     assert all((one.fitted ^ one.tested).all() for one in rounds)
-    assert [one.held_out for one in cross_validation(np.array([1, 2, 3]), held_out=9)] == [(2, 3), (1, 3), (1, 2)]
+    assert [one.held_out for one in build_cross_validation_splits(np.array([1, 2, 3]), held_out=9)] == [
+        (2, 3),
+        (1, 3),
+        (1, 2),
+    ]
 
 
 def test_a_group_is_in_one_part_and_classes_are_spread_evenly():
     groups = [f"{kind}{place}" for kind in "ab" for place in range(10) for _ in range(3)]
     truth = [name[0] for name in groups]
-    parts = deal(groups, truth)
+    parts = assign_folds(groups, truth)
     assert all(len({part for part, name in zip(parts, groups, strict=True) if name == group}) == 1 for group in groups)
     for kind in "ab":
-        assert np.bincount(parts[[name == kind for name in truth]], minlength=PARTS).tolist() == [6] * PARTS
-    assert np.array_equal(deal(groups[::-1], truth[::-1]), parts[::-1])
+        assert (
+            np.bincount(parts[[name == kind for name in truth]], minlength=NUM_INNER_FOLDS).tolist()
+            == [6] * NUM_INNER_FOLDS
+        )
+    assert np.array_equal(assign_folds(groups[::-1], truth[::-1]), parts[::-1])
 
 
 def test_parts_of_what_is_fitted_do_not_depend_on_what_is_tested():
     names, labels, fitted = [f"file {number}" for number in range(60)], [str(kind) for kind in TRUTH], FOLDS != 1
-    honest = one_split(0, fitted, ~fitted, names, labels, PARTS)
+    honest = build_given_split(0, fitted, ~fitted, names, labels, NUM_INNER_FOLDS)
     lies = [label if fit else "0" for label, fit in zip(labels, fitted, strict=True)]
     renamed = [name if fit else names[1] for name, fit in zip(names, fitted, strict=True)]
-    other = one_split(0, fitted, ~fitted, renamed, lies, PARTS)
+    other = build_given_split(0, fitted, ~fitted, renamed, lies, NUM_INNER_FOLDS)
     assert np.array_equal(honest.parts[fitted], other.parts[fitted])
-    assert np.bincount(honest.parts[fitted], minlength=PARTS).tolist() == [9] * PARTS
+    assert np.bincount(honest.parts[fitted], minlength=NUM_INNER_FOLDS).tolist() == [9] * NUM_INNER_FOLDS
     assert honest.held_out == (0, 1, 2, 3, 4)
 
 
 def test_what_is_in_no_round_is_neither_fitted_nor_answered():
     features, used = features_of(TRUTH), np.arange(60) < 48
     one = Split(0, used & (FOLDS != 1), used & (FOLDS == 1), FOLDS, (2,))
-    found = answer_rounds({"trained": features}, np.where(used, TRUTH, -1), [one], 3, "logistic")
+    found = predict_splits({"trained": features}, np.where(used, TRUTH, -1), [one], 3, "logistic")
     assert found.items.tolist() == np.flatnonzero(one.tested).tolist()
     assert set(found.rounds.tolist()) == {0}
 
@@ -141,4 +148,4 @@ def test_the_same_perceptron_again_and_windows_are_averaged():
 def test_a_search_with_nothing_held_out_takes_the_strongest_penalty():
     features, target = features_of(TRUTH), torch.from_numpy(TRUTH)
     problem = partial(MLPProbeProblem, classes=3, seed=0)
-    assert choose_strength(features, target, FOLDS, [], problem, (5e2, 5e3), 1) == 5e2
+    assert choose_c(features, target, FOLDS, [], problem, (5e2, 5e3), 1) == 5e2

@@ -14,7 +14,7 @@ from PIL import Image
 
 import comodal
 from comodal.cli.program import main
-from comodal.data.captions.caption_dataset import with_whole_image
+from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.inference import search_index
@@ -23,7 +23,7 @@ from comodal.inference.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -38,7 +38,7 @@ from small_tasks import config as small_config
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 NAMES = [(left, right) for left in COLOURS for right in COLOURS]
 TEXT = "a red thing left of a blue thing"
-STEPS = first_stage.STEPS
+STEPS = first_stage.NUM_STEPS
 
 
 def paint(path: Path, left: str, right: str, seed: int = 0) -> None:
@@ -61,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append({"image": name, "caption": caption, "split": "train" if number % 3 else "validation"})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     torch.manual_seed(0)
-    save_model(L3Net(small(4)), folder / "network", {})
+    save_model(L3Net(make_small_l3net_config(4)), folder / "network", {})
     extract_regions(folder / "known", folder / "store", str(folder / "network"), grid=2, workers=1)
     save_run(folder, folder / "run")
     return folder
@@ -70,13 +70,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how well the first stage is fitted."""
-    monkeypatch.setattr(first_stage, "STEPS", 10)
+    monkeypatch.setattr(first_stage, "NUM_STEPS", 10)
 
 
 @pytest.fixture
 def enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does: `few_steps` comes before it."""
-    monkeypatch.setattr(first_stage, "STEPS", STEPS)
+    monkeypatch.setattr(first_stage, "NUM_STEPS", STEPS)
 
 
 def save_run(world: Path, run: Path, seed: int = 3, heads: tuple[Head, ...] = (), **sizes: int) -> Path:
@@ -110,7 +110,7 @@ def plainly(photos: Path, run: Path, text: str, out: Path) -> list[tuple[str, fl
     """Every picture scored by whole forward passes over a store that `comodal extract` made, the best first."""
     extract_regions(photos, out, like=run, workers=1)
     answerer, store = load_vision_language(run), RegionStore(out)
-    seen = [tuple(map(torch.from_numpy, with_whole_image(store.regions(row), 100))) for row in range(len(store))]
+    seen = [tuple(map(torch.from_numpy, prepend_whole_image(store.regions(row), 100))) for row in range(len(store))]
     words = torch.tensor(answerer.words.encode(text))
     logits = plain_logits(answerer.vilbert, [words] * len(seen), seen, words=36)
     shares = logits.softmax(1)[:, 0].tolist()
@@ -203,7 +203,7 @@ def test_no_picture_is_read_twice(world: Path, photos: Path, monkeypatch: pytest
     first = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16
     monkeypatch.setattr(extract, "load_extractor", lambda *_: pytest.fail("the network was loaded"))
-    monkeypatch.setattr("comodal.inference.search_first_stage.fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("comodal.inference.search_first_stage.fit_projections", lambda *_: pytest.fail("fitted again"))
     again = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16 and again.best == first.best
 
@@ -259,10 +259,10 @@ def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monk
             raise KeyboardInterrupt
         real(writer, made, name)
 
-    monkeypatch.setattr(search_index, "add", killed)
+    monkeypatch.setattr(search_index, "add_extraction_result", killed)
     with pytest.raises(KeyboardInterrupt):
         open_index(photos, world / "run", rerank=4)
-    monkeypatch.setattr(search_index, "add", real)
+    monkeypatch.setattr(search_index, "add_extraction_result", real)
     assert len(open_index(photos, world / "run", rerank=4).pictures) == 22
     assert len(read) == 4 + 3  # the fourth again
 
@@ -276,10 +276,10 @@ def test_killed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         real(writer, made, name)
 
-    monkeypatch.setattr(search_index, "add", killed)
+    monkeypatch.setattr(search_index, "add_extraction_result", killed)
     with pytest.raises(KeyboardInterrupt):
         open_index(photos, world / "run")
-    monkeypatch.setattr(search_index, "add", real)
+    monkeypatch.setattr(search_index, "add_extraction_result", real)
     paint(photos / "new.png", "blue", "red")
     assert len(open_index(photos, world / "run").pictures) == 17
     assert len(read) == 9 + 1 + 8  # the ninth again, the new one

@@ -13,11 +13,11 @@ from torch.optim.swa_utils import update_bn
 
 from comodal.errors import DataError
 from comodal.hardware import Compute
-from comodal.models.checkpoint import save_model, untrained_like
+from comodal.models.checkpoint import make_untrained_copy, save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net
-from comodal.tasks.audio.audio_features import cut_windows, extract, read_whole
+from comodal.tasks.audio.audio_features import cut_windows, extract_audio_features, read_all_samples
 from comodal.tasks.audio.audio_folders import evaluate_sounds
-from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_meta
+from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_esc50_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
 COLUMNS = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
@@ -83,15 +83,15 @@ def test_easy_sounds_are_told_apart_by_every_system(tmp_path: Path, model: Path,
 def test_the_untrained_control_hears_with_norms_that_fit_the_sounds(tmp_path: Path, model: Path):
     """Its features are those of the same initial weights whose norms torch updates on the middle of every sound."""
     sounds = read_esc50(write_esc(tmp_path / "esc", clips_each=1), "esc50").sounds
-    found = extract(model, sounds, sounds, 1, 5, 1, Compute(torch.device("cpu"), "fp32"))
-    control = untrained_like(load_l3net(model), 5)
+    found = extract_audio_features(model, sounds, sounds, 1, 5, 1, Compute(torch.device("cpu"), "fp32"))
+    control = make_untrained_copy(load_l3net(model), 5)
     middles = []
     for sound in sounds:
-        samples, length = read_whole(sound, 48_000), 48_000
+        samples, length = read_all_samples(sound, 48_000), 48_000
         start = (len(samples) - length) // 2
         middles.append(torch.from_numpy(samples[start : start + length]))
     update_bn([control.spectrogram(torch.stack(middles))], control.sound_tower)
-    firsts = torch.stack([torch.from_numpy(read_whole(sound, 48_000)[:48_000]) for sound in sounds])
+    firsts = torch.stack([torch.from_numpy(read_all_samples(sound, 48_000)[:48_000]) for sound in sounds])
     with torch.no_grad():
         expected = control.eval().embed_sound(firsts)
     assert torch.allclose(found.systems["untrained"][:, 0], expected, atol=2e-3 * expected.abs().max())
@@ -113,20 +113,20 @@ def test_the_same_numbers_again_whatever_the_workers(tmp_path: Path, model: Path
 
 def test_both_revisions_of_the_meta_file_say_the_same(tmp_path: Path):
     folder = write_esc(tmp_path)
-    released = read_meta(folder, "esc50")
+    released = read_esc50_meta(folder, "esc50")
     rows = [[row[0], row[1], row[2], row[3], row[4]] for row in read_rows(folder)]
     write_meta(folder, ["filename", "fold", "category", "category_name", "esc10"], rows)
-    assert read_meta(folder, "esc50") == released
-    assert read_meta(folder, "esc10") == ([clip for clip in released[0] if clip.category != "noise"], 10)
+    assert read_esc50_meta(folder, "esc50") == released
+    assert read_esc50_meta(folder, "esc10") == ([clip for clip in released[0] if clip.category != "noise"], 10)
 
 
 def test_sounds_may_lie_beside_meta_csv(tmp_path: Path):
     folder = write_esc(tmp_path / "esc")
-    clips, _ = read_meta(folder, "esc50")
+    clips, _ = read_esc50_meta(folder, "esc50")
     flat = tmp_path / "flat"
     (folder / "audio").rename(flat)
     (folder / "meta" / "esc50.csv").rename(flat / "meta.csv")
-    found, left_out = read_meta(flat, "esc50")
+    found, left_out = read_esc50_meta(flat, "esc50")
     assert [clip.path.name for clip in found] == [clip.path.name for clip in clips]
     assert left_out == 0
 
@@ -199,7 +199,7 @@ def test_the_table_of_another_version_is_named(tmp_path: Path, change: dict[int,
         rows[0][column] = value
     write_meta(folder, COLUMNS, rows)
     with pytest.raises(DataError, match=told):
-        read_meta(folder, "esc50")
+        read_esc50_meta(folder, "esc50")
 
 
 def test_what_is_missing_is_named(tmp_path: Path, model: Path):
@@ -251,22 +251,22 @@ def test_a_wrong_fold_is_named_with_its_line(tmp_path: Path, fold: str, told: st
     rows[1][1] = fold
     write_meta(folder, COLUMNS, rows)
     with pytest.raises(DataError, match=told):
-        read_meta(folder, "esc50")
+        read_esc50_meta(folder, "esc50")
 
 
 def test_a_fold_without_a_class_is_named(tmp_path: Path):
-    clips, _ = read_meta(write_esc(tmp_path), "esc50")
+    clips, _ = read_esc50_meta(write_esc(tmp_path), "esc50")
     with pytest.raises(DataError, match="fold 4 has no 'noise'"):
         check_clips(tmp_path, [clip for clip in clips if (clip.fold, clip.category) != (4, "noise")])
 
 
 def test_a_missing_column_or_file_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"neither meta/esc50\.csv nor meta\.csv"):
-        read_meta(tmp_path, "esc50")
+        read_esc50_meta(tmp_path, "esc50")
     folder = write_esc(tmp_path / "esc")
     write_meta(folder, ["filename", "fold", "category"], [])
     with pytest.raises(DataError, match="column 'target' is missing"):
-        read_meta(folder, "esc50")
+        read_esc50_meta(folder, "esc50")
 
 
 def test_esc10_of_an_unmarked_file_needs_ten_categories(tmp_path: Path):
@@ -274,4 +274,4 @@ def test_esc10_of_an_unmarked_file_needs_ten_categories(tmp_path: Path):
     rows = [row[:4] for row in read_rows(folder)]
     write_meta(folder, COLUMNS[:4], rows)
     with pytest.raises(DataError, match="not ten categories"):
-        read_meta(folder, "esc10")
+        read_esc50_meta(folder, "esc10")

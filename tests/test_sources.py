@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
-from comodal.data.sources.splits import fraction_of, split_by_hash, split_of_groups
-from comodal.data.sources.video_sources import read_sources, recognise
+from comodal.data.sources.splits import assign_group_splits, hash_to_fraction, split_by_hash
+from comodal.data.sources.video_sources import detect_list_format, read_sources
 from comodal.errors import DataError
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     [(KINETICS, "kinetics"), (AUDIOSET, "audioset"), (FLICKR, "flickr-soundnet"), ('{"path":1}', "jsonl")],
 )
 def test_formats_are_recognised_from_their_content(text, kind):
-    assert recognise(Path("list"), text) == kind
+    assert detect_list_format(Path("list"), text) == kind
 
 
 def test_kinetics_sounds_has_34_classes_of_which_31_are_in_kinetics_400():
@@ -168,12 +168,12 @@ def test_a_hash_splits_in_the_given_proportions_and_keeps_its_mind():
     assert abs(splits.count("validation") - 1000) < 3 * 30  # three standard deviations of a binomial
     assert abs(splits.count("test") - 2000) < 3 * 40
     assert split_by_hash("anything", 0.0, 0.0) == "train"
-    assert fraction_of("abc") == 0xBA7816BF8F01CFEA / 2**64  # the example digest of FIPS 180-2
+    assert hash_to_fraction("abc") == 0xBA7816BF8F01CFEA / 2**64  # the example digest of FIPS 180-2
 
 
 def test_a_video_that_the_list_puts_into_two_splits_is_held_out(tmp_path):
     text = "label,youtube_id,time_start,time_end,split\n"
     rows = ["x,aaaaaaaaaaa,0,10,train", "x,aaaaaaaaaaa,10,20,test", "x,bbbbbbbbbbb,0,10,val", "x,ccccccccccc,0,10,"]
     sources = read_sources(written(tmp_path, text + "\n".join(rows)), tmp_path)
-    splits = split_of_groups(sources, 0.0, 0.0)
+    splits = assign_group_splits(sources, 0.0, 0.0)
     assert splits == {"aaaaaaaaaaa": "test", "bbbbbbbbbbb": "validation", "ccccccccccc": "train"}

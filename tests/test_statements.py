@@ -104,12 +104,12 @@ def test_official_lines_are_read(tmp_path: Path):
         "sentence": "There is a dog.", "identifier": "test1-0-1-0", "label": "False", "synset": "golden retriever",
         "query": "two dogs0", "left_url": "http://a", "right_url": "http://b", "validation": {"36": "False"},
     }  # fmt: skip
-    (statement,), left_out = nlvr2.read_statements(write(tmp_path / "test1.json", [line]))
+    (statement,), left_out = nlvr2.read_nlvr2_sentences(write(tmp_path / "test1.json", [line]))
     assert statement.images == ("test1-0-1-img0", "test1-0-1-img1")
     assert (statement.key, statement.label, left_out) == ("test1-0-1-0", "False", {})
     assert statement.group == "test1-0"  # the set whose pictures and sentences were made together
     disputed = {"Flickr30K_ID": "1", "pairID": "1.jpg#0r1", "sentence2": "A dog.", "gold_label": "-"}
-    statements, left_out = snli_ve.read_statements(write(tmp_path / "dev.jsonl", [disputed]))
+    statements, left_out = snli_ve.read_snli_ve_sentences(write(tmp_path / "dev.jsonl", [disputed]))
     assert (statements, left_out) == ([], {"annotators do not agree": 1})
 
 

@@ -11,7 +11,7 @@ import torch
 
 from comodal.cli.program import main
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched
+from comodal.data.captions.caption_matching import match_captions
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.ingest import prepare_videos
 from comodal.data.shards.paired_files import prepare_pairs
@@ -20,7 +20,7 @@ from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
 from container_files import image_table, img2dataset, jpeg, save_to_disk, write_parquet, write_tar
 from make_media import make_tone, make_video
@@ -40,7 +40,7 @@ def tree(out: Path) -> dict[str, bytes]:
 def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save_model(L3Net(small(width=2, image_size=32)), folder / "model", {})
+    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
     return str(folder)
 
 
@@ -183,11 +183,11 @@ def test_img2dataset_is_extracted_and_its_captions_fit(tmp_path: Path, network: 
         tmp_path / "store" / "features.bin"
     ).read_bytes()
     read = read_captions(root)
-    assert [(one.caption, row) for one, row in matched(read, store.ids).pairs] == [
+    assert [(one.caption, row) for one, row in match_captions(read, store.ids).pairs] == [
         (f"picture number {n}", n) for n in range(6)
     ]
     table_alone = read_captions(root / "00001.parquet")  # the table of one tar
-    assert [(one.caption, row) for one, row in matched(table_alone, store.ids).pairs] == [
+    assert [(one.caption, row) for one, row in match_captions(table_alone, store.ids).pairs] == [
         (f"of 00001{n:04d}", n) for n in range(3, 6)
     ]
     assert table_alone.refused == {"caption without image": 1}
@@ -198,7 +198,9 @@ def test_keys_that_repeat_in_every_shard_are_not_confused(tmp_path: Path):
     for shard in range(2):
         members = {f"{n}.txt": f"shard {shard}, {n}".encode() for n in range(3)} | {f"{n}.jpg": b"j" for n in range(3)}
         write_tar(tmp_path / f"{shard}.tar", members)
-    pairs = matched(read_captions(tmp_path), ["1.tar/0", "1.tar/2"]).pairs  # the store has the second shard alone
+    pairs = match_captions(
+        read_captions(tmp_path), ["1.tar/0", "1.tar/2"]
+    ).pairs  # the store has the second shard alone
     assert [(one.caption, row) for one, row in pairs] == [("shard 1, 0", 0), ("shard 1, 2", 1)]
 
 
@@ -227,7 +229,7 @@ def test_tables_of_datasets_are_extracted_and_their_captions_fit(tmp_path: Path,
     assert [*store.ids] == [f"{file}/{n:06d}" for n in range(5)]
     assert sorted(refused) == [f"{file}/000005.jpg", f"{file}/000006.image"]
     assert "/elsewhere/10005.jpg" in refused[f"{file}/000005.jpg"]
-    pairs = matched(read_captions(root), store.ids).pairs
+    pairs = match_captions(read_captions(root), store.ids).pairs
     assert [(one.caption, row, one.split) for one, row in pairs] == [
         (f"{which} {n}", n, "train") for n in range(5) for which in ("first", "second")
     ]
@@ -240,7 +242,7 @@ def test_rows_are_called_by_their_files_and_official_captions_fit(tmp_path: Path
     assert [*store.ids] == [f"a.parquet/COCO_val2014_{n:012d}" for n in range(3)]
     captions = tmp_path / "captions.csv"
     captions.write_text("file_name,text\nCOCO_val2014_000000000002.jpg,a cat\n")
-    assert [row for _, row in matched(read_captions(captions), store.ids).pairs] == [2]
+    assert [row for _, row in match_captions(read_captions(captions), store.ids).pairs] == [2]
 
 
 def test_a_table_that_names_its_images_is_a_table_of_captions(tmp_path: Path):

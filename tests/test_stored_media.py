@@ -9,11 +9,11 @@ import pytest
 import webdataset
 
 from comodal.errors import MediaError
-from comodal.media.audio import read_sound
+from comodal.media.audio import read_audio
 from comodal.media.image import read_image
 from comodal.media.storage.archive_samples import ArchiveSample
 from comodal.media.storage.open_media import open_media
-from comodal.media.storage.path_patterns import expand, expand_braces, is_pattern
+from comodal.media.storage.path_patterns import expand_braces, expand_pattern, is_path_pattern
 from comodal.media.storage.tar_shard import TarShard
 from comodal.media.video import read_clip
 from container_files import img2dataset, jpeg, write_tar
@@ -43,7 +43,7 @@ def test_a_clip_a_sound_and_a_picture_are_those_of_the_files(tmp_path: Path):
     ours, theirs = (read_clip(path, short_side=32) for path in (inside[0], video))
     assert ours.frames == theirs.frames
     assert np.array_equal(ours.sound, theirs.sound)
-    assert np.array_equal(read_sound(inside[1]), read_sound(tone))
+    assert np.array_equal(read_audio(inside[1]), read_audio(tone))
     assert np.array_equal(read_image(inside[2]), read_image(files[2]))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000.tar", "a.mp4", "b.wav", "c.png", "deep"]
 
@@ -208,11 +208,11 @@ def test_patterns_name_files_as_the_shell_does(tmp_path: Path):
     assert list(expand_braces("{8..11}")) == ["8", "9", "10", "11"]
     for name in ("a/00000.tar", "a/00001.tar", "a/x.txt", "b/00000.tar"):
         write_tar(tmp_path / name, {"a.jpg": jpeg(0)})
-    assert expand(tmp_path / "a" / "{00000..00002}.tar") == (tmp_path / "a", [f"0000{n}.tar" for n in range(3)])
-    assert expand(tmp_path / "*" / "*.tar") == (tmp_path, ["a/00000.tar", "a/00001.tar", "b/00000.tar"])
+    assert expand_pattern(tmp_path / "a" / "{00000..00002}.tar") == (tmp_path / "a", [f"0000{n}.tar" for n in range(3)])
+    assert expand_pattern(tmp_path / "*" / "*.tar") == (tmp_path, ["a/00000.tar", "a/00001.tar", "b/00000.tar"])
     odd = tmp_path / "[1]*.tar"
     odd.write_bytes(b"")
-    assert not is_pattern(odd)  # it is there under this very name
+    assert not is_path_pattern(odd)  # it is there under this very name
 
 
 def test_reading_holds_no_file_open(tmp_path: Path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from comodal.errors import MediaError
-from comodal.media.audio import read_sound
+from comodal.media.audio import read_audio
 from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip
@@ -36,7 +36,7 @@ def check(path: Path, sound: np.ndarray, late: float = 0.0, first: float = TOLER
     times, shown = zip(*iterate_frames(path, 3.0), strict=True)
     for found in (
         disagreement(sound, clip.frame_seconds, pictures, np.concatenate([lead, clip.sound]), late),
-        disagreement(sound, list(times), list(shown), read_sound(path, HEARD_RATE), late),
+        disagreement(sound, list(times), list(shown), read_audio(path, HEARD_RATE), late),
     ):
         assert len(found) >= 8
         assert found[0] <= first and max(found[1:]) <= TOLERANCE, found
@@ -113,7 +113,7 @@ def test_joined_files_that_ffmpeg_reads_in_part_are_refused(source: Path, tmp_pa
     options = {"movflags": "empty_moov+frag_keyframe"} if name.endswith("mp4") else {}
     one = remux(source, tmp_path / f"one-{name}", lambda _, time: time, **options).read_bytes()
     (tmp_path / name).write_bytes(one + one)
-    for read in (read_clip, read_sound, lambda path: list(iterate_frames(path, 1.0))):
+    for read in (read_clip, read_audio, lambda path: list(iterate_frames(path, 1.0))):
         with pytest.raises(MediaError, match="joined") as caught:
             read(tmp_path / name)
         assert caught.value.reason == RefusalReason.UNREADABLE
@@ -140,6 +140,6 @@ def test_sound_begins_where_it_begins(tmp_path: Path):
     """At 160 s, which was once cut to 100 s."""
     path = write_video(tmp_path / "late.mkv", picture_seconds=range(163), sound=tone(3, 48000), sound_start=160.0,
                        size=(32, 32), sound_codec="flac")  # fmt: skip
-    heard = read_sound(path, RATE)
+    heard = read_audio(path, RATE)
     assert np.argmax(np.abs(heard) > 0.25) / RATE == pytest.approx(160.5, abs=0.005)
     assert len(heard) / RATE == pytest.approx(163.0, abs=0.03)

@@ -9,15 +9,27 @@ import pytest
 import torch
 from PIL import Image
 
-from comodal.analysis.co_attention import files_of
+from comodal.analysis.co_attention import index_image_files
 from comodal.analysis.pages.report import write_report
-from comodal.analysis.pages.task_examples import TaskPrediction, attended, pointed, rightness, table
+from comodal.analysis.pages.task_examples import (
+    TaskPrediction,
+    describe_correctness,
+    format_answer_table,
+    format_text_attention,
+    mark_predicted_region,
+)
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa
-from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, joined, single
-from comodal.tasks.vision_language.vilbert_fine_tuning import read_asked, scores_of
+from comodal.tasks.vision_language.text_image_examples import (
+    FixedExamples,
+    TaskDataset,
+    TaskExample,
+    tokenize_text,
+    tokenize_text_pair,
+)
+from comodal.tasks.vision_language.vilbert_fine_tuning import load_fine_tuned_model, score_batch
 from self_contained import check_page
 from small_tasks import SIDE
 from test_vqa import store, tuned, write_files
@@ -70,42 +82,45 @@ def test_training_examples_are_called_so_and_missing_files_are_told(store: Regio
 
 def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = TaskExample("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    asked = load_fine_tuned_model(run, store.folder, "nothing", 100, CPU, "vqa")
+    example = TaskExample("1", (tokenize_text(asked.words, "what colour is it", 20),), (3,), None)
     seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
-    shown = attended(asked, seen, example, 0, files_of(images), images)
+    shown = format_text_attention(asked, seen, example, 0, index_image_files(images), images)
     assert shown.text == "what colour is it"
     np.testing.assert_allclose(shown.layers[-1].words.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(shown.layers[-1].regions.sum(1), 1, atol=1e-5)
     assert np.array_equal(shown.boxes, store.regions(3).boxes)
     assert shown.layers[-1].words.shape[1] == 1 + len(shown.boxes)
     blind = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "picture", 1, None)
-    alone = attended(asked, blind, example, 0, files_of(images), images)
+    alone = format_text_attention(asked, blind, example, 0, index_image_files(images), images)
     assert alone.layers[-1].words.shape[1] == 1 and len(alone.boxes) == 0
-    two = example._replace(texts=(joined(asked.words, ["what colour"], "it is", 20),))
+    two = example._replace(texts=(tokenize_text_pair(asked.words, ["what colour"], "it is", 20),))
     other = two._replace(texts=(two.texts[0]._replace(segments=[0] * len(two.texts[0].words)),))
-    parts = [attended(asked, seen, one, 0, files_of(images), images).layers[-1].words for one in (two, other)]
+    parts = [
+        format_text_attention(asked, seen, one, 0, index_image_files(images), images).layers[-1].words
+        for one in (two, other)
+    ]
     assert not np.allclose(*parts)  # the second text is told from the first
-    assert scores_of(asked.model, "vqa", seen.of([example])).shape[0] == 1
+    assert score_batch(asked.model, "vqa", seen.of([example])).shape[0] == 1
 
 
 def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = read_asked(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = TaskExample("1", (single(asked.words, "what colour is it", 20),), (3,), None)
+    asked = load_fine_tuned_model(run, store.folder, "nothing", 100, CPU, "vqa")
+    example = TaskExample("1", (tokenize_text(asked.words, "what colour is it", 20),), (3,), None)
     seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
-    shown = attended(asked, seen, example, 0, files_of(images), images)
+    shown = format_text_attention(asked, seen, example, 0, index_image_files(images), images)
     verdict = TaskPrediction(["whole", "left", "right"], np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.8, 0.0]))
-    drawn, fits = pointed(shown, verdict)
+    drawn, fits = mark_predicted_region(shown, verdict)
     assert drawn.pointed == (50, 0, 100, 100) and fits is not None and fits.tolist() == [0, 0, 40, 100]
     assert not verdict.right
     whole = TaskPrediction(verdict.names, np.array([0.9, 0.2, 0.1]), np.zeros(3))
-    drawn, fits = pointed(shown, whole)
+    drawn, fits = mark_predicted_region(shown, whole)
     assert drawn.pointed == (0, 0, 100, 100) and fits is None
 
 
 def test_the_right_answer_is_told_even_where_it_is_the_least_likely():
     verdict = TaskPrediction(list("abcdefg"), np.linspace(0.9, 0.1, 7), np.array([0.3, 0, 0, 0, 0, 0, 1.0]))
-    cells = re.findall(r"<tr><td>(\w)</td>", table(verdict))
+    cells = re.findall(r"<tr><td>(\w)</td>", format_answer_table(verdict))
     assert cells == list("abcdeg")
-    assert [rightness(verdict, place) for place in (0, 1, 6)] == ["right to 0.30", "", "right"]
+    assert [describe_correctness(verdict, place) for place in (0, 1, 6)] == ["right to 0.30", "", "right"]

@@ -12,11 +12,11 @@ import comodal
 from comodal.data.captions.caption_files import read_captions
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.models.checkpoint import read_config
-from comodal.tasks.vision_language.question_answering.vqa_files import read_answers
-from comodal.tasks.vision_language.snli_ve import read_statements
+from comodal.models.checkpoint import read_model_config
+from comodal.tasks.vision_language.question_answering.vqa_files import read_answer_vocabulary
+from comodal.tasks.vision_language.snli_ve import read_snli_ve_sentences
 from comodal.text_files import (
-    MAX_DEPTH,
+    MAX_NESTING_DEPTH,
     parse_csv,
     read_json,
     read_json_lines,
@@ -67,7 +67,7 @@ def test_a_sentence_may_have_separators(tmp_path: Path, separator: str):
         },
     ]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    statements, left_out = read_statements(written(tmp_path / "snli_ve.jsonl", lines))
+    statements, left_out = read_snli_ve_sentences(written(tmp_path / "snli_ve.jsonl", lines))
     assert [(one.text, one.label) for one in statements] == [
         ("A dog runs.", "neutral"),
         (f"A dog{separator}runs.", "entailment"),
@@ -81,7 +81,7 @@ def test_a_sentence_may_have_separators(tmp_path: Path, separator: str):
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path):
-    assert read_answers(written(tmp_path / "answers.txt", BOM + b"yes\nno\n")) == ["yes", "no"]
+    assert read_answer_vocabulary(written(tmp_path / "answers.txt", BOM + b"yes\nno\n")) == ["yes", "no"]
     assert read_json(written(tmp_path / "a.json", BOM + b'{"a": 1}')) == {"a": 1}
     assert list(read_json_lines(written(tmp_path / "a.jsonl", BOM + b'{"a": 1}\n\n{"a": 2}'))) == [
         (1, {"a": 1}),
@@ -113,8 +113,8 @@ def nested(levels: int) -> str:
 
 def test_json_is_bounded_in_depth_and_size(tmp_path: Path):
     path = tmp_path / "a.json"
-    read_json(written(path, nested(MAX_DEPTH)))
-    for levels in (MAX_DEPTH + 1, 900, 200_000):
+    read_json(written(path, nested(MAX_NESTING_DEPTH)))
+    for levels in (MAX_NESTING_DEPTH + 1, 900, 200_000):
         with pytest.raises(DataError, match=r"a\.json: JSON nested deeper than"):
             read_json(written(path, nested(levels)))
         with pytest.raises(DataError, match=r"a\.json, line 2: JSON nested deeper than"):
@@ -129,7 +129,7 @@ def test_json_is_bounded_in_depth_and_size(tmp_path: Path):
 def test_what_is_no_description_is_one_sentence(tmp_path: Path, content: str | bytes):
     written(tmp_path / "config.json", content)
     with pytest.raises(CheckpointError, match=r"config\.json[^\n]*\Z"):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

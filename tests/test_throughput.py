@@ -7,12 +7,18 @@ import torch
 
 from comodal.data.batch import AudioVisualBatch
 from comodal.hardware import Compute
-from comodal.models.l3net.l3net import PAPER, L3Net, small
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import AudioVisualCorrespondence
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.training import throughput
-from comodal.training.throughput import Throughput, about_count, about_time, count_flops, peak_flops
+from comodal.training.throughput import (
+    Throughput,
+    count_flops,
+    estimate_peak_flops,
+    format_rough_count,
+    format_rough_duration,
+)
 from test_pretraining import CONFIG, FEATURES, batch
 
 
@@ -41,7 +47,7 @@ def convolutions(width: int, channels: int, rows: int, columns: int) -> int:
 
 def test_the_operations_of_l3net_are_those_of_its_convolutions():
     """The fully connected layers are a ten-thousandth of them."""
-    objective = AudioVisualCorrespondence(L3Net(PAPER))
+    objective = AudioVisualCorrespondence(L3Net(PAPER_L3NET_CONFIG))
     wanted = convolutions(64, 3, 224, 224) + convolutions(64, 1, 257, 199)
     assert count_flops(objective, pairs(2, 224)) == pytest.approx(2 * wanted, rel=1e-3)
 
@@ -73,20 +79,20 @@ def test_mfu_is_the_fraction_of_the_peak():
 def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(name: str, bf16: float, fp32: float, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     gpu = torch.device("cuda", 0)
-    assert peak_flops(Compute(gpu, "bf16")) == bf16 * 1e12
-    assert peak_flops(Compute(gpu, "fp32")) == fp32 * 1e12
+    assert estimate_peak_flops(Compute(gpu, "bf16")) == bf16 * 1e12
+    assert estimate_peak_flops(Compute(gpu, "fp32")) == fp32 * 1e12
 
 
 def test_the_peak_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(100))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))  # each product takes one second
-    assert peak_flops(Compute(torch.device("cpu"))) == 2 * 1024**3
+    assert estimate_peak_flops(Compute(torch.device("cpu"))) == 2 * 1024**3
 
 
 def test_mel_filters_count_too():
     """64 bands of 1,025 bins for each of 32 frames, which no gradient goes back through."""
     wanted = convolutions(8, 3, 64, 64) + convolutions(8, 1, 64, 32) + 2 * 64 * 1025 * 32
-    assert count_flops(AudioVisualCorrespondence(L3Net(small(8, 64))), pairs(2, 64)) == pytest.approx(
+    assert count_flops(AudioVisualCorrespondence(L3Net(make_small_l3net_config(8, 64))), pairs(2, 64)) == pytest.approx(
         2 * wanted, rel=1e-3
     )
 
@@ -98,6 +104,6 @@ def test_the_expected_time_is_that_of_the_operations_at_a_typical_utilisation():
 
 def test_estimates_are_written_with_few_digits():
     times = {0.2: "1 s", 63.0: "60 s", 421.0: "7 min", 6_900.0: "100 min", 7_900.0: "2 h", 86_400.0 * 163: "200 days"}
-    assert {seconds: about_time(seconds) for seconds in times} == {k: f"about {v}" for k, v in times.items()}
+    assert {seconds: format_rough_duration(seconds) for seconds in times} == {k: f"about {v}" for k, v in times.items()}
     counts = {1.23e12: "1.2 T", 8.01e9: "8 G", 9.97e8: "1 G", 4.6e5: "0.46 M", 3.14e16: "31 P"}
-    assert {number: about_count(number) for number in counts} == counts
+    assert {number: format_rough_count(number) for number in counts} == counts

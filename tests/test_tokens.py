@@ -12,21 +12,21 @@ from PIL import Image
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score
 
-from comodal.analysis.pages.token_page import TokenRegion, TokenUse, crop, perplexity, tokens_page
+from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token_page, compute_perplexity, crop_region
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import CheckpointError, DataError
 from comodal.media.image import decode_jpeg
-from comodal.models.checkpoint import read_about
+from comodal.models.checkpoint import read_model_about
 from comodal.models.codebook.codebook import load_codebook
-from comodal.regions.visual_tokens import draw_sample, prepare_tokens
+from comodal.regions.visual_tokens import prepare_tokens, sample_regions
 
 
 def test_perplexity_of_equal_use_is_the_number_of_tokens_and_of_one_token_one():
-    assert perplexity(np.full(37, 5)) == pytest.approx(37.0)
-    assert perplexity(np.array([9, 0, 0])) == 1.0
+    assert compute_perplexity(np.full(37, 5)) == pytest.approx(37.0)
+    assert compute_perplexity(np.array([9, 0, 0])) == 1.0
     # 1/2, 1/4, 1/4: 1.5 bits
-    assert perplexity(np.array([2, 0, 1, 1])) == pytest.approx(2**1.5)
-    assert perplexity(np.zeros(4, np.int64)) == 1.0
+    assert compute_perplexity(np.array([2, 0, 1, 1])) == pytest.approx(2**1.5)
+    assert compute_perplexity(np.zeros(4, np.int64)) == 1.0
 
 
 def test_the_nearest_regions_of_each_token_are_kept_whatever_the_blocks():
@@ -64,7 +64,7 @@ def striped(path: Path) -> Path:
 
 def test_a_crop_is_the_box_even_in_a_picture_of_another_size(tmp_path: Path):
     path = striped(tmp_path / "a.png")
-    jpeg = crop(path, TokenRegion("a", 160, 80, (80.0, 0.0, 160.0, 80.0)))  # the right half, at twice the size
+    jpeg = crop_region(path, TokenRegion("a", 160, 80, (80.0, 0.0, 160.0, 80.0)))  # the right half, at twice the size
     assert jpeg is not None
     red, _, blue = decode_jpeg(jpeg).reshape(-1, 3).mean(0)
     assert red < 5
@@ -73,10 +73,10 @@ def test_a_crop_is_the_box_even_in_a_picture_of_another_size(tmp_path: Path):
 
 def test_boxes_outside_the_picture_and_damaged_pictures_give_no_crop(tmp_path: Path):
     path = striped(tmp_path / "a.png")
-    assert crop(path, TokenRegion("a", 80, 40, (90.0, 0.0, 99.0, 40.0))) is None
-    assert crop(path, TokenRegion("a", 80, 40, (-5.0, -5.0, 200.0, 1.0))) is not None  # long, thin, clipped
+    assert crop_region(path, TokenRegion("a", 80, 40, (90.0, 0.0, 99.0, 40.0))) is None
+    assert crop_region(path, TokenRegion("a", 80, 40, (-5.0, -5.0, 200.0, 1.0))) is not None  # long, thin, clipped
     (tmp_path / "b.jpg").write_bytes(b"nothing")
-    assert crop(tmp_path / "b.jpg", TokenRegion("b", 80, 40, (0.0, 0.0, 9.0, 9.0))) is None
+    assert crop_region(tmp_path / "b.jpg", TokenRegion("b", 80, 40, (0.0, 0.0, 9.0, 9.0))) is None
 
 
 def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path):
@@ -87,14 +87,14 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path):
         0: [TokenRegion("a", 80, 40, (0.0, 0.0, 40.0, 40.0))],
         1: [TokenRegion("<b>&", 80, 40, (1.0, 2.0, 3.0, 4.0))],
     }
-    page = tokens_page("<title>", use, (0.5, 0.25), examples, tmp_path)
+    page = build_token_page("<title>", use, (0.5, 0.25), examples, tmp_path)
     assert "&lt;title&gt;" in page
     assert "<code>&lt;b&gt;&amp;: 1, 2, 3, 4</code>" in page
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     (jpeg,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert decode_jpeg(base64.b64decode(jpeg)).reshape(-1, 3).mean(0)[0] > 250
     assert "0.2500" in page
-    assert "data:image/jpeg" not in tokens_page("t", use, (), examples, None)
+    assert "data:image/jpeg" not in build_token_page("t", use, (), examples, None)
 
 
 def test_pictures_of_one_name_in_two_folders_are_not_mixed_up(tmp_path: Path):
@@ -107,7 +107,7 @@ def test_pictures_of_one_name_in_two_folders_are_not_mixed_up(tmp_path: Path):
     use = TokenUse(1, 5)
     use.add(0, np.zeros(5, np.int64), np.arange(5, dtype=np.float32))
     names = ("x/1", "y/1", "y/1.png", "2008.12", "2008.12.png")
-    page = tokens_page(
+    page = build_token_page(
         "t", use, (), {0: [TokenRegion(name, 40, 40, (0.0, 0.0, 40.0, 40.0)) for name in names]}, tmp_path
     )
     shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
@@ -172,7 +172,9 @@ def test_another_stores_codebook_is_applied_unchanged(tmp_path: Path):
     first, second = (load_codebook(tmp_path / name).state_dict() for name in ("train", "validation"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "tokens.inertia.1" not in found
-    assert read_about(tmp_path / "validation" / "codebook")["regions"] == RegionStore(tmp_path / "train").fingerprint
+    assert (
+        read_model_about(tmp_path / "validation" / "codebook")["regions"] == RegionStore(tmp_path / "train").fingerprint
+    )
 
 
 def test_soft_classes_stand_in_for_a_classifiers(tmp_path: Path):
@@ -204,13 +206,13 @@ def test_a_sample_is_spread_over_images_and_leaves_tiny_boxes_out(tmp_path: Path
         for image in range(20):
             writer.add(f"image{image}", np.ones((40, 4), np.float32), boxes, 100, 100)
     store = RegionStore(tmp_path / "s")
-    chosen = draw_sample(store, sample=1000, per_image=8, smallest=0.001, seed=0)
+    chosen = sample_regions(store, sample=1000, per_image=8, smallest=0.001, seed=0)
     assert [image for image, _ in chosen] == list(range(20))
     assert all(len(set(rows.tolist())) == 8 and (rows % 2 == 1).all() for _, rows in chosen)
-    few = draw_sample(store, sample=50, per_image=8, smallest=0.001, seed=0)
+    few = sample_regions(store, sample=50, per_image=8, smallest=0.001, seed=0)
     assert sum(len(rows) for _, rows in few) == 50
     assert len(few) == 7
-    assert [image for image, _ in few] != [image for image, _ in draw_sample(store, 50, 8, 0.001, seed=1)]
+    assert [image for image, _ in few] != [image for image, _ in sample_regions(store, 50, 8, 0.001, seed=1)]
 
 
 class Killed(BaseException):

@@ -9,7 +9,7 @@ from comodal.models.vilbert.transformer import (
     AttentionGates,
     TextGates,
     TransformerLayer,
-    recorded_attention,
+    record_attention,
 )
 
 generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def test_a_layer_is_pytorchs_encoder_layer():
 def test_recorded_weights_are_what_mixes_the_values(attention: Attention, attended: torch.Tensor):
     x, context = random(3, 4, 12), random(3, 5, 20)
     outside = attention(x, context, attended)
-    with recorded_attention(torch.nn.ModuleDict({"one": attention})) as maps:
+    with record_attention(torch.nn.ModuleDict({"one": attention})) as maps:
         inside = attention(x, context, attended)
     assert torch.equal(outside, inside)
     assert list(maps) == ["one"]

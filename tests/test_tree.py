@@ -8,9 +8,9 @@ import soundfile
 
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.tasks.audio.audio_folders import evaluate_sounds
-from comodal.tasks.evaluation.class_folders import read_tree
+from comodal.tasks.evaluation.class_folders import list_labeled_files
 
 TEXT = frozenset({".txt"})
 
@@ -25,7 +25,7 @@ def plant(root: Path, *names: str) -> Path:
 
 def test_train_and_test_folders_are_the_split(tmp_path: Path):
     root = plant(tmp_path, "train/a/1.txt", "train/b/1.TXT", "train/b/deep/2.txt", "val/a/1.txt", "val/b/note.md")
-    items = read_tree(root, TEXT)
+    items = list_labeled_files(root, TEXT)
     assert [(item.name, item.category, item.test) for item in items] == [
         ("train/a/1.txt", "a", False),
         ("train/b/1.TXT", "b", False),
@@ -37,10 +37,10 @@ def test_train_and_test_folders_are_the_split(tmp_path: Path):
 def test_without_a_test_folder_a_hash_of_the_name_decides(tmp_path: Path):
     """A file's side does not depend on what else is there, and about a fifth is tested."""
     root = plant(tmp_path / "all", *(f"{kind}/{number}.txt" for kind in "ab" for number in range(200)))
-    sides = {item.name: item.test for item in read_tree(root, TEXT)}
+    sides = {item.name: item.test for item in list_labeled_files(root, TEXT)}
     assert abs(sum(sides.values()) - 80) < 4.5 * (400 * 0.2 * 0.8) ** 0.5
     fewer = plant(tmp_path / "fewer", *(f"{kind}/{number}.txt" for kind in "ab" for number in range(0, 200, 7)))
-    assert all(sides[item.name] == item.test for item in read_tree(fewer, TEXT))
+    assert all(sides[item.name] == item.test for item in list_labeled_files(fewer, TEXT))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_without_a_test_folder_a_hash_of_the_name_decides(tmp_path: Path):
 )
 def test_a_tree_that_cannot_be_probed_says_why(tmp_path: Path, names: list[str], sentence: str):
     with pytest.raises(DataError, match=sentence):
-        read_tree(plant(tmp_path, *names), TEXT)
+        list_labeled_files(plant(tmp_path, *names), TEXT)
 
 
 def test_tones_of_two_octaves_are_told_apart_by_any_features(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_tones_of_two_octaves_are_told_apart_by_any_features(tmp_path: Path):
                 path = tmp_path / "tones" / split / name / f"{number}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, tone + 0.001 * rng.standard_normal(24_000), 48_000)
-    save_model(L3Net(small(4, 32)), tmp_path / "model", {})
+    save_model(L3Net(make_small_l3net_config(4, 32)), tmp_path / "model", {})
     numbers = evaluate_sounds(tmp_path / "model", tmp_path / "tones", workers=1, out=tmp_path / "scores")
     assert numbers["sound.trained"] == numbers["sound.untrained"] == numbers["sound.spectrogram"] == 1.0
     assert numbers["sound.items"] == 12

@@ -13,9 +13,9 @@ import torch
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.synthetic.formats.urbansound8k_files import jobs, write_lists
+from comodal.synthetic.formats.urbansound8k_files import list_urbansound8k_jobs, write_urbansound8k_lists
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
-from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urban_sounds
+from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urbansound8k
 
 OPTIONS = SynthesisOptions(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.3, seed=0
@@ -26,9 +26,9 @@ OPTIONS = SynthesisOptions(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rates of 8 to 192 kHz, 8 to 32 bits, ADPCM and floats, mono and stereo."""
     folder = tmp_path_factory.mktemp("us8k")
-    for job in jobs(folder, OPTIONS):
+    for job in list_urbansound8k_jobs(folder, OPTIONS):
         job()
-    write_lists(folder, OPTIONS)
+    write_urbansound8k_lists(folder, OPTIONS)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_each_of_the_ten_folds_is_tested_by_the_other_nine(whole: Path, tmp_path
 
 
 def test_folds_are_the_tables_and_the_next_one_chooses_the_penalty(whole: Path):
-    found = read_urban_sounds(whole)
+    found = read_urbansound8k(whole)
     assert [(one.number, one.held_out) for one in found.rounds] == [(fold, (fold % 10 + 1,)) for fold in range(1, 11)]
     recording = [sound.path.name.split("-")[0] for sound in found.sounds]
     for one in found.rounds:
@@ -111,22 +111,22 @@ def test_a_table_of_another_version_is_named_with_its_line(urban: Path, column: 
     rows[0][column] = value
     write_rows(urban, rows)
     with pytest.raises(DataError, match=told):
-        read_urban_sounds(urban)
+        read_urbansound8k(urban)
 
 
 def test_what_is_missing_is_named(urban: Path, tmp_path: Path):
     rows = rows_of(urban)
     (urban / "audio" / "fold1" / rows[0]["slice_file_name"]).unlink()
     with pytest.raises(DataError, match=r"csv: 1 of 100 sounds are missing, the first is .*fold1/100032-0-0-0.wav"):
-        read_urban_sounds(urban).check()
+        read_urbansound8k(urban).check()
     write_rows(urban, [row for row in rows if row["fold"] != "7"])
     with pytest.raises(DataError, match=r"no slice is in fold 7; the 10 folds are used as they are"):
-        read_urban_sounds(urban)
+        read_urbansound8k(urban)
     write_rows(urban, [{name: value for name, value in row.items() if name != "classID"} for row in rows])
     with pytest.raises(DataError, match=r"column 'classID' is missing; there are slice_file_name, fsID"):
-        read_urban_sounds(urban)
+        read_urbansound8k(urban)
     shutil.rmtree(urban / "metadata")
     with pytest.raises(DataError, match=r"metadata/UrbanSound8K.csv is not there"):
-        read_urban_sounds(urban)
+        read_urbansound8k(urban)
     with pytest.raises(DataError, match=r"nowhere: there is no such folder"):
-        read_urban_sounds(tmp_path / "nowhere")
+        read_urbansound8k(tmp_path / "nowhere")

@@ -12,9 +12,15 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
-from comodal.tasks.vision_language.text_image_examples import joined
-from comodal.tasks.vision_language.vcr import evaluate_vcr, recipe, without_labels
-from comodal.tasks.vision_language.vcr_files import COLUMNS, PEOPLE, names_of, read_riddles, told
+from comodal.tasks.vision_language.text_image_examples import tokenize_text_pair
+from comodal.tasks.vision_language.vcr import evaluate_vcr, is_unlabeled, recipe
+from comodal.tasks.vision_language.vcr_files import (
+    PERSON_NAMES,
+    VCR_SUBMISSION_COLUMNS,
+    assign_object_names,
+    join_vcr_words,
+    read_vcr_examples,
+)
 from comodal.training.run import train
 from small_tasks import COLOURS, colour_of, write_colours, write_pretrained
 from vilbert_fixtures import FIXTURES
@@ -31,8 +37,8 @@ def bert_words() -> WordPieceTokenizer:
 
 def test_words_and_objects_become_the_originals_pieces():
     expected = json.loads((FIXTURES / "data" / "vcr_text.json").read_text())
-    question, answer = (told("", expected[name], expected["names"]) for name in ("question", "answer"))
-    text = joined(bert_words(), [question], answer, 60)
+    question, answer = (join_vcr_words("", expected[name], expected["names"]) for name in ("question", "answer"))
+    text = tokenize_text_pair(bert_words(), [question], answer, 60)
     assert list(text.words) == expected["beta_input_ids"]
     assert list(text.segments) == expected["beta_segment_ids"]
 
@@ -41,20 +47,20 @@ def test_a_text_that_is_too_long_keeps_its_frame_and_loses_from_the_longer_part(
     words = WordPieceTokenizer.of_texts(["a b c d e f"])
     a, b, c, d = (words.encode(letter)[1] for letter in "abcd")
     start, end = words.start, words.end
-    text = joined(words, ["a b c d"], "a b", 7)
+    text = tokenize_text_pair(words, ["a b c d"], "a b", 7)
     assert list(text.words) == [start, a, b, end, a, b, end]
     assert list(text.segments) == [0, 0, 0, 0, 1, 1, 1]
-    three = joined(words, ["c", "d"], "a", 20)
+    three = tokenize_text_pair(words, ["c", "d"], "a", 20)
     assert list(three.words) == [start, c, end, d, end, a, end]
     assert list(three.segments) == [0, 0, 0, 0, 0, 1, 1]
 
 
 def test_people_have_names_of_their_own_and_things_their_class():
-    names = names_of(["person", "dog", "person", "person"], "val-7", 0)
-    assert names[1] == "dog" and len({names[0], names[2], names[3]}) == 3 and set(names) - {"dog"} <= set(PEOPLE)
-    assert names == names_of(["person", "dog", "person", "person"], "val-7", 0)
-    assert any(names != names_of(["person", "dog", "person", "person"], f"val-{i}", 0) for i in range(8, 12))
-    assert len(names_of(["person"] * 40, "val-1", 0)) == 40  # more people than names
+    names = assign_object_names(["person", "dog", "person", "person"], "val-7", 0)
+    assert names[1] == "dog" and len({names[0], names[2], names[3]}) == 3 and set(names) - {"dog"} <= set(PERSON_NAMES)
+    assert names == assign_object_names(["person", "dog", "person", "person"], "val-7", 0)
+    assert any(names != assign_object_names(["person", "dog", "person", "person"], f"val-{i}", 0) for i in range(8, 12))
+    assert len(assign_object_names(["person"] * 40, "val-1", 0)) == 40  # more people than names
 
 
 def riddle(image: int, split: str, with_labels: bool = True) -> dict:
@@ -106,7 +112,7 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     assert card["scores"] == {} and card["counts"] == {"items": 2, "answered": 2}
     rows = list(csv.DictReader((tmp_path / "sub" / "submission.csv").read_text().splitlines()))
     assert [row["annot_id"] for row in rows] == ["test-5", "test-2"]  # every question under its own id
-    assert list(rows[0]) == COLUMNS and len(COLUMNS) == 21
+    assert list(rows[0]) == VCR_SUBMISSION_COLUMNS and len(VCR_SUBMISSION_COLUMNS) == 21
     for row, image in zip(rows, (5, 2), strict=True):
         shares = np.array([float(row[f"answer_{i}"]) for i in range(4)])
         assert shares.sum() == pytest.approx(1.0, abs=1e-5)
@@ -131,7 +137,7 @@ def test_labels_that_are_missing_are_told_by_the_first_question(store: RegionSto
     run = write_pretrained(tmp_path / "run", [*SENTENCES, "? ."])
     some = write(tmp_path / "some.jsonl", [riddle(image, "val", with_labels=image != 2) for image in (1, 2, 3)])
     with pytest.raises(DataError, match=r"some\.jsonl: 1 of 3 questions lack a label, the first is val-2"):
-        without_labels(some, read_riddles(some, 0))
+        is_unlabeled(some, read_vcr_examples(some, 0))
     none = write(tmp_path / "test.jsonl", [riddle(1, "test", with_labels=False)])
     with pytest.raises(DataError, match=r"test\.jsonl: no question has labels"):
         recipe(run, none, store.folder, workers=0)
@@ -152,4 +158,4 @@ def test_labels_that_are_missing_are_told_by_the_first_question(store: RegionSto
 def test_a_line_that_is_not_vcrs_is_told(tmp_path: Path, change: dict, sentence: str):
     data = write(tmp_path / "val.jsonl", [riddle(1, "val"), riddle(2, "val") | change])
     with pytest.raises(DataError, match=rf"val\.jsonl, line 2: .*{sentence}"):
-        read_riddles(data, 0)
+        read_vcr_examples(data, 0)

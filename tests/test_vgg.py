@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from comodal.models.l3net.vgg import LAYERS, VGGTower, initialise
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower, init_conv_weights
 
 # Layer: filters, parameters with 3 or with 1 input channels, and the size of its map for a picture and a spectrogram.
 TABLE = {
@@ -39,7 +39,7 @@ def test_the_parameters_of_each_layer():
 def test_the_map_of_each_layer(channels: int, column: int, size: tuple[int, int]):
     """The sizes do not depend on the width, so a narrow tower shows them."""
     narrow, seen = tower(channels, width=1).eval(), {}
-    for name in LAYERS:
+    for name in VGG_LAYER_NAMES:
         narrow.layers[name].register_forward_hook(
             lambda _, __, out, name=name: seen.update({name: tuple(out.shape[2:])})
         )
@@ -51,7 +51,7 @@ def test_the_map_of_each_layer(channels: int, column: int, size: tuple[int, int]
 def test_kernels_are_a_normal_cut_off_at_two_sigma():
     """He: variance 2 / inputs. Cutting a normal off at two sigma leaves 0.8796 of its deviation (closed form)."""
     layer = nn.Conv2d(128, 128, 3)
-    initialise(layer)
+    init_conv_weights(layer)
     sigma = math.sqrt(2 / (128 * 9))
     assert layer.weight.abs().max() <= 2 * sigma
     assert layer.weight.std().item() == pytest.approx(0.8796 * sigma, rel=0.01)

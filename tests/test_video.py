@@ -20,7 +20,7 @@ from comodal.errors import MediaError
 from comodal.media.containers import container
 from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import Clip, iterate_frames, probe, read_clip
+from comodal.media.video import Clip, iterate_frames, read_clip, read_video_info
 from synthetic_media import name_channels, numbered_picture, onset_seconds, read_number, tone, turn_video, write_video
 
 FORMATS = {
@@ -204,7 +204,7 @@ def test_pictures_stand_upright(tmp_path: Path, degrees: int, mirrored: bool):
     found = decode_jpeg(read_clip(path).frames[1]).astype(int)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 2
-    assert probe(path)[:2] == ((160, 120) if degrees % 180 == 0 else (120, 160))
+    assert read_video_info(path)[:2] == ((160, 120) if degrees % 180 == 0 else (120, 160))
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,8 @@ def test_iterating_goes_through_the_whole_video_without_sound(tmp_path: Path):
 
 def test_probing_tells_what_the_file_is(tmp_path: Path):
     path = write_video(tmp_path / "video.mp4", sound=tone(2, 44100), sound_rate=44100)
-    info = probe(path)
+    info = read_video_info(path)
     assert (info.width, info.height, info.frames_per_second) == (160, 120, 25.0)
     assert info.seconds == pytest.approx(2.0, abs=0.03)
     assert (info.picture_codec, info.sound_codec, info.sample_rate, info.has_sound) == ("h264", "aac", 44100, True)
-    assert not probe(write_video(tmp_path / "mute.mp4")).has_sound
+    assert not read_video_info(write_video(tmp_path / "mute.mp4")).has_sound

@@ -10,13 +10,19 @@ from torch.testing import assert_close
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
-from comodal.models.convert.convert_vilbert import original_names
+from comodal.models.convert.convert_vilbert import map_names_to_original
 from comodal.models.vilbert.heads import TaskHeads
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.streams import OutputIndices
-from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.transformer import record_attention
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
-from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig, base, large, small
+from comodal.models.vilbert.vilbert_config import (
+    StreamConfig,
+    ViLBERTConfig,
+    make_base_config,
+    make_large_config,
+    make_small_vilbert_config,
+)
 
 Model = TypeVar("Model", ViLBERT, SingleStream)
 TINY = ViLBERTConfig(
@@ -106,13 +112,13 @@ def never_used(config: ViLBERTConfig) -> int:
 @pytest.mark.parametrize(
     ("config", "pretraining", "with_tasks"),
     [
-        (base(2), 160_782_973, 178_752_443),
-        (base(4), 205_413_501, 223_382_971),
-        (base(6), 250_044_029, 268_013_499),
-        (base(8), 294_674_557, 312_644_027),
-        (large(2), 396_672_381, None),
-        (large(4), 451_270_013, None),
-        (large(6), 505_867_645, None),
+        (make_base_config(2), 160_782_973, 178_752_443),
+        (make_base_config(4), 205_413_501, 223_382_971),
+        (make_base_config(6), 250_044_029, 268_013_499),
+        (make_base_config(8), 294_674_557, 312_644_027),
+        (make_large_config(2), 396_672_381, None),
+        (make_large_config(4), 451_270_013, None),
+        (make_large_config(6), 505_867_645, None),
     ],
 )
 def test_parameter_counts_are_the_originals(config: ViLBERTConfig, pretraining: int, with_tasks: int | None):
@@ -125,9 +131,9 @@ def test_parameter_counts_are_the_originals(config: ViLBERTConfig, pretraining: 
 
 
 def test_the_default_is_the_papers_base_model():
-    assert ViLBERTConfig() == base(6)
-    assert base(2).schedule == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
-    assert large(2).schedule == ((0, 22), (1, 23))
+    assert ViLBERTConfig() == make_base_config(6)
+    assert make_base_config(2).schedule == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
+    assert make_large_config(2).schedule == ((0, 22), (1, 23))
 
 
 VARIANTS = [TINY, replace(TINY, dynamic_attention=True), replace(TINY, region_tokens=11)]
@@ -294,7 +300,7 @@ def test_a_saved_model_is_the_same(tmp_path: Path):
 
 
 def test_bf16_is_close():
-    model, batch = ViLBERT(small(vocabulary=50, region_features=7)).eval(), inputs(replace(TINY))
+    model, batch = ViLBERT(make_small_vilbert_config(vocabulary=50, region_features=7)).eval(), inputs(replace(TINY))
     exact = model(*batch)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(*batch)
@@ -306,7 +312,7 @@ def test_bf16_is_close():
 
 def test_recorded_maps_have_a_name_for_every_layer():
     model = made(TINY)
-    with recorded_attention(model) as maps:
+    with record_attention(model) as maps:
         model(*inputs(TINY))
     text, vision = [f"text_layers.{i}.attention" for i in range(3)], [f"vision_layers.{i}.attention" for i in range(2)]
     co = [f"co_layers.{i}.{stream}.attention" for i in range(2) for stream in ("text", "vision")]
@@ -367,4 +373,4 @@ def test_a_single_stream_reads_tokens_as_further_words():
     output = single(*batch)
     assert torch.equal(torch.cat([output.words, output.regions], 1), x)
     assert torch.equal(output.vision, single.vision_pooler(x[:, 6]))
-    assert "text_layers.1.norm.bias" in original_names(single)  # so that a BERT fills it
+    assert "text_layers.1.norm.bias" in map_names_to_original(single)  # so that a BERT fills it

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comodal.models.convert.convert_vilbert import is_never_used, original_names, to_original
-from comodal.models.convert.state_dicts import fill, read_tensors
+from comodal.models.convert.convert_vilbert import export_original_state, is_unused_parameter, map_names_to_original
+from comodal.models.convert.state_dicts import copy_matching_weights, read_tensors
 from comodal.models.vilbert.streams import UnimodalEncoding
-from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.transformer import record_attention
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.objectives.alignment import alignment
-from comodal.objectives.masked import RegionNegatives, masked_classes, masked_contrast
+from comodal.objectives.alignment import compute_alignment_loss
+from comodal.objectives.masked import RegionNegatives, compute_masked_class_loss, compute_masked_contrastive_loss
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.text_files import read_json
 from vilbert_fixtures import (
@@ -121,7 +121,7 @@ def stages_of(config: ViLBERTConfig) -> list[tuple[str, str]]:
 @torch.no_grad()
 def test_every_attention_map_with_its_queries_and_keys(folder: Path):
     model = model_of(folder)
-    with watched(model) as seen, recorded_attention(model) as maps:
+    with watched(model) as seen, record_attention(model) as maps:
         forward(model, tensors(folder, "inputs"))
     theirs = {name: value for name, value in tensors(folder, "outputs").items() if name.startswith("attn.")}
     for name, value in theirs.items():
@@ -153,10 +153,10 @@ def losses_of(folder: Path, model: ViLBERT, inputs: dict[str, torch.Tensor]) -> 
     predicted = model.region_head(output.regions.flatten(0, 1)[batch.masked_regions])
     negatives = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
     places = hidden.flatten().nonzero().flatten()
-    regions = masked_contrast(predicted, inputs["image_target"].flatten(0, 1), places, negatives).loss
+    regions = compute_masked_contrastive_loss(predicted, inputs["image_target"].flatten(0, 1), places, negatives).loss
     scores = model.word_head(output.words.flatten(0, 1)[batch.masked_words])
-    words = masked_classes(scores, batch.word_targets).loss
-    aligned = alignment(model.alignment_head(output.text, output.vision), batch.mismatched).loss
+    words = compute_masked_class_loss(scores, batch.word_targets).loss
+    aligned = compute_alignment_loss(model.alignment_head(output.text, output.vision), batch.mismatched).loss
     losses = {"word_loss": words, "region_loss": regions, "alignment_loss": aligned}
     return losses | {"loss": words + regions + aligned}
 
@@ -174,9 +174,9 @@ def test_gradients_of_the_sum_of_the_losses(folder: Path):
     model, theirs = model_of(folder), tensors(folder, "grads")
     losses_of(folder, model, tensors(folder, "inputs"))["loss"].backward()
     parameters = dict(model.named_parameters())
-    ours = {theirs: parameters[ours].grad for ours, theirs in original_names(model).items()}
+    ours = {theirs: parameters[ours].grad for ours, theirs in map_names_to_original(model).items()}
     assert all(gradient is not None for gradient in ours.values())  # the original's unused layers are not held
-    expected = {name: value for name, value in theirs.items() if not is_never_used(name)}
+    expected = {name: value for name, value in theirs.items() if not is_unused_parameter(name)}
     assert not any(theirs[name].any() for name in theirs.keys() - expected.keys())
     assert_all_close({name: ours[name] for name in expected}, expected, GRADIENTS)
 
@@ -192,7 +192,7 @@ class OriginalAdamW:
     """
 
     def __init__(self, model: ViLBERT, beta1: float = 0.9, beta2: float = 0.98, decay: float = 0.01) -> None:
-        names = original_names(model)
+        names = map_names_to_original(model)
         self.parameters = [(parameter, decays(names[name]) * decay) for name, parameter in model.named_parameters()]
         self.means = [torch.zeros_like(parameter) for parameter, _ in self.parameters]
         self.squares = [torch.zeros_like(parameter) for parameter, _ in self.parameters]
@@ -236,8 +236,8 @@ def test_optimizer_steps(folder: Path):
             assert ours[our_name] == pytest.approx(theirs[name], rel=1e-5)
     # A key's bias moves all scores of a query alike: its gradient is rounding, of which Adam makes steps.
     final = tensors(folder, "state_final")
-    expected = {name: value for name, value in final.items() if not is_never_used(name) and not is_key_bias(name)}
-    ours, right = to_original(model), to_original(exact)
+    expected = {name: value for name, value in final.items() if not is_unused_parameter(name) and not is_key_bias(name)}
+    ours, right = export_original_state(model), export_original_state(exact)
     for name, value in expected.items():
         limit = GRADIENTS * max(1.0, value.abs().max().item()) + 2 * (value - right[name]).abs().max().item()
         assert (ours[name] - value).abs().max().item() <= limit, name
@@ -307,21 +307,21 @@ def test_one_caption_against_many_images(folder: Path):
 def test_writing_gives_back_what_was_read(folder: Path):
     model, state = model_of(folder), state_of(folder)
     heads = heads_of(folder, model) if "vil_logit.weight" in state else None
-    written = to_original(model, heads, state)
+    written = export_original_state(model, heads, state)
     tied = written.pop("cls.predictions.decoder.weight")
     assert torch.equal(tied, written["bert.embeddings.word_embeddings.weight"])
     assert_all_close(written, state, EXACT)
-    without_source = to_original(model, heads)
+    without_source = export_original_state(model, heads)
     assert without_source.keys() - {"cls.predictions.decoder.weight"} == state.keys()
-    assert not any(value.any() for name, value in without_source.items() if is_never_used(name))
+    assert not any(value.any() for name, value in without_source.items() if is_unused_parameter(name))
 
 
 def test_every_key_is_accounted_for():
     folder = folders_with("state.safetensors")[0]
     model, state = model_of(folder), read_tensors(folder / "state.safetensors")
-    report = fill(model, state, original_names(model), folder)
+    report = copy_matching_weights(model, state, map_names_to_original(model), folder)
     assert set(report.filled) == set(model.state_dict())
     assert report.new == ()
-    assert {name for name in report.unused if not is_never_used(name)} <= {
+    assert {name for name in report.unused if not is_unused_parameter(name)} <= {
         n for n in state if "vil_" in n or "logit" in n
     }

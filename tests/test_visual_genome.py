@@ -9,7 +9,7 @@ import pytest
 from comodal.cli.program import main
 from comodal.tasks.vision_language.question_answering.visual_genome import (
     evaluate_visual_genome,
-    read_questions,
+    read_visual_genome_questions,
     recipe,
 )
 from comodal.training.run import train
@@ -34,7 +34,7 @@ def test_official_entries_are_read_in_vqas_way_of_writing(tmp_path: Path):
     inside = [question(1, 4, "What is on the couch?", "A teddy bear."), question(2, 4, "How many?", "Two."),
               question(3, 4, "Is it, though?", "In a home office."), question(4, 4, "Why?", "The.")]  # fmt: skip
     (tmp_path / "q.json").write_text(json.dumps([{"id": 4, "qas": inside}, {"id": 5, "qas": []}]))
-    every, left_out = read_questions(tmp_path / "q.json")
+    every, left_out = read_visual_genome_questions(tmp_path / "q.json")
     assert [one.answer for one in every] == ["teddy bear", "2", "in home office"]
     assert [one.kinds for one in every] == [("what",), ("how",), ("other",)]
     assert list(left_out.values()) == [1]  # of "The." nothing is left

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
-from comodal.models.convert.convert_vilbert import config_of
-from comodal.models.convert.convert_volta import as_vilbert
+from comodal.models.convert.convert_vilbert import parse_original_config
+from comodal.models.convert.convert_volta import convert_volta_to_vilbert
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import base
+from comodal.models.vilbert.vilbert_config import make_base_config
 from comodal.tasks.convert_vilbert_files import convert
 
 # VOLTA's config/vilbert_base.json and config/ctrl_vilbert_base.json: what decides the model
@@ -206,13 +206,13 @@ def test_heads_of_tasks_give_what_voltas_code_gives(kind: str, tmp_path: Path):
 
 
 def test_the_published_configuration_is_the_papers_base_model():
-    values, _ = as_vilbert(PUBLISHED, {}, Path("vilbert_base.json"))
-    assert config_of(values, Path("vilbert_base.json")).config == base(6)
+    values, _ = convert_volta_to_vilbert(PUBLISHED, {}, Path("vilbert_base.json"))
+    assert parse_original_config(values, Path("vilbert_base.json")).config == make_base_config(6)
 
 
 def test_the_controlled_one_has_heads_of_zeros_that_never_learn(tmp_path: Path):
-    values, _ = as_vilbert(CONTROLLED, {}, Path("ctrl_vilbert_base.json"))
-    described = config_of(values, Path("ctrl_vilbert_base.json")).config
+    values, _ = convert_volta_to_vilbert(CONTROLLED, {}, Path("ctrl_vilbert_base.json"))
+    described = parse_original_config(values, Path("ctrl_vilbert_base.json")).config
     assert (described.joint_dim, described.joint_heads) == (1024, 16)  # 12 heads of 64, and four of zeros
     assert (described.vision.dim, described.vision.heads, described.vision.intermediate) == (768, 12, 3072)
     model = converted(tmp_path, SMALL_CONTROLLED, sines(pretraining_of(SMALL_CONTROLLED)))
@@ -261,7 +261,7 @@ def test_what_has_no_place_is_reported(tmp_path: Path):
 )
 def test_voltas_other_models_are_refused(change: dict[str, Any], told: str):
     with pytest.raises(CheckpointError, match=f"volta.json.*{told}"):
-        as_vilbert(SMALL_ORIGINAL | change, {}, Path("volta.json"))
+        convert_volta_to_vilbert(SMALL_ORIGINAL | change, {}, Path("volta.json"))
     lacking = {name: value for name, value in SMALL_ORIGINAL.items() if name != "vv_attn_sublayers"}
     with pytest.raises(CheckpointError, match=r"it lacks \['vv_attn_sublayers'\]"):
-        as_vilbert(lacking, {}, Path("volta.json"))
+        convert_volta_to_vilbert(lacking, {}, Path("volta.json"))

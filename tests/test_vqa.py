@@ -11,22 +11,27 @@ import pytest
 from comodal.analysis.pages.report import write_report
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, out_of_reach, recipe, score
+from comodal.tasks.vision_language.question_answering.vqa import (
+    count_unreachable_questions,
+    evaluate_vqa,
+    recipe,
+    score_vqa_answers,
+)
 from comodal.tasks.vision_language.question_answering.vqa_files import (
     VQAQuestion,
-    build_answers,
-    read_answers,
-    read_questions,
-    read_results,
-    soft_scores,
-    write_results,
+    build_answer_vocabulary,
+    compute_soft_scores,
+    read_answer_vocabulary,
+    read_vqa_questions,
+    read_vqa_results,
+    write_vqa_results,
 )
 from comodal.tasks.vision_language.question_answering.vqa_metric import (
-    accuracy,
-    on_one_line,
-    with_digits,
-    without_punctuation,
-    written,
+    compute_vqa_accuracy,
+    normalize_answer,
+    normalize_words,
+    strip_line_breaks,
+    strip_punctuation,
 )
 from comodal.training.run import train
 from self_contained import check_page
@@ -43,9 +48,9 @@ def golden(name: str) -> dict:
 
 def test_answers_are_written_as_the_official_code_writes_them():
     for raw, without, normal in golden("vqa_eval.json")["norm"]:
-        plain = on_one_line(raw)
-        assert (without_punctuation(plain), with_digits(without)) == (without, normal)
-        assert written(raw) == normal
+        plain = strip_line_breaks(raw)
+        assert (strip_punctuation(plain), normalize_words(without)) == (without, normal)
+        assert normalize_answer(raw) == normal
 
 
 def test_accuracies_are_the_official_ones():
@@ -57,9 +62,9 @@ def test_accuracies_are_the_official_ones():
         for entry in expected["annotations"]
     ]  # fmt: skip
     for question in questions:
-        share = accuracy(given[question.number], question.answers)
+        share = compute_vqa_accuracy(given[question.number], question.answers)
         assert round(100 * share, 2) == expected["evalQA"][str(question.number)]
-    numbers = score(questions, given)
+    numbers = score_vqa_answers(questions, given)
     assert round(100 * numbers["vqa.accuracy"], 2) == expected["accuracy"]["overall"]
     for ours, theirs in (("answer_type", "perAnswerType"), ("question_type", "perQuestionType")):
         for name, value in expected["accuracy"][theirs].items():
@@ -69,9 +74,11 @@ def test_accuracies_are_the_official_ones():
 def test_three_who_agree_are_enough():
     said = ["red"] * 3 + ["blue"] * 7
     # red: without one of its three two are left (2/3), without another all three (1): (3 * 2/3 + 7) / 10
-    assert accuracy("red", said) == pytest.approx(0.9)
-    assert accuracy("a red", said) == pytest.approx(0.9)  # written without its article
-    assert accuracy("the red", ["red"] * 10) == 0.0  # where all ten agree nothing is rewritten: an official quirk
+    assert compute_vqa_accuracy("red", said) == pytest.approx(0.9)
+    assert compute_vqa_accuracy("a red", said) == pytest.approx(0.9)  # written without its article
+    assert (
+        compute_vqa_accuracy("the red", ["red"] * 10) == 0.0
+    )  # where all ten agree nothing is rewritten: an official quirk
 
 
 def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over():
@@ -81,17 +88,19 @@ def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over
                  entry["multiple_choice_answer"], "", "")
         for entry in expected["annotations"]
     ]  # fmt: skip
-    answers = build_answers(questions, least=1)
+    answers = build_answer_vocabulary(questions, least=1)
     numbers = {answer: number for number, answer in enumerate(answers)}
     assert numbers == expected["ans2label"]
     for question, target in zip(questions, expected["target"], strict=True):
-        assert soft_scores(question.answers, numbers) == dict(zip(target["labels"], target["scores"], strict=True))
+        assert compute_soft_scores(question.answers, numbers) == dict(
+            zip(target["labels"], target["scores"], strict=True)
+        )
 
 
 def test_an_answer_needs_enough_questions():
     common = [VQAQuestion(i, "1", "?", ("two",), answer, "", "") for i, answer in enumerate(["two"] * 9 + ["dog"] * 8)]
-    assert build_answers(common) == ["2"]
-    assert build_answers(common, least=8) == ["2", "dog"]
+    assert build_answer_vocabulary(common) == ["2"]
+    assert build_answer_vocabulary(common, least=8) == ["2", "dog"]
 
 
 # Files
@@ -151,8 +160,8 @@ def test_the_report_of_a_run_tells_its_task_and_its_cards(store: RegionStore, tm
 def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture):
     model = tuned(tmp_path, store)
     assert "1 left out: image is not in the store" in capsys.readouterr().err.replace("\n", " ")
-    assert json.loads((model / "model" / "answers.json").read_text()) == build_answers(
-        read_questions(*write_files(tmp_path / "files", list(range(36)))), 3
+    assert json.loads((model / "model" / "answers.json").read_text()) == build_answer_vocabulary(
+        read_vqa_questions(*write_files(tmp_path / "files", list(range(36)))), 3
     )
     questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
     out = tmp_path / "out"
@@ -193,20 +202,20 @@ def test_a_vocabulary_is_read_in_every_form_that_people_have(tmp_path: Path):
     numbers = {answer: number for number, answer in enumerate(answers)}
     for name, content in (("label2ans.json", answers), ("ans2label.json", numbers)):
         (tmp_path / name).write_text(json.dumps(content))
-        assert read_answers(tmp_path / name) == answers
+        assert read_answer_vocabulary(tmp_path / name) == answers
     for name, content in (("trainval_label2ans.pkl", answers), ("trainval_ans2label.pkl", numbers)):
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
-        assert read_answers(tmp_path / name) == answers
+        assert read_answer_vocabulary(tmp_path / name) == answers
     (tmp_path / "answers.txt").write_text("yes\nno\n\n2\n")
-    assert read_answers(tmp_path / "answers.txt") == answers
+    assert read_answer_vocabulary(tmp_path / "answers.txt") == answers
 
 
 def test_questions_that_the_vocabulary_cannot_answer_are_counted():
     people = [("Red.", "red"), ("blue",) * 10, ("two dogs", "dogs")]  # compared in the official way of writing
-    assert out_of_reach(people, ["red", "green"]) == {
+    assert count_unreachable_questions(people, ["red", "green"]) == {
         "no answer of people is in the vocabulary (scored all the same)": 2
     }
-    assert out_of_reach(people, ["red", "blue", "dogs"]) == {}
+    assert count_unreachable_questions(people, ["red", "blue", "dogs"]) == {}
 
 
 def test_what_nothing_can_be_learnt_from_is_told_by_its_file(store: RegionStore, tmp_path: Path):
@@ -226,7 +235,7 @@ def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"yes": Harmful()}))
     with pytest.raises(DataError, match=r"bad\.pkl: .*mkdir"):
-        read_answers(tmp_path / "bad.pkl")
+        read_answer_vocabulary(tmp_path / "bad.pkl")
     assert not (tmp_path / "harmed").exists()
     for content, sentence in (
         ('{"yes": 1, "no": 2}', "not numbered from 0"),
@@ -237,14 +246,14 @@ def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Pa
     ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(DataError, match=sentence):
-            read_answers(tmp_path / "bad.json")
+            read_answer_vocabulary(tmp_path / "bad.json")
 
 
 def test_results_must_answer_every_question_once(tmp_path: Path):
-    questions = read_questions(*write_files(tmp_path, [1, 2]))
+    questions = read_vqa_questions(*write_files(tmp_path, [1, 2]))
     path = tmp_path / "results.json"
-    write_results(path, {2000: "no", 1000: "yes"})
-    assert read_results(path, questions) == {1000: "yes", 2000: "no"}
+    write_vqa_results(path, {2000: "no", 1000: "yes"})
+    assert read_vqa_results(path, questions) == {1000: "yes", 2000: "no"}
     for content, sentence in (
         ('[{"question_id": 1000, "answer": "yes"}]', "1 questions have no answer, the first is 2000"),
         ('[{"question_id": 1000, "answer": "yes"}, {"question_id": 1000, "answer": "no"}]', "1000 is answered twice"),
@@ -253,32 +262,32 @@ def test_results_must_answer_every_question_once(tmp_path: Path):
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=sentence):
-            read_results(path, questions)
+            read_vqa_results(path, questions)
 
 
 def test_files_that_do_not_fit_are_told(tmp_path: Path):
     questions, annotations = write_files(tmp_path / "a", [1, 2])
     others = write_files(tmp_path / "b", [1, 3])[1]
     with pytest.raises(DataError, match="no annotation of question 2000"):
-        read_questions(questions, others)
+        read_vqa_questions(questions, others)
     with pytest.raises(DataError, match="has a list of 'questions'; this one has info"):
-        read_questions(annotations, None)
+        read_vqa_questions(annotations, None)
     with pytest.raises(DataError, match="No such file"):
-        read_questions(tmp_path / "nowhere.json", None)
+        read_vqa_questions(tmp_path / "nowhere.json", None)
     twice = json.loads(annotations.read_text())
     twice["annotations"].append(twice["annotations"][1])
     others.write_text(json.dumps(twice))
     with pytest.raises(DataError, match=r"annotations\.json: question_id 2000 is there twice"):
-        read_questions(questions, others)
+        read_vqa_questions(questions, others)
     twice = json.loads(questions.read_text())
     twice["questions"].append(twice["questions"][0])
     questions.write_text(json.dumps(twice))
     with pytest.raises(DataError, match="question_id 1000 is there twice"):
-        read_questions(questions, annotations)
+        read_vqa_questions(questions, annotations)
 
 
 def test_soft_scores_by_how_many_people_agree():
-    scores = soft_scores(["a"] * 1 + ["b"] * 2 + ["c"] * 3 + ["d"] * 4, {"a": 0, "b": 1, "c": 2, "d": 3})
+    scores = compute_soft_scores(["a"] * 1 + ["b"] * 2 + ["c"] * 3 + ["d"] * 4, {"a": 0, "b": 1, "c": 2, "d": 3})
     assert np.allclose([scores[i] for i in range(4)], [0.3, 0.6, 0.9, 1.0])
 
 
@@ -287,4 +296,4 @@ def test_annotations_that_do_not_say_the_most_common_answer_are_counted(tmp_path
     content = json.loads(annotations.read_text())
     del content["annotations"][0]["multiple_choice_answer"]
     annotations.write_text(json.dumps(content))
-    assert read_questions(questions, annotations)[0].most_common == COLOURS[colour_of(0)]
+    assert read_vqa_questions(questions, annotations)[0].most_common == COLOURS[colour_of(0)]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from comodal import workers
-from comodal.data.sources.file_batches import FileJob, FileJobs, run_files
+from comodal.data.sources.file_batches import FileJob, FileJobs, run_file_jobs
 from comodal.errors import DataError
-from comodal.workers import in_parallel, one_by_one
+from comodal.workers import run_in_parallel, run_one_by_one
 
 
 def negate(number: int) -> int:
@@ -22,12 +22,12 @@ def negate(number: int) -> int:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_item_that_ends_its_process_costs_itself_alone(processes: int):
-    found = dict(in_parallel(negate, range(12), processes))
+    found = dict(run_in_parallel(negate, range(12), processes))
     assert found == {number: None if number in (4, 8) else -number for number in range(12)}
 
 
 def test_what_is_raised_in_a_process_beside_is_raised_here():
-    (future,) = one_by_one(int, ["x"])
+    (future,) = run_one_by_one(int, ["x"])
     assert isinstance(future.exception(), ValueError)
 
 
@@ -45,9 +45,9 @@ def test_workers_that_keep_dying_for_no_item_s_fault_are_one_sentence(monkeypatc
             future.set_result(item)
         return futures
 
-    monkeypatch.setattr(workers, "one_by_one", alone)
+    monkeypatch.setattr(workers, "run_one_by_one", alone)
     with pytest.raises(DataError, match="workers keep dying, perhaps for want of memory"):
-        list(in_parallel(die, range(100), 2))
+        list(run_in_parallel(die, range(100), 2))
 
 
 def write_or_die(job: FileJob) -> int:
@@ -64,6 +64,6 @@ def test_a_file_that_crashes_its_decoder_is_a_line_of_the_report(
     names = ("a", "b", "kills", "d", "e")
     planned = FileJobs([FileJob(tmp_path / f"{name}.wav", (tmp_path / f"{name}.npz",)) for name in names], Counter())
     with pytest.raises(DataError, match=r"1 of 5 files could not be embedded .*kills\.wav: crashed the decoder"):
-        run_files(planned, write_or_die, processes, overwrite=False)
+        run_file_jobs(planned, write_or_die, processes, overwrite=False)
     assert "4 written, 0 were there already, 1 could not be read" in capsys.readouterr().out
     assert sorted(path.stem for path in tmp_path.glob("*.npz")) == ["a", "b", "d", "e"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from comodal.data.sources.file_batches import FileJob, attempt, plan
+from comodal.data.sources.file_batches import FileJob, attempt_job, plan_file_jobs
 from comodal.errors import MediaWarning
-from comodal.media.audio import read_sound
+from comodal.media.audio import read_audio
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from synthetic_media import tone, write_video
 
@@ -58,7 +58,7 @@ def same(path: Path, seconds: float | None = None) -> list[str]:
     """Compares with FFmpeg, and returns what was said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = read_sound(path, RATE)
+        found = read_audio(path, RATE)
     expected = decoded(path)
     assert len(found) == len(expected)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -79,7 +79,7 @@ def test_a_truncated_mp3_ends_where_its_data_end(tmp_path: Path):
 def read_quietly(path: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MediaWarning)
-        return read_sound(path, RATE)
+        return read_audio(path, RATE)
 
 
 def test_an_mp3_of_variable_bit_rate_without_a_header_has_its_own_length(tmp_path: Path):
@@ -108,7 +108,7 @@ def test_a_chain_of_oggs_is_all_of_them(tmp_path: Path, subtype: str):
         parts.append(memory.getvalue())
     path = tmp_path / "chain.ogg"
     path.write_bytes(b"".join(parts))
-    assert len(read_sound(path, RATE)) / RATE == pytest.approx(3.0, abs=0.03)
+    assert len(read_audio(path, RATE)) / RATE == pytest.approx(3.0, abs=0.03)
 
 
 @pytest.mark.parametrize("length", [0, 0xFFFFFFFF])
@@ -144,10 +144,10 @@ def test_a_truncated_file_is_read_to_its_end_and_told(tmp_path: Path, name: str)
 def test_alac_in_caf_and_gsm_in_wav_are_read(tmp_path: Path):
     path = tmp_path / "alac.caf"
     soundfile.write(path, sweep(2.0), RATE, format="CAF", subtype="ALAC_16")
-    found = read_sound(path, RATE)
+    found = read_audio(path, RATE)
     np.testing.assert_allclose(found[: 2 * RATE], sweep(2.0), atol=1e-4)
     assert len(found) == 2 * RATE
-    assert len(read_sound(FIXTURES / "gsm.wav", 8000)) == 8000
+    assert len(read_audio(FIXTURES / "gsm.wav", 8000)) == 8000
 
 
 @pytest.mark.parametrize("name", ["damaged.mp3", "damaged.flac", "damaged.wav"])
@@ -168,7 +168,7 @@ def test_a_damaged_middle_costs_the_damaged_part_alone(tmp_path: Path, name: str
 def test_the_report_of_a_command_has_the_note(tmp_path: Path):
     path = mp3(tmp_path / "cut.mp3", 6.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    outcome = attempt(FileJob(path, ()), lambda job: len(read_sound(job.source, RATE)))
+    outcome = attempt_job(FileJob(path, ()), lambda job: len(read_audio(job.source, RATE)))
     assert outcome.rows and not outcome.problem
     assert any(note.startswith("truncated") for note in outcome.notes)
 
@@ -177,7 +177,7 @@ def test_a_folder_is_searched_for_every_kind_that_can_be_read_and_the_rest_is_co
     names = ["a.wav", "b.MP2", "c.mka", "d.caf", "e.wv", "f.w64", "notes.txt", "cover.jpg", "g.npz"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    found = plan([tmp_path], AUDIO_SUFFIXES, None, ("",))
+    found = plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",))
     assert {job.source.name for job in found.jobs} == set(names[:6])
     assert found.left_out == {".txt": 1, ".jpg": 1}
 
@@ -206,7 +206,7 @@ def test_audio_of_every_suffix_is_read(tmp_path: Path, suffix: str):
         container.mux(stream.encode(None))
     path = path.rename(tmp_path / f"a.{suffix}")
     assert path.suffix in AUDIO_SUFFIXES
-    heard = read_sound(path, 48000)
+    heard = read_audio(path, 48000)
     assert np.argmax(np.abs(heard) > 0.25) / 48000 == pytest.approx(0.5, abs=0.05)
 
 
@@ -218,4 +218,4 @@ def test_videos_of_every_suffix_are_listed(suffix: str):
 def test_sound_of_a_video_is_not_a_sound_of_its_own(tmp_path: Path):
     write_video(tmp_path / "a.mp4", sound=tone(1, 48000))
     (tmp_path / "b.wav").write_bytes(b"x")
-    assert plan([tmp_path], AUDIO_SUFFIXES, None, ("",)).left_out == {".mp4": 1}
+    assert plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",)).left_out == {".mp4": 1}

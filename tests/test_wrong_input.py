@@ -11,11 +11,11 @@ from PIL import Image
 
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
-from comodal.files import whole, write_whole
+from comodal.files import write_atomically, write_bytes_atomically
 from comodal.hardware import find_device
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, small
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.regions.extract import extract_regions
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "images" / "a.png")
     torch.manual_seed(0)
-    save_model(L3Net(small(4)), folder / "network", {})
+    save_model(L3Net(make_small_l3net_config(4)), folder / "network", {})
     extract_regions(folder / "images", folder / "store", str(folder / "network"), grid=2, workers=1)
     words, store, run = (
         WordPieceTokenizer.of_texts(["what is on the grass"]),
@@ -121,10 +121,10 @@ def test_a_sound_is_no_model(world: Path, tmp_path: Path, capsys: pytest.Capture
 def test_only_files_are_replaced_by_results(tmp_path: Path, what: str):
     """A superuser could put a file in the place of /dev/null, and nothing would work afterwards."""
     target = tmp_path if what == "folder" else Path("/dev/null")
-    with pytest.raises(OSError, match="which is no file"), whole(target) as path:
+    with pytest.raises(OSError, match="which is no file"), write_atomically(target) as path:
         raise AssertionError(path)
-    write_whole(tmp_path / "new.txt", b"new")
-    write_whole(tmp_path / "new.txt", b"newer")
+    write_bytes_atomically(tmp_path / "new.txt", b"new")
+    write_bytes_atomically(tmp_path / "new.txt", b"newer")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"newer"]
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from comodal.errors import CheckpointError, DataError
-from comodal.models.checkpoint import read_config
-from comodal.regions.image_list import read_boxes
+from comodal.models.checkpoint import read_model_config
+from comodal.regions.image_list import read_image_boxes
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_card, results, write_card
 from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
-from comodal.tasks.vision_language.vcr_files import boxes_of_tree, read_riddles
+from comodal.tasks.vision_language.vcr_files import read_vcr_boxes, read_vcr_examples
 from comodal.text_files import read_json, read_json_lines
 
 DEEP = "[" * 100_000  # more than a reader's stack
@@ -27,7 +27,8 @@ RIDDLE = {
 
 
 @pytest.mark.parametrize(
-    "read", [read_json, read_card, lambda path: read_boxes(path, path.parent), lambda path: list(read_json_lines(path))]
+    "read",
+    [read_json, read_card, lambda path: read_image_boxes(path, path.parent), lambda path: list(read_json_lines(path))],
 )
 def test_lists_within_lists_without_end_are_told(tmp_path: Path, read):
     (tmp_path / "deep.json").write_text(DEEP)
@@ -38,7 +39,7 @@ def test_lists_within_lists_without_end_are_told(tmp_path: Path, read):
 def test_a_model_of_lists_without_end_is_told(tmp_path: Path):
     (tmp_path / "config.json").write_text(DEEP)
     with pytest.raises(CheckpointError, match=r"config\.json: .*deeper than"):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,10 @@ def test_a_model_of_lists_without_end_is_told(tmp_path: Path):
 def test_riddles_of_another_version_are_told_by_their_line(tmp_path: Path, changed: dict, sentence: str):
     path = tmp_path / "val.jsonl"
     path.write_text(json.dumps(RIDDLE))
-    assert read_riddles(path, 0)[0].question == "what is dog"
+    assert read_vcr_examples(path, 0)[0].question == "what is dog"
     path.write_text(json.dumps(RIDDLE | changed))
     with pytest.raises(DataError, match=rf"val\.jsonl, {sentence}"):
-        read_riddles(path, 0)
+        read_vcr_examples(path, 0)
 
 
 @pytest.mark.parametrize("side", ["null", '"a"', "[]", "NaN", "1e999", "1" + "0" * 400])
@@ -66,7 +67,7 @@ def test_boxes_that_are_no_numbers_are_told(tmp_path: Path, side: str):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "a.json").write_text(f'{{"boxes": [[{side}, 0, 1, 1]]}}')
     with pytest.raises(DataError, match=r"a\.json: no 'boxes' of left"):
-        boxes_of_tree(tmp_path / "tree")
+        read_vcr_boxes(tmp_path / "tree")
 
 
 def test_a_box_beyond_all_numbers_is_told(tmp_path: Path):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.convert.convert_vilbert import fill_from_original, heads_in, read_original_config
+from comodal.models.convert.convert_vilbert import find_task_heads, load_original_weights, read_original_config
 from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.vilbert.heads import TaskHeads
 from comodal.models.vilbert.streams import ViLBERTOutput
@@ -48,14 +48,14 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def model_of(folder: Path) -> ViLBERT:
     model = ViLBERT(read_original_config(folder / "config.json").config)
-    fill_from_original(model, state_of(folder), folder)
+    load_original_weights(model, state_of(folder), folder)
     return model.eval()
 
 
 def heads_of(folder: Path, model: ViLBERT) -> TaskHeads:
     config, state = model.config, state_of(folder)
-    heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion, heads_in(state))
-    fill_from_original(model, state, folder, heads)
+    heads = TaskHeads(config.text.dim, config.vision.dim, config.joint_dim, config.fusion, find_task_heads(state))
+    load_original_weights(model, state, folder, heads)
     return heads.eval()
 
 

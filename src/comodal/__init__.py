@@ -44,7 +44,7 @@ _DEFINED_IN = {
     "L3NetConfig": "comodal.models.l3net.l3net",
     "load": "comodal.inference.load_pipeline",
     "load_model": "comodal.models.checkpoint",
-    "make_playground": "comodal.synthetic.synthesize",
+    "synthesize": "comodal.synthetic.synthesize",
     "match_files": "comodal.inference.match",
     "MediaError": "comodal.errors",
     "open_index": "comodal.inference.search",

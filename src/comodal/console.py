@@ -18,33 +18,33 @@ from rich.text import Text
 Bar = rich.progress.Progress
 PIPE_WIDTH = 10_000
 # C0, DEL and C1 controls, line separators, the signs that turn the direction of writing, and halves of UTF-16 pairs
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def printable(text: object) -> str:
+def escape_control_characters(text: object) -> str:
     """A text in one line without control characters: each is shown by its number, as JSON writes it."""
-    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
 
 
-def say(sentence: object, stderr: bool = False) -> None:
+def print_line(sentence: object, stderr: bool = False) -> None:
     """Print one line, never wrapped and never highlighted."""
     console = Console(stderr=stderr)
-    console.print(Text(printable(sentence)), highlight=False, soft_wrap=True)
+    console.print(Text(escape_control_characters(sentence)), highlight=False, soft_wrap=True)
 
 
-def say_heading(sentence: object) -> None:
+def print_heading(sentence: object) -> None:
     """Print a line across the terminal, with a title in it."""
-    Console().rule(Text(printable(sentence)))
+    Console().rule(Text(escape_control_characters(sentence)))
 
 
-def say_text(text: str) -> None:
+def print_text(text: str) -> None:
     """Print again what this file has printed in another process."""
     print(text, end="", flush=True)
 
 
-def say_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    print(printable(json.dumps(value, ensure_ascii=False)), flush=True)
+    print(escape_control_characters(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 class Table:
@@ -63,18 +63,18 @@ class Table:
     ) -> None:
         self.table = rich.table.Table(
             show_header=header,
-            title=Text(printable(title), style="table.title") if title else None,
-            caption=Text(printable(caption), style="table.caption") if caption else None,
+            title=Text(escape_control_characters(title), style="table.title") if title else None,
+            caption=Text(escape_control_characters(caption), style="table.caption") if caption else None,
         )
         numbers = set(right)
         for number, heading in enumerate(headings):
             self.add_column(heading, right=number in numbers)
 
     def add_column(self, heading: str, right: bool = False) -> None:
-        self.table.add_column(Text(printable(heading)), justify="right" if right else "left")
+        self.table.add_column(Text(escape_control_characters(heading)), justify="right" if right else "left")
 
     def add_row(self, *cells: object) -> None:
-        self.table.add_row(*(Text(printable(cell)) for cell in cells))
+        self.table.add_row(*(Text(escape_control_characters(cell)) for cell in cells))
 
     def show(self) -> None:
         console = Console()
@@ -88,7 +88,7 @@ def is_terminal() -> bool:
     return Console(stderr=True).is_terminal
 
 
-def new_bar(is_percent: bool = False, is_shown: bool = True) -> Bar:
+def create_progress_bar(is_percent: bool = False, is_shown: bool = True) -> Bar:
     """A progress bar on the standard error: what is done, how far it is, and how long it takes yet.
 
     Args:

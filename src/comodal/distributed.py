@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from comodal.hardware import find_device
 
-TIMEOUT = timedelta(minutes=30)  # a validation or a checkpoint on one process must not time out the others
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a checkpoint on one process must not time out the others
 
 
-def start(device: str) -> torch.device:
+def init_distributed(device: str) -> torch.device:
     """Joins the processes that torchrun started, if it did, and returns this process's device.
 
     Args:
@@ -25,30 +25,30 @@ def start(device: str) -> torch.device:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else chosen
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     return chosen
 
 
-def stop() -> None:
+def shut_down_distributed() -> None:
     """Leaves the group that `start` joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def rank() -> int:
+def get_process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size() -> int:
+def count_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one process that writes files and speaks."""
-    return rank() == 0
+    return get_process_rank() == 0
 
 
-def barrier() -> None:
+def wait_for_processes() -> None:
     """Waits until every process has come here."""
     if dist.is_initialized():
         dist.barrier()
@@ -65,7 +65,7 @@ def all_reduce_sum(values: dict[str, float], device: torch.device) -> dict[str, 
 
 def all_reduce_mean(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """The means over all processes of numbers that each has under the same names."""
-    return {name: value / world_size() for name, value in all_reduce_sum(values, device).items()}
+    return {name: value / count_processes() for name, value in all_reduce_sum(values, device).items()}
 
 
 def all_reduce_max(value: float, device: torch.device) -> float:
@@ -77,10 +77,10 @@ def all_reduce_max(value: float, device: torch.device) -> float:
     return largest.item()
 
 
-def gather(values: tuple[str, ...]) -> tuple[str, ...]:
+def all_gather_texts(values: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return values
-    parts: list[tuple[str, ...]] = [()] * world_size()
+    parts: list[tuple[str, ...]] = [()] * count_processes()
     dist.all_gather_object(parts, values)
     return tuple(value for part in parts for value in part)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from comodal import hardware
-from comodal.console import say, say_json
+from comodal.console import print_json, print_line
 
-PACKAGES = ("torch", "torchvision", "numpy", "av", "soundfile", "tokenizers", "safetensors", "scikit-learn")
+REPORTED_PACKAGES = ("torch", "torchvision", "numpy", "av", "soundfile", "tokenizers", "safetensors", "scikit-learn")
 EXTRAS = {
     "ray": ("ray",),
     "dask": ("distributed",),
@@ -25,7 +25,7 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "legacy": ("lmdb", "h5py", "msgpack"),
 }
-SETTINGS = (
+REPORTED_VARIABLES = (
     "OMP_NUM_THREADS",
     "GOMP_SPINCOUNT",
     "OMP_WAIT_POLICY",
@@ -38,33 +38,33 @@ GIB = 2**30
 
 def environment() -> dict[str, Any]:
     """Plain values: hardware, versions, extras, and what `auto` resolves to with the reason for it."""
-    compute = hardware.resolve()
+    compute = hardware.resolve_compute()
     return {
         "comodal": version("comodal"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": hardware.num_cores(),
-        "instruction_set": hardware.instruction_set(),
+        "cpu": read_cpu_name(),
+        "cores": hardware.count_cores(),
+        "instruction_set": hardware.get_instruction_set(),
         "native_bf16": hardware.has_native_bf16("cpu"),
         "fused_convolution": [name for name, dtype in hardware.DTYPES.items() if hardware.can_fuse_convolution(dtype)],
-        "memory_gib": memory_gib(),
-        "gpus": gpus(),
-        "packages": {name: version_of(name) for name in PACKAGES},
+        "memory_gib": read_memory_gib(),
+        "gpus": list_gpus(),
+        "packages": {name: find_package_version(name) for name in REPORTED_PACKAGES},
         "extras": {name: all(find_spec(module) for module in modules) for name, modules in EXTRAS.items()},
-        "settings": {name: value for name in SETTINGS if (value := os.environ.get(name)) is not None},
+        "settings": {name: value for name in REPORTED_VARIABLES if (value := os.environ.get(name)) is not None},
         "auto": {
             "device": str(compute.device),
             "precision": compute.precision,
             "threads": hardware.resolve_threads(),
             "inference_batch": compute.batch_size,
-            "engine": "torch" if fused_engine(compute) else "an exported one, else torch",
+            "engine": "torch" if uses_fused_engine(compute) else "an exported one, else torch",
         },
-        "why": reasons(compute),
+        "why": explain_auto_choices(compute),
     }
 
 
-def reasons(compute: hardware.Compute) -> dict[str, str]:
+def explain_auto_choices(compute: hardware.Compute) -> dict[str, str]:
     """Why `auto` takes what it takes."""
     kind = compute.device.type
     device = {"cuda": "a CUDA device is available", "mps": "there is no CUDA device, and MPS is available"}
@@ -72,7 +72,7 @@ def reasons(compute: hardware.Compute) -> dict[str, str]:
     if kind == "cuda" and compute.precision == "fp32":
         native += "; fp32 uses TF32 where there is any"
     threads = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "cores that no other process uses now"
-    engine = "fused convolutions run here" if fused_engine(compute) else "fused convolutions do not run here"
+    engine = "fused convolutions run here" if uses_fused_engine(compute) else "fused convolutions do not run here"
     return {
         "device": device.get(kind, "there is no GPU"),
         "precision": native,
@@ -81,12 +81,12 @@ def reasons(compute: hardware.Compute) -> dict[str, str]:
     }
 
 
-def fused_engine(compute: hardware.Compute) -> bool:
+def uses_fused_engine(compute: hardware.Compute) -> bool:
     """Whether PyTorch is the engine of `comodal embed --engine auto`."""
     return compute.device.type != "cpu" or hardware.can_fuse_convolution(compute.dtype)
 
 
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """As the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -95,7 +95,7 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def memory_gib() -> float | None:
+def read_memory_gib() -> float | None:
     """All of the machine's memory; None where the system does not tell."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1)
@@ -103,7 +103,7 @@ def memory_gib() -> float | None:
         return None
 
 
-def gpus() -> list[dict[str, Any]]:
+def list_gpus() -> list[dict[str, Any]]:
     """The CUDA devices."""
     found = []
     for index in range(torch.cuda.device_count()):
@@ -116,18 +116,18 @@ def gpus() -> list[dict[str, Any]]:
     return found
 
 
-def version_of(package: str) -> str | None:
+def find_package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def summary() -> str:
+def summarize_environment() -> str:
     """One line for results cards: what computed, with which versions."""
-    compute = hardware.resolve()
-    name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else cpu_name()
-    isa = f", {hardware.instruction_set()}" if compute.device.type == "cpu" else ""
+    compute = hardware.resolve_compute()
+    name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else read_cpu_name()
+    isa = f", {hardware.get_instruction_set()}" if compute.device.type == "cpu" else ""
     return f"{name}{isa}, torch {torch.__version__}, comodal {version('comodal')}"
 
 
@@ -143,26 +143,28 @@ def env(json: bool = False) -> None:
     """
     found = environment()
     if json:
-        say_json(found)
+        print_json(found)
         return
     for name, value in found.items():
         if name not in {"auto", "why", "packages", "extras"}:
-            say(f"{name.replace('_', ' '):<18} {plain(value)}")
-    say(f"{'packages':<18} {', '.join(f'{name} {value}' for name, value in found['packages'].items())}")
-    say(f"{'extras':<18} {', '.join(name for name, there in found['extras'].items() if there) or 'none'}")
-    say("")
-    say("auto takes")
+            print_line(f"{name.replace('_', ' '):<18} {format_environment_value(value)}")
+    print_line(f"{'packages':<18} {', '.join(f'{name} {value}' for name, value in found['packages'].items())}")
+    print_line(f"{'extras':<18} {', '.join(name for name, there in found['extras'].items() if there) or 'none'}")
+    print_line("")
+    print_line("auto takes")
     for name, value in found["auto"].items():
         why = found["why"].get(name)
-        say(f"  {name.replace('_', ' '):<16} {value}{f' ({why})' if why else ''}")
+        print_line(f"  {name.replace('_', ' '):<16} {value}{f' ({why})' if why else ''}")
 
 
-def plain(value: Any) -> str:
+def format_environment_value(value: Any) -> str:
     """A value for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name}={one}" for name, one in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(plain(one) if isinstance(one, dict) else str(one) for one in value) or "none"
+        return (
+            ", ".join(format_environment_value(one) if isinstance(one, dict) else str(one) for one in value) or "none"
+        )
     return "unknown" if value is None else str(value)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNEXPECTED = "unexpected error"  # the reason of a MediaError for what no reader foresees
-DETAIL_CHARACTERS = 300
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for what no reader foresees
+MAX_DETAIL_CHARACTERS = 300
+MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class ComodalError(Exception):
@@ -57,7 +57,7 @@ class RecipeError(ComodalError):
 
 
 @contextmanager
-def one_item(path: Path | str) -> Iterator[None]:
+def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """The boundary around the work on one of many files: whatever it raises becomes a MediaError with the file's name,
     for a line of the report, since a decoder may raise anything.
 
@@ -75,15 +75,15 @@ def one_item(path: Path | str) -> Iterator[None]:
     except (ComodalError, MemoryError):
         raise
     except Exception as error:
-        machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+        machine = isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
         if machine or os.environ.get("COMODAL_DEBUG"):
             raise
-        detail = " ".join(str(error).split())[:DETAIL_CHARACTERS]
-        raise MediaError(path, UNEXPECTED, f"{type(error).__name__}: {detail}") from error
+        detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS]
+        raise MediaError(path, UNEXPECTED_ERROR, f"{type(error).__name__}: {detail}") from error
 
 
 @contextmanager
-def noticed() -> Iterator[list[str]]:
+def collect_media_warnings() -> Iterator[list[str]]:
     """Collects what is said of damaged media meanwhile; all other warnings are given as always."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:

@@ -20,9 +20,9 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 EmbedPrecision: TypeAlias = Literal["auto", "fp32", "bf16", "int8"]  # int8: of exported engines alone
 ResolvedPrecision: TypeAlias = Literal["fp32", "bf16"]
-Layout: TypeAlias = Literal["contiguous", "channels_last"]
+MemoryLayout: TypeAlias = Literal["contiguous", "channels_last"]
 
-LAYOUTS: dict[Layout, torch.memory_format] = {
+MEMORY_FORMATS: dict[MemoryLayout, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
@@ -31,12 +31,12 @@ PROBE_SIZE = 256  # rows of the matrices of the timed probe: 0.4 ms in fp32, som
 PROBE_REPEATS = 3
 CPU_MICRO_BATCH = 2  # of 1, 2, 4 and 8 the fastest on CPUs: larger batches leave the cache
 GPU_BATCH = 256
-CPU_SEQUENCES, GPU_SEQUENCES = 64, 1024  # more of them take memory and no less time
-CPU_WORKERS = 2
+CPU_SEQUENCE_BATCH, GPU_SEQUENCE_BATCH = 64, 1024  # more of them take memory and no less time
+CPU_LOADER_WORKERS = 2
 MAX_GPU_WORKERS = 16  # at some 400 pairs a second each
-BUSY_SECONDS = 0.05  # for how long the load of other processes is measured
-ONE_CONVOLUTION = [1, 1]
-WIDE = 256  # filters of a convolution, beyond which layouts differ on a CPU with AVX2 alone
+LOAD_PROBE_SECONDS = 0.05  # for how long the load of other processes is measured
+PROBE_CONVOLUTION = [1, 1]
+MAX_NARROW_FILTERS = 256  # filters of a convolution, beyond which layouts differ on a CPU with AVX2 alone
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Compute:
     @property
     def batch_size(self) -> int:
         """See `inference_batch`."""
-        return inference_batch(self.device)
+        return choose_inference_batch_size(self.device)
 
     @property
     def sequence_batch(self) -> int:
         """See `sequence_batch`."""
-        return sequence_batch(self.device)
+        return choose_sequence_batch_size(self.device)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def resolve(device: str = "auto", precision: Precision = "auto") -> Compute:
+def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
     """The device and the precision to compute with.
 
     Args:
@@ -90,36 +90,36 @@ def resolve(device: str = "auto", precision: Precision = "auto") -> Compute:
     return Compute(chosen, precision)
 
 
-def sequence_batch(device: torch.device) -> int:
+def choose_sequence_batch_size(device: torch.device) -> int:
     """Texts, images or pairs of them that a transformer takes at once when it only infers."""
-    return CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES
+    return CPU_SEQUENCE_BATCH if device.type == "cpu" else GPU_SEQUENCE_BATCH
 
 
-def inference_batch(device: torch.device) -> int:
+def choose_inference_batch_size(device: torch.device) -> int:
     """Images or windows that a convolutional network takes at once when it only infers."""
     return CPU_MICRO_BATCH if device.type == "cpu" else GPU_BATCH
 
 
-def training_layout(compute: Compute, module: torch.nn.Module) -> Layout:
+def choose_training_layout(compute: Compute, module: torch.nn.Module) -> MemoryLayout:
     """In which order the weights of convolutions lie in memory while they are trained.
 
     Channels last, but for wide ones in fp32 on a CPU without AVX-512: with 512 filters contiguous weights are 1.3 times
     as fast there, with 256 as fast, with 128 and fewer slower (docs/performance.md).
     """
     widest = max((layer.out_channels for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)), default=0)
-    is_narrow_cpu = compute.device.type == "cpu" and compute.precision == "fp32" and instruction_set() != "AVX512"
-    return "contiguous" if is_narrow_cpu and widest > WIDE else "channels_last"
+    is_narrow_cpu = compute.device.type == "cpu" and compute.precision == "fp32" and get_instruction_set() != "AVX512"
+    return "contiguous" if is_narrow_cpu and widest > MAX_NARROW_FILTERS else "channels_last"
 
 
-def loader_workers(workers: int | Literal["auto"], device: torch.device) -> int:
+def resolve_loader_workers(workers: int | Literal["auto"], device: torch.device) -> int:
     """Processes that read data beside each process that computes; auto: two for a CPU, which is slower than they are,
     and for a GPU the cores of the machine shared out among its processes, at most 16 each."""
     if workers != "auto":
         return workers
     if device.type == "cpu":
-        return CPU_WORKERS
+        return CPU_LOADER_WORKERS
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MAX_GPU_WORKERS, max(CPU_WORKERS, num_cores() // beside - 1))
+    return min(MAX_GPU_WORKERS, max(CPU_LOADER_WORKERS, count_cores() // beside - 1))
 
 
 def find_device(name: str) -> torch.device:
@@ -136,7 +136,7 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
 
 
-def device_of(module: torch.nn.Module) -> torch.device:
+def get_module_device(module: torch.nn.Module) -> torch.device:
     """Where the weights of a module are."""
     return next(module.parameters()).device
 
@@ -161,10 +161,10 @@ def cpu_has_native_bf16() -> bool:
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if not torch.backends.mkldnn.is_available() or supported is None or not supported():
         return False
-    return seconds_of_product(torch.bfloat16) < 0.9 * seconds_of_product(torch.float32)
+    return time_matrix_product(torch.bfloat16) < 0.9 * time_matrix_product(torch.float32)
 
 
-def seconds_of_product(dtype: torch.dtype) -> float:
+def time_matrix_product(dtype: torch.dtype) -> float:
     """The fastest of a few small matrix products."""
     left = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
     seconds = []
@@ -183,7 +183,7 @@ def can_fuse_convolution(dtype: torch.dtype) -> bool:
     """
     if not torch.backends.mkldnn.is_available():
         return False
-    step = ONE_CONVOLUTION
+    step = PROBE_CONVOLUTION
     try:
         weight = torch.ones(8, 8, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, step, step, step, 1, [1, 8, 4, 4])
@@ -195,12 +195,12 @@ def can_fuse_convolution(dtype: torch.dtype) -> bool:
     return True
 
 
-def instruction_set() -> str:
+def get_instruction_set() -> str:
     """Of the CPU as PyTorch's own kernels use it: AVX512, AVX2, or DEFAULT."""
     return torch.backends.cpu.get_cpu_capability()
 
 
-def num_cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
@@ -221,22 +221,22 @@ def resolve_threads(threads: int | None = None) -> int:
         return threads
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
-    return max(1, num_cores() - round(busy_cores()))
+    return max(1, count_cores() - round(count_busy_cores()))
 
 
-def busy_cores() -> float:
+def count_busy_cores() -> float:
     """Cores that the machine's processes use at this moment; 0 where the system does not tell."""
-    before = cpu_times()
+    before = read_cpu_times()
     if before is None:
         return 0.0
-    time.sleep(BUSY_SECONDS)
-    after = cpu_times()
+    time.sleep(LOAD_PROBE_SECONDS)
+    after = read_cpu_times()
     assert after is not None
     total, idle = after[0] - before[0], after[1] - before[1]
     return 0.0 if total <= 0 else (1 - idle / total) * (os.cpu_count() or 1)
 
 
-def cpu_times() -> tuple[int, int] | None:
+def read_cpu_times() -> tuple[int, int] | None:
     """Ticks of all cores since the start of the machine, and the idle ones among them (Linux)."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

@@ -17,9 +17,9 @@ from comodal.errors import CheckpointError
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 
 SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # those in which HEAR's tasks come
-TIMESTAMP_HOP = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms
-SCENE_HOP = 0.25
-WINDOWS = 64  # at a time, which bounds memory
+TIMESTAMP_HOP_SECONDS = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms
+SCENE_HOP_SECONDS = 0.25
+WINDOWS_PER_BATCH = 64  # at a time, which bounds memory
 
 
 class HearModel(nn.Module):
@@ -49,7 +49,7 @@ class HearModel(nn.Module):
             choice = EmbedderOptions(precision="fp32", device=str(device))
             self.embedders[device] = Embedder(self.network, choice, self.about)
         embedder = self.embedders[device]
-        parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS)]
+        parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS_PER_BATCH)]
         vectors = torch.from_numpy(np.concatenate([vectors for vectors, _ in parts])).to(device)
         return vectors, np.concatenate([silent for _, silent in parts])
 
@@ -89,8 +89,8 @@ def get_timestamp_embeddings(
     Raises:
         ValueError: The sounds are empty, or not of two axes.
     """
-    hop = round(TIMESTAMP_HOP * model.sample_rate)
-    vectors = torch.stack([model(windows)[0] for windows in windows_of(audio, model, hop)])
+    hop = round(TIMESTAMP_HOP_SECONDS * model.sample_rate)
+    vectors = torch.stack([model(windows)[0] for windows in cut_centered_windows(audio, model, hop)])
     milliseconds = torch.arange(vectors.shape[1], device=vectors.device) * (1000 * hop / model.sample_rate)
     return vectors, milliseconds.float().expand(len(vectors), -1)
 
@@ -108,14 +108,14 @@ def get_scene_embeddings(
         ValueError: The sounds are empty, or not of two axes.
     """
     means = []
-    for windows in windows_of(audio, model, round(SCENE_HOP * model.sample_rate)):
+    for windows in cut_centered_windows(audio, model, round(SCENE_HOP_SECONDS * model.sample_rate)):
         vectors, silent = model(windows)
         heard = torch.from_numpy(~silent | silent.all()).to(vectors.device)
         means.append(vectors[heard].mean(0))
     return torch.stack(means)
 
 
-def windows_of(audio: Tensor, model: HearModel, hop: int) -> list[Float[Tensor, "windows samples"]]:
+def cut_centered_windows(audio: Tensor, model: HearModel, hop: int) -> list[Float[Tensor, "windows samples"]]:
     """The windows of each sound, the first centred on its first sample."""
     if audio.ndim != 2 or not audio.numel():
         raise ValueError(f"HEAR gives sounds as (sounds, samples); these are {tuple(audio.shape)}")

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 
-def find_object(address: str) -> Any:
+def import_object(address: str) -> Any:
     """The object of an address, such as comodal.inference.explain:AttentionExplainer."""
     module, name = address.split(":")
     return getattr(importlib.import_module(module), name)

@@ -7,11 +7,11 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
-from comodal.console import is_terminal, new_bar, printable, say
+from comodal.console import create_progress_bar, escape_control_characters, is_terminal, print_line
 
 T = TypeVar("T")
-LOOK_SECONDS = 0.5
-LINE_SECONDS = 15.0
+REFRESH_SECONDS = 0.5
+LOG_LINE_SECONDS = 15.0
 
 
 class Progress:
@@ -41,12 +41,12 @@ class Progress:
         self.poll = poll
         self.note = ""
         self.start = time.monotonic()
-        self.next_line = self.start + LINE_SECONDS
+        self.next_line = self.start + LOG_LINE_SECONDS
         self.has_begun = False  # the first line comes with the first item, as it says how long all will take
         self.has_lines = is_shown and not is_terminal()
         self.is_shown = is_shown
-        self.bar = new_bar(is_percent=isinstance(total, float), is_shown=is_shown and not self.has_lines)
-        self.task = self.bar.add_task(printable(what), total=total)
+        self.bar = create_progress_bar(is_percent=isinstance(total, float), is_shown=is_shown and not self.has_lines)
+        self.task = self.bar.add_task(escape_control_characters(what), total=total)
         self.bar.update(self.task, completed=done)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -64,7 +64,7 @@ class Progress:
     def say(self, sentence: str) -> None:
         """A sentence above the bar."""
         if self.is_shown:
-            say(sentence, stderr=True)
+            print_line(sentence, stderr=True)
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -79,7 +79,7 @@ class Progress:
         self._look()
         self.bar.stop()
         if self.has_lines and kind is None and self.completed > self.before:
-            say(self.line(), stderr=True)
+            print_line(self.line(), stderr=True)
 
     def line(self) -> str:
         """For people: how many of how many, the note, and the time."""
@@ -99,22 +99,22 @@ class Progress:
         return f"{timedelta(seconds=round(left))} left"
 
     def _watch(self) -> None:
-        while not self.stopped.wait(LOOK_SECONDS):
+        while not self.stopped.wait(REFRESH_SECONDS):
             self._look()
             is_first = not self.has_begun and self.completed > self.before
             if self.has_lines and (is_first or time.monotonic() >= self.next_line):
                 self.has_begun = self.completed > self.before
-                self.next_line = time.monotonic() + LINE_SECONDS
-                say(self.line(), stderr=True)
+                self.next_line = time.monotonic() + LOG_LINE_SECONDS
+                print_line(self.line(), stderr=True)
 
     def _look(self) -> None:
         if self.poll is not None:
             self.show(*self.poll())
         description = ", ".join(filter(None, [self.what, self.note]))
-        self.bar.update(self.task, completed=self.completed, description=printable(description))
+        self.bar.update(self.task, completed=self.completed, description=escape_control_characters(description))
 
 
-def track(
+def track_progress(
     items: Iterable[T], what: str, total: int | None = None, completed: int = 0, is_shown: bool = True
 ) -> Iterator[T]:
     """The items, with their progress.

@@ -18,18 +18,18 @@ import yaml
 
 from comodal.errors import ComodalError, DataError
 
-MAX_BYTES = 4 << 30  # the captions of Conceptual 12M are 2.7 GB
+MAX_TEXT_FILE_BYTES = 4 << 30  # the captions of Conceptual 12M are 2.7 GB
 MAX_JSON_BYTES = 2 << 30  # the largest official annotations (Visual Genome) have 1.2 GB
 MAX_CONFIG_BYTES = 1 << 20  # settings, descriptions of models and stores
-MAX_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
-LARGE = 1 << 24  # characters of JSON; beyond them Python's own limit of some thousand levels has to do
-MAX_FIELD = 1 << 20  # characters of a cell of a CSV file
+MAX_NESTING_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
+MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; beyond them Python's own limit of some thousand levels has to do
+MAX_FIELD_CHARACTERS = 1 << 20  # characters of a cell of a CSV file
 
 ErrorType = type[ComodalError]
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
 
 
-def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_BYTES) -> str:
+def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> str:
     """The text of a file; all line ends become LF.
 
     Args:
@@ -57,7 +57,7 @@ def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_BYT
         raise error(f"{str(path)!a}: {reason}") from reason
 
 
-def read_lines(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_BYTES) -> list[str]:
+def read_lines(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> list[str]:
     """The lines of a text file without their ends; empty lines are kept, the one behind the last line end is not.
 
     Raises:
@@ -87,18 +87,18 @@ def parse_json(text: str, where: object, error: ErrorType = DataError, hook: Pai
     try:
         value = json.loads(text, object_pairs_hook=hook)
     except RecursionError as reason:
-        raise error(f"{where}: JSON nested deeper than {MAX_DEPTH} levels") from reason
+        raise error(f"{where}: JSON nested deeper than {MAX_NESTING_DEPTH} levels") from reason
     except ValueError as reason:
         raise error(f"{where}: not JSON ({reason}); is the file whole?") from reason
-    if len(text) < LARGE and is_deep(value):
-        raise error(f"{where}: JSON nested deeper than {MAX_DEPTH} levels")
+    if len(text) < MAX_CHECKED_CHARACTERS and is_deeply_nested(value):
+        raise error(f"{where}: JSON nested deeper than {MAX_NESTING_DEPTH} levels")
     return value
 
 
-def is_deep(value: Any) -> bool:
+def is_deeply_nested(value: Any) -> bool:
     """Whether lists and dictionaries are nested deeper than MAX_DEPTH."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_NESTING_DEPTH + 1):
         lists, objects = [one for one in level if type(one) is list], [one for one in level if type(one) is dict]
         if not lists and not objects:
             return False
@@ -125,7 +125,7 @@ def read_json_object(path: Path, error: ErrorType = DataError, max_bytes: int = 
     """
     value = read_json(path, error, max_bytes)
     if not isinstance(value, dict):
-        raise error(f"{path}: a JSON object is expected, this is {named(value)}")
+        raise error(f"{path}: a JSON object is expected, this is {describe_type(value)}")
     return value
 
 
@@ -154,7 +154,7 @@ def parse_json_lines(
         if line.strip():
             value = parse_json(line, f"{path}, line {number}", error, hook)
             if not isinstance(value, dict):
-                raise error(f"{path}, line {number}: a JSON object is expected, this is {named(value)}")
+                raise error(f"{path}, line {number}: a JSON object is expected, this is {describe_type(value)}")
             yield number, value
 
 
@@ -174,7 +174,7 @@ def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = Fa
     Raises:
         DataError: It is not a table: a quote is open at the end, or a cell has more than MAX_FIELD characters.
     """
-    previous = csv.field_size_limit(MAX_FIELD)
+    previous = csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
         rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=skip_space, strict=True)
         found = [(rows.line_num, row) for row in rows]
@@ -198,7 +198,7 @@ def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         raise error(f"{path}: not YAML ({' '.join(str(reason).split())})") from reason
     if not isinstance(value, dict):
-        raise error(f"{path}: settings are names with values, this is {named(value)}")
+        raise error(f"{path}: settings are names with values, this is {describe_type(value)}")
     return value
 
 
@@ -207,13 +207,13 @@ def check_yaml(text: str, path: Path, error: ErrorType) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise error(f"{path}: YAML nested deeper than {MAX_DEPTH} levels")
+        if depth > MAX_NESTING_DEPTH:
+            raise error(f"{path}: YAML nested deeper than {MAX_NESTING_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise error(f"{path}: YAML with an alias (*{event.anchor}); write the value itself")
 
 
-def named(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """What a value of JSON or YAML is, for messages."""
     kinds: dict[type, str] = {list: "a list", dict: "an object", str: "text", type(None): "nothing"}
     return kinds.get(type(value), f"{value!r:.40}")

@@ -12,23 +12,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from comodal.data.captions.caption_dataset import with_whole_image
+from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.regions.region_store import Regions, RegionStore
-from comodal.data.sources.image_folder import find_images
+from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import DataError
-from comodal.hardware import device_of
+from comodal.hardware import get_module_device
 from comodal.media.image import read_image
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.models.checkpoint import model_folder
+from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
-from comodal.models.vilbert.transformer import recorded_attention
+from comodal.models.vilbert.transformer import record_attention
 from comodal.models.vilbert.vilbert import ViLBERT
 
-MAX_REGIONS = 36
-WORDS_SHOWN = 4  # beside a picture; more go on below
-DARKEST = 0.15  # what is left of a picture where nobody looks
+MAX_SHOWN_REGIONS = 36
+NUM_SHOWN_TOKENS = 4  # beside a picture; more go on below
+MIN_ATTENTION_BRIGHTNESS = 0.15  # what is left of a picture where nobody looks
 
 
 class CoAttentionWeights(NamedTuple):
@@ -51,7 +51,7 @@ class AttentionExample(NamedTuple):
     pointed: tuple[float, ...] | None = None  # the box that is meant, where the model points at one
 
 
-def examples(
+def select_attention_examples(
     model: ViLBERT, run: Path, regions: Path, captions: Path, images: Path, count: int = 4
 ) -> list[AttentionExample]:
     """Held-out pictures, each with its first caption and its most decided words.
@@ -61,10 +61,10 @@ def examples(
     """
     if model.config.region_tokens:
         raise DataError(f"{run}: attention is shown of models that see features of regions, not visual tokens")
-    need_co_attention(model, run)
-    store, words = RegionStore(regions), WordPieceTokenizer.read(model_folder(run))
-    parts = split_pairs(matched(read_captions(captions), store.ids).pairs, store.ids, 0.1, 0.1)
-    files = files_of(images)
+    check_co_attention(model, run)
+    store, words = RegionStore(regions), WordPieceTokenizer.read(find_model_folder(run))
+    parts = split_matched_captions(match_captions(read_captions(captions), store.ids).pairs, store.ids, 0.1, 0.1)
+    files = index_image_files(images)
     held_out = {row: caption for caption, row in reversed(parts["test"] or parts["validation"] or parts["train"])}
     shown = []
     for row, caption in list(held_out.items())[::-1][:count]:
@@ -72,45 +72,49 @@ def examples(
             raise DataError(f"{images} has no image of the name {store.ids[row]}, which is in {regions}")
         pieces, picture = words.encode(caption.caption), read_image(files[store.ids[row]])
         inside = store.regions(row)
-        output, layers = attend(model, pieces, seen_by(model, inside))
+        output, layers = compute_co_attention(model, pieces, encode_image_regions(model, inside))
         with torch.inference_mode():
             aligned = float(model.alignment_head(output.text, output.vision).softmax(-1)[0, 0])
         names = [words.vocabulary[piece] for piece in pieces]
-        boxes, told = inside.boxes[:MAX_REGIONS], f"P(aligned) {aligned:.2f}"
-        shown.append(AttentionExample(caption.caption, told, picture, boxes, names, layers, decided(names, layers[-1])))
+        boxes, told = inside.boxes[:MAX_SHOWN_REGIONS], f"P(aligned) {aligned:.2f}"
+        shown.append(
+            AttentionExample(
+                caption.caption, told, picture, boxes, names, layers, select_attentive_tokens(names, layers[-1])
+            )
+        )
     return shown
 
 
-def files_of(images: Path) -> dict[str, Path]:
+def index_image_files(images: Path) -> dict[str, Path]:
     """The pictures of a folder or of containers by their names without suffix, with folders and without."""
-    root, pictures, _ = find_images(images)
+    root, pictures, _ = find_image_files(images)
     files = {name.rpartition(".")[0]: root / name for name in pictures}
     return files | {Path(stem).name: path for stem, path in files.items()}
 
 
-def need_co_attention(model: ViLBERT, run: Path) -> None:
+def check_co_attention(model: ViLBERT, run: Path) -> None:
     """Refuses a model whose words and regions do not meet in co-attention."""
     if not model.config.co_attention or not model.config.schedule:
         raise DataError(f"{run} has no co-attention: no attention between words and regions that could be shown")
 
 
 @torch.inference_mode()
-def seen_by(model: ViLBERT, inside: Regions) -> UnimodalEncoding:
+def encode_image_regions(model: ViLBERT, inside: Regions) -> UnimodalEncoding:
     """The regions of an image, as the vision stream reads them."""
-    features, places = (torch.from_numpy(part)[None] for part in with_whole_image(inside, MAX_REGIONS))
-    return model.vision_prefix(features.to(device_of(model)), places.to(device_of(model)), None)
+    features, places = (torch.from_numpy(part)[None] for part in prepend_whole_image(inside, MAX_SHOWN_REGIONS))
+    return model.vision_prefix(features.to(get_module_device(model)), places.to(get_module_device(model)), None)
 
 
 @torch.inference_mode()
-def attend(
+def compute_co_attention(
     model: ViLBERT, pieces: Sequence[int], vision: UnimodalEncoding, segments: Sequence[int] | None = None
 ) -> tuple[ViLBERTOutput, list[CoAttentionWeights]]:
     """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
     co-attention layer, in the precision of the weights."""
-    words = torch.tensor([list(pieces)], device=device_of(model))
+    words = torch.tensor([list(pieces)], device=get_module_device(model))
     parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)], device=words.device)
     text = model.text_prefix(words, parts, None)
-    with recorded_attention(model) as maps:
+    with record_attention(model) as maps:
         output = model.join(text, vision._replace(tokens=vision.tokens.to(text.tokens.dtype)))
     means = {
         name: weights[0].mean(0).float().cpu().numpy()
@@ -124,20 +128,20 @@ def attend(
 
 def draw_attention(shown: Sequence[AttentionExample], layer: int = -1) -> Figure:
     """For each example the picture with its boxes, and lit by the attention of its words in one layer."""
-    lines = [-(-max(1, len(example.shown)) // WORDS_SHOWN) for example in shown]
-    figure = Figure(figsize=(2.2 * (WORDS_SHOWN + 1), 2.6 * sum(lines)), layout="constrained")
+    lines = [-(-max(1, len(example.shown)) // NUM_SHOWN_TOKENS) for example in shown]
+    figure = Figure(figsize=(2.2 * (NUM_SHOWN_TOKENS + 1), 2.6 * sum(lines)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(sum(lines), WORDS_SHOWN + 1, squeeze=False)
+    grid = figure.subplots(sum(lines), NUM_SHOWN_TOKENS + 1, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for example, end, count in zip(shown, np.cumsum(lines), lines, strict=True):
         rows = grid[end - count : end]
         draw_boxes(rows[0, 0], example)
-        told = f"{wrapped(example.text)}\n{example.told}".replace("$", "\\$")
+        told = f"{wrap_caption(example.text)}\n{example.told}".replace("$", "\\$")
         rows[0, 0].set_title(told, fontsize=7, loc="left")
         for axes, word in zip(rows[:, 1:].flat, example.shown, strict=False):
             weights = example.layers[layer].words[word]
-            axes.imshow(lit(example, weights[1:]))
+            axes.imshow(shade_by_attention(example, weights[1:]))
             name = example.pieces[word].replace("$", "\\$")
             axes.set_title(f"{name}: {weights[1:].max(initial=0.0):.2f}", fontsize=9)
             axes.text(
@@ -150,35 +154,37 @@ def draw_boxes(axes: Axes, example: AttentionExample) -> None:
     """The picture with its regions; the box that is meant stands out."""
     axes.imshow(example.picture)
     for box in example.boxes:
-        outline(axes, box)
+        draw_box_outline(axes, box)
     if example.pointed is not None:
-        outline(axes, np.array(example.pointed), "#35d0ba", 3.0)
+        draw_box_outline(axes, np.array(example.pointed), "#35d0ba", 3.0)
 
 
-def decided(pieces: list[str], layer: CoAttentionWeights) -> list[int]:
+def select_attentive_tokens(pieces: list[str], layer: CoAttentionWeights) -> list[int]:
     """The words (no special ones, no signs) that look at a region more than words do on average, in their order."""
     attention = layer.words[:, 1:]
     real = [i for i, piece in enumerate(pieces) if piece.isalpha() and len(piece) > 2]
     beyond = (attention - attention.mean(0)).max(1, initial=0.0)
-    return sorted(sorted(real, key=lambda i: -beyond[i])[:WORDS_SHOWN])
+    return sorted(sorted(real, key=lambda i: -beyond[i])[:NUM_SHOWN_TOKENS])
 
 
-def lit(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> Float[np.ndarray, "height width 3"]:
+def shade_by_attention(
+    example: AttentionExample, attention: Float[np.ndarray, "regions"]
+) -> Float[np.ndarray, "height width 3"]:
     """The picture, from 0 to 1, dark but where the attention is; the region with the most of it stays as it is."""
-    light = np.full(example.picture.shape[:2], DARKEST)
+    light = np.full(example.picture.shape[:2], MIN_ATTENTION_BRIGHTNESS)
     weights = attention / max(float(attention.max(initial=0.0)), 1e-9)
     for weight, (left, top, right, bottom) in zip(weights, example.boxes.round().astype(int).tolist(), strict=True):
         inside = light[top:bottom, left:right]
-        np.maximum(inside, DARKEST + (1 - DARKEST) * weight, out=inside)
+        np.maximum(inside, MIN_ATTENTION_BRIGHTNESS + (1 - MIN_ATTENTION_BRIGHTNESS) * weight, out=inside)
     return example.picture / 255 * light[..., None]
 
 
-def outline(axes: Axes, box: Float[np.ndarray, "4"], colour: str = "#d9a441", width: float = 1.0) -> None:
+def draw_box_outline(axes: Axes, box: Float[np.ndarray, "4"], colour: str = "#d9a441", width: float = 1.0) -> None:
     left, top, right, bottom = box.tolist()
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width))
 
 
-def wrapped(text: str, width: int = 34) -> str:
+def wrap_caption(text: str, width: int = 34) -> str:
     """A caption on a few short lines."""
     lines = [""]
     for word in text.split():

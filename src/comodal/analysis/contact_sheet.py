@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.media.audio import decode_flac
 from comodal.media.image import decode_jpeg, resize_short_side
 
-THUMBNAIL = 120  # short side of a frame on the sheet, in pixels
+THUMBNAIL_PIXELS = 120  # short side of a frame on the sheet, in pixels
 
 
 def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, start: int = 0) -> None:
@@ -44,7 +44,7 @@ def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, sta
         draw_clip(row, opened, int(clip))
     picture = io.BytesIO()
     figure.savefig(picture, format="png" if out.suffix == ".png" else "jpg", dpi=90)
-    write_whole(out, picture.getvalue())
+    write_bytes_atomically(out, picture.getvalue())
 
 
 def draw_clip(row: np.ndarray, shards: ShardReader, clip: int) -> None:
@@ -58,7 +58,7 @@ def draw_clip(row: np.ndarray, shards: ShardReader, clip: int) -> None:
     for axes, place in zip(spots, places, strict=False):
         frame = decode_jpeg(shards.read(clip, record["frames"][place]))
         height, width, _ = frame.shape
-        axes.imshow(resize_short_side(frame, THUMBNAIL))
+        axes.imshow(resize_short_side(frame, THUMBNAIL_PIXELS))
         axes.set_title(f"{record['frame_seconds'][place]:.2f} s", fontsize=7)
     label = record.get("label", "")
     sound, sample_rate = decode_flac(shards.read(clip, "flac"))

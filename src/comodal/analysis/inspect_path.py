@@ -9,18 +9,24 @@ import numpy as np
 import soundfile
 
 from comodal.analysis.contact_sheet import contact_sheet
-from comodal.console import Table, say
+from comodal.console import Table, print_line
 from comodal.data.numpy_files import read_npz
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards.shard_report import describe_shards
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, RecipeError
 from comodal.media.image import read_image
-from comodal.media.video import probe
-from comodal.models.checkpoint import CONFIG, load_model, model_folder, read_config, refuse_packed
+from comodal.media.video import read_video_info
+from comodal.models.checkpoint import (
+    MODEL_CONFIG_FILE,
+    find_model_folder,
+    load_model,
+    read_model_config,
+    refuse_packed_run,
+)
 from comodal.text_files import read_json_object, read_log, read_yaml
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+INSPECTED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 Description = dict[str, Any]
 
 
@@ -45,7 +51,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    refuse_packed(path)
+    refuse_packed_run(path)
     description = describe_folder(path) if path.is_dir() else describe_file(path)
     print_description(path, description)
     if sheet is not None:
@@ -58,45 +64,45 @@ def describe_folder(path: Path) -> Description:
     """A folder of ours, by the files that only it has."""
     about = read_json_object(path / "about.json") if (path / "about.json").is_file() else {}
     if about.get("kind") == "playground":
-        return {**about, "files": count_files(path)}
+        return {**about, "files": count_files_by_suffix(path)}
     if about.get("kind") == "regions":
         return {**RegionStore(path).about, "bytes": sum(file.stat().st_size for file in path.glob("*.bin"))}
     if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
         return describe_run(path)
-    if (path / CONFIG).is_file():
+    if (path / MODEL_CONFIG_FILE).is_file():
         return {"kind": "model", **describe_model(path)}
     if (path / "results.json").is_file():
         return {"kind": "scores", **read_json_object(path / "results.json")}
     if about or any(path.glob("*.index")) or any(path.glob("*/*.index")):
         return {**describe_shards(path), "kind": "shards"}
-    found = count_files(path)
+    found = count_files_by_suffix(path)
     raise DataError(f"{path}: none of shards, regions, run, model, scores, playground; it holds {found or 'nothing'}")
 
 
 def describe_file(path: Path) -> Description:
     """A file of ours, or a media file."""
     readers: dict[str, Callable[[Path], Description]] = {
-        ".npz": describe_vectors,
-        ".tar": describe_tar,
-        ".index": describe_tar,
+        ".npz": describe_embedding_file,
+        ".tar": describe_tar_shard,
+        ".index": describe_tar_shard,
         ".pt": describe_checkpoint,
         ".safetensors": lambda file: {"kind": "model", **describe_model(file.parent)},
     }
-    if path.name == CONFIG or path.suffix in readers:
+    if path.name == MODEL_CONFIG_FILE or path.suffix in readers:
         return readers.get(path.suffix, readers[".safetensors"])(path)
-    if path.suffix.lower() in IMAGES:
+    if path.suffix.lower() in INSPECTED_IMAGE_SUFFIXES:
         height, width, _ = read_image(path).shape
         return {"kind": "picture", "width": width, "height": height}
-    return describe_medium(path)
+    return describe_media_file(path)
 
 
-def describe_medium(path: Path) -> Description:
+def describe_media_file(path: Path) -> Description:
     """A sound file as soundfile sees it, or else a video."""
     try:
         sound = soundfile.info(path)
     except soundfile.LibsndfileError:
         try:
-            return {"kind": "video", **probe(path)._asdict()}
+            return {"kind": "video", **read_video_info(path)._asdict()}
         except MediaError as error:
             raise DataError(f"{path}: nothing that comodal knows ({error.reason}: {error.detail})") from error
     return {
@@ -120,7 +126,7 @@ def describe_run(path: Path) -> Description:
     description: Description = {"kind": "run", "settings": settings, **last, "checkpoints": checkpoints}
     if "validation" in last:
         description["best_validation_accuracy"] = best
-    if (path / "model" / CONFIG).is_file():
+    if (path / "model" / MODEL_CONFIG_FILE).is_file():
         model = describe_model(path / "model")
         description["model"] = {name: model[name] for name in ("class", "config", "parameters", "parameters_of")}
     return description
@@ -128,7 +134,7 @@ def describe_run(path: Path) -> Description:
 
 def describe_model(path: Path) -> Description:
     """Class, configuration, where it came from, parameters; the weights are read and checked."""
-    described = read_config(model_folder(path))
+    described = read_model_config(find_model_folder(path))
     model = load_model(path)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     return {
@@ -138,7 +144,7 @@ def describe_model(path: Path) -> Description:
     }
 
 
-def describe_vectors(path: Path) -> Description:
+def describe_embedding_file(path: Path) -> Description:
     """Shape, times and values of an embedding."""
     arrays = read_npz(path)
     missing = {"embedding", "timestamps"} - set(arrays)
@@ -161,7 +167,7 @@ def describe_vectors(path: Path) -> Description:
     }
 
 
-def describe_tar(path: Path) -> Description:
+def describe_tar_shard(path: Path) -> Description:
     """One shard stands for the folder that it lies in."""
     return {**describe_shards(path.parent), "kind": "shards"}
 
@@ -172,7 +178,7 @@ def describe_checkpoint(path: Path) -> Description:
     return {**run, "kind": "checkpoint", "bytes": path.stat().st_size, "run": str(path.parent.parent)}
 
 
-def count_files(path: Path) -> dict[str, int]:
+def count_files_by_suffix(path: Path) -> dict[str, int]:
     """How many files of each ending a folder holds."""
     counts: dict[str, int] = {}
     for file in path.rglob("*"):
@@ -184,17 +190,17 @@ def count_files(path: Path) -> dict[str, int]:
 def print_description(path: Path, description: Description) -> None:
     """Names and values, one a line, inner ones with a dot."""
     table = Table("", "", header=False)
-    say(f"{path}: {description['kind']}")
-    for name, value in flattened(description, ""):
+    print_line(f"{path}: {description['kind']}")
+    for name, value in flatten_settings(description, ""):
         if name != "kind":
             table.add_row(name, value)
     table.show()
 
 
-def flattened(value: object, name: str) -> list[tuple[str, str]]:
+def flatten_settings(value: object, name: str) -> list[tuple[str, str]]:
     """Leaves of nested settings with their dotted names."""
     if isinstance(value, dict) and value:
-        return [row for key, inner in value.items() for row in flattened(inner, f"{name}.{key}".lstrip("."))]
+        return [row for key, inner in value.items() for row in flatten_settings(inner, f"{name}.{key}".lstrip("."))]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [(name, str(value))]
     if isinstance(value, int):

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from comodal.hardware import device_of, inference_batch
+from comodal.hardware import choose_inference_batch_size, get_module_device
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.vgg import LAYERS, VGGTower
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower
+from comodal.tasks.evaluation.metrics import check_finite_scores
 
-BATCH = 8
-POOL4 = LAYERS[-1]  # pool4 takes the largest value of each unit of conv4_2
+ACTIVATION_BATCH_SIZE = 8
+POOL4 = VGG_LAYER_NAMES[-1]  # pool4 takes the largest value of each unit of conv4_2
 
 
 class TowerInput(NamedTuple):
@@ -25,16 +25,16 @@ class TowerInput(NamedTuple):
     prepare: Callable[[Tensor], Tensor]
 
 
-def picture_side(model: L3Net) -> TowerInput:
+def build_image_tower_input(model: L3Net) -> TowerInput:
     return TowerInput(model.image_tower, model.normalised)
 
 
-def sound_side(model: L3Net) -> TowerInput:
+def build_audio_tower_input(model: L3Net) -> TowerInput:
     return TowerInput(model.sound_tower, model.spectrogram)
 
 
 @contextmanager
-def watched(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def record_layer_activations(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Shows the map of each layer, after its norm and ReLU, while the tower computes."""
 
     def shown(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -49,26 +49,26 @@ def watched(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[Non
 
 
 @torch.inference_mode()
-def strongest(side: TowerInput, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
+def max_channel_activations(side: TowerInput, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
     """The largest value of each channel of each layer anywhere in its map, for each input."""
-    found: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
-    device = device_of(side.tower)
-    with watched(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
-        for part in inputs.split(max(BATCH, inference_batch(device))):
+    found: dict[str, list[Tensor]] = {name: [] for name in VGG_LAYER_NAMES}
+    device = get_module_device(side.tower)
+    with record_layer_activations(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
+        for part in inputs.split(max(ACTIVATION_BATCH_SIZE, choose_inference_batch_size(device))):
             side.tower(side.prepare(part.to(device)))
     values = {name: torch.cat(parts).float().cpu().numpy() for name, parts in found.items()}
     for name, of_layer in values.items():
-        check_finite(of_layer, f"units of {name}")
+        check_finite_scores(of_layer, f"units of {name}")
     return values
 
 
-def map_of(side: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
+def compute_layer_map(side: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
     """Bytes or waveforms to the map of one layer, on the CPU."""
 
     def feature_map(inputs: Tensor) -> Tensor:
         kept: dict[str, Tensor] = {}
-        with watched(side.tower, kept.__setitem__):
-            side.tower(side.prepare(inputs.to(device_of(side.tower))))
+        with record_layer_activations(side.tower, kept.__setitem__):
+            side.tower(side.prepare(inputs.to(get_module_device(side.tower))))
         return kept[layer].cpu()
 
     return feature_map

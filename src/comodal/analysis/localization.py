@@ -20,8 +20,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.analysis.heatmaps import enlarged
-from comodal.hardware import device_of
+from comodal.analysis.heatmaps import resize_maps
+from comodal.hardware import get_module_device
 from comodal.models.l3net.l3net import L3Net
 
 
@@ -55,25 +55,25 @@ class AudioVisualMaps(NamedTuple):
 
 
 @torch.inference_mode()
-def verdicts_by_place(
+def predict_by_position(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> LocalizationResult:
     """The verdict on the whole picture, and on each of its places as if there were no other."""
-    maps = towers(model, image, sound)
+    maps = encode_both_towers(model, image, sound)
     heard = maps.sound_features
-    whole = margin(model, maps.image_features, heard)
+    whole = compute_match_margin(model, maps.image_features, heard)
     batch, _, rows, columns = maps.picture.shape
     each = maps.picture.permute(0, 2, 3, 1).flatten(0, 2)
-    places = margin(model, each, heard.repeat_interleave(rows * columns, 0))
+    places = compute_match_margin(model, each, heard.repeat_interleave(rows * columns, 0))
     return LocalizationResult(whole.float().cpu(), places.view(batch, rows, columns).float().cpu())
 
 
 @torch.inference_mode()
-def contributions(
+def decompose_margin(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> Contributions:
     """The margin as a sum: of each place of the picture, of the sound, and of the biases."""
-    maps = towers(model, image, sound)
+    maps = encode_both_towers(model, image, sound)
     features = torch.cat([maps.image_features, maps.sound_features], 1)
     direction = model.fc2.weight[1] - model.fc2.weight[0]
     on = model.fc1(features) > 0
@@ -82,22 +82,22 @@ def contributions(
     places = torch.zeros_like(maps.picture[:, 0]).flatten(1)
     places.scatter_add_(1, maps.picture.flatten(2).argmax(2), parts[:, :units])
     rest = (on * direction) @ model.fc1.bias + model.fc2.bias[1] - model.fc2.bias[0]
-    whole = margin(model, maps.image_features, maps.sound_features)
+    whole = compute_match_margin(model, maps.image_features, maps.sound_features)
     parted = (whole, places.view_as(maps.picture[:, 0]), parts[:, units:].sum(1), rest)
     return Contributions(*(part.float().cpu() for part in parted))
 
 
-def towers(
+def encode_both_towers(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> AudioVisualMaps:
     """Both towers of the verdict, computed where the model is; maps are float32 whatever the precision inside."""
-    device = device_of(model)
+    device = get_module_device(model)
     picture = model.image_tower(model.normalised(image.to(device))).float()
     heard = model.sound_tower(model.spectrogram(model.checked(sound.to(device)))).amax((2, 3)).float()
     return AudioVisualMaps(picture, picture.amax((2, 3)), heard)
 
 
-def margin(
+def compute_match_margin(
     model: L3Net, image_features: Float[Tensor, "pairs units"], sound_features: Float[Tensor, "pairs units"]
 ) -> Float[Tensor, " pairs"]:
     """How far "together" lies above "apart" for pairs of pooled features; P(together) is its logistic function."""
@@ -105,8 +105,8 @@ def margin(
     return logits[:, 1] - logits[:, 0]
 
 
-def strongest_place(places: Float[Tensor, "rows columns"], size: tuple[int, int]) -> tuple[float, float]:
+def find_map_peak(places: Float[Tensor, "rows columns"], size: tuple[int, int]) -> tuple[float, float]:
     """x and y, in pixels of the picture, of the highest point of a map brought to its height and width."""
-    large = enlarged(places[None].float(), size)[0]
+    large = resize_maps(places[None].float(), size)[0]
     row, column = divmod(int(large.argmax()), size[1])
     return column + 0.5, row + 0.5

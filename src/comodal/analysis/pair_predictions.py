@@ -13,12 +13,12 @@ from comodal.data.batch import AudioVisualBatch
 from comodal.data.shards.clip_dataset import ClipPairDataset
 from comodal.data.shards.pair_sampler import PairSampler
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.hardware import device_of, inference_batch
+from comodal.hardware import choose_inference_batch_size, get_module_device
 from comodal.models.l3net.l3net import L3Net
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.metrics import check_finite_scores
 
-BATCH = 8
-GOOD, BAD = "#15803d", "#b91c1c"
+PAIR_BATCH_SIZE = 8
+CORRECT_COLOR, INCORRECT_COLOR = "#15803d", "#b91c1c"
 
 
 @dataclass(frozen=True)
@@ -31,38 +31,38 @@ class PairPredictions:
     @property
     def accuracy(self) -> float:
         """Share of the pairs that fall on the right side of one half."""
-        check_finite(self.together, "probabilities of the pairs")
+        check_finite_scores(self.together, "probabilities of the pairs")
         return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
 
 
-def judge(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
+def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
     """The first pairs of a seed from the clips of a split, as in validation: centre crops, nothing changed."""
     opened, config = ShardReader(shards), model.config
     sampler = PairSampler(opened, seed, config.sound_seconds)
     clips = ClipPairDataset(opened, sampler, config.image_size, config.sample_rate, None)
     batch = clips.batch([(0, index) for index in range(pairs)])
     with torch.inference_mode():
-        device = device_of(model)
-        size = max(BATCH, inference_batch(device))
+        device = get_module_device(model)
+        size = max(PAIR_BATCH_SIZE, choose_inference_batch_size(device))
         parts = zip(batch.image.split(size), batch.sound.split(size), strict=True)
         logits = torch.cat([model(image.to(device), sound.to(device)).logits.float().cpu() for image, sound in parts])
     return PairPredictions(batch, logits.float().softmax(-1)[:, 1].numpy())
 
 
-def draw_pairs(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
+def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
     """Picture over spectrogram, P(together) over both, green where the verdict is right."""
     shown = min(columns, len(verdicts.together))
     figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, shown, squeeze=False)
     with torch.inference_mode():
-        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown].to(device_of(model)))[:, 0].cpu().numpy()
+        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown].to(get_module_device(model)))[:, 0].cpu().numpy()
     for place in range(shown):
         probability, truth = float(verdicts.together[place]), bool(verdicts.pairs.together[place])
         above, below = grid[:, place]
         above.imshow(verdicts.pairs.image[place].permute(1, 2, 0).numpy())
         below.imshow(spectrograms[place], origin="lower", aspect="auto", cmap="magma")
-        colour = GOOD if (probability > 0.5) == truth else BAD
+        colour = CORRECT_COLOR if (probability > 0.5) == truth else INCORRECT_COLOR
         above.set_title(f"P(together) {probability:.2f}", fontsize=8, color=colour, fontweight="bold")
         below.set_title("truth: together" if truth else "truth: apart", fontsize=8, color="#444444")
         for axes in (above, below):
@@ -71,7 +71,7 @@ def draw_pairs(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Fig
     return figure
 
 
-def draw_histogram(verdicts: PairPredictions) -> Figure:
+def draw_probability_histogram(verdicts: PairPredictions) -> Figure:
     """How P(together) is spread over the pairs that are together and those that are apart."""
     figure = Figure(figsize=(6.0, 2.4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -18,18 +18,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from comodal.analysis.localization import contributions, strongest_place, verdicts_by_place
-from comodal.analysis.unit_activations import read_moment
+from comodal.analysis.localization import decompose_margin, find_map_peak, predict_by_position
+from comodal.analysis.unit_activations import read_clip_moment
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
-from comodal.media.image import centre_crop
-from comodal.models.calibration import calibrate_norms
-from comodal.models.checkpoint import untrained_like
+from comodal.media.image import crop_image_center
+from comodal.models.calibration import calibrate_batch_norms
+from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.text_files import read_json_lines
 
-Box = tuple[float, float, float, float]
+PixelBox = tuple[float, float, float, float]
 Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
 
 
@@ -39,11 +39,11 @@ class PointingScene(NamedTuple):
     key: str
     picture: UInt8[np.ndarray, "size size 3"]
     sound: Float[np.ndarray, " samples"]
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
     kinds: frozenset[str]
 
 
-def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
+def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
     """Clips of a split whose boxes are known: the frame that is nearest to a moment of known boxes.
 
     Args:
@@ -56,16 +56,16 @@ def read_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[Poi
     Raises:
         DataError: No clip of the split is in the truth, or the truth is of another form.
     """
-    worlds, opened = read_worlds(truth), ShardReader(shards)
+    worlds, opened = read_truth_records(truth), ShardReader(shards)
     known = [clip for clip in range(len(opened)) if opened.key(clip) in worlds]
     if not known:
         raise DataError(f"{truth}: none of its {len(worlds)} videos is in {shards}, which begins with {opened.key(0)}")
     chosen = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(int)).tolist()
-    scenes = [read_scene(opened, known[place], worlds[opened.key(known[place])], model) for place in chosen]
+    scenes = [read_pointing_scene(opened, known[place], worlds[opened.key(known[place])], model) for place in chosen]
     return [scene for scene in scenes if scene.boxes]
 
 
-def read_worlds(truth: Path) -> dict[str, dict]:
+def read_truth_records(truth: Path) -> dict[str, dict]:
     """The lines by their keys."""
     worlds = {}
     for number, world in read_json_lines(truth):
@@ -76,12 +76,12 @@ def read_worlds(truth: Path) -> dict[str, dict]:
     return worlds
 
 
-def read_scene(shards: ShardReader, clip: int, world: dict, model: L3Net) -> PointingScene:
+def read_pointing_scene(shards: ShardReader, clip: int, world: dict, model: L3Net) -> PointingScene:
     """One clip, its boxes brought to the square in the middle of the frame."""
     frames, moments = np.array(shards.record(clip)["frame_seconds"]), np.array(world["box_seconds"])
     apart = np.abs(frames[:, None] - moments[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
     frame, moment = divmod(int(apart.argmin()), len(moments))
-    picture, sound = read_moment(shards, clip, frame, model)
+    picture, sound = read_clip_moment(shards, clip, frame, model)
     height, width, _ = picture.shape
     size, scale = min(height, width), height / world["height"]
     sounding = [thing for thing in world["objects"] if thing["sounding"]]
@@ -91,11 +91,11 @@ def read_scene(shards: ShardReader, clip: int, world: dict, model: L3Net) -> Poi
         left, top, right, bottom = np.clip(edges, 0, size).tolist()
         inside += [(left, top, right, bottom)] if right > left and bottom > top else []
     return PointingScene(
-        shards.key(clip), centre_crop(picture, size), sound, tuple(inside), frozenset(t["kind"] for t in sounding)
+        shards.key(clip), crop_image_center(picture, size), sound, tuple(inside), frozenset(t["kind"] for t in sounding)
     )
 
 
-def beside(heard: PointingScene, other: PointingScene, left: bool) -> PointingScene:
+def join_scene_pair(heard: PointingScene, other: PointingScene, left: bool) -> PointingScene:
     """Two pictures side by side with the sound of the first, which stands on the left or on the right."""
     pictures = (heard.picture, other.picture) if left else (other.picture, heard.picture)
     shift = 0 if left else other.picture.shape[1]
@@ -103,48 +103,48 @@ def beside(heard: PointingScene, other: PointingScene, left: bool) -> PointingSc
     return heard._replace(picture=np.concatenate(pictures, 1), boxes=boxes)
 
 
-def side_by_side(scenes: Sequence[PointingScene], seed: int) -> list[PointingScene]:
+def pair_scenes(scenes: Sequence[PointingScene], seed: int) -> list[PointingScene]:
     """Each scene beside one in which nothing of its kinds sounds, left and right by chance; none if there is none."""
     rng, pairs = np.random.default_rng(seed), []
     for scene in scenes:
         others = [other for other in scenes if not other.kinds & scene.kinds]
         if others:
-            pairs.append(beside(scene, others[rng.integers(len(others))], bool(rng.random() < 0.5)))
+            pairs.append(join_scene_pair(scene, others[rng.integers(len(others))], bool(rng.random() < 0.5)))
     return pairs
 
 
-def points_into(point: tuple[float, float], boxes: Sequence[Box]) -> bool:
+def is_inside_boxes(point: tuple[float, float], boxes: Sequence[PixelBox]) -> bool:
     """Whether a point lies in one of some boxes."""
     x, y = point
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
-def play(pointer: Pointer, scenes: Sequence[PointingScene]) -> float:
+def compute_pointing_accuracy(pointer: Pointer, scenes: Sequence[PointingScene]) -> float:
     """Share of the scenes in which the highest point of the map lies in a box of what sounds."""
     hits = []
     for scene in scenes:
         image = torch.from_numpy(scene.picture.copy()).permute(2, 0, 1)[None]
         places = pointer(image, torch.from_numpy(scene.sound)[None])[0]
-        check_finite(places.numpy(), f"map of {scene.key}")
-        hits.append(points_into(strongest_place(places, scene.picture.shape[:2]), scene.boxes))
+        check_finite_scores(places.numpy(), f"map of {scene.key}")
+        hits.append(is_inside_boxes(find_map_peak(places, scene.picture.shape[:2]), scene.boxes))
     return float(np.mean(hits))
 
 
-def centre(scenes: Sequence[PointingScene]) -> float:
+def score_center_pointing(scenes: Sequence[PointingScene]) -> float:
     """The same for pointing at the middle of the picture."""
     middles = [(scene.picture.shape[1] / 2, scene.picture.shape[0] / 2) for scene in scenes]
-    return float(np.mean([points_into(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
+    return float(np.mean([is_inside_boxes(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
 
 
-def calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> L3Net:
+def build_calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> L3Net:
     """A network of the same shape with initial weights, whose batch norms fit the scenes."""
-    control = untrained_like(model, seed)
+    control = make_untrained_copy(model, seed)
     pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
-    calibrate_norms(control, control, pictures, torch.from_numpy(np.stack([scene.sound for scene in scenes])))
+    calibrate_batch_norms(control, control, pictures, torch.from_numpy(np.stack([scene.sound for scene in scenes])))
     return control
 
 
-def pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) -> dict[str, dict[str, float]]:
+def run_pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) -> dict[str, dict[str, float]]:
     """Hits of each way to point, on pictures alone ("alone") and on two side by side ("beside").
 
     Args:
@@ -155,13 +155,16 @@ def pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) 
     Raises:
         ValueError: No two scenes can stand beside each other.
     """
-    pairs, untrained = side_by_side(scenes, seed), calibrated_control(model, scenes, seed)
+    pairs, untrained = pair_scenes(scenes, seed), build_calibrated_control(model, scenes, seed)
     if not pairs:
         raise ValueError(f"of {len(scenes)} scenes no two have different kinds of objects that sound")
     pointers: dict[str, Pointer] = {
-        "trained": lambda image, sound: verdicts_by_place(model, image, sound).places,
-        "contributions": lambda image, sound: contributions(model, image, sound).places,
-        "untrained": lambda image, sound: verdicts_by_place(untrained, image, sound).places,
+        "trained": lambda image, sound: predict_by_position(model, image, sound).places,
+        "contributions": lambda image, sound: decompose_margin(model, image, sound).places,
+        "untrained": lambda image, sound: predict_by_position(untrained, image, sound).places,
     }
-    found = {name: {"alone": play(way, scenes), "beside": play(way, pairs)} for name, way in pointers.items()}
-    return found | {"centre": {"alone": centre(scenes), "beside": centre(pairs)}}
+    found = {
+        name: {"alone": compute_pointing_accuracy(way, scenes), "beside": compute_pointing_accuracy(way, pairs)}
+        for name, way in pointers.items()
+    }
+    return found | {"centre": {"alone": score_center_pointing(scenes), "beside": score_center_pointing(pairs)}}

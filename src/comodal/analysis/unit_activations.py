@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from comodal.analysis.heatmaps import enlarged
+from comodal.analysis.heatmaps import resize_maps
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
-from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
+from comodal.media.image import crop_image_center, decode_jpeg, resize_short_side
 from comodal.models.l3net.l3net import L3Net
 
 
@@ -40,14 +40,14 @@ class UnitActivation:
     strengths: Float[np.ndarray, " top"]
 
 
-def read_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
+def read_clip_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
     """The middle of equally spaced clips of a split: its frame, cut as in validation, and the second around it."""
     opened, size = ShardReader(shards), model.config.image_size
     images, sounds, names, labels = [], [], [], []
     for clip in np.unique(np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int)).tolist():
         record = opened.record(clip)
-        image, sound = read_moment(opened, clip, len(record["frames"]) // 2, model)
-        images.append(centre_crop(image, size))
+        image, sound = read_clip_moment(opened, clip, len(record["frames"]) // 2, model)
+        images.append(crop_image_center(image, size))
         sounds.append(sound)
         names.append(str(record.get("label", record["key"])))
         labels += [str(record["label"])] if record.get("label") is not None else []
@@ -56,7 +56,7 @@ def read_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
     return ClipMoments(pixels, torch.from_numpy(np.stack(sounds)), tuple(names), known)
 
 
-def read_moment(
+def read_clip_moment(
     shards: ShardReader, clip: int, frame: int, model: L3Net
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
     """A whole frame, its short side 8/7 of the model's picture as in training, and the second of sound around it.
@@ -90,10 +90,10 @@ def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, t
 
 
 @torch.inference_mode()
-def heat_maps(
+def compute_unit_heatmaps(
     feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: UnitActivation, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
     """Where the unit fires in each of its moments, at the size of the input; 1 where it fires most."""
     found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
-    large = enlarged(found, size).clamp(min=0.0)
+    large = resize_maps(found, size).clamp(min=0.0)
     return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

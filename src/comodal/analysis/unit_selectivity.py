@@ -20,15 +20,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from comodal.analysis.layer_activations import picture_side, sound_side, strongest
+from comodal.analysis.layer_activations import build_audio_tower_input, build_image_tower_input, max_channel_activations
 from comodal.analysis.unit_activations import ClipMoments
-from comodal.models.calibration import calibrate_norms
-from comodal.models.checkpoint import untrained_like
-from comodal.models.codebook.clustering import cluster
+from comodal.models.calibration import calibrate_batch_norms
+from comodal.models.checkpoint import make_untrained_copy
+from comodal.models.codebook.clustering import run_kmeans
 from comodal.models.l3net.l3net import L3Net
 
-TOP, HIGH = 10, 0.5
-SYSTEMS = ("trained", "untrained", "shuffled")
+NUM_TOP_MOMENTS, MIN_HIGH_PREFERENCE = 10, 0.5
+SELECTIVITY_SYSTEMS = ("trained", "untrained", "shuffled")
 
 
 class LayerSelectivity(NamedTuple):
@@ -66,33 +66,39 @@ def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, 
     if len(target) != len(moments.names) or len(classes) < 2:
         raise ValueError(f"units are compared with labels of two classes or more; {len(classes)} came")
     shuffled = np.random.default_rng(seed).permutation(target)
-    untrained = untrained_like(model, seed)
-    calibrate_norms(untrained, untrained, moments.image, moments.sound)
+    untrained = make_untrained_copy(model, seed)
+    calibrate_batch_norms(untrained, untrained, moments.image, moments.sound)
     studies = {}
-    for name, side_of, inputs in (("picture", picture_side, moments.image), ("sound", sound_side, moments.sound)):
-        trained, fresh = strongest(side_of(model), inputs), strongest(side_of(untrained), inputs)
+    for name, side_of, inputs in (
+        ("picture", build_image_tower_input, moments.image),
+        ("sound", build_audio_tower_input, moments.sound),
+    ):
+        trained, fresh = (
+            max_channel_activations(side_of(model), inputs),
+            max_channel_activations(side_of(untrained), inputs),
+        )
         seen = {"trained": (trained, target), "untrained": (fresh, target), "shuffled": (trained, shuffled)}
         systems = {
-            system: {layer: preferences(values, labels, seed) for layer, values in layers.items()}
+            system: {layer: measure_layer_selectivity(values, labels, seed) for layer, values in layers.items()}
             for system, (layers, labels) in seen.items()
         }
         studies[name] = SelectivityStudy(systems, len(target), tuple(str(name) for name in classes))
     return studies
 
 
-def preferences(
+def measure_layer_selectivity(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"], seed: int
 ) -> LayerSelectivity:
     """How the units of one layer go with the classes of the moments."""
     classes = int(target.max()) + 1
-    clusters = cluster(standardised(activations), min(classes, len(target)), seed)[1]
-    on = switched_on(activations, classes)
-    nmi = normalised_mutual_information(np.stack([counts(~on, target), counts(on, target)], 1))
-    favourite, share = favourites(activations, target)
-    high = share >= HIGH
+    clusters = run_kmeans(standardize_units(activations), min(classes, len(target)), seed)[1]
+    on = binarize_activations(activations, classes)
+    nmi = compute_nmi_of_counts(np.stack([count_active_by_class(~on, target), count_active_by_class(on, target)], 1))
+    favourite, share = find_preferred_classes(activations, target)
+    high = share >= MIN_HIGH_PREFERENCE
     return LayerSelectivity(
         units=activations.shape[1],
-        clusters_nmi=nmi_of(clusters, target),
+        clusters_nmi=compute_labeling_nmi(clusters, target),
         units_nmi=float(nmi.mean()),
         best_nmi=float(nmi.max()),
         preferring=int(high.sum()),
@@ -100,54 +106,56 @@ def preferences(
     )
 
 
-def standardised(activations: Float[np.ndarray, "moments units"]) -> Float[np.ndarray, "moments units"]:
+def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[np.ndarray, "moments units"]:
     """Each unit with mean 0 and deviation 1; one that never changes is 0."""
     deviation = activations.std(0)
     centred = activations - activations.mean(0)
     return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0).astype(np.float32)
 
 
-def switched_on(activations: Float[np.ndarray, "moments units"], classes: int) -> Bool[np.ndarray, "moments units"]:
+def binarize_activations(
+    activations: Float[np.ndarray, "moments units"], classes: int
+) -> Bool[np.ndarray, "moments units"]:
     """Each unit is on for its strongest moments, one of `classes`; a tie with the first that is off is off too."""
     count = round(len(activations) / classes)
     threshold = -np.partition(-activations, count, axis=0)[count]
     return activations > threshold
 
 
-def counts(
+def count_active_by_class(
     on: Bool[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
 ) -> Int[np.ndarray, "units classes"]:
     """For how many moments of each class each unit is on."""
     return on.T.astype(np.int64) @ np.eye(int(target.max()) + 1, dtype=np.int64)[target]
 
 
-def nmi_of(first: Sequence[int | str] | np.ndarray, second: Sequence[int | str] | np.ndarray) -> float:
+def compute_labeling_nmi(first: Sequence[int | str] | np.ndarray, second: Sequence[int | str] | np.ndarray) -> float:
     """Normalised mutual information of two labellings of the same things."""
     rows, columns = np.unique(first, return_inverse=True)[1], np.unique(second, return_inverse=True)[1]
     table = np.zeros((1, rows.max() + 1, columns.max() + 1), np.int64)
     np.add.at(table[0], (rows, columns), 1)
-    return float(normalised_mutual_information(table)[0])
+    return float(compute_nmi_of_counts(table)[0])
 
 
-def normalised_mutual_information(table: Int[np.ndarray, "units clusters classes"]) -> Float[np.ndarray, " units"]:
+def compute_nmi_of_counts(table: Int[np.ndarray, "units clusters classes"]) -> Float[np.ndarray, " units"]:
     """I(clusters; classes) over the mean of their entropies, from counts; 0 where either has only one value."""
     joint = table / table.sum((1, 2), keepdims=True)
-    clusters, classes = entropy(joint.sum(2)), entropy(joint.sum(1))
-    shared = clusters + classes - entropy(joint.reshape(len(joint), -1))
+    clusters, classes = compute_row_entropy(joint.sum(2)), compute_row_entropy(joint.sum(1))
+    shared = clusters + classes - compute_row_entropy(joint.reshape(len(joint), -1))
     certain = (clusters <= 0) | (classes <= 0)
     return np.where(certain, 0.0, np.clip(shared / np.where(certain, 1.0, (clusters + classes) / 2), 0.0, 1.0))
 
 
-def entropy(shares: Float[np.ndarray, "units values"]) -> Float[np.ndarray, " units"]:
+def compute_row_entropy(shares: Float[np.ndarray, "units values"]) -> Float[np.ndarray, " units"]:
     """Of each row, in nats."""
     return -(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)).sum(1)
 
 
-def favourites(
+def find_preferred_classes(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
 ) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
     """The class that most of each unit's strongest moments are of, and their share; 0 for a unit that is constant."""
-    top = min(TOP, len(activations))
+    top = min(NUM_TOP_MOMENTS, len(activations))
     strongest_moments = np.argsort(-activations, axis=0, kind="stable")[:top]
     found = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)
     share = found.max(1) / top

@@ -4,7 +4,7 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?):$", re.MULTILINE)
+SECTION_HEADING = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?):$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Docstring:
 
 def split_docstring(doc: str) -> Docstring:
     """Splits a docstring whose indentation has been removed."""
-    about, *parts = SECTION.split(doc)
+    about, *parts = SECTION_HEADING.split(doc)
     sections = {title: textwrap.dedent(body).strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
     entries = re.split(r"^(\w+):\s", sections.get("Args", ""), flags=re.MULTILINE)[1:]
     arguments = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}

@@ -7,14 +7,14 @@ from typing import Any
 
 from comodal.cli.docstrings import Docstring
 from comodal.cli.parser import Option
-from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, CommandEntry
+from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, CommandEntry
 
-COMMON = (
+COMMON_OPTIONS = (
     *("data", "model", "out", "variant", "steps", "epochs", "batch_size", "learning_rate", "resume"),
     *("device", "precision", "engine", "workers", "seed", "json", "overwrite"),
 )
-NAME_WIDTH, LONGEST_LINE = 28, 120
-ALWAYS = (
+NAME_WIDTH, MAX_LINE_WIDTH = 28, 120
+GENERAL_OPTIONS = (
     ("--config FILE", "Take options from a YAML file, such as the config.yaml of a run. Flags win over the file."),
     ("--print-config", "Print all options as YAML, and do nothing else."),
     ("-h, --help", "Print this page."),
@@ -59,20 +59,22 @@ class HelpPage:
         """The whole page: required arguments first, then common options, then the others, then examples."""
         required = [one for one in self.options if one.is_required]
         rest = [one for one in self.options if not one.is_required]
-        common = sorted((one for one in rest if one.name in COMMON), key=lambda one: COMMON.index(one.name))
-        others = [one for one in rest if one.name not in COMMON]
+        common = sorted(
+            (one for one in rest if one.name in COMMON_OPTIONS), key=lambda one: COMMON_OPTIONS.index(one.name)
+        )
+        others = [one for one in rest if one.name not in COMMON_OPTIONS]
         parts = [self.usage(), self.docstring.about]
         for title, options in (("required", required), ("common options", common), ("more options", others)):
-            rows = [(invocation(one), explanation(one)) for one in options]
-            rows += ALWAYS if title == "more options" else ()
+            rows = [(format_invocation(one), format_explanation(one)) for one in options]
+            rows += GENERAL_OPTIONS if title == "more options" else ()
             if rows:
-                parts.append(f"{title}:\n" + columns(rows, NAME_WIDTH))
+                parts.append(f"{title}:\n" + format_columns(rows, NAME_WIDTH))
         if self.docstring.examples:
             parts.append("\n".join(["examples:", *(f"  {line}" for line in self.docstring.examples)]))
         return "\n\n".join(parts) + "\n"
 
 
-def invocation(option: Option) -> str:
+def format_invocation(option: Option) -> str:
     """How an option is written."""
     if option.is_positional:
         return option.shown + "..." * option.kind.is_list
@@ -81,16 +83,16 @@ def invocation(option: Option) -> str:
     return f"{option.shown} {option.kind.placeholder}" + " ..." * option.kind.is_list
 
 
-def explanation(option: Option) -> str:
+def format_explanation(option: Option) -> str:
     """What an option means, its choices where they are many, and its default."""
     text = option.help
     if option.kind.choices and option.kind.placeholder == "NAME":
         text += f" One of {', '.join(option.kind.choices)}."
-    default = as_word(option.default)
+    default = format_default(option.default)
     return text if option.is_required or not default else f"{text} (default: {default})"
 
 
-def as_word(value: Any) -> str:
+def format_default(value: Any) -> str:
     """A default as it would be written; nothing where there is none to show."""
     if value is None or value is False:
         return ""
@@ -101,9 +103,9 @@ def as_word(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def columns(rows: Iterable[tuple[str, str]], width: int) -> str:
+def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
     """Names, and beside each its wrapped text."""
-    line = min(shutil.get_terminal_size((100, 24)).columns, LONGEST_LINE)
+    line = min(shutil.get_terminal_size((100, 24)).columns, MAX_LINE_WIDTH)
     texts = []
     for name, text in rows:
         wrapped = textwrap.wrap(text, max(line - width - 2, 20)) or [""]
@@ -118,7 +120,7 @@ def columns(rows: Iterable[tuple[str, str]], width: int) -> str:
 def list_entries(entries: dict[str, CommandEntry], prefix: str = "") -> str:
     """Names with their sentences."""
     rows = [(f"{prefix}{name}", entry.about) for name, entry in entries.items()]
-    return columns(rows, max(len(name) for name, _ in rows) + 6)
+    return format_columns(rows, max(len(name) for name, _ in rows) + 6)
 
 
 def list_commands(group: str = "") -> str:
@@ -127,16 +129,16 @@ def list_commands(group: str = "") -> str:
         return list_entries(RECIPES)
     chosen = {name: entry for name, entry in COMMANDS.items() if not group or name.split()[0] == group}
     if not group:
-        chosen["train"] = CommandEntry("", GROUPS["train"])
+        chosen["train"] = CommandEntry("", COMMAND_GROUPS["train"])
         chosen["list"] = CommandEntry("", "commands and recipes: comodal list [commands|recipes]")
         chosen["help"] = CommandEntry("", "the help page of a command: comodal help COMMAND")
     return list_entries(chosen, "comodal ")
 
 
-def overview(group: str = "") -> str:
+def format_overview(group: str = "") -> str:
     """The help of the whole command line, or of one group of commands."""
     word = "RECIPE" if group == "train" else "COMMAND"
     usage = " ".join(filter(None, ["usage: comodal", group, word, "..."]))
-    about = GROUPS.get(group, "self-supervised learning from video with audio, and from images with text")
+    about = COMMAND_GROUPS.get(group, "self-supervised learning from video with audio, and from images with text")
     end = f"`{' '.join(filter(None, ['comodal', group, word, '--help']))}` lists options and examples."
     return "\n\n".join([usage, about, list_commands(group), end]) + "\n"

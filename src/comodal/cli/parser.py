@@ -12,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from comodal.cli.types import ParameterType, did_you_mean, kind_of
+from comodal.cli.types import ParameterType, resolve_parameter_type, suggest_closest
 from comodal.errors import DataError
 from comodal.text_files import read_yaml
 
-POSITIONAL = {
+POSITIONAL_NAMES = {
     *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
     *("image", "question", "text", "texts", "phrase", "repository"),
 }
@@ -60,17 +60,17 @@ class Option:
         return self.name.upper() if self.is_positional else self.flags[0]
 
 
-def options_of(
+def build_options(
     parameters: Iterable[inspect.Parameter], helps: Mapping[str, str], flags_only: bool = False
 ) -> tuple[Option, ...]:
     """The options of a function's parameters: its required inputs are positional, all others flags."""
     return tuple(
         Option(
             one.name,
-            kind_of(one.annotation),
+            resolve_parameter_type(one.annotation),
             one.default,
             helps.get(one.name, ""),
-            one.default is one.empty and one.name in POSITIONAL and not flags_only,
+            one.default is one.empty and one.name in POSITIONAL_NAMES and not flags_only,
         )
         for one in parameters
     )
@@ -176,7 +176,7 @@ class CommandParser:
         unknown = next((word.partition("=")[0] for word in rest if word.startswith("--")), "")
         if unknown:
             known = [one.flags[0] for one in self.options if not one.is_positional]
-            hint = did_you_mean(unknown.replace("_", "-"), [*known, "--help", "--config", "--print-config"])
+            hint = suggest_closest(unknown.replace("_", "-"), [*known, "--help", "--config", "--print-config"])
             raise UsageError(f"there is no option {unknown}{hint}")
         rest += words[end + 1 :]
         arguments, extra = self.arguments.read(["--", *rest] if rest else [])
@@ -207,7 +207,7 @@ def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any
     for name, value in settings.items():
         option = known.get(str(name).replace("-", "_"))
         if option is None:
-            raise UsageError(f"--config: {path}: there is no option {name}{did_you_mean(str(name), known)}")
+            raise UsageError(f"--config: {path}: there is no option {name}{suggest_closest(str(name), known)}")
         try:
             values[option.name] = option.kind.read(value)
         except ValueError as error:

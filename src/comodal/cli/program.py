@@ -16,26 +16,26 @@ from typing import Any
 import yaml
 
 from comodal.cli.docstrings import split_docstring
-from comodal.cli.help import HelpPage, list_commands, list_entries, overview
-from comodal.cli.parser import CommandParser, Option, UsageError, options_of
+from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
+from comodal.cli.parser import CommandParser, Option, UsageError, build_options
 from comodal.cli.signatures import read_function
-from comodal.cli.tables import COMMANDS, GROUPS, RECIPES, TRAINER
-from comodal.cli.types import did_you_mean
+from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, TRAIN_FUNCTION
+from comodal.cli.types import suggest_closest
 from comodal.errors import ComodalError, DataError
-from comodal.files import reason_of
-from comodal.lazy_import import find_object
-from comodal.media.storage.path_patterns import is_pattern
-from comodal.training.run_config import plain
+from comodal.files import describe_os_error
+from comodal.lazy_import import import_object
+from comodal.media.storage.path_patterns import is_path_pattern
+from comodal.training.run_config import to_plain_values
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-GIVEN_BY_RECIPE = frozenset({"recipe", "parameters"})
+EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
 # Parameters of type Path that name what must be there; others may be written, or are read only sometimes.
-INPUTS = {
+INPUT_OPTIONS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
     *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
 }
-PATTERNS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
-OUTPUTS = ("out", "sheet", "explain")  # named at the end, where they are there
+PATTERN_OPTIONS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
+OUTPUT_OPTIONS = ("out", "sheet", "explain")  # named at the end, where they are there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,57 +45,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        return dispatch_command(list(sys.argv[1:] if arguments is None else arguments))
     except (ComodalError, ValueError, FloatingPointError) as error:
         return report_failure(error, str(error))
     except OSError as error:
-        return report_failure(error, reason_of(error))
+        return report_failure(error, describe_os_error(error))
     except MemoryError as error:
         return report_failure(error, f"not enough memory{f' ({error})' if str(error) else ''}")
     except KeyboardInterrupt:
         print("comodal: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def report_failure(error: BaseException, sentence: str) -> int:
     """Prints one sentence; COMODAL_DEBUG=1 shows the stack trace instead."""
     if os.environ.get("COMODAL_DEBUG"):
         raise error
-    say_error(f"comodal: error: {sentence}")
-    return FAILED
+    print_error(f"comodal: error: {sentence}")
+    return EXIT_FAILURE
 
 
-def say_error(sentence: str) -> None:
+def print_error(sentence: str) -> None:
     """Prints a sentence that may hold other people's words; what prints is imported only now, as it takes 0.1 s."""
     importlib.import_module("comodal.console").say(sentence, stderr=True)
 
 
 def report_usage(name: str, sentence: str, more: str = "") -> int:
     """Prints what is wrong with the words of a command, in one line."""
-    say_error(f"comodal{' ' * bool(name)}{name}: error: {sentence}")
+    print_error(f"comodal{' ' * bool(name)}{name}: error: {sentence}")
     print(more, file=sys.stderr, end="")
-    return USAGE_ERROR
+    return EXIT_USAGE_ERROR
 
 
-def dispatch(words: list[str]) -> int:
+def dispatch_command(words: list[str]) -> int:
     """Runs what the first words name."""
     match words:
         case [] | ["-h" | "--help" | "help"] | ["help", "-h" | "--help"]:
-            print(overview(), end="")
+            print(format_overview(), end="")
             return 0
         case ["-V" | "--version"]:
             print(f"comodal {importlib.import_module('comodal').__version__}")
             return 0
         case ["help", *rest]:
-            return dispatch([*rest, "--help"])
+            return dispatch_command([*rest, "--help"])
         case ["list", *rest]:
             return run_list(rest)
-        case [group, "-h" | "--help"] if group in GROUPS:
-            print(overview(group), end="")
+        case [group, "-h" | "--help"] if group in COMMAND_GROUPS:
+            print(format_overview(group), end="")
             return 0
-        case [group] if group in GROUPS:
-            print(overview(group), end="", file=sys.stderr)
-            return USAGE_ERROR
+        case [group] if group in COMMAND_GROUPS:
+            print(format_overview(group), end="", file=sys.stderr)
+            return EXIT_USAGE_ERROR
         case ["train", recipe, *rest]:
             return run_train(recipe, rest)
     for length in (2, 1):
@@ -103,11 +103,11 @@ def dispatch(words: list[str]) -> int:
         if name in COMMANDS:
             return run_command(name, words[length:])
     if words[0].startswith("-"):
-        return report_usage("", f"there is no option {words[0]}{did_you_mean(words[0], ['--help', '--version'])}")
-    name = " ".join(words[: 1 + (words[0] in GROUPS)])
-    known = [*COMMANDS, *GROUPS, "list", "help"]
+        return report_usage("", f"there is no option {words[0]}{suggest_closest(words[0], ['--help', '--version'])}")
+    name = " ".join(words[: 1 + (words[0] in COMMAND_GROUPS)])
+    known = [*COMMANDS, *COMMAND_GROUPS, "list", "help"]
     return report_usage(
-        "", f"there is no command {name!r}{did_you_mean(' '.join(words[:2]), known) or did_you_mean(name, known)}"
+        "", f"there is no command {name!r}{suggest_closest(' '.join(words[:2]), known) or suggest_closest(name, known)}"
     )
 
 
@@ -119,56 +119,58 @@ def run_list(words: list[str]) -> int:
         print(list_commands())
     elif words == ["recipes"]:
         print(list_entries(RECIPES))
-    elif words[0] in GROUPS and len(words) == 1:
+    elif words[0] in COMMAND_GROUPS and len(words) == 1:
         print(list_commands(words[0]))
     else:
-        kinds = ["commands", "recipes", *GROUPS]
-        return report_usage("list", f"{words[-1]!r} is not one of {', '.join(kinds)}{did_you_mean(words[-1], kinds)}")
+        kinds = ["commands", "recipes", *COMMAND_GROUPS]
+        return report_usage(
+            "list", f"{words[-1]!r} is not one of {', '.join(kinds)}{suggest_closest(words[-1], kinds)}"
+        )
     return 0
 
 
-def page_of_command(name: str) -> HelpPage:
+def build_command_page(name: str) -> HelpPage:
     """The help page of a command."""
     function = read_function(COMMANDS[name].target)
     docstring = split_docstring(function.doc)
     is_evaluation = name.startswith("evaluate ")
-    return HelpPage(name, options_of(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
+    return HelpPage(name, build_options(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
 
 
-def page_of_recipe(name: str) -> HelpPage:
+def build_recipe_page(name: str) -> HelpPage:
     """The help page of `comodal train NAME`: the recipe's parameters and the trainer's."""
-    recipe, trainer = read_function(RECIPES[name].target), read_function(TRAINER, GIVEN_BY_RECIPE)
+    recipe, trainer = read_function(RECIPES[name].target), read_function(TRAIN_FUNCTION, RECIPE_ARGUMENTS)
     docstring = split_docstring(recipe.doc)
     helps = split_docstring(trainer.doc).arguments | docstring.arguments
     parameters = (*recipe.parameters, *trainer.parameters)
-    return HelpPage(f"train {name}", options_of(parameters, helps, flags_only=True), docstring)
+    return HelpPage(f"train {name}", build_options(parameters, helps, flags_only=True), docstring)
 
 
 def run_command(name: str, words: list[str]) -> int:
     """Parses a command's words, and calls its function."""
 
     def call(values: dict[str, Any]) -> int:
-        find_object(COMMANDS[name].target)(**values)
+        import_object(COMMANDS[name].target)(**values)
         return 0
 
-    return run_page(page_of_command(name), words, call)
+    return call_with_options(build_command_page(name), words, call)
 
 
 def run_train(name: str, words: list[str]) -> int:
     """Parses the words of `comodal train RECIPE`, and trains."""
     if name not in RECIPES:
-        hint = did_you_mean(name, RECIPES) or "; `comodal list recipes` lists them"
+        hint = suggest_closest(name, RECIPES) or "; `comodal list recipes` lists them"
         return report_usage("train", f"there is no recipe {name!r}{hint}")
     own = {parameter.name for parameter in read_function(RECIPES[name].target).parameters}
 
     def start(values: dict[str, Any]) -> int:
         parameters = {key: values.pop(key) for key in own & set(values)}
-        return int(find_object(TRAINER)(find_object(RECIPES[name].target), parameters, **values))
+        return int(import_object(TRAIN_FUNCTION)(import_object(RECIPES[name].target), parameters, **values))
 
-    return run_page(page_of_recipe(name), words, start)
+    return call_with_options(build_recipe_page(name), words, start)
 
 
-def run_page(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
+def call_with_options(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
     """Parses words by a command's options; calls its function where they are complete and correct."""
     parser = CommandParser(page.options, page.full)
     try:
@@ -176,7 +178,7 @@ def run_page(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], 
     except UsageError as error:
         return report_usage(page.name, str(error))
     if is_print:
-        print(yaml.safe_dump(plain(with_defaults(page.options, values)), sort_keys=False), end="")
+        print(yaml.safe_dump(to_plain_values(fill_defaults(page.options, values)), sort_keys=False), end="")
         return 0
     missing = parser.missing(values)
     if missing:
@@ -184,13 +186,13 @@ def run_page(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], 
         return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.short())
     check_inputs(values)
     status = call(values)
-    for path in [values[name] for name in OUTPUTS if status == 0 and name in values]:
+    for path in [values[name] for name in OUTPUT_OPTIONS if status == 0 and name in values]:
         if isinstance(path, Path) and path.exists():
-            say_error(f"wrote {path}")
+            print_error(f"wrote {path}")
     return status
 
 
-def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
+def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
     """Every option's value, except of required ones that were not given."""
     return {one.name: values.get(one.name, one.default) for one in options if one.name in values or not one.is_required}
 
@@ -201,8 +203,8 @@ def check_inputs(values: dict[str, Any]) -> None:
     Raises:
         DataError: An input does not exist.
     """
-    for name in INPUTS & set(values):
+    for name in INPUT_OPTIONS & set(values):
         value = values[name]
         for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and not path.exists() and not (name in PATTERNS and is_pattern(path)):
+            if isinstance(path, Path) and not path.exists() and not (name in PATTERN_OPTIONS and is_path_pattern(path)):
                 raise DataError(f"{path} does not exist")

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-OURS = "comodal"
+PACKAGE_NAME = "comodal"
 STANDARD_MODULES = {"collections.abc", "pathlib", "typing"}
 OPERATORS: dict[type[ast.operator], Callable] = {
     ast.Add: operator.add,
@@ -58,7 +58,7 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
         SignatureError: An annotation or a default cannot be evaluated from the source text alone.
     """
     module, name = target.split(":")
-    source = read_source(module)
+    source = parse_module_source(module)
     node = source.bindings.get(name)
     if not isinstance(node, ast.FunctionDef):
         raise SignatureError(f"{module} defines no function {name}")
@@ -80,7 +80,7 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
 
 
 @cache
-def read_source(module: str) -> "ModuleSource":
+def parse_module_source(module: str) -> "ModuleSource":
     """Parses a module's file; only its parent packages, whose files are empty, are imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -96,7 +96,7 @@ class ModuleSource:
         self.doc = ast.get_docstring(tree) or ""
         self.bindings: dict[str, ast.AST] = {}
         for statement in tree.body:
-            self.bindings |= dict(bound_names(statement))
+            self.bindings |= dict(list_bound_names(statement))
 
     def lookup(self, name: str) -> object:
         """The value of a name of this module.
@@ -109,8 +109,8 @@ class ModuleSource:
             original = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
             if node.module in STANDARD_MODULES:
                 return getattr(importlib.import_module(node.module), original)
-            if node.module and node.module.split(".")[0] == OURS:
-                return read_source(node.module).lookup(original)
+            if node.module and node.module.split(".")[0] == PACKAGE_NAME:
+                return parse_module_source(node.module).lookup(original)
         elif isinstance(node, ast.expr):
             return self.evaluate(node)
         elif node is None and hasattr(builtins, name):
@@ -137,7 +137,7 @@ class ModuleSource:
         raise SignatureError(f"{self.module}:{node.lineno}: {ast.unparse(node)} cannot be read without importing it")
 
 
-def bound_names(statement: ast.stmt) -> list[tuple[str, ast.AST]]:
+def list_bound_names(statement: ast.stmt) -> list[tuple[str, ast.AST]]:
     """The names that a statement of a module defines, each with the syntax that gives its value."""
     match statement:
         case ast.FunctionDef() | ast.ClassDef():

@@ -14,9 +14,9 @@ class CommandEntry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": CommandEntry("comodal.demo.demo:demo", "playground, training, evaluation and a report, in minutes"),
-    "playground": CommandEntry(
-        "comodal.synthetic.synthesize:make_playground", "synthetic videos with audio, images with captions"
+    "demo": CommandEntry("comodal.demo.demo:run_demo", "synthetic data, training, evaluation and a report, in minutes"),
+    "synthesize": CommandEntry(
+        "comodal.synthetic.synthesize:synthesize", "synthetic videos with audio, images with captions"
     ),
     "prepare videos": CommandEntry(
         "comodal.data.shards.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"
@@ -40,7 +40,7 @@ COMMANDS = {
         "comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"
     ),
     "doctor": CommandEntry(
-        "comodal.openl3.doctor:doctor", "which frontend and network made an embedding, and how exactly"
+        "comodal.openl3.doctor:diagnose_embedding", "which frontend and network made an embedding, and how exactly"
     ),
     "evaluate esc50": CommandEntry(
         "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
@@ -173,8 +173,8 @@ RECIPES = {
         "comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"
     ),
 }
-TRAINER = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
-GROUPS = {
+TRAIN_FUNCTION = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
+COMMAND_GROUPS = {
     "prepare": "videos, images, features -> training data",
     "evaluate": "scores on labelled data sets",
     "embed": "files -> embeddings",

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-WORD_LENGTH = 48  # of the choices that stand in a line of help; more of them stand in the text
+MAX_WORD_LENGTH = 48  # of the choices that stand in a line of help; more of them stand in the text
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ParameterType:
         return self.convert(str(value))
 
 
-def read_text(word: str) -> str:
+def parse_text(word: str) -> str:
     """A word as it is.
 
     Raises:
@@ -67,64 +67,64 @@ def read_text(word: str) -> str:
     return word
 
 
-def read_path(word: str) -> Path:
-    return Path(read_text(word))
+def parse_path(word: str) -> Path:
+    return Path(parse_text(word))
 
 
-def read_number(word: str, kind: type[int] | type[float]) -> int | float:
+def parse_number(word: str, kind: type[int] | type[float]) -> int | float:
     try:
         return kind(word)
     except ValueError:
         raise ValueError(f"{word!r} is not {'an integer' if kind is int else 'a number'}") from None
 
 
-PLAIN = {
+BASIC_TYPES = {
     bool: ParameterType(bool, "", is_switch=True),
-    int: ParameterType(lambda word: read_number(word, int), "INT"),
-    float: ParameterType(lambda word: read_number(word, float), "FLOAT"),
-    str: ParameterType(read_text, "TEXT"),
-    Path: ParameterType(read_path, "PATH"),
+    int: ParameterType(lambda word: parse_number(word, int), "INT"),
+    float: ParameterType(lambda word: parse_number(word, float), "FLOAT"),
+    str: ParameterType(parse_text, "TEXT"),
+    Path: ParameterType(parse_path, "PATH"),
 }
 
 
-def kind_of(annotation: Any) -> ParameterType:
+def resolve_parameter_type(annotation: Any) -> ParameterType:
     """The kind of an annotation.
 
     Raises:
         TypeError: The command line has no way to write such a value.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in PLAIN:
-        return PLAIN[annotation]
+    if annotation in BASIC_TYPES:
+        return BASIC_TYPES[annotation]
     if origin is Literal:
-        return choice_of(arguments)
+        return make_choice_type(arguments)
     if origin in (Union, types.UnionType):
         given = [one for one in arguments if one is not types.NoneType]
         is_path = given == [Path, str]  # what Python code may pass for a path
-        kinds = [PLAIN[Path]] if is_path else [kind_of(one) for one in given]
-        chosen = kinds[0] if len(kinds) == 1 else any_of(kinds)
+        kinds = [BASIC_TYPES[Path]] if is_path else [resolve_parameter_type(one) for one in given]
+        chosen = kinds[0] if len(kinds) == 1 else make_union_type(kinds)
         return replace(chosen, is_optional=types.NoneType in arguments)
     if origin in (list, Sequence) or (origin is tuple and arguments[1:] == (...,)):
-        one = kind_of(arguments[0])
+        one = resolve_parameter_type(arguments[0])
         if not (one.is_list or one.is_switch):
             return replace(one, is_list=True, is_optional=False)
     raise TypeError(f"a command cannot have a parameter of the type {annotation}")
 
 
-def choice_of(values: Sequence[Any]) -> ParameterType:
+def make_choice_type(values: Sequence[Any]) -> ParameterType:
     """One of a few values."""
     words = {str(value): value for value in values}
 
     def convert(word: str) -> Any:
         if word not in words:
-            raise ValueError(f"{word!r} is not one of {', '.join(words)}{did_you_mean(word, words)}")
+            raise ValueError(f"{word!r} is not one of {', '.join(words)}{suggest_closest(word, words)}")
         return words[word]
 
     joined = "{" + ",".join(words) + "}"
-    return ParameterType(convert, joined if len(joined) <= WORD_LENGTH else "NAME", tuple(words))
+    return ParameterType(convert, joined if len(joined) <= MAX_WORD_LENGTH else "NAME", tuple(words))
 
 
-def any_of(kinds: Sequence[ParameterType]) -> ParameterType:
+def make_union_type(kinds: Sequence[ParameterType]) -> ParameterType:
     """The first of several kinds that can read the word."""
     if any(kind.is_list or kind.is_switch for kind in kinds):
         raise TypeError("a command cannot have a parameter that is either one value or a list")
@@ -140,7 +140,7 @@ def any_of(kinds: Sequence[ParameterType]) -> ParameterType:
     return ParameterType(convert, "|".join(dict.fromkeys(kind.placeholder for kind in kinds)))
 
 
-def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+def suggest_closest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     """The end of a sentence that names the closest known word, or nothing."""
     close = get_close_matches(word, list(known), 1)
     return f". Did you mean {close[0]}?" if close else ""

@@ -14,9 +14,18 @@ from typing import Any
 
 from comodal.errors import DataError
 
-MAX_OBJECTS = 100_000  # links in a file
-MAX_BYTES = 1_000_000_000  # of what is read at once: a chunk, an image's rows, a weight
-NOT_WHOLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, OverflowError, UnicodeError)
+MAX_HDF5_OBJECTS = 100_000  # links in a file
+MAX_DATASET_BYTES = 1_000_000_000  # of what is read at once: a chunk, an image's rows, a weight
+DAMAGED_HDF5_ERRORS = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    UnicodeError,
+)
 
 
 @contextmanager
@@ -38,13 +47,13 @@ def open_hdf5(path: Path, content: bytes | None = None) -> Iterator[Any]:
         if content is None and not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path} is not a regular file")
         with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
-            check_links(file, path)
+            check_hdf5_links(file, path)
             yield file
-    except NOT_WHOLE as error:
-        raise DataError(f"{path}: a damaged or truncated HDF5 file ({first_words(error)})") from error
+    except DAMAGED_HDF5_ERRORS as error:
+        raise DataError(f"{path}: a damaged or truncated HDF5 file ({summarize_hdf5_error(error)})") from error
 
 
-def check_links(file: Any, path: Path) -> None:
+def check_hdf5_links(file: Any, path: Path) -> None:
     """Looks at every link of a file without following those that lead out of it.
 
     Raises:
@@ -57,8 +66,8 @@ def check_links(file: Any, path: Path) -> None:
         group = groups.pop()
         for name in group:
             count += 1
-            if count > MAX_OBJECTS:
-                raise DataError(f"{path}: refused, it has more than {MAX_OBJECTS:,} objects")
+            if count > MAX_HDF5_OBJECTS:
+                raise DataError(f"{path}: refused, it has more than {MAX_HDF5_OBJECTS:,} objects")
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(f"{path}: refused, {name!r} is a link to another file ({link.filename!r})")
@@ -69,11 +78,11 @@ def check_links(file: Any, path: Path) -> None:
             if isinstance(found, h5py.Group) and address not in seen:
                 groups.append(found)
             if isinstance(found, h5py.Dataset):
-                check_dataset(found, name, path)
+                check_hdf5_dataset(found, name, path)
             seen.add(address)
 
 
-def check_dataset(dataset: Any, name: str, path: Path) -> None:
+def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
     """Where a dataset lies, and how much of it is unpacked at once.
 
     Raises:
@@ -86,11 +95,11 @@ def check_dataset(dataset: Any, name: str, path: Path) -> None:
     size = dataset.dtype.itemsize
     for length in dataset.chunks or ():
         size *= length
-    if size > MAX_BYTES:
+    if size > MAX_DATASET_BYTES:
         raise DataError(f"{path}: refused, a chunk of {name!r} has {size:,} bytes")
 
 
-def check_bytes(dataset: Any, rows: int, name: str) -> None:
+def check_hdf5_bytes(dataset: Any, rows: int, name: str) -> None:
     """Rows of a dataset fit in memory, whatever its header says.
 
     Raises:
@@ -99,10 +108,10 @@ def check_bytes(dataset: Any, rows: int, name: str) -> None:
     size = rows * dataset.dtype.itemsize
     for length in dataset.shape[1:]:
         size *= length
-    if size > MAX_BYTES:
+    if size > MAX_DATASET_BYTES:
         raise ValueError(f"{name} would take {size:,} bytes")
 
 
-def first_words(error: BaseException) -> str:
+def summarize_hdf5_error(error: BaseException) -> str:
     """What h5py says, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,17 +7,17 @@ number in a store is Visual Genome's where the store has COCO's names as well, a
 import re
 from typing import Literal
 
-Numbers = Literal["coco", "plain"]  # whose numbers a data set's image ids are; plain are Visual Genome's
-COCO_NAME = re.compile(r"(?:COCO_\w+_0*|(?=\d{12}$)0*)(\d+)")
-PLAIN_NAME = re.compile(r"(?:0|[1-9]\d*)")
+ImageIdFormat = Literal["coco", "plain"]  # whose numbers a data set's image ids are; plain are Visual Genome's
+COCO_NAME_PATTERN = re.compile(r"(?:COCO_\w+_0*|(?=\d{12}$)0*)(\d+)")
+PLAIN_NAME_PATTERN = re.compile(r"(?:0|[1-9]\d*)")
 
 
-def coco_number(stem: str) -> str | None:
+def parse_coco_image_id(stem: str) -> str | None:
     """The number in a name of COCO's, or None."""
-    found = COCO_NAME.fullmatch(stem)
+    found = COCO_NAME_PATTERN.fullmatch(stem)
     return str(int(found[1])) if found else None
 
 
 def is_number(name: str) -> bool:
     """Whether a name is a bare number."""
-    return PLAIN_NAME.fullmatch(name) is not None
+    return PLAIN_NAME_PATTERN.fullmatch(name) is not None

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from comodal import distributed
 from comodal.data.batch import Batch
 from comodal.errors import ComodalError, DataError
-from comodal.hardware import loader_workers
+from comodal.hardware import resolve_loader_workers
 
 GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
-WORKER_DIED = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
+WORKER_DIED_PATTERN = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 Workers: TypeAlias = int | Literal["auto"]
 CPU = torch.device("cpu")
-AHEAD = 2  # batches that each worker prepares while the model computes
+PREFETCHED_BATCHES = 2  # batches that each worker prepares while the model computes
 
 
 @runtime_checkable
@@ -67,16 +67,16 @@ class Loader:
         Raises:
             DataError: A sample cannot be read, or a worker died.
         """
-        workers = loader_workers(self.workers, device)
+        workers = resolve_loader_workers(self.workers, device)
         loader = DataLoader(
             _Fetch(self.samples),
             batch_size=None,
             sampler=_Order(self.batch_size, samples_done, self.length, parts),
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_return_batch,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer,
-            prefetch_factor=AHEAD if workers else None,
+            worker_init_fn=_ignore_stop_signals,
+            prefetch_factor=PREFETCHED_BATCHES if workers else None,
             generator=torch.Generator(),  # else making a loader would draw from torch's own chance
         )
         fetched = iter(loader)
@@ -86,7 +86,7 @@ class Loader:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if not WORKER_DIED.search(str(error)):
+            if not WORKER_DIED_PATTERN.search(str(error)):
                 raise
             raise DataError(f"a data worker died ({error}); fewer --workers need less memory") from error
         finally:
@@ -103,7 +103,7 @@ class _Order:
     parts: int
 
     def __iter__(self) -> Iterator[range]:
-        shares = distributed.world_size() * self.parts
+        shares = distributed.count_processes() * self.parts
         if self.batch_size % shares:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of processes x parts ({shares})")
         share = self.batch_size // shares
@@ -111,7 +111,7 @@ class _Order:
             if start == self.length:
                 return
             for part in range(self.parts):
-                first = start + (distributed.rank() * self.parts + part) * share
+                first = start + (distributed.get_process_rank() * self.parts + part) * share
                 yield range(first, first + share)
 
 
@@ -128,11 +128,11 @@ class _Fetch(Dataset):
             return error
 
 
-def _as_it_is(batch: Any) -> Any:
+def _return_batch(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
+def _ignore_stop_signals(_worker: int) -> None:
     """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job: the trainer answers
     by saving, and needs its workers until it has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

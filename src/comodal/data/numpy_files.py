@@ -13,10 +13,10 @@ from jaxtyping import Shaped
 
 from comodal.errors import DataError
 
-MAX_HEADER_BYTES = 10_000
-MAX_BYTES = 1_000_000_000  # of what an .npz file unpacks to, unless the file is large itself
-MAX_RATIO = 20  # of unpacked and packed bytes
-DAMAGED = (
+MAX_NPY_HEADER_BYTES = 10_000
+MAX_ARRAY_BYTES = 1_000_000_000  # of what an .npz file unpacks to, unless the file is large itself
+MAX_COMPRESSION_RATIO = 20  # of unpacked and packed bytes
+DAMAGED_NUMPY_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, TypeError, AttributeError, KeyError, SyntaxError),
     *(NotImplementedError, RuntimeError, IndexError, OverflowError, struct.error),
 )
@@ -34,7 +34,7 @@ def read_npy(file: io.BufferedIOBase, most: int) -> Shaped[np.ndarray, "..."]:
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read(file, max_header_size=MAX_HEADER_BYTES)
+    shape, is_fortran, dtype = read(file, max_header_size=MAX_NPY_HEADER_BYTES)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects")
     size = math.prod(shape) * dtype.itemsize
@@ -62,7 +62,7 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Sha
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             total = sum(info.file_size for info in members)
-            if total > max(MAX_BYTES, MAX_RATIO * path.stat().st_size):
+            if total > max(MAX_ARRAY_BYTES, MAX_COMPRESSION_RATIO * path.stat().st_size):
                 raise ValueError(f"refused, it unpacks to {total:,} bytes")
             arrays = {}
             for info in members:
@@ -71,5 +71,5 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Sha
                     with archive.open(info) as file:
                         arrays[name] = read_npy(file, info.file_size)  # type: ignore[arg-type]
             return arrays
-    except DAMAGED as error:
+    except DAMAGED_NUMPY_ERRORS as error:
         raise DataError(f"{path}: not a whole npz file: {error}") from error

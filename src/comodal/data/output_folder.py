@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from comodal.errors import DataError
-from comodal.files import reason_of
+from comodal.files import describe_os_error
 from comodal.text_files import read_json_object
 
 
 @contextlib.contextmanager
-def only_one(out: Path) -> Iterator[None]:
+def lock_output_folder(out: Path) -> Iterator[None]:
     """Hold the lock of OUT; the system releases it when the process ends, however it ends."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file, not a folder")
@@ -27,16 +27,16 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(out: Path) -> Iterator[None]:
+def translate_os_errors(out: Path) -> Iterator[None]:
     """Say in a sentence what the system says with a number."""
     try:
         yield
     except OSError as error:
         where = "" if error.filename else f"{out}: "
-        raise DataError(f"{where}{reason_of(error)}") from error
+        raise DataError(f"{where}{describe_os_error(error)}") from error
 
 
-def check_same(out: Path, fresh: dict[str, Any]) -> bool:
+def check_same_options(out: Path, fresh: dict[str, Any]) -> bool:
     """What stands in OUT must have been begun with the same options on the same files; returns whether it is finished.
 
     Raises:
@@ -62,12 +62,12 @@ def check_same(out: Path, fresh: dict[str, Any]) -> bool:
     return old["finished"]
 
 
-def remove_parts(out: Path) -> None:
+def remove_partial_files(out: Path) -> None:
     """Remove what a killed command left unfinished."""
     for path in [*out.glob("*/.*.part"), *out.glob(".*.part"), *out.glob("*/.*.progress")]:
         path.unlink(missing_ok=True)
 
 
-def as_json(value: Any) -> bytes:
+def encode_settings_json(value: Any) -> bytes:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")

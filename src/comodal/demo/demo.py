@@ -23,39 +23,42 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.analysis.pages.html_page import write_page
-from comodal.analysis.pages.report import run_parts
-from comodal.console import Table, say, say_heading, say_text
+from comodal.analysis.pages.report import build_run_parts
+from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
-from comodal.demo.demo_parts import FULL, SHORT, DemoFolders, DemoScale
+from comodal.demo.demo_parts import FULL_SCALE, SHORT_SCALE, DemoFolders, DemoScale
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.regions.extract import extract_regions
-from comodal.synthetic.synthesize import make_playground
+from comodal.synthetic.synthesize import synthesize
 from comodal.tasks.audio.esc50 import evaluate_esc50
 from comodal.tasks.image.linear_classification import evaluate_images
-from comodal.tasks.retrieval.caption_retrieval import Scores, evaluate_retrieval
+from comodal.tasks.retrieval.caption_retrieval import ScoreType, evaluate_retrieval
 from comodal.tasks.vision_language import snli_ve
 from comodal.tasks.vision_language.grounding import refcoco
 from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding
 from comodal.tasks.vision_language.snli_ve import evaluate_entailment
 from comodal.text_files import read_log
 from comodal.training.run import Run, train
-from comodal.workers import end_with
+from comodal.workers import watch_parent_process
 
 EXTRACT_WORKERS = 1  # a worker process takes longer to start than this network to see a thousand images
-WARM_UP_STEPS = 50
+WARMUP_STEPS = 50
 CACHE_MEGABYTES = 1000  # all decoded clips of the world
-TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
-TASK_SETS = {"coco": "images", "flickr30k": "flickr30k-images"}  # of the tasks with labels: RefCOCO+ and SNLI-VE
-REFERENCES = ("references", "instances", "regions")
-KEYS = {
+CAPTION_TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
+TASK_IMAGE_FOLDERS = {
+    "coco": "images",
+    "flickr30k": "flickr30k-images",
+}  # of the tasks with labels: RefCOCO+ and SNLI-VE
+REFCOCO_PARAMETERS = ("references", "instances", "regions")
+RESULT_KEYS = {
     "vision": ("trained", "untrained", "pixels"),
     "sound": ("trained", "untrained", "spectrogram", "log_mel"),
 }
 
 
-def demo(
+def run_demo(
     folder: Path,
     full: bool = False,
     videos: int | None = None,
@@ -97,30 +100,32 @@ def demo(
         "caption_steps": caption_steps,
         "task_epochs": task_epochs,
     }
-    scale = replace(FULL if full else SHORT, **{name: value for name, value in given.items() if value is not None})
-    with second_process() as beside:
-        make_videos(parts, scale, seed)
-        labelled = beside.submit(make_labelled, parts, scale, seed)
-        say_heading("L3-Net: audio-visual correspondence")
-        learn(parts, scale, seed)
+    scale = replace(
+        FULL_SCALE if full else SHORT_SCALE, **{name: value for name, value in given.items() if value is not None}
+    )
+    with start_second_process() as beside:
+        synthesize_videos(parts, scale, seed)
+        labelled = beside.submit(synthesize_labeled_media, parts, scale, seed)
+        print_heading("L3-Net: audio-visual correspondence")
+        train_l3net(parts, scale, seed)
         labelled.result()
-        evaluated = beside.submit(evaluate, parts, scale)
-        say_heading("ViLBERT: images and captions")
-        learn_captions(parts, scale, bert, seed)
-        numbers = measure_captions(parts, scale)
-        say_heading("evaluation of L3-Net: linear probes beside their controls")
+        evaluated = beside.submit(evaluate_l3net, parts, scale)
+        print_heading("ViLBERT: images and captions")
+        pretrain_vilbert(parts, scale, bert, seed)
+        numbers = evaluate_vilbert(parts, scale)
+        print_heading("evaluation of L3-Net: linear probes beside their controls")
         done = evaluated.result()
-    say_text(done.text)
+    print_text(done.text)
     numbers = done.numbers | numbers
     if scale.task_epochs:
-        say_heading("ViLBERT: tasks with labels")
-        learn_tasks(parts, scale, seed)
-        numbers |= measure_tasks(parts)
-    write_page(folder / "report.html", "comodal demo", done.page + report_captions(parts, scale))
+        print_heading("ViLBERT: tasks with labels")
+        fine_tune_tasks(parts, scale, seed)
+        numbers |= evaluate_tasks(parts)
+    write_page(folder / "report.html", "comodal demo", done.page + report_vilbert(parts, scale))
     numbers["seconds"] = time.perf_counter() - started
-    write_whole(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-    print_table(numbers)
-    say(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
+    write_bytes_atomically(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    print_demo_results(numbers)
+    print_line(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
     return numbers
 
 
@@ -133,7 +138,7 @@ class L3NetEvaluation(NamedTuple):
 
 
 @contextlib.contextmanager
-def second_process() -> Iterator[ProcessPoolExecutor]:
+def start_second_process() -> Iterator[ProcessPoolExecutor]:
     """A process beside this one, with one thread of computation. It ends with this one, however that ends."""
     pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=prepare_process, initargs=(os.getpid(),))
     try:
@@ -145,14 +150,14 @@ def second_process() -> Iterator[ProcessPoolExecutor]:
 def prepare_process(command: int) -> None:
     """In the second process: Ctrl-C is for the command that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(command)
+    watch_parent_process(command)
     torch.set_num_threads(1)
 
 
-def make_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
+def synthesize_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """The synthetic videos, and their shards."""
-    say_heading("synthetic data: videos with audio")
-    make_playground(
+    print_heading("synthetic data: videos with audio")
+    synthesize(
         parts.videos,
         videos=scale.videos,
         seconds=scale.video_seconds,
@@ -163,7 +168,7 @@ def make_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         frames_per_second=scale.frames_per_second,
         seed=seed,
     )
-    say_heading("prepare: videos to shards")
+    print_heading("prepare: videos to shards")
     prepare_videos(
         parts.videos / "videos.jsonl",
         parts.shards,
@@ -172,23 +177,23 @@ def make_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     )
 
 
-def make_labelled(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
+def synthesize_labeled_media(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """Labelled audio and images, and images with captions."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        make_playground(
+        synthesize(
             parts.playground,
             videos=0,
             sounds=scale.sounds,
             images=scale.images,
             scenes=scale.scenes,
             side=scale.side,
-            tasks=tuple(TASK_SETS) if scale.task_epochs else (),
+            tasks=tuple(TASK_IMAGE_FOLDERS) if scale.task_epochs else (),
             seed=seed,
             workers=1,
         )
 
 
-def learn(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
+def train_l3net(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """A small network, long enough to learn this world; one core computes while the other reads pairs."""
     settings: dict[str, Any] = {
         "data": parts.shards,
@@ -198,22 +203,24 @@ def learn(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         "objective": scale.objective,
         "steps": scale.steps,
         "learning_rate": scale.learning_rate,
-        "warm_up_steps": min(WARM_UP_STEPS, scale.steps),
+        "warm_up_steps": min(WARMUP_STEPS, scale.steps),
         "final_fraction": 0.02,
         "workers": 1,
         "cache_megabytes": CACHE_MEGABYTES,
         "seed": seed,
     }
-    finish(avc_pretraining.recipe, settings, parts.run, threads=1)
+    train_to_last_step(avc_pretraining.recipe, settings, parts.run, threads=1)
 
 
-def finish(recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None) -> None:
+def train_to_last_step(
+    recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None
+) -> None:
     """Trains to the last step. A training that was stopped (Ctrl-C) stops the demo."""
     if train(recipe, settings, out, resume=True, threads=threads):
         raise KeyboardInterrupt
 
 
-def learn_captions(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed: int) -> None:
+def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed: int) -> None:
     """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
     extract_regions(images, parts.regions, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
@@ -231,16 +238,16 @@ def learn_captions(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed
         "workers": 0,
         "seed": seed,
     }
-    finish(vilbert_pretraining.recipe, settings, parts.caption_run)
+    train_to_last_step(vilbert_pretraining.recipe, settings, parts.caption_run)
 
 
-def measure_captions(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
+def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
     captions = parts.scenes / "captions.jsonl"
-    scores: Scores = "contrastive" if scale.contrastive_weight else "alignment"
+    scores: ScoreType = "contrastive" if scale.contrastive_weight else "alignment"
     found = evaluate_retrieval(parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval"))
     last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
-    numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in TASKS.items()}
+    numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in CAPTION_TASKS.items()}
     for cut in ("r1", "r5", "r10"):
         numbers[f"vilbert.retrieval.text_to_image.{cut}"] = found[f"retrieval.text_to_image.{cut}"]
         numbers[f"vilbert.retrieval.untrained.{cut}"] = found[f"retrieval.untrained.text_to_image.{cut}"]
@@ -248,9 +255,9 @@ def measure_captions(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     return numbers
 
 
-def learn_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
+def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """Which thing an expression means (RefCOCO+), and whether a picture entails a sentence (SNLI-VE)."""
-    for name, images in TASK_SETS.items():
+    for name, images in TASK_IMAGE_FOLDERS.items():
         folder = parts.playground / name
         boxes, out = folder / "boxes.jsonl", parts.task_regions(name)
         extract_regions(folder / images, out, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
@@ -264,14 +271,14 @@ def learn_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     }
     said = {"data": parts.statements("train"), "validation": parts.statements("dev")}
     tasks = (
-        ("grounding", refcoco.recipe, dict(zip(REFERENCES, parts.references, strict=True))),
+        ("grounding", refcoco.recipe, dict(zip(REFCOCO_PARAMETERS, parts.references, strict=True))),
         ("entailment", snli_ve.recipe, said | {"regions": parts.task_regions("flickr30k")}),
     )
     for name, recipe, files in tasks:
-        finish(recipe, common | files, parts.task_run(name))
+        train_to_last_step(recipe, common | files, parts.task_run(name))
 
 
-def measure_tasks(parts: DemoFolders) -> dict[str, float]:
+def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
     """Accuracy on pictures that were never seen, and of the same networks when one side is blank."""
     run = parts.task_run("grounding")
     found = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
@@ -287,25 +294,25 @@ def measure_tasks(parts: DemoFolders) -> dict[str, float]:
     return numbers
 
 
-def report_captions(parts: DemoFolders, scale: DemoScale) -> list[str]:
+def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[str]:
     """The parts of the page about ViLBERT."""
     tasks = ("grounding", "entailment") if scale.task_epochs else ()
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
     captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
-    return run_parts(parts.caption_run, parts.regions, scores, captions, images)
+    return build_run_parts(parts.caption_run, parts.regions, scores, captions, images)
 
 
-def evaluate(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
+def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
     """L3-Net's numbers and its parts of the page, in the second process."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
-        numbers = measure(parts, scale)
+        numbers = collect_results(parts, scale)
         scores = [parts.scores("sounds"), parts.scores("images")]
-        page = run_parts(parts.run, parts.shards, scores, truth=parts.videos / "worlds.jsonl")
+        page = build_run_parts(parts.run, parts.shards, scores, truth=parts.videos / "worlds.jsonl")
     return L3NetEvaluation(numbers, page, text.getvalue())
 
 
-def measure(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
+def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """The numbers that the demo is about, under flat keys."""
     validation = [line for line in read_log(parts.run / "metrics.jsonl") if line["split"] == "validation"]
     if not validation:
@@ -313,14 +320,16 @@ def measure(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     numbers = {"l3net.avc.validation": validation[-1]["accuracy"]}
     found = evaluate_images(parts.run, parts.playground / "images", out=parts.scores("images"))
     found |= evaluate_esc50(parts.run, parts.playground / "sounds", windows=scale.windows, out=parts.scores("sounds"))
-    return numbers | {f"l3net.{task}.{name}": found[f"{task}.{name}"] for task, names in KEYS.items() for name in names}
+    return numbers | {
+        f"l3net.{task}.{name}": found[f"{task}.{name}"] for task, names in RESULT_KEYS.items() for name in names
+    }
 
 
-def print_table(numbers: dict[str, float]) -> None:
+def print_demo_results(numbers: dict[str, float]) -> None:
     """Trained beside its baselines."""
     headings = ("", "trained", "untrained", "pixels or raw spectrogram", "log-mel statistics")
     table = Table(*headings, title="L3-Net, trained on videos alone")
-    for task, names in KEYS.items():
+    for task, names in RESULT_KEYS.items():
         cells = [f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names]
         table.add_row(f"{task} probe", *cells, *[""] * (len(headings) - 1 - len(cells)))
     table.add_row("audio-visual correspondence", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "", "")
@@ -330,13 +339,13 @@ def print_table(numbers: dict[str, float]) -> None:
         table.add_row(name, *(f"{numbers[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
     table.show()
     if "vilbert.grounding.trained" in numbers:
-        print_tasks(numbers)
-    held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in TASKS.values())
-    say(f"ViLBERT on held-out pairs: {held_out}")
-    say(f"{numbers['seconds']:.0f} seconds")
+        print_task_results(numbers)
+    held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in CAPTION_TASKS.values())
+    print_line(f"ViLBERT on held-out pairs: {held_out}")
+    print_line(f"{numbers['seconds']:.0f} seconds")
 
 
-def print_tasks(numbers: dict[str, float]) -> None:
+def print_task_results(numbers: dict[str, float]) -> None:
     """Accuracy of the two tasks with labels."""
     table = Table("", "trained", "without text or image", "chance", title="tasks with labels")
     for name, task in (

@@ -45,8 +45,8 @@ class DemoScale:
     task_epochs: float
 
 
-SHORT = DemoScale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
-FULL = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
+SHORT_SCALE = DemoScale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
+FULL_SCALE = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
 
 
 @dataclass(frozen=True)

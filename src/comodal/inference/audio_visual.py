@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
-from comodal.analysis.localization import verdicts_by_place
+from comodal.analysis.localization import predict_by_position
 from comodal.errors import CheckpointError
-from comodal.hardware import Compute, DeviceName, Precision, resolve
+from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.inference.embed_inputs import image_embedding, sound_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
-from comodal.inference.embedding_rows import frame_rows
+from comodal.inference.embedding_rows import embed_timed_frames
 from comodal.inference.match import MatchResult, match_files
 from comodal.media.image import resize_short_side
-from comodal.media.user_inputs import as_image, as_path, as_sound
+from comodal.media.user_inputs import to_path, to_rgb_array, to_waveform
 from comodal.media.video import iterate_frames
 from comodal.models.l3net.l3net import L3Net
 
@@ -83,8 +83,10 @@ class AudioVisualPipeline:
         Raises:
             MediaError: The file cannot be read, or has no video or no audio stream.
         """
-        path = as_path(path)
-        rows = list(frame_rows(iterate_frames(path, frames_per_second), self.embedder, self.embedder.batch_size))
+        path = to_path(path)
+        rows = list(
+            embed_timed_frames(iterate_frames(path, frames_per_second), self.embedder, self.embedder.batch_size)
+        )
         vectors, seconds = (np.concatenate([getattr(row, name) for row in rows]) for name in ("vectors", "seconds"))
         return VideoEmbedding(vectors, seconds, *self.embed_audio(path, hop_seconds=hop_seconds))
 
@@ -119,8 +121,8 @@ class AudioVisualPipeline:
         """
         self.check_fusion()
         config = self.model.config
-        pixels = resize_short_side(as_image(image), round(config.image_size * 8 / 7))
-        samples = self.embedder.resampled(*as_sound(audio, sample_rate)).astype(np.float32)
+        pixels = resize_short_side(to_rgb_array(image), round(config.image_size * 8 / 7))
+        samples = self.embedder.resampled(*to_waveform(audio, sample_rate)).astype(np.float32)
         window = round(config.sound_seconds * config.sample_rate)
         if len(samples) < window:
             raise ValueError(f"{len(samples)} samples at {config.sample_rate} Hz are shorter than a window of {window}")
@@ -128,7 +130,7 @@ class AudioVisualPipeline:
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device)
         waveforms = torch.from_numpy(samples[None, :window]).to(device)
         with self.compute.autocast():
-            return verdicts_by_place(self.model, images, waveforms).places[0].float().cpu().numpy()
+            return predict_by_position(self.model, images, waveforms).places[0].float().cpu().numpy()
 
     def check_fusion(self) -> None:
         """Raises a CheckpointError where the weights are of embedding towers alone."""
@@ -144,6 +146,6 @@ def load_audio_visual(
     Raises:
         CheckpointError: There is no L3-Net, or it is damaged.
     """
-    path = as_path(path)
+    path = to_path(path)
     embedder = load_embedder(path, EmbedderOptions(device=device, precision=precision))
-    return AudioVisualPipeline(path, embedder, resolve(device, precision), has_fusion=not embedder.about)
+    return AudioVisualPipeline(path, embedder, resolve_compute(device, precision), has_fusion=not embedder.about)

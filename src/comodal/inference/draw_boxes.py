@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from comodal.inference.vision_language import EncodedImage, GroundedBox
 
 
-def draw_places(seen: EncodedImage, places: Sequence[GroundedBox], phrase: str) -> Figure:
+def draw_grounded_boxes(seen: EncodedImage, places: Sequence[GroundedBox], phrase: str) -> Figure:
     """The picture with the boxes."""
     height, width = seen.picture.shape[:2]
     figure = Figure(figsize=(6, 0.4 + 6 * height / width), layout="constrained")

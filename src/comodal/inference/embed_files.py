@@ -19,28 +19,35 @@ from comodal.data.sources.file_batches import (
     EmbeddingRows,
     FileJob,
     FileOutcome,
-    attempt,
-    attempt_each,
-    plan,
-    run_files,
-    write_rows,
+    attempt_job,
+    attempt_jobs,
+    plan_file_jobs,
+    run_file_jobs,
+    write_embedding_rows,
 )
 from comodal.errors import MediaError
 from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
-from comodal.inference.embedding_rows import Picture, blocks_of, frame_rows, image_vectors, rows_as_openl3, sound_rows
-from comodal.inference.openl3_images import SIDE
+from comodal.inference.embedding_rows import (
+    ImageArray,
+    embed_audio_blocks,
+    embed_image_batches,
+    embed_timed_frames,
+    embed_video_as_openl3,
+    read_embedder_audio,
+)
+from comodal.inference.openl3_images import INPUT_SIDE
 from comodal.media.audio_windows import EmptyAudioError
 from comodal.media.image import read_image
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from comodal.media.user_inputs import as_path, as_paths
+from comodal.media.user_inputs import to_path, to_paths
 from comodal.media.video import iterate_frames
-from comodal.models.convert.convert_openl3 import Modality
-from comodal.models.l3net.spectrogram import FrontEnd
+from comodal.models.convert.convert_openl3 import TowerModality
+from comodal.models.l3net.spectrogram import Frontend
 from comodal.runtimes.export_formats import EngineChoice
 
-ENDINGS = ("_audio", "_image")
+OUTPUT_SUFFIXES = ("_audio", "_image")
 
 
 def embed_audio(
@@ -54,7 +61,7 @@ def embed_audio(
     overwrite: bool = False,
     size: int | None = None,
     as_openl3: OpenL3Version | None = None,
-    front_end: FrontEnd | None = None,
+    front_end: Frontend | None = None,
     device: DeviceName = "auto",
     precision: EmbedPrecision = "auto",
     engine: EngineChoice = "auto",
@@ -94,17 +101,20 @@ def embed_audio(
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
     choice = EmbedderOptions(as_openl3, front_end, precision, size, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), AUDIO_SUFFIXES, out if out is None else as_path(out), ("",))
-    embedder = ready(model, choice, "sound")
+    model, jobs = (
+        to_path(model),
+        plan_file_jobs(to_paths(files), AUDIO_SUFFIXES, out if out is None else to_path(out), ("",)),
+    )
+    embedder = load_embedder_for(model, choice, "sound")
     work = partial(
-        write_sound,
+        write_audio_embedding,
         model=model,
         choice=choice,
         hop_seconds=hop_seconds,
         centre=centre,
         batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
+    return run_file_jobs(jobs, work, workers, overwrite, choose_gpu_batching(work, workers, embedder))
 
 
 def embed_image(
@@ -148,11 +158,14 @@ def embed_image(
         comodal embed image pictures/ --model RUN --out vectors/
     """
     choice = EmbedderOptions(as_openl3, None, precision, size, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), {*IMAGE_SUFFIXES}, out if out is None else as_path(out), ("",))
-    embedder = ready(model, choice, "image")
+    model, jobs = (
+        to_path(model),
+        plan_file_jobs(to_paths(files), {*IMAGE_SUFFIXES}, out if out is None else to_path(out), ("",)),
+    )
+    embedder = load_embedder_for(model, choice, "image")
     work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
     together = BatchedWork(many, embedder.batch_size) if embedder.on_gpu else None
-    return run_files(jobs, work, workers, overwrite, together)
+    return run_file_jobs(jobs, work, workers, overwrite, together)
 
 
 def embed_video(
@@ -166,7 +179,7 @@ def embed_video(
     workers: int = 0,
     overwrite: bool = False,
     as_openl3: OpenL3Version | None = None,
-    front_end: FrontEnd | None = None,
+    front_end: Frontend | None = None,
     device: DeviceName = "auto",
     precision: EmbedPrecision = "auto",
     engine: EngineChoice = "auto",
@@ -207,10 +220,13 @@ def embed_video(
     if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
     choice = EmbedderOptions(as_openl3, front_end, precision, None, device, engine=engine)
-    model, jobs = as_path(model), plan(as_paths(files), VIDEO_SUFFIXES, out if out is None else as_path(out), ENDINGS)
-    embedder = ready(model, choice, "image", "sound")
+    model, jobs = (
+        to_path(model),
+        plan_file_jobs(to_paths(files), VIDEO_SUFFIXES, out if out is None else to_path(out), OUTPUT_SUFFIXES),
+    )
+    embedder = load_embedder_for(model, choice, "image", "sound")
     work = partial(
-        write_video,
+        write_video_embeddings,
         model=model,
         choice=choice,
         frames_per_second=frames_per_second,
@@ -218,10 +234,10 @@ def embed_video(
         centre=centre,
         batch_size=batch_size or embedder.batch_size,
     )
-    return run_files(jobs, work, workers, overwrite, in_this_process(work, workers, embedder))
+    return run_file_jobs(jobs, work, workers, overwrite, choose_gpu_batching(work, workers, embedder))
 
 
-def ready(model: Path, choice: EmbedderOptions, *modalities: Modality) -> Embedder:
+def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerModality) -> Embedder:
     """Reads the model, so that a wrong one is told before any file is opened."""
     embedder = load_embedder(model, choice)
     for modality in modalities:
@@ -229,12 +245,12 @@ def ready(model: Path, choice: EmbedderOptions, *modalities: Modality) -> Embedd
     return embedder
 
 
-def in_this_process(work: Callable[[FileJob], int], workers: int, embedder: Embedder) -> BatchedWork | None:
+def choose_gpu_batching(work: Callable[[FileJob], int], workers: int, embedder: Embedder) -> BatchedWork | None:
     """On a GPU, whose memory processes would share out, this process does all unless several are asked for."""
-    return BatchedWork(partial(attempt_each, work=work), 1) if embedder.on_gpu and workers < 2 else None
+    return BatchedWork(partial(attempt_jobs, work=work), 1) if embedder.on_gpu and workers < 2 else None
 
 
-def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
+def describe_output(embedder: Embedder, **made: object) -> dict[str, object] | None:
     """How a file was made; OpenL3's own files do not say it."""
     if not embedder.about or embedder.choice.as_openl3:
         return None
@@ -242,15 +258,15 @@ def about_file(embedder: Embedder, **made: object) -> dict[str, object] | None:
     return {"comodal": version("comodal"), **network, **made}
 
 
-def write_sound(
+def write_audio_embedding(
     job: FileJob, model: Path, choice: EmbedderOptions, hop_seconds: float, centre: bool, batch_size: int
 ) -> int:
     """The sound of one file; returns how many windows there are."""
     embedder = load_embedder(model, choice)
-    batches = sound_rows(blocks_of(job.source, embedder), embedder, hop_seconds, centre, batch_size)
-    about = about_file(embedder, hop_seconds=hop_seconds, centre=centre)
+    batches = embed_audio_blocks(read_embedder_audio(job.source, embedder), embedder, hop_seconds, centre, batch_size)
+    about = describe_output(embedder, hop_seconds=hop_seconds, centre=centre)
     try:
-        return write_rows(job.results[0], batches, about, job.source)
+        return write_embedding_rows(job.results[0], batches, about, job.source)
     except EmptyAudioError:
         raise MediaError(job.source, RefusalReason.NO_SOUND, "not one sample of sound") from None
 
@@ -258,38 +274,40 @@ def write_sound(
 def write_image(job: FileJob, model: Path, choice: EmbedderOptions) -> int:
     """One picture; returns 1."""
     embedder = load_embedder(model, choice)
-    (vector,) = image_vectors([read_picture(job, choice)], embedder, 1)
+    (vector,) = embed_image_batches([read_job_image(job, choice)], embedder, 1)
     return write_vector(job, vector, embedder)
 
 
 def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) -> list[FileOutcome]:
     """Several pictures: read side by side, embedded together."""
-    embedder, read = load_embedder(model, choice), dict[int, Picture]()
+    embedder, read = load_embedder(model, choice), dict[int, ImageArray]()
 
     def keep(job: FileJob, place: int) -> int:
-        read[place] = read_picture(job, choice)
+        read[place] = read_job_image(job, choice)
         return 1
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
-    outcomes = parallel(joblib.delayed(attempt)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
+    outcomes = parallel(joblib.delayed(attempt_job)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
     if read:
         places = sorted(read)
-        vectors = np.concatenate(list(image_vectors([read[i] for i in places], embedder, len(places))))
+        vectors = np.concatenate(list(embed_image_batches([read[i] for i in places], embedder, len(places))))
         for place, vector in zip(places, vectors, strict=True):
-            outcomes[place] = attempt(jobs[place], partial(write_vector, vector=vector[None], embedder=embedder))
+            outcomes[place] = attempt_job(jobs[place], partial(write_vector, vector=vector[None], embedder=embedder))
     return outcomes
 
 
-def read_picture(job: FileJob, choice: EmbedderOptions) -> Picture:
+def read_job_image(job: FileJob, choice: EmbedderOptions) -> ImageArray:
     """The picture of a job.
 
     Raises:
         MediaError: It cannot be read, or OpenL3 would not take it.
     """
     picture = read_image(job.source)
-    if choice.as_openl3 and min(picture.shape[:2]) < SIDE:
+    if choice.as_openl3 and min(picture.shape[:2]) < INPUT_SIDE:
         raise MediaError(
-            job.source, RefusalReason.UNREADABLE, f"OpenL3 takes pictures of at least {SIDE} x {SIDE} pixels"
+            job.source,
+            RefusalReason.UNREADABLE,
+            f"OpenL3 takes pictures of at least {INPUT_SIDE} x {INPUT_SIDE} pixels",
         )
     return picture
 
@@ -297,10 +315,10 @@ def read_picture(job: FileJob, choice: EmbedderOptions) -> Picture:
 def write_vector(job: FileJob, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
     """The result of one picture; returns 1."""
     seconds = None if embedder.choice.as_openl3 else np.zeros(1)
-    return write_rows(job.results[0], [EmbeddingRows(vector, seconds)], about_file(embedder), job.source)
+    return write_embedding_rows(job.results[0], [EmbeddingRows(vector, seconds)], describe_output(embedder), job.source)
 
 
-def write_video(
+def write_video_embeddings(
     job: FileJob,
     model: Path,
     choice: EmbedderOptions,
@@ -313,11 +331,11 @@ def write_video(
     sound, picture = job.results
     embedder = load_embedder(model, choice)
     if choice.as_openl3:
-        rows = write_rows(picture, rows_as_openl3(job.source, embedder, batch_size), source=job.source)
+        rows = write_embedding_rows(picture, embed_video_as_openl3(job.source, embedder, batch_size), source=job.source)
     else:
-        batches = frame_rows(iterate_frames(job.source, frames_per_second), embedder, batch_size)
-        about = about_file(embedder, frames_per_second=frames_per_second)
-        rows = write_rows(picture, batches, about, job.source)
+        batches = embed_timed_frames(iterate_frames(job.source, frames_per_second), embedder, batch_size)
+        about = describe_output(embedder, frames_per_second=frames_per_second)
+        rows = write_embedding_rows(picture, batches, about, job.source)
     if not rows:
         raise MediaError(job.source, RefusalReason.NO_PICTURE, "not one picture could be decoded")
-    return rows + write_sound(FileJob(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
+    return rows + write_audio_embedding(FileJob(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)

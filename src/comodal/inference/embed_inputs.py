@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
-from comodal.inference.embedding_rows import image_vectors, sound_rows
-from comodal.media.user_inputs import as_images, as_sound
+from comodal.inference.embedding_rows import embed_audio_blocks, embed_image_batches
+from comodal.media.user_inputs import to_rgb_arrays, to_waveform
 from comodal.models.l3net.l3net import L3Net
 
 Model: TypeAlias = L3Net | Embedder | Path | str
@@ -37,9 +37,9 @@ def sound_embedding(
         ValueError: It has no sample, samples that are not finite, or no sample rate.
         MediaError: The file cannot be read.
     """
-    embedder = embedder_of(model)
-    blocks = [embedder.resampled(*as_sound(sound, sample_rate))]
-    batches = list(sound_rows(blocks, embedder, hop_seconds, centre, batch_size or embedder.batch_size))
+    embedder = resolve_embedder(model)
+    blocks = [embedder.resampled(*to_waveform(sound, sample_rate))]
+    batches = list(embed_audio_blocks(blocks, embedder, hop_seconds, centre, batch_size or embedder.batch_size))
     return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])
 
 
@@ -57,11 +57,11 @@ def image_embedding(images: Any, model: Model, batch_size: int | None = None) ->
         ValueError: There are none, or one has another shape than an image.
         MediaError: A file cannot be read.
     """
-    embedder = embedder_of(model)
-    return np.concatenate(list(image_vectors(as_images(images), embedder, batch_size or embedder.batch_size)))
+    embedder = resolve_embedder(model)
+    return np.concatenate(list(embed_image_batches(to_rgb_arrays(images), embedder, batch_size or embedder.batch_size)))
 
 
-def embedder_of(model: Model) -> Embedder:
+def resolve_embedder(model: Model) -> Embedder:
     """What embeds, from any form that a caller may have it in."""
     if isinstance(model, str | Path):
         return load_embedder(Path(model), EmbedderOptions())

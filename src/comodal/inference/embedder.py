@@ -16,22 +16,22 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.hardware import DTYPES, EmbedPrecision, can_fuse_convolution, inference_batch, resolve
-from comodal.inference.openl3_files import is_openl3, load_openl3
-from comodal.media.audio import resample
+from comodal.hardware import DTYPES, EmbedPrecision, can_fuse_convolution, choose_inference_batch_size, resolve_compute
+from comodal.inference.openl3_files import is_openl3_file, load_openl3
+from comodal.media.audio import resample_audio
 from comodal.media.resample_kaiser import resample_kaiser
-from comodal.models.checkpoint import model_folder, read_about
-from comodal.models.convert.convert_openl3 import Modality
+from comodal.models.checkpoint import find_model_folder, read_model_about
+from comodal.models.convert.convert_openl3 import TowerModality
 from comodal.models.l3net.fused_vgg import FusedTower
-from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net, load_l3net, pooled
-from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram
-from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram
+from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, load_l3net, max_pool_to_grid
+from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram
+from comodal.models.l3net.spectrogram import make_openl3_spectrogram_config as openl3_spectrogram
 from comodal.runtimes.export_formats import Engine, EngineChoice
-from comodal.runtimes.exported_engines import ExportedEmbedders, fastest_export
+from comodal.runtimes.exported_engines import ExportedEmbedders, find_fastest_export
 
 OpenL3Version = Literal["0.4.2"]
-HELD = 32  # windows or images, on a CPU
-FULL = {"image": IMAGE_GRID, "sound": SOUND_GRID}
+CPU_BATCH = 32  # windows or images, on a CPU
+FULL_GRIDS = {"image": IMAGE_GRID, "sound": AUDIO_GRID}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EmbedderOptions:
     """
 
     as_openl3: OpenL3Version | None = None
-    front_end: FrontEnd | None = None
+    front_end: Frontend | None = None
     precision: EmbedPrecision = "auto"
     size: int | None = None
     device: str = "auto"
@@ -78,7 +78,7 @@ class Embedder:
         self.front_end = choice.front_end or ("kapre03" if choice.as_openl3 else str(about.get("front_end", "")))
         self.config = model.config
         if about and self.front_end != about.get("front_end"):
-            front: FrontEnd = self.front_end  # type: ignore[assignment]
+            front: Frontend = self.front_end  # type: ignore[assignment]
             self.config = dataclasses.replace(
                 self.config,
                 spectrogram=openl3_spectrogram(about["representation"], front),  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ class Embedder:
             self.device, self.precision = torch.device("cpu"), exports.precision
         else:
             assert precision != "int8"
-            compute = resolve(choice.device, precision)
+            compute = resolve_compute(choice.device, precision)
             self.device, self.precision = compute.device, compute.precision
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
@@ -107,7 +107,7 @@ class Embedder:
     @property
     def batch_size(self) -> int:
         """Windows or images that are held at a time."""
-        return max(HELD, inference_batch(self.device))
+        return max(CPU_BATCH, choose_inference_batch_size(self.device))
 
     @property
     def hides_silence(self) -> bool:
@@ -124,7 +124,7 @@ class Embedder:
         """The sound's network, prepared when the first sound comes."""
         return self._tower("sound")
 
-    def prepare(self, modality: Modality) -> None:
+    def prepare(self, modality: TowerModality) -> None:
         """Reads what sound or pictures need, so that what is missing is told before any of them is opened."""
         self.grid(modality)
         if self.exports is not None:
@@ -132,7 +132,7 @@ class Embedder:
         else:
             assert self.image_tower if modality == "image" else self.sound_tower
 
-    def _tower(self, modality: Modality) -> FusedTower:
+    def _tower(self, modality: TowerModality) -> FusedTower:
         if self.about and modality not in self.about["towers"]:  # type: ignore[operator]
             held = " and ".join(self.about["towers"])  # type: ignore[arg-type]
             files = ", ".join(self.about["files"])  # type: ignore[arg-type]
@@ -140,9 +140,9 @@ class Embedder:
         tower = self.model.image_tower if modality == "image" else self.model.sound_tower
         return FusedTower(tower, DTYPES[self.precision], self.config.embedding == "convolution")
 
-    def grid(self, modality: Modality) -> tuple[int, int]:
+    def grid(self, modality: TowerModality) -> tuple[int, int]:
         """Cells that a map is pooled to, for the size that was chosen."""
-        rows, columns = FULL[modality]
+        rows, columns = FULL_GRIDS[modality]
         channels = 8 * self.config.width
         if self.choice.size in (None, rows * columns * channels):
             return rows, columns
@@ -190,14 +190,14 @@ class Embedder:
 
     def _parts(self, batch: Tensor) -> list[Tensor]:
         """As many rows at a time as are the fastest on this device."""
-        return list(batch.split(inference_batch(self.device)))
+        return list(batch.split(choose_inference_batch_size(self.device)))
 
-    def _vectors(self, parts: list[Tensor], modality: Modality) -> Float32[np.ndarray, "rows features"]:
+    def _vectors(self, parts: list[Tensor], modality: TowerModality) -> Float32[np.ndarray, "rows features"]:
         tower = self.image_tower if modality == "image" else self.sound_tower
-        return torch.cat([pooled(tower(part), self.grid(modality)).float() for part in parts]).cpu().numpy()
+        return torch.cat([max_pool_to_grid(tower(part), self.grid(modality)).float() for part in parts]).cpu().numpy()
 
     def _exported(
-        self, batch: Shaped[np.ndarray, "rows ..."], modality: Modality
+        self, batch: Shaped[np.ndarray, "rows ..."], modality: TowerModality
     ) -> Float32[np.ndarray, "rows features"]:
         """What the exported embedder gives; the largest of all cells where one vector's worth is wanted."""
         assert self.exports is not None
@@ -210,7 +210,7 @@ class Embedder:
         """A whole sound at the network's rate."""
         if self.about:
             return resample_kaiser(sound, rate, self.config.sample_rate)
-        return resample(sound.astype(np.float32), round(rate), self.config.sample_rate)
+        return resample_audio(sound.astype(np.float32), round(rate), self.config.sample_rate)
 
 
 @cache
@@ -221,17 +221,17 @@ def load_embedder(path: Path, choice: EmbedderOptions) -> Embedder:
         CheckpointError: There is none, it is damaged, or it is another kind of model.
     """
     if choice.engine not in {"auto", "torch"} and (
-        is_openl3(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
+        is_openl3_file(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
     ):
         raise ValueError(
             f"--engine {choice.engine} computes on the CPU what `comodal export` has written of a model's folder; "
             "as_openl3, front_end and device are for PyTorch"
         )
-    if is_openl3(path):
+    if is_openl3_file(path):
         found = load_openl3(path, representation=choice.representation)
         return Embedder(found.model, choice, found.about)
     model = load_l3net(path)
-    about = read_about(model_folder(path)).get("openl3")
+    about = read_model_about(find_model_folder(path)).get("openl3")
     engine = resolve_engine(path, model, choice)
     exports = None if engine == "torch" else ExportedEmbedders(path, model, engine, choice.precision)
     return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)
@@ -247,7 +247,7 @@ def resolve_engine(path: Path, model: L3Net, choice: EmbedderOptions) -> Engine:
     if choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}:
         return "torch"
     if choice.precision != "int8":
-        compute = resolve(choice.device, choice.precision)
+        compute = resolve_compute(choice.device, choice.precision)
         if compute.device.type != "cpu" or can_fuse_convolution(compute.dtype):
             return "torch"
-    return fastest_export(path, model, choice.precision) or "torch"
+    return find_fastest_export(path, model, choice.precision) or "torch"

@@ -13,17 +13,17 @@ from comodal.data.sources.file_batches import (
     EmbeddingRows,
 )
 from comodal.inference.embedder import Embedder, OpenL3Version
-from comodal.inference.openl3_images import SCALED, middle, squares, squares_as_openl3
-from comodal.media.audio import native_blocks, stream_sound
+from comodal.inference.openl3_images import RESCALED_SIDE, crop_center, prepare_squares, prepare_squares_as_openl3
+from comodal.media.audio import stream_audio, stream_native_audio
 from comodal.media.audio_windows import iterate_windows
-from comodal.media.image import centre_crop, resize_short_side
+from comodal.media.image import crop_image_center, resize_short_side
 from comodal.media.resample_kaiser import KaiserStream
-from comodal.media.video import every_frame, probe
+from comodal.media.video import iterate_all_frames, read_video_info
 
-Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
+ImageArray: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 
 
-def sound_rows(
+def embed_audio_blocks(
     blocks: Iterable[Float[np.ndarray, " samples"]],
     embedder: Embedder,
     hop_seconds: float,
@@ -34,41 +34,41 @@ def sound_rows(
     places = count()
     rate = embedder.config.sample_rate
     window = round(embedder.config.sound_seconds * rate)
-    hop = hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
+    hop = compute_hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
     for windows in iterate_windows(blocks, window, hop, centre, batch_size):
         vectors, silent = embedder.sound(windows)
         seconds = np.array([next(places) for _ in windows]) * hop_seconds
         yield EmbeddingRows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
 
 
-def hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
+def compute_hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
     """Samples from window to window; OpenL3 cuts off what is not whole, and gives timestamps as if it did not."""
     return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
 
 
-def image_vectors(
-    images: Iterable[Picture], embedder: Embedder, batch_size: int
+def embed_image_batches(
+    images: Iterable[ImageArray], embedder: Embedder, batch_size: int
 ) -> Iterator[Float32[np.ndarray, "images features"]]:
     """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
     if embedder.about:
-        prepare = squares_as_openl3 if embedder.choice.as_openl3 else squares
+        prepare = prepare_squares_as_openl3 if embedder.choice.as_openl3 else prepare_squares
         pixels = (prepare(image[None])[0] for image in images)
         while ready_made := list(islice(pixels, batch_size)):
             yield embedder.pixels(np.stack(ready_made))
         return
     size = embedder.config.image_size
-    cut = (centre_crop(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
+    cut = (crop_image_center(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
     while batch := list(islice(cut, batch_size)):
         yield embedder.images(np.stack(batch))
 
 
-def blocks_of(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
+def read_embedder_audio(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
     """The sound of a file at the network's rate, in blocks."""
     if not embedder.about:
-        yield from stream_sound(path, embedder.config.sample_rate)
+        yield from stream_audio(path, embedder.config.sample_rate)
         return
     stream = None
-    for rate, block in native_blocks(path):
+    for rate, block in stream_native_audio(path):
         if stream is None and rate != embedder.config.sample_rate:
             stream = KaiserStream(rate, embedder.config.sample_rate)
         yield block if stream is None else stream.push(block)
@@ -76,28 +76,30 @@ def blocks_of(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " sa
         yield stream.finish()
 
 
-def frame_rows(timed: Iterable[tuple[float, Picture]], embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
+def embed_timed_frames(
+    timed: Iterable[tuple[float, ImageArray]], embedder: Embedder, batch_size: int
+) -> Iterator[EmbeddingRows]:
     """Vectors of pictures and their times."""
     times: list[float] = []
 
-    def frames() -> Iterator[Picture]:
+    def frames() -> Iterator[ImageArray]:
         for seconds, frame in timed:
             times.append(seconds)
             yield frame
 
-    for batch in image_vectors(frames(), embedder, batch_size):
+    for batch in embed_image_batches(frames(), embedder, batch_size):
         yield EmbeddingRows(batch, np.array(times[-len(batch) :]))
 
 
-def rows_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
+def embed_video_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
     """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
     second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
-    rate = probe(path).frames_per_second
+    rate = read_video_info(path).frames_per_second
 
-    def frames() -> Iterator[Picture]:
-        for _, frame in every_frame(path):
-            squashed = Image.fromarray(frame).resize((SCALED, SCALED), Image.Resampling.BICUBIC)
-            yield middle(np.asarray(squashed)[None])[0]
+    def frames() -> Iterator[ImageArray]:
+        for _, frame in iterate_all_frames(path):
+            squashed = Image.fromarray(frame).resize((RESCALED_SIDE, RESCALED_SIDE), Image.Resampling.BICUBIC)
+            yield crop_center(np.asarray(squashed)[None])[0]
 
     largest = max((int(frame.max()) for frame in frames()), default=1) or 1
     places, pixels = count(), frames()

@@ -7,9 +7,9 @@ The answers are those of the usual path; the attention is of the same text besid
 from collections.abc import Sequence
 from pathlib import Path
 
-from comodal.analysis.co_attention import AttentionExample, attend, draw_attention, need_co_attention
-from comodal.analysis.pages.attention_page import write_attention
-from comodal.files import whole
+from comodal.analysis.co_attention import AttentionExample, check_co_attention, compute_co_attention, draw_attention
+from comodal.analysis.pages.attention_page import write_attention_page
+from comodal.files import write_atomically
 from comodal.inference.vision_language import (
     AnsweredQuestion,
     EncodedImage,
@@ -18,8 +18,8 @@ from comodal.inference.vision_language import (
     VisionLanguagePipeline,
 )
 
-FIGURES = {".png": "png", ".svg": "svg"}
-TOLD = 3  # answers beside a figure; a page has all
+FIGURE_FORMATS = {".png": "png", ".svg": "svg"}
+MAX_FIGURE_ANSWERS = 3  # answers beside a figure; a page has all
 
 
 class AttentionExplainer:
@@ -35,39 +35,47 @@ class AttentionExplainer:
     """
 
     def __init__(self, out: Path, answerer: VisionLanguagePipeline) -> None:
-        if out.suffix not in {*FIGURES, ".html"}:
+        if out.suffix not in {*FIGURE_FORMATS, ".html"}:
             raise ValueError(f"--explain {out}: name a figure (.png or .svg) or a page (.html)")
-        need_co_attention(answerer.vilbert, answerer.folder)
+        check_co_attention(answerer.vilbert, answerer.folder)
         self.out, self.answerer = out, answerer
 
     def __call__(self, seen: EncodedImage, questions: Sequence[AnsweredQuestion]) -> None:
         """Draws what the words of each question look at."""
-        shown = [example_of(self.answerer, seen, question) for question in questions]
+        shown = [build_attention_example(self.answerer, seen, question) for question in questions]
         if self.out.suffix == ".html":
-            rows = [[(named(answer), answer.probability) for answer in question.answers] for question in questions]
-            write_attention(self.out, shown, rows)
+            rows = [
+                [(format_answer(answer), answer.probability) for answer in question.answers] for question in questions
+            ]
+            write_attention_page(self.out, shown, rows)
             return
-        with whole(self.out) as path:
-            draw_attention(shown).savefig(path, format=FIGURES[self.out.suffix], dpi=110)
+        with write_atomically(self.out) as path:
+            draw_attention(shown).savefig(path, format=FIGURE_FORMATS[self.out.suffix], dpi=110)
 
 
-def example_of(answerer: VisionLanguagePipeline, seen: EncodedImage, question: AnsweredQuestion) -> AttentionExample:
+def build_attention_example(
+    answerer: VisionLanguagePipeline, seen: EncodedImage, question: AnsweredQuestion
+) -> AttentionExample:
     """The attention of one text; the words to be filled in are shown first."""
     pieces = answerer.words.encode(question.text)
-    _, layers = attend(answerer.vilbert, pieces, seen.prefix)
+    _, layers = compute_co_attention(answerer.vilbert, pieces, seen.prefix)
     names = [answerer.words.vocabulary[piece] for piece in pieces]
     inner = range(1, len(pieces) - 1)  # between [CLS] and [SEP]
     shown = sorted(inner, key=lambda place: pieces[place] != answerer.words.mask)
-    told = "\n".join(f"{answer.probability:.2f} {named(answer)[:34]}" for answer in question.answers[:TOLD])
-    return AttentionExample(question.text, told, seen.picture, seen.boxes, names, layers, shown, pointed(question))
+    told = "\n".join(
+        f"{answer.probability:.2f} {format_answer(answer)[:34]}" for answer in question.answers[:MAX_FIGURE_ANSWERS]
+    )
+    return AttentionExample(
+        question.text, told, seen.picture, seen.boxes, names, layers, shown, find_likeliest_box(question)
+    )
 
 
-def named(answer: Prediction | GroundedBox) -> str:
+def format_answer(answer: Prediction | GroundedBox) -> str:
     """An answer in words."""
     return answer.text if isinstance(answer, Prediction) else "box " + ", ".join(f"{side:.0f}" for side in answer.box)
 
 
-def pointed(question: AnsweredQuestion) -> tuple[float, ...] | None:
+def find_likeliest_box(question: AnsweredQuestion) -> tuple[float, ...] | None:
     """The box that a phrase most likely means."""
     boxes = [answer.box for answer in question.answers if isinstance(answer, GroundedBox)]
     return boxes[0] if boxes else None

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from comodal.hardware import DeviceName, Precision
 from comodal.inference.audio_visual import AudioVisualPipeline, load_audio_visual
-from comodal.inference.openl3_files import is_openl3
+from comodal.inference.openl3_files import is_openl3_file
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
-from comodal.media.user_inputs import as_path
-from comodal.models.checkpoint import CONFIG, model_folder, read_config
+from comodal.media.user_inputs import to_path
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, read_model_config
 
 
 def load(
@@ -27,9 +27,9 @@ def load(
         CheckpointError: There is no model, it is damaged, or it is of another kind.
         DataError: The vocabulary of a ViLBERT is missing.
     """
-    path = as_path(path)
-    if is_openl3(path):
+    path = to_path(path)
+    if is_openl3_file(path):
         return load_audio_visual(path, device, precision)
-    folder = model_folder(path)
-    is_l3net = (folder / CONFIG).is_file() and read_config(folder).get("class") == "L3Net"
+    folder = find_model_folder(path)
+    is_l3net = (folder / MODEL_CONFIG_FILE).is_file() and read_model_config(folder).get("class") == "L3Net"
     return (load_audio_visual if is_l3net else load_vision_language)(path, device, precision)

@@ -17,25 +17,25 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 
-from comodal.analysis.localization import strongest_place, verdicts_by_place
-from comodal.analysis.pages.match_page import MatchMoment, draw_moments, write_moments
-from comodal.console import Table, say, say_json
+from comodal.analysis.localization import find_map_peak, predict_by_position
+from comodal.analysis.pages.match_page import MatchMoment, draw_match_moments, write_match_page
+from comodal.console import Table, print_json, print_line
 from comodal.errors import DataError, MediaError
-from comodal.files import write_whole
-from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.audio import resample, stream_sound
+from comodal.files import write_bytes_atomically
+from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.media.audio import resample_audio, stream_audio
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from comodal.media.user_inputs import as_image, as_sound
-from comodal.media.video import SILENT_PEAK, iterate_frames
+from comodal.media.user_inputs import to_rgb_array, to_waveform
+from comodal.media.video import MAX_SILENT_PEAK, iterate_frames
 from comodal.models.l3net.l3net import L3Net, load_l3net
 
-NARROWEST = 16  # a picture may be so many times as long as it is wide, as a video's
-AT_ONCE = 64  # moments on a GPU; a CPU takes one at a time
-MISSING = 0.05  # of the shortest sound: coders cut off a few milliseconds
-ROWS = 20  # of the printed table
-DRAWN = {".png", ".html"}
+MAX_SIDE_RATIO = 16  # a picture may be so many times as long as it is wide, as a video's
+GPU_MOMENTS = 64  # moments on a GPU; a CPU takes one at a time
+MAX_MISSING_FRACTION = 0.05  # of the shortest sound: coders cut off a few milliseconds
+MAX_TABLE_ROWS = 20  # of the printed table
+DRAWING_SUFFIXES = {".png", ".html"}
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,23 @@ def match(
         comodal match picture.jpg bark.wav --model RUN --out where.png
         comodal match video.mp4 other.mp3 --model RUN --hop-seconds 0.5 --json
     """
-    if out is not None and out.suffix.lower() not in DRAWN:
+    if out is not None and out.suffix.lower() not in DRAWING_SUFFIXES:
         raise ValueError(f"--out {out}: a drawing is a .png or a .html")
     if len(files) > 2:
         raise DataError(f"{len(files)} files; match takes a picture or a video, and a sound")
-    network, compute = load_l3net(model), resolve(device, precision)
+    network, compute = load_l3net(model), resolve_compute(device, precision)
     with compute.autocast():
         found = match_files(network.to(compute.device), files[0], files[1] if len(files) > 1 else None, hop_seconds)
     if json:
-        say_json(found.as_json())
+        print_json(found.as_json())
     else:
         print_match(found)
     if out is not None and out.suffix.lower() == ".html":
-        write_moments(out, title(found), found.together, found.moments)
+        write_match_page(out, format_match_title(found), found.together, found.moments)
     elif out is not None:
         drawing = io.BytesIO()
-        draw_moments(title(found), found.moments).savefig(drawing, format="png", dpi=110)
-        write_whole(out, drawing.getvalue())
+        draw_match_moments(format_match_title(found), found.moments).savefig(drawing, format="png", dpi=110)
+        write_bytes_atomically(out, drawing.getvalue())
     return found
 
 
@@ -131,7 +131,7 @@ def match_files(
     """
     if not 0.01 <= hop_seconds <= 3600:
         raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
-    picture = None if isinstance(medium, str | Path) else as_image(medium)
+    picture = None if isinstance(medium, str | Path) else to_rgb_array(medium)
     medium = Path("image in memory") if picture is not None else Path(medium)
     if picture is None and medium.suffix.lower() in AUDIO_SUFFIXES:
         raise DataError(f"{medium}: a sound; a picture or a video comes first, then the sound")
@@ -141,14 +141,14 @@ def match_files(
     rate = model.config.sample_rate
     if sound is None or isinstance(sound, str | Path):
         heard = medium if sound is None else Path(sound)
-        blocks = stream_sound(heard, rate, block_seconds=1.0)
+        blocks = stream_audio(heard, rate, block_seconds=1.0)
     else:
-        samples, its_rate = as_sound(sound, sample_rate)
-        heard, blocks = Path("audio in memory"), iter([resample(samples, round(its_rate), rate)])
-    shown = still_frames(medium, picture) if still else video_frames(medium, hop_seconds)
+        samples, its_rate = to_waveform(sound, sample_rate)
+        heard, blocks = Path("audio in memory"), iter([resample_audio(samples, round(its_rate), rate)])
+    shown = repeat_still_image(medium, picture) if still else read_hop_frames(medium, hop_seconds)
     try:
         with closing(shown) as frames:
-            moments = list(judged(model, medium, frames, blocks, hop_seconds))
+            moments = list(score_moments(model, medium, frames, blocks, hop_seconds))
     except MediaError as error:
         if sound is None and error.reason == RefusalReason.NO_SOUND:
             raise MediaError(medium, error.reason, f"{error.detail}; give a sound as the second file") from None
@@ -163,7 +163,7 @@ def match_files(
     return MatchResult(medium, heard, tuple(moments))
 
 
-def judged(
+def score_moments(
     model: L3Net,
     medium: Path,
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
@@ -176,14 +176,14 @@ def judged(
     begins = (max(0, round(hop_seconds * (place + 0.5) * rate) - window // 2) for place in count())
     middles = (hop_seconds * (place + 0.5) for place in count())
     size = round(model.config.image_size * 8 / 7)
-    small = (scaled(picture, size, medium) for picture in frames)
-    shown = zip(middles, windows(blocks, begins, window), small, strict=False)
-    at_once = 1 if next(model.parameters()).device.type == "cpu" else AT_ONCE
+    small = (resize_frame(picture, size, medium) for picture in frames)
+    shown = zip(middles, cut_audio_windows(blocks, begins, window), small, strict=False)
+    at_once = 1 if next(model.parameters()).device.type == "cpu" else GPU_MOMENTS
     while some := list(islice(shown, at_once)):
-        yield from judge(model, some)
+        yield from predict_moments(model, some)
 
 
-def scaled(
+def resize_frame(
     picture: UInt8[np.ndarray, "height width 3"], short_side: int, medium: Path
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """A whole frame as the network sees it.
@@ -192,28 +192,28 @@ def scaled(
         MediaError: It is narrower than 1 : 16.
     """
     height, width, _ = picture.shape
-    if max(height, width) > NARROWEST * min(height, width):
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
         raise MediaError(
-            medium, RefusalReason.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {NARROWEST}"
+            medium, RefusalReason.TOO_LARGE, f"{width} x {height} pixels are narrower than 1 : {MAX_SIDE_RATIO}"
         )
     return resize_short_side(picture, short_side)
 
 
-def still_frames(
+def repeat_still_image(
     path: Path, picture: UInt8[np.ndarray, "height width 3"] | None = None
 ) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
     """A picture (that of the file, unless there is one), as long as it is asked for."""
     yield from repeat(read_image(path) if picture is None else picture)
 
 
-def video_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
+def read_hop_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
     """What a video shows in the middle of each hop."""
     for number, (_, picture) in enumerate(iterate_frames(path, 2 / hop_seconds)):
         if number % 2:
             yield picture
 
 
-def windows(
+def cut_audio_windows(
     blocks: Iterable[Float[np.ndarray, " _"]], begins: Iterable[int], window: int
 ) -> Iterator[Float[np.ndarray, " window"]]:
     """The windows that begin at given samples, in ascending order, of the sound whose consecutive blocks come in.
@@ -231,27 +231,27 @@ def windows(
             dropped = max(0, min(wanted - window - first, len(held)))
             held, first = held[dropped:], first + dropped
         end = first + len(held)
-        if wanted + window // 2 >= end or end < window * (1 - MISSING):
+        if wanted + window // 2 >= end or end < window * (1 - MAX_MISSING_FRACTION):
             return
         begin = max(0, min(wanted, end - window)) - first
         piece = held[begin : begin + window]
         yield np.pad(piece, (0, window - len(piece)))
 
 
-def judge(
+def predict_moments(
     model: L3Net, some: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
 ) -> list[MatchMoment]:
     """The verdicts on some moments, each its time, its sound and its frame; frames of one size go through the network
     together. It is None for a moment that is silent, for silence goes with nothing and with all."""
     if len({frame.shape for _, _, frame in some}) > 1:
-        return [moment for one in some for moment in judge(model, [one])]
+        return [moment for one in some for moment in predict_moments(model, [one])]
     device = next(model.parameters()).device
-    loud = [i for i, (_, sound, _) in enumerate(some) if np.abs(sound).max() >= SILENT_PEAK]
+    loud = [i for i, (_, sound, _) in enumerate(some) if np.abs(sound).max() >= MAX_SILENT_PEAK]
     found: dict[int, tuple[float, Float32[np.ndarray, "_ _"]]] = {}
     if loud:
         image = torch.from_numpy(np.stack([some[i][2] for i in loud])).permute(0, 3, 1, 2).to(device)
         heard = torch.from_numpy(np.stack([some[i][1] for i in loud])).to(device)
-        source = verdicts_by_place(model, image, heard)
+        source = predict_by_position(model, image, heard)
         together, places = source.together.float().cpu().tolist(), source.places.float().cpu().numpy()
         found = dict(zip(loud, zip(together, places, strict=True), strict=True))
     moments = []
@@ -261,13 +261,13 @@ def judge(
             continue
         probability, of_places = found[i]
         height, width, _ = frame.shape
-        x, y = strongest_place(torch.from_numpy(of_places), (height, width))
+        x, y = find_map_peak(torch.from_numpy(of_places), (height, width))
         placed = (probability, round(x / width, 4), round(y / height, 4), of_places)
         moments.append(MatchMoment(seconds, *placed, encode_jpeg(frame)))
     return moments
 
 
-def title(found: MatchResult) -> str:
+def format_match_title(found: MatchResult) -> str:
     """What was matched."""
     own = found.sound == found.medium
     return f"{found.medium.name} and {'its own sound' if own else found.sound.name}"
@@ -276,7 +276,7 @@ def title(found: MatchResult) -> str:
 def print_match(found: MatchResult) -> None:
     """The mean, and a table of at most 20 moments at equal distances."""
     moments = found.moments
-    shown = np.unique(np.linspace(0, len(moments) - 1, min(ROWS, len(moments))).round().astype(int)).tolist()
+    shown = np.unique(np.linspace(0, len(moments) - 1, min(MAX_TABLE_ROWS, len(moments))).round().astype(int)).tolist()
     silent = sum(moment.together is None for moment in moments)
     about = f"{len(shown)} of {len(moments)} moments; {silent} silent; places as fractions from the upper left"
     table = Table("second", "P(together)", "strongest at x, y", caption=about)
@@ -286,5 +286,5 @@ def print_match(found: MatchResult) -> None:
             ("silent", "") if moment.together is None else (f"{moment.together:.3f}", f"{moment.x:.2f}, {moment.y:.2f}")
         )
         table.add_row(f"{moment.seconds:.2f}", *cells)
-    say(f"{title(found)}: P(together) {found.together:.3f}")
+    print_line(f"{format_match_title(found)}: P(together) {found.together:.3f}")
     table.show()

@@ -16,22 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.hdf5_files import open_hdf5
 from comodal.errors import CheckpointError, DataError
-from comodal.files import write_whole
-from comodal.models.checkpoint import CONFIG, save_model
-from comodal.models.convert.convert_openl3 import Modality, OpenL3Weights, build, config_of, find_weights
+from comodal.files import write_bytes_atomically
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, save_model
+from comodal.models.convert.convert_openl3 import (
+    OpenL3Weights,
+    TowerModality,
+    build_openl3,
+    infer_openl3_config,
+    match_openl3_weights,
+)
 from comodal.models.convert.state_dicts import LoadReport, read_tensors
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.spectrogram import FrontEnd, Representation
+from comodal.models.l3net.spectrogram import Frontend, Representation
 
-HDF5, GZIP = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
-MAX_BYTES = 1_000_000_000  # of a decompressed file; the largest that is known has 60 million
-NAME = re.compile(r"(linear|mel128|mel256)(?:_(music|env))?")
-FOLDER = "COMODAL_OPENL3"
-PUBLISHED = "https://github.com/marl/openl3/raw/models/"
-VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
+HDF5_MAGIC, GZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
+MAX_WEIGHTS_BYTES = 1_000_000_000  # of a decompressed file; the largest that is known has 60 million
+REPRESENTATION_NAME = re.compile(r"(linear|mel128|mel256)(?:_(music|env))?")
+FOLDER_VARIABLE = "COMODAL_OPENL3"
+PUBLISHED_URL = "https://github.com/marl/openl3/raw/models/"
+PUBLISHED_VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
 
 
 class OpenL3Checkpoint(NamedTuple):
@@ -39,16 +45,16 @@ class OpenL3Checkpoint(NamedTuple):
 
     model: L3Net
     filled: LoadReport
-    towers: tuple[Modality, ...]
+    towers: tuple[TowerModality, ...]
     about: dict[str, object]
 
 
-def is_openl3(path: Path) -> bool:
+def is_openl3_file(path: Path) -> bool:
     """Whether a path means a file of weights and not a model's folder."""
-    return path.is_file() and path.name != CONFIG and path.suffix != ".safetensors"
+    return path.is_file() and path.name != MODEL_CONFIG_FILE and path.suffix != ".safetensors"
 
 
-def read_openl3(path: Path) -> dict[str, Tensor]:
+def read_openl3_weights(path: Path) -> dict[str, Tensor]:
     """A file's tensors in the order of its layers, kernels as PyTorch has them.
 
     Raises:
@@ -57,22 +63,22 @@ def read_openl3(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             head = file.read(8)
-        if head.startswith(GZIP):
+        if head.startswith(GZIP_MAGIC):
             with gzip.open(path) as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise CheckpointError(f"{path}: refused, it unpacks to more than {MAX_BYTES:,} bytes")
-            if not data.startswith(HDF5):
+                data = file.read(MAX_WEIGHTS_BYTES + 1)
+            if len(data) > MAX_WEIGHTS_BYTES:
+                raise CheckpointError(f"{path}: refused, it unpacks to more than {MAX_WEIGHTS_BYTES:,} bytes")
+            if not data.startswith(HDF5_MAGIC):
                 raise CheckpointError(f"{path}: what it unpacks to is not HDF5")
-            return read_hdf5(path, data)
+            return read_keras_weights(path, data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CheckpointError(f"{path}: a damaged or truncated .gz file ({error}); download it again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    return read_hdf5(path) if head == HDF5 else read_tensors(path)
+    return read_keras_weights(path) if head == HDF5_MAGIC else read_tensors(path)
 
 
-def read_hdf5(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
+def read_keras_weights(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
     """The weights of Keras' layers in their order, from a file or what it unpacks to."""
     state: dict[str, Tensor] = {}
     try:
@@ -80,15 +86,15 @@ def read_hdf5(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
             root = file.get("model_weights", file)
             if not any(name.startswith("layer_names") for name in root.attrs):
                 raise CheckpointError(f"{path}: HDF5, but not the weights of a Keras model (no layer_names)")
-            for layer in names_in(root, "layer_names"):
-                for name in names_in(root[layer], "weight_names"):
-                    state[f"{layer}/{name}"] = tensor_of(root[layer][name], name)
+            for layer in read_layer_names(root, "layer_names"):
+                for name in read_layer_names(root[layer], "weight_names"):
+                    state[f"{layer}/{name}"] = read_layer_tensor(root[layer][name], name)
     except DataError as error:
         raise CheckpointError(str(error)) from error
     return state
 
 
-def names_in(group: Any, attribute: str) -> list[str]:
+def read_layer_names(group: Any, attribute: str) -> list[str]:
     """A list of names; Keras splits a long one into `weight_names0`, `weight_names1` and so on."""
     parts = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(parts)}" in group.attrs:
@@ -97,9 +103,9 @@ def names_in(group: Any, attribute: str) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def tensor_of(dataset: Any, name: str) -> Tensor:
+def read_layer_tensor(dataset: Any, name: str) -> Tensor:
     """One tensor of floats; kernels of (rows, columns, inputs, outputs) are turned, those of (inputs, outputs) too."""
-    if dataset.dtype.kind != "f" or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_BYTES:
+    if dataset.dtype.kind != "f" or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_WEIGHTS_BYTES:
         raise ValueError(f"{name} is {dataset.dtype} of {dataset.shape}")
     values = np.asarray(dataset[()], dtype=np.float32)
     if name.split("/")[-1].startswith("kernel") and values.ndim == 4:
@@ -113,7 +119,7 @@ def load_openl3(
     path: Path,
     other: Path | None = None,
     representation: Representation | None = None,
-    front_end: FrontEnd = "kapre014",
+    front_end: Frontend = "kapre014",
 ) -> OpenL3Checkpoint:
     """A network from a file of weights; what no file has is zero.
 
@@ -126,11 +132,15 @@ def load_openl3(
     Raises:
         CheckpointError: A file is damaged, of another network, or does not say its representation.
     """
-    parts = [(find_weights(read_openl3(file), file), file) for file in (path, other) if file is not None]
+    parts = [
+        (match_openl3_weights(read_openl3_weights(file), file), file) for file in (path, other) if file is not None
+    ]
     towers = tuple(tower for weights, _ in parts for tower in weights.towers)
-    chosen = one_representation(parts, representation)
-    model, filled = build(parts, config_of([weights for weights, _ in parts], chosen, front_end))
-    content = {found for file in (path, other) if file for found in NAME.findall(file.name)[:1] if found[1]}
+    chosen = resolve_representation(parts, representation)
+    model, filled = build_openl3(parts, infer_openl3_config([weights for weights, _ in parts], chosen, front_end))
+    content = {
+        found for file in (path, other) if file for found in REPRESENTATION_NAME.findall(file.name)[:1] if found[1]
+    }
     about: dict[str, object] = {
         "files": [file.name for _, file in parts],
         "towers": list(towers),
@@ -141,7 +151,7 @@ def load_openl3(
     return OpenL3Checkpoint(model, filled, towers, about)
 
 
-def one_representation(parts: list[tuple[OpenL3Weights, Path]], given: Representation | None) -> Representation:
+def resolve_representation(parts: list[tuple[OpenL3Weights, Path]], given: Representation | None) -> Representation:
     """What the caller says, the file's own constants, or its name; a picture's network fits all three."""
     for weights, path in parts:
         inside = weights.representation
@@ -149,7 +159,7 @@ def one_representation(parts: list[tuple[OpenL3Weights, Path]], given: Represent
             raise CheckpointError(f"{path}: its front end makes {inside}, not {given}")
         given = given or inside
     for weights, path in sorted(parts, key=lambda part: "sound" not in part[0].towers):
-        named = NAME.findall(path.name)
+        named = REPRESENTATION_NAME.findall(path.name)
         given = given or (named[0][0] if named else None)
         if given is None and "sound" in weights.towers:
             what = "convert it (comodal convert openl3) with --representation linear, mel128 or mel256"
@@ -162,7 +172,7 @@ def convert_openl3(
     out: Path,
     other: Path | None = None,
     representation: Representation | None = None,
-    front_end: FrontEnd = "kapre014",
+    front_end: Frontend = "kapre014",
 ) -> dict[str, float]:
     """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model's folder, with an account of every name.
 
@@ -184,40 +194,41 @@ def convert_openl3(
     """
     found = load_openl3(source, other, representation, front_end)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
+    write_bytes_atomically(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
     save_model(found.model, out, {"openl3": found.about})
     lacking = sorted({"image", "sound"} - set(found.towers))
-    say(f"{out}: {found.filled.lines()[0]}; report.txt names them")
+    print_line(f"{out}: {found.filled.lines()[0]}; report.txt names them")
     if lacking:
-        say(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
+        print_line(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
     counts = {"filled": found.filled.filled, "new": found.filled.new, "unused": found.filled.unused}
     return {f"convert.{name}": float(len(names)) for name, names in counts.items()}
 
 
-def weights_folders() -> list[Path]:
+def list_weights_folders() -> list[Path]:
     """Where published files are looked for: $COMODAL_OPENL3, then the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comodal" / "openl3"
-    return [Path(os.environ[FOLDER]), cache] if os.environ.get(FOLDER) else [cache]
+    return [Path(os.environ[FOLDER_VARIABLE]), cache] if os.environ.get(FOLDER_VARIABLE) else [cache]
 
 
-def find_openl3(modality: Modality, representation: str, content: str) -> Path:
+def find_published_weights(modality: TowerModality, representation: str, content: str) -> Path:
     """The published file of one network in one of the folders.
 
     Raises:
         CheckpointError: It is not there; says where to get it and where to put it.
     """
     stem = f"openl3_{'audio' if modality == 'sound' else 'image'}_{representation}_{content}"
-    endings = ["", *(f"-{version}" for version in VERSIONS)]
+    endings = ["", *(f"-{version}" for version in PUBLISHED_VERSIONS)]
     names = [f"{stem}{ending}{suffix}" for ending in endings for suffix in (".h5", ".h5.gz")]
     if modality == "sound":
         names += [f"torchopenl3_{representation}_{content}_{size}.pth.tar" for size in (512, 6144)]
-    folders = weights_folders()
+    folders = list_weights_folders()
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    wanted = f"{stem}-{VERSIONS[0]}.h5.gz"
+    wanted = f"{stem}-{PUBLISHED_VERSIONS[0]}.h5.gz"
     raise CheckpointError(
-        f"no weights of {stem} in {' or '.join(map(str, folders))}: get {PUBLISHED}{wanted} and put it there as it is, "
-        f"or name its folder in the environment variable {FOLDER}"
+        f"no weights of {stem} in {' or '.join(map(str, folders))}: get {PUBLISHED_URL}{wanted} "
+        f"and put it there as it is, "
+        f"or name its folder in the environment variable {FOLDER_VARIABLE}"
     )

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch.nn import functional as F
 
-from comodal.media.image import centre_crop, resize_short_side
+from comodal.media.image import crop_image_center, resize_short_side
 
-SIDE, SCALED = 224, 256
+INPUT_SIDE, RESCALED_SIDE = 224, 256
 
 
-def squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
+def prepare_squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
     """What the networks were trained on, from pictures of one size.
 
     A short side over 256 is scaled to 256, over all the pixels that become one; one under 224 is scaled up to 224.
@@ -25,30 +25,32 @@ def squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.n
     pictures.
     """
     short = min(images.shape[1:3])
-    size = SCALED if short > SCALED else max(short, SIDE)
+    size = RESCALED_SIDE if short > RESCALED_SIDE else max(short, INPUT_SIDE)
     if images.dtype == np.uint8:
-        cut = [centre_crop(resize_short_side(image, size), SIDE) for image in images]
+        cut = [crop_image_center(resize_short_side(image, size), INPUT_SIDE) for image in images]
         return (np.stack(cut) * np.float32(2 / 255) - 1).astype(np.float32)
-    scaled = in_range(images)
+    scaled = scale_to_signed_unit(images)
     if short != size:
         rows, columns = (max(size, round(side * size / short)) for side in images.shape[1:3])
         smaller = F.interpolate(
             torch.from_numpy(scaled).permute(0, 3, 1, 2), (rows, columns), mode="bilinear", antialias=True
         )
         scaled = smaller.permute(0, 2, 3, 1).numpy()
-    return np.ascontiguousarray(middle(scaled))
+    return np.ascontiguousarray(crop_center(scaled))
 
 
-def in_range(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images rows columns 3"]:
+def scale_to_signed_unit(
+    images: Shaped[np.ndarray, "images rows columns 3"],
+) -> Float32[np.ndarray, "images rows columns 3"]:
     """Numbers of any type in [-1, 1].
 
     Raises:
         ValueError: Floats beyond 255, or negative beyond -1.
     """
     if np.issubdtype(images.dtype, np.unsignedinteger):
-        return as_float(images) * 2 - 1
+        return convert_to_float(images) * 2 - 1
     if not np.issubdtype(images.dtype, np.floating):
-        return as_float(images)
+        return convert_to_float(images)
     least, most = float(images.min()), float(images.max())
     if least < -1 or most > 255 or (least < 0 and most > 1) or not np.isfinite(least + most):
         raise ValueError(f"a picture of floats from {least:g} to {most:g}; [-1, 1], [0, 1] and [0, 255] are known")
@@ -57,41 +59,43 @@ def in_range(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.
     return (images.astype(np.float32) / (255 if most > 1 else 1)) * 2 - 1
 
 
-def as_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+def convert_to_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """Integers over the largest of their type, floats as they are: scikit-image's `img_as_float32`."""
     if np.issubdtype(images.dtype, np.integer):
         return np.maximum(images / np.float64(np.iinfo(images.dtype).max), -1.0).astype(np.float32)
     return images.astype(np.float32)
 
 
-def squares_as_openl3(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
+def prepare_squares_as_openl3(
+    images: Shaped[np.ndarray, "images rows columns 3"],
+) -> Float32[np.ndarray, "images 224 224 3"]:
     """What OpenL3 0.4.2 gives its networks, from pictures of one size, at least 224 x 224.
 
     Exactly 224 x 224: unsigned integers in [-1, 1]. Everything else: [0, 1]. Where nothing is scaled (a short side up
     to 256), values beyond 1 are divided by the largest of all these pictures together.
     """
-    if images.shape[1:3] == (SIDE, SIDE):
-        batch = as_float(images)
+    if images.shape[1:3] == (INPUT_SIDE, INPUT_SIDE):
+        batch = convert_to_float(images)
         if np.issubdtype(images.dtype, np.unsignedinteger):
             batch = 2 * batch - 1
-    elif min(images.shape[1:3]) > SCALED:
-        batch = middle(np.stack([every_nth(image) for image in images])).astype(np.float32)
+    elif min(images.shape[1:3]) > RESCALED_SIDE:
+        batch = crop_center(np.stack([rescale_short_side(image) for image in images])).astype(np.float32)
     else:
-        batch = middle(images).astype(np.float32)
+        batch = crop_center(images).astype(np.float32)
     largest = np.abs(batch).max()
     return np.ascontiguousarray(batch / largest if largest > 1 else batch).astype(np.float32)
 
 
-def every_nth(image: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "new_rows new_columns 3"]:
+def rescale_short_side(image: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "new_rows new_columns 3"]:
     """scikit-image's `rescale` to a short side of 256, without anti-aliasing: bilinear between four pixels."""
-    scale = SCALED / min(image.shape[:2])
+    scale = RESCALED_SIDE / min(image.shape[:2])
     size = [round(scale * side) for side in image.shape[:2]]
     values = image / np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else image
     pixels = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).permute(2, 0, 1)[None]
     return F.interpolate(pixels, size, mode="bilinear")[0].permute(1, 2, 0).numpy()
 
 
-def middle(images: Shaped[np.ndarray, "images rows columns 3"]) -> Shaped[np.ndarray, "images 224 224 3"]:
+def crop_center(images: Shaped[np.ndarray, "images rows columns 3"]) -> Shaped[np.ndarray, "images 224 224 3"]:
     """The square in the middle, rounded as OpenL3 does."""
-    top, left = (side // 2 - SIDE // 2 for side in images.shape[1:3])
-    return images[:, top : top + SIDE, left : left + SIDE]
+    top, left = (side // 2 - INPUT_SIDE // 2 for side in images.shape[1:3])
+    return images[:, top : top + INPUT_SIDE, left : left + INPUT_SIDE]

@@ -16,29 +16,29 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from comodal.analysis.pages.html_page import photograph, section, write_page
-from comodal.console import say, say_json
+from comodal.analysis.pages.html_page import embed_photo, format_section, write_page
+from comodal.console import print_json, print_line
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision
 from comodal.inference.search_first_stage import (
-    AT_ONCE,
+    IMAGES_PER_PART,
     CaptionedRegions,
     FirstStage,
-    first_stage_of,
-    gallery_like,
-    words_of,
+    build_first_stage,
+    build_search_gallery,
+    make_query_caption,
 )
-from comodal.inference.search_index import BOXES, HERE, IndexedImages, in_step
+from comodal.inference.search_index import BOX_SOURCES, INDEX_FOLDER, IndexedImages, update_index
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
 from comodal.media.image import read_image, resize_short_side
-from comodal.models.checkpoint import model_folder
+from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.regions.extract import ExtractionPool, like_those_of
-from comodal.tasks.retrieval.caption_retrieval import HEAD, way_of
+from comodal.regions.extract import ExtractionPool, load_extractor_of_model
+from comodal.tasks.retrieval.caption_retrieval import RETRIEVAL_HEAD, select_scoring_head
 from comodal.tasks.retrieval.pair_scores import PairScorer
 
-THUMBNAIL = 224  # short side of a picture on a page, in pixels
+HIT_THUMBNAIL_SIDE = 224  # short side of a picture on a page, in pixels
 
 
 class SearchHit(NamedTuple):
@@ -98,7 +98,7 @@ class Searcher:
             text: What they show.
             top: How many.
         """
-        check_text(self.answerer, text)
+        check_query_text(self.answerer, text)
         if top < 1 or (self.stage is not None and top > self.rerank):
             raise ValueError(
                 f"top ({top}) must be from 1 to rerank ({self.rerank}), how many pictures the model scores"
@@ -134,13 +134,15 @@ class Searcher:
     def scores(self, text: str, places: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
         """How well a text fits some pictures, by the model."""
         found = np.empty(len(places), np.float32)
-        for start in range(0, len(places), AT_ONCE):
-            rows = self.pictures.rows[places[start : start + AT_ONCE]]
-            gallery = gallery_like(self.answerer, [(words_of(text), row) for row in rows.tolist()], self.pictures.store)
-            way = way_of(self.answerer.model, zero_shot=False)
+        for start in range(0, len(places), IMAGES_PER_PART):
+            rows = self.pictures.rows[places[start : start + IMAGES_PER_PART]]
+            gallery = build_search_gallery(
+                self.answerer, [(make_query_caption(text), row) for row in rows.tolist()], self.pictures.store
+            )
+            way = select_scoring_head(self.answerer.model, zero_shot=False)
             scorer = PairScorer(self.answerer.vilbert, gallery, self.compute, score=way)
             images = np.searchsorted(gallery.rows, rows)
-            found[start : start + AT_ONCE] = scorer.pairs(np.zeros_like(images), images)
+            found[start : start + IMAGES_PER_PART] = scorer.pairs(np.zeros_like(images), images)
         return found
 
 
@@ -201,11 +203,11 @@ def search(
         raise ValueError(f"--out {out}: a page is a .html")
     opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, workers, device, precision)
     found = opened.search(text, top)
-    for line in told(opened, found):
-        say(line, stderr=True)
-    show(found, json)
+    for line in describe_search(opened, found):
+        print_line(line, stderr=True)
+    print_search_result(found, json)
     if out is not None:
-        write_hits(out, found)
+        write_search_page(out, found)
     return found
 
 
@@ -237,18 +239,18 @@ def open_index(
     if (captions is None) != (regions is None):
         raise ValueError("--captions and --regions go together: captions, and the region store of their images")
     answerer = load_vision_language(model, device, precision)
-    check_model(answerer)
-    new_pool = partial(pool_of, folder, model, detector, workers, device)
-    pictures = in_step(folder, index or folder / HERE, answerer.regions["made_from"], boxes, new_pool)
-    check_same_regions(model_folder(model), pictures.store)
+    check_pair_scoring(answerer)
+    new_pool = partial(create_extraction_pool, folder, model, detector, workers, device)
+    pictures = update_index(folder, index or folder / INDEX_FOLDER, answerer.regions["made_from"], boxes, new_pool)
+    check_same_regions(find_model_folder(model), pictures.store)
     stage = None
     if len(pictures) > rerank:
         known = None if captions is None or regions is None else CaptionedRegions(captions, regions)
-        stage = first_stage_of(answerer, pictures, known, answerer.compute)
+        stage = build_first_stage(answerer, pictures, known, answerer.compute)
     return Searcher(answerer, pictures, stage, rerank, answerer.compute)
 
 
-def pool_of(
+def create_extraction_pool(
     folder: Path, model: Path, detector: str | None, workers: int, device: DeviceName, boxes: str | None
 ) -> ExtractionPool:
     """What makes the regions of the pictures, of the kind that a model has learnt from.
@@ -257,14 +259,14 @@ def pool_of(
         DataError: It has learnt from features that were made elsewhere, or boxes must be given and are not.
         CheckpointError: There is no such network.
     """
-    kind: Any = boxes if boxes in (None, *BOXES) else "given"
-    extractor = like_those_of(model, detector, kind, device)
+    kind: Any = boxes if boxes in (None, *BOX_SOURCES) else "given"
+    extractor = load_extractor_of_model(model, detector, kind, device)
     if extractor.source.boxes == "given" and kind != "given":
         raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
     return ExtractionPool(extractor, folder, device, workers, "loky")
 
 
-def check_model(answerer: VisionLanguagePipeline) -> None:
+def check_pair_scoring(answerer: VisionLanguagePipeline) -> None:
     """The model scores pairs of a text and regions.
 
     Raises:
@@ -272,7 +274,7 @@ def check_model(answerer: VisionLanguagePipeline) -> None:
         DataError: It reads something else.
     """
     model, config = answerer.model, answerer.vilbert.config
-    if isinstance(model, TaskModel) and HEAD.name not in model.heads:
+    if isinstance(model, TaskModel) and RETRIEVAL_HEAD.name not in model.heads:
         there = ", ".join(model.heads)
         raise CheckpointError(
             f"{answerer.folder} is fine-tuned for {there}: search with a pretrained run, or with one of "
@@ -284,20 +286,20 @@ def check_model(answerer: VisionLanguagePipeline) -> None:
         raise DataError(f"{answerer.folder} reads visual tokens, which are not made of new pictures; train on features")
 
 
-def check_text(answerer: VisionLanguagePipeline, text: str) -> None:
+def check_query_text(answerer: VisionLanguagePipeline, text: str) -> None:
     """There are words, and the model knows some of them; if not, a line says so."""
     pieces = answerer.words.encode(text)[1:-1]
     if not pieces:
         raise ValueError("the text is empty: say what the pictures show")
     if all(piece == answerer.words.unknown for piece in pieces):
-        say(
+        print_line(
             f"warning: {answerer.folder} knows none of the words of {text!r}, so the order of the pictures says "
             "nothing",
             stderr=True,
         )
 
 
-def told(opened: Searcher, found: SearchResult) -> list[str]:
+def describe_search(opened: Searcher, found: SearchResult) -> list[str]:
     """How the pictures were searched, in a line or two."""
     stage, count = opened.stage, found.pictures
     lines = []
@@ -324,24 +326,24 @@ def told(opened: Searcher, found: SearchResult) -> list[str]:
     return lines
 
 
-def show(found: SearchResult, as_json: bool) -> None:
+def print_search_result(found: SearchResult, as_json: bool) -> None:
     """Prints what was found for people, or as JSON."""
     if as_json:
         best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
-        say_json(vars(found) | {"best": best})
+        print_json(vars(found) | {"best": best})
         return
-    say(f"{found.score_is:>10}  picture")
+    print_line(f"{found.score_is:>10}  picture")
     for hit in found.best:
-        say(f"{hit.score:10.3f}  {hit.image}")
+        print_line(f"{hit.score:10.3f}  {hit.image}")
 
 
-def write_hits(out: Path, found: SearchResult) -> None:
+def write_search_page(out: Path, found: SearchResult) -> None:
     """One page of the pictures, small."""
     figures = []
     for place, hit in enumerate(found.best, 1):
         picture = read_image(hit.image)
-        small = photograph(resize_short_side(picture, min(THUMBNAIL, *picture.shape[:2])), hit.image.name)
+        small = embed_photo(resize_short_side(picture, min(HIT_THUMBNAIL_SIDE, *picture.shape[:2])), hit.image.name)
         caption = f"{place}. {hit.score:.3f} {html.escape(hit.image.name)}"
         figures.append(f"<figure>{small}<figcaption>{caption}</figcaption></figure>")
     about = f"{found.score_is} of {found.text!r}: the best {len(found.best):,} of {found.pictures:,} pictures"
-    write_page(out, found.text, [section(found.text, about, f'<div class="row">{"".join(figures)}</div>')])
+    write_page(out, found.text, [format_section(found.text, about, f'<div class="row">{"".join(figures)}</div>')])

@@ -18,36 +18,48 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.captions.caption_files import Caption, read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
-from comodal.data.output_folder import only_one
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
+from comodal.data.output_folder import lock_output_folder
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.files import whole
+from comodal.files import write_atomically
 from comodal.hardware import Compute
-from comodal.inference.search_index import IndexedImages, writable
+from comodal.inference.search_index import IndexedImages, explain_write_errors
 from comodal.inference.search_vectors import ImageVectors, read_vectors, write_vectors
-from comodal.inference.vision_language import MAX_REGIONS, VisionLanguagePipeline
-from comodal.models.checkpoint import WEIGHTS, checksum, model_folder, read_about, read_config
+from comodal.inference.vision_language import MAX_INPUT_REGIONS, VisionLanguagePipeline
+from comodal.models.checkpoint import (
+    MODEL_WEIGHTS_FILE,
+    compute_weights_checksum,
+    find_model_folder,
+    read_model_about,
+    read_model_config,
+)
 from comodal.tasks.retrieval.first_stage import (
-    MOST_CAPTIONS,
+    MAX_CAPTIONS,
     EncodingProjection,
     EncodingProjections,
     TwoStageSearch,
-    fit,
+    fit_projections,
 )
-from comodal.tasks.retrieval.gallery import Gallery, Pairs, check_fit, gallery_of, held_out_share
+from comodal.tasks.retrieval.gallery import (
+    Gallery,
+    IndexedCaptions,
+    build_gallery,
+    check_model_inputs,
+    read_held_out_fraction,
+)
 from comodal.tasks.retrieval.pair_scores import PairScorer
-from comodal.tasks.retrieval.retrieval_ranks import answers_to_texts, ranks_of
+from comodal.tasks.retrieval.retrieval_ranks import list_text_answers, rank_answer_sets
 from comodal.text_files import parse_json
 
-FORMAT = 2
-MOST_HELD_OUT = 2_000  # captions, drawn by chance
-AT_ONCE = 1024  # pictures whose prefixes are in memory
-SEED = 0
-SIDES = ("text", "image")
-RANKS = "ranks"
+FIRST_STAGE_FORMAT = 2
+MAX_HELD_OUT = 2_000  # captions, drawn by chance
+IMAGES_PER_PART = 1024  # pictures whose prefixes are in memory
+FIT_SEED = 0
+ENCODING_SIDES = ("text", "image")
+RANKS_KEY = "ranks"
 
 
 class CaptionedRegions(NamedTuple):
@@ -107,13 +119,13 @@ class FirstStage:
         self, answerer: VisionLanguagePipeline, text: str, pictures: IndexedImages, keep: int, compute: Compute
     ) -> Int64[np.ndarray, "kept"]:
         """The places of the pictures that lie nearest to a text, the nearest first."""
-        gallery = gallery_like(answerer, [(words_of(text), int(pictures.rows[0]))], pictures.store)
+        gallery = build_search_gallery(answerer, [(make_query_caption(text), int(pictures.rows[0]))], pictures.store)
         summary = PairScorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
         near = (self.vectors @ self.maps.text(summary)[0]).numpy()[pictures.rows]
         return np.argsort(-near, kind="stable")[:keep]
 
 
-def first_stage_of(
+def build_first_stage(
     answerer: VisionLanguagePipeline, pictures: IndexedImages, given: CaptionedRegions | None, compute: Compute
 ) -> FirstStage | None:
     """The first stage of an index, which is fitted or completed first; None where there are no captions to fit it on.
@@ -127,27 +139,27 @@ def first_stage_of(
     Raises:
         DataError: The captions or regions that are given cannot be read or do not fit, or the file is damaged.
     """
-    path = pictures.index / f"first_stage-{mark_of(answerer)}.safetensors"
-    stage = known_stage = read_stage(path)
+    path = pictures.index / f"first_stage-{hash_encoding_settings(answerer)}.safetensors"
+    stage = known_stage = read_first_stage(path)
     if given is not None and stage is not None and [*map(str, given)] != [stage.learnt.captions, stage.learnt.regions]:
         stage = None
     if stage is None:
-        stage = fitted_on(answerer, given, compute) if given else fitted_on_training(answerer, compute)
+        stage = fit_on_captions(answerer, given, compute) if given else fit_on_training_data(answerer, compute)
     if stage is None:
         return None
-    hashes = hashes_of(pictures.store)
+    hashes = hash_row_ids(pictures.store)
     if not torch.equal(stage.hashes, hashes):
         rows = len(stage.hashes)
         there = rows if stage is known_stage and torch.equal(stage.hashes, hashes[:rows]) else 0
-        stage = completed(stage, answerer, pictures.store, hashes, compute)
-        with writable(pictures.index), only_one(pictures.index):
-            write_stage(path, stage, there)
+        stage = add_missing_vectors(stage, answerer, pictures.store, hashes, compute)
+        with explain_write_errors(pictures.index), lock_output_folder(pictures.index):
+            write_first_stage(path, stage, there)
     return stage
 
 
-def fitted_on_training(answerer: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
+def fit_on_training_data(answerer: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
     """The maps by the captions and regions that the run was trained on, where they still are and are as they were."""
-    parameters = read_about(answerer.folder).get("parameters")
+    parameters = read_model_about(answerer.folder).get("parameters")
     values = parameters if isinstance(parameters, dict) else {}
     captions, regions = values.get("captions"), values.get("data", values.get("regions"))
     if not (isinstance(captions, str) and isinstance(regions, str)):
@@ -156,41 +168,43 @@ def fitted_on_training(answerer: VisionLanguagePipeline, compute: Compute) -> Fi
     if not (known.captions.exists() and known.regions.exists()):
         return None
     try:
-        return fitted_on(answerer, known, compute)
+        return fit_on_captions(answerer, known, compute)
     except DataError as error:
-        say(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}", stderr=True)
+        print_line(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}", stderr=True)
         return None
 
 
-def fitted_on(answerer: VisionLanguagePipeline, known: CaptionedRegions, compute: Compute) -> FirstStage:
+def fit_on_captions(answerer: VisionLanguagePipeline, known: CaptionedRegions, compute: Compute) -> FirstStage:
     """The maps by captions of the training split, measured on the others; no picture lies in their space yet.
 
     Raises:
         DataError: The captions or their regions cannot be read, do not fit the model, or are of one image alone.
     """
-    store, rng = RegionStore(known.regions), np.random.default_rng(SEED)
-    check_fit(answerer.folder, answerer.vilbert.config, store, answerer.words)
-    pairs = matched(read_captions(known.captions), store.ids).pairs
-    parts = split_pairs(pairs, store.ids, held_out_share(answerer.folder), 0.0)
-    train, held_out = some(parts["train"], MOST_CAPTIONS, rng), parts["validation"] + parts["test"]
+    store, rng = RegionStore(known.regions), np.random.default_rng(FIT_SEED)
+    check_model_inputs(answerer.folder, answerer.vilbert.config, store, answerer.words)
+    pairs = match_captions(read_captions(known.captions), store.ids).pairs
+    parts = split_matched_captions(pairs, store.ids, read_held_out_fraction(answerer.folder), 0.0)
+    train, held_out = sample_pairs(parts["train"], MAX_CAPTIONS, rng), parts["validation"] + parts["test"]
     if not train:
         raise DataError(f"{known.captions} has no captions of a training split, on which the first stage is fitted")
-    say(
+    print_line(
         f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model",
         stderr=True,
     )
-    maps = fit(PairScorer(answerer.vilbert, gallery_like(answerer, train, store), compute=compute), SEED)
+    maps = fit_projections(
+        PairScorer(answerer.vilbert, build_search_gallery(answerer, train, store), compute=compute), FIT_SEED
+    )
     ranks, images = np.zeros(0, np.int64), 0
     if held_out:
-        gallery = gallery_like(answerer, some(held_out, MOST_HELD_OUT, rng), store)
+        gallery = build_search_gallery(answerer, sample_pairs(held_out, MAX_HELD_OUT, rng), store)
         found = TwoStageSearch(PairScorer(answerer.vilbert, gallery, compute=compute), maps)
-        ranks, images = ranks_of(found.texts @ found.images.T, answers_to_texts(gallery)), len(gallery.counts)
+        ranks, images = rank_answer_sets(found.texts @ found.images.T, list_text_answers(gallery)), len(gallery.counts)
     learnt = FirstStageTraining(str(known.captions), str(known.regions), len(train), images)
     dim = maps.image.linear.out_features
     return FirstStage(learnt, maps, torch.from_numpy(ranks), torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
 
 
-def completed(
+def add_missing_vectors(
     stage: FirstStage,
     answerer: VisionLanguagePipeline,
     store: RegionStore,
@@ -203,62 +217,64 @@ def completed(
     vectors[rows] = stage.vectors[old]
     missing = np.setdiff1d(np.arange(len(store)), rows)
     with torch.inference_mode():
-        for part in np.split(missing, range(AT_ONCE, len(missing), AT_ONCE)):
-            gallery = gallery_like(answerer, [(words_of(""), row) for row in part.tolist()], store)
+        for part in np.split(missing, range(IMAGES_PER_PART, len(missing), IMAGES_PER_PART)):
+            gallery = build_search_gallery(answerer, [(make_query_caption(""), row) for row in part.tolist()], store)
             scorer = PairScorer(answerer.vilbert, gallery, compute=compute)
             vectors[part] = stage.maps.image(scorer.summaries("images", np.arange(len(part))))
     return FirstStage(stage.learnt, stage.maps, stage.ranks, hashes, vectors)
 
 
-def gallery_like(answerer: VisionLanguagePipeline, pairs: Pairs, store: RegionStore) -> Gallery:
+def build_search_gallery(answerer: VisionLanguagePipeline, pairs: IndexedCaptions, store: RegionStore) -> Gallery:
     """Texts and images as `comodal align` reads them."""
-    return gallery_of(pairs, store, answerer.words, answerer.vilbert.config, MAX_REGIONS)
+    return build_gallery(pairs, store, answerer.words, answerer.vilbert.config, MAX_INPUT_REGIONS)
 
 
-def words_of(text: str) -> Caption:
+def make_query_caption(text: str) -> Caption:
     """A text that is in no file."""
     return Caption(("",), text, None, "")
 
 
-def some(pairs: Pairs, most: int, rng: np.random.Generator) -> Pairs:
+def sample_pairs(pairs: IndexedCaptions, most: int, rng: np.random.Generator) -> IndexedCaptions:
     """Some of them, drawn by chance."""
     return [pairs[i] for i in rng.permutation(len(pairs))[:most].tolist()]
 
 
-def hashes_of(store: RegionStore) -> Int64[Tensor, "rows"]:
+def hash_row_ids(store: RegionStore) -> Int64[Tensor, "rows"]:
     """Of the id of each row."""
     hashes = np.empty(len(store), np.int64)
     hashes[store.ids.order.astype(np.int64)] = store.ids.hashes.view(np.int64)
     return torch.from_numpy(hashes)
 
 
-def mark_of(answerer: VisionLanguagePipeline) -> str:
+def hash_encoding_settings(answerer: VisionLanguagePipeline) -> str:
     """Of all that vectors depend on: weights, sizes, vocabulary and the way in which regions are read."""
-    folder = model_folder(answerer.folder)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:  # read, and checked against this sum, before
+    folder = find_model_folder(answerer.folder)
+    with safe_open(folder / MODEL_WEIGHTS_FILE, framework="pt") as file:  # read, and checked against this sum, before
         weights = (file.metadata() or {}).get("crc32")
-    sizes = read_config(folder).get("config")
-    parts = json.dumps([FORMAT, MAX_REGIONS, weights, sizes, answerer.words.as_json().decode()], sort_keys=True)
+    sizes = read_model_config(folder).get("config")
+    parts = json.dumps(
+        [FIRST_STAGE_FORMAT, MAX_INPUT_REGIONS, weights, sizes, answerer.words.as_json().decode()], sort_keys=True
+    )
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def write_stage(path: Path, stage: FirstStage, there: int) -> None:
+def write_first_stage(path: Path, stage: FirstStage, there: int) -> None:
     """The maps as one file, and the vectors, of which the first `there` are written already."""
     manifest, found = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
     if there:
         write_vectors(manifest, found, there)
         return
     manifest.unlink(missing_ok=True)  # vectors of other maps do not count any more
-    tensors = {RANKS: stage.ranks}
-    for side, mapped in zip(SIDES, stage.maps, strict=True):
+    tensors = {RANKS_KEY: stage.ranks}
+    for side, mapped in zip(ENCODING_SIDES, stage.maps, strict=True):
         tensors |= {f"{side}.{name}": tensor.contiguous() for name, tensor in mapped.state_dict().items()}
-    about = {"learnt": json.dumps(asdict(stage.learnt)), "crc32": str(checksum(tensors))}
-    with whole(path) as temporary:
+    about = {"learnt": json.dumps(asdict(stage.learnt)), "crc32": str(compute_weights_checksum(tensors))}
+    with write_atomically(path) as temporary:
         save_file(tensors, temporary, metadata=about)
     write_vectors(manifest, found, 0)
 
 
-def read_stage(path: Path) -> FirstStage | None:
+def read_first_stage(path: Path) -> FirstStage | None:
     """What `write_stage` wrote, or None where it has not.
 
     Raises:
@@ -270,20 +286,23 @@ def read_stage(path: Path) -> FirstStage | None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             about = file.metadata() or {}
-        if about.get("crc32") != str(checksum(tensors)):
+        if about.get("crc32") != str(compute_weights_checksum(tensors)):
             raise ValueError("checksum")
         learnt = FirstStageTraining(**parse_json(about["learnt"], path))
         maps = EncodingProjections(
-            *(map_of({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")}) for side in SIDES)
+            *(
+                load_projection({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")})
+                for side in ENCODING_SIDES
+            )
         )
-        ranks = tensors[RANKS]
+        ranks = tensors[RANKS_KEY]
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
     found = read_vectors(path.with_suffix(".json"), maps.image.linear.out_features)
     return FirstStage(learnt, maps, ranks, found.hashes, found.vectors)
 
 
-def map_of(state: dict[str, Tensor]) -> EncodingProjection:
+def load_projection(state: dict[str, Tensor]) -> EncodingProjection:
     """A map that was fitted before."""
     found = EncodingProjection(torch.zeros((2, len(state["mean"]))))
     found.load_state_dict(state)

@@ -26,24 +26,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from comodal.console import say
-from comodal.data.output_folder import as_json, explained, only_one
+from comodal.console import print_line
+from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.data.regions.region_appender import RegionAppender
-from comodal.data.regions.region_compatibility import named
+from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.data.sources.image_folder import find_images
+from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import DataError
-from comodal.files import json_line, write_whole
-from comodal.media.storage.open_media import container_of
-from comodal.regions.extract import ExtractionPool, add, with_bar
-from comodal.regions.image_list import ImageList, ImageWithBoxes, read_boxes, refused_of
+from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.media.storage.open_media import find_container
+from comodal.regions.extract import ExtractionPool, add_extraction_result, track_extraction
+from comodal.regions.image_list import ImageList, ImageWithBoxes, list_refused_images, read_image_boxes
 from comodal.text_files import read_json_lines, read_json_object
-from comodal.workers import running_on
+from comodal.workers import select_backend
 
-HERE = ".comodal-index"  # in the folder of the pictures
-KIND = "search index"
-ABOUT, REFUSED, STORES = "about.json", "refused.jsonl", "regions-"
-BOXES = ("own", "grid", "selective")  # other words are a file
+INDEX_FOLDER = ".comodal-index"  # in the folder of the pictures
+INDEX_KIND = "search index"
+INDEX_INFO_FILE, REFUSED_FILE, STORE_PREFIX = "about.json", "refused.jsonl", "regions-"
+BOX_SOURCES = ("own", "grid", "selective")  # other words are a file
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class FolderImages:
     refused: Sequence[dict[str, str]]
 
 
-def in_step(
+def update_index(
     folder: Path,
     index: Path,
     learnt: dict[str, Any],
@@ -117,27 +117,31 @@ def in_step(
     Raises:
         DataError: There is no picture, the index is damaged, of another folder or of other boxes, or cannot be written.
     """
-    about = read_about(index)
+    about = read_index_info(index)
     if about is not None:
-        check_same(index, about, folder, boxes)
-        check_network(index, about, learnt)
+        check_index_folder(index, about, folder, boxes)
+        check_index_network(index, about, learnt)
         boxes = about.boxes
-    wanted = wanted_of(folder, boxes)
-    while (found := known(folder, index, about, wanted)) is None:
-        with writable(index), only_one(index), running_on("loky"):
-            about = extended(
+    wanted = list_folder_images(folder, boxes)
+    while (found := read_indexed_images(folder, index, about, wanted)) is None:
+        with explain_write_errors(index), lock_output_folder(index), select_backend("loky"):
+            about = extend_index(
                 index, about, wanted, IndexInfo("", os.path.relpath(folder, index), boxes), new_pool(boxes)
             )
     if not found.names:
-        raise DataError(f"{folder}: none of its {found.refused:,} pictures can be read; {index / REFUSED} says why")
+        raise DataError(
+            f"{folder}: none of its {found.refused:,} pictures can be read; {index / REFUSED_FILE} says why"
+        )
     return found
 
 
-def known(folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImages) -> IndexedImages | None:
+def read_indexed_images(
+    folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImages
+) -> IndexedImages | None:
     """What the index holds of the pictures that are wanted, or None if it lacks some."""
     if about is None:
         return None
-    store, refused = open_store(index, about), read_refused(index)
+    store, refused = open_index_store(index, about), read_refused_images(index)
     rows = store.ids.rows_of(list(wanted.images))
     there = rows >= 0
     if not all(found or name in refused for name, found in zip(wanted.images, there.tolist(), strict=True)):
@@ -146,37 +150,39 @@ def known(folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImag
     return IndexedImages(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
 
 
-def extended(
+def extend_index(
     index: Path, about: IndexInfo | None, wanted: FolderImages, fresh: IndexInfo, pool: ExtractionPool
 ) -> IndexInfo:
     """Adds what is wanted to the store that is there, or makes a new one where most of that is no longer wanted."""
-    before = None if about is None else open_store(index, about)
+    before = None if about is None else open_index_store(index, about)
     if about is not None and before is not None:
         there = before.ids.rows_of(list(wanted.images)) >= 0
         if 2 * int(there.sum()) >= len(before):
             known = {name for name, found in zip(wanted.images, there.tolist(), strict=True) if found}
             with RegionAppender(before) as appender:
-                make_missing(index, appender, known, wanted, pool)
-            report(index, open_store(index, about))
+                extract_missing_images(index, appender, known, wanted, pool)
+            print_index_report(index, open_index_store(index, about))
             return about
-    number = 1 + (int(about.store.removeprefix(STORES)) if about else 0)
-    out = index / f"{STORES}{number}"
-    if not (out / ABOUT).exists():  # killed before it became the index
+    number = 1 + (int(about.store.removeprefix(STORE_PREFIX)) if about else 0)
+    out = index / f"{STORE_PREFIX}{number}"
+    if not (out / INDEX_INFO_FILE).exists():  # killed before it became the index
         network = pool.extractor.network
         with RegionWriter(out, network.feature_dim, network.num_classes, about=pool.extractor.about) as writer:
             if before is not None:
-                copy(before, wanted, writer)
-            make_missing(index, writer, writer.known, wanted, pool)
+                copy_unchanged_regions(before, wanted, writer)
+            extract_missing_images(index, writer, writer.known, wanted, pool)
     fresh = IndexInfo(out.name, fresh.folder, fresh.boxes)
-    write_whole(index / ABOUT, as_json({"kind": KIND, "format": 1} | asdict(fresh)))
-    for old in index.glob(f"{STORES}*"):
+    write_bytes_atomically(
+        index / INDEX_INFO_FILE, encode_settings_json({"kind": INDEX_KIND, "format": 1} | asdict(fresh))
+    )
+    for old in index.glob(f"{STORE_PREFIX}*"):
         if old != out:
             shutil.rmtree(old)
-    report(index, RegionStore(out))
+    print_index_report(index, RegionStore(out))
     return fresh
 
 
-def make_missing(
+def extract_missing_images(
     index: Path,
     writer: RegionWriter | RegionAppender,
     known: Collection[str],
@@ -184,16 +190,18 @@ def make_missing(
     pool: ExtractionPool,
 ) -> None:
     """Makes the regions of pictures that are neither known nor were refused, and reports which are refused."""
-    refused = {name: line for name, line in read_refused(index).items() if name in wanted.images}
+    refused = {name: line for name, line in read_refused_images(index).items() if name in wanted.images}
     todo = {name: given for name, given in wanted.images.items() if name not in known and name not in refused}
-    made = with_bar(pool(list(todo.values())), len(wanted.images), len(todo))
+    made = track_extraction(pool(list(todo.values())), len(wanted.images), len(todo))
     for name, one in zip(todo, made, strict=True):
-        if found := add(writer, one, name):
+        if found := add_extraction_result(writer, one, name):
             refused[name] = {"id": name} | found._asdict()
-    write_whole(index / REFUSED, b"".join(json_line(line) for line in [*refused.values(), *wanted.refused]))
+    write_bytes_atomically(
+        index / REFUSED_FILE, b"".join(encode_json_line(line) for line in [*refused.values(), *wanted.refused])
+    )
 
 
-def copy(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> None:
+def copy_unchanged_regions(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> None:
     """The regions of pictures that are as they were."""
     for row, name in enumerate(before.ids):
         if name in wanted.images and name not in writer.known:
@@ -201,37 +209,40 @@ def copy(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> Non
             writer.add(name, features, boxes, width, height, classes)
 
 
-def wanted_of(folder: Path, boxes: str | None) -> FolderImages:
+def list_folder_images(folder: Path, boxes: str | None) -> FolderImages:
     """All pictures of a folder, or those of a file of boxes."""
-    found = find_images(folder)
-    listed = ImageList(tuple(ImageWithBoxes(name, None) for name in found.names), refused_of(found))
-    if boxes is not None and boxes not in BOXES:
-        listed = read_boxes(Path(boxes), folder)
-    images = {f"{given.image}#{stamp(folder, given)}": given for given in sorted(listed.images, key=lambda g: g.image)}
+    found = find_image_files(folder)
+    listed = ImageList(tuple(ImageWithBoxes(name, None) for name in found.names), list_refused_images(found))
+    if boxes is not None and boxes not in BOX_SOURCES:
+        listed = read_image_boxes(Path(boxes), folder)
+    images = {
+        f"{given.image}#{fingerprint_image(folder, given)}": given
+        for given in sorted(listed.images, key=lambda g: g.image)
+    }
     return FolderImages(images, [{"id": line.image} | line._asdict() for line in listed.refused])
 
 
-def stamp(folder: Path, given: ImageWithBoxes) -> str:
+def fingerprint_image(folder: Path, given: ImageWithBoxes) -> str:
     """Of a picture's size, time and given boxes; another one means another picture."""
     boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
     try:
         try:
             status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
         except NotADirectoryError:
-            status = (container_of(folder / given.image) or folder / given.image).stat()
+            status = (find_container(folder / given.image) or folder / given.image).stat()
         marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
     except OSError:  # why not, is told when it is read
         marks = f"[{boxes}]"
     return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
 
 
-def read_about(index: Path) -> IndexInfo | None:
+def read_index_info(index: Path) -> IndexInfo | None:
     """What an index says of itself, or None where there is none yet.
 
     Raises:
         DataError: It is damaged, or something else.
     """
-    path = index / ABOUT
+    path = index / INDEX_INFO_FILE
     if not path.exists():
         return None
     try:
@@ -239,16 +250,16 @@ def read_about(index: Path) -> IndexInfo | None:
     except DataError as error:
         raise DataError(f"{error} Delete {index}, and the next search makes it anew") from error
     try:
-        if about["kind"] != KIND:
-            raise DataError(f"{index} holds {about['kind']}, not a {KIND}: give another --index")
-        if not re.fullmatch(rf"{STORES}\d+", about["store"]):
+        if about["kind"] != INDEX_KIND:
+            raise DataError(f"{index} holds {about['kind']}, not a {INDEX_KIND}: give another --index")
+        if not re.fullmatch(rf"{STORE_PREFIX}\d+", about["store"]):
             raise ValueError(about["store"])
         return IndexInfo(about["store"], str(about["folder"]), about["boxes"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
 
-def open_store(index: Path, about: IndexInfo) -> RegionStore:
+def open_index_store(index: Path, about: IndexInfo) -> RegionStore:
     """The regions of an index.
 
     Raises:
@@ -260,9 +271,9 @@ def open_store(index: Path, about: IndexInfo) -> RegionStore:
         raise DataError(f"{error}. Delete {index}, and the next search makes it anew") from error
 
 
-def read_refused(index: Path) -> dict[str, dict[str, str]]:
+def read_refused_images(index: Path) -> dict[str, dict[str, str]]:
     """The lines of the report by the ids of the pictures."""
-    path = index / REFUSED
+    path = index / REFUSED_FILE
     if not path.exists():
         return {}
     try:
@@ -271,7 +282,7 @@ def read_refused(index: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
 
 
-def check_same(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -> None:
+def check_index_folder(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -> None:
     """The index is of this folder and of these boxes.
 
     Raises:
@@ -285,34 +296,35 @@ def check_same(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -
         raise DataError(f"{index} was made with boxes of {made}, not {boxes}: give another --index, or delete it")
 
 
-def check_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -> None:
+def check_index_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -> None:
     """The regions are made by the network of the model's own.
 
     Raises:
         DataError: They are not.
     """
-    made = open_store(index, about).about["made_from"]
+    made = open_index_store(index, about).about["made_from"]
     if made.get("fingerprint") != learnt.get("fingerprint"):
         raise DataError(
-            f"{index} has regions of {named(made)}, and the model has learnt from those of {named(learnt)}: "
+            f"{index} has regions of {describe_regions(made)}, "
+            f"and the model was trained on those of {describe_regions(learnt)}: "
             "give another --index, or delete it"
         )
 
 
 @contextmanager
-def writable(index: Path) -> Iterator[None]:
+def explain_write_errors(index: Path) -> Iterator[None]:
     """Says what to do where the index cannot be written."""
     try:
         index.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "a file, not a folder" if error.errno == errno.EEXIST else error.strerror
         raise DataError(f"{index}: {reason}; --index FOLDER says where else the index may lie") from error
-    with explained(index):
+    with translate_os_errors(index):
         yield
 
 
-def report(index: Path, store: RegionStore) -> None:
+def print_index_report(index: Path, store: RegionStore) -> None:
     """Counts what the index holds and what was refused, by reason."""
-    reasons = Counter(line["reason"] for line in read_refused(index).values())
+    reasons = Counter(line["reason"] for line in read_refused_images(index).values())
     counts = "".join(f", {count:,} refused ({reason})" for reason, count in reasons.most_common())
-    say(f"{index}: {len(store):,} pictures{counts}", stderr=True)
+    print_line(f"{index}: {len(store):,} pictures{counts}", stderr=True)

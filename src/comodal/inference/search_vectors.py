@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json_object
 
 
@@ -29,7 +29,7 @@ class ImageVectors(NamedTuple):
     vectors: Float32[Tensor, "rows dim"]
 
 
-def row_type(dim: int) -> np.dtype:
+def make_row_dtype(dim: int) -> np.dtype:
     return np.dtype([("hash", "<i8"), ("vector", "<f4", (dim,))])
 
 
@@ -48,19 +48,19 @@ def read_vectors(manifest: Path, dim: int) -> ImageVectors:
         return nothing
     try:
         with path.open("rb") as file:
-            data = file.read(int(about["rows"]) * row_type(dim).itemsize)
+            data = file.read(int(about["rows"]) * make_row_dtype(dim).itemsize)
         if about["dim"] != dim or zlib.crc32(data) != about["crc32"]:
             raise ValueError("checksum")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
-    rows = np.frombuffer(data, row_type(dim))
+    rows = np.frombuffer(data, make_row_dtype(dim))
     return ImageVectors(torch.from_numpy(rows["hash"].copy()), torch.from_numpy(rows["vector"].copy()))
 
 
 def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
     """Writes vectors of which the first `there` are in the file already, as `read_vectors` gave them."""
     path, dim = manifest.with_suffix(".vectors"), found.vectors.shape[1]
-    rows = np.empty(len(found.hashes) - there, row_type(dim))
+    rows = np.empty(len(found.hashes) - there, make_row_dtype(dim))
     rows["hash"], rows["vector"] = found.hashes[there:].numpy(), found.vectors[there:].numpy()
     data = rows.tobytes()
     if there:
@@ -69,14 +69,14 @@ def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
             return
         checksum = zlib.crc32(data, before["crc32"])
         with path.open("r+b") as file:
-            file.truncate(there * row_type(dim).itemsize)
+            file.truncate(there * make_row_dtype(dim).itemsize)
             file.seek(0, os.SEEK_END)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     else:
         manifest.unlink(missing_ok=True)  # which is of other rows
-        write_whole(path, data)
+        write_bytes_atomically(path, data)
         checksum = zlib.crc32(data)
     about = {"rows": len(found.hashes), "dim": dim, "crc32": checksum}
-    write_whole(manifest, (json.dumps(about) + "\n").encode())
+    write_bytes_atomically(manifest, (json.dumps(about) + "\n").encode())

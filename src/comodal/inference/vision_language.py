@@ -16,25 +16,25 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from comodal.console import say, say_json
-from comodal.data.captions.caption_dataset import with_whole_image
-from comodal.data.regions.box_units import CORNERS, ends_before_it_begins, judge_source
+from comodal.console import print_json, print_line
+from comodal.data.captions.caption_dataset import prepend_whole_image
+from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
-from comodal.hardware import Compute, DeviceName, Precision, resolve
+from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.media.user_inputs import as_image, as_path
-from comodal.models.checkpoint import load_model, model_folder
+from comodal.media.user_inputs import to_path, to_rgb_array
+from comodal.models.checkpoint import find_model_folder, load_model
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.regions.region_network import extractor_for
-from comodal.tasks.retrieval.pair_scores import groups
-from comodal.tasks.vision_language.grounding.refcoco_files import HEAD as POINTING
-from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, vocabulary_of
-from comodal.tasks.vision_language.question_answering.vqa_files import HEAD as ANSWERING
+from comodal.regions.region_network import load_extractor_for_model
+from comodal.tasks.retrieval.pair_scores import group_by_size
+from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
+from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, read_model_vocabulary
+from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as ANSWERING
 from comodal.text_files import read_json, read_json_object
 
-MAX_REGIONS = 100
+MAX_INPUT_REGIONS = 100
 
 
 class Prediction(NamedTuple):
@@ -103,21 +103,24 @@ class VisionLanguagePipeline:
             TypeError: It is something else.
         """
         try:
-            extractor = extractor_for(self.folder, self.regions["made_from"], device=str(self.compute.device))
+            extractor = load_extractor_for_model(
+                self.folder, self.regions["made_from"], device=str(self.compute.device)
+            )
         except DataError as error:
             raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
-        picture = as_image(image)
+        picture = to_rgb_array(image)
         try:
             found = extractor(picture, boxes)
         except MediaError as error:
             path = image if isinstance(image, str | Path) else error.path
             raise MediaError(path, error.reason, error.detail) from None
         read, places = (
-            torch.from_numpy(part)[None].to(self.compute.device) for part in with_whole_image(found, MAX_REGIONS)
+            torch.from_numpy(part)[None].to(self.compute.device)
+            for part in prepend_whole_image(found, MAX_INPUT_REGIONS)
         )
         with self.compute.autocast():
             prefix = self.vilbert.vision_prefix(read, places, None)
-        return EncodedImage(picture, found.boxes[:MAX_REGIONS], prefix)
+        return EncodedImage(picture, found.boxes[:MAX_INPUT_REGIONS], prefix)
 
     def seen(self, image: Any) -> EncodedImage:
         """An image as the model reads it, whether `see` has read it before or not."""
@@ -149,14 +152,17 @@ class VisionLanguagePipeline:
 
     def ask(self, image: Any, question: str, most: int = 5) -> list[Prediction]:
         """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
-        answers, heads = vocabulary_of(self.folder), self.model.heads if isinstance(self.model, TaskModel) else ()
+        answers, heads = (
+            read_model_vocabulary(self.folder),
+            self.model.heads if isinstance(self.model, TaskModel) else (),
+        )
         head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
         scores = self.scores(head, "vqa", self.words.encode(question), self.seen(image)).sigmoid()
         if len(scores) != len(answers):
             raise CheckpointError(
                 f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
             )
-        best = highest(scores, most)
+        best = select_top_k(scores, most)
         return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def fill(self, image: Any, text: str, most: int = 5) -> list[list[Prediction]]:
@@ -169,7 +175,7 @@ class VisionLanguagePipeline:
         output = self.meet([pieces], self.seen(image))
         with torch.inference_mode():
             shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
-        best = highest(shares, most)
+        best = select_top_k(shares, most)
         return [
             [Prediction(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -180,7 +186,7 @@ class VisionLanguagePipeline:
         texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
         pieces = [self.words.encode(text) for text in texts]
         lengths, likely = np.array([len(text) for text in pieces], np.int64), np.zeros(len(texts))
-        for chosen in groups(lengths, self.compute.sequence_batch):
+        for chosen in group_by_size(lengths, self.compute.sequence_batch):
             output = self.meet([pieces[i] for i in chosen.tolist()], seen)
             with torch.inference_mode():
                 logits = self.vilbert.alignment_head(output.text, output.vision)
@@ -193,7 +199,7 @@ class VisionLanguagePipeline:
         scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
         height, width = seen.picture.shape[:2]
         boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
-        best = highest(scores, most)
+        best = select_top_k(scores, most)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
@@ -212,18 +218,18 @@ def load_vision_language(
         CheckpointError: There is no ViLBERT, or it does not remember its regions.
         DataError: Its vocabulary is missing.
     """
-    run = as_path(run)
-    model, path = load_model(run), model_folder(run) / "regions.json"
+    run = to_path(run)
+    model, path = load_model(run), find_model_folder(run) / "regions.json"
     if not isinstance(model, ViLBERT | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
     if not isinstance(regions.get("made_from"), dict):
         raise CheckpointError(f"{path} says of what regions the model has learnt; it is missing, or has no made_from")
-    compute = resolve(device, precision)
+    compute = resolve_compute(device, precision)
     return VisionLanguagePipeline(run, model.to(compute.device), WordPieceTokenizer.read(run), regions, compute)
 
 
-def highest(scores: Tensor, most: int) -> Any:
+def select_top_k(scores: Tensor, most: int) -> Any:
     """The highest of the last dimension and their places, as `topk`; fewer where there are no more.
 
     Raises:
@@ -234,7 +240,7 @@ def highest(scores: Tensor, most: int) -> Any:
     return scores.topk(min(most, scores.shape[-1]))
 
 
-def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
+def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
     """Boxes of a JSON file: a list of left, top, right, bottom."""
     if boxes is None:
         return None
@@ -242,17 +248,17 @@ def corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
         found = np.array(read_json(boxes), np.float32).reshape(-1, 4)
     except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
-    if ends_before_it_begins(found):
-        judge_source(boxes, {CORNERS: 1}, 0)
+    if has_inverted_box(found):
+        check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, 0)
     if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
         raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")
     return found
 
 
-def show(guesses: Sequence[Prediction], as_json: bool) -> None:
+def print_predictions(guesses: Sequence[Prediction], as_json: bool) -> None:
     """Prints guesses for people, or as JSON."""
     if as_json:
-        say_json([guess._asdict() for guess in guesses])
+        print_json([guess._asdict() for guess in guesses])
         return
     for guess in guesses:
-        say(f"{guess.probability:6.3f}  {guess.text}")
+        print_line(f"{guess.probability:6.3f}  {guess.text}")

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from comodal.console import say, say_json
-from comodal.files import whole
+from comodal.console import print_json, print_line
+from comodal.files import write_atomically
 from comodal.hardware import DeviceName, Precision
 from comodal.inference.vision_language import (
     AnsweredQuestion,
     EncodedImage,
     GroundedBox,
     VisionLanguagePipeline,
-    corners,
     load_vision_language,
-    show,
+    print_predictions,
+    read_box_corners,
 )
-from comodal.lazy_import import find_object
+from comodal.lazy_import import import_object
 
-BELONGS = "belongs to the picture"
+MATCH_DESCRIPTION = "belongs to the picture"
 
 
 def ask(
@@ -48,11 +48,11 @@ def ask(
         comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
     answerer = load_vision_language(model, device, precision)
-    draw = drawing(explain, answerer)
-    seen = answerer.see(image, corners(boxes))
+    draw = create_attention_drawing(explain, answerer)
+    seen = answerer.see(image, read_box_corners(boxes))
     guesses = answerer.ask(seen, question, top)
     draw(seen, [AnsweredQuestion(question, guesses)])
-    show(guesses, json)
+    print_predictions(guesses, json)
 
 
 def fill(
@@ -83,13 +83,13 @@ def fill(
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
     answerer = load_vision_language(model, device, precision)
-    draw = drawing(explain, answerer)
-    seen = answerer.see(image, corners(boxes))
+    draw = create_attention_drawing(explain, answerer)
+    seen = answerer.see(image, read_box_corners(boxes))
     found = answerer.fill(seen, text, top)
     best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
     draw(seen, [AnsweredQuestion(text, best_first)])
     for guesses in found:
-        show(guesses, json)
+        print_predictions(guesses, json)
 
 
 def align(
@@ -118,11 +118,11 @@ def align(
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
     answerer = load_vision_language(model, device, precision)
-    draw = drawing(explain, answerer)
-    seen = answerer.see(image, corners(boxes))
+    draw = create_attention_drawing(explain, answerer)
+    seen = answerer.see(image, read_box_corners(boxes))
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
-    draw(seen, [AnsweredQuestion(guess.text, [guess._replace(text=BELONGS)]) for guess in found])
-    show(found, json)
+    draw(seen, [AnsweredQuestion(guess.text, [guess._replace(text=MATCH_DESCRIPTION)]) for guess in found])
+    print_predictions(found, json)
 
 
 def ground(
@@ -155,18 +155,18 @@ def ground(
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
     answerer = load_vision_language(model, device, precision)
-    draw = drawing(explain, answerer)
-    seen = answerer.see(image, corners(boxes))
+    draw = create_attention_drawing(explain, answerer)
+    seen = answerer.see(image, read_box_corners(boxes))
     places = answerer.ground(seen, phrase, top)
     draw(seen, [AnsweredQuestion(phrase, places)])
-    show_places(places, json)
+    print_grounded_boxes(places, json)
     if out is not None:
-        figure = find_object("comodal.inference.draw_boxes:draw_places")(seen, places, phrase)
-        with whole(out) as path:
+        figure = import_object("comodal.inference.draw_boxes:draw_grounded_boxes")(seen, places, phrase)
+        with write_atomically(out) as path:
             figure.savefig(path, format="png", dpi=120)
 
 
-def drawing(
+def create_attention_drawing(
     out: Path | None, answerer: VisionLanguagePipeline
 ) -> Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]:
     """What draws the attention of words to a file (`Explanation`); it does nothing where no file is wanted.
@@ -177,14 +177,14 @@ def drawing(
     """
     if out is None:
         return lambda _seen, _questions: None
-    return find_object("comodal.inference.explain:AttentionExplainer")(out, answerer)
+    return import_object("comodal.inference.explain:AttentionExplainer")(out, answerer)
 
 
-def show_places(places: list[GroundedBox], as_json: bool) -> None:
+def print_grounded_boxes(places: list[GroundedBox], as_json: bool) -> None:
     """Prints boxes for people, or as JSON."""
     if as_json:
-        say_json([place._asdict() for place in places])
+        print_json([place._asdict() for place in places])
         return
     for place in places:
         sides = " ".join(f"{side:.1f}" for side in place.box)
-        say(f"{place.probability:6.3f}  {sides}")
+        print_line(f"{place.probability:6.3f}  {sides}")

@@ -18,12 +18,12 @@ from jaxtyping import Float32
 from comodal.errors import MediaError
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import (
-    LOUDEST,
+    MAX_AMPLITUDE,
     MAX_SAMPLE_RATE,
     MIN_SAMPLE_RATE,
     RefusalReason,
-    describe_impostor,
-    read_head,
+    describe_non_media,
+    read_first_bytes,
 )
 
 try:  # a machine that trains from shards decodes FLAC, and may do without FFmpeg
@@ -36,7 +36,7 @@ PCM_SCALE = 32768.0  # 16 bits; what is read from 16 bits is written back unchan
 Mono = Float32[np.ndarray, " samples"]
 
 
-def read_sound(
+def read_audio(
     path: Path, sample_rate: int = 48000, start_seconds: float = 0.0, seconds: float | None = None
 ) -> Float32[np.ndarray, " samples"]:
     """Read a sound file, or the sound of a video, as mono with full scale at 1.
@@ -55,7 +55,7 @@ def read_sound(
     skip = round(start_seconds * sample_rate)
     stop = None if seconds is None else skip + round(seconds * sample_rate)
     pieces, position = [np.zeros(0, np.float32)], 0
-    with closing(_resampled(path, sample_rate)) as blocks:
+    with closing(_stream_resampled(path, sample_rate)) as blocks:
         for block in blocks:
             pieces.append(block[max(skip - position, 0) : None if stop is None else max(stop - position, 0)])
             position += len(block)
@@ -64,7 +64,7 @@ def read_sound(
     return np.concatenate(pieces)
 
 
-def stream_sound(
+def stream_audio(
     path: Path, sample_rate: int = 48000, block_seconds: float = 10.0
 ) -> Iterator[Float32[np.ndarray, " samples"]]:
     """Read like `read_sound`, in consecutive blocks of `block_seconds` (the last is shorter), whatever the length.
@@ -78,7 +78,7 @@ def stream_sound(
     if size < 1:
         raise ValueError(f"block_seconds ({block_seconds}) must be at least one sample")
     held = np.zeros(0, np.float32)
-    with closing(_resampled(path, sample_rate)) as blocks:
+    with closing(_stream_resampled(path, sample_rate)) as blocks:
         for block in blocks:
             held = np.concatenate([held, block])
             while len(held) >= size:
@@ -88,7 +88,9 @@ def stream_sound(
         yield held
 
 
-def resample(sound: Float32[np.ndarray, " samples"], rate: int, new_rate: int) -> Float32[np.ndarray, " new_samples"]:
+def resample_audio(
+    sound: Float32[np.ndarray, " samples"], rate: int, new_rate: int
+) -> Float32[np.ndarray, " new_samples"]:
     """Change the sample rate of a whole sound."""
     return sound if rate == new_rate else soxr.resample(sound, rate, new_rate)
 
@@ -118,10 +120,10 @@ def decode_flac(
         raise MediaError("FLAC data", RefusalReason.UNREADABLE, error.error_string) from None
 
 
-def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
+def _stream_resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
     """Mono sound at `sample_rate` in blocks of any size."""
     resampler = None
-    for rate, block in native_blocks(path):
+    for rate, block in stream_native_audio(path):
         if resampler is None and rate != sample_rate:
             resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
         yield block if resampler is None else resampler.resample_chunk(block)
@@ -129,33 +131,33 @@ def _resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def native_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
+def stream_native_audio(path: Path) -> Iterator[tuple[int, Mono]]:
     """Blocks of mono sound with the sample rate of the file, which stays the same.
 
     Raises:
         MediaError: missing, unreadable or without sound.
     """
-    impostor = describe_impostor(read_head(path))
+    impostor = describe_non_media(read_first_bytes(path))
     if impostor:
         raise MediaError(path, RefusalReason.UNREADABLE, impostor)
     if container_audio is not None:
         try:
-            yield from container_audio.read_sound_blocks(path)
+            yield from container_audio.read_audio_blocks(path)
             return
         except MediaError as error:
             if error.reason != RefusalReason.NOT_A_VIDEO:
                 raise
-    yield from _with_soundfile(path)
+    yield from _stream_with_soundfile(path)
 
 
-def _with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
+def _stream_with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
     try:
         with soundfile.SoundFile(path if path.is_file() else open_media(path)) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
                 raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {file.samplerate} samples a second")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
-                if not (np.abs(mono) <= LOUDEST).all():
+                if not (np.abs(mono) <= MAX_AMPLITUDE).all():
                     raise MediaError(
                         path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure"
                     )

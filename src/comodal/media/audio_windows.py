@@ -17,7 +17,7 @@ class EmptyAudioError(ValueError):
     """There is not one sample."""
 
 
-def window_start(place: int, hop: int | float) -> int:
+def compute_window_start(place: int, hop: int | float) -> int:
     """The first sample of a window, the silence on the left counted."""
     return math.floor(place * hop + 0.5)
 
@@ -26,7 +26,7 @@ def count_windows(samples: int, window: int, hop: int | float, centre: bool) -> 
     """How many windows cover a sound of so many samples: at least one."""
     beyond = samples + (window // 2 if centre else 0) - window
     last = max(0, int(beyond / hop) - 1)
-    while window_start(last, hop) < beyond:
+    while compute_window_start(last, hop) < beyond:
         last += 1
     return 1 + last
 
@@ -55,7 +55,7 @@ def iterate_windows(
             if len(ready):
                 yield np.lib.stride_tricks.sliding_window_view(held, window)[ready]
                 sent += len(ready)
-            done = min(window_start(sent, hop) - dropped, len(held))
+            done = min(compute_window_start(sent, hop) - dropped, len(held))
             held, dropped = held[done:], dropped + done
             if not len(ready):
                 break

@@ -5,7 +5,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, the weights of Pillow's and l3embedding's conversion to grey
+GRAY_WEIGHTS = (
+    0.299,
+    0.587,
+    0.114,
+)  # luma of ITU-R BT.601, the weights of Pillow's and l3embedding's conversion to grey
 
 
 def random_crop(
@@ -19,7 +23,7 @@ def random_crop(
     return image[top : top + size, left : left + size]
 
 
-def random_flip(
+def random_horizontal_flip(
     image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture or its mirror image, with equal chance."""
@@ -28,7 +32,7 @@ def random_flip(
     return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))  # numpy takes 3 times as long
 
 
-def jitter_colour(
+def jitter_color(
     image: UInt8[np.ndarray, "height width 3"], brightness: float, saturation: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Adds up to `brightness` (1 is white) to every channel and scales the distance from grey by 1 +- `saturation`.
@@ -40,13 +44,13 @@ def jitter_colour(
     offset = 255 * rng.uniform(-brightness, brightness)
     matrix: list[float] = []
     for channel in range(3):
-        row = [(1 - scale) * weight for weight in GREY]
+        row = [(1 - scale) * weight for weight in GRAY_WEIGHTS]
         row[channel] += scale
         matrix += [*row, offset]
     return np.asarray(Image.fromarray(image).convert("RGB", tuple(matrix)))
 
 
-def random_gain(
+def jitter_gain(
     sound: Float32[np.ndarray, "samples"], change: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "samples"]:
     """The sound up to `change` louder or softer (0.1 is 10 %)."""

@@ -16,12 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from comodal.errors import MediaError
 from comodal.media.storage.open_media import open_media
-from comodal.media.storage.refused_formats import RefusalReason, describe_impostor, read_head
+from comodal.media.storage.refused_formats import RefusalReason, describe_non_media, read_first_bytes
 
 # What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 100_000_000  # of a declared size; Pillow warns at 89 million, a decompressed picture takes 3 bytes each
-MAX_ASPECT = 100  # of a picture's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MAX_IMAGE_PIXELS = (
+    100_000_000  # of a declared size; Pillow warns at 89 million, a decompressed picture takes 3 bytes each
+)
+MAX_IMAGE_ASPECT = 100  # of a picture's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
 Luma: TypeAlias = UInt8[np.ndarray, "rows columns"]
 Chroma: TypeAlias = UInt8[np.ndarray, "half_rows half_columns"]
 
@@ -34,37 +36,37 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         MediaError: missing, unreadable, declared larger than 100 million pixels, narrower than 1 : 100, or of floats
             that are not from 0 to 255.
     """
-    impostor = describe_impostor(read_head(path))
+    impostor = describe_non_media(read_first_bytes(path))
     if impostor:
         raise MediaError(path, RefusalReason.UNREADABLE, impostor)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: odd metadata, sizes under our own limit
-            with open_media(path) as file, Image.open(file, formats=known_formats()) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS:,}"
+            with open_media(path) as file, Image.open(file, formats=list_readable_formats()) as picture:
+                if picture.width * picture.height > MAX_IMAGE_PIXELS:
+                    detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
                     raise MediaError(path, RefusalReason.TOO_LARGE, detail)
-                if max(picture.size) > MAX_ASPECT * min(picture.size):
-                    detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_ASPECT}"
+                if max(picture.size) > MAX_IMAGE_ASPECT * min(picture.size):
+                    detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_IMAGE_ASPECT}"
                     raise MediaError(path, RefusalReason.TOO_LARGE, detail)
-                return np.asarray(in_color(ImageOps.exif_transpose(picture)))
+                return np.asarray(convert_to_rgb(ImageOps.exif_transpose(picture)))
     except Image.DecompressionBombError as error:
         raise MediaError(path, RefusalReason.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        raise MediaError(path, RefusalReason.UNREADABLE, f"none of {', '.join(FORMATS)}") from None
+        raise MediaError(path, RefusalReason.UNREADABLE, f"none of {', '.join(IMAGE_FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
         # Pillow's readers raise any of these on damaged files
         raise MediaError(path, RefusalReason.UNREADABLE, str(error) or type(error).__name__) from None
 
 
 @cache
-def known_formats() -> tuple[str, ...]:
+def list_readable_formats() -> tuple[str, ...]:
     """Those of FORMATS that this build of Pillow reads."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
-def in_color(picture: Image.Image) -> Image.Image:
+def convert_to_rgb(picture: Image.Image) -> Image.Image:
     """RGB on black; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion clips everything to white.
 
     Floats have no range of their own: from 0 to 255 they are taken as they are, from 0 to 1 (or nan) refused, where
@@ -109,9 +111,9 @@ def decode_jpeg(data: bytes, min_short_side: int | None = None) -> UInt8[np.ndar
     smallest = min_short_side or 0
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if int(height) * int(width) > MAX_PIXELS:
+        if int(height) * int(width) > MAX_IMAGE_PIXELS:
             raise MediaError(
-                "JPEG data", RefusalReason.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+                "JPEG data", RefusalReason.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
             )
         return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=smallest, min_width=smallest)
     except ValueError as error:
@@ -130,7 +132,7 @@ def resize_short_side(
     return np.asarray(Image.fromarray(image).resize(new_size, Image.Resampling.BILINEAR))
 
 
-def centre_crop(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+def crop_image_center(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The square of `size` in the middle of a picture that is at least so large."""
     height, width, _ = image.shape
     if min(height, width) < size:

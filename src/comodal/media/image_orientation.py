@@ -16,9 +16,9 @@ from comodal.errors import MediaError
 from comodal.media.image import Chroma, Luma
 from comodal.media.storage.refused_formats import RefusalReason
 
-HD_LINES = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
+MIN_HD_HEIGHT = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
 # Codes of ITU-T H.273, table 4, as FFmpeg passes them on.
-MATRICES = {
+COLORSPACES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
     5: Colorspace.ITU601,
@@ -27,7 +27,7 @@ MATRICES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-MAX_ASPECT = 16.0  # of a picture's sides; beyond, a short side of 256 would make a picture of any size
+MAX_PIXEL_ASPECT = 16.0  # of a picture's sides; beyond, a short side of 256 would make a picture of any size
 
 
 class ImageOrienter:
@@ -49,13 +49,13 @@ class ImageOrienter:
         """Full-range BT.601 luma, and blue and red differences at half size: what a JPEG file holds."""
         width, height = (length + length % 2 for length in self.size(frame))
         scaled = self._scale(frame, width, height, "yuv420p")
-        luma, blue, red = (turn(_pixels(plane), frame) for plane in scaled.planes)
+        luma, blue, red = (apply_display_matrix(_crop_plane_padding(plane), frame) for plane in scaled.planes)
         return luma, blue, red
 
     def rgb(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         """Red, green and blue, as a screen shows them."""
         width, height = self.size(frame)
-        return turn(self._scale(frame, width, height, "rgb24").to_ndarray(), frame)
+        return apply_display_matrix(self._scale(frame, width, height, "rgb24").to_ndarray(), frame)
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of a picture after scaling and before turning.
@@ -65,21 +65,21 @@ class ImageOrienter:
         """
         width, height = frame.width * self.pixel_aspect, float(frame.height)
         short, long = sorted((width, height))
-        if long > MAX_ASPECT * short:
-            detail = f"a picture of {frame.width} x {frame.height} is narrower than 1 : {MAX_ASPECT:.0f}"
+        if long > MAX_PIXEL_ASPECT * short:
+            detail = f"a picture of {frame.width} x {frame.height} is narrower than 1 : {MAX_PIXEL_ASPECT:.0f}"
             raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
         scale = 1.0 if self.short_side is None else self.short_side / short
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def _scale(self, frame: av.VideoFrame, width: int, height: int, pixel_format: str) -> av.VideoFrame:
-        guess = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+        guess = Colorspace.ITU709 if frame.height >= MIN_HD_HEIGHT else Colorspace.ITU601
         try:
             return self.reformatter.reformat(
                 frame,
                 width,
                 height,
                 pixel_format,
-                src_colorspace=MATRICES.get(frame.colorspace, guess),
+                src_colorspace=COLORSPACES.get(frame.colorspace, guess),
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=ColorRange.JPEG,
                 interpolation=Interpolation.AREA,
@@ -90,7 +90,9 @@ class ImageOrienter:
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail) from None
 
 
-def turn(pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame) -> UInt8[np.ndarray, "..."]:
+def apply_display_matrix(
+    pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame
+) -> UInt8[np.ndarray, "..."]:
     """Turn and mirror pixels as the display matrix of their frame says, to the nearest quarter turn.
 
     The matrix maps (x, y) to (a x + c y, b x + d y), with y downwards (FFmpeg, libavutil/display.h).
@@ -105,6 +107,6 @@ def turn(pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFram
     return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
-def _pixels(plane: av.video.plane.VideoPlane) -> UInt8[np.ndarray, "rows columns"]:
+def _crop_plane_padding(plane: av.video.plane.VideoPlane) -> UInt8[np.ndarray, "rows columns"]:
     """A plane without the padding at the end of its rows."""
     return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

@@ -11,17 +11,17 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 ZERO_CROSSINGS = 64
-STEPS = 512  # of the table between two zero crossings
+TABLE_STEPS = 512  # of the table between two zero crossings
 ROLL_OFF = 0.9475937167399596
-BETA = 14.769656459379492
-MAX_RATE = 10_000_000.0
+KAISER_BETA = 14.769656459379492
+MAX_RESAMPLING_RATE = 10_000_000.0
 SPLIT = 128  # input samples that a group of output samples spans: its matrix is half zeros then
 
 
-def half_window() -> Float64[np.ndarray, " table"]:
+def build_half_window() -> Float64[np.ndarray, " table"]:
     """The right half of the filter, from its centre to the last zero crossing."""
-    places = np.linspace(0, ZERO_CROSSINGS, ZERO_CROSSINGS * STEPS + 1)
-    taper = np.kaiser(2 * len(places) - 1, BETA)[len(places) - 1 :]
+    places = np.linspace(0, ZERO_CROSSINGS, ZERO_CROSSINGS * TABLE_STEPS + 1)
+    taper = np.kaiser(2 * len(places) - 1, KAISER_BETA)[len(places) - 1 :]
     return ROLL_OFF * np.sinc(ROLL_OFF * places) * taper
 
 
@@ -33,12 +33,12 @@ class KaiserStream:
     """
 
     def __init__(self, rate: int | float, new_rate: int | float) -> None:
-        if not 0 < rate <= MAX_RATE or not 0 < new_rate <= MAX_RATE:
+        if not 0 < rate <= MAX_RESAMPLING_RATE or not 0 < new_rate <= MAX_RESAMPLING_RATE:
             raise ValueError(f"cannot resample from {rate} to {new_rate} samples a second")
         self.ratio = new_rate / rate
         period = Fraction(new_rate).limit_denominator(1000) / Fraction(rate).limit_denominator(1000)
         self.up, self.down = period.numerator, period.denominator
-        self.reach = int(len(half_window()) // max(1, int(min(1.0, self.ratio) * STEPS)))
+        self.reach = int(len(build_half_window()) // max(1, int(min(1.0, self.ratio) * TABLE_STEPS)))
         self.groups = self._matrices()
         self.held = np.zeros(self.reach - 1)
         self.received, self.sent = 0, 0
@@ -69,16 +69,16 @@ class KaiserStream:
         does; where the rate falls, that bends the filter by less than one part in `STEPS`.
         """
         scale = min(1.0, self.ratio)
-        window = half_window() * scale
+        window = build_half_window() * scale
         slope = np.append(np.diff(window), 0.0)
-        step = max(1, int(scale * STEPS))
+        step = max(1, int(scale * TABLE_STEPS))
         wings = []
         for distance in (scale * part, scale - scale * part):
-            offset = np.floor(distance * STEPS).astype(int)
+            offset = np.floor(distance * TABLE_STEPS).astype(int)
             index = offset[:, None] + step * np.arange(self.reach)
             inside = np.arange(self.reach) < (len(window) - offset[:, None]) // step
             index = np.minimum(index, len(window) - 1)
-            wings.append(inside * (window[index] + (distance * STEPS - offset)[:, None] * slope[index]))
+            wings.append(inside * (window[index] + (distance * TABLE_STEPS - offset)[:, None] * slope[index]))
         return wings[0], wings[1]
 
     def push(self, block: Float[np.ndarray, " samples"]) -> Float64[np.ndarray, " new_samples"]:

@@ -22,20 +22,20 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json_object, read_lines
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-UNUSED = re.compile(r"\[unused\d+\]")  # places that BERT's vocabularies keep free
-FILES = ("tokenizer.json", "vocab.txt")  # the first says more: how capitals and accents are treated
-BLANK = " \t"  # other white space, as U+2028, can be a piece
-MAX_BYTES = 64 << 20  # of a vocabulary; those of 250,000 pieces have 17 MB
-LONGEST_WORD = 100  # characters; BERT's WordPiece takes longer words as unknown
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNUSED_TOKEN_PATTERN = re.compile(r"\[unused\d+\]")  # places that BERT's vocabularies keep free
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # the first says more: how capitals and accents are treated
+BLANK_CHARACTERS = " \t"  # other white space, as U+2028, can be a piece
+MAX_VOCABULARY_BYTES = 64 << 20  # of a vocabulary; those of 250,000 pieces have 17 MB
+MAX_WORD_CHARACTERS = 100  # characters; BERT's WordPiece takes longer words as unknown
 CHARACTERS_AT_FIRST, MAX_CHARACTERS = (
     1 << 14,
     1 << 20,
 )  # of a text that are cut into pieces; the first is usually enough
-MAX_WORDS = 36  # the original's --max_seq_length for captions (train_concap.py)
+DEFAULT_MAX_TOKENS = 36  # the original's --max_seq_length for captions (train_concap.py)
 
 
 class EncodedTexts(NamedTuple):
@@ -71,17 +71,17 @@ class WordPieceTokenizer:
         whole: Sequence[str] = (),
     ) -> None:
         numbers = {piece: number for number, piece in enumerate(vocabulary)}
-        missing = [piece for piece in SPECIAL if piece not in numbers]
+        missing = [piece for piece in SPECIAL_TOKENS if piece not in numbers]
         if missing:
             raise DataError(
-                f"a BERT vocabulary has {', '.join(SPECIAL)}, and this one of {len(numbers)} pieces lacks "
+                f"a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}, and this one of {len(numbers)} pieces lacks "
                 f"{', '.join(missing)}: give the vocab.txt or tokenizer.json of a BERT"
             )
         if len(numbers) < len(vocabulary):
             twice = next(piece for piece, times in Counter(vocabulary).items() if times > 1)
             raise DataError(f"{twice!r} is there twice, so that the numbers of the pieces are not known")
         self.vocabulary = tuple(vocabulary)
-        self.padding, self.unknown, self.start, self.end, self.mask = (numbers[piece] for piece in SPECIAL)
+        self.padding, self.unknown, self.start, self.end, self.mask = (numbers[piece] for piece in SPECIAL_TOKENS)
         self.tokenizer = Tokenizer(WordPiece(numbers, unk_token="[UNK]", continuing_subword_prefix=prefix))
         self.tokenizer.normalizer = BertNormalizer(
             handle_chinese_chars=apart_chinese, strip_accents=strip_accents, lowercase=lower_case
@@ -89,7 +89,9 @@ class WordPieceTokenizer:
         self.tokenizer.pre_tokenizer = BertPreTokenizer()
         self.tokenizer.post_processor = BertProcessing(("[SEP]", self.end), ("[CLS]", self.start))
         self.tokenizer.decoder = WordPieceDecoder(prefix=prefix)
-        self.tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL])
+        self.tokenizer.add_special_tokens(
+            [AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_TOKENS]
+        )
         self.tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
 
     @classmethod
@@ -99,12 +101,12 @@ class WordPieceTokenizer:
         Raises:
             DataError: There is none, or it is damaged or not a BERT's.
         """
-        file = _file_of(path)
+        file = _find_vocabulary_file(path)
         is_json = file.suffix == ".json"
-        content = read_json_object(file, max_bytes=MAX_BYTES) if is_json else {}
-        lines = [] if is_json else read_lines(file, max_bytes=MAX_BYTES)
+        content = read_json_object(file, max_bytes=MAX_VOCABULARY_BYTES) if is_json else {}
+        lines = [] if is_json else read_lines(file, max_bytes=MAX_VOCABULARY_BYTES)
         try:
-            return _from_json(content) if is_json else _from_lines(lines, file.parent)
+            return _load_tokenizer_json(content) if is_json else _load_vocab_txt(lines, file.parent)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -121,7 +123,7 @@ class WordPieceTokenizer:
             counts.update(word for word, _ in cut.pre_tokenize_str(normalise.normalize_str(text)))
         signs = sorted(set("".join(counts)))
         words = sorted(set(counts) - set(signs), key=lambda word: (-counts[word], word))
-        return cls([*SPECIAL, *signs, *(f"##{sign}" for sign in signs), *words])
+        return cls([*SPECIAL_TOKENS, *signs, *(f"##{sign}" for sign in signs), *words])
 
     @property
     def size(self) -> int:
@@ -136,20 +138,22 @@ class WordPieceTokenizer:
     @property
     def ordinary(self) -> Int64[np.ndarray, "pieces"]:
         """The numbers of all pieces that can stand in a text: neither special nor kept free."""
-        taken = (piece in SPECIAL or UNUSED.fullmatch(piece) is not None for piece in self.vocabulary)
+        taken = (
+            piece in SPECIAL_TOKENS or UNUSED_TOKEN_PATTERN.fullmatch(piece) is not None for piece in self.vocabulary
+        )
         return np.flatnonzero(~np.fromiter(taken, bool, self.size))
 
-    def encode(self, text: str, max_words: int = MAX_WORDS) -> list[int]:
+    def encode(self, text: str, max_words: int = DEFAULT_MAX_TOKENS) -> list[int]:
         """[CLS], the pieces of the text, [SEP]: at most `max_words` of them, cut off from the end before [SEP].
 
         Half a surrogate pair, as broken JSON may have it, is read as a question mark.
         """
-        _check_room(max_words)
+        _check_max_tokens(max_words)
         return [self.start, *self._pieces(text, max_words - 2)[: max_words - 2], self.end]
 
-    def encode_all(self, texts: Iterable[str], max_words: int = MAX_WORDS) -> EncodedTexts:
+    def encode_all(self, texts: Iterable[str], max_words: int = DEFAULT_MAX_TOKENS) -> EncodedTexts:
         """What `encode` gives for each text, in flat arrays: 80,000 captions a second."""
-        _check_room(max_words)
+        _check_max_tokens(max_words)
         words, lengths, truncated = array("i"), array("i"), 0
         for text in texts:
             encoded = self.encode(text, max_words + 1)
@@ -168,7 +172,7 @@ class WordPieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json into a folder; `transformers` reads it as well."""
-        write_whole(folder / FILES[0], self.as_json())
+        write_bytes_atomically(folder / VOCABULARY_FILES[0], self.as_json())
 
     def as_json(self) -> bytes:
         """A whole tokenizer.json."""
@@ -183,34 +187,34 @@ class WordPieceTokenizer:
         for most in (CHARACTERS_AT_FIRST, MAX_CHARACTERS):
             part = text[:most] if text.isascii() else text[:most].encode("utf-8", "replace").decode()
             pieces = self.tokenizer.encode(part, add_special_tokens=False).ids
-            if len(text) <= most or len(pieces) >= needed + LONGEST_WORD:
+            if len(text) <= most or len(pieces) >= needed + MAX_WORD_CHARACTERS:
                 break
         return pieces
 
 
-def _check_room(max_words: int) -> None:
+def _check_max_tokens(max_words: int) -> None:
     if max_words < 2:
         raise ValueError(f"max_words ({max_words}) must leave room for [CLS] and [SEP]")
 
 
-def _file_of(path: Path) -> Path:
+def _find_vocabulary_file(path: Path) -> Path:
     """The file that holds the vocabulary; in a run it lies beside the model."""
     if not path.exists():
         raise DataError(f"{path}: there is no such vocabulary; give a vocab.txt, a tokenizer.json or a BERT's folder")
     if path.is_file():
         return path
     for folder in (path, path / "model"):
-        for name in FILES:
+        for name in VOCABULARY_FILES:
             if (folder / name).is_file():
                 return folder / name
-    raise DataError(f"{path} holds no vocabulary: neither {' nor '.join(FILES)}")
+    raise DataError(f"{path} holds no vocabulary: neither {' nor '.join(VOCABULARY_FILES)}")
 
 
-def _from_lines(lines: list[str], folder: Path) -> WordPieceTokenizer:
+def _load_vocab_txt(lines: list[str], folder: Path) -> WordPieceTokenizer:
     """A vocab.txt: one piece a line. Whether it is cased stands in the tokenizer_config.json beside it, if at all."""
-    while lines and not lines[-1].strip(BLANK):
+    while lines and not lines[-1].strip(BLANK_CHARACTERS):
         lines.pop()
-    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip(BLANK)), None)
+    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip(BLANK_CHARACTERS)), None)
     if blank:
         raise DataError(f"line {blank} of {len(lines)} is empty, so the file is damaged or no vocabulary")
     beside = folder / "tokenizer_config.json"
@@ -223,7 +227,7 @@ def _from_lines(lines: list[str], folder: Path) -> WordPieceTokenizer:
     )
 
 
-def _from_json(content: dict[str, Any]) -> WordPieceTokenizer:
+def _load_tokenizer_json(content: dict[str, Any]) -> WordPieceTokenizer:
     """A tokenizer.json: its vocabulary and how it treats letters; limits of length are not taken over."""
     model, normalizer = content["model"], content["normalizer"] or {}
     kinds = (model.get("type"), normalizer.get("type"))
@@ -239,5 +243,5 @@ def _from_json(content: dict[str, Any]) -> WordPieceTokenizer:
         normalizer["strip_accents"],
         normalizer["handle_chinese_chars"],
         model["continuing_subword_prefix"],
-        [piece for piece in added if piece not in SPECIAL],
+        [piece for piece in added if piece not in SPECIAL_TOKENS],
     )

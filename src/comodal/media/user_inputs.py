@@ -14,11 +14,15 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from comodal.media.audio import native_blocks
-from comodal.media.image import in_color, read_image
+from comodal.media.audio import stream_native_audio
+from comodal.media.image import convert_to_rgb, read_image
 
-IMAGES = "a path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes, or a list of them"
-AUDIO = "a path, an array (samples,) or (samples, channels), a tensor (samples,) or (channels, samples), or a list"
+IMAGE_INPUTS = (
+    "a path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes, or a list of them"
+)
+AUDIO_INPUTS = (
+    "a path, an array (samples,) or (samples, channels), a tensor (samples,) or (channels, samples), or a list"
+)
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -29,18 +33,18 @@ class Waveform(NamedTuple):
     sample_rate: int | float
 
 
-def as_path(path: Any) -> Path:
+def to_path(path: Any) -> Path:
     """A path that may be a text.
 
     Raises:
         TypeError: It is something else.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"got {describe(path)}; pass a path as str or Path")
+        raise TypeError(f"got {describe_value(path)}; pass a path as str or Path")
     return Path(path)
 
 
-def as_paths(paths: Any) -> list[Path]:
+def to_paths(paths: Any) -> list[Path]:
     """One path or a list of them.
 
     Raises:
@@ -48,11 +52,11 @@ def as_paths(paths: Any) -> list[Path]:
     """
     one = isinstance(paths, str | os.PathLike)
     if not one and not isinstance(paths, list | tuple):
-        raise TypeError(f"got {describe(paths)}; pass a path as str or Path, or a list of them")
-    return [as_path(path) for path in ([paths] if one else paths)]
+        raise TypeError(f"got {describe_value(paths)}; pass a path as str or Path, or a list of them")
+    return [to_path(path) for path in ([paths] if one else paths)]
 
 
-def as_image(image: Any) -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb_array(image: Any) -> UInt8[np.ndarray, "height width 3"]:
     """One image, upright and in RGB.
 
     Raises:
@@ -63,25 +67,25 @@ def as_image(image: Any) -> UInt8[np.ndarray, "height width 3"]:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(in_color(ImageOps.exif_transpose(image)))
+        return np.asarray(convert_to_rgb(ImageOps.exif_transpose(image)))
     if isinstance(image, torch.Tensor):
         if image.ndim == 3:
             image = image.detach().cpu().permute(1, 2, 0)
         image = image.detach().cpu().numpy()
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"got {describe(image)} for an image; pass {IMAGES}")
+        raise TypeError(f"got {describe_value(image)} for an image; pass {IMAGE_INPUTS}")
     if image.dtype != np.uint8:
         raise TypeError(f"pixels of {image.dtype}: pass bytes (uint8) from 0 to 255, not normalised")
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(f"an image of shape {tuple(image.shape)}; pass {IMAGES}")
+        raise ValueError(f"an image of shape {tuple(image.shape)}; pass {IMAGE_INPUTS}")
     if image.shape[2] == 4:
-        return np.asarray(in_color(Image.fromarray(np.ascontiguousarray(image))))
+        return np.asarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(image))))
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image)
 
 
-def as_images(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+def to_rgb_arrays(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """One image, several in one array or tensor, or a list of images.
 
     Raises:
@@ -92,11 +96,11 @@ def as_images(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
         if not len(images):
             raise ValueError("no images")
-        return [as_image(image) for image in images]
-    return [as_image(images)]
+        return [to_rgb_array(image) for image in images]
+    return [to_rgb_array(images)]
 
 
-def as_sound(sound: Any, sample_rate: int | float | None = None) -> Waveform:
+def to_waveform(sound: Any, sample_rate: int | float | None = None) -> Waveform:
     """One sound, its channels mixed to their mean, whole numbers scaled to full scale at 1.
 
     Args:
@@ -109,26 +113,26 @@ def as_sound(sound: Any, sample_rate: int | float | None = None) -> Waveform:
         MediaError: The file cannot be read.
     """
     if isinstance(sound, str | os.PathLike):
-        return read_native(Path(sound))
+        return read_native_waveform(Path(sound))
     if isinstance(sound, torch.Tensor):
         sound = sound.detach().cpu().float().numpy() if sound.dtype == torch.bfloat16 else sound.detach().cpu().numpy()
         sound = sound.T
     if not isinstance(sound, np.ndarray) or sound.dtype.kind not in "fiu":
-        raise TypeError(f"got {describe(sound)} for audio; pass {AUDIO}, and its sample rate")
+        raise TypeError(f"got {describe_value(sound)} for audio; pass {AUDIO_INPUTS}, and its sample rate")
     if sample_rate is None or not sample_rate > 0:
         raise ValueError(f"audio in memory needs its sample rate, which is positive; got {sample_rate}")
     if sound.ndim not in (1, 2) or not sound.size:
-        raise ValueError(f"audio of shape {tuple(sound.shape)}; pass {AUDIO}")
+        raise ValueError(f"audio of shape {tuple(sound.shape)}; pass {AUDIO_INPUTS}")
     if sound.ndim == 2 and sound.shape[1] > sound.shape[0]:
-        raise ValueError(f"audio of {sound.shape[1]:,} channels and {sound.shape[0]:,} samples; pass {AUDIO}")
-    samples = full_scale(sound)
+        raise ValueError(f"audio of {sound.shape[1]:,} channels and {sound.shape[0]:,} samples; pass {AUDIO_INPUTS}")
+    samples = scale_to_unit_range(sound)
     samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float64)
     if not np.isfinite(samples).all():
         raise ValueError("audio with samples that are not finite numbers")
     return Waveform(samples.astype(np.float32), sample_rate)
 
 
-def full_scale(samples: np.ndarray) -> np.ndarray:
+def scale_to_unit_range(samples: np.ndarray) -> np.ndarray:
     """Floating point samples as they are, PCM of 8 (unsigned), 16 and 32 bits from -1 to 1."""
     if samples.dtype.kind == "f":
         return samples
@@ -136,21 +140,21 @@ def full_scale(samples: np.ndarray) -> np.ndarray:
     return (samples.astype(np.float64) - (middle if samples.dtype.kind == "u" else 0)) / middle
 
 
-def read_native(path: Path) -> Waveform:
+def read_native_waveform(path: Path) -> Waveform:
     """The whole of a file, at its own sample rate.
 
     Raises:
         MediaError: Missing, unreadable or without sound.
     """
     rate, blocks = 0, []
-    for rate, block in native_blocks(path):  # noqa: B007
+    for rate, block in stream_native_audio(path):  # noqa: B007
         blocks.append(block)
     if not sum(map(len, blocks)):
         raise ValueError(f"{path}: not one sample of sound")
     return Waveform(np.concatenate(blocks), rate)
 
 
-def describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value in a sentence."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"

@@ -26,28 +26,28 @@ from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
 from comodal.errors import MediaError
-from comodal.media.audio import read_sound, resample
+from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
 from comodal.media.containers.container import (
-    LOST_SECONDS,
-    ONE_LENGTH,
+    MAX_LOST_SECONDS,
+    SHARED_DURATION_FORMATS,
     Track,
     choose_streams,
-    decode,
-    go_to,
+    decode_frames,
     make_tracks,
     open_container,
+    seek_container,
 )
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
 from comodal.media.storage.refused_formats import RefusalReason
 
-MIN_SECONDS = 1.0
-SILENT_PEAK = 1e-3
-FIRST_SECONDS = 0.045  # a first picture that is due so early is shown from the start, as players do
+MIN_CLIP_SECONDS = 1.0
+MAX_SILENT_PEAK = 1e-3
+MAX_FIRST_FRAME_SECONDS = 0.045  # a first picture that is due so early is shown from the start, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
 
-Picture = TypeVar("Picture")
+FrameContent = TypeVar("FrameContent")
 
 
 class Clip(NamedTuple):
@@ -106,9 +106,9 @@ def read_clip(
     Raises:
         MediaError: the file is refused; see the top of this file.
     """
-    if seconds < MIN_SECONDS or frames_per_second <= 0 or start_seconds < 0:
+    if seconds < MIN_CLIP_SECONDS or frames_per_second <= 0 or start_seconds < 0:
         wanted = f"{frames_per_second} pictures a second of {seconds} s from {start_seconds} s"
-        raise ValueError(f"cannot read {wanted}; at least {MIN_SECONDS} s, and not before 0")
+        raise ValueError(f"cannot read {wanted}; at least {MIN_CLIP_SECONDS} s, and not before 0")
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
@@ -117,11 +117,11 @@ def read_clip(
             raise MediaError(path, RefusalReason.NO_SOUND, "no audio stream in the file")
         picture, sound = make_tracks(path, video, audio)
         if start_seconds:
-            go_to(container, (picture, sound), start_seconds)
+            seek_container(container, (picture, sound), start_seconds)
         upright = ImageOrienter(path, short_side, video.sample_aspect_ratio)
         screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
-        shown, joiner, mono = _read_both(container, picture, sound, screen, seconds)
-    mono = resample(mono, joiner.rate, sample_rate)
+        shown, joiner, mono = _read_frames_and_audio(container, picture, sound, screen, seconds)
+    mono = resample_audio(mono, joiner.rate, sample_rate)
     end = min(seconds, picture.end, joiner.start + len(mono) / sample_rate)
     _check_content(path, mono, end - max(picture.start or 0.0, joiner.start))
     shown = [(moment, jpeg) for moment, jpeg in shown if moment < end]
@@ -160,12 +160,12 @@ def read_clip_with_audio(
         picture, upright = tracks[0], ImageOrienter(path, short_side, video.sample_aspect_ratio)
         screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
         shown: list[tuple[float, bytes]] = []
-        for begins, frame in _pictures(container, tracks):
+        for begins, frame in _iterate_video_frames(container, tracks):
             shown += screen.show(frame, min(begins, seconds))
             picture.done = begins >= seconds
         picture.check_whole(seconds)
         shown += screen.until(min(seconds, picture.end))
-    mono = read_sound(audio, sample_rate, seconds=seconds)
+    mono = read_audio(audio, sample_rate, seconds=seconds)
     end = min(seconds, picture.end, len(mono) / sample_rate)
     _check_content(audio, mono, end - max(picture.start or 0.0, 0.0))
     kept = [(moment, jpeg) for moment, jpeg in shown if moment < end]
@@ -197,13 +197,13 @@ def iterate_frames(
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
         screen = _Screen(frames_per_second, ImageOrienter(path, short_side, video.sample_aspect_ratio).rgb)
-        for begins, frame in _pictures(container, tracks):
+        for begins, frame in _iterate_video_frames(container, tracks):
             yield from screen.show(frame, begins)
         yield from screen.until(track.end)
         track.check_whole(0.0)
 
 
-def every_frame(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
+def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
     """Each picture of a video and the time when it begins, whatever the rate; upright, in RGB, one held at a time.
 
     Raises:
@@ -216,12 +216,12 @@ def every_frame(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height w
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
         upright = ImageOrienter(path, None, video.sample_aspect_ratio)
-        for begins, frame in _pictures(container, tracks):
+        for begins, frame in _iterate_video_frames(container, tracks):
             yield begins, upright.rgb(frame)
         track.check_whole(0.0)
 
 
-def probe(path: Path) -> VideoInfo:
+def read_video_info(path: Path) -> VideoInfo:
     """What a video says of itself, its first picture decoded to know how it is turned.
 
     Raises:
@@ -233,7 +233,7 @@ def probe(path: Path) -> VideoInfo:
             raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
-        first = next(_pictures(container, tracks), None)
+        first = next(_iterate_video_frames(container, tracks), None)
         if first is None:
             raise track.nothing_decoded()
         height, width, _ = ImageOrienter(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
@@ -244,36 +244,36 @@ def probe(path: Path) -> VideoInfo:
         return VideoInfo(width, height, length, rate, video.codec_context.codec.name, sound_codec, sample_rate)
 
 
-def _pictures(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
+def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
     """The pictures of the first of the tracks on a clock, each with the time when it begins."""
     track = tracks[0]
-    for _, frame in decode(container, tracks, [track]):
+    for _, frame in decode_frames(container, tracks, [track]):
         assert isinstance(frame, av.VideoFrame)
         yield track.take(frame), frame
 
 
-class _Screen(Generic[Picture]):
+class _Screen(Generic[FrameContent]):
     """What a player shows: the picture that came last, until the next one is due.
 
     Renders a picture when one of the moments k / rate falls on it, and once however many do.
     """
 
-    def __init__(self, rate: float, render: Callable[[av.VideoFrame], Picture]) -> None:
+    def __init__(self, rate: float, render: Callable[[av.VideoFrame], FrameContent]) -> None:
         self.rate = rate
         self.render = render
         self.next = 0
         self.shown: av.VideoFrame | None = None
         self.since = 0.0
 
-    def show(self, frame: av.VideoFrame, begins: float) -> list[tuple[float, Picture]]:
+    def show(self, frame: av.VideoFrame, begins: float) -> list[tuple[float, FrameContent]]:
         """Put a picture on the screen; returns the moments of the one before it."""
         moments = self.until(begins)
         self.shown, self.since = frame, begins
-        if begins > FIRST_SECONDS:
+        if begins > MAX_FIRST_FRAME_SECONDS:
             self.next = max(self.next, math.ceil((begins - JITTER_SECONDS) * self.rate))
         return moments
 
-    def until(self, end: float) -> list[tuple[float, Picture]]:
+    def until(self, end: float) -> list[tuple[float, FrameContent]]:
         """The moments before `end` at which the picture on the screen is seen, each with the picture."""
         if self.shown is None:
             return []
@@ -287,7 +287,7 @@ class _Screen(Generic[Picture]):
         return [(moment, picture) for moment in moments]
 
 
-def _read_both(
+def _read_frames_and_audio(
     container: InputContainer, picture: Track, sound: Track, screen: _Screen[bytes], seconds: float
 ) -> tuple[list[tuple[float, bytes]], AudioJoiner, Float32[np.ndarray, " samples"]]:
     """Decode picture and sound in one pass, up to `seconds` or to where the picture ends.
@@ -297,7 +297,7 @@ def _read_both(
     joiner = AudioJoiner(sound.path, sound.stream.codec_context.name, until=seconds)
     shown: list[tuple[float, bytes]] = []
     blocks = [np.zeros(0, np.float32)]
-    for track, frame in decode(container, (picture, sound)):
+    for track, frame in decode_frames(container, (picture, sound)):
         begins = track.take(frame)
         if isinstance(frame, av.VideoFrame):
             shown += screen.show(frame, min(begins, seconds))
@@ -306,26 +306,26 @@ def _read_both(
             blocks += joiner.join(frame, begins)
             sound.done = joiner.end >= seconds
     blocks += joiner.finish()
-    _check_whole(container, picture, sound, seconds)
+    _check_complete(container, picture, sound, seconds)
     end = min(seconds, picture.end)
     shown += screen.until(end)
     return shown, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.rate))]
 
 
-def _check_whole(container: InputContainer, picture: Track, sound: Track, seconds: float) -> None:
+def _check_complete(container: InputContainer, picture: Track, sound: Track, seconds: float) -> None:
     """Refuse what ends before its header says. Some headers have one length for all streams, that of the longest."""
     for track in (picture, sound):
         track.check_whole(seconds)
-    if container.format.name in ONE_LENGTH and container.duration:
+    if container.format.name in SHARED_DURATION_FORMATS and container.duration:
         promised = container.duration / av.time_base - picture.zero
         end = max(picture.end, sound.end)
-        if end < min(promised, seconds) - LOST_SECONDS:
+        if end < min(promised, seconds) - MAX_LOST_SECONDS:
             detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
             raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
 
 
 def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:
-    if overlap < MIN_SECONDS - 1e-6:
+    if overlap < MIN_CLIP_SECONDS - 1e-6:
         raise MediaError(path, RefusalReason.TOO_SHORT, f"picture and sound overlap for {max(overlap, 0.0):.3f} s")
-    if np.ptp(sound) / 2 < SILENT_PEAK:
-        raise MediaError(path, RefusalReason.SILENT, f"no sample exceeds {SILENT_PEAK} of full scale")
+    if np.ptp(sound) / 2 < MAX_SILENT_PEAK:
+        raise MediaError(path, RefusalReason.SILENT, f"no sample exceeds {MAX_SILENT_PEAK} of full scale")

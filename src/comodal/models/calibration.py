@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-BATCH = 32
+CALIBRATION_BATCH_SIZE = 32
 
 
 @torch.no_grad()
-def calibrate_norms(module: nn.Module, forward: Callable[..., object], *inputs: Tensor) -> None:
+def calibrate_batch_norms(module: nn.Module, forward: Callable[..., object], *inputs: Tensor) -> None:
     """Sets the running mean and variance of the batch norms of a module; no weight changes.
 
     Each norm gets the mean over the batches of the batches' mean and variance, and normalizes by its batch meanwhile
@@ -30,7 +30,7 @@ def calibrate_norms(module: nn.Module, forward: Callable[..., object], *inputs: 
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches
         norm.train()
-    batches = max(1, len(inputs[0]) // BATCH)
+    batches = max(1, len(inputs[0]) // CALIBRATION_BATCH_SIZE)
     for start in range(batches):
         forward(*(each[start::batches] for each in inputs))
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -25,17 +25,21 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from comodal.errors import CheckpointError
-from comodal.files import whole, write_whole
+from comodal.files import write_atomically, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-MAX_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabularies have 2**18 pieces
-DRAWN_BY = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}  # what our models and PyTorch's layers call
+MODEL_WEIGHTS_FILE, MODEL_CONFIG_FILE = "model.safetensors", "config.json"
+MAX_CONFIG_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabularies have 2**18 pieces
+RANDOM_INIT_FUNCTIONS = {
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+}  # what our models and PyTorch's layers call
 SPARE_PARAMETERS = 1_000  # of modules that a model makes and drops, or shares
-FLOATING = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
-MODELS = {  # the class that config.json names, and its module in comodal.models
+FLOATING_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
+MODEL_MODULES = {  # the class that config.json names, and its module in comodal.models
     "L3Net": "l3net.l3net",
     "L3Classifier": "l3net.l3net_classifier",
     "ViLBERT": "vilbert.vilbert",
@@ -59,8 +63,8 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
         CheckpointError: A weight is NaN or infinite; nothing is written.
     """
     name = type(model).__name__
-    if type(model).__module__ != f"comodal.models.{MODELS.get(name)}":
-        raise ValueError(f"{name} of {type(model).__module__} is not one of the models {', '.join(MODELS)}")
+    if type(model).__module__ != f"comodal.models.{MODEL_MODULES.get(name)}":
+        raise ValueError(f"{name} of {type(model).__module__} is not one of the models {', '.join(MODEL_MODULES)}")
     described = {
         "class": name,
         "config": dataclasses.asdict(typing.cast(typing.Any, model.config)),
@@ -69,11 +73,14 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
     }
     text = json.dumps(described, indent=2) + "\n"
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    check_finite(weights, folder)
+    check_finite_weights(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / WEIGHTS) as temporary, naming_what_is_written(folder / WEIGHTS):
-        save_file(weights, temporary, metadata={"crc32": str(checksum(weights))})
-    write_whole(folder / CONFIG, text.encode())
+    with (
+        write_atomically(folder / MODEL_WEIGHTS_FILE) as temporary,
+        translate_write_errors(folder / MODEL_WEIGHTS_FILE),
+    ):
+        save_file(weights, temporary, metadata={"crc32": str(compute_weights_checksum(weights))})
+    write_bytes_atomically(folder / MODEL_CONFIG_FILE, text.encode())
 
 
 def load_model(path: Path) -> nn.Module:
@@ -85,12 +92,12 @@ def load_model(path: Path) -> nn.Module:
     Raises:
         CheckpointError: There is no model, or it is damaged, or its class, configuration or weights do not fit.
     """
-    folder = model_folder(path)
-    described = read_config(folder)
-    model_class, config_class = resolve(described.get("class"), folder)
-    config = from_json(config_class, described.get("config"), f"{folder / CONFIG}: config")
+    folder = find_model_folder(path)
+    described = read_model_config(folder)
+    model_class, config_class = resolve_model_class(described.get("class"), folder)
+    config = parse_config_value(config_class, described.get("config"), f"{folder / MODEL_CONFIG_FILE}: config")
     check_shapes(model_class, config, folder)
-    weights = read_weights(folder / WEIGHTS)
+    weights = read_weights(folder / MODEL_WEIGHTS_FILE)
     with torch.random.fork_rng(devices=[]), NothingDrawn():  # the weights made here are overwritten
         model = model_class(config)
     model.load_state_dict(weights)
@@ -103,22 +110,28 @@ def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> 
     Raises:
         CheckpointError: No model has this configuration, or its parameters are not those of the file.
     """
-    found = read_header(folder / WEIGHTS)
+    found = read_safetensors_header(folder / MODEL_WEIGHTS_FILE)
     try:
-        with torch.device("meta"), at_most(2 * len(found) + SPARE_PARAMETERS), NothingDrawn():
+        with torch.device("meta"), limit_parameters(2 * len(found) + SPARE_PARAMETERS), NothingDrawn():
             expected = model_class(config).state_dict()
     except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: no model has this configuration: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{folder / MODEL_CONFIG_FILE}: no model has this configuration: {summarize_load_error(error)}"
+        ) from error
     if found.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        raise CheckpointError(f"{folder / WEIGHTS}: missing weights {missing[:3]}, unknown weights {extra[:3]}")
+        raise CheckpointError(
+            f"{folder / MODEL_WEIGHTS_FILE}: missing weights {missing[:3]}, unknown weights {extra[:3]}"
+        )
     for name, (shape, is_float) in found.items():
         if shape != tuple(expected[name].shape):
             shapes = f"{shape}, and the configuration asks for {tuple(expected[name].shape)}"
-            raise CheckpointError(f"{folder / WEIGHTS}: {name} has the shape {shapes}")
+            raise CheckpointError(f"{folder / MODEL_WEIGHTS_FILE}: {name} has the shape {shapes}")
         if is_float != expected[name].is_floating_point():
             kind = "floating point" if is_float else "an integer type"
-            raise CheckpointError(f"{folder / WEIGHTS}: {name} is of {kind}, which its model does not have there")
+            raise CheckpointError(
+                f"{folder / MODEL_WEIGHTS_FILE}: {name} is of {kind}, which its model does not have there"
+            )
 
 
 class NothingDrawn(TorchFunctionMode):
@@ -132,13 +145,13 @@ class NothingDrawn(TorchFunctionMode):
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in DRAWN_BY:
+        if function in RANDOM_INIT_FUNCTIONS:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 
 
 @contextmanager
-def at_most(parameters: int) -> Iterator[None]:
+def limit_parameters(parameters: int) -> Iterator[None]:
     """Stops the construction of a model that has more parameters than the file of its weights could fill."""
     count = 0
 
@@ -155,60 +168,62 @@ def at_most(parameters: int) -> Iterator[None]:
         hook.remove()
 
 
-def first_line(error: Exception) -> str:
+def summarize_load_error(error: Exception) -> str:
     """What went wrong, on one line, without advice on how to load it all the same."""
     return str(error).strip().partition("\n")[0].split(" In PyTorch 2.6")[0]
 
 
-def read_about(path: Path) -> dict[str, object]:
+def read_model_about(path: Path) -> dict[str, object]:
     """What `save_model` was told about a model (recipe, parameters, metrics), and the version that wrote it."""
-    described = read_config(model_folder(path))
+    described = read_model_config(find_model_folder(path))
     about = described.get("about")
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: config.json has no 'about'")
     return {**about, "comodal": described.get("comodal"), "class": described.get("class")}
 
 
-def untrained_like(model: ModelType, seed: int) -> ModelType:
+def make_untrained_copy(model: ModelType, seed: int) -> ModelType:
     """A model of the same shape with fresh weights, in evaluation mode: the baseline of every evaluation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()
 
 
-def model_folder(path: Path) -> Path:
+def find_model_folder(path: Path) -> Path:
     """The folder of the model that a path means: itself, or `model` in a run's folder."""
     for folder in (path, path / "model"):
-        if (folder / CONFIG).is_file():
+        if (folder / MODEL_CONFIG_FILE).is_file():
             return folder
-    refuse_packed(path)
+    refuse_packed_run(path)
     raise CheckpointError(f"{path}: no model here (neither config.json nor model/config.json)")
 
 
-def refuse_packed(path: Path) -> None:
+def refuse_packed_run(path: Path) -> None:
     """Says what to do with a run that somebody has packed to move it."""
     if path.suffix == ".zip":
         raise CheckpointError(f"{path} is packed: unpack it (`unzip {path}`), and give the folder that comes out")
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_model_config(folder: Path) -> dict[str, object]:
     """The content of config.json."""
-    return read_json_object(folder / CONFIG, CheckpointError)
+    return read_json_object(folder / MODEL_CONFIG_FILE, CheckpointError)
 
 
-def resolve(name: object, folder: Path) -> tuple[type[nn.Module], type]:
+def resolve_model_class(name: object, folder: Path) -> tuple[type[nn.Module], type]:
     """A model's class, from the table, and the dataclass that is its only argument.
 
     Raises:
         CheckpointError: The table has no such class.
     """
-    if not isinstance(name, str) or name not in MODELS:
-        raise CheckpointError(f"{folder / CONFIG}: {name!r:.80} is not one of the models {', '.join(MODELS)}")
-    found = vars(importlib.import_module(f"comodal.models.{MODELS[name]}"))[name]
+    if not isinstance(name, str) or name not in MODEL_MODULES:
+        raise CheckpointError(
+            f"{folder / MODEL_CONFIG_FILE}: {name!r:.80} is not one of the models {', '.join(MODEL_MODULES)}"
+        )
+    found = vars(importlib.import_module(f"comodal.models.{MODEL_MODULES[name]}"))[name]
     return found, typing.get_type_hints(found.__init__)["config"]
 
 
-def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
+def parse_config_value(wanted: typing.Any, value: object, where: str) -> typing.Any:
     """A value of JSON as the type that a dataclass's field declares: plain, Literal, tuple[X, ...] or a dataclass.
 
     Every field must be there: a model must not change because a default did.
@@ -221,20 +236,22 @@ def from_json(wanted: typing.Any, value: object, where: str) -> typing.Any:
         if value.keys() != names:
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
             raise CheckpointError(f"{where}: missing {missing}, unknown {unknown}")
-        return wanted(**{name: from_json(types_of[name], value[name], f"{where}.{name}") for name in value})
+        return wanted(**{name: parse_config_value(types_of[name], value[name], f"{where}.{name}") for name in value})
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is tuple and isinstance(value, list):
-        return tuple(from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if wanted is float and type(value) is int and abs(value) <= MAX_VALUE:
+        return tuple(parse_config_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if wanted is float and type(value) is int and abs(value) <= MAX_CONFIG_VALUE:
         return float(value)
     if type(value) is wanted or (origin is typing.Literal and value in arguments):
-        if isinstance(value, int | float) and not abs(value) <= MAX_VALUE:
-            raise CheckpointError(f"{where} is {value}; the numbers of a configuration are at most {MAX_VALUE:,}")
+        if isinstance(value, int | float) and not abs(value) <= MAX_CONFIG_VALUE:
+            raise CheckpointError(
+                f"{where} is {value}; the numbers of a configuration are at most {MAX_CONFIG_VALUE:,}"
+            )
         return value
     raise CheckpointError(f"{where} is {value!r:.80}, not {wanted}")
 
 
-def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """The shape of each tensor of a safetensors file, and whether it is of floating point; no tensor is read.
 
     Raises:
@@ -243,7 +260,9 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return {name: (tuple(part.get_shape()), part.get_dtype() in FLOATING) for name, part in slices.items()}
+            return {
+                name: (tuple(part.get_shape()), part.get_dtype() in FLOATING_DTYPES) for name, part in slices.items()
+            }
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -256,13 +275,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             stated = (file.metadata() or {}).get("crc32")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if stated != str(checksum(weights)):
+    if stated != str(compute_weights_checksum(weights)):
         raise CheckpointError(f"{path}: the weights are damaged (checksum)")
-    check_finite(weights, path)
+    check_finite_weights(weights, path)
     return weights
 
 
-def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """No weight is NaN or infinite.
 
     Raises:
@@ -273,7 +292,7 @@ def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
             raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; the training has diverged")
 
 
-def checksum(weights: Mapping[str, Tensor]) -> int:
+def compute_weights_checksum(weights: Mapping[str, Tensor]) -> int:
     """CRC-32 over all tensors in the order of their names."""
     crc = 0
     for name in sorted(weights):
@@ -282,7 +301,7 @@ def checksum(weights: Mapping[str, Tensor]) -> int:
 
 
 @contextmanager
-def naming_what_is_written(path: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """Turns what safetensors says of a disk into the system's own error, with the name of the file."""
     try:
         yield

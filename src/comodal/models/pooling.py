@@ -26,7 +26,7 @@ def pool_boxes(
     return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
-def grid_boxes(rows: int, columns: int) -> Float[Tensor, "cells 4"]:
+def make_unit_grid_boxes(rows: int, columns: int) -> Float[Tensor, "cells 4"]:
     """The cells of a grid as left, top, right, bottom, in fractions of the picture, row by row."""
     top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
     return torch.stack([left, top, left + 1 / columns, top + 1 / rows], -1).flatten(0, 1)

@@ -14,7 +14,7 @@ class AlignmentLoss(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def alignment(scores: Float[Tensor, "batch 2"], mismatched: Bool[Tensor, "batch"]) -> AlignmentLoss:
+def compute_alignment_loss(scores: Float[Tensor, "batch 2"], mismatched: Bool[Tensor, "batch"]) -> AlignmentLoss:
     """Of both answers: class 0 is a pair that belongs together, class 1 one that was mixed up (the original too)."""
     scores, target = scores.float(), mismatched.long()
     return AlignmentLoss(F.cross_entropy(scores, target), (scores.argmax(1) == target).float().mean())

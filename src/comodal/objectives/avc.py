@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from comodal.data.batch import AudioVisualBatch
-from comodal.objectives.contrastive import contrast
+from comodal.objectives.contrastive import compute_contrastive_loss
 
 
-def correspondence(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
+def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
     """Cross-entropy of the two answers, and how often the likelier one is right (half is chance)."""
     logits, target = logits.float(), together.long()
     return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
@@ -28,7 +28,7 @@ class AudioVisualCorrespondence(nn.Module):
         self.model = model
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
-        return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
+        return compute_correspondence_loss(self.model(batch.image, batch.sound).logits, batch.together)
 
 
 class AllPairs(nn.Module):
@@ -54,12 +54,12 @@ class AllPairs(nn.Module):
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
         if not self.training:
-            return correspondence(self.model(batch.image, batch.sound).logits, batch.together)
+            return compute_correspondence_loss(self.model(batch.image, batch.sound).logits, batch.together)
         logits = self.model.fuse_all(self.model.image_features(batch.image), self.model.sound_features(batch.sound))
         margins = logits[..., 1].float() - logits[..., 0].float()
         negatives = batch.sources[:, None] != batch.sources
-        compared = contrast(margins, negatives, batch.together)
-        pairs = all_pairs(margins, negatives)
+        compared = compute_contrastive_loss(margins, negatives, batch.together)
+        pairs = compute_all_pairs_loss(margins, negatives)
         return {
             "loss": compared.loss + self.pair_weight * pairs["loss"],
             "contrastive_loss": compared.loss,
@@ -69,7 +69,9 @@ class AllPairs(nn.Module):
         }
 
 
-def all_pairs(margins: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"]) -> dict[str, Tensor]:
+def compute_all_pairs_loss(
+    margins: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"]
+) -> dict[str, Tensor]:
     """Cross-entropy and accuracy of the two answers; matched pairs (the diagonal) and all others weigh the same."""
     matched, count = margins.diagonal(), negatives.sum().clamp(min=1)
     losses = F.softplus(-matched).mean(), (F.softplus(margins) * negatives).sum() / count

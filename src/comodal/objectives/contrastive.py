@@ -17,7 +17,7 @@ class ContrastiveLoss(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def contrast(
+def compute_contrastive_loss(
     scores: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"], counted: Bool[Tensor, "batch"]
 ) -> ContrastiveLoss:
     """Cross-entropy of the diagonal, within its row and within its column.

@@ -22,39 +22,39 @@ class MaskedLoss(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def guess(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> MaskedLoss:
+def make_masked_loss(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> MaskedLoss:
     """The means, given the sum of the losses."""
     places = max(len(right), 1)
     return MaskedLoss(total / places, right.sum().float() / places)
 
 
-def masked_classes(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> MaskedLoss:
+def compute_masked_class_loss(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> MaskedLoss:
     """Cross-entropy of hidden words, or of the visual tokens of hidden regions."""
     scores = scores.float()
-    return guess(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
+    return make_masked_loss(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
 
 
-def masked_distributions(
+def compute_masked_distribution_loss(
     scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]
 ) -> MaskedLoss:
     """Divergence from the detector's class probabilities (the paper's target); right is its likeliest class."""
     scores = scores.float()
     total = F.kl_div(scores.log_softmax(1), target.float(), reduction="sum")
-    return guess(total, scores.argmax(1) == target.argmax(1))
+    return make_masked_loss(total, scores.argmax(1) == target.argmax(1))
 
 
-def masked_features(
+def compute_masked_feature_loss(
     predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]
 ) -> MaskedLoss:
     """Mean squared error; right is a prediction nearer to its own region than to any other that is hidden."""
     predicted, target = predicted.float(), target.float()
     total = F.mse_loss(predicted, target, reduction="sum") / target.shape[1]
     if len(target) == 0:
-        return guess(total, torch.zeros(0, dtype=torch.bool, device=target.device))
+        return make_masked_loss(total, torch.zeros(0, dtype=torch.bool, device=target.device))
     with torch.no_grad():
         distances = target.square().sum(1) - 2 * predicted @ target.T  # less the same for all of a row
         nearest = distances.argmin(1)
-    return guess(total, nearest == torch.arange(len(target), device=target.device))
+    return make_masked_loss(total, nearest == torch.arange(len(target), device=target.device))
 
 
 class RegionNegatives(NamedTuple):
@@ -64,7 +64,7 @@ class RegionNegatives(NamedTuple):
     exist: Bool[Tensor, "places negatives"]
 
 
-def masked_contrast(
+def compute_masked_contrastive_loss(
     predicted: Float[Tensor, "places features"],
     regions: Float[Tensor, "rows features"],
     positives: Int64[Tensor, "places"],
@@ -82,10 +82,10 @@ def masked_contrast(
     rows = torch.cat([positives.unsqueeze(1), negatives.rows], 1)
     chosen = scores.gather(1, rows)
     missing = F.pad(~negatives.exist, (1, 0))
-    return masked_classes(chosen.masked_fill(missing, -torch.inf), torch.zeros_like(positives))
+    return compute_masked_class_loss(chosen.masked_fill(missing, -torch.inf), torch.zeros_like(positives))
 
 
-def draw_negatives(
+def draw_region_negatives(
     places: Int64[Tensor, "places"],
     candidates: Bool[Tensor, "batch regions"],
     count: int,
@@ -112,16 +112,18 @@ def draw_negatives(
     size = sizes[image].unsqueeze(1)
     first = (sizes.cumsum(0) - sizes)[image].unsqueeze(1)
     own = rank[places].unsqueeze(1)
-    across = drawn(total - size, int(count * ACROSS), generator)
+    across = draw_bounded_integers(total - size, int(count * ACROSS), generator)
     across = torch.where(across >= first, across + size, across)  # steps over the place's own image
-    inside = first + drawn(size - 1, int(count * INSIDE), generator)
+    inside = first + draw_bounded_integers(size - 1, int(count * INSIDE), generator)
     inside = torch.where(inside >= own, inside + 1, inside)  # steps over the place itself
     exist = torch.cat([(total > size).expand_as(across), (size > 1).expand_as(inside)], 1)
     chosen = torch.cat([across, inside], 1).minimum((total - 1).clamp(min=0))
     return RegionNegatives(rows[chosen], exist)
 
 
-def drawn(sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator) -> Int64[Tensor, "places count"]:
+def draw_bounded_integers(
+    sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator
+) -> Int64[Tensor, "places count"]:
     """Whole numbers from 0 up to each size, without it; 0 where the size is 0."""
     draws = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64)
     if sizes.device.type == "mps":  # which knows no float64

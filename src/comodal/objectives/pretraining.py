@@ -9,23 +9,23 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from comodal.data.batch import CaptionBatch
-from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.vilbert.heads import compute_mean_encoding
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding
 from comodal.models.vilbert.transformer import Index
-from comodal.objectives.alignment import alignment
-from comodal.objectives.contrastive import ContrastiveLoss, contrast
+from comodal.objectives.alignment import compute_alignment_loss
+from comodal.objectives.contrastive import ContrastiveLoss, compute_contrastive_loss
 from comodal.objectives.masked import (
     MaskedLoss,
     RegionTarget,
-    draw_negatives,
-    masked_classes,
-    masked_contrast,
-    masked_distributions,
-    masked_features,
+    compute_masked_class_loss,
+    compute_masked_contrastive_loss,
+    compute_masked_distribution_loss,
+    compute_masked_feature_loss,
+    draw_region_negatives,
 )
 
 
-def target_columns(
+def count_target_columns(
     targets: Sequence[RegionTarget], features: int, classes: int, tokens: int
 ) -> dict[RegionTarget, int]:
     """How many numbers the region head gives for each target; their sum is the model's `region_targets`.
@@ -42,10 +42,12 @@ def target_columns(
     return {target: sizes[target] for target in targets}
 
 
-WIDE = 512  # features of the text stream; in narrower models leaving tokens out takes longer than computing them
+MIN_DIM_TO_DROP_PADDING = (
+    512  # features of the text stream; in narrower models leaving tokens out takes longer than computing them
+)
 
 
-def padding_left_out(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
+def select_unpadded_tokens(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
     """The index of the attended tokens on a CPU, whose time is matrix products; None, for all, elsewhere or if that is
     all."""
     return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
@@ -87,7 +89,7 @@ class ViLBERTPretraining(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        target_columns(region_targets, 1, 1, 1)
+        count_target_columns(region_targets, 1, 1, 1)
         self.model: Any = model  # its heads are more than a Module promises
         self.region_targets = tuple(region_targets)
         weights = torch.tensor([word_weight, region_weight, alignment_weight])
@@ -101,16 +103,18 @@ class ViLBERTPretraining(nn.Module):
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
         regions = batch.tokens if model.config.region_tokens else batch.regions
-        is_wide = model.config.text.dim >= WIDE
-        of_words = padding_left_out(batch.words_attended, batch.attended_words) if is_wide else None
-        of_regions = padding_left_out(batch.regions_attended, batch.attended_regions) if is_wide else None
+        is_wide = model.config.text.dim >= MIN_DIM_TO_DROP_PADDING
+        of_words = select_unpadded_tokens(batch.words_attended, batch.attended_words) if is_wide else None
+        of_regions = select_unpadded_tokens(batch.regions_attended, batch.attended_regions) if is_wide else None
         text = model.text_prefix(batch.words, batch.segments, batch.words_attended, index=of_words)
         vision = model.vision_prefix(regions, batch.locations, batch.regions_attended, index=of_regions)
         wanted = OutputIndices(batch.masked_words, batch.masked_regions) if is_wide else None
         output = model.join(text, vision, wanted)
-        words = masked_classes(model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets)
+        words = compute_masked_class_loss(
+            model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets
+        )
         targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
-        pairs = alignment(model.alignment_head(output.text, output.vision), batch.mismatched)
+        pairs = compute_alignment_loss(model.alignment_head(output.text, output.vision), batch.mismatched)
         region_loss = torch.stack([target.loss for target in targets]).sum()
         losses = torch.stack([words.loss, region_loss, pairs.loss])
         metrics = {
@@ -132,14 +136,14 @@ class ViLBERTPretraining(nn.Module):
         """The contrast of the matched pairs."""
         matched = ~batch.mismatched
         negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
-        encodings = [mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
-        return contrast(self.model.contrastive_head(*encodings), negatives, matched)
+        encodings = [compute_mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
+        return compute_contrastive_loss(self.model.contrastive_head(*encodings), negatives, matched)
 
     def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[MaskedLoss]:
         """Each target's loss, from its columns of the region head."""
         features, classes = batch.region_features.shape[1], batch.region_classes.shape[1]
-        known = sum(target_columns(self.region_targets, features, classes, 0).values())
-        columns = target_columns(self.region_targets, features, classes, predicted.shape[1] - known)
+        known = sum(count_target_columns(self.region_targets, features, classes, 0).values())
+        columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - known)
         if 0 in columns.values() or sum(columns.values()) != predicted.shape[1]:
             raise ValueError(
                 f"the region head gives {predicted.shape[1]} numbers, which cannot be {columns} "
@@ -153,16 +157,16 @@ class ViLBERTPretraining(nn.Module):
     ) -> MaskedLoss:
         """One target's loss."""
         if target == "classes":
-            return masked_distributions(predicted, batch.region_classes)
+            return compute_masked_distribution_loss(predicted, batch.region_classes)
         if target == "features":
-            return masked_features(predicted, batch.region_features)
+            return compute_masked_feature_loss(predicted, batch.region_features)
         if target == "tokens":
             if len(batch.region_tokens) < len(predicted):
                 raise ValueError("the regions have no visual tokens; `comodal prepare tokens` makes them")
-            return masked_classes(predicted, batch.region_tokens)
+            return compute_masked_class_loss(predicted, batch.region_tokens)
         candidates = batch.regions_attended.clone()
         candidates[:, 0] = False  # the whole image is never hidden
         generator = torch.Generator().manual_seed(zlib.crc32("\n".join((str(self.seed), *batch.keys)).encode()))
         shown = batch.regions.flatten(0, 1).index_copy(0, batch.masked_regions, batch.region_features)
-        negatives = draw_negatives(batch.masked_regions, candidates, self.negatives, generator)
-        return masked_contrast(predicted, shown, batch.masked_regions, negatives)
+        negatives = draw_region_negatives(batch.masked_regions, candidates, self.negatives, generator)
+        return compute_masked_contrastive_loss(predicted, shown, batch.masked_regions, negatives)

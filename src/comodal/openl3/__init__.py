@@ -16,26 +16,26 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from comodal.console import say
-from comodal.data.sources.file_batches import EmbeddingRows, write_rows
+from comodal.console import print_line
+from comodal.data.sources.file_batches import EmbeddingRows, write_embedding_rows
 from comodal.errors import ComodalError
-from comodal.inference.embed_files import about_file
+from comodal.inference.embed_files import describe_output
 from comodal.inference.embedding_rows import (
-    blocks_of,
-    frame_rows,
-    hop_samples,
-    image_vectors,
-    rows_as_openl3,
-    sound_rows,
+    compute_hop_samples,
+    embed_audio_blocks,
+    embed_image_batches,
+    embed_timed_frames,
+    embed_video_as_openl3,
+    read_embedder_audio,
 )
-from comodal.inference.openl3_images import SIDE, squares, squares_as_openl3
+from comodal.inference.openl3_images import INPUT_SIDE, prepare_squares, prepare_squares_as_openl3
 from comodal.media.audio_windows import EmptyAudioError, iterate_windows
 from comodal.media.image import read_image
-from comodal.media.resample_kaiser import MAX_RATE, resample_kaiser
-from comodal.media.storage.refused_formats import LOUDEST
-from comodal.media.video import every_frame
+from comodal.media.resample_kaiser import MAX_RESAMPLING_RATE, resample_kaiser
+from comodal.media.storage.refused_formats import MAX_AMPLITUDE
+from comodal.media.video import iterate_all_frames
 from comodal.models.l3net.spectrogram import Spectrogram
-from comodal.models.l3net.spectrogram import openl3 as openl3_spectrogram
+from comodal.models.l3net.spectrogram import make_openl3_spectrogram_config as openl3_spectrogram
 from comodal.openl3 import openl3_models as models
 from comodal.openl3.openl3_models import (
     CURRENT,
@@ -93,7 +93,7 @@ def get_audio_embedding(
     vectors, times = [], []
     for sound, rate in zip(sounds, rates, strict=True):
         mono = checked_sound(sound, rate, hop_size, center)
-        batches = list(sound_rows([mono], model.embedder, float(hop_size), bool(center), batch_size))
+        batches = list(embed_audio_blocks([mono], model.embedder, float(hop_size), bool(center), batch_size))
         vectors.append(np.concatenate([rows.vectors for rows in batches]))
         times.append(np.arange(len(vectors[-1])) * hop_size)
     return (vectors, times) if isinstance(audio, list) else (vectors[0], times[0])
@@ -104,7 +104,7 @@ def preprocess_audio(
 ) -> Array:
     """Windows of one second, (windows, 1, 48000); with `input_repr` librosa's decibels, (windows, bands, frames, 1)."""
     mono = checked_sound(audio, sr, hop_size, center)
-    hop = hop_samples(float(hop_size), TARGET_SR, CURRENT.get(DEFAULT).as_openl3)
+    hop = compute_hop_samples(float(hop_size), TARGET_SR, CURRENT.get(DEFAULT).as_openl3)
     windows = np.concatenate(list(iterate_windows([mono], TARGET_SR, hop, bool(center), 32)))
     if not input_repr:
         return windows[:, None]
@@ -167,8 +167,10 @@ def process_audio_file(
     check_batch(batch_size)
 
     def work(path: Path, result: Path) -> int:
-        rows = sound_rows(blocks_of(path, embedder), embedder, float(hop_size), bool(center), batch_size)
-        return write_rows(result, rows, about_file(embedder, hop_seconds=hop_size, centre=bool(center)))
+        rows = embed_audio_blocks(
+            read_embedder_audio(path, embedder), embedder, float(hop_size), bool(center), batch_size
+        )
+        return write_embedding_rows(result, rows, describe_output(embedder, hop_seconds=hop_size, centre=bool(center)))
 
     process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
 
@@ -193,8 +195,10 @@ def process_image_file(
         picture = read_image(path)
         checked_picture(picture)
         seconds = None if embedder.choice.as_openl3 else np.zeros(1)
-        vectors = image_vectors([picture], embedder, 1)
-        return write_rows(result, (EmbeddingRows(rows, seconds) for rows in vectors), about_file(embedder))
+        vectors = embed_image_batches([picture], embedder, 1)
+        return write_embedding_rows(
+            result, (EmbeddingRows(rows, seconds) for rows in vectors), describe_output(embedder)
+        )
 
     process(filepath, [(suffix or "", work)], output_dir, overwrite, verbose)
 
@@ -225,13 +229,19 @@ def process_video_file(
     check_batch(image_batch_size)
 
     def sound(path: Path, result: Path) -> int:
-        rows = sound_rows(blocks_of(path, hears), hears, float(audio_hop_size), bool(audio_center), audio_batch_size)
-        return write_rows(result, rows, about_file(hears, hop_seconds=audio_hop_size, centre=bool(audio_center)))
+        rows = embed_audio_blocks(
+            read_embedder_audio(path, hears), hears, float(audio_hop_size), bool(audio_center), audio_batch_size
+        )
+        return write_embedding_rows(
+            result, rows, describe_output(hears, hop_seconds=audio_hop_size, centre=bool(audio_center))
+        )
 
     def picture(path: Path, result: Path) -> int:
         if sees.choice.as_openl3:
-            return write_rows(result, rows_as_openl3(path, sees, image_batch_size))
-        return write_rows(result, frame_rows(every_frame(path), sees, image_batch_size), about_file(sees))
+            return write_embedding_rows(result, embed_video_as_openl3(path, sees, image_batch_size))
+        return write_embedding_rows(
+            result, embed_timed_frames(iterate_all_frames(path), sees, image_batch_size), describe_output(sees)
+        )
 
     ending = f"_{suffix}" if suffix else ""
     process(filepath, [(f"audio{ending}", sound), (f"image{ending}", picture)], output_dir, overwrite, verbose)
@@ -263,11 +273,11 @@ def process(
     problems = []
     for number, path in enumerate(paths, 1):
         if verbose:
-            say(f"openl3: Processing {path} ({number}/{len(paths)})")
+            print_line(f"openl3: Processing {path} ({number}/{len(paths)})")
         for suffix, work in works:
             result = Path(get_output_path(str(path), f"{suffix}.npz", output_dir))
             if result.is_file() and not overwrite:
-                say(f"openl3: {result} exists and overwriting not enabled, skipping.")
+                print_line(f"openl3: {result} exists and overwriting not enabled, skipping.")
                 continue
             try:
                 work(Path(path), result)
@@ -275,7 +285,7 @@ def process(
                 problems.append(str(error))
             else:
                 if verbose:
-                    say(f"openl3: Saved {result}")
+                    print_line(f"openl3: Saved {result}")
     if problems:
         raise OpenL3Error(f"{problems[0]}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
@@ -317,9 +327,11 @@ def checked_sound(audio: object, sr: object, hop_size: object, center: object) -
     """Mono sound at 48 kHz."""
     if not isinstance(audio, np.ndarray) or audio.ndim not in (1, 2) or audio.size == 0:
         raise OpenL3Error(f"audio must be an array of 1 or 2 dimensions that is not empty, got {describe(audio)}")
-    if audio.dtype.kind not in "biuf" or not (np.abs(audio) <= LOUDEST).all():
-        raise OpenL3Error(f"audio must be real numbers, none infinite or nan or beyond {LOUDEST:g}, got {audio.dtype}")
-    if not isinstance(sr, Real) or not 1 <= float(sr) <= MAX_RATE:
+    if audio.dtype.kind not in "biuf" or not (np.abs(audio) <= MAX_AMPLITUDE).all():
+        raise OpenL3Error(
+            f"audio must be real numbers, none infinite or nan or beyond {MAX_AMPLITUDE:g}, got {audio.dtype}"
+        )
+    if not isinstance(sr, Real) or not 1 <= float(sr) <= MAX_RESAMPLING_RATE:
         raise OpenL3Error(f"Invalid sample rate {sr}")
     check_windows(hop_size, center)
     if not audio.any():
@@ -354,8 +366,10 @@ def checked_picture(picture: object) -> Array:
         raise OpenL3Error(f"image must be real numbers, got {picture.dtype}")
     if picture.shape[-1] != 3:
         raise OpenL3Error(f"Need 3 channel images corresponding to RGB, got {picture.shape[-1]} channels")
-    if min(picture.shape[-3:-1]) < SIDE:
-        raise OpenL3Error(f"Image(s) must be at least {SIDE}x{SIDE} px, got {picture.shape[-3]}x{picture.shape[-2]}")
+    if min(picture.shape[-3:-1]) < INPUT_SIDE:
+        raise OpenL3Error(
+            f"Image(s) must be at least {INPUT_SIDE}x{INPUT_SIDE} px, got {picture.shape[-3]}x{picture.shape[-2]}"
+        )
     if not picture.any():
         warnings.warn("Provided image is all zeros", OpenL3Warning, stacklevel=3)
     return picture if picture.ndim == 4 else picture[None]
@@ -365,12 +379,14 @@ def pixels_of(pictures: Array, batch_size: int, model: EmbeddingModel) -> Iterat
     """What the network takes, in batches. The range of floats is that of all pictures together."""
     if model.embedder.choice.as_openl3 or pictures.dtype != np.uint8:
         try:
-            ready = (squares_as_openl3 if model.embedder.choice.as_openl3 else squares)(pictures)
+            ready = (prepare_squares_as_openl3 if model.embedder.choice.as_openl3 else prepare_squares)(pictures)
         except ValueError as error:
             raise OpenL3Error(str(error)) from error
         yield from (ready[first : first + batch_size] for first in range(0, len(ready), batch_size))
     else:
-        yield from (squares(pictures[first : first + batch_size]) for first in range(0, len(pictures), batch_size))
+        yield from (
+            prepare_squares(pictures[first : first + batch_size]) for first in range(0, len(pictures), batch_size)
+        )
 
 
 def as_list(value: object, what: str) -> list:

@@ -12,27 +12,31 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from comodal.console import Table, say
+from comodal.console import Table, print_line
 from comodal.data.numpy_files import read_npz
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
-from comodal.inference.embedding_rows import blocks_of, image_vectors
-from comodal.inference.openl3_files import weights_folders
-from comodal.inference.openl3_images import as_float, every_nth, middle, squares_as_openl3
+from comodal.inference.embedding_rows import embed_image_batches, read_embedder_audio
+from comodal.inference.openl3_files import list_weights_folders
+from comodal.inference.openl3_images import convert_to_float, crop_center, prepare_squares_as_openl3, rescale_short_side
 from comodal.media.image import read_image
-from comodal.models.l3net.spectrogram import FrontEnd
+from comodal.models.l3net.spectrogram import Frontend
 from comodal.text_files import parse_json
 
-HEARD_SECONDS = 60.0  # of the sound that is computed again
-SAME, SAME_IN_BF16 = 1e-4, 2e-2  # relative distance
-WEIGHTS = (".h5", ".h5.gz", ".pth.tar")
-FRONT_ENDS: tuple[FrontEnd, ...] = ("kapre014", "kapre03", "librosa")
-TOLD = {
+MAX_COMPARED_SECONDS = 60.0  # of the sound that is computed again
+MAX_DISTANCE, MAX_BF16_DISTANCE = 1e-4, 2e-2  # relative distance
+WEIGHTS_SUFFIXES = (".h5", ".h5.gz", ".pth.tar")
+CANDIDATE_FRONTENDS: tuple[Frontend, ...] = ("kapre014", "kapre03", "librosa")
+FRONTEND_DESCRIPTIONS = {
     "kapre014": "kapre 0.1.4, as the weights were trained",
     "kapre03": "kapre 0.3, OpenL3's default since 0.4",
     "librosa": "librosa, OpenL3's other front end since 0.4",
 }
-KINDS = {512: "sound or pictures, 512 numbers", 6144: "sound, all 6144 numbers", 8192: "pictures, all 8192 numbers"}
+SIZE_DESCRIPTIONS = {
+    512: "sound or pictures, 512 numbers",
+    6144: "sound, all 6144 numbers",
+    8192: "pictures, all 8192 numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class EmbeddingCandidate:
     cosine: float
 
 
-def doctor(
+def diagnose_embedding(
     path: Path, sound: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
 ) -> dict[str, Any]:
     """Says which front end and network made an embedding, as far as can be told, and how far it is from the right one.
@@ -74,17 +78,17 @@ def doctor(
     if rows < 1 or (sound is not None and image is not None):
         raise ValueError("rows must be at least 1, and a file is made from a sound or from an image")
     arrays = read_embedding(path)
-    found = facts(arrays)
+    found = inspect_arrays(arrays)
     candidates: list[EmbeddingCandidate] = []
     if sound is not None:
-        candidates = heard(path, arrays, sound, networks(model), rows)
+        candidates = compare_with_audio(path, arrays, sound, list_weights_paths(model), rows)
     elif image is not None:
-        candidates = seen(path, arrays, image, networks(model))
+        candidates = compare_with_image(path, arrays, image, list_weights_paths(model))
     if candidates:
-        found |= ranked(candidates)
+        found |= rank_candidates(candidates)
     elif sound is not None or image is not None:
         raise CheckpointError(f"{model or 'the folders of weights'}: no network gives {found['features']} numbers")
-    show(path, found, candidates)
+    print_diagnosis(path, found, candidates)
     return found
 
 
@@ -104,13 +108,13 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     return arrays
 
 
-def facts(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
+def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
     """What can be told from the file alone."""
     vectors = arrays["embedding"]
     found: dict[str, Any] = {
         "vectors": len(vectors),
         "features": vectors.shape[1],
-        "of": KINDS.get(vectors.shape[1], "none of OpenL3's sizes"),
+        "of": SIZE_DESCRIPTIONS.get(vectors.shape[1], "none of OpenL3's sizes"),
         "type": str(vectors.dtype),
         "mean": float(vectors.mean()),
         "deviation": float(vectors.std()),
@@ -129,42 +133,44 @@ def facts(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
     again = (vectors[1:] == vectors[:-1]).all(axis=1) & vectors[1:].any(axis=1)
     found["repeated_vectors"] = int(again.sum())
     if "about" in arrays:
-        found["made_by"] = told_by_itself(arrays["about"])
+        found["made_by"] = describe_metadata(arrays["about"])
     else:
         found["made_by"] = "OpenL3, or comodal as OpenL3 or with a network of its own: the file does not say it"
     return found
 
 
-def told_by_itself(about: Shaped[np.ndarray, "..."]) -> str:
+def describe_metadata(about: Shaped[np.ndarray, "..."]) -> str:
     """What a file of comodal says of itself, in words."""
     try:
         said = parse_json(str(about), "about")
-        front_end = TOLD.get(said["front_end"], said["front_end"])
+        front_end = FRONTEND_DESCRIPTIONS.get(said["front_end"], said["front_end"])
         network = f"{said['representation']} {said['content']}".strip()
         return f"comodal {said['comodal']}, {network} in {said['precision']}, {front_end}"
     except (DataError, KeyError, TypeError):
         return "comodal, but what it says of itself cannot be read"
 
 
-def networks(model: Path | None) -> list[Path]:
+def list_weights_paths(model: Path | None) -> list[Path]:
     """The files and folders of weights that a path means."""
-    folders = weights_folders() if model is None else [model]
+    folders = list_weights_folders() if model is None else [model]
     found = [
         file
         for folder in folders
         if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / "model").is_dir()
         for file in sorted(folder.iterdir())
-        if file.name.endswith(WEIGHTS)
+        if file.name.endswith(WEIGHTS_SUFFIXES)
     ]
     if not found and model is None:
         raise CheckpointError(f"no weights in {' or '.join(map(str, folders))}; name some with --model")
     return found or folders
 
 
-def embedders(paths: list[Path], features: int, modality: str, front_ends: bool) -> Iterator[tuple[Path, Embedder]]:
+def load_candidate_embedders(
+    paths: list[Path], features: int, modality: str, front_ends: bool
+) -> Iterator[tuple[Path, Embedder]]:
     """Networks of the modality that give so many numbers; a file that is none is only refused if it is the only one."""
     for path in paths:
-        for front_end in FRONT_ENDS if front_ends else FRONT_ENDS[:1]:
+        for front_end in CANDIDATE_FRONTENDS if front_ends else CANDIDATE_FRONTENDS[:1]:
             try:
                 embedder = load_embedder(path, EmbedderOptions(precision="fp32", size=features))
                 if front_ends and embedder.about:
@@ -182,7 +188,7 @@ def embedders(paths: list[Path], features: int, modality: str, front_ends: bool)
             yield path, embedder
 
 
-def heard(
+def compare_with_audio(
     path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], sound: Path, paths: list[Path], rows: int
 ) -> list[EmbeddingCandidate]:
     """Some windows of the sound in every way: networks, front ends, centred or not."""
@@ -191,13 +197,13 @@ def heard(
         raise DataError(f"{path}: has no timestamps, so it was not made from a sound")
     candidates = []
     samples: Float[np.ndarray, " samples"] | None = None
-    for weights, embedder in embedders(paths, vectors.shape[1], "sound", front_ends=True):
+    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "sound", front_ends=True):
         rate = embedder.config.sample_rate
         if samples is None:
-            samples = first_minute(sound, embedder)
+            samples = read_first_minute(sound, embedder)
         for centre in (True, False):
             starts = np.rint(times * rate).astype(int) - (rate // 2 if centre else 0)
-            heard_whole = len(samples) <= HEARD_SECONDS * rate
+            heard_whole = len(samples) <= MAX_COMPARED_SECONDS * rate
             inside = [
                 row
                 for row, start in enumerate(starts)
@@ -206,33 +212,36 @@ def heard(
             if not inside:  # silence, of which nothing can be told
                 continue
             chosen = [inside[place] for place in np.linspace(0, len(inside) - 1, min(rows, len(inside))).astype(int)]
-            windows = np.stack([window(samples, int(starts[row]), rate) for row in chosen])
-            how = f"{TOLD.get(embedder.front_end, 'its own front end')}, {'centred' if centre else 'not centred'}"
+            windows = np.stack([cut_padded_window(samples, int(starts[row]), rate) for row in chosen])
+            centered = "centered" if centre else "not centered"
+            how = f"{FRONTEND_DESCRIPTIONS.get(embedder.front_end, 'its own frontend')}, {centered}"
             faithful = embedder.front_end in ("kapre014", "")
-            candidates.append(compared(weights, how, faithful, embedder.sound(windows)[0], vectors[chosen]))
+            candidates.append(measure_candidate(weights, how, faithful, embedder.sound(windows)[0], vectors[chosen]))
     if samples is not None and not candidates:
         raise DataError(f"{sound}: no sound where {path} has vectors; are they of another file?")
     return candidates
 
 
-def first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
+def read_first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
     """The beginning of a sound at the network's rate."""
     pieces: list[np.ndarray] = []
-    for block in blocks_of(sound, embedder):
+    for block in read_embedder_audio(sound, embedder):
         pieces.append(block)
-        if sum(map(len, pieces)) > HEARD_SECONDS * embedder.config.sample_rate:
+        if sum(map(len, pieces)) > MAX_COMPARED_SECONDS * embedder.config.sample_rate:
             break
     return np.concatenate(pieces)
 
 
-def window(samples: Float[np.ndarray, " samples"], start: int, size: int) -> Float[np.ndarray, " window"]:
+def cut_padded_window(
+    samples: Float[np.ndarray, " samples"], start: int, size: int
+) -> Float[np.ndarray, " cut_padded_window"]:
     """One window, with silence before the beginning and after the end."""
     cut = samples[max(start, 0) : start + size]
     before = max(0, -start)
     return np.pad(cut, (before, size - before - len(cut)))
 
 
-def seen(
+def compare_with_image(
     path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], image: Path, paths: list[Path]
 ) -> list[EmbeddingCandidate]:
     """The picture in every way: networks, ranges, ways to scale."""
@@ -241,21 +250,21 @@ def seen(
         raise DataError(f"{path}: {len(vectors)} vectors, and a picture gives one")
     picture = read_image(image)
     candidates = []
-    for weights, embedder in embedders(paths, vectors.shape[1], "image", front_ends=False):
-        ours = next(image_vectors([picture], embedder, 1))
-        candidates.append(compared(weights, "[-1, 1], as the weights were trained", True, ours, vectors))
+    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "image", front_ends=False):
+        ours = next(embed_image_batches([picture], embedder, 1))
+        candidates.append(measure_candidate(weights, "[-1, 1], as the weights were trained", True, ours, vectors))
         if embedder.about and min(picture.shape[:2]) >= 224:
-            theirs = embedder.pixels(squares_as_openl3(picture[None]))
-            candidates.append(compared(weights, "OpenL3 0.4.2's own range", False, theirs, vectors))
-            scaled = every_nth(picture) if min(picture.shape[:2]) > 256 else as_float(picture)
-            pixels = (2 * middle(scaled[None]) - 1).astype(np.float32)
+            theirs = embedder.pixels(prepare_squares_as_openl3(picture[None]))
+            candidates.append(measure_candidate(weights, "OpenL3 0.4.2's own range", False, theirs, vectors))
+            scaled = rescale_short_side(picture) if min(picture.shape[:2]) > 256 else convert_to_float(picture)
+            pixels = (2 * crop_center(scaled[None]) - 1).astype(np.float32)
             candidates.append(
-                compared(weights, "[-1, 1], scaled as OpenL3 does", False, embedder.pixels(pixels), vectors)
+                measure_candidate(weights, "[-1, 1], scaled as OpenL3 does", False, embedder.pixels(pixels), vectors)
             )
     return candidates
 
 
-def compared(
+def measure_candidate(
     weights: Path,
     how: str,
     faithful: bool,
@@ -269,18 +278,18 @@ def compared(
     return EmbeddingCandidate(weights.name, how, faithful, distance, cosine)
 
 
-def ranked(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
+def rank_candidates(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
     """The nearest candidate, and how far the file is from what that network gives as it was trained."""
     candidates.sort(key=lambda candidate: candidate.distance)
     best = candidates[0]
     faithful = next(other for other in candidates if other.weights == best.weights and other.faithful)
-    if best.distance < SAME:
+    if best.distance < MAX_DISTANCE:
         verdict = "made so"
-    elif best.distance < SAME_IN_BF16:
+    elif best.distance < MAX_BF16_DISTANCE:
         verdict = "made so, up to the rounding of bf16 or another resampler"
     else:
         verdict = "made in none of these ways; the nearest is shown"
-    if best.distance < SAME_IN_BF16:
+    if best.distance < MAX_BF16_DISTANCE:
         verdict += "; faithful to the weights" if best.faithful else "; not as the weights were trained: embed it again"
     return {
         "best": f"{best.weights}: {best.how}",
@@ -292,16 +301,16 @@ def ranked(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
     }
 
 
-def show(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
+def print_diagnosis(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
     """What was found, and the candidates from near to far."""
     table = Table("", "", header=False)
     for name, value in found.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    say(f"{path}:")
+    print_line(f"{path}:")
     table.show()
     if found["repeated_vectors"]:
         what = "vectors equal the one before them: probably silence, which OpenL3 takes for the loudest noise"
-        say(f"{found['repeated_vectors']} {what}")
+        print_line(f"{found['repeated_vectors']} {what}")
     if candidates:
         listed = Table("weights", "how", "distance", "cosine")
         for candidate in candidates:
@@ -309,4 +318,4 @@ def show(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]
             listed.add_row(candidate.weights, how, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
         listed.show()
     else:
-        say("The sound or picture (--sound, --image) and the weights (--model) tell more.")
+        print_line("The sound or picture (--sound, --image) and the weights (--model) tell more.")

@@ -16,8 +16,8 @@ from jaxtyping import Float32, Shaped
 from comodal.errors import CheckpointError, ComodalError
 from comodal.hardware import Precision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
-from comodal.inference.openl3_files import find_openl3
-from comodal.models.convert.convert_openl3 import Modality
+from comodal.inference.openl3_files import find_published_weights
+from comodal.models.convert.convert_openl3 import TowerModality
 
 VALID_FRONTENDS = ("librosa", "kapre")
 VALID_INPUT_REPRS = ("linear", "mel128", "mel256")
@@ -69,7 +69,7 @@ def settings(
 class EmbeddingModel:
     """Takes the place of OpenL3's Keras models, for its functions and for `predict`."""
 
-    def __init__(self, embedder: Embedder, modality: Modality, frontend: str) -> None:
+    def __init__(self, embedder: Embedder, modality: TowerModality, frontend: str) -> None:
         self.embedder, self.modality, self.frontend = embedder, modality, frontend
 
     @property
@@ -160,7 +160,7 @@ def load_image_embedding_model_from_path(model_path: str | Path, embedding_size:
     return EmbeddingModel(loaded(Path(model_path), choice, "image"), "image", "")
 
 
-def loaded(path: Path, choice: EmbedderOptions, modality: Modality) -> Embedder:
+def loaded(path: Path, choice: EmbedderOptions, modality: TowerModality) -> Embedder:
     """A network, read once."""
     try:
         embedder = load_embedder(path, choice)
@@ -184,12 +184,12 @@ def get_image_embedding_model_path(input_repr: str, content_type: str) -> str:
     return published("image", input_repr, content_type)
 
 
-def published(modality: Modality, input_repr: str, content_type: str) -> str:
+def published(modality: TowerModality, input_repr: str, content_type: str) -> str:
     """The path of a published file that is there."""
     one_of("input representation", input_repr, VALID_INPUT_REPRS)
     one_of("content type", content_type, VALID_CONTENT_TYPES)
     try:
-        return str(find_openl3(modality, input_repr, content_type))
+        return str(find_published_weights(modality, input_repr, content_type))
     except CheckpointError as error:
         raise OpenL3Error(str(error)) from error
 

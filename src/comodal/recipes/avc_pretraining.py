@@ -18,19 +18,26 @@ from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
-from comodal.models.l3net.l3net import L3EMBEDDING, PAPER, L3Net, L3NetConfig, openl3, small
+from comodal.models.l3net.l3net import (
+    L3EMBEDDING_L3NET_CONFIG,
+    PAPER_L3NET_CONFIG,
+    L3Net,
+    L3NetConfig,
+    make_openl3_config,
+    make_small_l3net_config,
+)
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
-from comodal.training.optimization import adam, schedule
+from comodal.training.optimization import make_adam, make_cosine_schedule
 from comodal.training.run import Run
 
-Variant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
-VARIANTS: dict[str, L3NetConfig] = {
-    "paper": PAPER,
-    "small": small(),
-    "l3embedding": L3EMBEDDING,
-    "openl3_linear": openl3("linear"),
-    "openl3_mel128": openl3("mel128"),
-    "openl3_mel256": openl3("mel256"),
+AVCVariant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
+AVC_VARIANTS: dict[str, L3NetConfig] = {
+    "paper": PAPER_L3NET_CONFIG,
+    "small": make_small_l3net_config(),
+    "l3embedding": L3EMBEDDING_L3NET_CONFIG,
+    "openl3_linear": make_openl3_config("linear"),
+    "openl3_mel128": make_openl3_config("mel128"),
+    "openl3_mel256": make_openl3_config("mel256"),
 }
 Objective = Literal["avc", "all_pairs"]
 
@@ -45,16 +52,19 @@ class AVCDefaults(NamedTuple):
 
 
 PAPER_PAIRS = 60_000_000
-PAPER_DEFAULTS = AVCDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
-L3EMBEDDING_DEFAULTS = AVCDefaults(300 * 4096, 64, 1e-5, 500)
-SMALL_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
-DEFAULTS = dict.fromkeys(VARIANTS, L3EMBEDDING_DEFAULTS) | {"paper": PAPER_DEFAULTS, "small": SMALL_DEFAULTS}
-VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
+PAPER_AVC_DEFAULTS = AVCDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
+L3EMBEDDING_AVC_DEFAULTS = AVCDefaults(300 * 4096, 64, 1e-5, 500)
+SMALL_AVC_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
+AVC_DEFAULTS = dict.fromkeys(AVC_VARIANTS, L3EMBEDDING_AVC_DEFAULTS) | {
+    "paper": PAPER_AVC_DEFAULTS,
+    "small": SMALL_AVC_DEFAULTS,
+}
+AVC_VALIDATION_SEED_OFFSET = 1  # keeps the chance of the validation pairs apart from that of the training pairs
 
 
 def recipe(
     data: Path,
-    variant: Variant = "paper",
+    variant: AVCVariant = "paper",
     width: int | None = None,
     image_size: int | None = None,
     objective: Objective = "avc",
@@ -106,7 +116,7 @@ def recipe(
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
         torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
     """
-    network, usual = VARIANTS[variant], DEFAULTS[variant]
+    network, usual = AVC_VARIANTS[variant], AVC_DEFAULTS[variant]
     steps = usual.steps if steps is None else steps
     batch_size = usual.batch_size if batch_size is None else batch_size
     learning_rate = usual.learning_rate if learning_rate is None else learning_rate
@@ -117,18 +127,18 @@ def recipe(
     trained = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
     augmentation = Augmentation(mirror, brightness, saturation, volume)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
-    train = clips(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
+    train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
     validation = None
     if validation_pairs:
-        held_out = clips(data / "validation", config, seed + VALIDATION, None)
+        held_out = make_clip_pairs(data / "validation", config, seed + AVC_VALIDATION_SEED_OFFSET, None)
         length = -(-validation_pairs // batch_size) * batch_size
         validation = Loader(held_out, batch_size, workers, length)
     return Run(
         objective=trained,
         batches=Loader(train, batch_size, workers),
         validation=validation,
-        optimizer=adam(trained, learning_rate, weight_decay),
-        learning_rate=schedule(learning_rate, steps, warm_up_steps, final_fraction),
+        optimizer=make_adam(trained, learning_rate, weight_decay),
+        learning_rate=make_cosine_schedule(learning_rate, steps, warm_up_steps, final_fraction),
         steps=steps,
         seed=seed,
         fingerprint=train.shards.fingerprint,
@@ -137,7 +147,7 @@ def recipe(
     )
 
 
-def clips(
+def make_clip_pairs(
     folder: Path,
     config: L3NetConfig,
     seed: int,

@@ -15,30 +15,39 @@ import torch
 from torch import nn
 
 from comodal import distributed
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.batch import TokenInput
 from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption, read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.loader import Loader, Workers
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
-from comodal.models.convert.convert_bert import config_for_bert, fill_from_bert
+from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
 from comodal.models.vilbert import single_stream
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import ViLBERTConfig, base, large, small
+from comodal.models.vilbert.vilbert_config import (
+    ViLBERTConfig,
+    make_base_config,
+    make_large_config,
+    make_small_vilbert_config,
+)
 from comodal.objectives.masked import RegionTarget
-from comodal.objectives.pretraining import ViLBERTPretraining, target_columns
-from comodal.tasks.vision_language.region_record import remembered
-from comodal.training.optimization import adamw, linear
+from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
+from comodal.tasks.vision_language.region_record import collect_region_record
+from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.run import Run
 
-Variant = Literal["base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"]
-VARIANTS = {f"base_{count}": base(count) for count in (2, 4, 6, 8)} | {f"large_{n}": large(n) for n in (2, 4, 6)}
-BERT_REPORT = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
+ViLBERTVariant = Literal[
+    "base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"
+]
+VILBERT_VARIANTS = {f"base_{count}": make_base_config(count) for count in (2, 4, 6, 8)} | {
+    f"large_{n}": make_large_config(n) for n in (2, 4, 6)
+}
+BERT_REPORT_FILE = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
 
 
 class ViLBERTDefaults(NamedTuple):
@@ -50,11 +59,11 @@ class ViLBERTDefaults(NamedTuple):
     validate_every: int
 
 
-PAPER_DEFAULTS = ViLBERTDefaults(60_000, 512, 1e-4, 500)
-SMALL_DEFAULTS = ViLBERTDefaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
+PAPER_VILBERT_DEFAULTS = ViLBERTDefaults(60_000, 512, 1e-4, 500)
+SMALL_VILBERT_DEFAULTS = ViLBERTDefaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
 CONTRASTIVE_DIM = 128
-VALIDATION = 1  # keeps the chance of the validation pairs apart from that of the training pairs
-Pairs = list[tuple[Caption, int]]
+VILBERT_VALIDATION_SEED_OFFSET = 1  # keeps the chance of the validation pairs apart from that of the training pairs
+MatchedPairs = list[tuple[Caption, int]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class PretrainingData:
 
     store: RegionStore
     words: WordPieceTokenizer
-    train: Pairs
-    validation: Pairs
+    train: MatchedPairs
+    validation: MatchedPairs
 
     def fingerprint(self) -> str:
         """Of everything that training reads."""
@@ -81,7 +90,7 @@ def recipe(
     allow_missing: bool = False,
     words: Path | None = None,
     start_from: Path | None = None,
-    variant: Variant = "base_6",
+    variant: ViLBERTVariant = "base_6",
     regions_as: Literal["features", "tokens"] = "features",
     region_targets: Sequence[str] | None = None,
     overlap: float | None = None,
@@ -147,17 +156,17 @@ def recipe(
         comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
         torchrun --nproc_per_node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
     """
-    usual = SMALL_DEFAULTS if variant in ("small", "single_stream") else PAPER_DEFAULTS
+    usual = SMALL_VILBERT_DEFAULTS if variant in ("small", "single_stream") else PAPER_VILBERT_DEFAULTS
     steps = usual.steps if steps is None else steps
     batch_size = usual.batch_size if batch_size is None else batch_size
     learning_rate = usual.learning_rate if learning_rate is None else learning_rate
-    material = gather(data, captions, words or bert, validation_share)
-    targets = targets_of(region_targets, material.store)
+    material = gather_pretraining_data(data, captions, words or bert, validation_share)
+    targets = choose_region_targets(region_targets, material.store)
     if contrastive_weight and variant == "single_stream":
         raise ValueError("--variant single_stream has no encoders of one modality: leave out --contrastive-weight")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model(
+        model = build_pretraining_model(
             variant,
             material,
             targets,
@@ -166,67 +175,75 @@ def recipe(
             dropout,
             CONTRASTIVE_DIM if contrastive_weight else 0,
         )
-    check_length(model, max_words)
-    pretrained, report = fill(model, bert, allow_missing)
+    check_caption_length(model, max_words)
+    pretrained, report = fill_text_stream(model, bert, allow_missing)
     if start_from is not None:
-        begin_with(model, start_from)
+        load_initial_weights(model, start_from)
     if faithful and replaced == "image":
         raise ValueError("--faithful replaces captions, as the original's code does: leave out --replaced image")
     hiding = MaskingConfig(overlap=overlap, tell_mismatched=tell_mismatched, faithful=faithful)
     mismatches = NegativeSampling(replaced="caption" if faithful else replaced, other_image=not faithful)
 
-    def pairs(chosen: Pairs, chance: int) -> CaptionDataset:
+    def pairs(chosen: MatchedPairs, chance: int) -> CaptionDataset:
         made = CaptionDataset(
             chosen, material.store, material.words, chance, batch_size, max_words, max_regions, hiding, mismatches
         )
-        if made.truncated and distributed.is_main():
+        if made.truncated and distributed.is_main_process():
             cut = f"{made.truncated:,} of {len(made):,} captions have more than {max_words} word pieces"
-            say(f"{captions}: {cut} and lose their end (--max_words)")
+            print_line(f"{captions}: {cut} and lose their end (--max_words)")
         return made
 
     validation = None
     if validation_pairs and material.validation:
         length = -(-validation_pairs // batch_size) * batch_size
-        validation = Loader(pairs(material.validation, seed + VALIDATION), batch_size, workers, length)
+        validation = Loader(
+            pairs(material.validation, seed + VILBERT_VALIDATION_SEED_OFFSET), batch_size, workers, length
+        )
     objective = ViLBERTPretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
     return Run(
         objective=objective,
         batches=Loader(pairs(material.train, seed), batch_size, workers),
         validation=validation,
-        optimizer=adamw(
+        optimizer=make_adamw(
             objective, learning_rate, weight_decay, pretrained=pretrained, pretrained_share=pretrained_rate
         ),
-        learning_rate=linear(learning_rate, steps, round(warm_up * steps)),
+        learning_rate=make_linear_schedule(learning_rate, steps, round(warm_up * steps)),
         steps=steps,
         seed=seed,
         fingerprint=material.fingerprint(),
         resolved={"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
         validate_every=usual.validate_every,
-        files={"tokenizer.json": material.words.as_json(), **report, **remembered(material.store, start_from)},
+        files={
+            "tokenizer.json": material.words.as_json(),
+            **report,
+            **collect_region_record(material.store, start_from),
+        },
     )
 
 
-def gather(data: Path, captions: Path, words: Path | None, validation_share: float) -> PretrainingData:
+def gather_pretraining_data(data: Path, captions: Path, words: Path | None, validation_share: float) -> PretrainingData:
     """The captions whose image is in the store, split, and the vocabulary.
 
     Raises:
         DataError: A file is missing or damaged, or captions and store do not fit.
     """
     store, read = RegionStore(data), read_captions(captions)
-    found = matched(read, store.ids)
-    parts = split_pairs(found.pairs, store.ids, validation_share, 0.0)
-    if distributed.is_main():
+    found = match_captions(read, store.ids)
+    parts = split_matched_captions(found.pairs, store.ids, validation_share, 0.0)
+    if distributed.is_main_process():
         counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
         empty = int((store.counts == 0).sum())
         images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
         reasons = found.not_taken(read.refused)
-        say(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
+        print_line(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
         raise DataError(f"{captions}: no caption of an image of {data} is for training")
     if parts["validation"] and len({row for _, row in parts["validation"]}) == 1:  # a mismatched pair needs two
         parts["validation"] = []
-        if distributed.is_main():
-            say(f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)")
+        if distributed.is_main_process():
+            print_line(
+                f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)"
+            )
     vocabulary = (
         WordPieceTokenizer.read(words)
         if words
@@ -235,7 +252,7 @@ def gather(data: Path, captions: Path, words: Path | None, validation_share: flo
     return PretrainingData(store, vocabulary, parts["train"], parts["validation"])
 
 
-def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
+def choose_region_targets(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
     """What is asked of hidden regions; the store must have it."""
     there = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
     for target in wanted or ():
@@ -247,8 +264,8 @@ def targets_of(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionT
     return cast(list[RegionTarget], chosen)
 
 
-def new_model(
-    variant: Variant,
+def build_pretraining_model(
+    variant: ViLBERTVariant,
     material: PretrainingData,
     targets: Sequence[RegionTarget],
     tokens: bool,
@@ -261,9 +278,9 @@ def new_model(
     inputs = store.tokens + len(TokenInput)
     if (tokens or variant == "single_stream") and not store.tokens:
         raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` makes them")
-    columns = sum(target_columns(targets, store.dim, store.classes, store.tokens).values())
-    config = small() if variant in ("small", "single_stream") else VARIANTS[variant]
-    config = config_for_bert(bert, like=config) if bert else replace(config, vocabulary=vocabulary)
+    columns = sum(count_target_columns(targets, store.dim, store.classes, store.tokens).values())
+    config = make_small_vilbert_config() if variant in ("small", "single_stream") else VILBERT_VARIANTS[variant]
+    config = derive_config_from_bert(bert, like=config) if bert else replace(config, vocabulary=vocabulary)
     if vocabulary > config.vocabulary:
         raise RecipeError(
             f"--words has {vocabulary:,} pieces, the BERT {config.vocabulary:,}: they do not fit together"
@@ -287,7 +304,7 @@ def new_model(
     return ViLBERT(sized)
 
 
-def check_length(model: nn.Module, max_words: int) -> None:
+def check_caption_length(model: nn.Module, max_words: int) -> None:
     """Raises a RecipeError if captions could have more word pieces than the model has positions."""
     config = cast(ViLBERTConfig | single_stream.SingleStreamConfig, model.config)
     longest = config.positions - config.first_position
@@ -295,18 +312,20 @@ def check_length(model: nn.Module, max_words: int) -> None:
         raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")
 
 
-def fill(model: nn.Module, bert: Path | None, allow_missing: bool) -> tuple[list[nn.Parameter], dict[str, bytes]]:
+def fill_text_stream(
+    model: nn.Module, bert: Path | None, allow_missing: bool
+) -> tuple[list[nn.Parameter], dict[str, bytes]]:
     """Fills the text stream from a BERT; returns the parameters that came from it, and a file that names every one."""
     if bert is None:
         return [], {}
-    filled = fill_from_bert(model, bert, allow_missing)
-    if distributed.is_main():
-        say(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT} beside the model")
+    filled = load_bert_weights(model, bert, allow_missing)
+    if distributed.is_main_process():
+        print_line(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT_FILE} beside the model")
     report = "".join(f"{line}\n" for line in filled.lines())
-    return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT: report.encode()}
+    return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT_FILE: report.encode()}
 
 
-def begin_with(model: nn.Module, path: Path) -> None:
+def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Takes the weights of another model of the same sizes.
 
     Raises:

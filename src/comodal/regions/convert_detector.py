@@ -6,12 +6,12 @@ in report.txt what became of every tensor.
 
 from pathlib import Path
 
-from comodal.console import say
-from comodal.files import write_whole
+from comodal.console import print_line
+from comodal.files import write_bytes_atomically
 from comodal.models.checkpoint import save_model
 from comodal.regions.detector_files import load_detector
 
-REPORT = "report.txt"
+LOAD_REPORT_FILE = "report.txt"
 
 
 def convert_detector(source: Path, out: Path) -> dict[str, float]:
@@ -34,7 +34,7 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
     """
     model, report = load_detector(source)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / REPORT, ("\n".join(report.lines()) + "\n").encode())
+    write_bytes_atomically(out / LOAD_REPORT_FILE, ("\n".join(report.lines()) + "\n").encode())
     save_model(model, out, {"recipe": "convert", "source": source.name})
-    say(f"{out}: {report.lines()[0]}; {REPORT} names them")
+    print_line(f"{out}: {report.lines()[0]}; {LOAD_REPORT_FILE} names them")
     return {"convert.filled": float(len(report.filled)), "convert.unused": float(len(report.unused))}

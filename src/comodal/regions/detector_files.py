@@ -14,15 +14,15 @@ from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.errors import CheckpointError, DataError
 from comodal.models.convert.caffemodel import read_caffemodel
 from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe
-from comodal.models.convert.convert_fpn import build_fpn, is_fpn
-from comodal.models.convert.state_dicts import LoadReport, read_tensors, usual_name, weights_file
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
+from comodal.models.convert.state_dicts import LoadReport, find_weights_file, normalize_tensor_name, read_tensors
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
 
-CAFFEMODEL = ".caffemodel"
-CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
-PICKLE = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
-OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+CAFFEMODEL_SUFFIX = ".caffemodel"
+CLASS_SCORES_KEY = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
+PICKLE_MAGIC = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
+LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:
@@ -31,10 +31,10 @@ def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:
     Raises:
         CheckpointError: It is damaged, holds more than tensors, or is another network.
     """
-    if path.suffix == CAFFEMODEL:
+    if path.suffix == CAFFEMODEL_SUFFIX:
         return build_c4_from_caffe(read_caffemodel(path), path)
     state = read_detector(path)
-    return build_fpn(state, path) if is_fpn(state) else build_c4(state, path)
+    return build_fpn(state, path) if is_fpn_state_dict(state) else build_c4(state, path)
 
 
 def read_detector(path: Path) -> dict[str, Tensor]:
@@ -43,24 +43,24 @@ def read_detector(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There is no such file, it is damaged, or it holds more than tensors.
     """
-    file = weights_file(path)
+    file = find_weights_file(path)
     try:
         with file.open("rb") as opened:
-            start = opened.read(len(OLD_TORCH))
+            start = opened.read(len(LEGACY_TORCH_MAGIC))
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
-    if not start.startswith(PICKLE) or start == OLD_TORCH:
+    if not start.startswith(PICKLE_MAGIC) or start == LEGACY_TORCH_MAGIC:
         return read_tensors(file)
     try:
         value = load_pickle(file.read_bytes())
     except DataError as error:
         raise CheckpointError(f"{file}: {error}") from error
     state = value.get("model", value) if isinstance(value, dict) else None
-    if not isinstance(state, dict) or not all(is_numbers(array) for array in state.values()):
+    if not isinstance(state, dict) or not all(is_numeric_array(array) for array in state.values()):
         raise CheckpointError(f"{file}: not Detectron2's weights (names with arrays)")
-    return {usual_name(str(name)): torch.from_numpy(np.array(array)) for name, array in state.items()}
+    return {normalize_tensor_name(str(name)): torch.from_numpy(np.array(array)) for name, array in state.items()}
 
 
-def is_numbers(value: object) -> bool:
+def is_numeric_array(value: object) -> bool:
     """Whether a value is an array that a tensor can hold."""
     return isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fi"

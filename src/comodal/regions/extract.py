@@ -19,32 +19,39 @@ from typing import Any, NamedTuple
 import joblib
 import torch
 
-from comodal.console import Table, say
-from comodal.data.output_folder import explained, only_one
+from comodal.console import Table, print_line
+from comodal.data.output_folder import lock_output_folder, translate_os_errors
 from comodal.data.regions.region_appender import RegionAppender
-from comodal.data.regions.region_compatibility import accept, learnt_from
-from comodal.data.regions.region_store import JOURNAL, FeatureType, Regions, RegionStore, RegionWriter
-from comodal.data.sources.image_folder import root_of
-from comodal.errors import CheckpointError, DataError, MediaError, one_item
-from comodal.files import json_line, write_whole
-from comodal.hardware import DeviceName, find_device, inference_batch
+from comodal.data.regions.region_compatibility import allow_incompatible_regions, read_training_regions
+from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, Regions, RegionStore, RegionWriter
+from comodal.data.sources.image_folder import find_image_root
+from comodal.errors import CheckpointError, DataError, MediaError, wrap_item_errors
+from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.hardware import DeviceName, choose_inference_batch_size, find_device
 from comodal.media.image import read_image
-from comodal.models.checkpoint import model_folder
-from comodal.progress import track
+from comodal.models.checkpoint import find_model_folder
+from comodal.progress import track_progress
 from comodal.regions.backbones import Maps, PooledRegions, ScaledImage
-from comodal.regions.extractors import MOST, ExtractorSource, LoadedExtractor, Places, load_extractor
+from comodal.regions.extractors import DEFAULT_MAX_REGIONS, ExtractorSource, LoadedExtractor, Places, load_extractor
 from comodal.regions.extractors_c4 import HeadTypes, RuleNames
-from comodal.regions.image_list import ImageList, ImageWithBoxes, RefusedImage, id_of, images_of, read_boxes
-from comodal.regions.region_network import extractor_for, keep_network
+from comodal.regions.image_list import (
+    ImageList,
+    ImageWithBoxes,
+    RefusedImage,
+    list_images,
+    make_image_id,
+    read_image_boxes,
+)
+from comodal.regions.region_network import copy_network_to_store, load_extractor_for_model
 from comodal.text_files import read_json_lines
-from comodal.workers import CRASHED, CRASHES, Backend, came_of, one_by_one, running_on
+from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, get_result_or_none, run_one_by_one, select_backend
 
-A_PROCESS = 32  # images that are worth the start of a process
-SUSPECTS = 16  # images that are read one by one after a worker died: more than two processes have begun
-AT_ONCE = 256  # images between two looks, where a backend gives its results only when it has all
-DOES_NOT_FIT = "numbers that do not fit"
-REPORT = "report.jsonl"
-NAMES_ALONE = ("detector", "boxes_from")  # what they name is the same where the fingerprints are
+IMAGES_PER_PROCESS = 32  # images that are worth the start of a process
+MAX_SUSPECTS = 16  # images that are read one by one after a worker died: more than two processes have begun
+IMAGES_PER_ROUND = 256  # images between two looks, where a backend gives its results only when it has all
+MISMATCHED_FEATURES = "numbers that do not fit"
+EXTRACTION_REPORT_FILE = "report.jsonl"
+NAME_SETTINGS = ("detector", "boxes_from")  # what they name is the same where the fingerprints are
 
 
 class ExtractionResult(NamedTuple):
@@ -65,7 +72,7 @@ def extract_regions(
     cells: int = 1,
     size: int | None = None,
     dtype: FeatureType = "float16",
-    most: int = MOST,
+    most: int = DEFAULT_MAX_REGIONS,
     fewest: int | None = None,
     rules: RuleNames | None = None,
     head: HeadTypes | None = None,
@@ -133,7 +140,7 @@ def extract_regions(
     file = None if boxes is None or str(boxes) in ("own", "grid", "selective") else Path(boxes)
     places: Any = "given" if file else boxes and str(boxes)
     if like is not None:
-        extractor = like_those_of(like, detector, places, device)
+        extractor = load_extractor_of_model(like, detector, places, device)
     elif detector is None:
         raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
     else:
@@ -141,26 +148,26 @@ def extract_regions(
         extractor = load_extractor(source, device)
     if extractor.source.boxes == "given" and file is None:
         raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
-    root = root_of(images)
-    listed = read_boxes(file, root) if file else images_of(images)
-    with explained(out), only_one(out), running_on(backend):
+    root = find_image_root(images)
+    listed = read_image_boxes(file, root) if file else list_images(images)
+    with translate_os_errors(out), lock_output_folder(out), select_backend(backend):
         fill_store(out, listed, ExtractionPool(extractor, root, device, workers, backend), dtype)
-        keep_network(extractor, out)
+        copy_network_to_store(extractor, out)
         if also_for is not None:
-            accept(out, model_folder(also_for))
-    return report(out)
+            allow_incompatible_regions(out, find_model_folder(also_for))
+    return count_extracted_images(out)
 
 
-def like_those_of(model: Path, detector: str | None, boxes: Places | None, device: str) -> LoadedExtractor:
+def load_extractor_of_model(model: Path, detector: str | None, boxes: Places | None, device: str) -> LoadedExtractor:
     """What makes regions that a model can read.
 
     Raises:
         DataError: The model has learnt from features that were made elsewhere, or does not say from which.
     """
-    learnt = learnt_from(model_folder(model))
+    learnt = read_training_regions(find_model_folder(model))
     if learnt is None:
         raise DataError(f"{model} does not say of what regions it has learnt: choose a --detector")
-    return extractor_for(model, learnt, detector, boxes, device)
+    return load_extractor_for_model(model, learnt, detector, boxes, device)
 
 
 @dataclass(frozen=True)
@@ -184,14 +191,16 @@ class ExtractionPool:
     def __call__(self, todo: Sequence[ImageWithBoxes]) -> Iterator[ExtractionResult]:
         device = find_device(self.device)
         if device.type != "cpu" and isinstance(self.extractor.network, PooledRegions):
-            yield from make_together(todo, self.images, self.extractor, self.extractor.network, inference_batch(device))
+            yield from extract_batch_regions(
+                todo, self.images, self.extractor, self.extractor.network, choose_inference_batch_size(device)
+            )
             return
         processes = self.workers if device.type == "cpu" else 1
         if self.backend == "loky":
-            processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // A_PROCESS))
+            processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // IMAGES_PER_PROCESS))
         if self.backend == "sequential" or processes in (0, 1):
-            with one_thread():
-                yield from (make(image, self.images, self.extractor) for image in todo)
+            with use_single_thread():
+                yield from (extract_image_regions(image, self.images, self.extractor) for image in todo)
             return
         yield from self.in_workers(todo, processes)
 
@@ -204,42 +213,46 @@ class ExtractionPool:
         """
         fingerprint = self.extractor.network.fingerprint
         work = partial(
-            make_there, images=self.images, source=self.extractor.source, device=self.device, fingerprint=fingerprint
+            extract_in_worker,
+            images=self.images,
+            source=self.extractor.source,
+            device=self.device,
+            fingerprint=fingerprint,
         )
         streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
         done, failures = 0, 0
         while done < len(todo):
             pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")  # not used again
-            part = todo[done:] if streams else todo[done : done + AT_ONCE]
+            part = todo[done:] if streams else todo[done : done + IMAGES_PER_ROUND]
             try:
                 for made in pool(joblib.delayed(work)(image) for image in part):
                     done += 1
                     yield made
             except BrokenProcessPool as error:
-                suspects = todo[done : done + SUSPECTS]
-                found = [came_of(future) for future in one_by_one(work, suspects)]
+                suspects = todo[done : done + MAX_SUSPECTS]
+                found = [get_result_or_none(future) for future in run_one_by_one(work, suspects)]
                 failures = failures + 1 if None not in found else 0
-                if failures == CRASHES or not any(found):
+                if failures == MAX_CRASHES or not any(found):
                     raise DataError(
                         f"a worker died, perhaps for want of memory, at {suspects[0].image} or soon after: "
                         "the same command goes on there; try fewer workers"
                     ) from error
                 done += len(suspects)
                 yield from (
-                    made or ExtractionResult(image.image, None, *CRASHED)
+                    made or ExtractionResult(image.image, None, *CRASH_REASON)
                     for image, made in zip(suspects, found, strict=True)
                 )
 
 
-def make_there(
+def extract_in_worker(
     image: ImageWithBoxes, images: Path, source: ExtractorSource, device: str, fingerprint: str
 ) -> ExtractionResult:
     """In a worker, which keeps its network from image to image."""
-    return make(image, images, loaded(source, device, fingerprint))
+    return extract_image_regions(image, images, load_worker_extractor(source, device, fingerprint))
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(source: ExtractorSource, device: str, fingerprint: str) -> LoadedExtractor:
+def load_worker_extractor(source: ExtractorSource, device: str, fingerprint: str) -> LoadedExtractor:
     """A worker's network.
 
     Raises:
@@ -253,7 +266,7 @@ def loaded(source: ExtractorSource, device: str, fingerprint: str) -> LoadedExtr
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def use_single_thread() -> Iterator[None]:
     """As the workers compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -263,24 +276,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make(image: ImageWithBoxes, images: Path, extractor: LoadedExtractor) -> ExtractionResult:
+def extract_image_regions(image: ImageWithBoxes, images: Path, extractor: LoadedExtractor) -> ExtractionResult:
     """The regions of one image."""
     try:
-        with one_item(images / image.image):
+        with wrap_item_errors(images / image.image):
             regions = extractor(read_image(images / image.image), image.boxes)
     except MediaError as error:
         return ExtractionResult(image.image, None, str(error.reason), error.detail)
     return ExtractionResult(image.image, regions)
 
 
-def make_together(
+def extract_batch_regions(
     todo: Sequence[ImageWithBoxes], images: Path, extractor: LoadedExtractor, network: PooledRegions, size: int
 ) -> Iterator[ExtractionResult]:
     """The regions of images on a GPU: so many at once are read and scaled side by side and go through it together."""
 
     def scaled(image: ImageWithBoxes) -> ScaledImage | ExtractionResult:
         try:
-            with one_item(images / image.image):
+            with wrap_item_errors(images / image.image):
                 picture = read_image(images / image.image)
                 return network.scaled(picture, extractor.boxes_in(picture, image.boxes))
         except MediaError as error:
@@ -307,18 +320,20 @@ def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: Featur
     if not (out / "about.json").exists():
         with RegionWriter(out, network.feature_dim, network.num_classes, dtype, about) as writer:
             refused = list(listed.refused)
-            todo = [image for image in listed.images if id_of(image.image) not in writer.known]
-            for made in with_bar(pool(todo), len(listed.images), len(todo)):
-                if found := add(writer, made):
+            todo = [image for image in listed.images if make_image_id(image.image) not in writer.known]
+            for made in track_extraction(pool(todo), len(listed.images), len(todo)):
+                if found := add_extraction_result(writer, made):
                     refused.append(found)
-            write_whole(out / REPORT, b"".join(json_line(line._asdict()) for line in sorted(refused)))
-    for path in (out / JOURNAL, *out.glob(".*.[0-9]*.part")):  # what killed commands left
+            write_bytes_atomically(
+                out / EXTRACTION_REPORT_FILE, b"".join(encode_json_line(line._asdict()) for line in sorted(refused))
+            )
+    for path in (out / JOURNAL_FILE, *out.glob(".*.[0-9]*.part")):  # what killed commands left
         path.unlink(missing_ok=True)
     made = RegionStore(out).about["made_from"]
     changed = [
         f"{name} was {made.get(name)!r} and is {value!r}"
         for name, value in about.items()
-        if made.get(name) != value and name not in NAMES_ALONE
+        if made.get(name) != value and name not in NAME_SETTINGS
     ]
     if changed and [*made] == [*about]:
         raise DataError(f"{out} was made otherwise ({'; '.join(changed)}): give another folder")
@@ -326,32 +341,36 @@ def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: Featur
         raise DataError(f"{out} was made otherwise, from {made}: give another folder")
 
 
-def add(writer: RegionWriter | RegionAppender, made: ExtractionResult, name: str | None = None) -> RefusedImage | None:
+def add_extraction_result(
+    writer: RegionWriter | RegionAppender, made: ExtractionResult, name: str | None = None
+) -> RefusedImage | None:
     """Adds an image to the store, under its path without the suffix or another name, or says why not."""
     if made.regions is None:
         return RefusedImage(made.image, made.reason, made.detail)
     features, boxes, classes, _, width, height = made.regions
     try:
-        writer.add(name or id_of(made.image), features, boxes, width, height, classes)
+        writer.add(name or make_image_id(made.image), features, boxes, width, height, classes)
     except ValueError as error:
-        return RefusedImage(made.image, DOES_NOT_FIT, str(error))
+        return RefusedImage(made.image, MISMATCHED_FEATURES, str(error))
     return None
 
 
-def with_bar(made: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
+def track_extraction(made: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
     """How far, and how long yet."""
-    yield from track(made, "regions", total=total, completed=total - todo)
+    yield from track_progress(made, "regions", total=total, completed=total - todo)
 
 
-def report(out: Path) -> dict[str, int]:
+def count_extracted_images(out: Path) -> dict[str, int]:
     """Counts what is in the store and what was refused, by reason."""
     store = RegionStore(out)
     try:
-        reasons = Counter(line["reason"] for _, line in read_json_lines(out / REPORT))
+        reasons = Counter(line["reason"] for _, line in read_json_lines(out / EXTRACTION_REPORT_FILE))
     except (DataError, TypeError, KeyError) as error:
-        raise DataError(f"{out / REPORT} is damaged ({error!r}): remove {out} and make it again") from error
+        raise DataError(
+            f"{out / EXTRACTION_REPORT_FILE} is damaged ({error!r}): remove {out} and make it again"
+        ) from error
     counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
-    say(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    print_line(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if reasons:
         table = Table("refused because", "images", right=[1])
         for reason, count in reasons.most_common():

@@ -15,34 +15,40 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from torch import nn
 
-from comodal.data.regions.region_compatibility import named
+from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import find_device
-from comodal.lazy_import import find_object
-from comodal.models.checkpoint import CONFIG, load_model, model_folder
-from comodal.models.convert.convert_c4 import build_c4, is_c4
-from comodal.models.convert.convert_fpn import build_fpn, is_fpn
-from comodal.models.convert.state_dicts import FILES
+from comodal.lazy_import import import_object
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model
+from comodal.models.convert.convert_c4 import build_c4, is_c4_state_dict
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
+from comodal.models.convert.state_dicts import WEIGHT_FILE_NAMES
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
-from comodal.models.pooling import grid_boxes
+from comodal.models.pooling import make_unit_grid_boxes
 from comodal.regions.backbones import LITE0, Maps, PooledRegions, load_backbone
-from comodal.regions.detector_files import CAFFEMODEL, CLASS_SCORES, load_detector, read_detector
-from comodal.regions.extractors_c4 import C4Extractor, HeadTypes, RuleNames, rules_of
+from comodal.regions.detector_files import CAFFEMODEL_SUFFIX, CLASS_SCORES_KEY, load_detector, read_detector
+from comodal.regions.extractors_c4 import C4Extractor, HeadTypes, RuleNames, build_c4_postprocessing
 from comodal.regions.extractors_detr import load_detr
-from comodal.regions.extractors_fpn import FPNExtractor, fpn_rules_of
-from comodal.regions.extractors_selective import selective_search
-from comodal.regions.region_extractor import RegionExtractor, check_shape, inside
+from comodal.regions.extractors_fpn import FPNExtractor, build_fpn_postprocessing
+from comodal.regions.extractors_selective import run_selective_search
+from comodal.regions.region_extractor import RegionExtractor, check_image_shape, clip_boxes
 from comodal.text_files import read_json_object
 
 Places = Literal["own", "grid", "selective", "given"]
 BoxesOf: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
-NUMBERS = {"grid": 100, "cells": 32, "size": 4096, "most": 10_000, "fewest": 10_000}  # each with what it is at most
-CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
-OUR_DETECTORS = ("C4", "FPN")
-OPTIONAL = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
-MOST = 36  # the regions of an image in ViLBERT's own features
+MAX_SETTINGS = {
+    "grid": 100,
+    "cells": 32,
+    "size": 4096,
+    "most": 10_000,
+    "fewest": 10_000,
+}  # each with what it is at most
+SETTING_CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
+DETECTOR_CLASSES = ("C4", "FPN")
+OPTIONAL_SETTINGS = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
+DEFAULT_MAX_REGIONS = 36  # the regions of an image in ViLBERT's own features
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class ExtractorSource:
     grid: int = 6
     cells: int = 1
     size: int | None = None
-    most: int = MOST
+    most: int = DEFAULT_MAX_REGIONS
     fewest: int | None = None
     rules: RuleNames | None = None
     head: HeadTypes | None = None
@@ -108,9 +114,9 @@ class LoadedExtractor:
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
     ) -> Float32[np.ndarray, "regions 4"] | None:
         """Where the regions of a picture are; None where the network finds that out. Raises what a call raises."""
-        check_shape(picture)
+        check_image_shape(picture)
         if boxes is not None:
-            boxes = inside(boxes, picture.shape[1], picture.shape[0])
+            boxes = clip_boxes(boxes, picture.shape[1], picture.shape[0])
         elif self.source.boxes == "given":
             raise DataError(f"{self.network.name} was used in given boxes: give the boxes of its objects with --boxes")
         elif self.boxes_of is not None:
@@ -130,8 +136,8 @@ def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtra
         DataError: A package is not installed.
         ValueError: The source does not fit together.
     """
-    check_numbers(source)
-    network = load_network(source, str(find_device(device)))
+    check_source_numbers(source)
+    network = load_region_network(source, str(find_device(device)))
     boxes: Places = source.boxes or ("own" if network.finds_boxes else "grid")
     if boxes == "own" and not network.finds_boxes:
         raise ValueError(f"{source.detector} finds no boxes of its own: use a grid, selective search or given ones")
@@ -142,69 +148,71 @@ def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtra
     if not isinstance(network, C4Extractor) and any((source.fewest, source.rules, source.head)):
         raise ValueError(f"fewest, rules and head are for bottom-up attention's detector, not for {network.name}")
     finders: dict[str, BoxesOf] = {
-        "grid": partial(grid_in, grid=source.grid),
-        "selective": partial(selective_search, most=source.most),
+        "grid": partial(make_grid_boxes, grid=source.grid),
+        "selective": partial(run_selective_search, most=source.most),
     }
     return LoadedExtractor(replace(source, boxes=boxes, size=network.size), network, finders.get(boxes))
 
 
-def load_network(source: ExtractorSource, device: str) -> RegionExtractor:
+def load_region_network(source: ExtractorSource, device: str) -> RegionExtractor:
     """What gives the features, recognised from what lies there."""
     path = Path(source.detector)
     if source.detector == LITE0:
         return PooledRegions(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
     if not path.exists():
         raise CheckpointError(f"{source.detector}: no such file or folder; a network by name is {LITE0}")
-    if path.is_dir() and ((path / CONFIG).is_file() or not any((path / name).is_file() for name in FILES)):
-        if (path / CONFIG).is_file() and "model_type" in read_json_object(path / CONFIG):
+    if path.is_dir() and (
+        (path / MODEL_CONFIG_FILE).is_file() or not any((path / name).is_file() for name in WEIGHT_FILE_NAMES)
+    ):
+        if (path / MODEL_CONFIG_FILE).is_file() and "model_type" in read_json_object(path / MODEL_CONFIG_FILE):
             return load_detr(path, source.size, source.most, device)
-        if read_json_object(model_folder(path) / CONFIG).get("class") in OUR_DETECTORS:
-            return detector_of(source, load_model(path), device)
+        if read_json_object(find_model_folder(path) / MODEL_CONFIG_FILE).get("class") in DETECTOR_CLASSES:
+            return create_detector_extractor(source, load_model(path), device)
         return PooledRegions(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
-    if path.suffix == CAFFEMODEL:
-        return detector_of(source, load_detector(path)[0], device)
+    if path.suffix == CAFFEMODEL_SUFFIX:
+        return create_detector_extractor(source, load_detector(path)[0], device)
     state = read_detector(path)
-    if is_c4(state):
-        return detector_of(source, build_c4(state, path)[0], device)
-    if is_fpn(state):
-        return detector_of(source, build_fpn(state, path)[0], device)
-    if CLASS_SCORES not in state:
+    if is_c4_state_dict(state):
+        return create_detector_extractor(source, build_c4(state, path)[0], device)
+    if is_fpn_state_dict(state):
+        return create_detector_extractor(source, build_fpn(state, path)[0], device)
+    if CLASS_SCORES_KEY not in state:
         raise CheckpointError(
             f"{path}: not the weights of torchvision's Faster R-CNN or of a Visual Genome detector; "
             f"it begins with {list(state)[:3]}"
         )
-    load_faster_rcnn = find_object("comodal.regions.extractors_torchvision:load_faster_rcnn")
+    load_faster_rcnn = import_object("comodal.regions.extractors_torchvision:load_faster_rcnn")
     return load_faster_rcnn(path, state, source.size, source.most, device)
 
 
-def detector_of(source: ExtractorSource, model: nn.Module, device: str) -> C4Extractor | FPNExtractor:
+def create_detector_extractor(source: ExtractorSource, model: nn.Module, device: str) -> C4Extractor | FPNExtractor:
     """A Visual Genome detector as a source asks for it."""
     if isinstance(model, FPN):
-        return FPNExtractor(model, fpn_rules_of(source.size, source.most), device)
+        return FPNExtractor(model, build_fpn_postprocessing(source.size, source.most), device)
     assert isinstance(model, C4)
-    rules = rules_of(source.rules, source.size, source.fewest, source.most)
+    rules = build_c4_postprocessing(source.rules, source.size, source.fewest, source.most)
     return C4Extractor(model, rules, source.head or "fp32", device)
 
 
-def source_of(made: dict[str, Any]) -> ExtractorSource:
+def parse_extractor_source(made: dict[str, Any]) -> ExtractorSource:
     """How regions of a store were made, to make others alike.
 
     Raises:
         DataError: They were made elsewhere, from features that others had extracted.
     """
     try:
-        values = {name: made[name] for name in ExtractorSource.__dataclass_fields__ if name not in OPTIONAL}
+        values = {name: made[name] for name in ExtractorSource.__dataclass_fields__ if name not in OPTIONAL_SETTINGS}
     except KeyError as error:
-        raise DataError(f"regions of {named(made)}: its detector is not known here") from error
-    values |= {name: made.get(name) for name in OPTIONAL}
+        raise DataError(f"regions of {describe_regions(made)}: its detector is not known here") from error
+    values |= {name: made.get(name) for name in OPTIONAL_SETTINGS}
     known = values["boxes"] in get_args(Places) and isinstance(values["fewest"], int | None)
-    known = known and all(isinstance(values[name], int) for name in NUMBERS if name != "fewest")
-    if not known or any(values[name] not in (None, *choices) for name, choices in CHOICES.items()):
+    known = known and all(isinstance(values[name], int) for name in MAX_SETTINGS if name != "fewest")
+    if not known or any(values[name] not in (None, *choices) for name, choices in SETTING_CHOICES.items()):
         raise DataError(f"{values} do not say how regions are made: these settings were changed by hand")
     return ExtractorSource(**{**values, "detector": str(values["detector"])})
 
 
-def extractor_like(
+def load_extractor_like(
     made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> LoadedExtractor:
     """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
@@ -219,23 +227,25 @@ def extractor_like(
         CheckpointError: There is no such network, or another one.
         DataError: They are features that others had extracted.
     """
-    source = source_of(made)
+    source = parse_extractor_source(made)
     source = replace(source, detector=detector or source.detector, boxes=boxes or source.boxes)
     extractor = load_extractor(source, device)
     if extractor.network.fingerprint != made.get("fingerprint"):
-        raise CheckpointError(f"{source.detector} is another network than that of these regions, {named(made)}")
+        raise CheckpointError(
+            f"{source.detector} is another network than that of these regions, {describe_regions(made)}"
+        )
     return extractor
 
 
-def check_numbers(source: ExtractorSource) -> None:
+def check_source_numbers(source: ExtractorSource) -> None:
     """All are positive, and none is larger than what memory could hold."""
-    for name, most in NUMBERS.items():
+    for name, most in MAX_SETTINGS.items():
         number = getattr(source, name)
         if number is not None and not 1 <= number <= most:
             raise ValueError(f"{name} is a number from 1 to {most:,}, got {number}")
 
 
-def grid_in(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:
+def make_grid_boxes(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:
     """The cells of a grid in pixels."""
     height, width = picture.shape[:2]
-    return grid_boxes(grid, grid).numpy() * np.array([width, height, width, height], np.float32)
+    return make_unit_grid_boxes(grid, grid).numpy() * np.array([width, height, width, height], np.float32)

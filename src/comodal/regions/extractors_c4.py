@@ -14,21 +14,31 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 from comodal.hardware import DTYPES
-from comodal.models.detectors.detector_c4 import C4, laid_out
+from comodal.models.detectors.detector_c4 import C4, optimize_c4_layout
 from comodal.models.detectors.detector_rules import (
     C4Postprocessing,
     LXMERTPostprocessing,
-    caffe_regions,
-    lxmert_regions,
+    detect_caffe_regions,
+    detect_lxmert_regions,
 )
-from comodal.regions.backbones import fingerprint
-from comodal.regions.region_extractor import fingerprint_of
+from comodal.regions.backbones import fingerprint_weights
+from comodal.regions.region_extractor import fingerprint_extractor
 
 RuleNames = Literal["caffe", "lxmert"]
 HeadTypes = Literal["fp32", "bf16"]
-NOTHING = "no regions"
-LONGER = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
-OF_BOXES = ("fewest", "most", "sure", "before", "proposals", "overlap", "class_overlap", "class_overlaps", "smallest")
+NO_REGIONS = "no regions"
+MAX_SIDES_RATIO = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
+BOX_SETTINGS = (
+    "fewest",
+    "most",
+    "sure",
+    "before",
+    "proposals",
+    "overlap",
+    "class_overlap",
+    "class_overlaps",
+    "smallest",
+)
 
 
 class C4Extractor:
@@ -49,10 +59,10 @@ class C4Extractor:
         self.finds_boxes, self.takes_boxes = True, True
         self.rules, self.size, self.device = rules, rules.size, device
         self.feature_dim, self.num_classes = model.config.feature_dim, model.config.classes
-        settings = {name: value for name, value in asdict(rules).items() if name not in OF_BOXES}
+        settings = {name: value for name, value in asdict(rules).items() if name not in BOX_SETTINGS}
         settings |= {"rules": way, "head": head}
-        self.fingerprint = fingerprint_of(fingerprint(model), settings)
-        self.model = laid_out(model, DTYPES[head]).to(device)
+        self.fingerprint = fingerprint_extractor(fingerprint_weights(model), settings)
+        self.model = optimize_c4_layout(model, DTYPES[head]).to(device)
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
@@ -66,16 +76,16 @@ class C4Extractor:
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
         if isinstance(self.rules, C4Postprocessing):
-            found = caffe_regions(self.model, pixels, self.rules, given)
+            found = detect_caffe_regions(self.model, pixels, self.rules, given)
         else:
-            found = lxmert_regions(self.model, pixels, self.rules, given)
+            found = detect_lxmert_regions(self.model, pixels, self.rules, given)
         if not len(found.boxes) and boxes is None:
-            raise MediaError("the picture", NOTHING, f"{width} x {height} pixels; Caffe's regions have sides of 16")
+            raise MediaError("the picture", NO_REGIONS, f"{width} x {height} pixels; Caffe's regions have sides of 16")
         features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
         return Regions(features, places, classes, None, width, height)
 
 
-def rules_of(
+def build_c4_postprocessing(
     rules: RuleNames | None = None, size: int | None = None, fewest: int | None = None, most: int = 36
 ) -> C4Postprocessing | LXMERTPostprocessing:
     """The rules with a caller's wishes.
@@ -94,4 +104,4 @@ def rules_of(
         raise ValueError(f"at least {fewest} regions and at most {most}: --fewest is the smaller number")
     build = LXMERTPostprocessing if rules == "lxmert" else C4Postprocessing
     size = size or build.size
-    return build(size=size, longest=round(size * LONGER), fewest=fewest, most=most)
+    return build(size=size, longest=round(size * MAX_SIDES_RATIO), fewest=fewest, most=most)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError
-from comodal.models.convert.state_dicts import DAMAGED, first_line
-from comodal.regions.backbones import fingerprint
-from comodal.regions.region_extractor import fingerprint_of
+from comodal.models.checkpoint import summarize_load_error
+from comodal.models.convert.state_dicts import DAMAGED_WEIGHTS_ERRORS
+from comodal.regions.backbones import fingerprint_weights
+from comodal.regions.region_extractor import fingerprint_extractor
 
-SETTINGS = (
+PROCESSOR_SETTINGS = (
     "size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
     "do_pad",
 )  # fmt: skip
@@ -45,10 +46,10 @@ class DetrExtractor:
         self.name, self.most, self.device = f"transformers' {name}", most, device
         self.finds_boxes, self.takes_boxes = True, False
         self.processor = processor
-        settings = {key: getattr(processor, key, None) for key in SETTINGS}
-        settings["size"] = sides_of(processor)
-        self.size = min(sides_of(processor).values())
-        self.fingerprint = fingerprint_of(fingerprint(model), settings)
+        settings = {key: getattr(processor, key, None) for key in PROCESSOR_SETTINGS}
+        settings["size"] = read_processor_size(processor)
+        self.size = min(read_processor_size(processor).values())
+        self.fingerprint = fingerprint_extractor(fingerprint_weights(model), settings)
         self.model = model.to(device)
         state, logits, _ = self._queries(np.zeros((64, 64, 3), np.uint8))
         if state.shape[:1] != logits.shape[:1]:
@@ -110,20 +111,20 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
         )
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
-        raise DataError(f"{path}: {first_line(error)}") from error
-    except (*DAMAGED, UnpicklingError) as error:
-        raise CheckpointError(f"{path}: not a network of the DETR family: {first_line(error)}") from error
+        raise DataError(f"{path}: {summarize_load_error(error)}") from error
+    except (*DAMAGED_WEIGHTS_ERRORS, UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not a network of the DETR family: {summarize_load_error(error)}") from error
     if missing := sorted(told["missing_keys"]):  # transformers would draw them by chance and go on
         raise CheckpointError(f"{path}: missing weights {missing[:3]}")
     if size is not None:
-        sides = sides_of(processor)
+        sides = read_processor_size(processor)
         processor.size = {name: round(side * size / min(sides.values())) for name, side in sides.items()}
     try:
         return DetrExtractor(str(model.config.model_type), model.eval(), processor, most, device)
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a network of the DETR family: {first_line(error)}") from error
+        raise CheckpointError(f"{path}: not a network of the DETR family: {summarize_load_error(error)}") from error
 
 
-def sides_of(processor: Any) -> dict[str, int]:
+def read_processor_size(processor: Any) -> dict[str, int]:
     """How large a preprocessor makes pictures: height and width, or their shortest and longest edge."""
     return {name: int(side) for name, side in dict(processor.size).items() if side}

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from comodal.data.regions.region_store import Regions
-from comodal.models.detectors.detector_fpn import FPN, laid_out
-from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, fpn_regions
-from comodal.regions.backbones import fingerprint
-from comodal.regions.region_extractor import fingerprint_of
+from comodal.models.detectors.detector_fpn import FPN, optimize_fpn_layout
+from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, detect_fpn_regions
+from comodal.regions.backbones import fingerprint_weights
+from comodal.regions.region_extractor import fingerprint_extractor
 
 
 class FPNExtractor:
@@ -29,8 +29,10 @@ class FPNExtractor:
         self.finds_boxes, self.takes_boxes = True, True
         self.rules, self.size, self.device = rules, rules.size, device
         self.feature_dim, self.num_classes = model.config.dense, model.config.classes
-        self.fingerprint = fingerprint_of(fingerprint(model), {"size": rules.size, "longest": rules.longest})
-        self.model = laid_out(model).to(device)
+        self.fingerprint = fingerprint_extractor(
+            fingerprint_weights(model), {"size": rules.size, "longest": rules.longest}
+        )
+        self.model = optimize_fpn_layout(model).to(device)
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
@@ -38,13 +40,13 @@ class FPNExtractor:
         """Its own regions or given boxes, with features and class probabilities."""
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
-        found = fpn_regions(self.model, pixels, self.rules, given)
+        found = detect_fpn_regions(self.model, pixels, self.rules, given)
         features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
         height, width = picture.shape[:2]
         return Regions(features, places, classes, None, width, height)
 
 
-def fpn_rules_of(size: int | None = None, most: int = FPNPostprocessing.most) -> FPNPostprocessing:
+def build_fpn_postprocessing(size: int | None = None, most: int = FPNPostprocessing.most) -> FPNPostprocessing:
     """The rules with a caller's wishes.
 
     Args:

@@ -12,12 +12,12 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.models.detectors.box_ops import nms
 
-SIDE = 200  # short side that is searched: 0.4 s a picture, 300 takes 0.9 s
-SMALLEST = 10  # pixels of that
-OVERLAP = 0.7
+SEARCH_SIDE = 200  # short side that is searched: 0.4 s a picture, 300 takes 0.9 s
+MIN_BOX_SIDE = 10  # pixels of that
+MAX_BOX_OVERLAP = 0.7
 
 
-def selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int) -> Float32[np.ndarray, "regions 4"]:
+def run_selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int) -> Float32[np.ndarray, "regions 4"]:
     """Boxes in pixels, the largest first; the whole picture where nothing is found.
 
     Raises:
@@ -28,23 +28,25 @@ def selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int) ->
     except ImportError as error:
         raise DataError("selective search needs the extra: pip install 'comodal[selective]'") from error
     height, width = picture.shape[:2]
-    scale = SIDE / min(height, width)
-    size = (max(SIDE, round(width * scale)), max(SIDE, round(height * scale)))
+    scale = SEARCH_SIDE / min(height, width)
+    size = (max(SEARCH_SIDE, round(width * scale)), max(SEARCH_SIDE, round(height * scale)))
     searched = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
     search = ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(searched[..., ::-1]))  # OpenCV's colours are blue, green, red
     search.switchToSelectiveSearchFast()
     found = np.array(search.process(), np.float32).reshape(-1, 4)  # left, top, width, height
-    found = found[(found[:, 2:] >= SMALLEST).all(1)]
+    found = found[(found[:, 2:] >= MIN_BOX_SIDE).all(1)]
     boxes = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1)
     sides = np.array([width / size[0], height / size[1]] * 2, np.float32)
-    chosen = (largest_first(np.unique(boxes, axis=0), most) * sides).clip(0, [width, height] * 2).astype(np.float32)
+    chosen = (
+        (select_largest_boxes(np.unique(boxes, axis=0), most) * sides).clip(0, [width, height] * 2).astype(np.float32)
+    )
     return chosen if len(chosen) else np.array([[0, 0, width, height]], np.float32)
 
 
-def largest_first(boxes: Float32[np.ndarray, "boxes 4"], most: int) -> Float32[np.ndarray, "chosen 4"]:
+def select_largest_boxes(boxes: Float32[np.ndarray, "boxes 4"], most: int) -> Float32[np.ndarray, "chosen 4"]:
     """The largest boxes, none of which overlaps a larger one by more than 0.7."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     ordered = boxes[np.argsort(-areas, kind="stable")]
     places = torch.arange(len(ordered), dtype=torch.float32)
-    return ordered[nms(torch.from_numpy(ordered), -places, OVERLAP)[:most].numpy()]
+    return ordered[nms(torch.from_numpy(ordered), -places, MAX_BOX_OVERLAP)[:most].numpy()]

@@ -21,18 +21,18 @@ from torchvision.models.detection import (
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import first_line
+from comodal.models.checkpoint import summarize_load_error
 from comodal.models.detectors.box_ops import nms
-from comodal.regions.backbones import fingerprint
-from comodal.regions.detector_files import CLASS_SCORES
-from comodal.regions.region_extractor import fingerprint_of
+from comodal.regions.backbones import fingerprint_weights
+from comodal.regions.detector_files import CLASS_SCORES_KEY
+from comodal.regions.region_extractor import fingerprint_extractor
 
-BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its file has
+FASTER_RCNN_BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its file has
     "roi_heads.box_head.0.0.weight": fasterrcnn_resnet50_fpn_v2,
     "backbone.body.layer1.0.conv1.weight": fasterrcnn_resnet50_fpn,
     "backbone.body.0.0.weight": fasterrcnn_mobilenet_v3_large_fpn,
 }
-OVERLAP = 0.5
+NMS_THRESHOLD = 0.5
 
 
 class FasterRCNNExtractor:
@@ -52,8 +52,8 @@ class FasterRCNNExtractor:
         transform = model.transform
         self.size = int(transform.min_size[-1])
         settings = {"size": transform.min_size, "longest": transform.max_size}
-        settings |= {"mean": transform.image_mean, "std": transform.image_std, "eps": epsilons(model)}
-        self.fingerprint = fingerprint_of(fingerprint(model), settings)
+        settings |= {"mean": transform.image_mean, "std": transform.image_std, "eps": list_batch_norm_epsilons(model)}
+        self.fingerprint = fingerprint_extractor(fingerprint_weights(model), settings)
         self.model = model.to(device)
 
     @torch.inference_mode()
@@ -74,17 +74,17 @@ class FasterRCNNExtractor:
         features = heads.box_head(heads.box_roi_pool(maps, [chosen], images.image_sizes))
         shares = heads.box_predictor(features)[0].softmax(1)
         if boxes is None:
-            kept = surest(chosen, shares, self.most)
+            kept = select_likeliest_boxes(chosen, shares, self.most)
             chosen, features, shares = chosen[kept], features[kept], shares[kept]
             boxes = (chosen / scale).cpu().numpy().clip(0, np.array([width, height] * 2, np.float32))
         return Regions(features.cpu().numpy(), boxes, shares.cpu().numpy(), None, width, height)
 
 
-def surest(
+def select_likeliest_boxes(
     boxes: Float[Tensor, "boxes 4"], shares: Float[Tensor, "boxes classes"], most: int
 ) -> Int64[Tensor, " chosen"]:
     """The boxes that are likeliest to hold something, the surest first, none that overlaps a surer one by half."""
-    return nms(boxes, shares[:, 1:].amax(1), OVERLAP)[:most]
+    return nms(boxes, shares[:, 1:].amax(1), NMS_THRESHOLD)[:most]
 
 
 def load_faster_rcnn(
@@ -102,22 +102,24 @@ def load_faster_rcnn(
     Raises:
         CheckpointError: They are the weights of another network.
     """
-    builder = next((build for mark, build in BUILDERS.items() if mark in state), None)
-    if builder is None or CLASS_SCORES not in state:
-        names = ", ".join(build.__name__ for build in BUILDERS.values())
+    builder = next((build for mark, build in FASTER_RCNN_BUILDERS.items() if mark in state), None)
+    if builder is None or CLASS_SCORES_KEY not in state:
+        names = ", ".join(build.__name__ for build in FASTER_RCNN_BUILDERS.values())
         raise CheckpointError(f"{path}: not the weights of {names}")
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = builder(weights=None, weights_backbone=None, num_classes=state[CLASS_SCORES].shape[0])
+        model = builder(weights=None, weights_backbone=None, num_classes=state[CLASS_SCORES_KEY].shape[0])
     try:
         missing, unknown = model.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: not the weights of {builder.__name__}: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: not the weights of {builder.__name__}: {summarize_load_error(error)}"
+        ) from error
     if missing or unknown:
         raise CheckpointError(
             f"{path}: not the weights of {builder.__name__}: missing {missing[:3]}, unknown {unknown[:3]}"
         )
     if builder is fasterrcnn_resnet50_fpn:  # torchvision does the same for its published weights
-        for norm in norms(model):
+        for norm in list_batch_norms(model):
             norm.eps = 0.0
     if size is not None:
         longest = model.transform.max_size / model.transform.min_size[-1]
@@ -125,11 +127,11 @@ def load_faster_rcnn(
     return FasterRCNNExtractor(builder.__name__, model.eval(), most, device)
 
 
-def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+def list_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """All batch normalisations."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def epsilons(model: nn.Module) -> list[float]:
+def list_batch_norm_epsilons(model: nn.Module) -> list[float]:
     """What batch normalisations add to the variance; no weight tells it."""
-    return sorted({norm.eps for norm in norms(model)})
+    return sorted({norm.eps for norm in list_batch_norms(model)})

@@ -12,21 +12,21 @@ import numpy as np
 from jaxtyping import Float32
 
 from comodal.data.regions.box_units import (
-    CORNERS,
-    FRACTIONS,
+    BOXES_ARE_FRACTIONS,
+    BOXES_ARE_NOT_CORNERS,
     BoxFault,
-    ends_before_it_begins,
-    judge_source,
-    look_normalized,
+    check_source_units,
+    has_inverted_box,
+    has_normalized_boxes,
 )
-from comodal.data.sources.image_folder import FoundImages, find_images
+from comodal.data.sources.image_folder import FoundImages, find_image_files
 from comodal.errors import DataError
-from comodal.files import stamp_of
-from comodal.media.storage.open_media import container_of
+from comodal.files import fingerprint_file
+from comodal.media.storage.open_media import find_container
 from comodal.text_files import read_json_lines
 
-TWICE = "id twice"
-LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
+DUPLICATE_ID = "id twice"
+EXAMPLE_LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
 
 
 class ImageWithBoxes(NamedTuple):
@@ -57,42 +57,42 @@ class ImageList:
         digest, stamps = hashlib.sha256(), dict[Path, str]()
         for image, boxes in self.images:
             digest.update(json.dumps([image, None if boxes is None else boxes.tolist()]).encode())
-            file = container_of(folder / image) or folder / image
+            file = find_container(folder / image) or folder / image
             if file not in stamps:
-                stamps[file] = stamp_of(file)
+                stamps[file] = fingerprint_file(file)
             digest.update(stamps[file].encode())
         return digest.hexdigest()[:16]
 
 
-def id_of(name: str) -> str:
+def make_image_id(name: str) -> str:
     """A path without its suffix."""
     return (Path(name).parent / Path(name).stem).as_posix()
 
 
-def images_of(images: Path) -> ImageList:
+def list_images(images: Path) -> ImageList:
     """All images of a folder, a container or a pattern.
 
     Raises:
         DataError: There is no such folder or file, or no image in it.
     """
-    found = find_images(images)
-    listed = each_once(ImageWithBoxes(name, None) for name in found.names)
-    return replace(listed, refused=(*refused_of(found), *listed.refused))
+    found = find_image_files(images)
+    listed = drop_duplicate_ids(ImageWithBoxes(name, None) for name in found.names)
+    return replace(listed, refused=(*list_refused_images(found), *listed.refused))
 
 
-def refused_of(found: FoundImages) -> tuple[RefusedImage, ...]:
+def list_refused_images(found: FoundImages) -> tuple[RefusedImage, ...]:
     """Lines of the report about what is damaged in containers."""
     return tuple(RefusedImage(path, *fault) for path, fault in found.damaged)
 
 
-def read_boxes(path: Path, folder: Path) -> ImageList:
+def read_image_boxes(path: Path, folder: Path) -> ImageList:
     """Images with their boxes.
 
     Raises:
         DataError: There is no such folder, the file cannot be read, a line is not as it should be, or the boxes are no
             corners in pixels.
     """
-    there(folder)
+    check_folder_exists(folder)
     given, origin = dict[int, ImageWithBoxes](), path.name
     for number, entry in read_json_lines(path):
         try:
@@ -100,51 +100,53 @@ def read_boxes(path: Path, folder: Path) -> ImageList:
             given[number] = ImageWithBoxes(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: {error!r}; each line is like {LINE}") from error
+            raise DataError(f"{path}, line {number}: {error!r}; each line is like {EXAMPLE_LINE}") from error
     if not given:
-        raise DataError(f"{path} has no lines; each is like {LINE}")
-    check_boxes(path, given)
-    return replace(each_once(given.values()), boxes_from=origin)
+        raise DataError(f"{path} has no lines; each is like {EXAMPLE_LINE}")
+    check_image_boxes(path, given)
+    return replace(drop_duplicate_ids(given.values()), boxes_from=origin)
 
 
-def check_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
+def check_image_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
     """The boxes of all lines, judged together, are corners in pixels, and none is empty.
 
     Raises:
         DataError: They are not, or a line has an empty box.
     """
-    faults = Counter[str](fault for image in given.values() if (fault := fault_of(image.boxes)) is not None)
-    judge_source(path, faults, len(given) - faults.total())
+    faults = Counter[str](fault for image in given.values() if (fault := find_box_fault(image.boxes)) is not None)
+    check_source_units(path, faults, len(given) - faults.total())
     for number, (_, boxes) in given.items():
         if boxes is not None and not (boxes[:, 2:] > boxes[:, :2]).all():
             raise DataError(
                 f"{path}, line {number}: a box is left, top, right, bottom in pixels, and none is empty; each line is "
-                f"like {LINE}"
+                f"like {EXAMPLE_LINE}"
             )
 
 
-def fault_of(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault | None:
+def find_box_fault(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault | None:
     """What the boxes of an image of any size look like, if not like corners in pixels."""
     if boxes is None:
         return None
-    if ends_before_it_begins(boxes):
-        return CORNERS
-    return FRACTIONS if look_normalized(boxes) else None
+    if has_inverted_box(boxes):
+        return BOXES_ARE_NOT_CORNERS
+    return BOXES_ARE_FRACTIONS if has_normalized_boxes(boxes) else None
 
 
-def there(folder: Path) -> Path:
+def check_folder_exists(folder: Path) -> Path:
     """A folder that is there."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of images")
     return folder
 
 
-def each_once(given: Iterable[ImageWithBoxes]) -> ImageList:
+def drop_duplicate_ids(given: Iterable[ImageWithBoxes]) -> ImageList:
     """Of images that differ in their suffix alone, or stand in the list twice, the first."""
     first: dict[str, ImageWithBoxes] = {}
     refused = []
     for image in given:
-        other = first.setdefault(id_of(image.image), image)
+        other = first.setdefault(make_image_id(image.image), image)
         if other is not image:
-            refused.append(RefusedImage(image.image, TWICE, f"{other.image} has the same id {id_of(image.image)}"))
+            refused.append(
+                RefusedImage(image.image, DUPLICATE_ID, f"{other.image} has the same id {make_image_id(image.image)}")
+            )
     return ImageList(tuple(first.values()), tuple(refused))

@@ -12,12 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from comodal.data.regions.box_units import BoxUnitsError, check_units
+from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 
-TOO_THIN, NO_BOX = "too thin", "box outside the picture"
-THINNEST = 50  # long side to short side: beyond, a network that scales the short side up would need gigabytes
+TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the picture"
+MAX_ASPECT_RATIO = 50  # long side to short side: beyond, a network that scales the short side up would need gigabytes
 
 
 @runtime_checkable
@@ -64,23 +64,23 @@ class RegionExtractor(Protocol):
         ...
 
 
-def fingerprint_of(weights: str, settings: dict[str, Any]) -> str:
+def fingerprint_extractor(weights: str, settings: dict[str, Any]) -> str:
     """Of weights and settings together."""
     return hashlib.sha256((weights + json.dumps(settings, sort_keys=True, default=str)).encode()).hexdigest()[:16]
 
 
-def check_shape(picture: UInt8[np.ndarray, "height width 3"]) -> None:
+def check_image_shape(picture: UInt8[np.ndarray, "height width 3"]) -> None:
     """Refuses a picture that is all edge; the path is "the picture", for the caller to replace.
 
     Raises:
         MediaError: It is more than 50 times as long as wide.
     """
     height, width = picture.shape[:2]
-    if max(height, width) > THINNEST * min(height, width):
-        raise MediaError("the picture", TOO_THIN, f"{width} x {height} pixels, the limit is 1 to {THINNEST}")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError("the picture", TOO_THIN, f"{width} x {height} pixels, the limit is 1 to {MAX_ASPECT_RATIO}")
 
 
-def inside(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 4"]:
+def clip_boxes(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 4"]:
     """Boxes cut off at the edges of the picture.
 
     Raises:
@@ -88,12 +88,14 @@ def inside(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> 
             one that was turned.
     """
     try:
-        check_units(boxes, width, height)
+        check_box_units(boxes, width, height)
     except BoxUnitsError as error:
         raise MediaError("the picture", error.reason, str(error)) from None
     cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     empty = (cut[:, 2] <= cut[:, 0]) | (cut[:, 3] <= cut[:, 1])
     if empty.any():
         sides = ", ".join(f"{side:g}" for side in boxes[empty][0])
-        raise MediaError("the picture", NO_BOX, f"[{sides}] in {width} x {height} pixels (the picture upright)")
+        raise MediaError(
+            "the picture", BOX_OUTSIDE_IMAGE, f"[{sides}] in {width} x {height} pixels (the picture upright)"
+        )
     return cut

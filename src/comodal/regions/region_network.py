@@ -7,36 +7,39 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from comodal.data.regions.region_compatibility import learnt_from, named
+from comodal.data.regions.region_compatibility import describe_regions, read_training_regions
 from comodal.errors import CheckpointError, DataError
-from comodal.files import whole
-from comodal.models.checkpoint import CONFIG, model_folder, read_config
+from comodal.files import write_atomically
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, read_model_config
 from comodal.regions.backbones import LITE0
-from comodal.regions.extractors import LoadedExtractor, Places, extractor_like
-from comodal.tasks.vision_language.region_record import BESIDE_MODEL, FILES, IN_STORE
+from comodal.regions.extractors import LoadedExtractor, Places, load_extractor_like
+from comodal.tasks.vision_language.region_record import MODEL_NETWORK_FOLDER, NETWORK_FILES, STORE_NETWORK_FOLDER
 
-MOST_BYTES = 200_000_000  # larger networks stay where they are
+MAX_NETWORK_BYTES = 200_000_000  # larger networks stay where they are
 
 
-def keep_network(extractor: LoadedExtractor, store: Path) -> None:
+def copy_network_to_store(extractor: LoadedExtractor, store: Path) -> None:
     """Puts the network into the store of its regions, if it is a model folder of comodal and not very large.
 
     Raises:
         CheckpointError: The folder holds another network than when the regions were made.
     """
-    path, kept = Path(extractor.source.detector), store / IN_STORE
-    if extractor.source.detector == LITE0 or not path.is_dir() or (kept / CONFIG).is_file():
+    path, kept = Path(extractor.source.detector), store / STORE_NETWORK_FOLDER
+    if extractor.source.detector == LITE0 or not path.is_dir() or (kept / MODEL_CONFIG_FILE).is_file():
         return
-    folder = model_folder(path)
-    if "class" not in read_config(folder) or sum((folder / name).stat().st_size for name in FILES) > MOST_BYTES:
+    folder = find_model_folder(path)
+    if (
+        "class" not in read_model_config(folder)
+        or sum((folder / name).stat().st_size for name in NETWORK_FILES) > MAX_NETWORK_BYTES
+    ):
         return
-    extractor_like(extractor.about)  # the folder may have changed since the network was read
-    for name in FILES:
-        with whole(kept / name) as part:
+    load_extractor_like(extractor.about)  # the folder may have changed since the network was read
+    for name in NETWORK_FILES:
+        with write_atomically(kept / name) as part:
             shutil.copyfile(folder / name, part)
 
 
-def extractor_for(
+def load_extractor_for_model(
     model: Path, made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> LoadedExtractor:
     """What makes regions of the kind that a model has learnt from.
@@ -52,31 +55,32 @@ def extractor_for(
         CheckpointError: There is no such network, or it is damaged, or another one.
         DataError: They are features that others had extracted.
     """
-    then, beside = str(made.get("detector")), model_folder(model) / BESIDE_MODEL
-    lies = detector or next(map(str, found_in(beside, Path(then).name)), then)
+    then, beside = str(made.get("detector")), find_model_folder(model) / MODEL_NETWORK_FOLDER
+    lies = detector or next(map(str, find_networks_beside(beside, Path(then).name)), then)
     if lies != LITE0 and "detector" in made and not Path(lies).exists():
         raise CheckpointError(
-            f"{model} has learnt from regions of {named(made)}, and their network is not in {lies}: put it there, or "
+            f"{model} was trained on regions of {describe_regions(made)}, "
+            f"and their network is not in {lies}: put it there, or "
             f"into {beside}"
         )
-    return extractor_like(made, lies, boxes, device)
+    return load_extractor_like(made, lies, boxes, device)
 
 
-def found_in(beside: Path, name: str) -> list[Path]:
+def find_networks_beside(beside: Path, name: str) -> list[Path]:
     """The network beside a model: a model folder, or what somebody has put there under its own name."""
-    return [path for path in (beside, beside / name) if (path / CONFIG).is_file() or path.is_file()]
+    return [path for path in (beside, beside / name) if (path / MODEL_CONFIG_FILE).is_file() or path.is_file()]
 
 
-def check_kept(model: Path) -> None:
+def check_network_beside(model: Path) -> None:
     """Checks the network beside a model, if there is one.
 
     Raises:
         CheckpointError: It is damaged, or another network than that of the model's regions.
         DataError: The model does not say of what regions it has learnt.
     """
-    beside = model_folder(model) / BESIDE_MODEL
-    if (beside / CONFIG).is_file():
-        learnt = learnt_from(model_folder(model))
+    beside = find_model_folder(model) / MODEL_NETWORK_FOLDER
+    if (beside / MODEL_CONFIG_FILE).is_file():
+        learnt = read_training_regions(find_model_folder(model))
         if learnt is None:
             raise DataError(f"{model} has a network in {beside} and does not say of what regions it has learnt")
-        extractor_like(learnt, str(beside))
+        load_extractor_like(learnt, str(beside))

@@ -14,27 +14,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from comodal.analysis.pages.token_page import TokenRegion, TokenUse, tokens_page
+from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token_page
 from comodal.console import Table
 from comodal.data.regions.region_store import (
-    CLASSES,
-    TOKENS,
+    CLASSES_FILE,
+    TOKENS_FILE,
     RegionStore,
-    add_tokens,
-    locations,
-    token_dtype,
-    withdraw_tokens,
+    choose_token_dtype,
+    compute_locations,
+    register_visual_tokens,
+    remove_visual_tokens,
 )
 from comodal.errors import DataError
-from comodal.files import whole, write_whole
-from comodal.models.checkpoint import read_about, save_model
-from comodal.models.codebook.clustering import fit_codebook, tree_shape
-from comodal.models.codebook.codebook import Codebook, codebook_folder, load_codebook
-from comodal.progress import track
+from comodal.files import write_atomically, write_bytes_atomically
+from comodal.models.checkpoint import read_model_about, save_model
+from comodal.models.codebook.clustering import choose_tree_shape, fit_codebook
+from comodal.models.codebook.codebook import Codebook, find_codebook_folder, load_codebook
+from comodal.progress import track_progress
 
-BLOCK = 8192  # regions in memory at a time
-EXAMPLES = 8  # regions shown of each token
-SHOWN = 60  # tokens on the page
+REGIONS_PER_BLOCK = 8192  # regions in memory at a time
+EXAMPLES_PER_TOKEN = 8  # regions shown of each token
+MAX_SHOWN_TOKENS = 60  # tokens on the page
 
 
 def prepare_tokens(
@@ -89,24 +89,24 @@ def prepare_tokens(
         raise DataError(f"{store} has the class probabilities of a classifier; they are not replaced")
     inertia: tuple[float, ...] = ()
     if apply is None:
-        tree_shape(tokens, depth)
-        chosen = draw_sample(opened, sample, per_image, smallest, seed)
-        check_sample(opened, sum(len(rows) for _, rows in chosen), tokens, per_image)
-        read = partial(read_blocks, opened, chosen)
+        choose_tree_shape(tokens, depth)
+        chosen = sample_regions(opened, sample, per_image, smallest, seed)
+        check_sample_size(opened, sum(len(rows) for _, rows in chosen), tokens, per_image)
+        read = partial(read_feature_blocks, opened, chosen)
         codebook, inertia = fit_codebook(read, tokens, depth, projection, whitening, seed)
         about = {"regions": opened.fingerprint, "sample": sample, "per_image": per_image, "smallest": smallest}
         about |= {"whitening": whitening, "seed": seed, "inertia": list(inertia)}
     else:
-        codebook, about = fitting_codebook(apply, opened), read_about(codebook_folder(apply))
+        codebook, about = load_matching_codebook(apply, opened), read_model_about(find_codebook_folder(apply))
     use = write_tokens(opened, codebook, classes, about)
-    page = tokens_page(f"Visual tokens of {store.name}", use, inertia, examples_of(opened, use), images)
-    write_whole(store / "tokens.html", page.encode())
-    print_table(use, inertia)
+    page = build_token_page(f"Visual tokens of {store.name}", use, inertia, collect_token_examples(opened, use), images)
+    write_bytes_atomically(store / "tokens.html", page.encode())
+    print_token_statistics(use, inertia)
     level = {f"tokens.inertia.{number}": value for number, value in enumerate(inertia, 1)}
     return {f"tokens.{name}": value for name, value in use.summary().items()} | level
 
 
-def check_sample(store: RegionStore, regions: int, tokens: int, per_image: int) -> None:
+def check_sample_size(store: RegionStore, regions: int, tokens: int, per_image: int) -> None:
     """Refuses a sample that cannot fill the codebook."""
     if regions < tokens:
         raise DataError(
@@ -115,7 +115,7 @@ def check_sample(store: RegionStore, regions: int, tokens: int, per_image: int) 
         )
 
 
-def fitting_codebook(path: Path, store: RegionStore) -> Codebook:
+def load_matching_codebook(path: Path, store: RegionStore) -> Codebook:
     """A codebook that takes the features of a store."""
     codebook = load_codebook(path)
     if codebook.config.dim != store.dim:
@@ -125,7 +125,7 @@ def fitting_codebook(path: Path, store: RegionStore) -> Codebook:
     return codebook
 
 
-def draw_sample(
+def sample_regions(
     store: RegionStore, sample: int, per_image: int, smallest: float, seed: int
 ) -> list[tuple[int, Int[np.ndarray, " regions"]]]:
     """Images in the order of the store, and which of their regions: of random images at most `per_image` each."""
@@ -134,7 +134,7 @@ def draw_sample(
     missing = sample
     for image in generator.permutation(len(store)).tolist():
         regions = store.regions(image)
-        large = np.flatnonzero(locations(regions.boxes, regions.width, regions.height)[:, 4] >= smallest)
+        large = np.flatnonzero(compute_locations(regions.boxes, regions.width, regions.height)[:, 4] >= smallest)
         taken = np.sort(generator.permutation(large)[: min(per_image, missing)])
         chosen.append((image, taken))
         missing -= len(taken)
@@ -143,7 +143,7 @@ def draw_sample(
     return sorted(chosen, key=lambda pair: pair[0])
 
 
-def read_blocks(
+def read_feature_blocks(
     store: RegionStore, chosen: Iterable[tuple[int, Int[np.ndarray, " regions"] | slice]]
 ) -> Iterator[Float[Tensor, "regions dim"]]:
     """Features of chosen regions, some 8,192 at a time."""
@@ -154,7 +154,7 @@ def read_blocks(
             raise DataError(f"{store.folder}: features of image {store.ids[image]} are not finite numbers")
         parts.append(features)
         count += len(features)
-        if count >= BLOCK:
+        if count >= REGIONS_PER_BLOCK:
             yield torch.from_numpy(np.concatenate(parts))
             parts, count = [], 0
     if count:
@@ -164,27 +164,30 @@ def read_blocks(
 def write_tokens(store: RegionStore, codebook: Codebook, classes: bool, about: dict[str, object]) -> TokenUse:
     """Writes the codebook, tokens.bin and, if asked for, classes.bin; only the last step makes them the store's."""
     folder, count = store.folder, codebook.config.tokens
-    withdraw_tokens(folder)
-    for left in [*folder.glob(f".{TOKENS}.*.part"), *folder.glob(f".{CLASSES}.*.part")]:  # by a killed command
+    remove_visual_tokens(folder)
+    for left in [
+        *folder.glob(f".{TOKENS_FILE}.*.part"),
+        *folder.glob(f".{CLASSES_FILE}.*.part"),
+    ]:  # by a killed command
         left.unlink()
     if store.about.get("classes_from_tokens"):
-        (folder / CLASSES).unlink(missing_ok=True)
+        (folder / CLASSES_FILE).unlink(missing_ok=True)
     save_model(codebook, folder / "codebook", about)
-    use = TokenUse(count, EXAMPLES)
-    with whole(folder / TOKENS) as part, part.open("wb") as file:
-        assign(store, codebook, use, file)
+    use = TokenUse(count, EXAMPLES_PER_TOKEN)
+    with write_atomically(folder / TOKENS_FILE) as part, part.open("wb") as file:
+        assign_tokens(store, codebook, use, file)
     if classes:
-        with whole(folder / CLASSES) as part, part.open("wb") as file:
-            for block in every_block(store):
+        with write_atomically(folder / CLASSES_FILE) as part, part.open("wb") as file:
+            for block in read_all_feature_blocks(store):
                 file.write(codebook.probabilities(block).half().numpy().tobytes())
-    add_tokens(folder, count, count if classes else 0)
+    register_visual_tokens(folder, count, count if classes else 0)
     return use
 
 
-def assign(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO) -> None:
+def assign_tokens(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO) -> None:
     """Writes the tokens of all regions in the order of their rows, and counts them."""
-    dtype, centres, first = token_dtype(codebook.config.tokens), codebook.leaf_centres(), 0
-    for block in every_block(store):
+    dtype, centres, first = choose_token_dtype(codebook.config.tokens), codebook.leaf_centres(), 0
+    for block in read_all_feature_blocks(store):
         points = codebook.projected(block)
         tokens = codebook.descend(points)
         use.add(first, tokens.numpy(), (points - centres[tokens]).norm(dim=1).numpy())
@@ -192,21 +195,21 @@ def assign(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO
         first += len(block)
 
 
-def every_block(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
+def read_all_feature_blocks(store: RegionStore) -> Iterator[Float[Tensor, "regions dim"]]:
     """Features of all regions."""
-    images = track(range(len(store)), "tokens")
-    return read_blocks(store, ((image, slice(None)) for image in images))
+    images = track_progress(range(len(store)), "tokens")
+    return read_feature_blocks(store, ((image, slice(None)) for image in images))
 
 
-def examples_of(store: RegionStore, use: TokenUse) -> dict[int, list[TokenRegion]]:
+def collect_token_examples(store: RegionStore, use: TokenUse) -> dict[int, list[TokenRegion]]:
     """The regions that the page shows of its tokens."""
     examples = {}
-    for token in use.shown(SHOWN):
-        examples[token] = [region_at(store, int(row)) for row in use.rows[token] if row >= 0]
+    for token in use.shown(MAX_SHOWN_TOKENS):
+        examples[token] = [get_token_region(store, int(row)) for row in use.rows[token] if row >= 0]
     return examples
 
 
-def region_at(store: RegionStore, row: int) -> TokenRegion:
+def get_token_region(store: RegionStore, row: int) -> TokenRegion:
     """The region in a row of the store."""
     image = int(np.searchsorted(store.firsts, row, side="right")) - 1
     regions = store.regions(image)
@@ -214,7 +217,7 @@ def region_at(store: RegionStore, row: int) -> TokenRegion:
     return TokenRegion(store.ids[image], regions.width, regions.height, box.tolist())
 
 
-def print_table(use: TokenUse, inertia: Sequence[float]) -> None:
+def print_token_statistics(use: TokenUse, inertia: Sequence[float]) -> None:
     """The figures at the end of the command."""
     table = Table("visual tokens", "", right=[1])
     for name, value in use.summary().items():

@@ -16,34 +16,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comodal.console import Table, say
-from comodal.data.output_folder import as_json, explained, only_one
+from comodal.console import Table, print_line
+from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.errors import CheckpointError
-from comodal.files import whole, write_whole
-from comodal.models.checkpoint import checksum, load_model, model_folder
+from comodal.files import write_atomically, write_bytes_atomically
+from comodal.models.checkpoint import compute_weights_checksum, find_model_folder, load_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.runtimes.export_formats import (
-    ENDINGS,
-    RUNNING,
-    WRITING,
+    FORMAT_SUFFIXES,
+    RUNTIME_PACKAGES,
+    WRITER_PACKAGES,
     Format,
     Run,
     open_onnx,
     open_openvino,
     open_torch,
-    require,
-    traced,
+    require_packages,
+    trace_network,
     write_onnx,
     write_openvino,
     write_torch,
 )
-from comodal.runtimes.export_int8 import QuantizationLoss, examples, measure, write_int8
-from comodal.runtimes.export_networks import networks_of
+from comodal.runtimes.export_int8 import (
+    QuantizationLoss,
+    measure_quantization_loss,
+    read_calibration_examples,
+    write_int8,
+)
+from comodal.runtimes.export_networks import list_model_networks
 from comodal.runtimes.exportable import ExportableNetwork
-from comodal.runtimes.exported_engines import FOLDER, MANIFEST
+from comodal.runtimes.exported_engines import EXPORT_FOLDER, EXPORT_MANIFEST_FILE
 
-TOLERANCE = 1e-3  # float32 leaves 1e-6 to 1e-5
-EMBEDDERS = ("image", "sound")
+MAX_RELATIVE_DIFFERENCE = 1e-3  # float32 leaves 1e-6 to 1e-5
+EMBEDDER_NETWORKS = ("image", "sound")
 
 
 def export(
@@ -77,20 +82,20 @@ def export(
         comodal export 12-in-1/ --to onnx --only vqa score
     """
     model = load_model(run)
-    require((*WRITING[to], *RUNNING[to]), to)
+    require_packages((*WRITER_PACKAGES[to], *RUNTIME_PACKAGES[to]), to)
     if int8 is not None and (to == "torch" or not isinstance(model, L3Net)):
         raise ValueError("--int8 is for the embedders of an L3-Net, to onnx or openvino")
-    networks = chosen(networks_of(model), only)
-    given = examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
-    folder = out or model_folder(run) / FOLDER / to
+    networks = select_networks(list_model_networks(model), only)
+    given = read_calibration_examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
+    folder = out or find_model_folder(run) / EXPORT_FOLDER / to
     about: dict[str, Any] = {"format": to, "comodal": version("comodal"), "class": type(model).__name__}
-    about["weights"] = checksum(model.state_dict())
+    about["weights"] = compute_weights_checksum(model.state_dict())
     table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
     numbers: dict[str, float] = {}
-    with explained(folder), only_one(folder), scratch_folder(folder) as temporary:
+    with translate_os_errors(folder), lock_output_folder(folder), create_scratch_folder(folder) as temporary:
         about["networks"] = {}
         for network in networks:
-            made = temporary / (network.name + ENDINGS[to])
+            made = temporary / (network.name + FORMAT_SUFFIXES[to])
             about["networks"][network.name] = described = write_network(network, to, made, given)
             numbers |= {
                 f"export.{network.name}.{key}": described[key] for key in described if key in QuantizationLoss._fields
@@ -100,13 +105,13 @@ def export(
             tried = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
             size = sum(path.stat().st_size for path in made.parent.glob(f"{network.name}.*")) / 1e6
             table.add_row(network.name, made.name, f"{size:.1f}", tried, f"{described['difference']:.1e}")
-        replace_files(temporary, folder, about)
-    report(table, about["networks"], folder)
+        replace_export_files(temporary, folder, about)
+    print_export_report(table, about["networks"], folder)
     return numbers
 
 
 @contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
+def create_scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder in another for what is not finished; those that killed commands left are removed first."""
     scratch = folder / ".scratch.part"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -117,7 +122,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def chosen(networks: list[ExportableNetwork], only: list[str] | None) -> list[ExportableNetwork]:
+def select_networks(networks: list[ExportableNetwork], only: list[str] | None) -> list[ExportableNetwork]:
     """Those of these names, or all."""
     known = [network.name for network in networks]
     if unknown := sorted(set(only or ()) - set(known)):
@@ -129,31 +134,33 @@ def write_network(
     network: ExportableNetwork, to: Format, path: Path, given: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
     """Writes one network and compares it; with examples of its input also in 8 bits."""
-    program, onnx = traced(network), path.with_suffix(".onnx")
+    program, onnx = trace_network(network), path.with_suffix(".onnx")
     if to == "torch":
         write_torch(program, path)
     else:
         write_onnx(program, network, onnx)
     if to == "openvino":
         write_openvino(onnx, path)
-    described: dict[str, Any] = {"inputs": inputs_of(network), "outputs": list(network.outputs)}
-    described["difference"] = difference(network, opened(path, to))
-    if not described["difference"] <= TOLERANCE:
+    described: dict[str, Any] = {"inputs": describe_network_inputs(network), "outputs": list(network.outputs)}
+    described["difference"] = measure_difference(network, open_network(path, to))
+    if not described["difference"] <= MAX_RELATIVE_DIFFERENCE:
         raise CheckpointError(f"{path.name} differs from the model by {described['difference']:.1e}: nothing is kept")
     if network.name in given:
-        small = path.with_suffix(f".int8{ENDINGS[to]}")
+        small = path.with_suffix(f".int8{FORMAT_SUFFIXES[to]}")
         calibrating, measuring = given[network.name][0::2], given[network.name][1::2]
         write_int8(onnx, small.with_suffix(".onnx"), network.name, calibrating)
         if to == "openvino":
             write_openvino(small.with_suffix(".onnx"), small)
-        described |= measure(network.name, measuring, opened(path, to), opened(small, to))._asdict()
+        described |= measure_quantization_loss(
+            network.name, measuring, open_network(path, to), open_network(small, to)
+        )._asdict()
     if to == "openvino":
         for left in path.parent.glob("*.onnx*"):
             left.unlink()
     return described
 
 
-def inputs_of(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
+def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
     """Types and shapes of what a network takes, with names where an axis may vary."""
     tensors = network.sample(torch.Generator().manual_seed(0), network.trials[0])
     return {
@@ -165,7 +172,7 @@ def inputs_of(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
     }
 
 
-def opened(path: Path, to: Format) -> Run:
+def open_network(path: Path, to: Format) -> Run:
     """A file as a function, in float32."""
     ways: dict[str, Callable[[], Run]] = {
         "onnx": lambda: open_onnx(path),
@@ -175,7 +182,7 @@ def opened(path: Path, to: Format) -> Run:
     return ways[to]()
 
 
-def difference(network: ExportableNetwork, run: Run) -> float:
+def measure_difference(network: ExportableNetwork, run: Run) -> float:
     """The largest difference of any output, relative to that output's largest value, over all sizes to try."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):
@@ -190,25 +197,25 @@ def difference(network: ExportableNetwork, run: Run) -> float:
     return largest
 
 
-def replace_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
+def replace_export_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
     """Puts the files in place, export.json last: a folder with one is whole."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / EXPORT_MANIFEST_FILE).unlink(missing_ok=True)
     about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(made.iterdir())}
     for name in about["files"]:
-        with whole(folder / name) as part:
+        with write_atomically(folder / name) as part:
             (made / name).replace(part)
-    write_whole(folder / MANIFEST, as_json(about))
+    write_bytes_atomically(folder / EXPORT_MANIFEST_FILE, encode_settings_json(about))
 
 
-def report(table: Table, networks: dict[str, Any], folder: Path) -> None:
+def print_export_report(table: Table, networks: dict[str, Any], folder: Path) -> None:
     """What was written, how far it is from the model, and what 8 bits lose."""
     table.show()
-    for name in EMBEDDERS:
+    for name in EMBEDDER_NETWORKS:
         described = networks.get(name, {})
         if "cosine" in described:
-            say(
+            print_line(
                 f"{name} in 8 bits, on {described['examples']:.0f} examples that gave no range: cosine with float32 "
                 f"{described['cosine']:.4f} on average, {described['least']:.4f} at least; the nearest other example "
                 f"stays the same for {described['neighbours']:.0%}"
             )
-    say(f"written to {folder}")
+    print_line(f"written to {folder}")

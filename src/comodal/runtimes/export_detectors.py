@@ -10,20 +10,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from comodal.models.detectors import detector_fpn
-from comodal.models.detectors.detector_c4 import C4, CELLS
-from comodal.models.detectors.detector_fpn import DIVISOR, FPN
-from comodal.runtimes.exportable import ExportableNetwork, Sizes, without
+from comodal.models.detectors.detector_c4 import C4, C4_ROI_CELLS
+from comodal.models.detectors.detector_fpn import FPN, SIZE_DIVISOR
+from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts
 
-LIMITS: dict[str, tuple[int, int | None]] = {"height": (64, None), "width": (64, None)}
-PICTURES = tuple({"height": height, "width": width} for height, width in ((96, 128), (67, 150), (200, 133)))
-OF_A_PICTURE = ("stem", "res2", "res3", "res4", "proposal", "proposal_scores", "proposal_deltas")
-OF_A_REGION = ("res5", "class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
-REGIONS = tuple({"regions": count} for count in (3, 1, 7))
-OF_A_PYRAMID = ("res5", "across", "smooth", *OF_A_PICTURE)
-OF_A_DENSE_REGION = ("fc6", "fc7", "class_scores", "box_deltas")
-FILLED = tuple({"rows": rows, "columns": columns} for rows, columns in ((4, 5), (3, 6), (7, 4)))  # times 32
-FILLED_LIMITS: dict[str, tuple[int, int | None]] = {"rows": (2, None), "columns": (2, None)}
-BYTES = 128.0  # pixels are bytes less their mean
+IMAGE_SIZE_LIMITS: dict[str, tuple[int, int | None]] = {"height": (64, None), "width": (64, None)}
+TRIED_IMAGE_SIZES = tuple({"height": height, "width": width} for height, width in ((96, 128), (67, 150), (200, 133)))
+C4_IMAGE_PARTS = ("stem", "res2", "res3", "res4", "proposal", "proposal_scores", "proposal_deltas")
+C4_REGION_PARTS = ("res5", "class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
+TRIED_REGION_COUNTS = tuple({"regions": count} for count in (3, 1, 7))
+FPN_IMAGE_PARTS = ("res5", "across", "smooth", *C4_IMAGE_PARTS)
+FPN_REGION_PARTS = ("fc6", "fc7", "class_scores", "box_deltas")
+TRIED_MAP_SIZES = tuple({"rows": rows, "columns": columns} for rows, columns in ((4, 5), (3, 6), (7, 4)))  # times 32
+MAP_SIZE_LIMITS: dict[str, tuple[int, int | None]] = {"rows": (2, None), "columns": (2, None)}
+PIXEL_SCALE = 128.0  # pixels are bytes less their mean
 
 
 class C4MapNetwork(nn.Module):
@@ -74,47 +74,54 @@ class FPNRegionNetwork(nn.Module):
         return tuple(self.model.named(cells))
 
 
-def fpn_networks(model: FPN) -> list[ExportableNetwork]:
+def list_fpn_networks(model: FPN) -> list[ExportableNetwork]:
     """The two networks of the ResNeXt's detector."""
 
     def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
-        height, width = DIVISOR * sizes["rows"], DIVISOR * sizes["columns"]
-        return (BYTES * torch.randn(1, 3, height, width, generator=generator),)
+        height, width = SIZE_DIVISOR * sizes["rows"], SIZE_DIVISOR * sizes["columns"]
+        return (PIXEL_SCALE * torch.randn(1, 3, height, width, generator=generator),)
 
     def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
-        side = detector_fpn.CELLS
+        side = detector_fpn.FPN_ROI_CELLS
         return (torch.rand(sizes["regions"], model.config.pyramid, side, side, generator=generator),)
 
-    levels = range(2, 2 + len(detector_fpn.STRIDES))
+    levels = range(2, 2 + len(detector_fpn.FPN_STRIDES))
     outputs = tuple(f"{kind}{level}" for kind in ("map", "scores", "deltas") for level in levels)
     picture, regions = (
-        FPNMapNetwork(without(model, *OF_A_DENSE_REGION)),
-        FPNRegionNetwork(without(model, *OF_A_PYRAMID)),
+        FPNMapNetwork(copy_without_parts(model, *FPN_REGION_PARTS)),
+        FPNRegionNetwork(copy_without_parts(model, *FPN_IMAGE_PARTS)),
     )
-    sides = {"pixels": ("", "", f"{DIVISOR}*rows", f"{DIVISOR}*columns")}
+    sides = {"pixels": ("", "", f"{SIZE_DIVISOR}*rows", f"{SIZE_DIVISOR}*columns")}
     told = ("features", "fc7", "scores", "deltas")
     return [
-        ExportableNetwork("picture", picture, picture, sides, outputs, pixels, FILLED, FILLED_LIMITS),
-        ExportableNetwork("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+        ExportableNetwork("picture", picture, picture, sides, outputs, pixels, TRIED_MAP_SIZES, MAP_SIZE_LIMITS),
+        ExportableNetwork(
+            "regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, TRIED_REGION_COUNTS, {}
+        ),
     ]
 
 
-def c4_networks(model: C4) -> list[ExportableNetwork]:
+def list_c4_networks(model: C4) -> list[ExportableNetwork]:
     """The two networks of the Visual Genome detector."""
     channels = 16 * model.config.width
 
     def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
-        return (BYTES * torch.randn(1, 3, sizes["height"], sizes["width"], generator=generator),)
+        return (PIXEL_SCALE * torch.randn(1, 3, sizes["height"], sizes["width"], generator=generator),)
 
     def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
-        return (torch.rand(sizes["regions"], channels, CELLS, CELLS, generator=generator),)
+        return (torch.rand(sizes["regions"], channels, C4_ROI_CELLS, C4_ROI_CELLS, generator=generator),)
 
-    picture, regions = C4MapNetwork(without(model, *OF_A_REGION)), C4RegionNetwork(without(model, *OF_A_PICTURE))
+    picture, regions = (
+        C4MapNetwork(copy_without_parts(model, *C4_REGION_PARTS)),
+        C4RegionNetwork(copy_without_parts(model, *C4_IMAGE_PARTS)),
+    )
     told = ("features", "classes", "deltas", "attributes")
     return [
         ExportableNetwork(
             "picture", picture, picture, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
-            pixels, PICTURES, LIMITS,
+            pixels, TRIED_IMAGE_SIZES, IMAGE_SIZE_LIMITS,
         ),
-        ExportableNetwork("regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, REGIONS, {}),
+        ExportableNetwork(
+            "regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, TRIED_REGION_COUNTS, {}
+        ),
     ]  # fmt: skip

@@ -21,16 +21,16 @@ Engine = Format  # what a file is written for is what runs it
 EngineChoice = Literal["auto", "torch", "onnx", "openvino"]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
-ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-WRITING: dict[str, tuple[str, ...]] = {
+FORMAT_SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+WRITER_PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript"),
     "openvino": ("onnx", "onnxscript", "onnxruntime"),
     "torch": (),
 }
-RUNNING: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torch": ()}
+RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torch": ()}
 
 
-def require(packages: tuple[str, ...], format_: str) -> None:
+def require_packages(packages: tuple[str, ...], format_: str) -> None:
     """Says what to install.
 
     Raises:
@@ -41,7 +41,7 @@ def require(packages: tuple[str, ...], format_: str) -> None:
         raise CheckpointError(f"{format_} needs {' and '.join(missing)}: pip install 'comodal[{format_}]'")
 
 
-def traced(network: ExportableNetwork) -> ExportedProgram:
+def trace_network(network: ExportableNetwork) -> ExportedProgram:
     """A network as a program whose batch, words and regions may be of any number."""
     names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
     dims = {name: Dim(name) for name in names}
@@ -62,7 +62,7 @@ def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path)
     names = tuple(
         {place: axis for place, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values()
     )
-    with quiet():
+    with silence_exporter_warnings():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -77,7 +77,7 @@ def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path)
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
     """What `torch.export.load` reads."""
-    with quiet(), path.open("wb") as file:
+    with silence_exporter_warnings(), path.open("wb") as file:
         torch.export.save(program, file)
 
 
@@ -89,7 +89,7 @@ def write_openvino(onnx: Path, path: Path) -> None:
 
 def open_torch(path: Path) -> Run:
     """A saved program, by the names of its inputs."""
-    with quiet():
+    with silence_exporter_warnings():
         program = torch.export.load(str(path))
     module = program.module()
 
@@ -107,7 +107,7 @@ def open_onnx(path: Path) -> Run:
     Raises:
         CheckpointError: It is damaged.
     """
-    require(RUNNING["onnx"], "onnx")
+    require_packages(RUNTIME_PACKAGES["onnx"], "onnx")
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -123,7 +123,7 @@ def open_onnx(path: Path) -> Run:
         state.Fail,
         state.NotImplemented,
     ) as error:
-        raise damaged(path, error) from error
+        raise make_damaged_error(path, error) from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(None, dict(inputs))
@@ -143,7 +143,7 @@ def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
     core = openvino.Core()
     try:
         model = core.read_model(str(path))
-        parts = cut(model, openvino) if precision == "bf16" else [(model, "f32")]
+        parts = split_at_first_convolution(model, openvino) if precision == "bf16" else [(model, "f32")]
         compiled = [
             core.compile_model(part, "CPU", {
                 "INFERENCE_PRECISION_HINT": hint,
@@ -153,7 +153,7 @@ def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
             for part, hint in parts
         ]  # fmt: skip
     except RuntimeError as error:
-        raise damaged(path, error) from error
+        raise make_damaged_error(path, error) from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         given: Any = dict(inputs)
@@ -164,7 +164,7 @@ def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
     return run
 
 
-def cut(model: Any, openvino: Any) -> list[tuple[Any, str]]:
+def split_at_first_convolution(model: Any, openvino: Any) -> list[tuple[Any, str]]:
     """A network before and from its first convolution, and the precision of each."""
     first = next((op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"), None)
     if first is None:
@@ -184,7 +184,7 @@ def import_openvino(path: Path) -> Any:
     Raises:
         CheckpointError: It is not installed.
     """
-    require(RUNNING["openvino"], "openvino")
+    require_packages(RUNTIME_PACKAGES["openvino"], "openvino")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -193,14 +193,14 @@ def import_openvino(path: Path) -> Any:
     return openvino
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
+def make_damaged_error(path: Path, error: Exception) -> CheckpointError:
     """One line of what a runtime says in many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return CheckpointError(f"{path}: a damaged file, or none of its format ({lines[-1][:200]}); export it again")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporter_warnings() -> Iterator[None]:
     """Exporters warn about their own future."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

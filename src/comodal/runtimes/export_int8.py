@@ -12,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from comodal.data.sources.file_batches import plan
+from comodal.data.sources.file_batches import plan_file_jobs
 from comodal.errors import DataError
-from comodal.media.audio import stream_sound
+from comodal.media.audio import stream_audio
 from comodal.media.audio_windows import iterate_windows
-from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.l3net.l3net import L3NetConfig
-from comodal.runtimes.export_formats import Run, quiet
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.runtimes.export_formats import Run, silence_exporter_warnings
+from comodal.tasks.evaluation.metrics import check_finite_scores
 
-EACH_FILE, FILES = 4, 64  # windows of a file, and files of a kind
+WINDOWS_PER_FILE, MAX_EXAMPLE_FILES = 4, 64  # windows of a file, and files of a kind
 
 
 class QuantizationLoss(NamedTuple):
@@ -34,7 +34,7 @@ class QuantizationLoss(NamedTuple):
     examples: float
 
 
-def examples(folder: Path, config: L3NetConfig) -> dict[str, list[np.ndarray]]:
+def read_calibration_examples(folder: Path, config: L3NetConfig) -> dict[str, list[np.ndarray]]:
     """One batch for each file, by the name of the network that takes it; of a file its first windows.
 
     Raises:
@@ -44,37 +44,42 @@ def examples(folder: Path, config: L3NetConfig) -> dict[str, list[np.ndarray]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no folder of sounds and pictures")
     paths = {
-        kind: [job.source for job in plan([folder], suffixes, None, ("",)).jobs] if holds(folder, suffixes) else []
+        kind: [job.source for job in plan_file_jobs([folder], suffixes, None, ("",)).jobs]
+        if has_files_with_suffix(folder, suffixes)
+        else []
         for kind, suffixes in (("image", frozenset(IMAGE_SUFFIXES)), ("sound", AUDIO_SUFFIXES))
     }
     batches: dict[str, list[np.ndarray]] = {}
     for kind, files in paths.items():
-        chosen = files[:: max(1, len(files) // FILES)][:FILES]
+        chosen = files[:: max(1, len(files) // MAX_EXAMPLE_FILES)][:MAX_EXAMPLE_FILES]
         if len(chosen) >= 2:
-            batches[kind] = [picture(path, config) if kind == "image" else windows(path, config) for path in chosen]
+            batches[kind] = [
+                read_network_image(path, config) if kind == "image" else read_first_windows(path, config)
+                for path in chosen
+            ]
     if not batches:
         counts = " and ".join(f"{len(files)} of {kind}s" for kind, files in paths.items())
         raise DataError(f"{folder}: has {counts}; at least two of a kind are needed, one to measure on")
     return batches
 
 
-def holds(folder: Path, suffixes: Set[str]) -> bool:
+def has_files_with_suffix(folder: Path, suffixes: Set[str]) -> bool:
     """Whether a folder has a file with one of these suffixes."""
     return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 
 
-def picture(path: Path, config: L3NetConfig) -> np.ndarray:
+def read_network_image(path: Path, config: L3NetConfig) -> np.ndarray:
     """A picture as the network takes it: (1, 3, size, size) bytes."""
     size = config.image_size
-    square = centre_crop(resize_short_side(read_image(path), round(size * 8 / 7)), size)
+    square = crop_image_center(resize_short_side(read_image(path), round(size * 8 / 7)), size)
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
 
 
-def windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "windows samples"]:
+def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "read_first_windows samples"]:
     """The first windows of a sound, one after the other; as in earnest the first is half silent."""
     samples = round(config.sound_seconds * config.sample_rate)
-    batches = iterate_windows(stream_sound(path, config.sample_rate), samples, samples, True, 1)
-    return np.concatenate(list(islice(batches, EACH_FILE)))
+    batches = iterate_windows(stream_audio(path, config.sample_rate), samples, samples, True, 1)
+    return np.concatenate(list(islice(batches, WINDOWS_PER_FILE)))
 
 
 def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> None:
@@ -91,7 +96,7 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
             return None if batch is None else {name: batch}
 
     prepared = path.with_suffix(".prepared")
-    with quiet():
+    with silence_exporter_warnings():
         quant_pre_process(str(onnx), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
@@ -106,22 +111,24 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
     prepared.unlink()
 
 
-def measure(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> QuantizationLoss:
+def measure_quantization_loss(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> QuantizationLoss:
     """What 8 bits lose on examples that gave no range."""
-    exact, rough = (unit(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small))
-    check_finite(exact, name)
-    check_finite(rough, f"{name} in 8 bits")
+    exact, rough = (
+        normalize_rows(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small)
+    )
+    check_finite_scores(exact, name)
+    check_finite_scores(rough, f"{name} in 8 bits")
     cosines = (exact * rough).sum(1)
-    same = nearest(exact) == nearest(rough)
+    same = find_nearest_rows(exact) == find_nearest_rows(rough)
     return QuantizationLoss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))
 
 
-def unit(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:
+def normalize_rows(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:
     """Vectors of length one; those of zeros stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def nearest(vectors: Float32[np.ndarray, "rows features"]) -> np.ndarray:
+def find_nearest_rows(vectors: Float32[np.ndarray, "rows features"]) -> np.ndarray:
     """The row whose vector is the most alike to each, itself left out."""
     alike = vectors @ vectors.T
     np.fill_diagonal(alike, -np.inf)

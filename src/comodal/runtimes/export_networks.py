@@ -14,33 +14,33 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
-from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net
+from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.runtimes.export_detectors import c4_networks, fpn_networks
+from comodal.runtimes.export_detectors import list_c4_networks, list_fpn_networks
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
-from comodal.runtimes.exportable import ExportableNetwork, Sizes, without
+from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts
 
 PairConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 
 
-def networks_of(model: nn.Module) -> list[ExportableNetwork]:
+def list_model_networks(model: nn.Module) -> list[ExportableNetwork]:
     """The networks of a model.
 
     Raises:
         CheckpointError: Nothing is known of its kind.
     """
-    for kind, networks in NETWORKS.items():
+    for kind, networks in NETWORK_LISTERS.items():
         if isinstance(model, kind):
             return networks(model)
-    known = ", ".join(kind.__name__ for kind in NETWORKS)
+    known = ", ".join(kind.__name__ for kind in NETWORK_LISTERS)
     raise CheckpointError(f"a {type(model).__name__} cannot be exported; what can: {known}")
 
 
-def cells(
+def pool_grid_cells(
     feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch features"]:
     """`pooled`, cell by cell: ONNX has no pooling of cells that overlap, as a map of 4 columns in 3 cells has them."""
@@ -62,7 +62,7 @@ class ImageEmbedder(nn.Module):
         self.model = model
 
     def forward(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        return cells(self.model.image_map(image), IMAGE_GRID)
+        return pool_grid_cells(self.model.image_map(image), IMAGE_GRID)
 
 
 class AudioEmbedder(nn.Module):
@@ -73,7 +73,7 @@ class AudioEmbedder(nn.Module):
         self.model = model
 
     def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        return cells(self.model.sound_map(sound), SOUND_GRID)
+        return pool_grid_cells(self.model.sound_map(sound), AUDIO_GRID)
 
 
 class CorrespondenceNetwork(nn.Module):
@@ -89,7 +89,7 @@ class CorrespondenceNetwork(nn.Module):
         return tuple(self.model(image, sound))
 
 
-def l3net_networks(model: L3Net) -> list[ExportableNetwork]:
+def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
     """The embedders of pictures and of sound, and the whole."""
     config = model.config
     portable = copy.deepcopy(model)
@@ -106,7 +106,10 @@ def l3net_networks(model: L3Net) -> list[ExportableNetwork]:
         tone = torch.sin(2 * torch.pi * 440 / config.sample_rate * torch.arange(samples))
         return levels * (torch.randn(sizes["batch"], samples, generator=generator) + tone)
 
-    seeing, hearing = without(portable, "sound_tower", "spectrogram"), without(portable, "image_tower")
+    seeing, hearing = (
+        copy_without_parts(portable, "sound_tower", "spectrogram"),
+        copy_without_parts(portable, "image_tower"),
+    )
     image_axes: dict[str, tuple[str, ...]] = {"image": ("batch", "", "", "")}
     sound_axes: dict[str, tuple[str, ...]] = {"sound": ("batch", "")}
     features = ("logits", "image_features", "sound_features")
@@ -170,25 +173,25 @@ class HeadScores(nn.Module):
         return (self.model(self.head, *given, images, tasks),)
 
 
-def vilbert_networks(model: ViLBERT | SingleStream) -> list[ExportableNetwork]:
+def list_vilbert_networks(model: ViLBERT | SingleStream) -> list[ExportableNetwork]:
     """The encoder with its pooled outputs and the scores of alignment."""
     outputs = ("words_out", "regions_out", "text", "vision", "alignment")
-    return [pair_network("vilbert", ViLBERTEncoder(model), model.config, outputs, "batch")]
+    return [build_pair_network("vilbert", ViLBERTEncoder(model), model.config, outputs, "batch")]
 
 
-def task_networks(model: TaskModel) -> list[ExportableNetwork]:
+def list_task_networks(model: TaskModel) -> list[ExportableNetwork]:
     """One network for each head."""
 
     def axis(head: Head) -> str:
         return "2*pairs" if head.kind == "pairs" else "batch"
 
     return [
-        pair_network(head.name, HeadScores(model, head.name), model.config.vilbert, ("scores",), axis(head))
+        build_pair_network(head.name, HeadScores(model, head.name), model.config.vilbert, ("scores",), axis(head))
         for head in model.config.heads
     ]
 
 
-def pair_network(
+def build_pair_network(
     name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str
 ) -> ExportableNetwork:
     """A network on texts beside images, of any number of words and regions."""
@@ -210,12 +213,12 @@ def pair_network(
 
     def sample(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         rows = sizes[count] * (1 if batch == count else 2)
-        return pair_inputs(generator, config, rows, sizes["words"], sizes["regions"])
+        return make_pair_inputs(generator, config, rows, sizes["words"], sizes["regions"])
 
     return ExportableNetwork(name, module, module, axes, outputs, sample, tuple(trials), limits)
 
 
-def pair_inputs(
+def make_pair_inputs(
     generator: torch.Generator, config: PairConfig, rows: int, words: int, regions: int
 ) -> tuple[Tensor, ...]:
     """Texts and images of different lengths: row i lacks its last i words and regions."""
@@ -239,11 +242,11 @@ def pair_inputs(
     return (*tensors, chosen(config.task_tokens, rows)) if config.task_tokens else tensors
 
 
-NETWORKS: dict[type[nn.Module], Callable[[Any], list[ExportableNetwork]]] = {
-    L3Net: l3net_networks,
-    ViLBERT: vilbert_networks,
-    SingleStream: vilbert_networks,
-    TaskModel: task_networks,
-    C4: c4_networks,
-    FPN: fpn_networks,
+NETWORK_LISTERS: dict[type[nn.Module], Callable[[Any], list[ExportableNetwork]]] = {
+    L3Net: list_l3net_networks,
+    ViLBERT: list_vilbert_networks,
+    SingleStream: list_vilbert_networks,
+    TaskModel: list_task_networks,
+    C4: list_c4_networks,
+    FPN: list_fpn_networks,
 }

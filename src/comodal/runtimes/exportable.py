@@ -35,7 +35,7 @@ class ExportableNetwork(NamedTuple):
     limits: Mapping[str, tuple[int, int | None]]
 
 
-def without(model: ModelType, *parts: str) -> ModelType:
+def copy_without_parts(model: ModelType, *parts: str) -> ModelType:
     """A copy that lacks what a network has no use for, since a program keeps all weights."""
     less = copy.deepcopy(model)
     for part in parts:

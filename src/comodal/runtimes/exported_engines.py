@@ -9,21 +9,21 @@ from jaxtyping import Float32, Shaped
 
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import CPU_MICRO_BATCH, EmbedPrecision, has_native_bf16
-from comodal.models.checkpoint import checksum, model_folder
+from comodal.models.checkpoint import compute_weights_checksum, find_model_folder
 from comodal.models.l3net.l3net import L3Net
 from comodal.runtimes.export_formats import (
-    ENDINGS,
-    RUNNING,
+    FORMAT_SUFFIXES,
+    RUNTIME_PACKAGES,
     Engine,
     Run,
     open_onnx,
     open_openvino,
-    require,
+    require_packages,
 )
 from comodal.text_files import read_json_object
 
-MANIFEST, FOLDER = "export.json", "export"
-EXPORTING: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
+EXPORT_MANIFEST_FILE, EXPORT_FOLDER = "export.json", "export"
+EXPORT_ENGINES: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
 
 
 class ExportedEmbedders:
@@ -52,7 +52,7 @@ class ExportedEmbedders:
             CheckpointError: There is none, or it is damaged or of other weights.
         """
         if name not in self.opened:
-            self.opened[name] = open_exported(self.run, self.model, self.engine, name, self.precision)
+            self.opened[name] = open_exported_embedder(self.run, self.model, self.engine, name, self.precision)
         return self.opened[name]
 
     def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
@@ -62,14 +62,16 @@ class ExportedEmbedders:
         return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
 
 
-def fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
+def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
     """An engine that is installed and for which these very weights were exported, in 8 bits if they are wanted."""
-    for engine in EXPORTING:
-        if (precision == "bf16" and engine == "onnx") or any(find_spec(name) is None for name in RUNNING[engine]):
+    for engine in EXPORT_ENGINES:
+        if (precision == "bf16" and engine == "onnx") or any(
+            find_spec(name) is None for name in RUNTIME_PACKAGES[engine]
+        ):
             continue
         try:
-            about = read_json_object(model_folder(run) / FOLDER / engine / MANIFEST)
-            ours, files = about["weights"] == checksum(model.state_dict()), list(about["files"])
+            about = read_json_object(find_model_folder(run) / EXPORT_FOLDER / engine / EXPORT_MANIFEST_FILE)
+            ours, files = about["weights"] == compute_weights_checksum(model.state_dict()), list(about["files"])
         except (DataError, KeyError, TypeError):
             continue
         if ours and (precision != "int8" or any(".int8." in name for name in files)):
@@ -77,25 +79,25 @@ def fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine
     return None
 
 
-def open_exported(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
+def open_exported_embedder(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
     """An exported embedder of a model, whose files are whole and of these very weights.
 
     Raises:
         CheckpointError: There is none, or it is damaged or of other weights.
     """
-    require(RUNNING[engine], engine)
-    folder = model_folder(run) / FOLDER / engine
+    require_packages(RUNTIME_PACKAGES[engine], engine)
+    folder = find_model_folder(run) / EXPORT_FOLDER / engine
     again = f"run `comodal export {run} --to {engine}`"
-    if not (folder / MANIFEST).is_file():
+    if not (folder / EXPORT_MANIFEST_FILE).is_file():
         raise CheckpointError(f"{folder}: no export here; {again}")
     try:
-        about = read_json_object(folder / MANIFEST, CheckpointError)
+        about = read_json_object(folder / EXPORT_MANIFEST_FILE, CheckpointError)
         weights, files = about["weights"], dict(about["files"])
     except (CheckpointError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: damaged; {again}") from error
-    if weights != checksum(model.state_dict()):
+        raise CheckpointError(f"{folder / EXPORT_MANIFEST_FILE}: damaged; {again}") from error
+    if weights != compute_weights_checksum(model.state_dict()):
         raise CheckpointError(f"{folder}: exported from other weights than this model's; {again}")
-    file = folder / f"{name}{'.int8' if precision == 'int8' else ''}{ENDINGS[engine]}"
+    file = folder / f"{name}{'.int8' if precision == 'int8' else ''}{FORMAT_SUFFIXES[engine]}"
     if file.name not in files:
         raise CheckpointError(f"{folder}: holds no {file.name}; {again}{' --int8 FOLDER' * (precision == 'int8')}")
     for part in (file, file.with_suffix(".bin")):

@@ -21,30 +21,30 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from comodal.data.output_folder import explained, only_one
+from comodal.data.output_folder import lock_output_folder, translate_os_errors
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.progress import Progress
-from comodal.synthetic.formats.task_sets import TASK_SETS, chosen, finish, missing
-from comodal.synthetic.scenes.audio_synthesis import render_sound
-from comodal.synthetic.scenes.caption_scenes import write_scene, write_scene_lists
-from comodal.synthetic.scenes.ground_truth import truth
-from comodal.synthetic.scenes.media_writers import json_lines, write_image, write_sound, write_video
+from comodal.synthetic.formats.task_sets import TASK_SETS, finish_task_set, list_unfinished_sets, select_task_sets
+from comodal.synthetic.scenes.audio_synthesis import render_world_audio
+from comodal.synthetic.scenes.caption_scenes import write_scene_image, write_scene_lists
+from comodal.synthetic.scenes.ground_truth import build_ground_truth
+from comodal.synthetic.scenes.media_writers import format_json_lines, write_image_file, write_video_file, write_wav_file
 from comodal.synthetic.scenes.rendering import Painter, render_frame
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
-from comodal.synthetic.scenes.world import KINDS, Purpose, RandomStream, make_world
+from comodal.synthetic.scenes.world import SOUNDING_KINDS, Purpose, RandomStream, make_world
 from comodal.synthetic.vocabulary import write_vocabulary
 from comodal.text_files import read_json_object
-from comodal.workers import running_on
+from comodal.workers import select_backend
 
 VIDEO_SAMPLE_RATE = 48_000
-SOUND_SAMPLE_RATE = 44_100  # of ESC-50
-FOLDS = 5
-LEAST_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
-ESC10_KINDS = KINDS[::2]
+AUDIO_SAMPLE_RATE = 44_100  # of ESC-50
+ESC50_FOLDS = 5
+MIN_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
+ESC10_KINDS = SOUNDING_KINDS[::2]
 
 
-def make_playground(
+def synthesize(
     folder: Path,
     *,
     videos: int = 1500,
@@ -84,9 +84,9 @@ def make_playground(
         DataError: the folder holds a playground of other options, another command writes there, or the disk is full.
 
     Examples:
-        comodal playground world/
-        comodal playground big/ --videos 5000 --seconds 10 --seed 1
-        comodal playground world/ --tasks coco vcr
+        comodal synthesize world/
+        comodal synthesize big/ --videos 5000 --seconds 10 --seed 1
+        comodal synthesize world/ --tasks coco vcr
     """
     if side % 2:
         raise ValueError(f"H.264 needs an even side, got {side}")
@@ -94,48 +94,48 @@ def make_playground(
         raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
     if workers < 1:
         raise ValueError(f"there must be at least one worker, got {workers}")
-    sets = chosen(tasks)
-    if sets and scenes < LEAST_SCENES:
-        raise ValueError(f"task sets need {LEAST_SCENES} scenes or more, so that each split has some; got {scenes}")
+    sets = select_task_sets(tasks)
+    if sets and scenes < MIN_SCENES:
+        raise ValueError(f"task sets need {MIN_SCENES} scenes or more, so that each split has some; got {scenes}")
     options = SynthesisOptions(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
-    with explained(folder), only_one(folder):
-        _claim(folder, options)
-        _fill(folder, options, sets, workers)
+    with translate_os_errors(folder), lock_output_folder(folder):
+        _check_options_file(folder, options)
+        _make_missing_media(folder, options, sets, workers)
 
 
-def _fill(folder: Path, options: SynthesisOptions, sets: Sequence[str], workers: int) -> None:
+def _make_missing_media(folder: Path, options: SynthesisOptions, sets: Sequence[str], workers: int) -> None:
     """Makes what is not there yet."""
     if not (folder / "videos.jsonl").exists():
-        _sweep(folder)
-        _run(_jobs(folder, options), workers, "playground")
+        _remove_partial_media(folder)
+        _run_jobs(_list_media_jobs(folder, options), workers, "playground")
         write_scene_lists(folder / "scenes", options.seed, options.scenes, options.side)
         write_vocabulary(folder / "vocab.txt")
-        _write_lists(folder, options)
-    for name in missing(folder, sets):
-        _sweep(folder / name)
-        _run(TASK_SETS[name].jobs(folder / name, options), workers, name)
-        finish(folder, options, name)
+        _write_media_lists(folder, options)
+    for name in list_unfinished_sets(folder, sets):
+        _remove_partial_media(folder / name)
+        _run_jobs(TASK_SETS[name].jobs(folder / name, options), workers, name)
+        finish_task_set(folder, options, name)
 
 
-def _jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def _list_media_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     return [
         *(partial(_make_video, folder, options, index) for index in range(options.videos)),
-        *(partial(_make_sound, folder, options, index) for index in range(_sound_count(options))),
+        *(partial(_make_audio, folder, options, index) for index in range(_count_audio_clips(options))),
         *(partial(_make_image, folder, options, index) for index in range(2 * options.images)),
         *(
-            partial(write_scene, folder / "scenes", options.seed, index, options.side)
+            partial(write_scene_image, folder / "scenes", options.seed, index, options.side)
             for index in range(options.scenes)
         ),
     ]
 
 
-def _sweep(folder: Path) -> None:
+def _remove_partial_media(folder: Path) -> None:
     """Removes what a killed run left half written."""
     for partial_file in folder.rglob(".*.part"):
         partial_file.unlink()
 
 
-def _claim(folder: Path, options: SynthesisOptions) -> None:
+def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
     """Write the options down, or compare them with those of the playground that is there."""
     about = folder / "about.json"
     wanted = {"kind": "playground", **asdict(options)}
@@ -148,13 +148,13 @@ def _claim(folder: Path, options: SynthesisOptions) -> None:
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise DataError(f"{folder} is not empty and not a playground; choose another folder")
     else:
-        write_whole(about, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_bytes_atomically(about, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
+def _run_jobs(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
     """Do all jobs in a number of processes, with a progress bar."""
     with (
-        running_on("loky"),
+        select_backend("loky"),
         Progress(name, len(jobs)) as progress,
         Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=8) as parallel,
     ):
@@ -163,70 +163,74 @@ def _run(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
 
 
 def _make_video(folder: Path, options: SynthesisOptions, index: int) -> None:
-    path = folder / "videos" / f"{video_key(index)}.mp4"
+    path = folder / "videos" / f"{make_video_key(index)}.mp4"
     if path.exists():
         return
     world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
     painter = Painter(world, options.side)
     rate = options.frames_per_second
     frames = (painter.frame(number / rate) for number in range(round(options.seconds * rate)))
-    sound = render_sound(world, VIDEO_SAMPLE_RATE)
-    write_video(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
+    sound = render_world_audio(world, VIDEO_SAMPLE_RATE)
+    write_video_file(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
 
 
-def _make_sound(folder: Path, options: SynthesisOptions, index: int) -> None:
-    path = folder / "sounds" / "audio" / sound_name(index)
+def _make_audio(folder: Path, options: SynthesisOptions, index: int) -> None:
+    path = folder / "sounds" / "audio" / make_clip_name(index)
     if not path.exists():
-        kind = KINDS[index % len(KINDS)]
+        kind = SOUNDING_KINDS[index % len(SOUNDING_KINDS)]
         world = make_world(options.seed, Purpose.SOUND, index, seconds=options.sound_seconds, kind=kind)
-        write_sound(path, render_sound(world, SOUND_SAMPLE_RATE), SOUND_SAMPLE_RATE)
+        write_wav_file(path, render_world_audio(world, AUDIO_SAMPLE_RATE), AUDIO_SAMPLE_RATE)
 
 
 def _make_image(folder: Path, options: SynthesisOptions, index: int) -> None:
-    kind, split = KINDS[index % len(KINDS)], "train" if index < options.images else "test"
+    kind, split = SOUNDING_KINDS[index % len(SOUNDING_KINDS)], "train" if index < options.images else "test"
     path = folder / "images" / split / kind / f"{index:05d}.jpg"
     if not path.exists():
         world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
         moment = float(world.generator(RandomStream.MOMENT).uniform(0, options.seconds))
-        write_image(path, render_frame(world, moment, options.side))
+        write_image_file(path, render_frame(world, moment, options.side))
 
 
-def _sound_count(options: SynthesisOptions) -> int:
-    return options.sounds // (FOLDS * len(KINDS)) * FOLDS * len(KINDS)
+def _count_audio_clips(options: SynthesisOptions) -> int:
+    return options.sounds // (ESC50_FOLDS * len(SOUNDING_KINDS)) * ESC50_FOLDS * len(SOUNDING_KINDS)
 
 
-def video_key(index: int) -> str:
+def make_video_key(index: int) -> str:
     """The name of a video."""
     return f"video-{index:05d}"
 
 
-def split_of(index: int) -> str:
+def assign_video_split(index: int) -> str:
     """Eight of ten videos for training, then one for validation and one for testing."""
     return {8: "validation", 9: "test"}.get(index % 10, "train")
 
 
-def sound_name(index: int) -> str:
+def make_clip_name(index: int) -> str:
     """File name of a clip as in ESC-50: fold, source, take, target; each round of all kinds goes to the next fold."""
-    return f"{index // len(KINDS) % FOLDS + 1}-{100000 + index}-A-{index % len(KINDS)}.wav"
+    return f"{index // len(SOUNDING_KINDS) % ESC50_FOLDS + 1}-{100000 + index}-A-{index % len(SOUNDING_KINDS)}.wav"
 
 
-def _write_lists(folder: Path, options: SynthesisOptions) -> None:
+def _write_media_lists(folder: Path, options: SynthesisOptions) -> None:
     """The lists of what was made; videos.jsonl last, since it says that all is there."""
     worlds, sources = [], []
     for index in range(options.videos):
         world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
-        key = video_key(index)
-        record: dict[str, Any] = {"key": key, "split": split_of(index), **truth(world, options.side)}
+        key = make_video_key(index)
+        record: dict[str, Any] = {
+            "key": key,
+            "split": assign_video_split(index),
+            **build_ground_truth(world, options.side),
+        }
         worlds.append(record)
         path = f"videos/{key}.mp4"
         sources.append({"path": path, "key": key, "label": record["label"], "group": key, "split": record["split"]})
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("filename", "fold", "target", "category", "esc10", "src_file", "take"))
-    for index in range(_sound_count(options)):
-        name, kind = sound_name(index), KINDS[index % len(KINDS)]
+    for index in range(_count_audio_clips(options)):
+        name, kind = make_clip_name(index), SOUNDING_KINDS[index % len(SOUNDING_KINDS)]
         fold, source, take, target = name.removesuffix(".wav").split("-")
         rows.writerow((name, fold, target, kind, kind in ESC10_KINDS, source, take))
-    write_whole(folder / "sounds" / "meta" / "esc50.csv", table.getvalue().encode())
-    write_whole(folder / "worlds.jsonl", json_lines(worlds).encode())
-    write_whole(folder / "videos.jsonl", json_lines(sources).encode())
+    write_bytes_atomically(folder / "sounds" / "meta" / "esc50.csv", table.getvalue().encode())
+    write_bytes_atomically(folder / "worlds.jsonl", format_json_lines(worlds).encode())
+    write_bytes_atomically(folder / "videos.jsonl", format_json_lines(sources).encode())

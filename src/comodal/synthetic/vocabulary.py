@@ -6,14 +6,14 @@ world/vocab.txt` gives it their words as well.
 
 from pathlib import Path
 
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.synthetic.scenes.sentences import NOISES, OPENINGS, SOUNDS
-from comodal.synthetic.scenes.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS
+from comodal.synthetic.scenes.sentences import CAPTION_OPENINGS, NOISE_PHRASES, SOUND_VERBS
+from comodal.synthetic.scenes.world import MATERIALS, OBJECT_COLORS, SILENT_KINDS, SOUNDING_KINDS
 
-COUNTED = "0 1 2 3 4 5 6 one two three four five six"
-PLACES = "left of, right of, above, below; smaller, larger, smallest and largest; nothing, everything"
-FRAMES = """
+COUNT_VOCABULARY = "0 1 2 3 4 5 6 one two three four five six"
+POSITION_VOCABULARY = "left of, right of, above, below; smaller, larger, smallest and largest; nothing, everything"
+TEMPLATE_VOCABULARY = """
     It is the thing, an image with things? Look there: like this, that, where both images are in each, made together.
     Exactly more than only contains of the same as can see has do shows. What color, how many; while hear, no, yes!
 """
@@ -21,8 +21,19 @@ FRAMES = """
 
 def write_vocabulary(path: Path) -> None:
     """Writes one word piece a line: the special ones, every sign to spell others with, and the words."""
-    kinds = [*KINDS, *SILENT_KINDS]
-    said = [*kinds, *(f"{kind}s" for kind in kinds), *COLOURS, *MATERIALS, COUNTED, PLACES, FRAMES, *NOISES.values()]
-    said += [opening.format("") for opening in OPENINGS] + [form for forms in SOUNDS.values() for form in forms]
+    kinds = [*SOUNDING_KINDS, *SILENT_KINDS]
+    said = [
+        *kinds,
+        *(f"{kind}s" for kind in kinds),
+        *OBJECT_COLORS,
+        *MATERIALS,
+        COUNT_VOCABULARY,
+        POSITION_VOCABULARY,
+        TEMPLATE_VOCABULARY,
+        *NOISE_PHRASES.values(),
+    ]
+    said += [opening.format("") for opening in CAPTION_OPENINGS] + [
+        form for forms in SOUND_VERBS.values() for form in forms
+    ]
     signs = "a b c d e f g h i j k l m n o p q r s t u v w x y z 7 8 9 [ ] ' - ( )"
-    write_whole(path, ("\n".join(WordPieceTokenizer.of_texts([*said, signs]).vocabulary) + "\n").encode())
+    write_bytes_atomically(path, ("\n".join(WordPieceTokenizer.of_texts([*said, signs]).vocabulary) + "\n").encode())

@@ -13,34 +13,37 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.errors import CheckpointError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.models.checkpoint import CONFIG, load_model, model_folder, refuse_packed, save_model
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model, refuse_packed_run, save_model
 from comodal.models.convert.convert_vilbert import (
-    TASK_KEY,
-    as_later_code,
-    config_of,
-    fill_from_original,
-    heads_in,
-    is_never_used,
-    original_names,
-    said_once,
-    to_original,
+    TASK_TOKENS_KEY,
+    drop_tied_copies,
+    export_original_state,
+    find_task_heads,
+    is_unused_parameter,
+    load_original_weights,
+    map_names_to_original,
+    parse_original_config,
+    rename_to_multi_task,
     to_original_config,
 )
-from comodal.models.convert.convert_volta import as_vilbert, is_volta
-from comodal.models.convert.state_dicts import LoadReport, check_sizes, read_tensors
+from comodal.models.convert.convert_volta import convert_volta_to_vilbert, is_volta_config
+from comodal.models.convert.state_dicts import LoadReport, check_config_against_shapes, read_tensors
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, HEAD, read_answers
+from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS_FILE, VQA_HEAD, read_answer_vocabulary
 from comodal.text_files import read_json_object
 
-REPORT = "report.txt"
-TASK_EMBEDDINGS, REGION_DECODER = "bert.embeddings.task_embeddings.weight", "cls.imagePredictions.decoder.weight"
+VILBERT_REPORT_FILE = "report.txt"
+TASK_EMBEDDINGS_KEY, REGION_DECODER_KEY = (
+    "bert.embeddings.task_embeddings.weight",
+    "cls.imagePredictions.decoder.weight",
+)
 
 
 def convert(
@@ -75,49 +78,52 @@ def convert(
         comodal convert vilbert pretrained_model.bin vilbert/ --original-config bert_base_6layer_6conect.json
         comodal convert vilbert runs/mine/ original/
     """
-    if source.is_dir() and any((folder / CONFIG).is_file() for folder in (source, source / "model")):
-        return turn_back(source, out)
-    refuse_packed(source)
+    if source.is_dir() and any((folder / MODEL_CONFIG_FILE).is_file() for folder in (source, source / "model")):
+        return export_original_files(source, out)
+    refuse_packed_run(source)
     if original_config is None:
         raise CheckpointError(f"{source}: give --original-config, the JSON configuration that belongs to these weights")
-    return take_over(source, out, original_config, words, answers, allow_missing)
+    return import_original_weights(source, out, original_config, words, answers, allow_missing)
 
 
-def take_over(
+def import_original_weights(
     source: Path, out: Path, config: Path, words: Path | None, answers: Path | None, allow_missing: bool
 ) -> dict[str, float]:
     """A model folder from somebody's weights."""
-    state, values = as_later_code(read_tensors(source)), read_json_object(config, CheckpointError)
-    if is_volta(values):
-        values, state = as_vilbert(values, state, config)
-    state, described = said_once(state), config_of(values, config)
-    sizes, heads = as_in(described.config, state, TASK_KEY not in values), heads_in(state)
+    state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
+    if is_volta_config(values):
+        values, state = convert_volta_to_vilbert(values, state, config)
+    state, described = drop_tied_copies(state), parse_original_config(values, config)
+    sizes, heads = (
+        complete_original_config(described.config, state, TASK_TOKENS_KEY not in values),
+        find_task_heads(state),
+    )
     beside = {"tokenizer.json": WordPieceTokenizer.read(words).as_json()} if words else {}
     if answers is not None:
-        told, outputs = read_answers(answers), {head.name: head.outputs for head in heads}
-        if len(told) != outputs.get(HEAD):
+        told, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
+        if len(told) != outputs.get(VQA_HEAD):
             raise CheckpointError(
-                f"{answers} has {len(told):,} answers, the answer head of {source} {outputs.get(HEAD)}"
+                f"{answers} has {len(told):,} answers, the answer head of {source} {outputs.get(VQA_HEAD)}"
             )
-        beside[ANSWERS] = (json.dumps(told, ensure_ascii=False, indent=0) + "\n").encode()
+        beside[ANSWERS_FILE] = (json.dumps(told, ensure_ascii=False, indent=0) + "\n").encode()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_sizes(lambda: ViLBERT(sizes), original_names, shapes, config)
+    check_config_against_shapes(lambda: ViLBERT(sizes), map_names_to_original, shapes, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
-    filled = filled_by(model, state, source, allow_missing)
+    filled = load_original_tensors(model, state, source, allow_missing)
     save_model(model, out, {"recipe": "convert", "source": source.name})
     for name, data in beside.items():
-        write_whole(out / name, data)
+        write_bytes_atomically(out / name, data)
     ignored = [f"ignored in {config.name}: {key}" for key in described.ignored]
-    write_whole(out / REPORT, ("\n".join([*filled.lines(), *ignored]) + "\n").encode())
-    difference, compared = proven(out, state)
-    say(f"{source}: {filled.lines()[0]}; every name is in {out / REPORT}")
+    write_bytes_atomically(out / VILBERT_REPORT_FILE, ("\n".join([*filled.lines(), *ignored]) + "\n").encode())
+    difference, compared = verify_conversion(out, state)
+    print_line(f"{source}: {filled.lines()[0]}; every name is in {out / VILBERT_REPORT_FILE}")
     if described.ignored:
-        say(f"keys of {config.name} that nothing reads: {', '.join(described.ignored)}")
-    say(f"turned back and compared: {compared:,} tensors, largest difference {difference:.1g}")
+        print_line(f"keys of {config.name} that nothing reads: {', '.join(described.ignored)}")
+    print_line(f"turned back and compared: {compared:,} tensors, largest difference {difference:.1g}")
     if words is None:
-        say(f"{out} has no vocabulary yet: give --words to ask and train it")
+        print_line(f"{out} has no vocabulary yet: give --words to ask and train it")
     return {
         "convert.filled": float(len(filled.filled)),
         "convert.new": float(len(filled.new)),
@@ -126,49 +132,51 @@ def take_over(
     }
 
 
-def as_in(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
+def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
     """The configuration with what the original's scripts decide by flags: the width of the region head, and task tokens
     unless the file says whether there are any."""
-    decoder, tasks = state.get(REGION_DECODER), state.get(TASK_EMBEDDINGS)
+    decoder, tasks = state.get(REGION_DECODER_KEY), state.get(TASK_EMBEDDINGS_KEY)
     if decoder is not None:
         config = replace(config, region_targets=len(decoder))
     return replace(config, task_tokens=0 if tasks is None else len(tasks)) if by_flag else config
 
 
-def filled_by(model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool) -> LoadReport:
+def load_original_tensors(
+    model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool
+) -> LoadReport:
     """What became of every tensor."""
     if isinstance(model, TaskModel):
-        return fill_from_original(model.vilbert, state, source, model.heads, allow_missing)
-    return fill_from_original(model, state, source, allow_missing=allow_missing)
+        return load_original_weights(model.vilbert, state, source, model.heads, allow_missing)
+    return load_original_weights(model, state, source, allow_missing=allow_missing)
 
 
-def proven(folder: Path, state: dict[str, Tensor]) -> tuple[float, int]:
+def verify_conversion(folder: Path, state: dict[str, Tensor]) -> tuple[float, int]:
     """The largest difference between a file and what was made of it, read again and turned back; and of how many.
 
     Raises:
         CheckpointError: A tensor differs.
     """
-    again = original_state(load_model(folder))
-    shared = [name for name in again if name in state and not is_never_used(name)]
+    again = build_original_state(load_model(folder))
+    shared = [name for name in again if name in state and not is_unused_parameter(name)]
     difference = max(float((again[name] - state[name].float()).abs().max()) for name in shared)
     if difference:
         raise CheckpointError(f"{folder}: what was written differs from its source by {difference}")
     return difference, len(shared)
 
 
-def original_state(model: torch.nn.Module) -> dict[str, Tensor]:
+def build_original_state(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict that the original loads."""
     if isinstance(model, TaskModel):
-        return to_original(model.vilbert, model.heads)
+        return export_original_state(model.vilbert, model.heads)
     if isinstance(model, ViLBERT):
-        return to_original(model)
+        return export_original_state(model)
     raise CheckpointError(f"a {type(model).__name__} has no counterpart among the original's models")
 
 
-def turn_back(source: Path, out: Path) -> dict[str, float]:
+def export_original_files(source: Path, out: Path) -> dict[str, float]:
     """The original's files from one of our folders."""
     model = load_model(source)
-    state = original_state(model)
+    state = build_original_state(model)
     config = model.vilbert.config if isinstance(model, TaskModel) else model.config
     assert isinstance(config, ViLBERTConfig)
     described = to_original_config(config)
@@ -177,9 +185,9 @@ def turn_back(source: Path, out: Path) -> dict[str, float]:
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, temporary)
     temporary.replace(final)
-    write_whole(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
-    for name in ("tokenizer.json", ANSWERS):
-        if (model_folder(source) / name).is_file():
-            write_whole(out / name, (model_folder(source) / name).read_bytes())
-    say(f"{out}: {len(state):,} tensors under the original's names, and its configuration")
+    write_bytes_atomically(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+    for name in ("tokenizer.json", ANSWERS_FILE):
+        if (find_model_folder(source) / name).is_file():
+            write_bytes_atomically(out / name, (find_model_folder(source) / name).read_bytes())
+    print_line(f"{out}: {len(state):,} tensors under the original's names, and its configuration")
     return {"convert.filled": float(len(state))}

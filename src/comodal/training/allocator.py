@@ -10,8 +10,8 @@ import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
-NEVER = 2**31 - 1
-GROW_BY = 64 * 2**20
+NEVER_TRIM_BYTES = 2**31 - 1
+HEAP_GROWTH_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +19,6 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, NEVER), mallopt(M_TOP_PAD, GROW_BY)])
+    return all(
+        [mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, NEVER_TRIM_BYTES), mallopt(M_TOP_PAD, HEAP_GROWTH_BYTES)]
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from comodal.models.checkpoint import CONFIG, read_about, save_model
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, read_model_about, save_model
 
 
 class BestWeights:
@@ -24,8 +24,8 @@ class BestWeights:
     def __init__(self, folder: Path, metric: str) -> None:
         self.folder, self.metric = folder, metric
         self.found: dict[str, Any] = {}
-        if metric and (folder / CONFIG).is_file():
-            chosen = read_about(folder).get("chosen")
+        if metric and (folder / MODEL_CONFIG_FILE).is_file():
+            chosen = read_model_about(folder).get("chosen")
             self.found = chosen if isinstance(chosen, dict) else {}
 
     def offer(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.errors import CheckpointError
-from comodal.files import whole
+from comodal.files import write_atomically
 
-KEPT = 2
+MAX_KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{state.step:09d}.pt"
         try:
-            with whole(path) as temporary, temporary.open("wb") as file:
+            with write_atomically(path) as temporary, temporary.open("wb") as file:
                 torch.save(asdict(state), file)
         except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
             reason = error.strerror if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
@@ -65,7 +65,7 @@ class Checkpoints:
             ) from error
         files = self.files()
         later = [old for old in files if int(old.stem) > state.step]  # damaged: the run went on from an older one
-        for old in [*files[: -KEPT - len(later)], *later]:
+        for old in [*files[: -MAX_KEPT_CHECKPOINTS - len(later)], *later]:
             old.unlink()
 
     def load(self) -> TrainingState | None:
@@ -79,15 +79,15 @@ class Checkpoints:
         files = self.files()
         for path in reversed(files):
             try:
-                return read_state(path)
+                return read_training_state(path)
             except CheckpointError as error:
                 if path == files[0]:
                     raise
-                say(f"warning: {error}; going on from the one before it", stderr=True)
+                print_line(f"warning: {error}; going on from the one before it", stderr=True)
         return None
 
 
-def read_state(path: Path) -> TrainingState:
+def read_training_state(path: Path) -> TrainingState:
     """One checkpoint.
 
     Raises:

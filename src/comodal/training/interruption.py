@@ -8,7 +8,7 @@ import torch
 
 from comodal import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptHandler:
@@ -29,7 +29,7 @@ class InterruptHandler:
 
     def __enter__(self) -> "InterruptHandler":
         if threading.current_thread() is threading.main_thread():  # others cannot have handlers
-            self.before = {number: signal.signal(number, self.wish) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self.wish) for number in INTERRUPT_SIGNALS}
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Kernels of convolutions and linear layers, which decay, and everything else (biases, norms), which does not.
 
     Keras, with which l3embedding trains, puts its l2 on kernels alone, and its l2 of c is c times the sum of squares,
@@ -24,12 +24,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": ordered, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def adam(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
+def make_adam(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
     """Adam with the decay in the gradient (not AdamW's), as Keras' l2 is; one fused kernel instead of a dozen."""
-    return torch.optim.Adam(parameter_groups(module, weight_decay), lr=learning_rate, fused=True)
+    return torch.optim.Adam(make_parameter_groups(module, weight_decay), lr=learning_rate, fused=True)
 
 
-def adamw(
+def make_adamw(
     module: nn.Module,
     learning_rate: float,
     weight_decay: float,
@@ -53,7 +53,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def linear(learning_rate: float, steps: int, warm_up_steps: int) -> Callable[[int], float]:
+def make_linear_schedule(learning_rate: float, steps: int, warm_up_steps: int) -> Callable[[int], float]:
     """The learning rate of each step: a straight rise, then a straight fall to nothing (BERT; ViLBERT, section 3.2).
 
     The first step already moves: step k of the rise has (k + 1) / warm_up_steps of the rate.
@@ -69,7 +69,7 @@ def linear(learning_rate: float, steps: int, warm_up_steps: int) -> Callable[[in
     return rate
 
 
-def schedule(
+def make_cosine_schedule(
     learning_rate: float, steps: int, warm_up_steps: int = 0, final_fraction: float = 1.0
 ) -> Callable[[int], float]:
     """The learning rate of each step: a straight rise, then half a cosine down to a fraction of the full rate.

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.loader import Loader
-from comodal.data.output_folder import as_json, explained, only_one
+from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.environment import environment
 from comodal.errors import RecipeError
-from comodal.files import write_whole
-from comodal.hardware import LAYOUTS, Compute, DeviceName, Layout, Precision
+from comodal.files import write_bytes_atomically
+from comodal.hardware import MEMORY_FORMATS, Compute, DeviceName, MemoryLayout, Precision
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
@@ -32,13 +32,20 @@ from comodal.training.allocator import keep_freed_memory
 from comodal.training.best_weights import BestWeights
 from comodal.training.checkpoints import Checkpoints, TrainingState
 from comodal.training.interruption import InterruptHandler
-from comodal.training.run_config import changes, name_of, plain, read_config, resolve, write_config
-from comodal.training.run_log import RunLog, as_note
-from comodal.training.throughput import Throughput, about_count, about_time
-from comodal.training.training_loop import NotFiniteError, fit, validate
+from comodal.training.run_config import (
+    describe_changes,
+    get_recipe_name,
+    read_run_config,
+    resolve_parameters,
+    to_plain_values,
+    write_run_config,
+)
+from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
+from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 
-ENVIRONMENT = "environment.json"  # hardware and versions of the last start
-DONE, BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
+ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
+EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,11 @@ def train(
         raise ValueError(
             "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
         )
-    values, started = resolve(recipe, parameters), read_config(out / "config.yaml")
+    values, started = resolve_parameters(recipe, parameters), read_run_config(out / "config.yaml")
     threads_before = torch.get_num_threads()
     if precision == "auto" and resume:
         precision = started.get("precision", "auto")
-    compute = hardware.resolve(str(distributed.start(device)), precision)
+    compute = hardware.resolve_compute(str(distributed.init_distributed(device)), precision)
     if compute.device.type == "cpu":
         torch.set_num_threads(hardware.resolve_threads(threads))
         keep_freed_memory()
@@ -121,31 +128,35 @@ def train(
     options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
     options |= {"checkpoint_minutes": checkpoint_minutes}
     try:
-        lock = only_one(out) if distributed.is_main() else nullcontext()
+        lock = lock_output_folder(out) if distributed.is_main_process() else nullcontext()
         devices = [compute.device] if compute.device.type == "cuda" else []
-        with explained(out), lock, torch.random.fork_rng(devices):
-            check_folder(out, resume)
+        with translate_os_errors(out), lock, torch.random.fork_rng(devices):
+            check_run_folder(out, resume)
             run = recipe(**values)
             values |= run.resolved
             validate_every = run.validate_every if validate_every is None else validate_every
             options["validate_every"] = validate_every
             if memory_layout == "auto":
-                usual = hardware.training_layout(compute, run.objective)
+                usual = hardware.choose_training_layout(compute, run.objective)
                 memory_layout = started.get("memory_layout", "channels_last") if resume and started else usual
             options["memory_layout"] = memory_layout
-            changed = changes(out / "config.yaml", values, options)
-            distributed.barrier()
-            about = {"recipe": name_of(recipe), "parameters": plain(values), "fingerprint": run.fingerprint}
+            changed = describe_changes(out / "config.yaml", values, options)
+            distributed.wait_for_processes()
+            about = {
+                "recipe": get_recipe_name(recipe),
+                "parameters": to_plain_values(values),
+                "fingerprint": run.fingerprint,
+            }
             every = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
             sitting = Trainer(run, out, compute, every, memory_layout, about)
-            write_settings(out, recipe, values | options)
+            write_run_settings(out, recipe, values | options)
             return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
         torch.set_num_threads(threads_before)
-        distributed.stop()
+        distributed.shut_down_distributed()
 
 
-def check_folder(out: Path, resume: bool) -> None:
+def check_run_folder(out: Path, resume: bool) -> None:
     """Looks whether a run may begin or go on in the folder."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file, not a folder")
@@ -156,12 +167,12 @@ def check_folder(out: Path, resume: bool) -> None:
         raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
 
 
-def write_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    if distributed.is_main():
+def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+    if distributed.is_main_process():
         out.mkdir(parents=True, exist_ok=True)
-        write_config(out / "config.yaml", recipe, values)
-        write_whole(out / ENVIRONMENT, as_json(environment()))
-    distributed.barrier()
+        write_run_config(out / "config.yaml", recipe, values)
+        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(environment()))
+    distributed.wait_for_processes()
 
 
 @dataclass(frozen=True)
@@ -178,13 +189,13 @@ class Trainer:
     """From where a run stands to its end, or to a signal."""
 
     def __init__(
-        self, run: Run, out: Path, compute: Compute, every: Intervals, layout: Layout, about: dict[str, Any]
+        self, run: Run, out: Path, compute: Compute, every: Intervals, layout: MemoryLayout, about: dict[str, Any]
     ) -> None:
         self.run = run
         self.out = out
         self.compute = compute
         self.every = every
-        self.layout: Layout = layout
+        self.layout: MemoryLayout = layout
         self.about = about
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.step = 0
@@ -198,10 +209,10 @@ class Trainer:
     def work(self, changed: list[str], compile: bool) -> int:
         """Trains to the end; returns the exit status."""
         run = self.run
-        torch.manual_seed(run.seed + distributed.rank())
-        run.objective.to(self.compute.device).to(memory_format=LAYOUTS[self.layout])
+        torch.manual_seed(run.seed + distributed.get_process_rank())
+        run.objective.to(self.compute.device).to(memory_format=MEMORY_FORMATS[self.layout])
         self.restore()
-        speaks = distributed.is_main()
+        speaks = distributed.is_main_process()
         with InterruptHandler() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
             for line in self.about_run():
                 progress.say(line)
@@ -217,13 +228,13 @@ class Trainer:
                     log.close()
             if signal:
                 progress.say(f"{self.out}: stopped after step {self.step:,} and saved; go on with --resume")
-                return BY_SIGNAL + signal
+                return EXIT_BY_SIGNAL + signal
             if speaks:
                 self.finish()
             progress.say(
                 f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}{self.best.told()}"
             )
-        return DONE
+        return EXIT_DONE
 
     def about_run(self) -> list[str]:
         """What is trained, where and on what, for people who want to know before they wait."""
@@ -232,7 +243,7 @@ class Trainer:
         where = f"{self.compute.device}, {self.compute.precision}, {torch.get_num_threads()} threads"
         if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
             where += f", {self.layout.replace('_', ' ')}"
-        processes = distributed.world_size()
+        processes = distributed.count_processes()
         epochs = run.steps * run.batches.batch_size / len(run.batches.samples)
         return [
             f"{self.out}: {type(model).__name__}, {weights:,} parameters, on {where}"
@@ -245,10 +256,12 @@ class Trainer:
         """How long the steps that are left may take, before one of them was timed."""
         if self.throughput is None:
             return f"{self.out}: the expected time follows after the first step"
-        samples = self.run.batches.batch_size / distributed.world_size()
+        samples = self.run.batches.batch_size / distributed.count_processes()
         operations = samples * self.throughput.sample_flops
         seconds = (self.run.steps - self.step) * self.throughput.expected_seconds(samples)
-        return f"{self.out}: {about_time(seconds)}, estimated from {about_count(operations)}FLOP a step"
+        return (
+            f"{self.out}: {format_rough_duration(seconds)}, estimated from {format_rough_count(operations)}FLOP a step"
+        )
 
     def finish(self) -> None:
         """Writes the model and what serving needs beside it."""
@@ -260,7 +273,7 @@ class Trainer:
         else:
             save_model(last, self.out / "model", about)
         for name, data in self.run.files.items():
-            write_whole(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
+            write_bytes_atomically(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left; the first is kept, to see by it how much there is to compute."""
@@ -271,8 +284,8 @@ class Trainer:
 
     def measure(self) -> None:
         """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
-        if distributed.is_main() and self.first is not None:
-            share = self.run.batches.batch_size // (distributed.world_size() * self.every.parts)
+        if distributed.is_main_process() and self.first is not None:
+            share = self.run.batches.batch_size // (distributed.count_processes() * self.every.parts)
             self.throughput = Throughput.measured(self.run.objective, self.first, share, self.compute)
         self.first = None
 
@@ -281,7 +294,7 @@ class Trainer:
         objective = self.run.objective
         if compile:
             objective.compile()
-        if distributed.world_size() == 1:
+        if distributed.count_processes() == 1:
             return objective
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
@@ -300,7 +313,7 @@ class Trainer:
         objective = self.parallel(compile)
         computing = (run.optimizer, run.learning_rate, left, self.compute, every.parts)
         began = time.monotonic()
-        for read in fit(objective, batches, *computing, is_read=self.is_read):
+        for read in train_steps(objective, batches, *computing, is_read=self.is_read):
             for values in read:
                 self.count(values, (time.monotonic() - began) / len(read))
             self.step += len(read)
@@ -335,14 +348,16 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.throughput is not None:
-            metrics["mfu"] = self.throughput.mfu(metrics["samples_per_second"] / distributed.world_size())
-        progress.show(self.step, as_note(metrics))
+            metrics["mfu"] = self.throughput.mfu(metrics["samples_per_second"] / distributed.count_processes())
+        progress.show(self.step, format_metrics_note(metrics))
         if log:
             log.write("train", self.step, metrics)
 
     def validate(self, log: RunLog | None) -> None:
         assert self.run.validation is not None
-        metrics = validate(self.run.objective, self.run.validation.batches(device=self.compute.device), self.compute)
+        metrics = validate_objective(
+            self.run.objective, self.run.validation.batches(device=self.compute.device), self.compute
+        )
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
             self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)
@@ -350,7 +365,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint by the main process; the others hold the same, but for their chance."""
         self.saved_at = time.monotonic()
-        if not distributed.is_main():
+        if not distributed.is_main_process():
             return
         chance = {"cpu": torch.get_rng_state()}
         if self.compute.device.type == "cuda":
@@ -380,16 +395,16 @@ class Trainer:
         self.step, self.seconds, self.sums = state.step, state.seconds, dict(state.sums)
         self.run.objective.load_state_dict(state.objective)
         self.run.optimizer.load_state_dict(state.optimizer)
-        if distributed.is_main():
+        if distributed.is_main_process():
             torch.set_rng_state(state.chance["cpu"])
             if self.compute.device.type == "cuda" and "cuda" in state.chance:
                 torch.cuda.set_rng_state(state.chance["cuda"], self.compute.device)
 
     def explain(self, error: NotFiniteError) -> FloatingPointError:
         """Writes down which samples the step had."""
-        keys, path = distributed.gather(error.keys), self.out / "not_finite.json"
-        if distributed.is_main():
-            write_whole(path, as_json({"step": error.step, "error": str(error), "keys": keys}))
+        keys, path = distributed.all_gather_texts(error.keys), self.out / "not_finite.json"
+        if distributed.is_main_process():
+            write_bytes_atomically(path, encode_settings_json({"step": error.step, "error": str(error), "keys": keys}))
         return FloatingPointError(
             f"{error}; the keys of its samples are in {path}; a lower --learning_rate or --precision fp32 may help"
         )

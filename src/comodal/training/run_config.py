@@ -8,23 +8,27 @@ from typing import Any
 import yaml
 
 from comodal.errors import RecipeError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_yaml
 
-MAY_CHANGE = {"data", "workers", "steps"}  # parameters that leave the order of the data and each step as they were
+CHANGEABLE_PARAMETERS = {
+    "data",
+    "workers",
+    "steps",
+}  # parameters that leave the order of the data and each step as they were
 
 
-def resolve(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of a recipe: what is given, and the defaults of the rest."""
     try:
         bound = inspect.signature(recipe).bind(**parameters)
     except TypeError as error:
-        raise RecipeError(f"{name_of(recipe)}: {error}") from error
+        raise RecipeError(f"{get_recipe_name(recipe)}: {error}") from error
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as YAML and JSON can hold them."""
 
     def as_text(value: Any) -> Any:
@@ -35,18 +39,18 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: as_text(value) for name, value in values.items()}
 
 
-def name_of(recipe: Callable) -> str:
+def get_recipe_name(recipe: Callable) -> str:
     """As it is called on the command line: its module's name."""
     return recipe.__module__.rpartition(".")[2]
 
 
-def write_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+def write_run_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
     """Writes the settings, whole or not at all."""
-    command = f"# comodal train {name_of(recipe)} --config {path.name} --out ANOTHER_RUN\n"
-    write_whole(path, (command + yaml.safe_dump(plain(values), sort_keys=False)).encode())
+    command = f"# comodal train {get_recipe_name(recipe)} --config {path.name} --out ANOTHER_RUN\n"
+    write_bytes_atomically(path, (command + yaml.safe_dump(to_plain_values(values), sort_keys=False)).encode())
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_run_config(path: Path) -> dict[str, Any]:
     """The settings that a run was started with; empty where there are none yet.
 
     Raises:
@@ -55,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_yaml(path, RecipeError) if path.exists() else {}
 
 
-def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+def describe_changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """What differs from the settings that a run was started with, as sentences.
 
     Args:
@@ -66,13 +70,13 @@ def changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any
     Raises:
         RecipeError: A parameter that decides about the data or the steps has changed.
     """
-    before = read_config(path)
+    before = read_run_config(path)
     if not before:
         return []
-    now = plain(parameters) | plain(options)
+    now = to_plain_values(parameters) | to_plain_values(options)
     differs = [name for name, value in now.items() if before.get(name) != value]
     sentences = {name: f"{name} {now[name]} instead of {before.get(name)}" for name in differs}
-    refused = [sentences[name] for name in differs if name in parameters and name not in MAY_CHANGE]
+    refused = [sentences[name] for name in differs if name in parameters and name not in CHANGEABLE_PARAMETERS]
     if refused:
         raise RecipeError(f"{path.parent} was started with other settings and cannot go on with {', '.join(refused)}")
     return list(sentences.values())

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from comodal.files import json_line, write_whole
-from comodal.lazy_import import find_object
+from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.lazy_import import import_object
 from comodal.text_files import read_log
 
-SHOWN = ("loss", "accuracy", "samples_per_second", "mfu")
+PROGRESS_METRICS = ("loss", "accuracy", "samples_per_second", "mfu")
 
 
 class RunLog:
@@ -21,9 +21,9 @@ class RunLog:
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        write_whole(self.path, b"".join(json_line(line) for line in kept))
+        write_bytes_atomically(self.path, b"".join(encode_json_line(line) for line in kept))
         self.file = self.path.open("a", buffering=1)
-        writer = find_object("torch.utils.tensorboard:SummaryWriter")
+        writer = import_object("torch.utils.tensorboard:SummaryWriter")
         self.events = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
@@ -37,7 +37,7 @@ class RunLog:
         self.events.close()
 
 
-def as_note(metrics: dict[str, float]) -> str:
+def format_metrics_note(metrics: dict[str, float]) -> str:
     """The metrics that the progress shows."""
-    shown = {name: metrics[name] for name in SHOWN if name in metrics}
+    shown = {name: metrics[name] for name in PROGRESS_METRICS if name in metrics}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())

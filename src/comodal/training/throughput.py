@@ -24,7 +24,7 @@ from comodal.hardware import Compute
 
 # TFLOP/s of dense matrix products, from NVIDIA's data sheets: bf16 (fp16 where there is no bf16), and fp32 (TF32 where
 # there is any); figures with sparsity are halved. The first name that is part of the device's own counts.
-PEAKS = {
+PEAK_TFLOPS = {
     "B200": (2250, 1100),
     "GH200": (989, 494),
     "H200": (989, 494),
@@ -39,13 +39,15 @@ PEAKS = {
     "RTX 4090": (165, 82.6),
     "RTX 3090": (71, 35.6),
 }
-MATRIX = 1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
-REPEATS = 3
+BENCHMARK_MATRIX_SIZE = (
+    1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
+)
+BENCHMARK_REPEATS = 3
 # Of the peak in training, to estimate by: on CPUs small networks reach 0.2 and full-width ones 0.4 to 0.8
 # (docs/performance.md); not measured on GPUs.
 TYPICAL_UTILIZATION = 0.35
 TIME_UNITS = {"days": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}
-PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
+SI_PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Throughput:
     def measured(cls, objective: nn.Module, batch: Batch, samples: int, compute: Compute) -> "Throughput | None":
         """Of an objective and a batch of so many samples; None where they cannot be counted."""
         flops = count_flops(objective, batch)
-        return cls(flops / samples, peak_flops(compute)) if flops else None
+        return cls(flops / samples, estimate_peak_flops(compute)) if flops else None
 
     def mfu(self, samples_per_second: float) -> float:
         """The fraction of the device's peak, at so many samples a second on it."""
@@ -93,30 +95,30 @@ def count_flops(objective: nn.Module, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
-def peak_flops(compute: Compute) -> float:
+def estimate_peak_flops(compute: Compute) -> float:
     """Operations a second of a device in a precision: of a GPU that is known as its maker says, else as measured."""
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
-        known = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+        known = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
         if known is not None:
             return 1e12 * known[0 if compute.precision == "bf16" else 1]
-    left = torch.ones(MATRIX, MATRIX, dtype=compute.dtype, device=compute.device)
+    left = torch.ones(BENCHMARK_MATRIX_SIZE, BENCHMARK_MATRIX_SIZE, dtype=compute.dtype, device=compute.device)
     seconds = []
-    for _ in range(REPEATS + 1):  # the first one builds the kernel
+    for _ in range(BENCHMARK_REPEATS + 1):  # the first one builds the kernel
         started = time.perf_counter()
         (left @ left)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    return 2 * MATRIX**3 / min(seconds[1:])
+    return 2 * BENCHMARK_MATRIX_SIZE**3 / min(seconds[1:])
 
 
-def about_time(seconds: float) -> str:
+def format_rough_duration(seconds: float) -> str:
     """A rough duration for people, in the largest unit of which there are at least two: about 3 h, about 100 min."""
     unit = next((name for name, length in TIME_UNITS.items() if seconds >= 2 * length), "s")
     return f"about {max(1.0, float(f'{seconds / TIME_UNITS[unit]:.1g}')):,.0f} {unit}"
 
 
-def about_count(number: float) -> str:
+def format_rough_count(number: float) -> str:
     """A number with two digits and the prefix of its unit, such as "1.2 T"."""
     rounded = float(f"{number:.2g}")
-    prefix = next((name for name, size in PREFIXES.items() if rounded >= size), "M")
-    return f"{rounded / PREFIXES[prefix]:,g} {prefix}"
+    prefix = next((name for name, size in SI_PREFIXES.items() if rounded >= size), "M")
+    return f"{rounded / SI_PREFIXES[prefix]:,g} {prefix}"

@@ -51,11 +51,11 @@ class PendingMetrics:
         return read
 
 
-def every_step(_step: int) -> bool:
+def is_always_read(_step: int) -> bool:
     return True
 
 
-def fit(
+def train_steps(
     objective: nn.Module,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
@@ -64,7 +64,7 @@ def fit(
     compute: Compute,
     parts: int = 1,
     clip_norm: float = float("inf"),
-    is_read: Callable[[int], bool] = every_step,
+    is_read: Callable[[int], bool] = is_always_read,
 ) -> Iterator[list[dict[str, float]]]:
     """Trains, and yields the metrics of the steps since the last time.
 
@@ -85,7 +85,7 @@ def fit(
     Raises:
         NotFiniteError: The loss or the norm of its gradient is infinite or not a number.
     """
-    pending, on_device = PendingMetrics(), copied(batches, compute.device)
+    pending, on_device = PendingMetrics(), copy_to_device(batches, compute.device)
     for step in steps:
         objective.train()
         for group in optimizer.param_groups:
@@ -93,13 +93,13 @@ def fit(
         losses: list[dict[str, Tensor]] = []
         keys: tuple[str, ...] = ()
         for part, batch in enumerate(islice(on_device, parts), start=1):
-            with synchronised(objective, part == parts), compute.autocast():
+            with defer_gradient_sync(objective, part == parts), compute.autocast():
                 metrics = objective(batch)
             (metrics["loss"] / parts).backward()
             losses.append({name: value.detach().float() for name, value in metrics.items()})
             keys += batch.keys
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-        means["gradient_norm"] = clipped(objective, clip_norm)
+        means["gradient_norm"] = clip_gradients(objective, clip_norm)
         pending.add(step, means, keys)
         read = pending.read() if compute.device.type == "cpu" else []
         optimizer.step()
@@ -110,7 +110,7 @@ def fit(
             yield read
 
 
-def clipped(objective: nn.Module, most: float) -> Float[Tensor, ""]:
+def clip_gradients(objective: nn.Module, most: float) -> Float[Tensor, ""]:
     """The norm of the gradient; gradients with a larger norm than `most` are scaled down to it."""
     norm = nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
     if most < math.inf:  # else the gradients would be read and written once more for nothing
@@ -118,7 +118,7 @@ def clipped(objective: nn.Module, most: float) -> Float[Tensor, ""]:
     return norm
 
 
-def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def copy_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on a device. A GPU copies them on a stream of its own, while it still computes the step before."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
     for batch in batches:
@@ -133,13 +133,13 @@ def copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         yield there
 
 
-def synchronised(objective: nn.Module, now: bool) -> AbstractContextManager:
+def defer_gradient_sync(objective: nn.Module, now: bool) -> AbstractContextManager:
     """Lets the processes average their gradients in the last part of a step alone."""
     return objective.no_sync() if isinstance(objective, DistributedDataParallel) and not now else nullcontext()
 
 
 @torch.no_grad()
-def validate(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
+def validate_objective(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
     """The mean of each metric over the samples of the batches of all processes.
 
     Raises:
@@ -147,7 +147,7 @@ def validate(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -
     """
     objective.eval()
     found: list[tuple[int, dict[str, Tensor]]] = []
-    for batch in copied(iter(batches), compute.device):
+    for batch in copy_to_device(iter(batches), compute.device):
         with compute.autocast():
             found.append((len(batch.keys), {name: value.float() for name, value in objective(batch).items()}))
     totals = dict.fromkeys([*(found[0][1] if found else {}), "samples"], 0.0)

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights, draw_boxes, lit
-from comodal.analysis.pages.html_page import photograph, picture, section, write_page
+from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights, draw_boxes, shade_by_attention
+from comodal.analysis.pages.html_page import embed_figure, embed_photo, format_section, write_page
 from comodal.media.image import resize_short_side
 
-THUMBNAIL = 150  # short side of a lit picture, in pixels
+REGION_THUMBNAIL_PIXELS = 150  # short side of a lit picture, in pixels
 
 
-def write_attention(
+def write_attention_page(
     out: Path, shown: Sequence[AttentionExample], answers: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
     """One self-contained page.
@@ -33,20 +33,20 @@ def write_attention(
             for text, probability in said
         )
         table = f"<table><tr><th>answer</th><th>probability</th></tr>{rows}</table>"
-        body = picture(draw_regions(example), "the picture with its regions") + table
-        parts.append(section(example.text, "The picture with its regions, and what the model says.", body))
-        parts.append(section("Attention", ABOUT, layers_of(example)))
+        body = embed_figure(draw_example_regions(example), "the picture with its regions") + table
+        parts.append(format_section(example.text, "The picture with its regions, and what the model says.", body))
+        parts.append(format_section("Attention", ATTENTION_LEGEND, format_layers(example)))
     write_page(out, "What the words look at", parts)
 
 
-ABOUT = (
+ATTENTION_LEGEND = (
     "Of each co-attention layer, mean of its heads. The brighter a region, the more the word attends to it; the whole "
     "image, which is a region too, is the number beside it. Then the other direction: how much one region attends to "
     "each word. Attention says where the model looks, not why it answers as it does."
 )
 
 
-def draw_regions(example: AttentionExample) -> Figure:
+def draw_example_regions(example: AttentionExample) -> Figure:
     """The picture with its regions, large."""
     height, width = example.picture.shape[:2]
     figure = Figure(figsize=(5, 5 * height / width), layout="constrained")
@@ -57,40 +57,42 @@ def draw_regions(example: AttentionExample) -> Figure:
     return figure
 
 
-def layers_of(example: AttentionExample) -> str:
+def format_layers(example: AttentionExample) -> str:
     """All layers, the last one first and open, the others folded away."""
-    small = smaller(example)
+    small = shrink_example(example)
     parts = []
     for number in reversed(range(len(example.layers))):
         opened = " open" if number == len(example.layers) - 1 else ""
         layer = example.layers[number]
-        body = words_of(small, layer) + region_of(small, layer, row_of(example, layer))
+        body = format_token_attention(small, layer) + format_region_attention(
+            small, layer, select_region_row(example, layer)
+        )
         parts.append(f"<details{opened}><summary>Co-attention layer {number + 1}</summary>{body}</details>")
     return "".join(parts)
 
 
-def smaller(example: AttentionExample) -> AttentionExample:
+def shrink_example(example: AttentionExample) -> AttentionExample:
     """The same on a small picture."""
     height, width = example.picture.shape[:2]
-    resized = resize_short_side(example.picture, min(THUMBNAIL, height, width))
+    resized = resize_short_side(example.picture, min(REGION_THUMBNAIL_PIXELS, height, width))
     scale = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
     return example._replace(picture=resized, boxes=example.boxes * scale)
 
 
-def words_of(example: AttentionExample, layer: CoAttentionWeights) -> str:
+def format_token_attention(example: AttentionExample, layer: CoAttentionWeights) -> str:
     """The picture as each word sees it."""
     figures = []
     for word in example.shown:
         weights, name = layer.words[word], example.pieces[word]
         best = f"best {weights[1:].max(initial=0.0):.3f}, whole image {weights[0]:.3f}"
         figures.append(
-            f"<figure>{photograph(light(example, weights[1:]), name)}"
+            f"<figure>{embed_photo(render_attention_png(example, weights[1:]), name)}"
             f"<figcaption><b>{html.escape(name)}</b><br/>{best}</figcaption></figure>"
         )
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def region_of(example: AttentionExample, layer: CoAttentionWeights, row: int) -> str:
+def format_region_attention(example: AttentionExample, layer: CoAttentionWeights, row: int) -> str:
     """One region, and how much it attends to each word."""
     name = f"region {row}" if row else "the whole image"
     cells = "".join(
@@ -99,12 +101,12 @@ def region_of(example: AttentionExample, layer: CoAttentionWeights, row: int) ->
         for piece, weight in zip(example.pieces, layer.regions[row].tolist(), strict=True)
     )
     head = f"<tr><th>word</th><th>attention of {name}</th><th></th></tr>"
-    lit_alone = light(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
-    shown = f"<figure>{photograph(lit_alone, name)}<figcaption>{name}</figcaption></figure>"
+    lit_alone = render_attention_png(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
+    shown = f"<figure>{embed_photo(lit_alone, name)}<figcaption>{name}</figcaption></figure>"
     return f'<div class="row">{shown}<div><table>{head}{cells}</table></div></div>'
 
 
-def row_of(example: AttentionExample, layer: CoAttentionWeights) -> int:
+def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> int:
     """The region that is meant, or else the one that the shown words look at most; 0 is the whole image."""
     if example.pointed is None:
         return 1 + int(layer.words[example.shown, 1:].mean(0).argmax())
@@ -112,6 +114,6 @@ def row_of(example: AttentionExample, layer: CoAttentionWeights) -> int:
     return 1 + int(found.argmax()) if found.any() else 0
 
 
-def light(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
+def render_attention_png(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
     """The lit picture in bytes."""
-    return (lit(example, attention) * 255).round().astype(np.uint8)
+    return (shade_by_attention(example, attention) * 255).round().astype(np.uint8)

@@ -3,44 +3,50 @@
 import html
 from pathlib import Path
 
-from comodal.analysis.co_attention import draw_attention, examples
-from comodal.analysis.pages.curves import draw_tasks
-from comodal.analysis.pages.html_page import header, picture, section
+from comodal.analysis.co_attention import draw_attention, select_attention_examples
+from comodal.analysis.pages.curves import draw_task_accuracies
+from comodal.analysis.pages.html_page import embed_figure, format_run_header, format_section
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json_object, read_log
 
-TASKS = {"word": "hidden words", "region": "hidden regions", "alignment": "alignment"}
+OBJECTIVE_TITLES = {"word": "hidden words", "region": "hidden regions", "alignment": "alignment"}
 
 
-def caption_parts(
+def build_caption_parts(
     run: Path, model: ViLBERT, regions: Path | None, captions: Path | None, images: Path | None, results: list[Path]
 ) -> list[str]:
     """Header, curves, and of what is given: retrieval, and attention over the pictures."""
     parts = [
-        header(
+        format_run_header(
             run,
             "From images with captions alone: hidden words, hidden regions, and whether a caption belongs to an image.",
             "alignment_accuracy",
             "alignment of held-out pairs (chance: 0.5)",
         ),
-        section(
+        format_section(
             "Learning",
             "Accuracy of the three tasks, on training and on held-out pairs.",
-            picture(draw_tasks(read_log(run / "metrics.jsonl"), TASKS), "accuracy of each task by step"),
+            embed_figure(
+                draw_task_accuracies(read_log(run / "metrics.jsonl"), OBJECTIVE_TITLES), "accuracy of each task by step"
+            ),
         ),
     ]
-    parts += [retrieval(folder) for folder in results]
+    parts += [format_retrieval_table(folder) for folder in results]
     if regions is not None and captions is not None and images is not None:
-        shown = examples(model, run, regions, captions, images)
+        shown = select_attention_examples(model, run, regions, captions, images)
         text = (
             "Held-out pictures with one of their captions. Beside each, the words that stand out by where they look: "
             "the brighter a region, the more the word attends to it in the last co-attention layer (mean of its heads)."
         )
-        parts.append(section("Where words look", text, picture(draw_attention(shown), "attention of words to regions")))
+        parts.append(
+            format_section(
+                "Where words look", text, embed_figure(draw_attention(shown), "attention of words to regions")
+            )
+        )
     return parts
 
 
-def retrieval(folder: Path) -> str:
+def format_retrieval_table(folder: Path) -> str:
     """The table of a retrieval evaluation."""
     found = read_json_object(folder / "results.json")
     rows = []
@@ -55,4 +61,4 @@ def retrieval(folder: Path) -> str:
         f"Zero-shot retrieval among {found['retrieval.images']:.0f} held-out images with "
         f"{found['retrieval.captions']:.0f} captions: recall by the alignment score alone."
     )
-    return section("Finding images by captions", text, f"<table>{head}{''.join(rows)}</table>")
+    return format_section("Finding images by captions", text, f"<table>{head}{''.join(rows)}</table>")

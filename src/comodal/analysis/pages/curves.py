@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = {"train": "#9db4cc", "validation": "#c2410c"}
-SMOOTHED = "#3b6ea5"
+SPLIT_COLORS = {"train": "#9db4cc", "validation": "#c2410c"}
+SMOOTHED_COLOR = "#3b6ea5"
 
 
 def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
@@ -21,8 +21,8 @@ def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
     loss, accuracy = figure.subplots(1, 2)
     levels = (None, None) if chance is None else (-float(np.log(chance)), chance)
     for axes, name, level in zip((loss, accuracy), ("loss", "accuracy"), levels, strict=True):
-        for split in COLOURS:
-            draw_split(axes, lines, split, name)
+        for split in SPLIT_COLORS:
+            draw_split_curve(axes, lines, split, name)
         if level is not None:
             axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance")
         axes.set_xlabel("step")
@@ -34,7 +34,7 @@ def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
     return figure
 
 
-def draw_tasks(lines: list[dict], tasks: dict[str, str]) -> Figure:
+def draw_task_accuracies(lines: list[dict], tasks: dict[str, str]) -> Figure:
     """Accuracy of several tasks (`NAME_accuracy` of the log), one beside the other.
 
     Args:
@@ -44,8 +44,8 @@ def draw_tasks(lines: list[dict], tasks: dict[str, str]) -> Figure:
     figure = Figure(figsize=(10.0, 2.9), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
-        for split in COLOURS:
-            draw_split(axes, lines, split, f"{name}_accuracy")
+        for split in SPLIT_COLORS:
+            draw_split_curve(axes, lines, split, f"{name}_accuracy")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylim(0, 1.01)
@@ -55,16 +55,16 @@ def draw_tasks(lines: list[dict], tasks: dict[str, str]) -> Figure:
     return figure
 
 
-def draw_split(axes: Axes, lines: list[dict], split: str, name: str) -> None:
+def draw_split_curve(axes: Axes, lines: list[dict], split: str, name: str) -> None:
     """One curve; the many points of training get a running mean."""
     points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
     if not points:
         return
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     if split == "validation":
-        axes.plot(steps, values, color=COLOURS[split], marker="o", markersize=3, linewidth=1.6, label=split)
+        axes.plot(steps, values, color=SPLIT_COLORS[split], marker="o", markersize=3, linewidth=1.6, label=split)
         return
-    axes.plot(steps, values, color=COLOURS[split], linewidth=0.7, alpha=0.7)
+    axes.plot(steps, values, color=SPLIT_COLORS[split], linewidth=0.7, alpha=0.7)
     span = max(1, len(values) // 40)
     mean = np.convolve(np.pad(values, (span // 2, span - 1 - span // 2), mode="edge"), np.ones(span) / span, "valid")
-    axes.plot(steps, mean, color=SMOOTHED, linewidth=1.6, label=split)
+    axes.plot(steps, mean, color=SMOOTHED_COLOR, linewidth=1.6, label=split)

@@ -10,13 +10,13 @@ import soundfile
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from comodal.analysis.inspect_path import describe_run, flattened
+from comodal.analysis.inspect_path import describe_run, flatten_settings
 from comodal.errors import RecipeError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.media.image import encode_jpeg
 from comodal.text_files import read_yaml
 
-STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5f6c7b; --line: #e3e8ee; --accent: #3b6ea5; }
 body { margin: 0; background: #f6f8fa; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1060px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
@@ -55,31 +55,31 @@ def write_page(out: Path, title: str, parts: list[str]) -> None:
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
-    write_whole(out, page.encode())
+    write_bytes_atomically(out, page.encode())
 
 
-def picture(figure: Figure, words: str) -> str:
+def embed_figure(figure: Figure, words: str) -> str:
     """A figure within the page."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    return embedded(png.getvalue(), words)
+    return embed_png(png.getvalue(), words)
 
 
-def embedded(png: bytes, words: str) -> str:
+def embed_png(png: bytes, words: str) -> str:
     """A PNG within the page."""
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def photograph(image: UInt8[np.ndarray, "height width 3"], words: str) -> str:
+def embed_photo(image: UInt8[np.ndarray, "height width 3"], words: str) -> str:
     """A picture within the page, as JPEG: a tenth of a PNG."""
     data = base64.b64encode(encode_jpeg(image, quality=85)).decode()
     return f'<img alt="{html.escape(words)}" src="data:image/jpeg;base64,{data}">'
 
 
-def player(sound: Float[np.ndarray, " samples"], sample_rate: int) -> str:
+def embed_audio_player(sound: Float[np.ndarray, " samples"], sample_rate: int) -> str:
     """A sound within the page, as MP3, which every browser plays: about 15 kB a second."""
     memory = io.BytesIO()
     soundfile.write(memory, np.clip(sound, -1.0, 1.0), sample_rate, format="MP3")
@@ -87,12 +87,12 @@ def player(sound: Float[np.ndarray, " samples"], sample_rate: int) -> str:
     return f'<audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
 
 
-def section(title: str, text: str, body: str) -> str:
+def format_section(title: str, text: str, body: str) -> str:
     """A titled part of the page."""
     return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>{body}</section>"
 
 
-def header(run: Path, sentence: str, metric: str, meaning: str) -> str:
+def format_run_header(run: Path, sentence: str, metric: str, meaning: str) -> str:
     """A run's name and its main figures.
 
     Args:
@@ -118,11 +118,12 @@ def header(run: Path, sentence: str, metric: str, meaning: str) -> str:
     )
 
 
-def settings(run: Path) -> str:
+def format_run_settings(run: Path) -> str:
     """The resolved settings, folded away."""
     path = run / "config.yaml"
     values = read_yaml(path, RecipeError) if path.is_file() else {}
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in flattened(values, "")
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        for name, value in flatten_settings(values, "")
     )
     return f"<section><details><summary>Settings</summary><table>{rows}</table></details></section>"

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.heatmaps import as_warmth, enlarged, lit
-from comodal.analysis.pages.html_page import picture, section, write_page
+from comodal.analysis.heatmaps import normalize_map, resize_maps, shade_by_heat
+from comodal.analysis.pages.html_page import embed_figure, format_section, write_page
 from comodal.media.image import decode_jpeg
 
-COLUMNS, FRAMES = 6, 18
+FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
 
 
 class MatchMoment(NamedTuple):
@@ -30,23 +30,25 @@ class MatchMoment(NamedTuple):
     jpeg: bytes
 
 
-def draw_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
+def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
     """The curve over time above at most 18 frames at equal distances."""
-    chosen = np.unique(np.linspace(0, len(moments) - 1, min(FRAMES, len(moments))).round().astype(int)).tolist()
+    chosen = np.unique(
+        np.linspace(0, len(moments) - 1, min(MAX_SHOWN_FRAMES, len(moments))).round().astype(int)
+    ).tolist()
     height, width, _ = decode_jpeg(moments[0].jpeg).shape
-    rows = -(-len(chosen) // COLUMNS)
-    row = 10.0 / COLUMNS * min(height / width, 2.5) + 0.35
+    rows = -(-len(chosen) // FRAME_COLUMNS)
+    row = 10.0 / FRAME_COLUMNS * min(height / width, 2.5) + 0.35
     figure = Figure(figsize=(10.0, 2.4 + rows * row), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(rows + 1, COLUMNS, height_ratios=[2.2, *[row] * rows])
-    draw_curve(figure.add_subplot(grid[0, :]), moments)
+    grid = figure.add_gridspec(rows + 1, FRAME_COLUMNS, height_ratios=[2.2, *[row] * rows])
+    draw_match_curve(figure.add_subplot(grid[0, :]), moments)
     figure.suptitle(title.replace("$", "\\$"), fontsize=11)
     for place, number in enumerate(chosen):
-        draw_moment(figure.add_subplot(grid[1 + place // COLUMNS, place % COLUMNS]), moments[number])
+        draw_match_frame(figure.add_subplot(grid[1 + place // FRAME_COLUMNS, place % FRAME_COLUMNS]), moments[number])
     return figure
 
 
-def draw_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
+def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
     """P(together) by second; a gap where there is silence."""
     values = [np.nan if moment.together is None else moment.together for moment in moments]
     axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
@@ -57,7 +59,7 @@ def draw_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_moment(axes: Axes, moment: MatchMoment) -> None:
+def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
     """A frame, lit where its places go best with the sound, a cross at the best."""
     frame = decode_jpeg(moment.jpeg)
     axes.set_axis_off()
@@ -66,28 +68,28 @@ def draw_moment(axes: Axes, moment: MatchMoment) -> None:
         axes.set_title(f"{moment.seconds:.1f} s: silent", fontsize=8)
         return
     height, width, _ = frame.shape
-    warmth = as_warmth(enlarged(torch.from_numpy(moment.places)[None], (height, width))[0].numpy())
-    axes.imshow(lit(frame, warmth))
+    warmth = normalize_map(resize_maps(torch.from_numpy(moment.places)[None], (height, width))[0].numpy())
+    axes.imshow(shade_by_heat(frame, warmth))
     axes.plot(moment.x * width - 0.5, moment.y * height - 0.5, "+", color="#35d0ba", markersize=9, markeredgewidth=2)
     axes.set_title(f"{moment.seconds:.1f} s: {moment.together:.2f}", fontsize=8)
 
 
-def write_moments(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
+def write_match_page(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
     """A page with the drawing and all moments in a table."""
     text = (
         "P(together) of each frame and the second of sound around it; frames are bright where that place alone goes "
         "best with the sound, from the worst to the best place of each, and a cross is at the best."
     )
     head = "<tr><th>second</th><th>P(together)</th><th>x</th><th>y</th></tr>"
-    table = f"<table>{head}{''.join(map(row_of, moments))}</table>"
+    table = f"<table>{head}{''.join(map(format_moment_row, moments))}</table>"
     listed = f"<details><summary>All {len(moments)} moments</summary>{table}</details>"
-    drawn = picture(draw_moments(title, moments), "P(together) over time, and frames")
+    drawn = embed_figure(draw_match_moments(title, moments), "P(together) over time, and frames")
     facts = f'<div class="facts"><div class="fact"><b>{together:.3f}</b><span>P(together), mean</span></div></div>'
-    body = section("When, and where in the picture", text, drawn + listed)
+    body = format_section("When, and where in the picture", text, drawn + listed)
     write_page(out, title, [f"<h1>{html.escape(title)}</h1>{facts}", body])
 
 
-def row_of(moment: MatchMoment) -> str:
+def format_moment_row(moment: MatchMoment) -> str:
     """One moment as a row of a table."""
     cells = (
         ["silent", "", ""]

@@ -3,22 +3,29 @@
 import html
 from pathlib import Path
 
-from comodal.analysis.pages.caption_report import caption_parts
+from comodal.analysis.pages.caption_report import build_caption_parts
 from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.html_page import embedded, header, picture, section, settings, write_page
-from comodal.analysis.pages.localization_report import source_parts
-from comodal.analysis.pages.task_report import task_parts
-from comodal.analysis.pages.unit_report import unit_parts
-from comodal.analysis.pair_predictions import draw_histogram, draw_pairs, judge
-from comodal.analysis.pointing_game import read_scenes
-from comodal.analysis.unit_activations import read_moments
+from comodal.analysis.pages.html_page import (
+    embed_figure,
+    embed_png,
+    format_run_header,
+    format_run_settings,
+    format_section,
+    write_page,
+)
+from comodal.analysis.pages.localization_report import build_localization_parts
+from comodal.analysis.pages.task_report import build_task_parts
+from comodal.analysis.pages.unit_report import build_unit_parts
+from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
+from comodal.analysis.pointing_game import read_pointing_scenes
+from comodal.analysis.unit_activations import read_clip_moments
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
-from comodal.models.checkpoint import load_model, refuse_packed
+from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.models.checkpoint import load_model, refuse_packed_run
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.tasks.evaluation.results_card import CARD, interval, number, read_card
+from comodal.tasks.evaluation.results_card import CARD_FILE, format_interval, format_number, read_card
 from comodal.text_files import read_json_object, read_log
 
 
@@ -63,11 +70,11 @@ def write_report(
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/
     """
-    parts = run_parts(run, data, results, captions, images, pairs, seed, truth, moments, device, precision)
+    parts = build_run_parts(run, data, results, captions, images, pairs, seed, truth, moments, device, precision)
     write_page(out, f"{run.name}: what was learnt", parts)
 
 
-def run_parts(
+def build_run_parts(
     run: Path,
     data: Path | None = None,
     results: list[Path] | None = None,
@@ -81,84 +88,92 @@ def run_parts(
     precision: Precision = "auto",
 ) -> list[str]:
     """The parts of a page about a run; the parameters are those of `write_report`."""
-    refuse_packed(run)
+    refuse_packed_run(run)
     if not (run / "metrics.jsonl").is_file():
         raise DataError(f"{run}: no run here (no metrics.jsonl)")
-    compute = resolve(device, precision)
+    compute = resolve_compute(device, precision)
     model = load_model(run).to(compute.device) if (run / "model").is_dir() else None
-    measured = [folder for folder in results or [] if (folder / "results.json").is_file() or not has_card(folder)]
-    cards = [card(folder) for folder in results or [] if folder not in measured]
+    measured = [
+        folder for folder in results or [] if (folder / "results.json").is_file() or not has_results_card(folder)
+    ]
+    cards = [format_card_table(folder) for folder in results or [] if folder not in measured]
     if isinstance(model, ViLBERT):
         retrieved = [
-            folder for folder in measured if not has_card(folder) or read_card(folder / CARD)["task"] == "retrieval"
+            folder
+            for folder in measured
+            if not has_results_card(folder) or read_card(folder / CARD_FILE)["task"] == "retrieval"
         ]
-        cards = [card(folder) for folder in results or [] if folder not in retrieved]
+        cards = [format_card_table(folder) for folder in results or [] if folder not in retrieved]
         with compute.autocast():
-            parts = caption_parts(run, model, data, captions, images, retrieved)
-        return [*parts, *cards, settings(run)]
+            parts = build_caption_parts(run, model, data, captions, images, retrieved)
+        return [*parts, *cards, format_run_settings(run)]
     if isinstance(model, TaskModel):
         if data or captions or truth:
             raise DataError(
                 f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at, and "
                 "--images FOLDER shows examples that it was validated on"
             )
-        return [*task_parts(run, images, compute), *map(card, results or []), settings(run)]
+        return [
+            *build_task_parts(run, images, compute),
+            *map(format_card_table, results or []),
+            format_run_settings(run),
+        ]
     parts = [
-        header(
+        format_run_header(
             run,
             "From videos alone: does this picture go with this sound? No label was used.",
             "accuracy",
             "accuracy on held-out pairs (chance: 0.5)",
         ),
-        curves(run),
+        build_curves_part(run),
     ]
     if measured:
-        parts += [scores(measured), confusions(measured)]
+        parts += [build_scores_part(measured), build_confusion_part(measured)]
     parts += cards
     if data is not None:
         if not isinstance(model, L3Net):
             raise DataError(f"{run}: no model that pairs and units could be shown of")
-        split = validation_split(data)
+        split = find_validation_split(data)
         with compute.autocast():
-            studied = read_moments(split, model, moments)
-            scenes = read_scenes(split, truth, model, moments) if truth is not None else []
-            parts += [verdicts(model, split, pairs, seed), *unit_parts(model, studied, seed)]
-            parts += source_parts(model, studied, scenes, seed)
-    return [*parts, settings(run)]
+            studied = read_clip_moments(split, model, moments)
+            scenes = read_pointing_scenes(split, truth, model, moments) if truth is not None else []
+            parts += [build_predictions_part(model, split, pairs, seed), *build_unit_parts(model, studied, seed)]
+            parts += build_localization_parts(model, studied, scenes, seed)
+    return [*parts, format_run_settings(run)]
 
 
-def has_card(folder: Path) -> bool:
-    return (folder / CARD).is_file()
+def has_results_card(folder: Path) -> bool:
+    return (folder / CARD_FILE).is_file()
 
 
-def card(folder: Path) -> str:
+def format_card_table(folder: Path) -> str:
     """A results card as a table."""
-    found = read_card(folder / CARD)
+    found = read_card(folder / CARD_FILE)
     rows = "".join(
-        f'<tr><td>{html.escape(name)}</td><td class="number">{number(score["value"])}</td>'
-        f'<td class="number">{interval(score)}</td><td class="number">{number(score["paper"])}</td></tr>'
+        f'<tr><td>{html.escape(name)}</td><td class="number">{format_number(score["value"])}</td>'
+        f'<td class="number">{format_interval(score)}</td><td class="number">{format_number(score["paper"])}</td></tr>'
         for name, score in found["scores"].items()
     )
     head = "<tr><th>score</th><th>value</th><th>95 %</th><th>paper</th></tr>"
     counted = ", ".join(f"{name} {count:,}" for name, count in found["counts"].items())
     text = f"Of {found['model']}. {counted}" + (f". Regions: {found['regions']}" if found["regions"] else "")
-    return section(f"{found['title']}, {found['split']}", text, f"<table>{head}{rows}</table>")
+    return format_section(f"{found['title']}, {found['split']}", text, f"<table>{head}{rows}</table>")
 
 
-def validation_split(data: Path) -> Path:
+def find_validation_split(data: Path) -> Path:
     """The held-out split of a folder of shards, or the folder itself if it is a split."""
     return next((data / name for name in ("validation", "test") if any((data / name).glob("*.index"))), data)
 
 
-def curves(run: Path) -> str:
+def build_curves_part(run: Path) -> str:
     """Loss and accuracy by step; of a run on all pairs the loss of pairs, which is what validation has."""
     lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
     figure = draw_curves(lines)
     text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
-    return section("Learning", text, picture(figure, "loss and accuracy by step"))
+    return format_section("Learning", text, embed_figure(figure, "loss and accuracy by step"))
 
 
-def scores(results: list[Path]) -> str:
+def build_scores_part(results: list[Path]) -> str:
     """Each evaluation's systems, the trained one beside its baselines."""
     rows = []
     for folder in results:
@@ -174,26 +189,28 @@ def scores(results: list[Path]) -> str:
             )
     head = "<tr><th>task</th><th>features</th><th>accuracy</th><th>95 %</th><th></th></tr>"
     text = "A linear classifier on frozen features: of this network, of an untrained one, and plain ones."
-    return section("What the features are good for", text, f"<table>{head}{''.join(rows)}</table>")
+    return format_section("What the features are good for", text, f"<table>{head}{''.join(rows)}</table>")
 
 
-def confusions(results: list[Path]) -> str:
+def build_confusion_part(results: list[Path]) -> str:
     """The confusion matrices of the trained features."""
     figures = [
-        f"<figure>{embedded((folder / 'confusion.png').read_bytes(), f'confusion matrix of {folder.name}')}"
+        f"<figure>{embed_png((folder / 'confusion.png').read_bytes(), f'confusion matrix of {folder.name}')}"
         f"<figcaption>{html.escape(folder.name)}</figcaption></figure>"
         for folder in results
         if (folder / "confusion.png").is_file()
     ]
     text = "Rows are true classes, columns are answers from the trained features."
-    return section("Which classes are confused", text, f'<div class="pair">{"".join(figures)}</div>')
+    return format_section("Which classes are confused", text, f'<div class="pair">{"".join(figures)}</div>')
 
 
-def verdicts(model: L3Net, split: Path, pairs: int, seed: int) -> str:
+def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> str:
     """Held-out pairs with the model's verdict."""
-    found = judge(model, split, pairs, seed)
+    found = predict_pairs(model, split, pairs, seed)
     text = (
         f"Of {len(found.together)} held-out pairs drawn for this page, {found.accuracy:.1%} are judged rightly (green)."
     )
-    body = picture(draw_pairs(model, found), "pairs with verdicts") + picture(draw_histogram(found), "P(together)")
-    return section("Do they belong together?", text, body)
+    body = embed_figure(draw_pair_predictions(model, found), "pairs with verdicts") + embed_figure(
+        draw_probability_histogram(found), "P(together)"
+    )
+    return format_section("Do they belong together?", text, body)

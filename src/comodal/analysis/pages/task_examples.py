@@ -16,14 +16,20 @@ import torch
 from jaxtyping import Float
 
 from comodal.analysis import co_attention
-from comodal.analysis.co_attention import attend, decided, files_of, need_co_attention, outline
-from comodal.analysis.pages.attention_page import draw_regions, smaller, words_of
-from comodal.analysis.pages.html_page import picture, section
-from comodal.analysis.pair_predictions import BAD, GOOD
+from comodal.analysis.co_attention import (
+    check_co_attention,
+    compute_co_attention,
+    draw_box_outline,
+    index_image_files,
+    select_attentive_tokens,
+)
+from comodal.analysis.pages.attention_page import draw_example_regions, format_token_attention, shrink_example
+from comodal.analysis.pages.html_page import embed_figure, format_section
+from comodal.analysis.pair_predictions import CORRECT_COLOR, INCORRECT_COLOR
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.hardware import Compute
 from comodal.media.image import read_image
-from comodal.models.checkpoint import model_folder
+from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.retrieval.caption_retrieval import recipe as retrieval
 from comodal.tasks.vision_language.grounding.flickr30k_entities import recipe as phrases
@@ -32,21 +38,26 @@ from comodal.tasks.vision_language.nlvr2 import recipe as nlvr2
 from comodal.tasks.vision_language.question_answering.gqa import recipe as gqa
 from comodal.tasks.vision_language.question_answering.visual_genome import recipe as visual_genome
 from comodal.tasks.vision_language.question_answering.vqa import recipe as vqa
-from comodal.tasks.vision_language.question_answering.vqa_files import vocabulary_of
+from comodal.tasks.vision_language.question_answering.vqa_files import read_model_vocabulary
 from comodal.tasks.vision_language.snli_ve import recipe as entailment
 from comodal.tasks.vision_language.text_image_examples import TaskDataset, TaskExample
 from comodal.tasks.vision_language.vcr import recipe as vcr
-from comodal.tasks.vision_language.vilbert_fine_tuning import EvaluatedExample, LoadedTaskModel, answer, read_asked
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    EvaluatedExample,
+    LoadedTaskModel,
+    load_fine_tuned_model,
+    score_examples,
+)
 from comodal.text_files import read_json, read_yaml
 
-RECIPES: dict[str, Callable[..., Any]] = {
+TASK_MODULES: dict[str, Callable[..., Any]] = {
     "vqa": vqa, "gqa": gqa, "visual_genome": visual_genome, "vcr": vcr, "grounding": grounding, "phrases": phrases,
     "retrieval": retrieval, "nlvr2": nlvr2, "entailment": entailment,
 }  # fmt: skip
-ASKED = 200  # examples, among which right and wrong ones are chosen
-SHOWN = 3  # of either
-TOLD = 5  # answers of an example
-RIGHT = 0.5  # of an answer's soft score, or of a region's overlap
+MAX_EVALUATED_EXAMPLES = 200  # examples, among which right and wrong ones are chosen
+NUM_SHOWN_EXAMPLES = 3  # of either
+NUM_SHOWN_ANSWERS = 5  # answers of an example
+MIN_CORRECT_SCORE = 0.5  # of an answer's soft score, or of a region's overlap
 
 
 class TaskPrediction(NamedTuple):
@@ -70,39 +81,43 @@ class TaskPrediction(NamedTuple):
     @property
     def right(self) -> bool:
         """Whether that counts as right."""
-        return bool(self.truth[self.best] > RIGHT)
+        return bool(self.truth[self.best] > MIN_CORRECT_SCORE)
 
 
-def example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[str]:
+def build_example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[str]:
     """Right and wrong examples of a run, each a part of its page.
 
     Raises:
         DataError: The run does not tell its task, its files are not there, or an image has no picture.
     """
-    if task not in RECIPES:
+    if task not in TASK_MODULES:
         raise DataError(f"{run} does not say for which task it was fine-tuned, so no examples of it can be shown")
     told = read_yaml(run / "config.yaml", RecipeError)
-    again = RECIPES[task](**arguments(RECIPES[task], told | {"model": str(run), "start": "pretrained", "workers": 0}))
+    again = TASK_MODULES[task](
+        **parse_recipe_arguments(TASK_MODULES[task], told | {"model": str(run), "start": "pretrained", "workers": 0})
+    )
     loader = again.validation or again.batches
     seen = loader.samples
     assert isinstance(seen, TaskDataset)
     head = again.objective.model.config.heads[0]
-    asked = read_asked(run, Path(told["regions"]), told["blank"], int(told["max_regions"]), compute, head.name)
-    need_co_attention(asked.model.vilbert, run)
-    places = np.linspace(0, len(seen) - 1, min(ASKED, len(seen))).round().astype(int).tolist()
-    answered = list(answer(asked, head.name, [seen.source.example(0, place) for place in places]))
-    judged = [(one, verdict_of(run, head, one, seen)) for one in answered]
-    files = files_of(images)
+    asked = load_fine_tuned_model(
+        run, Path(told["regions"]), told["blank"], int(told["max_regions"]), compute, head.name
+    )
+    check_co_attention(asked.model.vilbert, run)
+    places = np.linspace(0, len(seen) - 1, min(MAX_EVALUATED_EXAMPLES, len(seen))).round().astype(int).tolist()
+    answered = list(score_examples(asked, head.name, [seen.source.example(0, place) for place in places]))
+    judged = [(one, predict_example(run, head, one, seen)) for one in answered]
+    files = index_image_files(images)
     held_out = "validation" if again.validation else "training (the run has no validation)"
     parts = []
     for wanted in (True, False):
         some = [(one, verdict) for one, verdict in judged if verdict.right == wanted]
-        for one, verdict in some[:SHOWN]:
-            parts.append(part_of(one.example, verdict, asked, seen, head, files, images))
-    return [summary([verdict for _, verdict in judged], held_out), *parts]
+        for one, verdict in some[:NUM_SHOWN_EXAMPLES]:
+            parts.append(build_example_part(one.example, verdict, asked, seen, head, files, images))
+    return [summarize_predictions([verdict for _, verdict in judged], held_out), *parts]
 
 
-def arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
+def parse_recipe_arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
     """A run's settings as its recipe takes them: paths are text in config.yaml."""
     hints, found = get_type_hints(recipe), {}
     for name in signature(recipe).parameters:
@@ -114,35 +129,42 @@ def arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any
     return found
 
 
-def verdict_of(run: Path, head: Head, one: EvaluatedExample, seen: TaskDataset) -> TaskPrediction:
+def predict_example(run: Path, head: Head, one: EvaluatedExample, seen: TaskDataset) -> TaskPrediction:
     """Scores as probabilities: each by itself for answers and regions, one of all for classes and texts."""
     scores, target, example = one.scores.astype(np.float64), one.example.target, one.example
     if head.kind in ("answers", "regions"):
         assert isinstance(target, np.ndarray)
         count = len(target)  # of regions, padding has a score too
-        names = vocabulary_of(run) if head.kind == "answers" else [region_name(place) for place in range(count)]
+        names = (
+            read_model_vocabulary(run)
+            if head.kind == "answers"
+            else [format_region_name(place) for place in range(count)]
+        )
         return TaskPrediction(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
     assert isinstance(target, int)
     shares = np.exp(scores - scores.max())
     names = (
-        read_json(model_folder(run) / "task.json", CheckpointError)["classes"]
-        if (model_folder(run) / "task.json").is_file()
-        else [f"{sentence(seen, example, place)} ({seen.store.ids[row]})" for place, row in enumerate(example.rows)]
+        read_json(find_model_folder(run) / "task.json", CheckpointError)["classes"]
+        if (find_model_folder(run) / "task.json").is_file()
+        else [
+            f"{decode_example_text(seen, example, place)} ({seen.store.ids[row]})"
+            for place, row in enumerate(example.rows)
+        ]
     )
     return TaskPrediction(names, shares / shares.sum(), np.eye(len(names))[target])
 
 
-def region_name(place: int) -> str:
+def format_region_name(place: int) -> str:
     return f"region {place}" if place else "the whole image"
 
 
-def sentence(seen: TaskDataset, example: TaskExample, place: int) -> str:
+def decode_example_text(seen: TaskDataset, example: TaskExample, place: int) -> str:
     """A text of an example, put together from its word pieces."""
     pieces = [seen.words.vocabulary[piece] for piece in example.texts[place].words[1:-1]]
     return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
 
 
-def summary(verdicts: Sequence[TaskPrediction], of: str) -> str:
+def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> str:
     """How many are right among those that were asked."""
     right = sum(verdict.right for verdict in verdicts)
     text = (
@@ -151,10 +173,10 @@ def summary(verdicts: Sequence[TaskPrediction], of: str) -> str:
         "by where they look: the brighter a region, the more the word attends to it in the last co-attention layer "
         "(mean of its heads). Attention says where the model looks, not why it answers as it does."
     )
-    return section("What it answers, and where it looks", text, "")
+    return format_section("What it answers, and where it looks", text, "")
 
 
-def part_of(
+def build_example_part(
     example: TaskExample,
     verdict: TaskPrediction,
     asked: LoadedTaskModel,
@@ -164,26 +186,26 @@ def part_of(
     images: Path,
 ) -> str:
     """One example: the answers in a table, and each text beside its picture."""
-    colour, mark = (GOOD, "right") if verdict.right else (BAD, "wrong")
+    colour, mark = (CORRECT_COLOR, "right") if verdict.right else (INCORRECT_COLOR, "wrong")
     choices = head.kind == "linear" and len(example.texts) > 1
     drawn = [verdict.best] if choices else range(len(example.texts))
-    title = sentence(seen, example, verdict.best if choices else 0)
-    body = f'<p style="color:{colour}"><b>{mark}</b></p>{table(verdict)}'
+    title = decode_example_text(seen, example, verdict.best if choices else 0)
+    body = f'<p style="color:{colour}"><b>{mark}</b></p>{format_answer_table(verdict)}'
     for place in drawn:
-        shown = attended(asked, seen, example, place, files, images)
+        shown = format_text_attention(asked, seen, example, place, files, images)
         right: np.ndarray | None = None
         if head.kind == "regions":
-            shown, right = pointed(shown, verdict)
-        figure = draw_regions(shown)
+            shown, right = mark_predicted_region(shown, verdict)
+        figure = draw_example_regions(shown)
         if right is not None:
-            outline(figure.axes[0], right, GOOD, 2.0)
-        body += picture(figure, f"the regions of {seen.store.ids[example.rows[place]]}")
-        body += words_of(smaller(shown), shown.layers[-1])
+            draw_box_outline(figure.axes[0], right, CORRECT_COLOR, 2.0)
+        body += embed_figure(figure, f"the regions of {seen.store.ids[example.rows[place]]}")
+        body += format_token_attention(shrink_example(shown), shown.layers[-1])
     about = "The box that it chose is drawn broad, the region that fits best green." if head.kind == "regions" else ""
-    return section(title, about, body)
+    return format_section(title, about, body)
 
 
-def pointed(
+def mark_predicted_region(
     shown: co_attention.AttentionExample, verdict: TaskPrediction
 ) -> tuple[co_attention.AttentionExample, np.ndarray | None]:
     """The box that was chosen, and the one that fits best, if any does; row 0 is the whole image."""
@@ -194,27 +216,29 @@ def pointed(
     return shown._replace(pointed=chosen), boxes[fits] if verdict.truth[fits] > 0 else None
 
 
-def table(verdict: TaskPrediction) -> str:
+def format_answer_table(verdict: TaskPrediction) -> str:
     """The likeliest answers, and the right one wherever it stands."""
     order = verdict.shares.argsort()[::-1].tolist()
     best_truth = int(verdict.truth.argmax())
-    listed = order[:TOLD] + ([best_truth] if best_truth not in order[:TOLD] and verdict.truth[best_truth] > 0 else [])
+    listed = order[:NUM_SHOWN_ANSWERS] + (
+        [best_truth] if best_truth not in order[:NUM_SHOWN_ANSWERS] and verdict.truth[best_truth] > 0 else []
+    )
     rows = "".join(
         f"<tr><td>{html.escape(verdict.names[place])}</td>"
-        f'<td class="number">{verdict.shares[place]:.3f}</td><td>{rightness(verdict, place)}</td></tr>'
+        f'<td class="number">{verdict.shares[place]:.3f}</td><td>{describe_correctness(verdict, place)}</td></tr>'
         for place in listed
     )
     return f"<table><tr><th>answer</th><th>probability</th><th>truth</th></tr>{rows}</table>"
 
 
-def rightness(verdict: TaskPrediction, place: int) -> str:
+def describe_correctness(verdict: TaskPrediction, place: int) -> str:
     """How right one answer is, in words."""
     share = float(verdict.truth[place])
     return "" if share == 0 else "right" if share == 1 else f"right to {share:.2f}"
 
 
 @torch.inference_mode()
-def attended(
+def format_text_attention(
     asked: LoadedTaskModel, seen: TaskDataset, example: TaskExample, place: int, files: dict[str, Path], images: Path
 ) -> co_attention.AttentionExample:
     """One text of an example beside its picture, as the model reads both."""
@@ -222,10 +246,10 @@ def attended(
     features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
     device = asked.compute.device
     vision = asked.model.vilbert.vision_prefix(features.to(device), places.to(device), None)
-    _, layers = attend(asked.model.vilbert, text.words, vision, text.segments)
+    _, layers = compute_co_attention(asked.model.vilbert, text.words, vision, text.segments)
     names, image = [seen.words.vocabulary[piece] for piece in text.words], seen.store.ids[row]
     if image not in files:
         raise DataError(f"{images} has no image of the name {image}, which is in {seen.store.folder}")
     boxes = seen.store.regions(row).boxes[: places.shape[1] - 1]
-    said, shown = sentence(seen, example, place), decided(names, layers[-1])
+    said, shown = decode_example_text(seen, example, place), select_attentive_tokens(names, layers[-1])
     return co_attention.AttentionExample(said, "", read_image(files[image]), boxes, names, layers, shown)

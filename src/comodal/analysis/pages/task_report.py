@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.html_page import header, picture, section
-from comodal.analysis.pages.task_examples import example_parts
+from comodal.analysis.pages.html_page import embed_figure, format_run_header, format_section
+from comodal.analysis.pages.task_examples import build_example_parts
 from comodal.errors import RecipeError
 from comodal.hardware import Compute
-from comodal.models.checkpoint import read_config
+from comodal.models.checkpoint import read_model_config
 from comodal.text_files import read_log, read_yaml
 
-TITLES = {
+TASK_TITLES = {
     "vqa": "questions about pictures (VQA)",
     "gqa": "questions about scenes (GQA)",
     "visual_genome": "questions about pictures (Visual Genome)",
@@ -21,27 +21,27 @@ TITLES = {
     "nlvr2": "statements about two pictures (NLVR2)",
     "entailment": "visual entailment (SNLI-VE)",
 }
-STARTS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
+START_DESCRIPTIONS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
 
 
-def task_parts(run: Path, images: Path | None, compute: Compute) -> list[str]:
+def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[str]:
     """Header and curves, and with the folder of its images examples of what it answers."""
-    told, about = read_yaml(run / "config.yaml", RecipeError), read_config(run / "model")["about"]
+    told, about = read_yaml(run / "config.yaml", RecipeError), read_model_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
-    begun = STARTS.get(str(told.get("start")), "").format(Path(str(told.get("model"))).name)
+    begun = START_DESCRIPTIONS.get(str(told.get("start")), "").format(Path(str(told.get("model"))).name)
     blank = told.get("blank", "nothing")
     without = "" if blank == "nothing" else f", without the {blank}"
-    sentence = f"Fine-tuned on labels: {TITLES.get(task, task)}; begun {begun}{without}."
+    sentence = f"Fine-tuned on labels: {TASK_TITLES.get(task, task)}; begun {begun}{without}."
     chosen = about.get("chosen") if isinstance(about, dict) else None
     if isinstance(chosen, dict):  # the weights that did best, not the last ones, whose accuracy stands below
         sentence += f" The model is that of step {chosen['step']:,}: accuracy {chosen['accuracy']:.3f} on validation."
     lines = read_log(run / "metrics.jsonl")
     return [
-        header(run, sentence, "accuracy", "accuracy on validation examples at the end"),
-        section(
+        format_run_header(run, sentence, "accuracy", "accuracy on validation examples at the end"),
+        format_section(
             "Learning",
             "Loss and accuracy on the examples that it learns from, and on validation examples where there are any.",
-            picture(draw_curves(lines, chance=None), "loss and accuracy by step"),
+            embed_figure(draw_curves(lines, chance=None), "loss and accuracy by step"),
         ),
-        *(example_parts(run, task, images, compute) if images is not None else []),
+        *(build_example_parts(run, task, images, compute) if images is not None else []),
     ]

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.pages.html_page import STYLE, picture, section
+from comodal.analysis.pages.html_page import PAGE_STYLE, embed_figure, format_section
 from comodal.errors import MediaError
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-CROP = 84  # short side of a region on the page, in pixels
-MORE_STYLE = """
+CROPPED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+CROP_PIXELS = 84  # short side of a region on the page, in pixels
+TOKEN_PAGE_STYLE = """
 .token { display: flex; align-items: flex-start; gap: .5rem; padding: .5rem 0; border-top: 1px solid var(--line); }
 .token > b { flex: 0 0 8.5rem; font-weight: 600; }
 .token > div { display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -68,7 +68,7 @@ class TokenUse:
         return {
             "tokens": float(len(self.counts)),
             "used": float((self.counts > 0).sum()),
-            "perplexity": perplexity(self.counts),
+            "perplexity": compute_perplexity(self.counts),
             "largest": float(self.counts.max()),
             "smallest": float(self.counts.min()),
         }
@@ -80,13 +80,13 @@ class TokenUse:
         return order[places].tolist()
 
 
-def perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
+def compute_perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
     """The exponential of the entropy of how often each token is used: the number of tokens if all are equally."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def tokens_page(
+def build_token_page(
     title: str, use: TokenUse, inertia: Sequence[float], examples: dict[int, list[TokenRegion]], images: Path | None
 ) -> str:
     """One HTML page that needs nothing else.
@@ -102,31 +102,31 @@ def tokens_page(
         f'<div class="fact"><b>{number:,.{1 if name == "perplexity" else 0}f}</b><span>{name}</span></div>'
         for name, number in use.summary().items()
     )
-    files = find_images(images) if images else {}
+    files = index_images_by_name(images) if images else {}
     parts = [
         f'<h1>{html.escape(title)}</h1><div class="facts">{facts}</div>',
-        section(
+        format_section(
             "How often each token is used",
             "From the most frequent to the rarest. Perplexity is the number of equally frequent tokens that would be "
             "as hard to guess.",
-            picture(draw_sizes(use.counts), "regions by token, sorted"),
+            embed_figure(draw_token_counts(use.counts), "regions by token, sorted"),
         ),
-        levels(inertia),
-        section(
+        format_inertia_table(inertia),
+        format_section(
             "What tokens stand for",
             f"{len(examples)} tokens from the most to the least frequent, each with the regions nearest to its centre.",
-            "".join(token_row(token, use.counts, regions, files) for token, regions in examples.items()),
+            "".join(format_token_row(token, use.counts, regions, files) for token, regions in examples.items()),
         ),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{MORE_STYLE}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{PAGE_STYLE}{TOKEN_PAGE_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
 
 
-def draw_sizes(counts: Int[np.ndarray, " tokens"]) -> Figure:
+def draw_token_counts(counts: Int[np.ndarray, " tokens"]) -> Figure:
     """Regions by token, sorted, on a logarithmic scale."""
     figure = Figure(figsize=(9.0, 2.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -140,7 +140,7 @@ def draw_sizes(counts: Int[np.ndarray, " tokens"]) -> Figure:
     return figure
 
 
-def levels(inertia: Sequence[float]) -> str:
+def format_inertia_table(inertia: Sequence[float]) -> str:
     """The inertia of each level as a table, if it is known."""
     if not inertia:
         return ""
@@ -148,31 +148,31 @@ def levels(inertia: Sequence[float]) -> str:
         f'<tr><td>{level}</td><td class="number">{value:.4f}</td></tr>' for level, value in enumerate(inertia, 1)
     )
     text = "Mean squared distance of the sample to the chosen node; features have length 1 after the projection."
-    return section("Levels of the tree", text, f"<table><tr><th>level</th><th>inertia</th></tr>{rows}</table>")
+    return format_section("Levels of the tree", text, f"<table><tr><th>level</th><th>inertia</th></tr>{rows}</table>")
 
 
-def token_row(
+def format_token_row(
     token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[TokenRegion], files: dict[str, Path]
 ) -> str:
     """One token: its number, its size, its nearest regions."""
-    cells = "".join(region_cell(region, files) for region in regions)
+    cells = "".join(format_region_cell(region, files) for region in regions)
     return f'<div class="token"><b>token {token}<span>{counts[token]:,} regions</span></b><div>{cells}</div></div>'
 
 
-def region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
+def format_region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
     """A crop where the image is there and can be read, and where the region is."""
     box = ", ".join(f"{side:.0f}" for side in region.box)
     words = html.escape(f"{region.image}: {box}")
     names = (region.image, region.image.rpartition(".")[0], Path(region.image).name, Path(region.image).stem)
     path = next((files[name] for name in names if name in files), None)
-    jpeg = crop(path, region) if path else None
+    jpeg = crop_region(path, region) if path else None
     if jpeg is None:
         return f"<figure><code>{words}</code></figure>"
     data = base64.b64encode(jpeg).decode()
     return f'<figure><img alt="{words}" title="{words}" src="data:image/jpeg;base64,{data}"></figure>'
 
 
-def crop(path: Path, region: TokenRegion) -> bytes | None:
+def crop_region(path: Path, region: TokenRegion) -> bytes | None:
     """The region as a small JPEG, or None if it cannot be cut. The file may have another size than the store says."""
     try:
         image = read_image(path)
@@ -186,12 +186,12 @@ def crop(path: Path, region: TokenRegion) -> bytes | None:
     if right <= left or bottom <= top:
         return None
     short, long = sorted((bottom - top, right - left))
-    size = max(1, min(CROP, 2 * CROP * short // long))
+    size = max(1, min(CROP_PIXELS, 2 * CROP_PIXELS * short // long))
     return encode_jpeg(resize_short_side(image[top:bottom, left:right], size), quality=80)
 
 
-def find_images(folder: Path) -> dict[str, Path]:
+def index_images_by_name(folder: Path) -> dict[str, Path]:
     """Pictures below a folder by their names without suffix, with the folders inside it and without them."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES]
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in CROPPED_IMAGE_SUFFIXES]
     whole = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {path.stem: path for path in paths} | whole

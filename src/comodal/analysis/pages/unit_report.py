@@ -7,121 +7,140 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comodal.analysis.heatmaps import lit, spectrum_picture
-from comodal.analysis.layer_activations import POOL4, TowerInput, map_of, picture_side, sound_side, strongest
-from comodal.analysis.pages.html_page import photograph, player, section
-from comodal.analysis.unit_activations import ClipMoments, UnitActivation, heat_maps, rank_units
-from comodal.analysis.unit_selectivity import HIGH, SYSTEMS, TOP, SelectivityStudy, study_units
-from comodal.hardware import device_of
+from comodal.analysis.heatmaps import render_spectrogram, shade_by_heat
+from comodal.analysis.layer_activations import (
+    POOL4,
+    TowerInput,
+    build_audio_tower_input,
+    build_image_tower_input,
+    compute_layer_map,
+    max_channel_activations,
+)
+from comodal.analysis.pages.html_page import embed_audio_player, embed_photo, format_section
+from comodal.analysis.unit_activations import ClipMoments, UnitActivation, compute_unit_heatmaps, rank_units
+from comodal.analysis.unit_selectivity import (
+    MIN_HIGH_PREFERENCE,
+    NUM_TOP_MOMENTS,
+    SELECTIVITY_SYSTEMS,
+    SelectivityStudy,
+    study_units,
+)
+from comodal.hardware import get_module_device
 from comodal.media.image import resize_short_side
 from comodal.models.l3net.l3net import L3Net
 
-SHOWN = 6  # of each unit, its strongest moments
-UNITS = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # how many units of which layers
-THUMBNAIL = 112  # pixels
+NUM_UNIT_EXAMPLES = 6  # of each unit, its strongest moments
+NUM_UNITS_BY_LAYER = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # how many units of which layers
+UNIT_THUMBNAIL_PIXELS = 112  # pixels
 Cells = Callable[[TowerInput, str, UnitActivation], list[str]]
 
 
-def unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[str]:
+def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[str]:
     """What fires the units, and, if the moments have labels of several classes, how they go with them."""
     about = (
         f"Of {{}}, the units that stand out most, each with its strongest of {len(moments.names)} held-out moments, "
         "bright where the unit fires."
     )
-    pictures = gallery(picture_side(model), moments.image, image_cells(moments))
-    sounds = gallery(sound_side(model), moments.sound, sound_cells(model, moments))
+    pictures = build_unit_gallery(build_image_tower_input(model), moments.image, make_image_cells(moments))
+    sounds = build_unit_gallery(build_audio_tower_input(model), moments.sound, make_audio_cells(model, moments))
     parts = [
-        section("What single units see", about.format("pool4 of the picture tower"), pictures),
-        section("What single units hear", about.format("pool4 of the sound tower"), sounds),
+        format_section("What single units see", about.format("pool4 of the picture tower"), pictures),
+        format_section("What single units hear", about.format("pool4 of the sound tower"), sounds),
     ]
     if len(set(moments.labels)) > 1:
-        parts.append(study_part(study_units(model, moments, seed)))
+        parts.append(build_selectivity_part(study_units(model, moments, seed)))
     return parts
 
 
-def gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
+def build_unit_gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
     """Rows of units of pool4, and of some other layers folded away."""
-    activations, shown = strongest(side, inputs), ""
-    for layer, count in UNITS.items():
+    activations, shown = max_channel_activations(side, inputs), ""
+    for layer, count in NUM_UNITS_BY_LAYER.items():
         rows = "".join(
             f'<div class="row"><b>unit {unit.channel}</b>{"".join(cells(side, layer, unit))}</div>'
-            for unit in rank_units(activations[layer], count, SHOWN)
+            for unit in rank_units(activations[layer], count, NUM_UNIT_EXAMPLES)
         )
         shown += rows if layer == POOL4 else f"<details><summary>Units of {layer}</summary>{rows}</details>"
     return shown
 
 
-def image_cells(moments: ClipMoments) -> Cells:
+def make_image_cells(moments: ClipMoments) -> Cells:
     """The strongest pictures of a unit, lit where it fires."""
 
     def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         size = moments.image.shape[2]
-        heat = heat_maps(map_of(side, layer), moments.image, unit, (size, size))
+        heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.image, unit, (size, size))
         return [
-            cell(photograph(enlarged_picture(moments.image[moment], warmth), name), name)
-            for moment, warmth, name in zip(unit.moments.tolist(), heat, names(moments, unit), strict=True)
+            format_unit_cell(embed_photo(render_unit_thumbnail(moments.image[moment], warmth), name), name)
+            for moment, warmth, name in zip(unit.moments.tolist(), heat, list_moment_names(moments, unit), strict=True)
         ]
 
     return cells
 
 
-def enlarged_picture(image: Tensor, warmth: np.ndarray) -> np.ndarray:
+def render_unit_thumbnail(image: Tensor, warmth: np.ndarray) -> np.ndarray:
     """A picture of the network as a lit thumbnail."""
-    return resize_short_side(lit(image.permute(1, 2, 0).numpy(), warmth), THUMBNAIL)
+    return resize_short_side(shade_by_heat(image.permute(1, 2, 0).numpy(), warmth), UNIT_THUMBNAIL_PIXELS)
 
 
-def sound_cells(model: L3Net, moments: ClipMoments) -> Cells:
+def make_audio_cells(model: L3Net, moments: ClipMoments) -> Cells:
     """Spectrograms of a unit's strongest seconds, lit where it fires, each to be heard."""
 
     def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         sounds = moments.sound[torch.from_numpy(unit.moments)]
         with torch.inference_mode():
-            spectra = model.spectrogram(sounds.to(device_of(model)))[:, 0].cpu().numpy()
-        heat = heat_maps(map_of(side, layer), moments.sound, unit, spectra.shape[1:])
+            spectra = model.spectrogram(sounds.to(get_module_device(model)))[:, 0].cpu().numpy()
+        heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.sound, unit, spectra.shape[1:])
         return [
-            cell(
-                photograph(spectrum_picture(spectrum, warmth, THUMBNAIL, THUMBNAIL), name)
-                + player(sound.numpy(), model.config.sample_rate),
+            format_unit_cell(
+                embed_photo(render_spectrogram(spectrum, warmth, UNIT_THUMBNAIL_PIXELS, UNIT_THUMBNAIL_PIXELS), name)
+                + embed_audio_player(sound.numpy(), model.config.sample_rate),
                 name,
             )
-            for sound, spectrum, warmth, name in zip(sounds, spectra, heat, names(moments, unit), strict=True)
+            for sound, spectrum, warmth, name in zip(
+                sounds, spectra, heat, list_moment_names(moments, unit), strict=True
+            )
         ]
 
     return cells
 
 
-def names(moments: ClipMoments, unit: UnitActivation) -> list[str]:
+def list_moment_names(moments: ClipMoments, unit: UnitActivation) -> list[str]:
     return [moments.names[moment] for moment in unit.moments.tolist()]
 
 
-def cell(body: str, name: str) -> str:
+def format_unit_cell(body: str, name: str) -> str:
     return f"<figure>{body}<figcaption>{html.escape(name[:24])}</figcaption></figure>"
 
 
-def study_part(studies: dict[str, SelectivityStudy]) -> str:
+def build_selectivity_part(studies: dict[str, SelectivityStudy]) -> str:
     """The table over the layers of both towers, each number beside an untrained network and shuffled labels."""
     any_study = next(iter(studies.values()))
     text = (
         f"No class was ever told; do units go with the {len(any_study.classes)} classes of {any_study.moments} "
         "held-out moments all the same? Each number: trained | untrained | trained, but with shuffled labels. NMI is "
         "normalised mutual information with the classes: of k-means clusters of all units, of single units (on for "
-        f"their strongest moments) in the mean, and of the best one. A unit has a high preference if {HIGH:.0%} of its "
-        f"{TOP} strongest moments are of one class. The paper, on Kinetics-Sounds: clusters 0.409 of pictures "
-        "(untrained 0.204) and 0.330 of sounds (0.219); 10 and 11 of 34 classes preferred (1 and 1)."
+        f"their strongest moments) in the mean, and of the best one. A unit has a high preference if "
+        f"{MIN_HIGH_PREFERENCE:.0%} of its {NUM_TOP_MOMENTS} strongest moments are of one class. "
+        "The paper, on Kinetics-Sounds: clusters 0.409 of images (untrained 0.204) and 0.330 of audio (0.219); "
+        "10 and 11 of 34 classes preferred (1 and 1)."
     )
     head = (
         "<tr><th>layer</th><th>NMI of clusters</th><th>NMI of units</th><th>best unit</th>"
         "<th>units with a high preference</th><th>classes preferred</th></tr>"
     )
-    tables = [f"<h3>{html.escape(name)}s</h3><table>{head}{rows(study)}</table>" for name, study in studies.items()]
-    return section("Do units go with classes?", text, "".join(tables))
+    tables = [
+        f"<h3>{html.escape(name)}s</h3><table>{head}{format_layer_rows(study)}</table>"
+        for name, study in studies.items()
+    ]
+    return format_section("Do units go with classes?", text, "".join(tables))
 
 
-def rows(study: SelectivityStudy) -> str:
+def format_layer_rows(study: SelectivityStudy) -> str:
     """One row for each layer."""
     lines = []
     for layer, trained in study.systems["trained"].items():
-        found = [study.systems[system][layer] for system in SYSTEMS]
+        found = [study.systems[system][layer] for system in SELECTIVITY_SYSTEMS]
         cells = [
             " | ".join(f"{one.clusters_nmi:.3f}" for one in found),
             " | ".join(f"{one.units_nmi:.3f}" for one in found),

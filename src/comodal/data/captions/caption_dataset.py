@@ -21,18 +21,18 @@ from comodal.data.batch import CaptionBatch, TokenInput
 from comodal.data.captions.caption_files import Caption
 from comodal.data.captions.caption_pairs import CaptionPairs, NegativeSampling
 from comodal.data.captions.masking import (
-    CHOSEN,
-    OVERLAP,
+    MASKING_IOU_THRESHOLD,
+    MASKING_PROBABILITY,
     MaskedRegions,
     MaskedTokens,
-    hide_regions,
-    hide_words,
-    overlapping,
+    find_overlapping_boxes,
+    mask_regions,
+    mask_tokens,
 )
-from comodal.data.regions.region_store import Regions, RegionStore, locations
-from comodal.media.tokenizer import MAX_WORDS, WordPieceTokenizer
+from comodal.data.regions.region_store import Regions, RegionStore, compute_locations
+from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 
-HIDING = 2  # keeps this chance apart from that of the order
+MASKING_SEED = 2  # keeps this chance apart from that of the order
 MAX_REGIONS = 36  # the original's features have 36 regions an image
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
 
@@ -51,8 +51,8 @@ class MaskingConfig:
         faithful: Random words and row 0 as in the original's code.
     """
 
-    words: float = CHOSEN
-    regions: float = CHOSEN
+    words: float = MASKING_PROBABILITY
+    regions: float = MASKING_PROBABILITY
     overlap: float | None = None
     tell_mismatched: bool = True
     faithful: bool = False
@@ -105,7 +105,7 @@ class CaptionDataset:
         words: WordPieceTokenizer,
         seed: int,
         batch_size: int,
-        max_words: int = MAX_WORDS,
+        max_words: int = DEFAULT_MAX_TOKENS,
         max_regions: int = MAX_REGIONS,
         hiding: MaskingConfig = MaskingConfig(),
         mismatches: NegativeSampling = NegativeSampling(),  # noqa: B008
@@ -201,7 +201,7 @@ class CaptionDataset:
         draws = _Draws(np.ones(words.shape), np.zeros(words.shape), np.ones(regions.shape))
         lengths, counts = words.sum(axis=1).tolist(), regions.sum(axis=1).tolist()
         for row, ((epoch, index), length, count) in enumerate(zip(places, lengths, counts, strict=True)):
-            chance = np.random.default_rng((self.seed, epoch, index, HIDING)).random(2 * length + count)
+            chance = np.random.default_rng((self.seed, epoch, index, MASKING_SEED)).random(2 * length + count)
             draws.words[row, :length] = chance[:length]
             draws.replacements[row, :length] = chance[length : 2 * length]
             draws.regions[row, :count] = chance[2 * length :]
@@ -213,7 +213,7 @@ class CaptionDataset:
         maskable = attended & ~np.isin(words, self.special)
         replacements = self.random_words[(draws.replacements * len(self.random_words)).astype(np.int64)]
         flat = words.ravel(), maskable.ravel(), draws.words.ravel(), replacements.ravel()
-        return hide_words(*flat, self.mask, self.hiding.words)
+        return mask_tokens(*flat, self.mask, self.hiding.words)
 
     def _regions(self, rows: Int64[np.ndarray, "batch"]) -> _Regions:
         """The regions of images, padded to the most."""
@@ -230,16 +230,16 @@ class CaptionDataset:
         for row, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
             inside = slice(1, count + 1)
             boxes[row, :count] = image.boxes[:count]
-            fractions[row, inside] = locations(image.boxes[:count], image.width, image.height)
+            fractions[row, inside] = compute_locations(image.boxes[:count], image.width, image.height)
             tokens[row, inside] = TokenInput.IMAGE
             if image.tokens is not None:
                 tokens[row, inside] = image.tokens[:count].astype(np.int64) + len(TokenInput)
         return _Regions(features.numpy(), fractions, tokens, boxes, attended)
 
     def _hide_regions(self, seen: _Regions, draws: Float[np.ndarray, "batch regions"]) -> MaskedRegions:
-        chosen, hidden = (part.reshape(draws.shape) for part in hide_regions(draws.ravel(), self.hiding.regions))
+        chosen, hidden = (part.reshape(draws.shape) for part in mask_regions(draws.ravel(), self.hiding.regions))
         if self.hiding.overlap is not None:
-            hidden |= _overlapping(seen, chosen, self.hiding.overlap) & ~chosen
+            hidden |= _find_overlapping_regions(seen, chosen, self.hiding.overlap) & ~chosen
         return MaskedRegions(chosen, hidden)
 
     def _finish(self, seen: _Regions, hidden: MaskedRegions) -> None:
@@ -247,7 +247,9 @@ class CaptionDataset:
         seen.features[:, 1:][hidden.hidden] = 0
         seen.tokens[:, 1:][hidden.hidden] = TokenInput.HIDDEN
         if self.hiding.faithful:
-            counts = self.max_regions - _overlapping(seen, hidden.chosen, OVERLAP).sum(axis=1)
+            counts = self.max_regions - _find_overlapping_regions(seen, hidden.chosen, MASKING_IOU_THRESHOLD).sum(
+                axis=1
+            )
         else:
             counts = seen.attended.sum(axis=1)
         seen.features[:, 1:].sum(axis=1, out=seen.features[:, 0])
@@ -265,17 +267,17 @@ class CaptionDataset:
         return self.store.probabilities[self.store.firsts[rows[images]] + regions].astype(np.float32)
 
 
-def _overlapping(
+def _find_overlapping_regions(
     seen: _Regions, chosen: Bool[np.ndarray, "batch regions"], threshold: float
 ) -> Bool[np.ndarray, "batch regions"]:
     """The regions of each image that overlap a chosen one of it."""
     found = np.zeros_like(chosen)
     for row, count in enumerate(seen.attended.sum(axis=1).tolist()):
-        found[row, :count] = overlapping(seen.boxes[row, :count], chosen[row, :count], threshold)
+        found[row, :count] = find_overlapping_boxes(seen.boxes[row, :count], chosen[row, :count], threshold)
     return found
 
 
-def with_whole_image(
+def prepend_whole_image(
     inside: Regions, most: int
 ) -> tuple[Float32[np.ndarray, "rows features"], Float32[np.ndarray, "rows 5"]]:
     """Features and locations of one image's first regions, nothing hidden, behind row 0 for the whole of it."""
@@ -284,4 +286,4 @@ def with_whole_image(
     features[1:] = inside.features[:count]
     features[0] = features[1:].sum(0) / max(count, 1)
     whole_image = np.array([WHOLE_IMAGE], np.float32)
-    return features, np.concatenate([whole_image, locations(inside.boxes[:count], inside.width, inside.height)])
+    return features, np.concatenate([whole_image, compute_locations(inside.boxes[:count], inside.width, inside.height)])

@@ -31,37 +31,42 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.sources.archive_examples import captions_of, containers_in, read_stored, split_of
+from comodal.data.sources.archive_examples import (
+    get_example_captions,
+    get_example_split,
+    read_archive_examples,
+    select_containers,
+)
 from comodal.data.sources.caption_tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     CaptionColumns,
     CaptionRow,
-    columns_of,
-    container_rows,
-    pick,
-    table_rows,
+    detect_caption_columns,
+    get_first_field,
+    iterate_container_rows,
+    iterate_table_rows,
 )
 from comodal.data.sources.split_names import IMAGE_SPLIT_NAMES as SPLITS
-from comodal.data.sources.video_sources import files_in, walk
+from comodal.data.sources.video_sources import list_media_files, walk_folder
 from comodal.errors import DataError
 from comodal.media.storage.open_media import is_container, open_container_file
 from comodal.media.storage.parquet_table import TableFile
-from comodal.media.storage.path_patterns import is_pattern
+from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
 
-LAYOUTS = (
+CAPTION_LAYOUTS = (
     "Conceptual Captions TSV, CSV with a line of names (image,caption or file_name,text), Karpathy's or COCO's JSON, "
     "JSON Lines or a JSON array of image and caption, a folder with metadata.csv, .jsonl or .parquet, tar shards, "
     "Parquet or Arrow files, a JSON of "
     "{image id: caption}, a folder with name.txt beside name.jpg, or Flickr30k Entities' folder of sentences"
 )
-LAST_NUMBER = re.compile(r"(\d+)$")
-IMAGE = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
-CAPTION_NUMBER = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
-PHRASE = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's ImageFolder
+TRAILING_NUMBER_PATTERN = re.compile(r"(\d+)$")
+IMAGE_REFERENCE_PATTERN = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
+CAPTION_INDEX_PATTERN = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
+ENTITY_PHRASE_PATTERN = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
+METADATA_FILE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's ImageFolder
 
 
 class Caption(NamedTuple):
@@ -117,22 +122,24 @@ def read_captions(path: Path) -> CaptionFile:
     Raises:
         DataError: It is not there, damaged, or of no known layout, or holds no caption.
     """
-    if is_pattern(path):
-        read = _containers(*files_in(path))
+    if is_path_pattern(path):
+        read = _read_containers(*list_media_files(path))
     elif not path.exists():
         raise DataError(f"{path}: there is no such file or folder of captions")
     else:
-        read = _folder(path) if path.is_dir() else _any_file(path)
+        read = _read_sidecar_captions(path) if path.is_dir() else _read_caption_file(path)
     if not read.captions:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in read.refused.most_common()) or "it is empty"
-        raise DataError(f"{path} ({read.layout}) holds no caption of an image: {reasons}. comodal reads {LAYOUTS}")
+        raise DataError(
+            f"{path} ({read.layout}) holds no caption of an image: {reasons}. comodal reads {CAPTION_LAYOUTS}"
+        )
     return read
 
 
-def names_of(file: str, number: Any = None) -> tuple[str, ...]:
+def list_image_names(file: str, number: Any = None) -> tuple[str, ...]:
     """What an image may be called: its number, and its file's name in several forms."""
     path = PurePosixPath(file.replace("\\", "/"))
-    last = LAST_NUMBER.search(path.stem)
+    last = TRAILING_NUMBER_PATTERN.search(path.stem)
     return (
         "" if number is None else str(number),
         path.stem,
@@ -143,16 +150,16 @@ def names_of(file: str, number: Any = None) -> tuple[str, ...]:
     )
 
 
-def _any_file(path: Path) -> CaptionFile:
+def _read_caption_file(path: Path) -> CaptionFile:
     """A container, a table of Parquet or Arrow, or text."""
     if not is_container(path.name):
-        return _file(path, read_text(path))
-    if table := _table_without_media(path):
-        return _take_rows(container_rows(path, table), "table of Parquet or Arrow")
-    return _containers(path.parent, [path.name])
+        return _parse_caption_text(path, read_text(path))
+    if table := _open_table_without_media(path):
+        return _parse_caption_rows(iterate_container_rows(path, table), "table of Parquet or Arrow")
+    return _read_containers(path.parent, [path.name])
 
 
-def _table_without_media(path: Path) -> TableFile | None:
+def _open_table_without_media(path: Path) -> TableFile | None:
     """A Parquet or Arrow file that only names its images."""
     try:
         container = open_container_file(path)
@@ -161,17 +168,17 @@ def _table_without_media(path: Path) -> TableFile | None:
     return container if isinstance(container, TableFile) and not container.media else None
 
 
-def _containers(root: Path, files: Sequence[str]) -> CaptionFile:
+def _read_containers(root: Path, files: Sequence[str]) -> CaptionFile:
     """The examples of tar, Parquet and Arrow files; an image is called by the path that `comodal extract` gives it."""
     read = CaptionFile("examples of tar, Parquet or Arrow files")
     for file in filter(is_container, files):
-        if table := _table_without_media(root / file):
-            rows = _take_rows(container_rows(root / file, table), read.layout)
+        if table := _open_table_without_media(root / file):
+            rows = _parse_caption_rows(iterate_container_rows(root / file, table), read.layout)
             read.captions.extend(row._replace(key=f"{file}/{row.key}") for row in rows)
             read.refused.update(rows.refused)
             continue
-        for stored in read_stored(root, file):
-            example, captions = stored.example, captions_of(stored.example)
+        for stored in read_archive_examples(root, file):
+            example, captions = stored.example, get_example_captions(stored.example)
             if example.fault is not None:
                 read.refused[example.fault.reason] += 1
             elif "image" not in example.members:
@@ -181,160 +188,178 @@ def _containers(root: Path, files: Sequence[str]) -> CaptionFile:
             else:
                 image = PurePosixPath(example.members["image"][0])
                 try:
-                    read.take(_names_in_container(file, image), captions, split_of(stored), f"{file}/{example.key}")
+                    read.take(
+                        _list_names_in_container(file, image),
+                        captions,
+                        get_example_split(stored),
+                        f"{file}/{example.key}",
+                    )
                 except ValueError:
                     read.refused["unknown split"] += 1
     return read
 
 
-def _names_in_container(file: str, image: PurePosixPath) -> tuple[str, ...]:
+def _list_names_in_container(file: str, image: PurePosixPath) -> tuple[str, ...]:
     """Never the name in the container alone: many data sets count their images from 0 in each."""
     inner = image.with_suffix("")
     short, full = PurePosixPath(file).name, PurePosixPath(file)
     return "", f"{short}/{inner}", f"{short}/{image}", f"{full}/{inner}", f"{full}/{image}"
 
 
-def _file(path: Path, text: str) -> CaptionFile:
+def _parse_caption_text(path: Path, text: str) -> CaptionFile:
     """By the first sign: braces are JSON, a tab in the first line is TSV."""
     start = text.lstrip()[:1]
     try:
         if start == "[":
-            return _entries(parse_json(text, path, hook=_all_values), "JSON array")
+            return _parse_caption_entries(parse_json(text, path, hook=_collect_duplicate_keys), "JSON array")
         if start == "{":
-            return _object(path, text)
-        if columns := columns_of(text):
-            return _table(path, text, columns)
+            return _parse_json_captions(path, text)
+        if columns := detect_caption_columns(text):
+            return _parse_caption_table(path, text, columns)
         if "\t" in next((line for line in text.split("\n", 50) if line.strip()), ""):
-            return _tsv(text)
+            return _parse_tsv(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not laid out as its beginning says: {error!r}") from error
-    raise DataError(f"{path} is no file of captions that comodal knows. It reads {LAYOUTS}; this begins {text[:60]!r}")
+    raise DataError(
+        f"{path} is no file of captions that comodal knows. It reads {CAPTION_LAYOUTS}; this begins {text[:60]!r}"
+    )
 
 
-def _object(path: Path, text: str) -> CaptionFile:
+def _parse_json_captions(path: Path, text: str) -> CaptionFile:
     """A JSON object is the whole file, or the first of JSON Lines."""
     if is_json_lines(text):
-        return _entries((entry for _, entry in parse_json_lines(text, path, hook=_all_values)), "JSON Lines")
-    first = parse_json(text, path, hook=_all_values)
+        return _parse_caption_entries(
+            (entry for _, entry in parse_json_lines(text, path, hook=_collect_duplicate_keys)), "JSON Lines"
+        )
+    first = parse_json(text, path, hook=_collect_duplicate_keys)
     if isinstance(first.get("images"), list):
-        return _coco(first) if "annotations" in first else _karpathy(first)
+        return _parse_coco(first) if "annotations" in first else _parse_karpathy(first)
     is_entry = {*IMAGE_COLUMNS} & first.keys() and {*CAPTION_COLUMNS} & first.keys()
     if is_entry or {"image", "img_path"} & first.keys():
-        return _entries([first], "JSON Lines")
+        return _parse_caption_entries([first], "JSON Lines")
     read = CaptionFile("JSON of {image id: caption}")
     for number, (image, captions) in enumerate(first.items()):
         if isinstance(captions, dict):
-            raise DataError(f"{path} is no file of captions that comodal knows. It reads {LAYOUTS}")
-        read.take(names_of(image, image), captions, None, str(number))
+            raise DataError(f"{path} is no file of captions that comodal knows. It reads {CAPTION_LAYOUTS}")
+        read.take(list_image_names(image, image), captions, None, str(number))
     return read
 
 
-def _entries(entries: Iterable[Any], layout: str) -> CaptionFile:
+def _parse_caption_entries(entries: Iterable[Any], layout: str) -> CaptionFile:
     """Objects with an image and its captions, in comodal's names or the original's."""
     read = CaptionFile(layout)
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"entry {number} is no object but {str(entry)[:40]!r}")
-        said = pick(entry, IMAGE_COLUMNS)
+        said = get_first_field(entry, IMAGE_COLUMNS)
         image = "" if said is None else str(said)
         captions: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), [])
         identity = entry.get("id")
-        named = names_of(image, identity) if image or identity is not None else ("",)
-        read.take(named, captions, _split(entry.get("split")), str(number))
+        named = list_image_names(image, identity) if image or identity is not None else ("",)
+        read.take(named, captions, _normalize_split_name(entry.get("split")), str(number))
     return read
 
 
-def _karpathy(content: dict[str, Any]) -> CaptionFile:
+def _parse_karpathy(content: dict[str, Any]) -> CaptionFile:
     """`imgid` is a running number, so it stands last: the image's own number or file is the better name."""
     read = CaptionFile("Karpathy's JSON")
     for number, image in enumerate(content["images"]):
         file = PurePosixPath(str(image.get("filepath", ""))) / str(image.get("filename", ""))
-        named = (*names_of(file.as_posix() if file.name else "", image.get("cocoid")), str(image.get("imgid", "")))
+        named = (
+            *list_image_names(file.as_posix() if file.name else "", image.get("cocoid")),
+            str(image.get("imgid", "")),
+        )
         raw = [sentence["raw"] for sentence in image["sentences"]]
-        read.take(named, raw, _split(image.get("split")), str(image.get("imgid", number)))
+        read.take(named, raw, _normalize_split_name(image.get("split")), str(image.get("imgid", number)))
     return read
 
 
-def _coco(content: dict[str, Any]) -> CaptionFile:
+def _parse_coco(content: dict[str, Any]) -> CaptionFile:
     read = CaptionFile("COCO's JSON")
     files = {image["id"]: str(image.get("file_name", "")) for image in content["images"]}
     for annotation in content["annotations"]:
         image = annotation["image_id"]
-        named = names_of(files[image], image) if image in files else ("",)
+        named = list_image_names(files[image], image) if image in files else ("",)
         read.take(named, annotation["caption"], None, str(annotation["id"]))
     for _ in files.keys() - {annotation["image_id"] for annotation in content["annotations"]}:
         read.refused["image without caption"] += 1
     return read
 
 
-def _tsv(text: str) -> CaptionFile:
+def _parse_tsv(text: str) -> CaptionFile:
     """The first line tells which column is the image: the first if that is a URL or an image file, else the second."""
     read = CaptionFile("TSV")
     rows = [line.split("\t") for line in text.split("\n") if line.strip()]
-    column = 0 if IMAGE.search(rows[0][0]) and not IMAGE.search(rows[0][1]) else 1
+    column = 0 if IMAGE_REFERENCE_PATTERN.search(rows[0][0]) and not IMAGE_REFERENCE_PATTERN.search(rows[0][1]) else 1
     for number, row in enumerate(rows):
-        image = CAPTION_NUMBER.sub("", row[column].strip()) if column < len(row) else ""
+        image = CAPTION_INDEX_PATTERN.sub("", row[column].strip()) if column < len(row) else ""
         caption = row[1 - column] if len(row) > 1 - column else ""
-        read.take(_names_in_cell(image, number), caption, None, str(number))
+        read.take(_list_names_in_cell(image, number), caption, None, str(number))
     return read
 
 
-def _table(path: Path, text: str, columns: CaptionColumns) -> CaptionFile:
+def _parse_caption_table(path: Path, text: str, columns: CaptionColumns) -> CaptionFile:
     """A table with a line of names."""
-    return _take_rows(table_rows(path, text, columns), "table with a line of names")
+    return _parse_caption_rows(iterate_table_rows(path, text, columns), "table with a line of names")
 
 
-def _take_rows(rows: Iterable[CaptionRow], layout: str) -> CaptionFile:
+def _parse_caption_rows(rows: Iterable[CaptionRow], layout: str) -> CaptionFile:
     """The rows of a table."""
     read = CaptionFile(layout)
     for number, row in enumerate(rows):
         if row.image is None:
             read.refused["row is cut short"] += 1
         else:
-            read.take(_names_in_cell(row.image, number), row.captions, _split(row.split), str(number))
+            read.take(
+                _list_names_in_cell(row.image, number), row.captions, _normalize_split_name(row.split), str(number)
+            )
     return read
 
 
-def _names_in_cell(image: str, number: int) -> tuple[str, ...]:
+def _list_names_in_cell(image: str, number: int) -> tuple[str, ...]:
     """What the image of a row may be called: a URL by its CRC-32 or its row, as in the original's features."""
     if "://" in image:
         return str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(number)
-    return names_of(CAPTION_NUMBER.sub("", image)) if image else ("",)
+    return list_image_names(CAPTION_INDEX_PATTERN.sub("", image)) if image else ("",)
 
 
-def _metadata(folder: Path, files: Sequence[PurePosixPath]) -> CaptionFile:
+def _read_metadata_files(folder: Path, files: Sequence[PurePosixPath]) -> CaptionFile:
     """Hugging Face's ImageFolder: metadata files, each with the names of the images below its own folder."""
     read = CaptionFile("ImageFolder with metadata")
     for file in files:
-        inside = _any_file(folder / file)
+        inside = _read_caption_file(folder / file)
         read.refused.update(inside.refused)
         split = SPLITS.get(file.parts[0].lower()) if len(file.parts) > 1 else None
         for caption in inside.captions:
-            image = names_of((file.parent / caption.image[4]).as_posix()) if len(caption.image) > 4 else caption.image
+            image = (
+                list_image_names((file.parent / caption.image[4]).as_posix())
+                if len(caption.image) > 4
+                else caption.image
+            )
             read.captions.append(
                 caption._replace(image=image, split=caption.split or split, key=f"{file}.{caption.key}")
             )
     return read
 
 
-def _folder(folder: Path) -> CaptionFile:
+def _read_sidecar_captions(folder: Path) -> CaptionFile:
     """Text files beside images of the same name; an image without one is counted too."""
     read = CaptionFile("folder")
-    names = [PurePosixPath(name) for name in walk(folder)]
-    metadata = [name for name in names if name.name in METADATA]
+    names = [PurePosixPath(name) for name in walk_folder(folder)]
+    metadata = [name for name in names if name.name in METADATA_FILE_NAMES]
     if metadata:
-        return _metadata(folder, metadata)
-    if containers := containers_in(map(str, names)):
-        return _containers(folder, containers)
+        return _read_metadata_files(folder, metadata)
+    if containers := select_containers(map(str, names)):
+        return _read_containers(folder, containers)
     images = {name.with_suffix(""): name for name in names if name.suffix.lower() in IMAGE_SUFFIXES}
     texts = {name: read_text(folder / name) for name in names if name.suffix.lower() == ".txt"}
-    if any(PHRASE.search(text) for text in texts.values()):
-        return _entities(folder, texts)
+    if any(ENTITY_PHRASE_PATTERN.search(text) for text in texts.values()):
+        return _read_entities(folder, texts)
     for name, text in texts.items():
         image = images.get(name.with_suffix(""))
         split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
         lines = [line for line in text.split("\n") if line.strip()]
-        named = names_of(image.as_posix()) if image else ("",)
+        named = list_image_names(image.as_posix()) if image else ("",)
         read.take(named, lines or "", split, name.with_suffix("").as_posix())
     without = images.keys() - {name.with_suffix("") for name in texts}
     if without:
@@ -342,21 +367,21 @@ def _folder(folder: Path) -> CaptionFile:
     return read
 
 
-def _entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
+def _read_entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
     """The sentences without their marks; a file whose name is a split's lists the images of that split."""
     read = CaptionFile("Flickr30k Entities")
     lists = [path for place in (folder, folder.parent) for path in place.glob("*.txt") if path.stem in SPLITS]
     split_of = {image: SPLITS[path.stem] for path in lists for image in read_text(path).split()}
     for name, text in texts.items():
-        if PHRASE.search(text):
-            lines = [PHRASE.sub(r"\1", line) for line in text.split("\n") if line.strip()]
-            read.take(names_of(name.stem, name.stem), lines, split_of.get(name.stem), name.stem)
+        if ENTITY_PHRASE_PATTERN.search(text):
+            lines = [ENTITY_PHRASE_PATTERN.sub(r"\1", line) for line in text.split("\n") if line.strip()]
+            read.take(list_image_names(name.stem, name.stem), lines, split_of.get(name.stem), name.stem)
         elif name.stem not in SPLITS:
             read.refused["file without marked phrases"] += 1
     return read
 
 
-def _split(name: Any) -> str | None:
+def _normalize_split_name(name: Any) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str) or name.lower() not in SPLITS:
@@ -364,7 +389,7 @@ def _split(name: Any) -> str | None:
     return SPLITS[name.lower()]
 
 
-def _all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _collect_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; where a name occurs twice, which JSON permits, both values as a list, so that none is lost."""
     once = dict(pairs)
     if len(once) == len(pairs):

@@ -10,13 +10,19 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from comodal.data.captions.caption_files import Caption
-from comodal.data.image_ids import coco_number
-from comodal.data.sources.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.data.image_ids import parse_coco_image_id
+from comodal.data.sources.splits import SPLITS_HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 
-NUMBERS = (0, 5, 6)  # places of an image's names that are numbers, which another data set's images have as well
-LITTLE = 0.1  # fewer captions and fewer images than this share of either side look like names of another kind
-SHOWN = 3
+NUMBER_NAME_KINDS = (
+    0,
+    5,
+    6,
+)  # places of an image's names that are numbers, which another data set's images have as well
+MIN_MATCHED_FRACTION = (
+    0.1  # fewer captions and fewer images than this share of either side look like names of another kind
+)
+MAX_IDS_SHOWN = 3
 
 
 class MatchedCaptions(NamedTuple):
@@ -31,7 +37,7 @@ class MatchedCaptions(NamedTuple):
         return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
 
 
-def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:
+def match_captions(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:
     """Finds the image of each caption in a store, by the kind of name that most captions share with it.
 
     Raises:
@@ -41,15 +47,19 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCap
     rows: dict[str, int] = {}
     for place, name in enumerate(store_ids):
         rows.setdefault(name, place)
-    without_folder = Counter(map(_last_part, store_ids))
+    without_folder = Counter(map(_strip_parent_folder, store_ids))
     for place, name in enumerate(store_ids):
-        if without_folder[_last_part(name)] == 1:  # a store of several folders, captions that name the file alone
-            rows.setdefault(_last_part(name), place)
+        if (
+            without_folder[_strip_parent_folder(name)] == 1
+        ):  # a store of several folders, captions that name the file alone
+            rows.setdefault(_strip_parent_folder(name), place)
     hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
     stems = (caption.image[1] for caption in every if len(caption.image) > 1)
-    if any(map(coco_number, stems)) and any(coco_number(_last_part(name)) for name in store_ids):
-        hits = Counter({place: count for place, count in hits.items() if place not in NUMBERS})
-    kind = min(hits, key=lambda place: (-hits[place], place in NUMBERS, place), default=1)
+    if any(map(parse_coco_image_id, stems)) and any(
+        parse_coco_image_id(_strip_parent_folder(name)) for name in store_ids
+    ):
+        hits = Counter({place: count for place, count in hits.items() if place not in NUMBER_NAME_KINDS})
+    kind = min(hits, key=lambda place: (-hits[place], place in NUMBER_NAME_KINDS, place), default=1)
     found = MatchedCaptions([], [])
     for caption in every:
         row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
@@ -58,21 +68,23 @@ def matched(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCap
         else:
             found.pairs.append((caption, row))
     images = len({row for _, row in found.pairs})
-    if not found.pairs or (len(found.pairs) < LITTLE * len(every) and images < LITTLE * len(store_ids)):
-        asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:SHOWN]]
+    if not found.pairs or (
+        len(found.pairs) < MIN_MATCHED_FRACTION * len(every) and images < MIN_MATCHED_FRACTION * len(store_ids)
+    ):
+        asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:MAX_IDS_SHOWN]]
         raise DataError(
             f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of "
             f"{len(store_ids)} images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
-            f"{'; '.join(store_ids[:SHOWN]) or 'nothing'}"
+            f"{'; '.join(store_ids[:MAX_IDS_SHOWN]) or 'nothing'}"
         )
     return found
 
 
-def _last_part(image: str) -> str:
+def _strip_parent_folder(image: str) -> str:
     return image.rpartition("/")[2]
 
 
-def split_pairs(
+def split_matched_captions(
     pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation: float, test: float
 ) -> dict[str, list[tuple[Caption, int]]]:
     """The captions of each split: all captions of an image in one.
@@ -84,10 +96,12 @@ def split_pairs(
     for caption, row in every:
         own.setdefault(row, set()).add(caption.split)
     split_of = {
-        row: next((split for split in HELD_OUT_FIRST if split in said), split_by_hash(store_ids[row], validation, test))
+        row: next(
+            (split for split in SPLITS_HELD_OUT_FIRST if split in said), split_by_hash(store_ids[row], validation, test)
+        )
         for row, said in own.items()
     }
-    parts: dict[str, list[tuple[Caption, int]]] = {split: [] for split in HELD_OUT_FIRST}
+    parts: dict[str, list[tuple[Caption, int]]] = {split: [] for split in SPLITS_HELD_OUT_FIRST}
     for caption, row in every:
         parts[split_of[row]].append((caption, row))
     return parts

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Int32, Int64
 from comodal.errors import DataError
 
 POOL_BATCHES = 100
-ORDER = 1  # keeps this chance apart from that of the samples
-KEPT_EPOCHS = 2  # a batch may hold the end of one epoch and the beginning of the next
+PAIR_ORDER_SEED = 1  # keeps this chance apart from that of the samples
+MAX_CACHED_EPOCHS = 2  # a batch may hold the end of one epoch and the beginning of the next
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ class CaptionPairs:
     def epoch(self, epoch: int) -> EpochPairs:
         """All pairs of an epoch in their order; the last epochs asked for are kept."""
         if epoch not in self.kept:
-            while len(self.kept) >= KEPT_EPOCHS:
+            while len(self.kept) >= MAX_CACHED_EPOCHS:
                 del self.kept[next(iter(self.kept))]
             self.kept[epoch] = self._make(epoch)
         return self.kept[epoch]
 
     def _make(self, epoch: int) -> EpochPairs:
-        rng = np.random.default_rng((self.seed, epoch, 0, ORDER))
+        rng = np.random.default_rng((self.seed, epoch, 0, PAIR_ORDER_SEED))
         captions, rows, mismatched = self._paired(rng)
         head = min(-epoch * len(self) % self.batch_size, len(self))  # what the last batch of the epoch before lacks
-        order = by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
+        order = order_by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
         return EpochPairs(captions[order].astype(np.int32), rows[order].astype(np.int32), mismatched[order])
 
     def _paired(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class CaptionPairs:
         return self.by_row[(self.ends + rng.integers(len(self) - self.same)) % len(self)]
 
 
-def by_length(
+def order_by_length(
     lengths: np.ndarray, regions: np.ndarray, head: int, batch_size: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, "pairs"]:
     """An order of `head` samples, whole batches of samples of similar length, and less than a batch."""

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-CHOSEN = 0.15
-MASKED_OF_CHOSEN = 0.8
-CHANGED_OF_CHOSEN = 0.9  # masked, or replaced by a random word; the rest stay as they are
-HIDDEN_OF_CHOSEN = 0.9  # of regions
-OVERLAP = 0.4  # 12-in-1, section 3.1
+MASKING_PROBABILITY = 0.15
+MASK_TOKEN_THRESHOLD = 0.8
+RANDOM_TOKEN_THRESHOLD = 0.9  # masked, or replaced by a random word; the rest stay as they are
+ZEROED_REGION_FRACTION = 0.9  # of regions
+MASKING_IOU_THRESHOLD = 0.4  # 12-in-1, section 3.1
 
 
 class MaskedTokens(NamedTuple):
@@ -35,13 +35,13 @@ class MaskedRegions(NamedTuple):
     hidden: Bool[np.ndarray, "regions"]
 
 
-def hide_words(
+def mask_tokens(
     words: Int64[np.ndarray, "words"],
     maskable: Bool[np.ndarray, "words"],
     draws: Float[np.ndarray, "words"],
     replacements: Int64[np.ndarray, "words"],
     mask: int,
-    chosen_share: float = CHOSEN,
+    chosen_share: float = MASKING_PROBABILITY,
 ) -> MaskedTokens:
     """Of the maskable words 15 % are chosen; of these 80 % become [MASK], 10 % a random word, 10 % stay.
 
@@ -54,26 +54,26 @@ def hide_words(
         chosen_share: Of the maskable words.
     """
     chosen = maskable & (draws < chosen_share)
-    part = _again_uniform(draws, chosen_share)
-    masked = chosen & (part < MASKED_OF_CHOSEN)
-    replaced = chosen & ~masked & (part < CHANGED_OF_CHOSEN)
+    part = _rescale_draws(draws, chosen_share)
+    masked = chosen & (part < MASK_TOKEN_THRESHOLD)
+    replaced = chosen & ~masked & (part < RANDOM_TOKEN_THRESHOLD)
     return MaskedTokens(np.where(masked, mask, np.where(replaced, replacements, words)), chosen)
 
 
-def hide_regions(draws: Float[np.ndarray, "regions"], chosen_share: float = CHOSEN) -> MaskedRegions:
+def mask_regions(draws: Float[np.ndarray, "regions"], chosen_share: float = MASKING_PROBABILITY) -> MaskedRegions:
     """Of the regions 15 % are chosen; of these 90 % are hidden, 10 % stay."""
     chosen = draws < chosen_share
-    return MaskedRegions(chosen, chosen & (_again_uniform(draws, chosen_share) < HIDDEN_OF_CHOSEN))
+    return MaskedRegions(chosen, chosen & (_rescale_draws(draws, chosen_share) < ZEROED_REGION_FRACTION))
 
 
-def overlapping(
-    boxes: Float[np.ndarray, "regions 4"], chosen: Bool[np.ndarray, "regions"], threshold: float = OVERLAP
+def find_overlapping_boxes(
+    boxes: Float[np.ndarray, "regions 4"], chosen: Bool[np.ndarray, "regions"], threshold: float = MASKING_IOU_THRESHOLD
 ) -> Bool[np.ndarray, "regions"]:
     """The regions whose IoU with a chosen one is above the threshold; the chosen ones are among them."""
-    return np.any(intersection_over_union(boxes[chosen], boxes) > threshold, axis=0)
+    return np.any(compute_pixel_iou(boxes[chosen], boxes) > threshold, axis=0)
 
 
-def intersection_over_union(
+def compute_pixel_iou(
     boxes: Float[np.ndarray, "boxes 4"], others: Float[np.ndarray, "others 4"]
 ) -> Float[np.ndarray, "boxes others"]:
     """IoU of boxes (left, top, right, bottom in pixels) that end with a pixel, not before it.
@@ -87,6 +87,6 @@ def intersection_over_union(
     return common / (areas[:, None] + other_areas - common)
 
 
-def _again_uniform(draws: Float[np.ndarray, "draws"], chosen_share: float) -> Float[np.ndarray, "draws"]:
+def _rescale_draws(draws: Float[np.ndarray, "draws"], chosen_share: float) -> Float[np.ndarray, "draws"]:
     """Among the chosen, where in [0, chosen_share) a draw fell is as good as another draw."""
     return draws / chosen_share if chosen_share else draws

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from comodal.errors import DataError
 
 BoxFault = Literal["boxes are fractions", "boxes are not corners"]
-FRACTIONS: BoxFault = "boxes are fractions"
-CORNERS: BoxFault = "boxes are not corners"
-LARGEST_FRACTION = 1.01  # of fractions that were rounded
-FEWEST_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
-TOO_MANY = 0.25  # of the images: fewer are faults of single ones
+BOXES_ARE_FRACTIONS: BoxFault = "boxes are fractions"
+BOXES_ARE_NOT_CORNERS: BoxFault = "boxes are not corners"
+MAX_BOX_FRACTION = 1.01  # of fractions that were rounded
+MIN_IMAGE_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
+MAX_FAULTY_FRACTION = 0.25  # of the images: fewer are faults of single ones
 
 
 class BoxUnitsError(ValueError):
@@ -34,33 +34,33 @@ class BoxUnitsError(ValueError):
         self.reason = reason
 
 
-def ends_before_it_begins(boxes: Float[np.ndarray, "regions 4"]) -> bool:
+def has_inverted_box(boxes: Float[np.ndarray, "regions 4"]) -> bool:
     """Whether a box does, read as corners."""
     return bool((boxes[:, 2:] < boxes[:, :2]).any())
 
 
-def look_normalized(boxes: Float[np.ndarray, "regions 4"]) -> bool:
+def has_normalized_boxes(boxes: Float[np.ndarray, "regions 4"]) -> bool:
     """Whether there are boxes, none is empty, and none ends behind the first pixel."""
-    return len(boxes) > 0 and bool((boxes[:, 2:] > boxes[:, :2]).all()) and float(boxes.max()) <= LARGEST_FRACTION
+    return len(boxes) > 0 and bool((boxes[:, 2:] > boxes[:, :2]).all()) and float(boxes.max()) <= MAX_BOX_FRACTION
 
 
-def check_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> None:
+def check_box_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> None:
     """The boxes of one image are corners in pixels, as far as they show it.
 
     Raises:
         BoxUnitsError: They are fractions, or end before they begin.
     """
-    if ends_before_it_begins(boxes):
+    if has_inverted_box(boxes):
         detail = (
             "a box ends before it begins; boxes are left, top, right, bottom, these may be left, top, width, height"
         )
-        raise BoxUnitsError(CORNERS, detail)
-    if look_normalized(boxes) and min(width, height) >= FEWEST_PIXELS:
+        raise BoxUnitsError(BOXES_ARE_NOT_CORNERS, detail)
+    if has_normalized_boxes(boxes) and min(width, height) >= MIN_IMAGE_PIXELS:
         detail = f"no value of the boxes is above 1 in an image of {width} x {height} pixels; multiply them by its size"
-        raise BoxUnitsError(FRACTIONS, detail)
+        raise BoxUnitsError(BOXES_ARE_FRACTIONS, detail)
 
 
-def judge_source(source: Path, faults: Mapping[str, int], taken: int) -> None:
+def check_source_units(source: Path, faults: Mapping[str, int], taken: int) -> None:
     """Judges the boxes of a source as a whole: where many are of other units, the rest only looks as if it were not.
 
     Args:
@@ -71,14 +71,14 @@ def judge_source(source: Path, faults: Mapping[str, int], taken: int) -> None:
     Raises:
         DataError: They are fractions, or most likely left, top, width, height.
     """
-    fractions, corners = faults.get(FRACTIONS, 0), faults.get(CORNERS, 0)
+    fractions, corners = faults.get(BOXES_ARE_FRACTIONS, 0), faults.get(BOXES_ARE_NOT_CORNERS, 0)
     of = taken + fractions + corners
-    if fractions > TOO_MANY * of:
+    if fractions > MAX_FAULTY_FRACTION * of:
         raise DataError(
             f"{source}: normalized boxes: in {fractions:,} of {of:,} records no value is above 1 in an image of many "
             "pixels; multiply them by the width and height of their image"
         )
-    if corners > TOO_MANY * of:
+    if corners > MAX_FAULTY_FRACTION * of:
         raise DataError(
             f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {of:,} records a box ends before "
             "it begins when read as left, top, right, bottom; add left and top to width and height"

@@ -10,22 +10,22 @@ from types import TracebackType
 from typing import Any
 
 from comodal.console import Table
-from comodal.data.output_folder import explained, only_one
-from comodal.data.regions.box_units import judge_source
-from comodal.data.regions.feature_files import Layout, read_records, recognise
+from comodal.data.output_folder import lock_output_folder, translate_os_errors
+from comodal.data.regions.box_units import check_source_units
+from comodal.data.regions.feature_files import FeatureLayout, detect_feature_layout, read_records
 from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError
-from comodal.data.regions.region_store import JOURNAL, FeatureType, RegionStore, RegionWriter
+from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
 from comodal.errors import DataError
-from comodal.files import stamp_of_all, write_whole
+from comodal.files import fingerprint_files, write_bytes_atomically
 from comodal.progress import Progress
 from comodal.text_files import parse_json, read_json_lines
 
-LOOK = 25  # records that tell how many features a region has
-NOTES = ".report.part"  # what was skipped so far
+SAMPLED_RECORDS = 25  # records that tell how many features a region has
+PARTIAL_REPORT_SUFFIX = ".report.part"  # what was skipped so far
 
 
 def convert_regions(
-    source: Path, out: Path, layout: Layout | None = None, dtype: FeatureType = "float16"
+    source: Path, out: Path, layout: FeatureLayout | None = None, dtype: FeatureType = "float16"
 ) -> dict[str, int]:
     """Make a region store of features that others have extracted.
 
@@ -45,15 +45,19 @@ def convert_regions(
         DataError: The source cannot be read, no record can be taken, OUT holds something else, or the disk is full.
     """
     source, out = Path(source), Path(out)
-    layout = layout or recognise(source)
+    layout = layout or detect_feature_layout(source)
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder")
-    about = {"source": source.name, "bytes": bytes_of(source), "layout": layout, "dtype": dtype}
-    about["contents"] = stamp_of_all(files_of(source))
-    with explained(out), only_one(out):
+    about = {"source": source.name, "bytes": count_source_bytes(source), "layout": layout, "dtype": dtype}
+    about["contents"] = fingerprint_files(list_source_files(source))
+    with translate_os_errors(out), lock_output_folder(out):
         if not (out / "about.json").exists():
-            write_store(source, out, layout, dtype, about)
-        for path in (out / NOTES, out / JOURNAL, *out.glob(".*.[0-9]*.part")):  # what killed commands left
+            write_region_store(source, out, layout, dtype, about)
+        for path in (
+            out / PARTIAL_REPORT_SUFFIX,
+            out / JOURNAL_FILE,
+            *out.glob(".*.[0-9]*.part"),
+        ):  # what killed commands left
             path.unlink(missing_ok=True)
         store = RegionStore(out)
         if store.about["made_from"] != about:
@@ -66,33 +70,35 @@ def convert_regions(
     return {"taken": len(store), **counts}
 
 
-def bytes_of(source: Path) -> int:
+def count_source_bytes(source: Path) -> int:
     """How large a source is."""
-    return sum(path.stat().st_size for path in files_of(source))
+    return sum(path.stat().st_size for path in list_source_files(source))
 
 
-def files_of(source: Path) -> list[Path]:
+def list_source_files(source: Path) -> list[Path]:
     """The files of a source; a lock that a reader left is no part of it."""
     files = [source] if source.is_file() else sorted(source.rglob("*"))
     return [path for path in files if path.is_file() and path.name != "lock.mdb"]
 
 
-def write_store(source: Path, out: Path, layout: Layout, dtype: FeatureType, about: dict[str, Any]) -> None:
+def write_region_store(
+    source: Path, out: Path, layout: FeatureLayout, dtype: FeatureType, about: dict[str, Any]
+) -> None:
     """Takes all records that are whole and of the usual size."""
-    dim, classes = sizes_of(source, layout)
-    with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / NOTES) as notes:
+    dim, classes = infer_feature_sizes(source, layout)
+    with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as notes:
         start = len(writer.images) + len(notes.lines)
-        with bar(start) as meter, closing(read_records(source, layout, start, meter)) as records:
+        with show_read_progress(start) as meter, closing(read_records(source, layout, start, meter)) as records:
             for record in records:
-                if skipped := record if isinstance(record, SkippedRecordError) else take(record, writer):
+                if skipped := record if isinstance(record, SkippedRecordError) else add_record(record, writer):
                     notes.add(skipped)
                 meter.records += 1
         reasons = Counter(parse_json(line.decode(), notes.path)["reason"] for line in notes.lines)
-        judge_source(source, reasons, len(writer.images))
-        write_whole(out / "report.jsonl", b"".join(notes.lines))
+        check_source_units(source, reasons, len(writer.images))
+        write_bytes_atomically(out / "report.jsonl", b"".join(notes.lines))
 
 
-def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
+def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
     """Features and classes of a region, as most of the first records have them.
 
     Raises:
@@ -106,15 +112,15 @@ def sizes_of(source: Path, layout: Layout) -> tuple[int, int]:
             else:
                 reasons.append(f"{record.image}: {record.detail}")
                 units[record.reason] += 1
-            if number >= LOOK and (sizes or units):
+            if number >= SAMPLED_RECORDS and (sizes or units):
                 break
-    judge_source(source, units, sum(sizes.values()))
+    check_source_units(source, units, sum(sizes.values()))
     if not sizes:
         raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]
 
 
-def take(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordError | None:
+def add_record(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordError | None:
     """Adds a record to the store, or says why not."""
     if record.image in writer.known:
         return SkippedRecordError(record.image, "id twice", "an earlier record has the same id")
@@ -161,7 +167,7 @@ class ReadProgress:
 
 
 @contextmanager
-def bar(before: int) -> Iterator[ReadProgress]:
+def show_read_progress(before: int) -> Iterator[ReadProgress]:
     """How far, how fast, how long yet."""
     with Progress("reading", 1.0) as progress:
         meter = ReadProgress(progress, before)

@@ -19,28 +19,35 @@ from typing import Any, Literal
 
 import numpy as np
 
-from comodal.data.hdf5_files import check_bytes, open_hdf5
-from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError, record_of, taken
+from comodal.data.hdf5_files import check_hdf5_bytes, open_hdf5
+from comodal.data.regions.feature_records import (
+    FeatureRecord,
+    SkippedRecordError,
+    build_or_skip_record,
+    parse_feature_record,
+)
 from comodal.data.regions.safe_unpickler import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
 from comodal.text_files import read_json
 
-Layout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
-COLUMNS = {
+FeatureLayout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
+TSV_COLUMNS = {
     6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
     7: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features", "cls_prob"),
     10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
          "boxes", "features"),
 }  # fmt: skip
 HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
-HEADINGS = ("image_id", "img_id")
-EXTRA = 'needs the extra: pip install "comodal[legacy]"'
+TSV_HEADER_NAMES = ("image_id", "img_id")
+MISSING_LEGACY_EXTRA = 'needs the extra: pip install "comodal[legacy]"'
 
-Entries = Iterator[tuple[str, Callable[[], FeatureRecord]]]  # a name, and what makes the record when it is wanted
-Tell = Callable[[float], object]  # which part of the source is read
+FeatureEntries = Iterator[
+    tuple[str, Callable[[], FeatureRecord]]
+]  # a name, and what makes the record when it is wanted
+ReportProgress = Callable[[float], object]  # which part of the source is read
 
 
-def recognise(source: Path) -> Layout:
+def detect_feature_layout(source: Path) -> FeatureLayout:
     """The layout of a file or folder.
 
     Raises:
@@ -48,7 +55,7 @@ def recognise(source: Path) -> Layout:
     """
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder")
-    kinds: dict[str, Layout] = {
+    kinds: dict[str, FeatureLayout] = {
         ".lmdb": "lmdb", ".mdb": "lmdb", ".tsv": "tsv", ".h5": "hdf5", ".hdf5": "hdf5", ".npy": "npy",
     }  # fmt: skip
     if (source / "data.mdb").is_file() or any(source.glob("*.lmdb")):
@@ -67,19 +74,19 @@ def recognise(source: Path) -> Layout:
 
 
 def read_records(
-    source: Path, layout: Layout, start: int = 0, tell: Tell = lambda _share: None
+    source: Path, layout: FeatureLayout, start: int = 0, tell: ReportProgress = lambda _share: None
 ) -> Generator[FeatureRecord | SkippedRecordError, None, None]:
     """All records of a source from one on, one at a time; what cannot be taken comes as Skipped.
 
     Raises:
         DataError: The source as a whole cannot be read.
     """
-    readers: dict[Layout, tuple[Callable[[Path, Tell], Entries], str]] = {
-        "lmdb": (lmdb_entries, "*.lmdb"),
-        "tensorpack": (lmdb_entries, "*.lmdb"),
-        "npy": (npy_entries, ""),
-        "tsv": (tsv_entries, "*.tsv*"),
-        "hdf5": (hdf5_entries, ""),
+    readers: dict[FeatureLayout, tuple[Callable[[Path, ReportProgress], FeatureEntries], str]] = {
+        "lmdb": (iterate_lmdb, "*.lmdb"),
+        "tensorpack": (iterate_lmdb, "*.lmdb"),
+        "npy": (iterate_npy, ""),
+        "tsv": (iterate_tsv, "*.tsv*"),
+        "hdf5": (iterate_hdf5, ""),
     }
     entries, pattern = readers[layout]
     has_parts = pattern and source.is_dir() and not (source / "data.mdb").is_file()
@@ -88,36 +95,36 @@ def read_records(
     for index, part in enumerate(parts):
         for name, make in entries(part, lambda share, index=index: tell((index + share) / len(parts))):  # type: ignore[misc]
             if number >= start:
-                yield taken(name, make)
+                yield build_or_skip_record(name, make)
             number += 1
 
 
-def lmdb_entries(source: Path, tell: Tell) -> Entries:
+def iterate_lmdb(source: Path, tell: ReportProgress) -> FeatureEntries:
     """Any of the LMDBs; its own list of keys, which a killed writer leaves out, is not needed."""
     try:
         import lmdb
     except ImportError as error:
-        raise DataError(f"{source}: LMDB {EXTRA}") from error
+        raise DataError(f"{source}: LMDB {MISSING_LEGACY_EXTRA}") from error
     try:
         with (
             lmdb.open(str(source), subdir=source.is_dir(), readonly=True, lock=False) as environment,
             environment.begin(buffers=True) as transaction,
         ):
-            check_length(source, environment)
+            check_lmdb_length(source, environment)
             keys = transaction.get(b"keys")
-            if keys is not None and (faults := fault_of(bytes(keys))):
+            if keys is not None and (faults := check_key_list(bytes(keys))):
                 yield "keys", faults
             count = environment.stat()["entries"]
             for number, (key, value) in enumerate(transaction.cursor()):
                 name = bytes(key).decode("utf-8", "replace")
                 tell(number / count)
                 if name not in ("keys", "__keys__", "__len__"):
-                    yield name, partial(lmdb_record, value, name)
+                    yield name, partial(parse_lmdb_record, value, name)
     except lmdb.Error as error:
         raise DataError(f"{source}: not a whole LMDB ({error})") from error
 
 
-def check_length(source: Path, environment: Any) -> None:
+def check_lmdb_length(source: Path, environment: Any) -> None:
     """Whoever reads behind the end of a cut LMDB is killed by the system, so that has to be seen before."""
     wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     found = (source / "data.mdb" if source.is_dir() else source).stat().st_size
@@ -125,47 +132,47 @@ def check_length(source: Path, environment: Any) -> None:
         raise DataError(f"{source}: {found:,} of {wanted:,} bytes are there: it was not copied to its end")
 
 
-def fault_of(keys: bytes) -> Callable[[], FeatureRecord] | None:
+def check_key_list(keys: bytes) -> Callable[[], FeatureRecord] | None:
     """The list of keys is not needed, but a dangerous one tells what the file is."""
     try:
         load_pickle(keys)
     except DataError as error:
-        return partial(fail, error)
+        return partial(raise_error, error)
     return None
 
 
-def fail(error: DataError) -> FeatureRecord:
+def raise_error(error: DataError) -> FeatureRecord:
     """Raises an error when its turn has come."""
     raise error
 
 
-def lmdb_record(value: memoryview, name: str) -> FeatureRecord:
+def parse_lmdb_record(value: memoryview, name: str) -> FeatureRecord:
     """A value of an LMDB: a pickle begins with 0x80 or an ASCII letter, a msgpack list of eight with 0x98."""
     data = bytes(value)
     if data[:1] == b"\x98":
-        return tensorpack_record(data)
+        return parse_tensorpack_record(data)
     fields = load_pickle(data)
     if not isinstance(fields, dict):
         raise ValueError(f"a {type(fields).__name__}, not a dictionary")
-    return record_of(fields, name)
+    return parse_feature_record(fields, name)
 
 
-def tensorpack_record(data: bytes) -> FeatureRecord:
+def parse_tensorpack_record(data: bytes) -> FeatureRecord:
     """The pretraining records: features, classes, boxes, number, height, width, id, caption."""
     try:
         import msgpack
     except ImportError as error:
-        raise DataError(f"tensorpack's LMDB {EXTRA}") from error
+        raise DataError(f"tensorpack's LMDB {MISSING_LEGACY_EXTRA}") from error
     try:
-        values = msgpack.unpackb(data, raw=False, object_hook=msgpack_array, strict_map_key=False)
+        values = msgpack.unpackb(data, raw=False, object_hook=decode_msgpack_array, strict_map_key=False)
     except (msgpack.UnpackException, UnicodeDecodeError) as error:
         raise ValueError(f"not a whole msgpack record ({error})") from error
     features, classes, boxes, count, height, width, image = values[:7]
     named = {"features": features, "cls_prob": classes, "boxes": boxes, "num_boxes": count}
-    return record_of(named | {"image_h": height, "image_w": width, "image_id": image}, str(image))
+    return parse_feature_record(named | {"image_h": height, "image_w": width, "image_id": image}, str(image))
 
 
-def msgpack_array(value: dict) -> Any:
+def decode_msgpack_array(value: dict) -> Any:
     """msgpack_numpy's way to say an array; objects (which it pickles) are refused."""
     fields = {(name.decode() if isinstance(name, bytes) else name): item for name, item in value.items()}
     if "nd" not in fields:
@@ -179,7 +186,7 @@ def msgpack_array(value: dict) -> Any:
     return np.frombuffer(fields["data"], dtype).reshape(fields.get("shape", ()))
 
 
-def npy_entries(source: Path, tell: Tell) -> Entries:
+def iterate_npy(source: Path, tell: ReportProgress) -> FeatureEntries:
     """One file an image, or two; the id is the one in it, or the file's path below the folder."""
     files = [source] if source.is_file() else sorted(source.rglob("*.npy"))
     root = source.parent if source.is_file() else source
@@ -187,21 +194,21 @@ def npy_entries(source: Path, tell: Tell) -> Entries:
         tell(number / len(files))
         if not path.stem.endswith("_info"):
             image = path.relative_to(root).with_suffix("").as_posix()
-            yield image, partial(npy_record, path, image)
+            yield image, partial(read_npy_record, path, image)
 
 
-def npy_record(path: Path, image: str) -> FeatureRecord:
+def read_npy_record(path: Path, image: str) -> FeatureRecord:
     """The original's dictionary in a file, or features with MMF's dictionary beside them."""
     value = load_npy(path)
     if isinstance(value, dict):
-        return record_of(value, image)
+        return parse_feature_record(value, image)
     info = load_npy(path.with_name(f"{path.stem}_info.npy"))
     if not isinstance(info, dict):
         raise ValueError(f"{path.stem}_info.npy holds a {type(info).__name__}, not a dictionary")
-    return record_of(info | {"features": value}, image)
+    return parse_feature_record(info | {"features": value}, image)
 
 
-def tsv_entries(source: Path, tell: Tell) -> Entries:
+def iterate_tsv(source: Path, tell: ReportProgress) -> FeatureEntries:
     """A line an image, base64 in its columns."""
     size, done = source.stat().st_size, 0
     with source.open("rb") as file:
@@ -210,18 +217,18 @@ def tsv_entries(source: Path, tell: Tell) -> Entries:
             tell(done / size)
             cells = line.rstrip(b"\r\n").split(b"\t")
             name = cells[0].decode("utf-8", "replace")
-            if name not in HEADINGS:
-                yield name or f"line {number}", partial(tsv_record, cells)
+            if name not in TSV_HEADER_NAMES:
+                yield name or f"line {number}", partial(parse_tsv_record, cells)
 
 
-def tsv_record(cells: list[bytes]) -> FeatureRecord:
+def parse_tsv_record(cells: list[bytes]) -> FeatureRecord:
     """Bottom-up-attention writes width before height, LXMERT height before width."""
-    if len(cells) not in COLUMNS:
-        raise ValueError(f"{len(cells)} columns; there are tables of {', '.join(map(str, COLUMNS))}")
-    return record_of(dict(zip(COLUMNS[len(cells)], cells, strict=True)), "")
+    if len(cells) not in TSV_COLUMNS:
+        raise ValueError(f"{len(cells)} columns; there are tables of {', '.join(map(str, TSV_COLUMNS))}")
+    return parse_feature_record(dict(zip(TSV_COLUMNS[len(cells)], cells, strict=True)), "")
 
 
-def hdf5_entries(source: Path, tell: Tell) -> Entries:
+def iterate_hdf5(source: Path, tell: ReportProgress) -> FeatureEntries:
     """Rows of all images, or a block of rows for each; sizes follow from the boxes in pixels and in fractions."""
     with open_hdf5(source) as file:
         lacking = [name for name in HDF5_COLUMNS if name not in file]
@@ -229,21 +236,21 @@ def hdf5_entries(source: Path, tell: Tell) -> Entries:
             raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
         fixed = file["image_features"].ndim == 3
         if not fixed:
-            check_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
+            check_hdf5_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
         ends = file["pos_boxes"][:].tolist() if not fixed else []
         blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
-        names = ids_beside(source, len(blocks))
+        names = read_image_ids(source, len(blocks))
         for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
             tell(index / len(blocks))
-            yield name, partial(hdf5_record, file, block, name)
+            yield name, partial(read_hdf5_record, file, block, name)
 
 
-def hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
+def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     """One image; rows of zeros at the end are padding."""
     try:
         for column in HDF5_COLUMNS:
             rows = 1 if isinstance(block, int) else len(range(*block.indices(len(file[column]))))
-            check_bytes(file[column], rows, column)
+            check_hdf5_bytes(file[column], rows, column)
         features, boxes, shares = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
     except OSError as error:  # h5py's own, for a damaged part of a file
         raise ValueError(str(error)) from error
@@ -257,7 +264,7 @@ def hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     return FeatureRecord(name, features[there], boxes[there], round(width), round(height), None)
 
 
-def ids_beside(source: Path, count: int) -> list[str]:
+def read_image_ids(source: Path, count: int) -> list[str]:
     """The images' ids from NAME_imgid2idx or imgid2idx, .pkl or .json, beside the file.
 
     Raises:

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.regions.box_units import BoxUnitsError, check_units
+from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.safe_unpickler import RefusedPickleError
 from comodal.errors import DataError
 
-NAMES = {
+FIELD_NAMES = {
     "features": ("features", "feature"),
     "boxes": ("boxes", "bbox"),
     "width": ("image_w", "image_width"),
@@ -19,9 +19,9 @@ NAMES = {
     "classes": ("cls_prob",),
     "image": ("image_id",),
 }
-FEWEST_NUMBERS = 16  # that show how features spread
-MOST_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
-OUTSIDE = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
+MIN_SPREAD_VALUES = 16  # that show how features spread
+MAX_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
+MAX_OUTSIDE_FRACTION = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
 
 
 class FeatureRecord(NamedTuple):
@@ -43,11 +43,11 @@ class SkippedRecordError(NamedTuple):
     detail: str
 
 
-def taken(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
+def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
     """A record, or why it is not one."""
     try:
         record = make()
-        check(record)
+        check_record(record)
         return record
     except RefusedPickleError as error:
         return SkippedRecordError(image, "refused", str(error))
@@ -59,7 +59,7 @@ def taken(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | Skip
         )
 
 
-def check(record: FeatureRecord) -> None:
+def check_record(record: FeatureRecord) -> None:
     """Raises a ValueError unless all numbers fit together."""
     rows = len(record.features)
     classes = rows if record.classes is None else len(record.classes)
@@ -70,42 +70,42 @@ def check(record: FeatureRecord) -> None:
     for name, numbers in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
         if numbers is not None and not np.isfinite(numbers).all():
             raise ValueError(f"{name} are not finite numbers")
-    check_boxes(record)
-    check_spread(record.features)
+    check_record_boxes(record)
+    check_feature_spread(record.features)
 
 
-def check_boxes(record: FeatureRecord) -> None:
+def check_record_boxes(record: FeatureRecord) -> None:
     """Boxes are corners in pixels, within the image.
 
     Raises:
         BoxUnitsError: They are fractions, or end before they begin.
         ValueError: They leave the image.
     """
-    check_units(record.boxes, record.width, record.height)
+    check_box_units(record.boxes, record.width, record.height)
     sides = np.array([record.width, record.height])
-    slack = 2 + OUTSIDE * sides
+    slack = 2 + MAX_OUTSIDE_FRACTION * sides
     corners = record.boxes.reshape(-1, 2)
     if (corners < -slack).any() or (corners > sides + slack).any():
         raise ValueError(f"boxes leave the image of {record.width} x {record.height} pixels")
 
 
-def check_spread(features: Float[np.ndarray, "regions dim"]) -> None:
+def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
     """Numbers that were read with another width than they were written with differ by tens of orders of magnitude.
 
     Raises:
         ValueError: These do.
     """
     magnitudes = np.abs(features[features != 0])
-    if len(magnitudes) >= FEWEST_NUMBERS:
+    if len(magnitudes) >= MIN_SPREAD_VALUES:
         small, large = np.log2(np.percentile(magnitudes.astype(np.float64), [5, 95]))
-        if large - small > MOST_OCTAVES:
+        if large - small > MAX_OCTAVES:
             raise ValueError(
                 f"features from 2^{small:.0f} to 2^{large:.0f}: their bytes are not of the type that they are read as "
                 "(float64 or float16 as float32?)"
             )
 
 
-def record_of(values: dict[str, Any], image: str) -> FeatureRecord:
+def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
     """A record of a dictionary, whatever its writer called things; text is base64 of float32.
 
     The original's extractor always writes 100 rows and counts in num_boxes those with a score above 0; its readers
@@ -113,31 +113,31 @@ def record_of(values: dict[str, Any], image: str) -> FeatureRecord:
     """
     found: dict[str, Any] = {
         ours: next((values[name] for name in names if values.get(name) is not None), None)
-        for ours, names in NAMES.items()
+        for ours, names in FIELD_NAMES.items()
     }
     lacking = [name for name in ("features", "boxes", "width", "height") if found[name] is None]
     if lacking:
         raise ValueError(f"no {', '.join(lacking)} among {sorted(map(str, values))}")
     is_text = isinstance(found["boxes"], str | bytes)
-    boxes = numbers(found["boxes"], whole_number(values["num_boxes"]) if is_text else None, 4)
+    boxes = parse_float_matrix(found["boxes"], parse_integer_field(values["num_boxes"]) if is_text else None, 4)
     rows = len(boxes)
-    if whole_number(values.get("num_boxes", rows)) > rows:
+    if parse_integer_field(values.get("num_boxes", rows)) > rows:
         raise ValueError(f"num_boxes says {values['num_boxes']}, there are {rows} boxes")
-    features = numbers(found["features"], rows, None)
+    features = parse_float_matrix(found["features"], rows, None)
     if not isinstance(found["features"], str | bytes) and np.asarray(found["features"]).dtype.kind != "f":
         raise ValueError(f"features of {np.asarray(found['features']).dtype}: quantized features are not read")
-    classes = None if found["classes"] is None else numbers(found["classes"], rows, None)
+    classes = None if found["classes"] is None else parse_float_matrix(found["classes"], rows, None)
     name = found["image"].decode() if isinstance(found["image"], bytes) else found["image"]
-    width, height = whole_number(found["width"]), whole_number(found["height"])
+    width, height = parse_integer_field(found["width"]), parse_integer_field(found["height"])
     return FeatureRecord(image if name is None else str(name), features, boxes, width, height, classes)
 
 
-def whole_number(value: Any) -> int:
+def parse_integer_field(value: Any) -> int:
     """A number that may be text."""
     return int(float(value))
 
 
-def numbers(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
+def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
     """Numbers in so many rows and columns as float32, of an array or of base64; None is as many as there are."""
     if isinstance(value, str | bytes):
         data = binascii.a2b_base64(value, strict_mode=True)

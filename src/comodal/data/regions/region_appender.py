@@ -16,19 +16,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.output_folder import explained
-from comodal.data.regions.region_index import pack_index
+from comodal.data.output_folder import translate_os_errors
+from comodal.data.regions.region_index import pack_region_index
 from comodal.data.regions.region_store import (
-    INDEX,
+    INDEX_FILE,
     RegionStore,
-    check_regions,
-    index_of,
-    widths_of,
-    write_about,
+    check_regions_fit_store,
+    compute_row_bytes,
+    read_store_index,
     write_regions,
+    write_store_about,
 )
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 
 COMMIT_SECONDS = 10.0  # how much work a killed process may lose
 
@@ -54,12 +54,12 @@ class RegionAppender:
         self.committed = time.monotonic()
 
     def __enter__(self) -> "RegionAppender":
-        with explained(self.folder):
+        with translate_os_errors(self.folder):
             if "added" not in self.about:
                 self.about |= {"added": 0, "added_file": f"added-{self.about['images']}.jsonl"}
                 self.about |= {"indexed": self.about["images"]}
-                write_about(self.folder, self.about)  # from here on files may be longer than what counts
-            for name, width in widths_of(self.about).items():
+                write_store_about(self.folder, self.about)  # from here on files may be longer than what counts
+            for name, width in compute_row_bytes(self.about).items():
                 self.files[name] = file = (self.folder / name).open("r+b")
                 file.truncate(self.about["regions"] * width)
                 file.seek(0, os.SEEK_END)
@@ -70,7 +70,7 @@ class RegionAppender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained(self.folder):
+        with translate_os_errors(self.folder):
             try:
                 self.commit()
                 if self.about["images"] > 2 * self.about["indexed"]:
@@ -95,14 +95,14 @@ class RegionAppender:
         """
         if image in self.known or self.store.find(image) is not None:
             raise ValueError(f"image {image} is in the store already")
-        check_regions(self.about, image, features, boxes, width, height, classes)
-        with explained(self.folder):
+        check_regions_fit_store(self.about, image, features, boxes, width, height, classes)
+        with translate_os_errors(self.folder):
             write_regions(self.files, np.dtype(self.about["dtype"]), features, boxes, classes)
         self.lines.append(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
         self.regions += len(boxes)
         self.known.add(image)
         if time.monotonic() - self.committed > COMMIT_SECONDS:
-            with explained(self.folder):
+            with translate_os_errors(self.folder):
                 self.commit()
 
     def commit(self) -> None:
@@ -117,17 +117,19 @@ class RegionAppender:
         fresh = self.about | {"added": self.about["added"] + len(data)}
         fresh |= {"images": self.about["images"] + len(self.lines), "regions": self.about["regions"] + self.regions}
         fresh["fingerprint"] = hashlib.sha256(self.about["fingerprint"].encode() + data).hexdigest()[:16]
-        write_about(self.folder, fresh)
+        write_store_about(self.folder, fresh)
         self.about, self.lines, self.regions, self.committed = fresh, [], 0, time.monotonic()
 
     def _write_index(self) -> None:
         """One index file of all images; its predecessors are removed when it counts."""
-        old = [self.folder / self.about.get("index", INDEX), self.folder / self.about["added_file"]]
+        old = [self.folder / self.about.get("index", INDEX_FILE), self.folder / self.about["added_file"]]
         images = self.about["images"]
         fresh: dict[str, Any] = {"index": f"index-{images}.bin", "added_file": f"added-{images}.jsonl"}
-        write_whole(self.folder / fresh["index"], pack_index(index_of(self.folder, self.about)))
-        write_whole(self.folder / fresh["added_file"], b"")
+        write_bytes_atomically(
+            self.folder / fresh["index"], pack_region_index(read_store_index(self.folder, self.about))
+        )
+        write_bytes_atomically(self.folder / fresh["added_file"], b"")
         self.about |= fresh | {"added": 0, "indexed": images}
-        write_about(self.folder, self.about)
+        write_store_about(self.folder, self.about)
         for path in old:
             path.unlink(missing_ok=True)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from comodal import distributed
-from comodal.console import say
-from comodal.data.regions.region_store import RegionStore, read_about, write_about
+from comodal.console import print_line
+from comodal.data.regions.region_store import RegionStore, read_store_about, write_store_about
 from comodal.errors import CheckpointError, DataError
 from comodal.text_files import read_json_object
 
-REGIONS = "regions.json"
-PLACES = ("boxes", "grid", "most")
+REGION_SETTINGS_FILE = "regions.json"
+BOX_SETTING_KEYS = ("boxes", "grid", "most")
 
 
-def learnt_from(model: Path) -> dict[str, Any] | None:
+def read_training_regions(model: Path) -> dict[str, Any] | None:
     """What the regions of a model's training were made of, or None where it does not say.
 
     Args:
@@ -27,7 +27,7 @@ def learnt_from(model: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: regions.json is damaged.
     """
-    path = model / REGIONS
+    path = model / REGION_SETTINGS_FILE
     if not path.is_file():
         return None
     made = read_json_object(path, CheckpointError).get("made_from")
@@ -47,39 +47,44 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
         DataError: The store's features are of other weights or settings, and nobody has said that they will do.
         CheckpointError: regions.json is damaged.
     """
-    learnt, made = learnt_from(model), store.about["made_from"]
+    learnt, made = read_training_regions(model), store.about["made_from"]
     if learnt is None or learnt == made:
         return
     known, found = learnt.get("fingerprint"), made.get("fingerprint")
     if known is None or found is None:
-        warn(
-            f"{model} has learnt from regions of {named(learnt)}, {store.folder} has those of {named(made)}: "
+        log_warning(
+            f"{model} was trained on regions of {describe_regions(learnt)}, "
+            f"{store.folder} has those of {describe_regions(made)}: "
             "whether they are of the same kind cannot be told"
         )
     elif known != found and known not in store.about.get("also_for", []):
         raise DataError(
-            f"{store.folder} has features of {named(made)} and {model} was trained on {named(learnt)}: "
+            f"{store.folder} has features of {describe_regions(made)} "
+            f"and {model} was trained on {describe_regions(learnt)}: "
             f"`comodal extract IMAGES STORE --like {model}` makes such; whoever knows that these will do, "
             f"extracts them with --also-for {model}"
         )
-    elif known == found and any(learnt.get(name) != made.get(name) for name in PLACES):
-        warn(f"{store.folder} has other boxes than {model} was trained on: {places(made)}, not {places(learnt)}")
+    elif known == found and any(learnt.get(name) != made.get(name) for name in BOX_SETTING_KEYS):
+        log_warning(
+            f"{store.folder} has other boxes than {model} was trained on: "
+            f"{describe_box_source(made)}, not {describe_box_source(learnt)}"
+        )
 
 
-def accept(store: Path, model: Path) -> None:
+def allow_incompatible_regions(store: Path, model: Path) -> None:
     """Writes into a store that a model may read it, although its features are of other weights or settings.
 
     Raises:
         DataError: The model does not say what it has learnt from.
     """
-    known = (learnt_from(model) or {}).get("fingerprint")
+    known = (read_training_regions(model) or {}).get("fingerprint")
     if known is None:
         raise DataError(f"{model} does not say of what regions it has learnt, so it reads any of the right size")
-    about = read_about(store)
-    write_about(store, about | {"also_for": sorted({*about.get("also_for", []), known})})
+    about = read_store_about(store)
+    write_store_about(store, about | {"also_for": sorted({*about.get("also_for", []), known})})
 
 
-def named(made: dict[str, Any]) -> str:
+def describe_regions(made: dict[str, Any]) -> str:
     """What regions were made of, in a few words."""
     if "fingerprint" not in made:
         return " ".join(str(made[name]) for name in ("layout", "source") if name in made) or "an unknown kind"
@@ -88,13 +93,13 @@ def named(made: dict[str, Any]) -> str:
     return f"{made.get('name', 'a network')} ({settings}; {made['fingerprint']})"
 
 
-def places(made: dict[str, Any]) -> str:
+def describe_box_source(made: dict[str, Any]) -> str:
     """Where boxes are, in a few words."""
     number = {"grid": "grid", "own": "most", "selective": "most"}.get(str(made.get("boxes")))
     return f"{made.get('boxes')} {made.get(number) if number else ''}".strip()
 
 
-def warn(sentence: str) -> None:
+def log_warning(sentence: str) -> None:
     """A line for people, once for all processes."""
-    if distributed.is_main():
-        say(sentence, stderr=True)
+    if distributed.is_main_process():
+        print_line(sentence, stderr=True)

@@ -10,10 +10,10 @@ from typing import NamedTuple, overload
 import numpy as np
 from jaxtyping import Int64
 
-from comodal.data.numpy_files import DAMAGED, read_npy
+from comodal.data.numpy_files import DAMAGED_NUMPY_ERRORS, read_npy
 from comodal.errors import DataError
 
-ARRAYS = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
+INDEX_ARRAY_NAMES = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
 
 
 class IndexedImage(NamedTuple):
@@ -47,7 +47,7 @@ class ImageIds(Sequence[str]):
 
     def find(self, image: str) -> int | None:
         """The row of an id, or None."""
-        wanted = hash_of(image)
+        wanted = hash_image_id(image)
         for place in range(*np.searchsorted(self.hashes, [wanted, wanted + np.uint64(1)]).tolist()):
             if self[int(self.order[place])] == image:
                 return int(self.order[place])
@@ -58,7 +58,7 @@ class ImageIds(Sequence[str]):
         rows = np.full(len(images), -1, np.int64)
         if not len(self):
             return rows
-        wanted = np.array([hash_of(image) for image in images], np.uint64)
+        wanted = np.array([hash_image_id(image) for image in images], np.uint64)
         places = np.searchsorted(self.hashes, wanted)
         for at in np.flatnonzero(self.hashes[np.minimum(places, len(self) - 1)] == wanted).tolist():
             row = int(self.order[places[at]])
@@ -67,17 +67,17 @@ class ImageIds(Sequence[str]):
         return rows
 
 
-def hash_of(image: str) -> np.uint64:
+def hash_image_id(image: str) -> np.uint64:
     """Eight bytes of an id; one less than the largest, so that one more can be counted."""
     number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
     return np.uint64(min(number, 2**64 - 2))
 
 
-def arrays_of(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
+def build_index_arrays(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
     """What is kept of images: their ids, where their rows begin, their sizes, and hashes of the ids to find them by."""
     listed = list(images)
     names = [image[0].encode() for image in listed]
-    hashes = np.array([hash_of(image[0]) for image in listed], np.uint64)
+    hashes = np.array([hash_image_id(image[0]) for image in listed], np.uint64)
     order = np.argsort(hashes, kind="stable")
     return {
         "id_bytes": np.frombuffer(b"".join(names), np.uint8),
@@ -89,7 +89,7 @@ def arrays_of(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
     }
 
 
-def joined(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def concatenate_indexes(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of two lists of images as those of one list."""
     hashes = np.concatenate([first["hashes"], second["hashes"]])
     order = np.argsort(hashes, kind="stable")
@@ -104,25 +104,25 @@ def joined(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[
     }
 
 
-def pack_index(arrays: dict[str, np.ndarray]) -> bytes:
+def pack_region_index(arrays: dict[str, np.ndarray]) -> bytes:
     """The index file: numpy arrays one behind the other, none of objects."""
     file = io.BytesIO()
-    for name in ARRAYS:
+    for name in INDEX_ARRAY_NAMES:
         np.save(file, arrays[name], allow_pickle=False)
     return file.getvalue()
 
 
-def read_index(path: Path) -> dict[str, np.ndarray]:
+def read_region_index(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an index file."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            return {name: read_npy(file, size - file.tell()) for name in ARRAYS}
-    except DAMAGED as error:
+            return {name: read_npy(file, size - file.tell()) for name in INDEX_ARRAY_NAMES}
+    except DAMAGED_NUMPY_ERRORS as error:
         raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
 
 
-def read_added(path: Path, size: int) -> list[IndexedImage]:
+def read_appended_images(path: Path, size: int) -> list[IndexedImage]:
     """The images that were added behind an index file: so many bytes of lines, whatever stands behind them."""
     try:
         with path.open("rb") as file:

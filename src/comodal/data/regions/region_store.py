@@ -24,24 +24,24 @@ import torch
 from jaxtyping import Float, Float32, Num, Shaped
 from torch import Tensor
 
-from comodal.data.output_folder import as_json, explained
+from comodal.data.output_folder import encode_settings_json, translate_os_errors
 from comodal.data.regions.region_index import (
     ImageIds,
     IndexedImage,
-    arrays_of,
-    joined,
-    pack_index,
-    read_added,
-    read_index,
+    build_index_arrays,
+    concatenate_indexes,
+    pack_region_index,
+    read_appended_images,
+    read_region_index,
 )
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json_object
 
-FEATURES, BOXES, CLASSES, TOKENS, INDEX, JOURNAL = (
+FEATURES_FILE, BOXES_FILE, CLASSES_FILE, TOKENS_FILE, INDEX_FILE, JOURNAL_FILE = (
     "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
 )  # fmt: skip
-MOST_PIXELS = 2**31 - 1  # of a side
+MAX_SIDE_PIXELS = 2**31 - 1  # of a side
 FeatureType = Literal["float16", "float32"]
 
 
@@ -56,7 +56,9 @@ class Regions(NamedTuple):
     height: int
 
 
-def locations(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 5"]:
+def compute_locations(
+    boxes: Float[np.ndarray, "regions 4"], width: int, height: int
+) -> Float32[np.ndarray, "regions 5"]:
     """Left, top, right, bottom and area as fractions of the image (ViLBERT, section 3.1); no pixel is added."""
     scaled = boxes / np.array([width, height, width, height], np.float32)
     areas = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
@@ -75,8 +77,8 @@ class RegionStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.about = read_about(self.folder)
-        arrays = index_of(self.folder, self.about)
+        self.about = read_store_about(self.folder)
+        arrays = read_store_index(self.folder, self.about)
         self.ids = ImageIds(arrays["id_bytes"], arrays["id_ends"], arrays["hashes"], arrays["order"])
         self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
         self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
@@ -84,11 +86,13 @@ class RegionStore:
         self.soft = bool(self.about.get("classes_from_tokens"))  # classes are a soft assignment to tokens
         self.fingerprint = str(self.about["fingerprint"])
         rows = int(self.firsts[-1])
-        self.features = self._open(FEATURES, self.about["dtype"], rows, self.dim)
+        self.features = self._open(FEATURES_FILE, self.about["dtype"], rows, self.dim)
         self.feature_rows = self._tensor(rows)
-        self.boxes = self._open(BOXES, "<f4", rows, 4)
-        self.probabilities = self._open(CLASSES, "<f2", rows, self.classes) if self.classes else None
-        self.token_rows = self._open(TOKENS, token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
+        self.boxes = self._open(BOXES_FILE, "<f4", rows, 4)
+        self.probabilities = self._open(CLASSES_FILE, "<f2", rows, self.classes) if self.classes else None
+        self.token_rows = (
+            self._open(TOKENS_FILE, choose_token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
+        )
 
     def __len__(self) -> int:
         """Images."""
@@ -138,7 +142,7 @@ class RegionStore:
         kind = torch.float16 if self.features.dtype == np.float16 else torch.float32
         if not rows:
             return torch.empty((0, self.dim), dtype=kind)
-        path = str(self.folder / FEATURES)
+        path = str(self.folder / FEATURES_FILE)
         return torch.from_file(path, shared=False, size=rows * self.dim, dtype=kind).view(rows, self.dim)
 
     def _open(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
@@ -184,13 +188,13 @@ class RegionWriter:
         self.journal: BinaryIO
 
     def __enter__(self) -> "RegionWriter":
-        with explained(self.folder):
+        with translate_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "about.json").exists():
                 raise DataError(f"{self.folder} is finished already; give another folder, or delete this one")
             self._recall()
             rows = sum(image.regions for image in self.images)
-            for name, width in widths_of(self.about).items():
+            for name, width in compute_row_bytes(self.about).items():
                 part = self.folder / f".{name}.part"
                 if (self.folder / name).exists():  # killed while it gave the files their names
                     (self.folder / name).replace(part)
@@ -204,7 +208,7 @@ class RegionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained(self.folder):
+        with translate_os_errors(self.folder):
             try:
                 if kind is None:
                     self._finish()
@@ -228,8 +232,8 @@ class RegionWriter:
         """
         if image in self.known:
             raise ValueError(f"image {image} is in the store already")
-        check_regions(self.about, image, features, boxes, width, height, classes)
-        with explained(self.folder):
+        check_regions_fit_store(self.about, image, features, boxes, width, height, classes)
+        with translate_os_errors(self.folder):
             write_regions(self.files, self.dtype, features, boxes, classes)
             self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
             self.journal.flush()
@@ -238,7 +242,7 @@ class RegionWriter:
 
     def _recall(self) -> None:
         """Reads which images a killed writer left whole."""
-        path, begun = self.folder / JOURNAL, json.dumps(self.about, sort_keys=True)
+        path, begun = self.folder / JOURNAL_FILE, json.dumps(self.about, sort_keys=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # behind the last end stands what was cut
         if lines:
             if lines[0].decode() != begun:
@@ -260,24 +264,24 @@ class RegionWriter:
             file.flush()
             os.fsync(file.fileno())
             (self.folder / f".{name}.part").replace(self.folder / name)
-        index = pack_index(arrays_of(self.images))
-        write_whole(self.folder / INDEX, index)
+        index = pack_region_index(build_index_arrays(self.images))
+        write_bytes_atomically(self.folder / INDEX_FILE, index)
         digest = hashlib.sha256(index)
         digest.update(json.dumps(self.about, sort_keys=True).encode())
         about = self.about | {"kind": "regions", "format": 1, "tokens": 0, "fingerprint": digest.hexdigest()[:16]}
         about |= {"images": len(self.images), "regions": sum(image.regions for image in self.images)}
-        write_about(self.folder, about)
-        (self.folder / JOURNAL).unlink()
+        write_store_about(self.folder, about)
+        (self.folder / JOURNAL_FILE).unlink()
 
 
-def index_of(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+def read_store_index(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of a store's index, with the images that were added behind it (region_appender.py)."""
-    arrays = read_index(folder / about.get("index", INDEX))
-    added = read_added(folder / about["added_file"], about["added"]) if "added" in about else []
-    return joined(arrays, arrays_of(added)) if added else arrays
+    arrays = read_region_index(folder / about.get("index", INDEX_FILE))
+    added = read_appended_images(folder / about["added_file"], about["added"]) if "added" in about else []
+    return concatenate_indexes(arrays, build_index_arrays(added)) if added else arrays
 
 
-def check_regions(
+def check_regions_fit_store(
     about: dict[str, Any],
     image: str,
     features: np.ndarray,
@@ -293,7 +297,7 @@ def check_regions(
     """
     rows, dim, columns, dtype = len(boxes), about["dim"], about["classes"], np.dtype(about["dtype"])
     half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
-    if half_a_sign or max(width, height) > MOST_PIXELS:
+    if half_a_sign or max(width, height) > MAX_SIDE_PIXELS:
         raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
     if features.shape != (rows, dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
         shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
@@ -307,9 +311,13 @@ def check_regions(
             raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {dtype.name}")
 
 
-def widths_of(about: dict[str, Any]) -> dict[str, int]:
+def compute_row_bytes(about: dict[str, Any]) -> dict[str, int]:
     """The files of a store that grow with its regions, and the bytes of a region in each."""
-    widths = {FEATURES: about["dim"] * np.dtype(about["dtype"]).itemsize, BOXES: 16, CLASSES: 2 * about["classes"]}
+    widths = {
+        FEATURES_FILE: about["dim"] * np.dtype(about["dtype"]).itemsize,
+        BOXES_FILE: 16,
+        CLASSES_FILE: 2 * about["classes"],
+    }
     return {name: width for name, width in widths.items() if width}
 
 
@@ -317,26 +325,26 @@ def write_regions(
     files: dict[str, BinaryIO], dtype: np.dtype, features: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None
 ) -> None:
     """The regions of an image behind those that are there, out of this process's hands."""
-    files[FEATURES].write(packed(features, dtype))
-    files[BOXES].write(boxes.astype("<f4").tobytes())
+    files[FEATURES_FILE].write(encode_features(features, dtype))
+    files[BOXES_FILE].write(boxes.astype("<f4").tobytes())
     if classes is not None:
-        files[CLASSES].write(packed(classes, np.dtype("<f2")))
+        files[CLASSES_FILE].write(encode_features(classes, np.dtype("<f2")))
     for file in files.values():
         file.flush()
 
 
-def packed(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
+def encode_features(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
     """Numbers as they stand in a file. Torch rounds to fp16 a hundred times as fast as numpy, to the same bits."""
     if dtype.itemsize == 2:
         return torch.from_numpy(numbers.astype(np.float32)).half().numpy().tobytes()
     return numbers.astype(dtype).tobytes()
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_store_about(folder: Path) -> dict[str, Any]:
     """What a store says of itself."""
     path = folder / "about.json"
     if not path.is_file():
-        begun = (folder / JOURNAL).exists()
+        begun = (folder / JOURNAL_FILE).exists()
         what = "is not finished: run the same command again" if begun else "is not a region store: it has no about.json"
         raise DataError(f"{folder} {what}")
     about = read_json_object(path)
@@ -345,24 +353,26 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def write_about(folder: Path, about: dict[str, Any]) -> None:
+def write_store_about(folder: Path, about: dict[str, Any]) -> None:
     """about.json, whole or as it was."""
-    write_whole(folder / "about.json", as_json(about))
+    write_bytes_atomically(folder / "about.json", encode_settings_json(about))
 
 
-def token_dtype(tokens: int) -> np.dtype:
+def choose_token_dtype(tokens: int) -> np.dtype:
     """How visual tokens are kept, by how many there are."""
     return np.dtype("<u2" if tokens <= 2**16 else "<u4")
 
 
-def withdraw_tokens(folder: Path) -> None:
+def remove_visual_tokens(folder: Path) -> None:
     """Before new tokens are written: the store has none, and no class probabilities that were made of them."""
-    about = read_about(folder)
+    about = read_store_about(folder)
     made = bool(about.get("classes_from_tokens"))
-    write_about(folder, about | {"tokens": 0, "classes": 0 if made else about["classes"], "classes_from_tokens": False})
+    write_store_about(
+        folder, about | {"tokens": 0, "classes": 0 if made else about["classes"], "classes_from_tokens": False}
+    )
 
 
-def add_tokens(folder: Path, tokens: int, classes: int) -> None:
+def register_visual_tokens(folder: Path, tokens: int, classes: int) -> None:
     """Tokens.bin is whole, and so are class probabilities made of tokens if `classes` is not 0."""
-    about = read_about(folder) | {"tokens": tokens}
-    write_about(folder, about | ({"classes": classes, "classes_from_tokens": True} if classes else {}))
+    about = read_store_about(folder) | {"tokens": tokens}
+    write_store_about(folder, about | ({"classes": classes, "classes_from_tokens": True} if classes else {}))

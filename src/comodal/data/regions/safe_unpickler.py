@@ -18,27 +18,27 @@ import numpy as np
 from comodal.data.numpy_files import read_npy
 from comodal.errors import DataError
 
-DAMAGED = (
+DAMAGED_PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, ValueError, TypeError,
     MemoryError, OverflowError, RecursionError, SystemError,
 )  # fmt: skip
-MAX_HEADER_BYTES = 10_000  # of an .npy file
-PLAIN = (str, bytes, int, float, bool, type(None), np.generic, np.ndarray)
-TYPE_CODE = re.compile(r"[biuf][1248]|[SU]\d{0,6}|O8?|b1")
+MAX_PICKLED_NPY_HEADER_BYTES = 10_000  # of an .npy file
+PLAIN_TYPES = (str, bytes, int, float, bool, type(None), np.generic, np.ndarray)
+DTYPE_CODE_PATTERN = re.compile(r"[biuf][1248]|[SU]\d{0,6}|O8?|b1")
 
 
 class RefusedPickleError(DataError):
     """A pickle that asks for something that could run code."""
 
 
-def text_as_bytes(text: str, encoding: str) -> bytes:
+def encode_latin1_text(text: str, encoding: str) -> bytes:
     """How old protocols keep bytes: as text in Latin-1."""
     if encoding != "latin1":
         raise ValueError(f"bytes kept as {encoding}")
     return text.encode("latin1")
 
 
-def empty_bytes() -> bytes:
+def make_empty_bytes() -> bytes:
     """How old protocols keep no bytes: as a call of `bytes`, which would take a length too."""
     return b""
 
@@ -64,7 +64,7 @@ class DtypeStandIn:
     def __init__(self, code: str | bytes, *_flags: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
         self.order = "="
-        if not TYPE_CODE.fullmatch(self.code):
+        if not DTYPE_CODE_PATTERN.fullmatch(self.code):
             raise ValueError(f"an array of the type {self.code!r}")
 
     def __setstate__(self, state: tuple) -> None:
@@ -104,37 +104,37 @@ class ArrayStandIn:
         return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def no_array(*_values: Any) -> Any:
+def reject_ndarray_call(*_values: Any) -> Any:
     """Stands for numpy.ndarray, of which a pickle may speak, but which it may not call."""
     raise RefusedPickleError("refused: it calls numpy.ndarray")
 
 
-def empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> ArrayStandIn:
+def make_empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> ArrayStandIn:
     """The array that is filled next."""
     return ArrayStandIn()
 
 
-def array_of(data: bytes | bytearray, dtype: DtypeStandIn, shape: tuple[int, ...], order: str) -> np.ndarray:
+def rebuild_array(data: bytes | bytearray, dtype: DtypeStandIn, shape: tuple[int, ...], order: str) -> np.ndarray:
     """Protocol 5's way to say an array."""
     return np.frombuffer(data, dtype.real).reshape(shape, order="F" if order == "F" else "C")
 
 
-def scalar_of(dtype: DtypeStandIn, data: bytes | str) -> Any:
+def rebuild_scalar(dtype: DtypeStandIn, data: bytes | str) -> Any:
     """One number."""
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real, 1)[0]
 
 
-ALLOWED: dict[tuple[str, str], AllowedFunction] = {
+ALLOWED_GLOBALS: dict[tuple[str, str], AllowedFunction] = {
     ("collections", "OrderedDict"): AllowedFunction(dict),
-    ("_codecs", "encode"): AllowedFunction(text_as_bytes),
-    ("__builtin__", "bytes"): AllowedFunction(empty_bytes),
-    ("numpy", "ndarray"): AllowedFunction(no_array),
+    ("_codecs", "encode"): AllowedFunction(encode_latin1_text),
+    ("__builtin__", "bytes"): AllowedFunction(make_empty_bytes),
+    ("numpy", "ndarray"): AllowedFunction(reject_ndarray_call),
     ("numpy", "dtype"): AllowedFunction(DtypeStandIn),
 }
 for _package in ("numpy.core", "numpy._core"):  # the name before numpy 2, and since
-    ALLOWED[f"{_package}.multiarray", "_reconstruct"] = AllowedFunction(empty_array)
-    ALLOWED[f"{_package}.multiarray", "scalar"] = AllowedFunction(scalar_of)
-    ALLOWED[f"{_package}.numeric", "_frombuffer"] = AllowedFunction(array_of)
+    ALLOWED_GLOBALS[f"{_package}.multiarray", "_reconstruct"] = AllowedFunction(make_empty_array)
+    ALLOWED_GLOBALS[f"{_package}.multiarray", "scalar"] = AllowedFunction(rebuild_scalar)
+    ALLOWED_GLOBALS[f"{_package}.numeric", "_frombuffer"] = AllowedFunction(rebuild_array)
 
 
 class ArrayBuilder:
@@ -144,7 +144,7 @@ class ArrayBuilder:
         self.made: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, PLAIN):
+        if isinstance(value, PLAIN_TYPES):
             return value
         if id(value) not in self.made:
             self.made[id(value)] = self._make(value)
@@ -168,15 +168,15 @@ class SafeUnpickler(pickle.Unpickler):
     """Finds nothing but what is allowed."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
+        if (module, name) not in ALLOWED_GLOBALS:
             raise RefusedPickleError(f"refused: it asks for {module}.{name}, which could run code")
-        return ALLOWED[module, name]
+        return ALLOWED_GLOBALS[module, name]
 
     def persistent_load(self, _identity: Any) -> Any:
         raise RefusedPickleError("refused: it asks for an object from elsewhere")
 
 
-def check_memo(data: bytes) -> None:
+def check_pickle_memo(data: bytes) -> None:
     """No place in the memo is beyond the pickle's own length: its table is as long as its last place, whoever wrote it.
 
     Raises:
@@ -195,9 +195,9 @@ def load_pickle(data: bytes) -> Any:
         DataError: It is damaged.
     """
     try:
-        check_memo(data)
+        check_pickle_memo(data)
         return ArrayBuilder()(SafeUnpickler(io.BytesIO(data), encoding="latin1").load())
-    except DAMAGED as error:
+    except DAMAGED_PICKLE_ERRORS as error:
         raise DataError(f"a damaged pickle ({type(error).__name__}: {error})") from error
 
 
@@ -212,7 +212,7 @@ def load_npy(path: Path) -> Any:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            _, _, dtype = read(file, max_header_size=MAX_HEADER_BYTES)
+            _, _, dtype = read(file, max_header_size=MAX_PICKLED_NPY_HEADER_BYTES)
             if dtype.hasobject:
                 value = load_pickle(file.read())
                 return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
@@ -222,5 +222,10 @@ def load_npy(path: Path) -> Any:
         raise RefusedPickleError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    except (DataError, SyntaxError, tokenize.TokenError, *DAMAGED) as error:  # the first two of its header
+    except (
+        DataError,
+        SyntaxError,
+        tokenize.TokenError,
+        *DAMAGED_PICKLE_ERRORS,
+    ) as error:  # the first two of its header
         raise DataError(f"{path}: not a whole .npy file ({error})") from error

@@ -12,11 +12,11 @@ from comodal.data.shards.pair_sampler import ClipPair, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError, MediaError
 from comodal.media.audio import decode_flac
-from comodal.media.augmentation import jitter_colour, random_crop, random_flip, random_gain
-from comodal.media.image import centre_crop, decode_jpeg, resize_short_side
+from comodal.media.augmentation import jitter_color, jitter_gain, random_crop, random_horizontal_flip
+from comodal.media.image import crop_image_center, decode_jpeg, resize_short_side
 
 ROUNDING_SAMPLES = 2  # times in records are rounded
-AUGMENTATION = 1  # keeps the chance of the augmentation apart from that of the pairs
+AUGMENTATION_SEED = 1  # keeps the chance of the augmentation apart from that of the pairs
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class ClipPairDataset:
             whole = self.cache.get(("sound", pair.sound_clip), lambda: self.whole_sound(pair.sound_clip))
             sound = self.second_of(pair, whole[round(pair.start_seconds * self.sample_rate) :])
         if self.augmentation is None:
-            return centre_crop(image, self.image_size), sound
-        rng = np.random.default_rng((self.pairs.seed, epoch, index, AUGMENTATION))
+            return crop_image_center(image, self.image_size), sound
+        rng = np.random.default_rng((self.pairs.seed, epoch, index, AUGMENTATION_SEED))
         image = random_crop(image, self.image_size, rng)
         if self.augmentation.mirror:
-            image = random_flip(image, rng)
-        image = jitter_colour(image, self.augmentation.brightness, self.augmentation.saturation, rng)
-        return image, random_gain(sound, self.augmentation.volume, rng)
+            image = random_horizontal_flip(image, rng)
+        image = jitter_color(image, self.augmentation.brightness, self.augmentation.saturation, rng)
+        return image, jitter_gain(sound, self.augmentation.volume, rng)
 
     def image(self, pair: ClipPair) -> np.ndarray:
         """The whole frame of a pair, its short side at most 8/7 of the size of the crop."""

@@ -17,29 +17,29 @@ from typing import Any, Literal
 import numpy as np
 import simplejpeg
 
-from comodal.console import say
-from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards, refusal
+from comodal.console import print_line
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, format_refusal, make_shards, plan_shards
 from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
 from comodal.data.sources.split_names import SPLITS
-from comodal.data.sources.splits import fraction_of, split_by_hash, split_of_groups
+from comodal.data.sources.splits import assign_group_splits, hash_to_fraction, split_by_hash
 from comodal.data.sources.video_sources import (
     ArchiveVideoSource,
     ListFormat,
     VideoSource,
-    folder_of_files,
-    plain,
+    find_media_root,
+    normalize_label,
     read_sources,
 )
 from comodal.errors import DataError, MediaError
-from comodal.files import stamp_of_all
+from comodal.files import fingerprint_files
 from comodal.media.audio import encode_flac
-from comodal.media.storage.open_media import places_known
+from comodal.media.storage.open_media import remember_locations
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import MIN_SECONDS, Clip, probe, read_clip, read_clip_with_audio
+from comodal.media.video import MIN_CLIP_SECONDS, Clip, read_clip, read_clip_with_audio, read_video_info
 from comodal.workers import Backend
 
 CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
-LONGEST_KEY = 120  # so that a member's name stays below the 255 bytes of a file system
+MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
 
 
 @dataclass(frozen=True)
@@ -114,41 +114,41 @@ def prepare_videos(
         comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
     """
-    _check(validation, test, limit, videos_per_shard)
+    _check_prepare_arguments(validation, test, limit, videos_per_shard)
     source, out = Path(source), Path(out)
     sources = read_sources(source, files, list_format, leave_out=out)
     if lists and source.is_dir():
         raise ValueError(f"--lists are read beside a list, and {source} is a folder")
     for further in lists or ():
-        sources += read_sources(Path(further), folder_of_files(source, files), list_format)
+        sources += read_sources(Path(further), find_media_root(source, files), list_format)
     if not sources:
         raise DataError(f"{source} names no files")
-    sources = of_classes(sources, list(classes) if classes else [])
+    sources = select_classes(sources, list(classes) if classes else [])
     media = ClipParameters(seconds, frames_per_second, short_side, quality, sample_rate)
     choice = {"classes": classes and list(classes), "limit": limit, "split": split}
     sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
-    plan, root = plan_videos(sources, asdict(media) | choice | sizes), folder_of_files(source, files)
+    plan, root = plan_videos(sources, asdict(media) | choice | sizes), find_media_root(source, files)
     paths = sorted({item.file for shard in plan.shards for item in shard.items})
-    plan = replace(plan, contents=stamp_of_all(root / path for path in paths))
-    read = partial(read_video, root=root, media=media)
+    plan = replace(plan, contents=fingerprint_files(root / path for path in paths))
+    read = partial(read_video_sample, root=root, media=media)
     return make_shards(plan, read, out, workers, backend)
 
 
-def of_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:
+def select_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:
     """Sources with one of these labels; says which classes the sources do not have."""
     if not classes:
         return sources
     wanted = {
-        paper: plain(name or paper)
+        paper: normalize_label(name or paper)
         for group in classes
         for paper, name in (KINETICS_SOUNDS if group == "kinetics-sounds" else {group: group}).items()
     }
-    there = {plain(label) for source in sources for label in source.labels}
+    there = {normalize_label(label) for source in sources for label in source.labels}
     missing = [paper for paper, name in wanted.items() if name not in there]
-    kept = [source for source in sources if {plain(label) for label in source.labels} & set(wanted.values())]
-    say(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
+    kept = [source for source in sources if {normalize_label(label) for label in source.labels} & set(wanted.values())]
+    print_line(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
     if missing:
-        say(f"classes that the source does not have: {', '.join(missing)}")
+        print_line(f"classes that the source does not have: {', '.join(missing)}")
     if not kept:
         raise DataError(f"no file has one of the classes {', '.join(classes)}")
     return kept
@@ -156,11 +156,11 @@ def of_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSour
 
 def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[VideoSource]:
     """Which video goes into which shard; in each split in an order that a hash of the key gives."""
-    sources = sorted(unique_keys(sources), key=lambda source: (fraction_of(source.key), source.key))
+    sources = sorted(make_unique_keys(sources), key=lambda source: (hash_to_fraction(source.key), source.key))
     sources = sources[: options["limit"]]
     validation, test = options["validation"], options["test"]
     if options["split"] == "own":
-        splits = split_of_groups(sources, validation, test)
+        splits = assign_group_splits(sources, validation, test)
     else:
         sources = [replace(source, split=None) for source in sources]
         splits = {source.group: split_by_hash(source.group, validation, test) for source in sources}
@@ -169,59 +169,64 @@ def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[
     for source in sources:
         split, identity = splits[source.group], (source.path, source.start_seconds)
         if source.missing:
-            refused.append(refusal(source, split, "missing", "the list names it, and there is no such file"))
+            refused.append(format_refusal(source, split, "missing", "the list names it, and there is no such file"))
         elif isinstance(source, ArchiveVideoSource) and source.fault is not None:
-            refused.append(refusal(source, split, *source.fault))
+            refused.append(format_refusal(source, split, *source.fault))
         elif identity in seen:
-            refused.append(refusal(source, split, "listed twice", "the same part of the same file"))
+            refused.append(format_refusal(source, split, "listed twice", "the same part of the same file"))
         elif source.split not in (None, split):
-            refused.append(refusal(source, source.split or split, "in two splits", f"its video is also in {split}"))
+            refused.append(
+                format_refusal(source, source.split or split, "in two splits", f"its video is also in {split}")
+            )
         else:
             good[split].append(source)
         seen.add(identity)
     return RunPlan("clips", options, plan_shards(good, options["videos_per_shard"]), tuple(refused))
 
 
-def unique_keys(sources: list[VideoSource]) -> list[VideoSource]:
+def make_unique_keys(sources: list[VideoSource]) -> list[VideoSource]:
     """Keys without dots, slashes and blanks, each once: those that would be equal get a hash of their path."""
     keys = [re.sub(r"[^\w+=@,-]+", "_", source.key) for source in sources]
     repeated = {key for key, count in Counter(keys).items() if count > 1}
     return [
-        replace(source, key=f"{key[:LONGEST_KEY]}-{short_hash(source)}" if key in repeated or long(key) else key)
+        replace(
+            source,
+            key=f"{key[:MAX_KEY_LENGTH]}-{hash_source_path(source)}" if key in repeated or is_long_key(key) else key,
+        )
         for source, key in zip(sources, keys, strict=True)
     ]
 
 
-def long(key: str) -> bool:
-    return len(key.encode()) > LONGEST_KEY
+def is_long_key(key: str) -> bool:
+    return len(key.encode()) > MAX_KEY_LENGTH
 
 
-def short_hash(source: VideoSource) -> str:
+def hash_source_path(source: VideoSource) -> str:
     text = f"{source.path}\n{source.key}\n{source.start_seconds}"
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def read_video(source: VideoSource, root: Path, media: ClipParameters) -> ShardSample:
+def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) -> ShardSample:
     """One clip of one video.
 
     Raises:
         MediaError: The video cannot be used.
     """
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
-    if seconds < MIN_SECONDS:
+    if seconds < MIN_CLIP_SECONDS:
         raise MediaError(path, RefusalReason.TOO_SHORT, f"the list gives it {seconds:g} s")
     settings = asdict(replace(media, seconds=seconds))
     if isinstance(source, ArchiveVideoSource):
-        return sample_of(source, read_stored_clip(source, root, settings))
-    start_seconds = source.start_seconds if source.start_seconds and is_whole(source, path) else 0.0
-    return sample_of(source, read_clip(path, start_seconds=start_seconds, **settings))
+        return make_shard_sample(source, read_stored_clip(source, root, settings))
+    start_seconds = source.start_seconds if source.start_seconds and is_whole_video(source, path) else 0.0
+    return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, **settings))
 
 
 def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str, Any]) -> Clip:
     """A clip of a video in a container; its sound may be a file of its own beside it, as video2dataset stores it."""
     path, audio = root / source.path, root / (source.audio or "")
     places = {path: source.place, audio: source.audio_place}
-    with places_known({path: place for path, place in places.items() if place is not None}):
+    with remember_locations({path: place for path, place in places.items() if place is not None}):
         try:
             return read_clip(path, **settings)
         except MediaError as error:
@@ -230,14 +235,14 @@ def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str,
         return read_clip_with_audio(path, audio, **settings)
 
 
-def is_whole(source: VideoSource, path: Path) -> bool:
+def is_whole_video(source: VideoSource, path: Path) -> bool:
     """Whether a file is all of the source video rather than the part that the list means: people store both under the
     bare id."""
-    length = probe(path).seconds
+    length = read_video_info(path).seconds
     return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
 
 
-def sample_of(source: VideoSource, clip: Clip) -> ShardSample:
+def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:
     """The members and the record of a clip: the sound from time 0 to the end, the frames within it."""
     sound = np.concatenate([np.zeros(round(clip.sound_start_seconds * clip.sample_rate), np.float32), clip.sound])
     sound = sound[: round(clip.seconds * clip.sample_rate)]
@@ -262,7 +267,7 @@ def sample_of(source: VideoSource, clip: Clip) -> ShardSample:
     return ShardSample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
 
 
-def _check(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:
+def _check_prepare_arguments(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
     if limit is not None and limit < 1:

@@ -68,10 +68,10 @@ class PairSampler:
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         first, second = self.two_clips(rng)
-        mine = moment(self.records.record(first), self.sound_seconds, rng)
+        mine = draw_pair_moment(self.records.record(first), self.sound_seconds, rng)
         if (epoch * len(self.records) + index) % 2 == 0:
             return ClipPair(first, mine.frame, first, mine.start_seconds, together=True)
-        other = moment(self.records.record(second), self.sound_seconds, rng)
+        other = draw_pair_moment(self.records.record(second), self.sound_seconds, rng)
         return ClipPair(first, mine.frame, second, other.start_seconds, together=False)
 
     def two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
@@ -88,11 +88,11 @@ class MatchedPairSampler(PairSampler):
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         clip, _ = self.two_clips(rng)
-        frame, start_seconds = moment(self.records.record(clip), self.sound_seconds, rng)
+        frame, start_seconds = draw_pair_moment(self.records.record(clip), self.sound_seconds, rng)
         return ClipPair(clip, frame, clip, start_seconds, together=True)
 
 
-def moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> PairMoment:
+def draw_pair_moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> PairMoment:
     """A frame at random, and sound that begins up to a second before it and ends within the clip.
 
     All starts that do so are equally likely, also near the ends of the clip.

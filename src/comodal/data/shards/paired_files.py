@@ -15,23 +15,29 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
-from comodal.data.sources.archive_examples import ArchiveExample, group_of, labels_of, read_stored, split_of
+from comodal.data.sources.archive_examples import (
+    ArchiveExample,
+    get_example_group,
+    get_example_labels,
+    get_example_split,
+    read_archive_examples,
+)
 from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
 from comodal.data.sources.splits import split_by_hash
-from comodal.data.sources.video_sources import files_in, folder_of_files
+from comodal.data.sources.video_sources import find_media_root, list_media_files
 from comodal.errors import DataError, MediaError
-from comodal.files import stamp_of_all
-from comodal.media.audio import encode_flac, read_sound
+from comodal.files import fingerprint_files
+from comodal.media.audio import encode_flac, read_audio
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.storage.archive_samples import Kind, SampleFault
-from comodal.media.storage.open_media import container_of, is_container
-from comodal.media.storage.path_patterns import is_pattern
+from comodal.media.storage.open_media import find_container, is_container
+from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.workers import Backend
 
-LEAST_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
-CACHED_SOUNDS = 1024  # of 10 to 70 kB each
+MIN_AUDIO_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
+MAX_CACHED_AUDIO = 1024  # of 10 to 70 kB each
 
-Files = dict[tuple[str, str], list[str]]  # by split and class
+FilesByClass = dict[tuple[str, str], list[str]]  # by split and class
 
 
 @dataclass(frozen=True)
@@ -109,44 +115,46 @@ def prepare_pairs(
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
-    if seconds < LEAST_SECONDS:
-        raise ValueError(f"seconds must be at least {LEAST_SECONDS}, got {seconds}")
+    if seconds < MIN_AUDIO_SECONDS:
+        raise ValueError(f"seconds must be at least {MIN_AUDIO_SECONDS}, got {seconds}")
     if pairs is not None and pairs < 1:
         raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
     media = PairedMediaParameters(seconds, short_side, quality, sample_rate)
     draw = {"pairs": pairs, "seed": seed, "validation": validation, "test": test, "pairs_per_shard": pairs_per_shard}
-    shown_in, heard_in = (folder_of_files(Path(folder), None) for folder in (images, sounds))
-    pictures, damaged_pictures = by_split_and_class(Path(images), validation, test, "image")
-    recordings, damaged_sounds = by_split_and_class(Path(sounds), validation, test, "audio")
-    drawn = {split: draw_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
+    shown_in, heard_in = (find_media_root(Path(folder), None) for folder in (images, sounds))
+    pictures, damaged_pictures = group_by_split_and_class(Path(images), validation, test, "image")
+    recordings, damaged_sounds = group_by_split_and_class(Path(sounds), validation, test, "audio")
+    drawn = {split: draw_file_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
     if not any(drawn.values()):
         raise DataError(f"no class folder of {images} has the name of one of {sounds}")
     shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
     heard = sorted({pair.sound for pairs_of_split in drawn.values() for pair in pairs_of_split})
     paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
-    contents = stamp_of_all(dict.fromkeys(container_of(path) or path for path in paths))
-    refused = (*alone(pictures, recordings), *damaged_pictures, *damaged_sounds)
+    contents = fingerprint_files(dict.fromkeys(find_container(path) or path for path in paths))
+    refused = (*report_unpaired_classes(pictures, recordings), *damaged_pictures, *damaged_sounds)
     plan = RunPlan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
-    read = partial(read_pair, images=shown_in, sounds=heard_in, media=media)
+    read = partial(read_file_pair, images=shown_in, sounds=heard_in, media=media)
     return make_shards(plan, read, Path(out), workers, backend)
 
 
-def by_split_and_class(folder: Path, validation: float, test: float, kind: Kind) -> tuple[Files, list[dict[str, Any]]]:
+def group_by_split_and_class(
+    folder: Path, validation: float, test: float, kind: Kind
+) -> tuple[FilesByClass, list[dict[str, Any]]]:
     """The files of `[split/]class/.../file`, and the media of one kind in containers by their labels; by split and
     class. Also lines of the report about what is damaged in containers.
 
     Raises:
         DataError: There is no such folder or file, or nothing in it has a class.
     """
-    if not (folder.is_dir() or is_pattern(folder) or (folder.is_file() and is_container(folder.name))):
+    if not (folder.is_dir() or is_path_pattern(folder) or (folder.is_file() and is_container(folder.name))):
         raise DataError(f"{folder}: there is no such folder, and no tar, Parquet or Arrow file of that name")
-    root, names = files_in(folder)
-    found: Files = {}
+    root, names = list_media_files(folder)
+    found: FilesByClass = {}
     damaged: list[dict[str, Any]] = []
     for name in names:
         if is_container(name):
-            for stored in read_stored(root, name):
-                damaged += add_stored(found, stored, kind, validation, test)
+            for stored in read_archive_examples(root, name):
+                damaged += add_archive_media(found, stored, kind, validation, test)
             continue
         folders = list(PurePosixPath(name).parts[:-1])
         split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
@@ -160,16 +168,16 @@ def by_split_and_class(folder: Path, validation: float, test: float, kind: Kind)
     return found, damaged
 
 
-def add_stored(
-    found: Files, stored: ArchiveExample, kind: Kind, validation: float, test: float
+def add_archive_media(
+    found: FilesByClass, stored: ArchiveExample, kind: Kind, validation: float, test: float
 ) -> Iterator[dict[str, Any]]:
     """Add the media of an example to the files of its class, or give a line of the report that says why not."""
-    fault, labels, split = stored.example.fault, labels_of(stored.example), None
+    fault, labels, split = stored.example.fault, get_example_labels(stored.example), None
     try:
-        split = split_of(stored)
+        split = get_example_split(stored)
     except ValueError as error:
         fault = fault or SampleFault("unknown split", str(error))
-    split = split or split_by_hash(group_of(stored), validation, test)
+    split = split or split_by_hash(get_example_group(stored), validation, test)
     if fault is None and kind in stored.example.members:
         for label in labels[:1]:
             found.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
@@ -181,7 +189,9 @@ def add_stored(
         }  # fmt: skip
 
 
-def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed: int) -> list[PairedFiles]:
+def draw_file_pairs(
+    split: str, images: FilesByClass, sounds: FilesByClass, pairs: int | None, seed: int
+) -> list[PairedFiles]:
     """The pairs of one split; pair n is a function of (seed, split, n) and of the lists of files."""
     classes = sorted({label for place, label in images if place == split and (split, label) in sounds})
     pictures = [(label, name) for label in classes for name in images[split, label]]
@@ -200,7 +210,7 @@ def draw_pairs(split: str, images: Files, sounds: Files, pairs: int | None, seed
     return drawn
 
 
-def alone(images: Files, sounds: Files) -> Iterator[dict[str, Any]]:
+def report_unpaired_classes(images: FilesByClass, sounds: FilesByClass) -> Iterator[dict[str, Any]]:
     """Lines of the report about files whose class has nothing of the other kind in their split."""
     for ours, others, other in ((images, sounds, "sound"), (sounds, images, "picture")):
         for (split, label), names in sorted(ours.items()):
@@ -212,14 +222,14 @@ def alone(images: Files, sounds: Files) -> Iterator[dict[str, Any]]:
                     }  # fmt: skip
 
 
-def read_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaParameters) -> ShardSample:
+def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaParameters) -> ShardSample:
     """One pair as a clip of one frame, which stands in the middle.
 
     Raises:
         MediaError: The picture or the sound cannot be used.
     """
     picture = resize_short_side(read_image(images / pair.image), media.short_side)
-    flac, samples = _flac(sounds / pair.sound, media.seconds, media.sample_rate)
+    flac, samples = _read_as_flac(sounds / pair.sound, media.seconds, media.sample_rate)
     length = samples / media.sample_rate
     record = {
         "key": pair.key,
@@ -237,16 +247,16 @@ def read_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaP
     return ShardSample({"0000.jpg": encode_jpeg(picture, media.quality), "flac": flac}, record)
 
 
-@lru_cache(CACHED_SOUNDS)
-def _flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int]:
+@lru_cache(MAX_CACHED_AUDIO)
+def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int]:
     """A sound and its number of samples; sounds are few and each is in several pairs."""
-    sound = at_least_a_second(read_sound(path, sample_rate, seconds=seconds), sample_rate)
+    sound = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
     if not np.any(sound):
         raise MediaError(path, "silent", "every sample is zero")
     return encode_flac(sound, sample_rate), len(sound)
 
 
-def at_least_a_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
+def pad_to_one_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
     """The sound with silence before and after it, as much on both sides, if it is shorter than a second."""
-    lacking = max(round(LEAST_SECONDS * sample_rate) - len(sound), 0)
+    lacking = max(round(MIN_AUDIO_SECONDS * sample_rate) - len(sound), 0)
     return np.pad(sound, (lacking // 2, lacking - lacking // 2))

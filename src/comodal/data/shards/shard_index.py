@@ -16,11 +16,11 @@ import numpy as np
 
 from comodal.errors import DataError
 
-MAGIC = b"comodal index 1\n"
-HEADER = struct.Struct("<16sQIIIII")  # magic, bytes of the tar, samples, members, bytes of keys, groups and names
-CHECKSUM = struct.Struct("<I")
-BLOCK = 512  # tar places every header and every member on a multiple of this
-MEMBER = np.dtype([("block", "<u4"), ("size", "<u4"), ("checksum", "<u4"), ("name", "<u4")])
+INDEX_MAGIC = b"comodal index 1\n"
+INDEX_HEADER = struct.Struct("<16sQIIIII")  # magic, bytes of the tar, samples, members, bytes of keys, groups and names
+INDEX_CHECKSUM = struct.Struct("<I")
+SHARD_BLOCK_BYTES = 512  # tar places every header and every member on a multiple of this
+MEMBER_DTYPE = np.dtype([("block", "<u4"), ("size", "<u4"), ("checksum", "<u4"), ("name", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,19 @@ class ShardIndex:
     def span(self, sample: int) -> tuple[int, int]:
         """Where the member rows of one sample stand in the index file: the first byte, and how many."""
         first, last = int(self.firsts[sample]), int(self.firsts[sample + 1])
-        return self.rows_start + first * MEMBER.itemsize, (last - first) * MEMBER.itemsize
+        return self.rows_start + first * MEMBER_DTYPE.itemsize, (last - first) * MEMBER_DTYPE.itemsize
 
 
-def damaged(path: Path, what: str) -> str:
+def format_index_damage(path: Path, what: str) -> str:
     return (
         f"{path} is damaged: {what}. Delete {path.stem}.tar, {path.stem}.index and {path.stem}.report.jsonl in "
         f"{path.parent} and run the same prepare command again, or copy the three from where they came"
     )
 
 
-def pack_index(tar_bytes: int, samples: list[tuple[str, str, int]], members: list[tuple[int, int, int, str]]) -> bytes:
+def pack_shard_index(
+    tar_bytes: int, samples: list[tuple[str, str, int]], members: list[tuple[int, int, int, str]]
+) -> bytes:
     """Bytes of an index file.
 
     Args:
@@ -68,16 +70,16 @@ def pack_index(tar_bytes: int, samples: list[tuple[str, str, int]], members: lis
     """
     names = list(dict.fromkeys(name for *_, name in members))
     number = {name: n for n, name in enumerate(names)}
-    rows = np.array([(block, size, checksum, number[name]) for block, size, checksum, name in members], MEMBER)
+    rows = np.array([(block, size, checksum, number[name]) for block, size, checksum, name in members], MEMBER_DTYPE)
     firsts = np.array([first for *_, first in samples] + [len(members)], "<u4")
     lines = [[key for key, _, _ in samples], [group for _, group, _ in samples], names]
     texts = ["\n".join(column).encode() for column in lines]
-    header = HEADER.pack(MAGIC, tar_bytes, len(samples), len(members), *map(len, texts))
+    header = INDEX_HEADER.pack(INDEX_MAGIC, tar_bytes, len(samples), len(members), *map(len, texts))
     body = b"".join([header, firsts.tobytes(), rows.tobytes(), *texts])
-    return body + CHECKSUM.pack(zlib.crc32(body))
+    return body + INDEX_CHECKSUM.pack(zlib.crc32(body))
 
 
-def read_index(path: Path) -> ShardIndex:
+def read_shard_index(path: Path) -> ShardIndex:
     """Read and check an index file.
 
     Raises:
@@ -87,21 +89,23 @@ def read_index(path: Path) -> ShardIndex:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    if len(data) < HEADER.size + CHECKSUM.size or not data.startswith(MAGIC):
-        raise DataError(damaged(path, "it is not an index, or cut short"))
-    _, tar_bytes, samples, members, *texts = HEADER.unpack_from(data)
-    ends = np.cumsum([HEADER.size, 4 * (samples + 1), MEMBER.itemsize * members, *texts])
-    if ends[-1] + CHECKSUM.size != len(data):
-        raise DataError(damaged(path, f"it has {len(data):,} bytes instead of {ends[-1] + CHECKSUM.size:,}"))
-    (checksum,) = CHECKSUM.unpack_from(data, len(data) - CHECKSUM.size)
-    if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
-        raise DataError(damaged(path, "its checksum is wrong"))
+    if len(data) < INDEX_HEADER.size + INDEX_CHECKSUM.size or not data.startswith(INDEX_MAGIC):
+        raise DataError(format_index_damage(path, "it is not an index, or cut short"))
+    _, tar_bytes, samples, members, *texts = INDEX_HEADER.unpack_from(data)
+    ends = np.cumsum([INDEX_HEADER.size, 4 * (samples + 1), MEMBER_DTYPE.itemsize * members, *texts])
+    if ends[-1] + INDEX_CHECKSUM.size != len(data):
+        raise DataError(
+            format_index_damage(path, f"it has {len(data):,} bytes instead of {ends[-1] + INDEX_CHECKSUM.size:,}")
+        )
+    (checksum,) = INDEX_CHECKSUM.unpack_from(data, len(data) - INDEX_CHECKSUM.size)
+    if zlib.crc32(memoryview(data)[: -INDEX_CHECKSUM.size]) != checksum:
+        raise DataError(format_index_damage(path, "its checksum is wrong"))
     keys = data[ends[2] : ends[3]]
     return ShardIndex(
         path,
         tar_bytes,
         keys=keys,
-        key_ends=line_ends(keys),
+        key_ends=find_line_ends(keys),
         groups=data[ends[3] : ends[4]],
         firsts=np.frombuffer(data[ends[0] : ends[1]], "<u4"),
         names=tuple(map(sys.intern, data[ends[4] : ends[5]].decode().split("\n"))),
@@ -110,6 +114,6 @@ def read_index(path: Path) -> ShardIndex:
     )
 
 
-def line_ends(lines: bytes) -> np.ndarray:
+def find_line_ends(lines: bytes) -> np.ndarray:
     """Where each line ends, the last one at the end of the bytes. In UTF-8 a line break is no part of another sign."""
     return np.append(np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")), len(lines)).astype(np.uint32)

@@ -18,13 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from comodal.data.shards.shard_index import BLOCK, MEMBER, ShardIndex, damaged, pack_index, read_index
+from comodal.data.shards.shard_index import (
+    MEMBER_DTYPE,
+    SHARD_BLOCK_BYTES,
+    ShardIndex,
+    format_index_damage,
+    pack_shard_index,
+    read_shard_index,
+)
 from comodal.errors import DataError
-from comodal.files import temporary_name, write_whole
+from comodal.files import make_temporary_path, write_bytes_atomically
 from comodal.text_files import read_json_object
 
-HANDLES = 128  # open files per process; the usual limit is 1024
-LARGEST_MEMBER = 2**32 - 1  # the index keeps sizes in 32 bits
+MAX_OPEN_HANDLES = 128  # open files per process; the usual limit is 1024
+MAX_SHARD_MEMBER_BYTES = 2**32 - 1  # the index keeps sizes in 32 bits
 
 
 class ShardWriter:
@@ -44,7 +51,7 @@ class ShardWriter:
         self.samples: list[tuple[str, str, int]] = []
         self.members: list[tuple[int, int, int, str]] = []
         self.keys: set[str] = set()
-        self.temporary = temporary_name(path)
+        self.temporary = make_temporary_path(path)
         self.file = self.temporary.open("wb")
 
     def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
@@ -66,8 +73,8 @@ class ShardWriter:
         if not key or key in self.keys or set(key) & set("./\n"):
             raise ValueError(f"a key is unique in its shard and has no dot, slash or line break; got {key!r}")
         for name, data in members.items():
-            if len(data) > LARGEST_MEMBER:
-                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {LARGEST_MEMBER:,}")
+            if len(data) > MAX_SHARD_MEMBER_BYTES:
+                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {MAX_SHARD_MEMBER_BYTES:,}")
         text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
         return text.encode("utf-8", "backslashreplace")
 
@@ -75,9 +82,9 @@ class ShardWriter:
         header = tarfile.TarInfo(f"{key}.{name}")
         header.size = len(data)
         self.file.write(header.tobuf(tarfile.PAX_FORMAT))
-        self.members.append((self.file.tell() // BLOCK, len(data), zlib.crc32(data), name))
+        self.members.append((self.file.tell() // SHARD_BLOCK_BYTES, len(data), zlib.crc32(data), name))
         self.file.write(data)
-        self.file.write(bytes(-len(data) % BLOCK))
+        self.file.write(bytes(-len(data) % SHARD_BLOCK_BYTES))
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -92,13 +99,13 @@ class ShardWriter:
             self._discard()
 
     def _finish(self) -> None:
-        self.file.write(bytes(2 * BLOCK))  # the end of a tar is two empty blocks
+        self.file.write(bytes(2 * SHARD_BLOCK_BYTES))  # the end of a tar is two empty blocks
         self.file.flush()
         os.fsync(self.file.fileno())
-        index = pack_index(self.file.tell(), self.samples, self.members)
+        index = pack_shard_index(self.file.tell(), self.samples, self.members)
         self.file.close()
         self.temporary.replace(self.path)
-        write_whole(self.path.with_suffix(".index"), index)
+        write_bytes_atomically(self.path.with_suffix(".index"), index)
 
     def _discard(self) -> None:
         self.temporary.unlink(missing_ok=True)
@@ -135,11 +142,11 @@ class ShardReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _finished(folder)
+        _check_finished_folder(folder)
         self.indexes: list[ShardIndex] = []
         for path in sorted(folder.glob("[!.]*.index")):
-            self.indexes.append(read_index(path))
-            _check_size(self.indexes[-1])
+            self.indexes.append(read_shard_index(path))
+            _check_tar_size(self.indexes[-1])
         if not self.indexes:
             raise DataError(f"{folder} has no shards (000000.tar with 000000.index, as `comodal prepare` writes them)")
         self.starts = list(accumulate((len(index) for index in self.indexes), initial=0))
@@ -191,9 +198,9 @@ class ShardReader:
             row = rows[rows["name"] == index.names.index(member)][0]
         except (ValueError, IndexError):
             raise DataError(f"{tar}: {self.key(i)} has no {member}, only {', '.join(self.members(i))}") from None
-        data = self._pread(tar, int(row["block"]) * BLOCK, int(row["size"]))
+        data = self._pread(tar, int(row["block"]) * SHARD_BLOCK_BYTES, int(row["size"]))
         if len(data) != row["size"] or zlib.crc32(data) != row["checksum"]:
-            raise DataError(damaged(tar, f"{member} of {self.key(i)} has a wrong checksum"))
+            raise DataError(format_index_damage(tar, f"{member} of {self.key(i)} has a wrong checksum"))
         return data
 
     def _locate(self, i: int) -> tuple[ShardIndex, int]:
@@ -209,30 +216,30 @@ class ShardReader:
             start, size = index.span(sample)
             data = self._pread(index.path, start, size)
             if len(data) != size:
-                raise DataError(damaged(index.path, "it is shorter than when it was opened"))
-            cached = self._cached = (i, np.frombuffer(data, MEMBER))
+                raise DataError(format_index_damage(index.path, "it is shorter than when it was opened"))
+            cached = self._cached = (i, np.frombuffer(data, MEMBER_DTYPE))
         return cached[1]
 
     def _pread(self, path: Path, start: int, size: int) -> bytes:
         handle = self._handles.get(path)
         if handle is None:
-            if len(self._handles) >= HANDLES:
+            if len(self._handles) >= MAX_OPEN_HANDLES:
                 self._handles.pop(next(iter(self._handles)), None)
             handle = self._handles[path] = _Handle(path)
         return os.pread(handle.descriptor, size, start)
 
 
-def _finished(folder: Path) -> None:
+def _check_finished_folder(folder: Path) -> None:
     about = folder.parent / "about.json"
     if about.is_file() and not read_json_object(about).get("finished", True):
         raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to go on")
 
 
-def _check_size(index: ShardIndex) -> None:
+def _check_tar_size(index: ShardIndex) -> None:
     tar = index.path.with_suffix(".tar")
     try:
         size = tar.stat().st_size
     except OSError as error:
-        raise DataError(damaged(tar, f"{error.strerror}")) from error
+        raise DataError(format_index_damage(tar, f"{error.strerror}")) from error
     if size != index.tar_bytes:
-        raise DataError(damaged(tar, f"it has {size:,} bytes instead of {index.tar_bytes:,}"))
+        raise DataError(format_index_damage(tar, f"it has {size:,} bytes instead of {index.tar_bytes:,}"))

@@ -11,7 +11,7 @@ from comodal.errors import DataError
 from comodal.text_files import read_json_lines, read_json_object
 
 
-def print_report(about: dict[str, Any]) -> None:
+def print_shard_report(about: dict[str, Any]) -> None:
     """The table at the end of `comodal prepare`."""
     table = Table("split", "taken", "hours", right=[1, 2])
     for split in SPLITS:
@@ -40,11 +40,11 @@ def describe_shards(folder: Path) -> dict[str, Any]:
     holding = [split for split in splits if any((root / split).glob("[!.]*.index"))]
     if not holding:
         raise DataError(f"{folder} holds no shards")
-    lines = _taken(out)
+    lines = _read_accepted_lines(out)
     return description | {"splits": {split: _describe_split(root / split, lines.get(split, [])) for split in holding}}
 
 
-def _taken(out: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_accepted_lines(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Lines of the report by split."""
     report = out / "report.jsonl"
     lines: dict[str, list[dict[str, Any]]] = {}

@@ -18,16 +18,22 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtim
 
 import joblib
 
-from comodal.console import say
-from comodal.data.output_folder import as_json, check_same, explained, only_one, remove_parts
+from comodal.console import print_line
+from comodal.data.output_folder import (
+    check_same_options,
+    encode_settings_json,
+    lock_output_folder,
+    remove_partial_files,
+    translate_os_errors,
+)
 from comodal.data.shards.shard_reader import ShardWriter
-from comodal.data.shards.shard_report import print_report
+from comodal.data.shards.shard_report import print_shard_report
 from comodal.data.sources.split_names import SPLITS
-from comodal.errors import DataError, MediaError, noticed, one_item
-from comodal.files import json_line, whole, write_whole
+from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
+from comodal.files import encode_json_line, write_atomically, write_bytes_atomically
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
-from comodal.workers import CRASHED, CRASHES, Backend, one_by_one, running_on
+from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, run_one_by_one, select_backend
 
 
 @runtime_checkable
@@ -43,7 +49,7 @@ class ShardItem(Protocol):
     def path(self) -> str: ...
 
 
-I = TypeVar("I", bound=ShardItem)  # noqa: E741
+ItemType = TypeVar("ItemType", bound=ShardItem)
 
 
 class ShardSample(NamedTuple):
@@ -52,24 +58,24 @@ class ShardSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardPlan(Generic[I]):
+class ShardPlan(Generic[ItemType]):
     """The items of one shard, in their order."""
 
     split: str
     number: int
-    items: tuple[I, ...]
+    items: tuple[ItemType, ...]
 
     def path(self, out: Path) -> Path:
         return out / self.split / f"{self.number:06d}.tar"
 
 
 @dataclass(frozen=True)
-class RunPlan(Generic[I]):
+class RunPlan(Generic[ItemType]):
     """All that is to be done, decided before any file is opened."""
 
     kind: str  # "clips" or "pairs"
     options: dict[str, Any]  # as JSON; another value makes other shards
-    shards: tuple[ShardPlan[I], ...]
+    shards: tuple[ShardPlan[ItemType], ...]
     refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
     contents: str = ""  # a stamp of the files, so that one that was replaced is no longer the same
 
@@ -79,7 +85,7 @@ class RunPlan(Generic[I]):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[ShardPlan[I], ...]:
+def plan_shards(split_of: dict[str, list[ItemType]], items_per_shard: int) -> tuple[ShardPlan[ItemType], ...]:
     """The items of each split, cut into shards."""
     return tuple(
         ShardPlan(split, start // items_per_shard, tuple(items[start : start + items_per_shard]))
@@ -88,7 +94,7 @@ def plan_shards(split_of: dict[str, list[I]], items_per_shard: int) -> tuple[Sha
     )
 
 
-def refusal(item: ShardItem, split: str, reason: str, detail: str) -> dict[str, Any]:
+def format_refusal(item: ShardItem, split: str, reason: str, detail: str) -> dict[str, Any]:
     """A line of the report."""
     return {
         "key": item.key, "path": item.path, "split": split, "status": "refused", "reason": reason, "detail": detail,
@@ -96,7 +102,7 @@ def refusal(item: ShardItem, split: str, reason: str, detail: str) -> dict[str, 
 
 
 def make_shards(
-    plan: RunPlan[I], read: Callable[[I], ShardSample], out: Path, workers: int, backend: Backend
+    plan: RunPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, workers: int, backend: Backend
 ) -> dict[str, Any]:
     """Make what is not there yet, merge the report, print its summary and return it.
 
@@ -112,26 +118,30 @@ def make_shards(
     """
     if workers != -1 and workers < 1:
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
-    with running_on(backend), explained(out), only_one(out):
+    with select_backend(backend), translate_os_errors(out), lock_output_folder(out):
         about = out / "about.json"
         fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
-        finished_before = check_same(out, fresh)
-        todo = [shard for shard in plan.shards if not is_finished(shard, out)]
+        finished_before = check_same_options(out, fresh)
+        todo = [shard for shard in plan.shards if not is_shard_finished(shard, out)]
         if todo or not finished_before:
-            write_whole(about, as_json(fresh | {"finished": False}))
-            remove_parts(out)
-            make_all(todo, plan, read, out, workers)
-            report = merge_report(plan, out)
-            write_whole(about, as_json(fresh | {"finished": True} | report))
+            write_bytes_atomically(about, encode_settings_json(fresh | {"finished": False}))
+            remove_partial_files(out)
+            make_pending_shards(todo, plan, read, out, workers)
+            report = merge_shard_reports(plan, out)
+            write_bytes_atomically(about, encode_settings_json(fresh | {"finished": True} | report))
         else:
-            say(f"{out} is finished already; nothing to do")
+            print_line(f"{out} is finished already; nothing to do")
         summary = read_json_object(about)
-    print_report(summary)
+    print_shard_report(summary)
     return summary
 
 
-def make_all(
-    todo: list[ShardPlan[I]], plan: RunPlan[I], read: Callable[[I], ShardSample], out: Path, workers: int
+def make_pending_shards(
+    todo: list[ShardPlan[ItemType]],
+    plan: RunPlan[ItemType],
+    read: Callable[[ItemType], ShardSample],
+    out: Path,
+    workers: int,
 ) -> None:
     """Make shards in parallel; a file that kills its worker is found, refused and left out."""
     for split in {shard.split for shard in todo}:
@@ -142,7 +152,7 @@ def make_all(
     failures = 0
     with Progress("clips", total, counter.before, counter.poll):
         while todo:
-            crashed = known_crashes(out)
+            crashed = read_known_crashes(out)
             streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
             returned = "generator_unordered" if streams else "list"
             # one job would run in this process, which a crash of the decoder would end: so two, one waiting
@@ -151,46 +161,46 @@ def make_all(
                 for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
                     counter.add(*made)
             except BrokenProcessPool as error:
-                blamed = blame(todo, read, out)
-                write_whole(out / "crashed.json", as_json(sorted(crashed | blamed)))
+                blamed = find_crashing_items(todo, read, out)
+                write_bytes_atomically(out / "crashed.json", encode_settings_json(sorted(crashed | blamed)))
                 failures = 0 if blamed else failures + 1
-                if failures == CRASHES:
+                if failures == MAX_CRASHES:
                     raise DataError(f"{out}: workers keep dying, perhaps for want of memory; try fewer") from error
             else:
-                if not all(is_finished(shard, out) for shard in todo):
+                if not all(is_shard_finished(shard, out) for shard in todo):
                     raise DataError(f"{out} is not where the workers write: it must be on a file system that all share")
-            todo = [shard for shard in todo if not is_finished(shard, out)]
+            todo = [shard for shard in todo if not is_shard_finished(shard, out)]
 
 
 def make_shard(
-    shard: ShardPlan[I], read: Callable[[I], ShardSample], out: Path, crashed: frozenset[str]
+    shard: ShardPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, crashed: frozenset[str]
 ) -> tuple[int, float]:
     """Write one shard with its part of the report; returns how many items and how many seconds of media."""
     tar, lines = shard.path(out), []
     progress = tar.with_name(f".{tar.stem}.progress")
     progress.unlink(missing_ok=True)
-    with explained(out), progress.open("w", buffering=1) as started_file:
+    with translate_os_errors(out), progress.open("w", buffering=1) as started_file:
         with ShardWriter(tar) as writer:
             for item in shard.items:
                 try:
                     if item.key in crashed:
-                        raise MediaError(item.path, *CRASHED)
-                    with noticed() as notes, one_item(item.path):
+                        raise MediaError(item.path, *CRASH_REASON)
+                    with collect_media_warnings() as notes, wrap_item_errors(item.path):
                         sample = read(item)
                         writer.check(item.key, sample.members, sample.record)
                 except MediaError as error:
-                    line = refusal(item, shard.split, error.reason, error.detail)
+                    line = format_refusal(item, shard.split, error.reason, error.detail)
                 else:
                     writer.write(item.key, sample.members, sample.record)
-                    line = taken(item, shard.split, sample) | ({"notes": notes} if notes else {})
+                    line = format_accepted_item(item, shard.split, sample) | ({"notes": notes} if notes else {})
                 lines.append(line)
                 started_file.write(f"{line.get('seconds', 0.0)}\n")
-        write_whole(report_of(tar), b"".join(json_line(line) for line in lines))
+        write_bytes_atomically(get_report_path(tar), b"".join(encode_json_line(line) for line in lines))
     progress.unlink(missing_ok=True)
     return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)
 
 
-def taken(item: ShardItem, split: str, sample: ShardSample) -> dict[str, Any]:
+def format_accepted_item(item: ShardItem, split: str, sample: ShardSample) -> dict[str, Any]:
     """A line of the report about a sample that is in the shards."""
     record = sample.record
     line = {"key": item.key, "path": item.path, "split": split, "status": "taken", "seconds": record["seconds"]}
@@ -198,24 +208,26 @@ def taken(item: ShardItem, split: str, sample: ShardSample) -> dict[str, Any]:
     return line | {"frames": len(record["frames"]), "size": size} | {k: record[k] for k in ("label",) if k in record}
 
 
-def blame(todo: list[ShardPlan[I]], read: Callable[[I], ShardSample], out: Path) -> frozenset[str]:
+def find_crashing_items(
+    todo: list[ShardPlan[ItemType]], read: Callable[[ItemType], ShardSample], out: Path
+) -> frozenset[str]:
     """Of the items that were being read when a worker died, those that kill a process of their own."""
     blamed = set()
     for shard in todo:
         progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
-        if progress.is_file() and not is_finished(shard, out):
+        if progress.is_file() and not is_shard_finished(shard, out):
             suspects = shard.items[len(read_lines(progress)) :][:1]
-            blamed |= {item.key for item in suspects if kills(read, item)}
+            blamed |= {item.key for item in suspects if is_crashing_item(read, item)}
     return frozenset(blamed)
 
 
-def kills(read: Callable[[I], ShardSample], item: I) -> bool:
+def is_crashing_item(read: Callable[[ItemType], ShardSample], item: ItemType) -> bool:
     """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
-    (found,) = one_by_one(read, [item])
+    (found,) = run_one_by_one(read, [item])
     return isinstance(found.exception(), BrokenProcessPool)
 
 
-def known_crashes(out: Path) -> frozenset[str]:
+def read_known_crashes(out: Path) -> frozenset[str]:
     path = out / "crashed.json"
     return frozenset(read_json(path)) if path.is_file() else frozenset()
 
@@ -240,14 +252,14 @@ class ClipCounter:
 
     def poll(self) -> tuple[int, str]:
         """Items in all, and how fast they come."""
-        items, seconds = started(self.out)
+        items, seconds = count_started_items(self.out)
         items, seconds = self.items + items, self.seconds + seconds
         self.seen = max(self.seen, items)
         elapsed = max(time.monotonic() - self.start, 1e-9)
         return self.before + self.seen, f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
 
 
-def started(out: Path) -> tuple[int, float]:
+def count_started_items(out: Path) -> tuple[int, float]:
     """How many items, and how many seconds of media, the shards that are being made have come to."""
     seconds = []
     for path in out.glob("*/.*.progress"):
@@ -256,25 +268,25 @@ def started(out: Path) -> tuple[int, float]:
     return len(seconds), sum(seconds, 0.0)
 
 
-def report_of(tar: Path) -> Path:
+def get_report_path(tar: Path) -> Path:
     return tar.with_suffix(".report.jsonl")
 
 
-def is_finished(shard: ShardPlan, out: Path) -> bool:
+def is_shard_finished(shard: ShardPlan, out: Path) -> bool:
     """Its report is there, and unless it refused everything, so are the tar and the index."""
     tar = shard.path(out)
-    if not report_of(tar).is_file():
+    if not get_report_path(tar).is_file():
         return False
     whole = tar.is_file() and tar.with_suffix(".index").is_file()
-    return whole or not any('"taken"' in line for line in read_lines(report_of(tar)))
+    return whole or not any('"taken"' in line for line in read_lines(get_report_path(tar)))
 
 
-def merge_report(plan: RunPlan, out: Path) -> dict[str, Any]:
+def merge_shard_reports(plan: RunPlan, out: Path) -> dict[str, Any]:
     """Write OUT/report.jsonl and count what is in it."""
     clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
-    with whole(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
-        for line in report_lines(plan, out):
-            merged.write(json_line(line))
+    with write_atomically(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
+        for line in iterate_report_lines(plan, out):
+            merged.write(encode_json_line(line))
             if line["status"] == "taken":
                 clips[line["split"]] += 1
                 seconds[line["split"]] += line["seconds"]
@@ -287,7 +299,7 @@ def merge_report(plan: RunPlan, out: Path) -> dict[str, Any]:
     }
 
 
-def report_lines(plan: RunPlan, out: Path) -> Iterator[dict[str, Any]]:
+def iterate_report_lines(plan: RunPlan, out: Path) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
-        yield from (line for _, line in read_json_lines(report_of(shard.path(out))))
+        yield from (line for _, line in read_json_lines(get_report_path(shard.path(out))))
     yield from plan.refused

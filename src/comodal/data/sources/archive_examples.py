@@ -16,20 +16,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.sources.caption_tables import CAPTION_COLUMNS, pick
+from comodal.data.sources.caption_tables import CAPTION_COLUMNS, get_first_field
 from comodal.data.sources.split_names import IMAGE_SPLIT_NAMES as SPLITS
 from comodal.errors import DataError
-from comodal.files import reason_of
+from comodal.files import describe_os_error
 from comodal.media.storage.archive_samples import ArchiveSample, SampleFault
 from comodal.media.storage.open_media import is_container, open_container_file
 
 LABEL_FIELDS = ("label", "labels", "class_name", "class", "category")
 GROUP_FIELDS = ("group", "video_id", "videoID", "youtube_id", "url")
 SPLIT_FIELDS = ("split", "subset")
-OF_A_FILE = re.compile(r"([a-z]+)[-_.]")
-OF_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
-CONCERNED = (".tar", ".arrow", ".parquet", ".json")  # a Path of each of 100,000 files takes half a second
-CACHE = re.compile(r"(cache|tmp)-?.*\.arrow|.*-indices.*\.arrow")
+SPLIT_PREFIX_PATTERN = re.compile(r"([a-z]+)[-_.]")
+DATASETS_SIDE_FILES = {"dataset_info.json", "state.json", "dataset_dict.json"}
+CONTAINER_RELATED_SUFFIXES = (
+    ".tar",
+    ".arrow",
+    ".parquet",
+    ".json",
+)  # a Path of each of 100,000 files takes half a second
+CACHE_FILE_PATTERN = re.compile(r"(cache|tmp)-?.*\.arrow|.*-indices.*\.arrow")
 
 
 class ArchiveExample(NamedTuple):
@@ -44,7 +49,7 @@ class ArchiveExample(NamedTuple):
         return f"{self.file}/{self.example.name}" if self.example.name else self.file
 
 
-def read_stored(root: Path, name: str) -> Iterator[ArchiveExample]:
+def read_archive_examples(root: Path, name: str) -> Iterator[ArchiveExample]:
     """All examples of a container; one that cannot be read is an example with a fault.
 
     Raises:
@@ -54,7 +59,7 @@ def read_stored(root: Path, name: str) -> Iterator[ArchiveExample]:
     try:
         container = open_container_file(path)
     except OSError as error:
-        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("unreadable", reason_of(error))))
+        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("unreadable", describe_os_error(error))))
         return
     except DataError as error:
         if isinstance(error.__cause__, ImportError):
@@ -68,10 +73,10 @@ def read_stored(root: Path, name: str) -> Iterator[ArchiveExample]:
         yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("damaged", str(error))))
 
 
-def without_side_files(names: Iterable[str]) -> list[str]:
+def drop_side_files(names: Iterable[str]) -> list[str]:
     """The files of a folder without those that only describe a container beside them."""
     every = list(names)
-    concerned = {name: PurePosixPath(name) for name in every if name.lower().endswith(CONCERNED)}
+    concerned = {name: PurePosixPath(name) for name in every if name.lower().endswith(CONTAINER_RELATED_SUFFIXES)}
     tars = {path.with_suffix("") for path in concerned.values() if path.suffix.lower() == ".tar"}
     arrows = {path.parent for path in concerned.values() if path.suffix.lower() == ".arrow"}
     arrows |= {folder.parent for folder in arrows}
@@ -81,54 +86,54 @@ def without_side_files(names: Iterable[str]) -> list[str]:
         if suffix == ".parquet":
             return path.with_suffix("") in tars
         if suffix == ".arrow":
-            return CACHE.fullmatch(path.name) is not None
+            return CACHE_FILE_PATTERN.fullmatch(path.name) is not None
         if suffix == ".json" and path.stem.endswith("_stats"):
             return path.with_name(path.stem.removesuffix("_stats")) in tars
-        return path.name in OF_DATASETS and path.parent in arrows
+        return path.name in DATASETS_SIDE_FILES and path.parent in arrows
 
     return [name for name in every if name not in concerned or not is_side_file(concerned[name])]
 
 
-def containers_in(names: Iterable[str]) -> list[str]:
+def select_containers(names: Iterable[str]) -> list[str]:
     """Those of the files of a folder that are containers and no side files."""
-    return [name for name in without_side_files(names) if is_container(name)]
+    return [name for name in drop_side_files(names) if is_container(name)]
 
 
-def labels_of(example: ArchiveSample) -> tuple[str, ...]:
+def get_example_labels(example: ArchiveSample) -> tuple[str, ...]:
     """The classes of an example."""
-    value = pick(example.metadata, LABEL_FIELDS)
+    value = get_first_field(example.metadata, LABEL_FIELDS)
     if value is None and example.texts.get("cls", "").strip():
         value = example.texts["cls"].strip()
     values = value if isinstance(value, list) else [value]
     return tuple(str(one) for one in values if isinstance(one, str | int) and not isinstance(one, bool) and one != "")
 
 
-def group_of(stored: ArchiveExample) -> str:
+def get_example_group(stored: ArchiveExample) -> str:
     """What an example is a part of, such as its source video: all of it goes into one split."""
-    value = pick(stored.example.metadata, GROUP_FIELDS)
+    value = get_first_field(stored.example.metadata, GROUP_FIELDS)
     return str(value) if isinstance(value, str | int) and value != "" else stored.path
 
 
-def split_of(stored: ArchiveExample) -> str | None:
+def get_example_split(stored: ArchiveExample) -> str | None:
     """The split of an example: its own, or that of its file.
 
     Raises:
         ValueError: Its own is not known.
     """
-    own = pick(stored.example.metadata, SPLIT_FIELDS)
+    own = get_first_field(stored.example.metadata, SPLIT_FIELDS)
     if own is not None and own != "":
         if str(own).lower() not in SPLITS:
             raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {own!r}")
         return SPLITS[str(own).lower()]
     path = PurePosixPath(stored.file.lower())
-    start = OF_A_FILE.match(path.name)
+    start = SPLIT_PREFIX_PATTERN.match(path.name)
     named = [*path.parts[:-1], start[1] if start else path.stem]
     return next((SPLITS[part] for part in named if part in SPLITS), None)
 
 
-def captions_of(example: ArchiveSample) -> Any:
+def get_example_captions(example: ArchiveSample) -> Any:
     """The caption or the captions of an example, None without any."""
-    own = pick(example.metadata, ("caption", "captions"))
+    own = get_first_field(example.metadata, ("caption", "captions"))
     if own is None and example.texts.get("txt", "").strip():
         return [line for line in example.texts["txt"].split("\n") if line.strip()]
-    return pick(example.metadata, CAPTION_COLUMNS) if own is None else own
+    return get_first_field(example.metadata, CAPTION_COLUMNS) if own is None else own

@@ -18,7 +18,7 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "captions", "sentences", "sentence", "text", "comment", "raw", "title", "description")
 SPLIT_COLUMN = "split"
-DELIMITERS = ("\t", "|", ",", ";")
+TABLE_DELIMITERS = ("\t", "|", ",", ";")
 
 
 class CaptionRow(NamedTuple):
@@ -39,15 +39,15 @@ class CaptionColumns(NamedTuple):
     width: int
 
 
-def pick(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
+def get_first_field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The value of the first of some names that an entry has, or None."""
     return next((entry[name] for name in names if entry.get(name) is not None), None)
 
 
-def columns_of(text: str) -> CaptionColumns | None:
+def detect_caption_columns(text: str) -> CaptionColumns | None:
     """The columns that the first line of a text names, or None if it is no line of names."""
     first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
-    for delimiter in DELIMITERS:
+    for delimiter in TABLE_DELIMITERS:
         names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
         image, caption = (next((name for name in known if name in names), None)
                           for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
@@ -57,7 +57,7 @@ def columns_of(text: str) -> CaptionColumns | None:
     return None
 
 
-def table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterator[CaptionRow]:
+def iterate_table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterator[CaptionRow]:
     """The rows below the line of names; commas that nobody has quoted stay in a caption that stands last.
 
     Raises:
@@ -75,10 +75,10 @@ def table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterator[Capti
             yield CaptionRow(None, None, None)
             continue
         split = row[columns.split].strip() if columns.split is not None else ""
-        yield CaptionRow(row[columns.image].strip(), several(row[columns.caption]), split or None)
+        yield CaptionRow(row[columns.image].strip(), parse_caption_cell(row[columns.caption]), split or None)
 
 
-def container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
+def iterate_container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
     """The rows of a Parquet or Arrow file without media. An image is called by `key` where img2dataset names it by its
     URL, and what could not be downloaded has none.
 
@@ -88,13 +88,13 @@ def container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
     has_any = False
     for example in container.examples():
         entry = {name.lower(): value for name, value in example.metadata.items()}
-        image = pick(entry, IMAGE_COLUMNS)
+        image = get_first_field(entry, IMAGE_COLUMNS)
         if "url" in entry and entry.get("key") is not None:
             image = entry["key"]
-        has_any = has_any or (image is not None and pick(entry, CAPTION_COLUMNS) is not None)
+        has_any = has_any or (image is not None and get_first_field(entry, CAPTION_COLUMNS) is not None)
         if entry.get("status", "success") != "success":
             image = None
-        captions, split = pick(entry, CAPTION_COLUMNS), entry.get(SPLIT_COLUMN)
+        captions, split = get_first_field(entry, CAPTION_COLUMNS), entry.get(SPLIT_COLUMN)
         yield CaptionRow(str(image) if image is not None else "", captions, str(split) if split else None)
     if not has_any:
         raise DataError(
@@ -102,7 +102,7 @@ def container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
         )
 
 
-def several(cell: str) -> Any:
+def parse_caption_cell(cell: str) -> Any:
     """A cell that is a JSON list of captions as a list; any other as it is."""
     text = cell.strip()
     if not (text.startswith('["') and text.endswith('"]')):

@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from comodal.console import Table, say
-from comodal.data.sources.archive_examples import containers_in, read_stored
-from comodal.errors import DataError, MediaError, noticed, one_item
-from comodal.files import shortened, stamp_of, whole
-from comodal.media.storage.archive_samples import kind_of
-from comodal.media.storage.open_media import container_of, is_container
-from comodal.progress import track
-from comodal.workers import CRASHED, in_parallel
+from comodal.console import Table, print_line
+from comodal.data.sources.archive_examples import read_archive_examples, select_containers
+from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
+from comodal.files import fingerprint_file, shorten_file_name, write_atomically
+from comodal.media.storage.archive_samples import detect_media_kind
+from comodal.media.storage.open_media import find_container, is_container
+from comodal.progress import track_progress
+from comodal.workers import CRASH_REASON, run_in_parallel
 
 COPY_BYTES = 1 << 20
 
@@ -55,7 +55,7 @@ class FileJobs(NamedTuple):
     damaged: tuple[FileOutcome, ...] = ()  # of containers
 
 
-def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> FileJobs:
+def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> FileJobs:
     """One job for each file; a folder stands for all files in it with one of the suffixes, and a tar, Parquet or Arrow
     file, given or in a folder, for all members of the kind.
 
@@ -69,12 +69,12 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
     left_out, damaged = Counter[str](), list[FileOutcome]()
     for given in files:
         every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
-        containers = [Path(name) for name in containers_in(map(str, every if given.is_dir() else [given]))]
+        containers = [Path(name) for name in select_containers(map(str, every if given.is_dir() else [given]))]
         for container in containers:
             folder = container.parent
             if out is not None:
                 folder = out / container.parent.relative_to(given if given.is_dir() else given.parent)
-            members, broken = members_of(container, suffixes)
+            members, broken = list_container_members(container, suffixes)
             wanted |= dict.fromkeys((path, folder / container.stem / inner) for path, inner in members)
             damaged += broken
         found = [path for path in every if not is_container(path.name)]
@@ -85,15 +85,17 @@ def plan(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple
             wanted[path, folder] = None
     if not wanted and not damaged:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return FileJobs(name_results(list(wanted), endings), left_out, tuple(damaged))
+    return FileJobs(assign_result_paths(list(wanted), endings), left_out, tuple(damaged))
 
 
-def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, PurePosixPath]], list[FileOutcome]]:
+def list_container_members(
+    container: Path, suffixes: Set[str]
+) -> tuple[list[tuple[Path, PurePosixPath]], list[FileOutcome]]:
     """The paths of a container's members of the kind that the suffixes are of, each with its folder in the container;
     and what is damaged."""
-    kind = kind_of(next(iter(suffixes)))
+    kind = detect_media_kind(next(iter(suffixes)))
     members, damaged = [], []
-    for stored in read_stored(container.parent, container.name):
+    for stored in read_archive_examples(container.parent, container.name):
         if stored.example.fault is not None:
             damaged.append(FileOutcome(FileJob(container.parent / stored.path, ()), 0, ": ".join(stored.example.fault)))
         elif kind in stored.example.members:
@@ -102,7 +104,7 @@ def members_of(container: Path, suffixes: Set[str]) -> tuple[list[tuple[Path, Pu
     return members, damaged
 
 
-def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
+def assign_result_paths(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
     """Of files, and the folders of their results, the jobs: results are called NAME + ending + .npz.
 
     Where a result would be of several files, or is there and was made from a file of another name, results keep the
@@ -113,11 +115,11 @@ def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) 
     """
 
     def job(source: Path, folder: Path, name: str) -> FileJob:
-        return FileJob(source, tuple(folder / shortened(f"{name}{ending}.npz") for ending in endings))
+        return FileJob(source, tuple(folder / shorten_file_name(f"{name}{ending}.npz") for ending in endings))
 
     def keeps(source: Path, folder: Path) -> bool:
-        of_another = sources_of(job(source, folder, source.stem)) - {"", source.name}
-        return bool(of_another) or source.name in sources_of(job(source, folder, source.name))
+        of_another = list_result_sources(job(source, folder, source.stem)) - {"", source.name}
+        return bool(of_another) or source.name in list_result_sources(job(source, folder, source.name))
 
     keeping = {pair for pair in wanted if keeps(*pair)}
     while True:
@@ -134,16 +136,16 @@ def name_results(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) 
     return list(jobs.values())
 
 
-def attempt_each(jobs: Sequence[FileJob], work: Callable[[FileJob], int]) -> list[FileOutcome]:
+def attempt_jobs(jobs: Sequence[FileJob], work: Callable[[FileJob], int]) -> list[FileOutcome]:
     """Runs jobs in this process."""
-    return [attempt(job, work) for job in jobs]
+    return [attempt_job(job, work) for job in jobs]
 
 
-def attempt(job: FileJob, work: Callable[[FileJob], int]) -> FileOutcome:
+def attempt_job(job: FileJob, work: Callable[[FileJob], int]) -> FileOutcome:
     """Runs one job; what goes wrong with its file is an outcome."""
-    with noticed() as notes:
+    with collect_media_warnings() as notes:
         try:
-            with one_item(job.source):
+            with wrap_item_errors(job.source):
                 rows, problem = work(job), ""
         except MediaError as error:
             rows, problem = 0, f"{error.reason}: {error.detail}"
@@ -157,7 +159,7 @@ class BatchedWork(NamedTuple):
     size: int
 
 
-def run_files(
+def run_file_jobs(
     planned: FileJobs,
     work: Callable[[FileJob], int],
     workers: int,
@@ -185,23 +187,23 @@ def run_files(
     jobs, left_out, damaged = planned
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
-    todo = [job for job in jobs if overwrite or not is_done(job)]
+    todo = [job for job in jobs if overwrite or not is_job_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
     calls: Iterable[FileOutcome]
     if together is not None:
         starts = range(0, len(todo), together.size)
         calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
     elif len(todo) == 1:
-        calls = attempt_each(todo, work)
+        calls = attempt_jobs(todo, work)
     else:
         calls = (
-            outcome or FileOutcome(job, 0, ": ".join(CRASHED))
-            for job, outcome in in_parallel(partial(attempt, work=work), todo, processes)
+            outcome or FileOutcome(job, 0, ": ".join(CRASH_REASON))
+            for job, outcome in run_in_parallel(partial(attempt_job, work=work), todo, processes)
         )
-    done = list(track(calls, "embedding", total=len(todo), is_shown=bool(todo)))
+    done = list(track_progress(calls, "embedding", total=len(todo), is_shown=bool(todo)))
     refused = sorted((one for one in (*done, *damaged) if one.problem), key=lambda outcome: outcome.job.source)
     noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
-    report(refused, noted, sum(not outcome.problem for outcome in done), len(jobs) - len(todo), left_out)
+    report_outcomes(refused, noted, sum(not outcome.problem for outcome in done), len(jobs) - len(todo), left_out)
     if refused:
         first = f"{refused[0].job.source}: {refused[0].problem}"
         raise DataError(
@@ -216,14 +218,14 @@ def run_files(
     }
 
 
-def report(
+def report_outcomes(
     refused: list[FileOutcome], noted: list[FileOutcome], written: int, skipped: int, left_out: Counter[str]
 ) -> None:
     """One line of counts, and tables of the files that could not be read, and of those that are not whole."""
-    say(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
+    print_line(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
     if left_out:
         endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-        say(f"{left_out.total()} files of other kinds were left out: {endings}; give them by name to try them")
+        print_line(f"{left_out.total()} files of other kinds were left out: {endings}; give them by name to try them")
     if refused:
         table = Table("file", "reason")
         for outcome in refused:
@@ -244,25 +246,25 @@ class EmbeddingRows(NamedTuple):
     silent: Bool[np.ndarray, " rows"] | None = None
 
 
-def is_done(job: FileJob) -> bool:
+def is_job_done(job: FileJob) -> bool:
     """Whether all results are there and are of the file as it is, and not of another that had its name before."""
     if not all(result.is_file() for result in job.results):
         return False
-    stamps = [read_source(result)[0] for result in job.results]
-    return all(stamp in ("", stamp_of_source(job.source)) for stamp in stamps)
+    stamps = [read_result_source(result)[0] for result in job.results]
+    return all(stamp in ("", compute_source_stamp(job.source)) for stamp in stamps)
 
 
-def stamp_of_source(source: Path) -> str:
+def compute_source_stamp(source: Path) -> str:
     """Of a file, or of the container that holds a member."""
-    return stamp_of(container_of(source) or source)
+    return fingerprint_file(find_container(source) or source)
 
 
-def sources_of(job: FileJob) -> set[str]:
+def list_result_sources(job: FileJob) -> set[str]:
     """The names of the files that the results were made from, as far as they are there."""
-    return {read_source(result)[1] for result in job.results if result.is_file()}
+    return {read_result_source(result)[1] for result in job.results if result.is_file()}
 
 
-def read_source(result: Path) -> tuple[str, str]:
+def read_result_source(result: Path) -> tuple[str, str]:
     """The stamp and the name of the file that a result was made from; "" where it does not say them."""
     try:
         with zipfile.ZipFile(result) as archive:
@@ -272,7 +274,7 @@ def read_source(result: Path) -> tuple[str, str]:
     return stamp.decode("ascii", "replace"), os.fsdecode(name)
 
 
-def write_rows(
+def write_embedding_rows(
     result: Path,
     batches: Iterable[EmbeddingRows],
     about: Mapping[str, object] | None = None,
@@ -284,7 +286,7 @@ def write_rows(
     Nothing is written if no row comes. The archive's comment is the stamp and the name of the source, if that is given.
     """
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
-    count, features, stamp = 0, 0, "" if source is None else stamp_of_source(source)  # before it is read
+    count, features, stamp = 0, 0, "" if source is None else compute_source_stamp(source)  # before it is read
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=result.parent) as scratch:
         for rows in batches:
@@ -294,7 +296,7 @@ def write_rows(
                 columns[name] += [] if column is None else [column]
         if not count:
             return 0
-        with whole(result) as part, zipfile.ZipFile(part, "w") as archive:
+        with write_atomically(result) as part, zipfile.ZipFile(part, "w") as archive:
             with archive.open("embedding.npy", "w", force_zip64=True) as entry:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}
                 np.lib.format.write_array_header_1_0(entry, header)

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from comodal.data.sources.archive_examples import read_stored
-from comodal.data.sources.video_sources import files_in, folder_of_files
+from comodal.data.sources.archive_examples import read_archive_examples
+from comodal.data.sources.video_sources import find_media_root, list_media_files
 from comodal.errors import DataError
 from comodal.media.storage.archive_samples import SampleFault
 from comodal.media.storage.open_media import is_container
-from comodal.media.storage.path_patterns import is_pattern
+from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 
 
@@ -20,31 +20,31 @@ class FoundImages(NamedTuple):
     damaged: list[tuple[str, SampleFault]]
 
 
-def root_of(images: Path) -> Path:
+def find_image_root(images: Path) -> Path:
     """What the paths of images are relative to: a folder itself, else the folder of a container or a pattern."""
-    return folder_of_files(images, None) if is_pattern(images) or images.is_file() else images
+    return find_media_root(images, None) if is_path_pattern(images) or images.is_file() else images
 
 
-def find_images(images: Path) -> FoundImages:
+def find_image_files(images: Path) -> FoundImages:
     """All images of a folder with its containers, of a container, or of the files that a pattern names.
 
     Raises:
         DataError: There is no such folder or file, no image in it, or a container needs a package that is missing.
     """
-    if not (is_pattern(images) or images.is_dir() or (images.is_file() and is_container(images.name))):
+    if not (is_path_pattern(images) or images.is_dir() or (images.is_file() and is_container(images.name))):
         raise DataError(f"{images}: there is no such folder of images, and no tar, Parquet or Arrow file of that name")
-    root, files = files_in(images)
+    root, files = list_media_files(images)
     found = FoundImages(root, [], [])
     for file in files:
         if is_container(file) and (root / file).is_file():
-            for stored in read_stored(root, file):
+            for stored in read_archive_examples(root, file):
                 if stored.example.fault is not None:
                     found.damaged.append((stored.path, stored.example.fault))
                 elif "image" in stored.example.members:
                     found.names.append(f"{file}/{stored.example.members['image'][0]}")
         elif file.lower().endswith(IMAGE_SUFFIXES):
             found.names.append(file)
-        elif is_pattern(images) and not (root / file).exists():
+        elif is_path_pattern(images) and not (root / file).exists():
             found.damaged.append((file, SampleFault("missing", "the pattern names it, and there is no such file")))
     if not found.names:
         kinds = f"{', '.join(IMAGE_SUFFIXES)}, or tar, Parquet and Arrow files of them"

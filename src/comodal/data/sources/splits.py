@@ -7,23 +7,23 @@ import hashlib
 
 from comodal.data.sources.video_sources import VideoSource
 
-HELD_OUT_FIRST = ("test", "validation", "train")
+SPLITS_HELD_OUT_FIRST = ("test", "validation", "train")
 
 
-def fraction_of(text: str) -> float:
+def hash_to_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone, evenly spread over texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def split_by_hash(group: str, validation: float, test: float) -> str:
     """The split of a source video: the same whatever else is in the data, so that a set may grow."""
-    place = fraction_of(group)
+    place = hash_to_fraction(group)
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
 
 
-def split_of_groups(sources: list[VideoSource], validation: float, test: float) -> dict[str, str]:
+def assign_group_splits(sources: list[VideoSource], validation: float, test: float) -> dict[str, str]:
     """The split of each group: its own where the list or the folders give one, else by hash.
 
     A group that is listed in several splits belongs to the one that is held out most: what a model is tested on stays
@@ -33,6 +33,8 @@ def split_of_groups(sources: list[VideoSource], validation: float, test: float) 
     for source in sources:
         own.setdefault(source.group, set()).update({source.split} - {None})  # type: ignore[arg-type]
     return {
-        group: next((split for split in HELD_OUT_FIRST if split in splits), split_by_hash(group, validation, test))
+        group: next(
+            (split for split in SPLITS_HELD_OUT_FIRST if split in splits), split_by_hash(group, validation, test)
+        )
         for group, splits in own.items()
     }

@@ -24,26 +24,26 @@ from typing import Any, Literal, get_args
 
 from comodal.data.sources.archive_examples import (
     ArchiveExample,
-    captions_of,
-    group_of,
-    labels_of,
-    read_stored,
-    split_of,
-    without_side_files,
+    drop_side_files,
+    get_example_captions,
+    get_example_group,
+    get_example_labels,
+    get_example_split,
+    read_archive_examples,
 )
 from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
 from comodal.errors import DataError
 from comodal.media.storage.archive_samples import MemberLocation, SampleFault
 from comodal.media.storage.open_media import is_container
-from comodal.media.storage.path_patterns import expand, is_pattern
+from comodal.media.storage.path_patterns import expand_pattern, is_path_pattern
 from comodal.media.storage.suffixes import VIDEO_SUFFIXES
 from comodal.text_files import is_json_lines, parse_csv, parse_json, parse_json_lines, read_text, split_lines
 
 ListFormat = Literal["auto", "folder", "kinetics", "kinetics-json", "vggsound", "audioset", "flickr-soundnet", "jsonl"]
-VGGSOUND = re.compile(r"[\w-]{11},\d+,.*,(train|test)", re.ASCII)
+VGGSOUND_PATTERN = re.compile(r"[\w-]{11},\d+,.*,(train|test)", re.ASCII)
 VGGSOUND_SECONDS = 10.0
-CLIP_OF_YOUTUBE = re.compile(r"([\w-]{11})_(\d+)_(\d+)", re.ASCII)  # <11 characters>_<start>_<end>
-FLICKR = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
+YOUTUBE_CLIP_PATTERN = re.compile(r"([\w-]{11})_(\d+)_(\d+)", re.ASCII)  # <11 characters>_<start>_<end>
+FLICKR_URL_PATTERN = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -97,26 +97,26 @@ def read_sources(
     """
     if list_format not in get_args(ListFormat):
         raise ValueError(f"list_format is one of {', '.join(get_args(ListFormat))}, got {list_format!r}")
-    matches = is_pattern(source)
+    matches = is_path_pattern(source)
     if not source.exists() and not matches:
         raise DataError(f"{source}: there is no such folder or list")
     if source.is_dir() or matches or is_container(source.name):
         if list_format not in ("auto", "folder"):
             raise DataError(f"{source} is not a list in the format {list_format}")
-        return list(_files(*files_in(source, leave_out)))
-    root = folder_of_files(source, files)
+        return list(_iterate_file_sources(*list_media_files(source, leave_out)))
+    root = find_media_root(source, files)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder to hold the files of {source.name}")
     text = read_text(source)
-    kind = recognise(source, text) if list_format == "auto" else list_format
+    kind = detect_list_format(source, text) if list_format == "auto" else list_format
     if kind == "jsonl":
-        return list(_json_lines(source, text, root))
+        return list(_parse_json_lines(source, text, root))
     readers = {
-        "kinetics": _kinetics,
-        "kinetics-json": _kinetics_json,
-        "vggsound": _vggsound,
-        "audioset": _audioset,
-        "flickr-soundnet": _flickr,
+        "kinetics": _parse_kinetics,
+        "kinetics-json": _parse_kinetics_json,
+        "vggsound": _parse_vggsound,
+        "audioset": _parse_audioset,
+        "flickr-soundnet": _parse_flickr,
     }
     if kind not in readers:
         raise DataError(f"{source} is a file, not a folder")
@@ -126,23 +126,23 @@ def read_sources(
         raise DataError(f"{source} is not a list in the format {kind}: {error!r}") from error
 
 
-def folder_of_files(source: Path, files: Path | None) -> Path:
+def find_media_root(source: Path, files: Path | None) -> Path:
     """What the paths of the sources are relative to."""
-    if is_pattern(source):
-        return expand(source).root
+    if is_path_pattern(source):
+        return expand_pattern(source).root
     return source if source.is_dir() else files or source.parent
 
 
-def files_in(source: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
+def list_media_files(source: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
     """The files of a folder, of a pattern, or a file alone, with the folder that their paths are relative to."""
-    if is_pattern(source):
-        return expand(source)
+    if is_path_pattern(source):
+        return expand_pattern(source)
     if source.is_dir():
-        return source, without_side_files(walk(source, leave_out))
+        return source, drop_side_files(walk_folder(source, leave_out))
     return source.parent, [source.name]
 
 
-def recognise(source: Path, text: str) -> ListFormat:
+def detect_list_format(source: Path, text: str) -> ListFormat:
     """The format of a list, from its first lines."""
     lines = [line for line in split_lines(text[:10_000]) if line.strip()][:3]
     first = lines[0] if lines else ""
@@ -151,9 +151,9 @@ def recognise(source: Path, text: str) -> ListFormat:
             f'"{name}"' in text[:10_000] for name in ("annotations", "subset")
         )
         return "kinetics-json" if is_kinetics else "jsonl"
-    if VGGSOUND.fullmatch(first.strip()):
+    if VGGSOUND_PATTERN.fullmatch(first.strip()):
         return "vggsound"
-    if FLICKR.match(first):
+    if FLICKR_URL_PATTERN.match(first):
         return "flickr-soundnet"
     if first.startswith("#") and any("YTID" in line for line in lines):
         return "audioset"
@@ -166,7 +166,7 @@ def recognise(source: Path, text: str) -> ListFormat:
     )
 
 
-def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
+def walk_folder(folder: Path, leave_out: Path | None = None) -> list[str]:
     """All files below a folder, also through links, as sorted relative paths."""
 
     def refuse(error: OSError) -> None:
@@ -184,35 +184,35 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[str]:
     return sorted(found)
 
 
-def _files(root: Path, names: list[str]) -> Iterator[VideoSource]:
+def _iterate_file_sources(root: Path, names: list[str]) -> Iterator[VideoSource]:
     """Files one by one, and the examples of those that are containers."""
     for name in names:
         if is_container(name) and (root / name).is_file():
-            yield from map(_stored, read_stored(root, name))
+            yield from map(_make_archive_source, read_archive_examples(root, name))
         elif (root / name).exists():
-            yield _in_folder(name)
+            yield _make_folder_source(name)
         else:
             yield VideoSource(name, name, name, missing=True)
 
 
-def _stored(stored: ArchiveExample) -> ArchiveVideoSource:
+def _make_archive_source(stored: ArchiveExample) -> ArchiveVideoSource:
     """The video of an example, with the audio beside it."""
     example = stored.example
     name, place = example.members.get("video", (example.name, None))
     audio, audio_place = example.members.get("audio", (None, None))
-    fault, split, captions = example.fault, None, captions_of(example)
+    fault, split, captions = example.fault, None, get_example_captions(example)
     if fault is None and place is None:
         fault = SampleFault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
     try:
-        split = split_of(stored)
+        split = get_example_split(stored)
     except ValueError as error:
         fault = fault or SampleFault("unknown split", str(error))
     several = captions if isinstance(captions, list) else [captions]
     return ArchiveVideoSource(
         f"{stored.file}/{name}" if name else stored.file,
         key=f"{stored.file}/{example.key}" if example.key else stored.file,
-        group=group_of(stored),
-        labels=labels_of(example),
+        group=get_example_group(stored),
+        labels=get_example_labels(example),
         split=split,
         container=stored.file,
         place=place,
@@ -223,14 +223,14 @@ def _stored(stored: ArchiveExample) -> ArchiveVideoSource:
     )
 
 
-def _in_folder(name: str) -> VideoSource:
+def _make_folder_source(name: str) -> VideoSource:
     """A file of a folder: `[split/][...label/]file`."""
     path = PurePosixPath(name)
     folders = list(path.parts[:-1])
     split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
     if split:
         folders.pop(0)
-    clip = CLIP_OF_YOUTUBE.fullmatch(path.stem)
+    clip = YOUTUBE_CLIP_PATTERN.fullmatch(path.stem)
     group = clip.group(1) if clip else str(PurePosixPath(*folders, path.name))
     return VideoSource(name, str(PurePosixPath(*folders, path.stem)), group, tuple(folders[-1:]), split)
 
@@ -240,26 +240,30 @@ class FileFinder:
 
     def __init__(self, root: Path) -> None:
         self.by_stem: dict[str, list[PurePosixPath]] = {}
-        for name in walk(root):
+        for name in walk_folder(root):
             path = PurePosixPath(name)
             self.by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, stem: str, label: str = "") -> str | None:
         """The file of that name; among several a video rather than a side file, in the folder of the label."""
         found = self.by_stem.get(stem, [])
-        return min(found, key=lambda path: _preference(path, label)).as_posix() if found else None
+        return min(found, key=lambda path: _rank_candidate(path, label)).as_posix() if found else None
 
 
-def _preference(path: PurePosixPath, label: str) -> tuple[bool, bool, str]:
-    return path.suffix.lower() not in VIDEO_SUFFIXES, plain(path.parent.name) != plain(label), path.as_posix()
+def _rank_candidate(path: PurePosixPath, label: str) -> tuple[bool, bool, str]:
+    return (
+        path.suffix.lower() not in VIDEO_SUFFIXES,
+        normalize_label(path.parent.name) != normalize_label(label),
+        path.as_posix(),
+    )
 
 
-def plain(label: str) -> str:
+def normalize_label(label: str) -> str:
     """Folders of a label are written with spaces or underscores."""
     return label.replace("_", " ").strip().casefold()
 
 
-def _clip(
+def _make_clip_source(
     files: FileFinder,
     video: str,
     start: float,
@@ -279,44 +283,48 @@ def _clip(
     return VideoSource(names[0], names[0], video, labels, split, start, end - start, missing=True)
 
 
-def _kinetics(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
+def _parse_kinetics(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     rows = parse_csv(text, source)
     _, columns = next(rows)
     for row in (dict(zip(columns, cells, strict=False)) for _, cells in rows):
         video, start, end = row["youtube_id"], float(row["time_start"]), float(row["time_end"])
         names = [f"{video}_{int(start):06d}_{int(end):06d}"]
         labels = (row["label"],) if row.get("label") else ()
-        yield _clip(files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower()))
+        yield _make_clip_source(
+            files, video, start, end, names, labels, SPLIT_NAMES.get((row.get("split") or "").lower())
+        )
 
 
-def _kinetics_json(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
+def _parse_kinetics_json(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for video, entry in parse_json(text, source).items():
         label, (start, end) = entry["annotations"].get("label"), map(float, entry["annotations"]["segment"])
         names = [f"{video}_{int(start):06d}_{int(end):06d}"]
         split = SPLIT_NAMES.get(str(entry.get("subset", "")).lower())
-        yield _clip(files, video, start, end, names, (str(label),) if label else (), split)
+        yield _make_clip_source(files, video, start, end, names, (str(label),) if label else (), split)
 
 
-def _vggsound(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
+def _parse_vggsound(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for _, (video, start, label, split) in parse_csv(text, source):
         first, last = int(start), int(start) + int(VGGSOUND_SECONDS)
         names = [
             f"{video}_{time}" for time in (f"{first:06d}", f"{first:06d}_{last:06d}", f"{first}", f"{first}_{last}")
         ]
-        yield _clip(files, video, float(first), first + VGGSOUND_SECONDS, names, (label,), SPLIT_NAMES[split])
+        yield _make_clip_source(
+            files, video, float(first), first + VGGSOUND_SECONDS, names, (label,), SPLIT_NAMES[split]
+        )
 
 
-def _audioset(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
+def _parse_audioset(source: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     lines = "\n".join(line for line in split_lines(text) if not line.startswith("#"))
     for _, (video, start, end, labels) in parse_csv(lines, source, skip_space=True):
         first, last = int(float(start)), int(float(end))
         times = [f"{first:06d}_{last:06d}", f"{first * 1000}_{last * 1000}", f"{first}_{last}"]
         times += [f"{first:06d}", f"{first}"]
         names = [f"{prefix}{video}_{time}" for prefix in ("", "Y") for time in times]
-        yield _clip(files, video, float(start), float(end), names, tuple(labels.split(",")), None)
+        yield _make_clip_source(files, video, float(start), float(end), names, tuple(labels.split(",")), None)
 
 
-def _flickr(_: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
+def _parse_flickr(_: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
     for line in split_lines(text):
         if line.strip():
             photo = line.strip().split("/")[5]  # http: / / host / videos / owner / photo id
@@ -324,15 +332,15 @@ def _flickr(_: Path, text: str, files: FileFinder) -> Iterator[VideoSource]:
             yield VideoSource(found or photo, photo, photo, missing=found is None)
 
 
-def _json_lines(source: Path, text: str, root: Path) -> Iterator[VideoSource]:
+def _parse_json_lines(source: Path, text: str, root: Path) -> Iterator[VideoSource]:
     for number, entry in parse_json_lines(text, source):
         try:
-            yield _json_line(entry, root)
+            yield _parse_json_line(entry, root)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
 
 
-def _json_line(entry: dict[str, Any], root: Path) -> VideoSource:
+def _parse_json_line(entry: dict[str, Any], root: Path) -> VideoSource:
     name = str(PurePosixPath(entry["path"]))
     label, split = entry.get("label", []), entry.get("split")
     if split is not None and split not in SPLIT_NAMES:

@@ -17,12 +17,12 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
-from comodal.media.storage.refused_formats import LOUDEST, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
+from comodal.media.storage.refused_formats import MAX_AMPLITUDE, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
-MAX_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
+MAX_AUDIO_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
-TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger lasting deviation is a pause or an overlap
-TOLERANCES = {"vorbis": 0.025}  # FFmpeg takes the delay between a long and a short block for none
+TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger lasting deviation is a pause or an overlap
+CODEC_TOLERANCE_SECONDS = {"vorbis": 0.025}  # FFmpeg takes the delay between a long and a short block for none
 AGREEING_SECONDS = 1.0
 MAX_PENDING = 256  # blocks
 SILENCE_SAMPLES = 1 << 16  # at a time
@@ -43,7 +43,7 @@ class AudioJoiner:
     def __init__(self, path: Path, codec: str, until: float = float("inf"), from_zero: bool = False) -> None:
         self.path = path
         self.from_zero = from_zero
-        self.tolerance = TOLERANCES.get(codec, TOLERANCE_SECONDS)
+        self.tolerance = CODEC_TOLERANCE_SECONDS.get(codec, TIMESTAMP_TOLERANCE_SECONDS)
         self.until = until
         self.rate = 0
         self.start = 0.0
@@ -63,7 +63,7 @@ class AudioJoiner:
             MediaError: unreadable, for a sample rate that is absurd or changes.
         """
         if not self.rate:
-            self.rate = checked_rate(self.path, frame.sample_rate)
+            self.rate = check_sample_rate(self.path, frame.sample_rate)
             self.start = max(begins, 0.0)
             self.origin = min(begins, 0.0) if self.from_zero else begins
             if self.from_zero:
@@ -71,7 +71,7 @@ class AudioJoiner:
         if frame.sample_rate != self.rate:
             detail = f"audio of {frame.sample_rate} samples a second, {self.rate} at its beginning"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-        self.pending.append((begins, mix_down(self.path, frame)))
+        self.pending.append((begins, mix_to_mono(self.path, frame)))
         yield from self._settle(last=False)
 
     def finish(self) -> Iterator[Mono]:
@@ -136,11 +136,11 @@ class AudioChain:
         """
         if frame.sample_rate != self.source_rate:
             yield from self.finish()
-            self.source_rate = checked_rate(self.path, frame.sample_rate)
+            self.source_rate = check_sample_rate(self.path, frame.sample_rate)
             self.rate = self.rate or self.source_rate
             if self.source_rate != self.rate:
                 self.resampler = soxr.ResampleStream(self.source_rate, self.rate, 1, dtype="float32")
-        block = mix_down(self.path, frame)
+        block = mix_to_mono(self.path, frame)
         yield block if self.resampler is None else self.resampler.resample_chunk(block)
 
     def finish(self) -> Iterator[Mono]:
@@ -150,7 +150,7 @@ class AudioChain:
         self.resampler = None
 
 
-def checked_rate(path: Path, rate: int) -> int:
+def check_sample_rate(path: Path, rate: int) -> int:
     """A sample rate that can be.
 
     Raises:
@@ -161,7 +161,7 @@ def checked_rate(path: Path, rate: int) -> int:
     return rate
 
 
-def mix_down(path: Path, frame: av.AudioFrame) -> Mono:
+def mix_to_mono(path: Path, frame: av.AudioFrame) -> Mono:
     """The plain mean of all channels (as OpenL3 does, core.py `preprocess_audio`), full scale at 1.
 
     Raises:
@@ -169,8 +169,8 @@ def mix_down(path: Path, frame: av.AudioFrame) -> Mono:
     """
     channels, sample_type = frame.layout.nb_channels, SAMPLE_TYPES[frame.format.packed.name]
     if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
-        if channels > MAX_PLANES:
-            detail = f"{channels} channels of audio, the limit is {MAX_PLANES}"
+        if channels > MAX_AUDIO_PLANES:
+            detail = f"{channels} channels of audio, the limit is {MAX_AUDIO_PLANES}"
             raise MediaError(path, RefusalReason.UNREADABLE, detail)
         planes = frame.planes[:channels]
         samples = np.stack([np.frombuffer(memoryview(plane), sample_type, frame.samples) for plane in planes])
@@ -183,15 +183,15 @@ def mix_down(path: Path, frame: av.AudioFrame) -> Mono:
         return (mixed - 128) / 128
     if np.issubdtype(sample_type, np.integer):
         return mixed / np.float32(2.0 ** (8 * samples.itemsize - 1))
-    return check_level(path, mixed)
+    return check_audio_level(path, mixed)
 
 
-def check_level(path: Path, mono: Mono) -> Mono:
+def check_audio_level(path: Path, mono: Mono) -> Mono:
     """Floats that can be audio.
 
     Raises:
         MediaError: unreadable.
     """
-    if not (np.abs(mono) <= LOUDEST).all():
+    if not (np.abs(mono) <= MAX_AMPLITUDE).all():
         raise MediaError(path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure")
     return mono

@@ -14,32 +14,49 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from comodal.errors import MediaError
-from comodal.media.containers.edit_lists import edit_ends
-from comodal.media.containers.timeline import NO_ZERO, Timeline
+from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.storage.open_media import open_media
-from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_impostor, read_head
+from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_non_media, read_first_bytes
 
 av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
 
-MAX_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
+MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
 MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400
 MAX_IDLE_PACKETS = 2_000  # of the stream that is whole already, while the other one is waited for
-ONE_LENGTH = {"matroska,webm", "flv"}  # formats whose header tells the length of the whole, not of each stream
-LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
-JOINED = {"matroska,webm", "flv", "avi", "mpegts", "mpeg"}  # whose packets go on to the end, but for an index
+SHARED_DURATION_FORMATS = {
+    "matroska,webm",
+    "flv",
+}  # formats whose header tells the length of the whole, not of each stream
+MAX_LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
+CONCATENABLE_FORMATS = {
+    "matroska,webm",
+    "flv",
+    "avi",
+    "mpegts",
+    "mpeg",
+}  # whose packets go on to the end, but for an index
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
-OPEN_SECONDS = 30.0
-RUN_UP_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
+OPEN_TIMEOUT_SECONDS = 30.0
+PREROLL_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
-FORMATS = (
+CONTAINER_FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
     "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape,caf,voc,mpc,mpc8,tak,truehd,mlp,loas,"
     "xwma,nistsphere"
 )
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
-SIZE_IN_HEADER = {"avi", MP4, "matroska,webm"}
-SIGNATURES = {b"ftyp": 4, b"moov": 4, b"mdat": 4, b"\x1a\x45\xdf\xa3": 0, b"AVI ": 8, b"OggS": 0, b"\0\0\x01\xba": 0}
-MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+FORMATS_WITH_HEADER_SIZE = {"avi", MP4_FORMAT, "matroska,webm"}
+CONTAINER_SIGNATURES = {
+    b"ftyp": 4,
+    b"moov": 4,
+    b"mdat": 4,
+    b"\x1a\x45\xdf\xa3": 0,
+    b"AVI ": 8,
+    b"OggS": 0,
+    b"\0\0\x01\xba": 0,
+}
+MP4_BOX_TYPES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 
 
 @dataclass
@@ -75,16 +92,21 @@ class Track:
         """Where the stream ends by its own header, if that says."""
         stream = self.stream
         format_name = stream.container.format.name
-        if format_name in NO_ZERO:  # no header; FFmpeg's guess overlooks that timestamps start again
+        if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's guess overlooks that timestamps start again
             return None
         in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
         if in_avi and stream.frames and stream.average_rate:
             length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
-            return _seconds(stream, stream.start_time) + length - self.zero
-        if stream.duration and format_name not in ONE_LENGTH:
-            return min(_seconds(stream, stream.start_time) + _seconds(stream, stream.duration), self.last) - self.zero
+            return _ticks_to_seconds(stream, stream.start_time) + length - self.zero
+        if stream.duration and format_name not in SHARED_DURATION_FORMATS:
+            return (
+                min(
+                    _ticks_to_seconds(stream, stream.start_time) + _ticks_to_seconds(stream, stream.duration), self.last
+                )
+                - self.zero
+            )
         # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
-        end = _clock_seconds(stream.metadata.get("DURATION", ""))
+        end = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
         return None if end is None else end - self.zero
 
     def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
@@ -99,7 +121,7 @@ class Track:
             detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
         if self.lost_since is not None and begins >= self.lost_since:
-            if self.strict and begins - self.end > LOST_SECONDS:
+            if self.strict and begins - self.end > MAX_LOST_SECONDS:
                 detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
                 raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
             self.lost_since = None
@@ -116,7 +138,7 @@ class Track:
         if isinstance(frame, av.AudioFrame):
             return frame.samples / max(frame.sample_rate, 1)
         if frame.duration:
-            return min(_seconds(frame, frame.duration), MAX_GAP_SECONDS)
+            return min(_ticks_to_seconds(frame, frame.duration), MAX_GAP_SECONDS)
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(1 / rate) if rate else max(begins - self.end, 0.0)
 
@@ -125,7 +147,7 @@ class Track:
         self.failure = failure
         if self.start is not None:
             self.losses += 1
-            begins = self.end if packet.pts is None else _seconds(self.stream, packet.pts) - self.zero
+            begins = self.end if packet.pts is None else _ticks_to_seconds(self.stream, packet.pts) - self.zero
             self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
 
     def check_whole(self, seconds: float) -> None:
@@ -133,7 +155,7 @@ class Track:
         if self.start is None:
             raise self.nothing_decoded()
         promised = self.promised_end
-        if promised is not None and self.end < min(promised, seconds) - LOST_SECONDS:
+        if promised is not None and self.end < min(promised, seconds) - MAX_LOST_SECONDS:
             detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
             raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
 
@@ -156,21 +178,21 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     Raises:
         MediaError: missing, unreadable, not a video, or truncated (a known container whose index is not there).
     """
-    head = read_head(path)
-    impostor = describe_impostor(head)
+    head = read_first_bytes(path)
+    impostor = describe_non_media(head)
     if impostor:
         raise MediaError(path, RefusalReason.NOT_A_VIDEO, impostor)
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
-    if head[4:8] in MP4_BOXES and edit_ends(path) is not None:
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINER_FORMATS, "max_pixels": str(MAX_FRAME_PIXELS)}
+    if head[4:8] in MP4_BOX_TYPES and read_edit_ends(path) is not None:
         options["advanced_editlist"] = "0"
     try:
         source = f"file:{path.absolute()}" if path.is_file() else open_media(path)
-        container = av.open(source, "r", options=options, timeout=OPEN_SECONDS, metadata_errors="replace")
+        container = av.open(source, "r", options=options, timeout=OPEN_TIMEOUT_SECONDS, metadata_errors="replace")
     except av.error.ExitError:
-        raise MediaError(path, RefusalReason.UNREADABLE, f"not opened within {OPEN_SECONDS:.0f} s") from None
+        raise MediaError(path, RefusalReason.UNREADABLE, f"not opened within {OPEN_TIMEOUT_SECONDS:.0f} s") from None
     except av.FFmpegError as error:
-        if any(head[offset:].startswith(signature) for signature, offset in SIGNATURES.items()):
-            detail = f"it begins like a video but has no usable index ({_fault(error)})"
+        if any(head[offset:].startswith(signature) for signature, offset in CONTAINER_SIGNATURES.items()):
+            detail = f"it begins like a video but has no usable index ({_describe_ffmpeg_error(error)})"
             raise MediaError(path, RefusalReason.TRUNCATED, detail) from None
         raise MediaError(path, RefusalReason.NOT_A_VIDEO, "no known video format") from None
     with container:
@@ -195,18 +217,18 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
             raise MediaError(path, RefusalReason.UNREADABLE, f"no decoder for its {stream.type}")
         if stream is not None:
             stream.codec_context.thread_count = 1  # processes run in parallel, one per core
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     if audio is not None:
-        _forget_channel_order(audio)
+        _clear_channel_order(audio)
         if audio.codec_context.name == "alac" and container.format.name == "caf":
             # A last packet holds as many samples as it says, and FFmpeg 8.1 cuts off the rest of a full one once more.
             audio.codec_context.options |= {"flags2": "skip_manual"}
     if video is not None:
-        _check_size(container, path, video.codec_context.width, video.codec_context.height)
+        _check_frame_size(container, path, video.codec_context.width, video.codec_context.height)
     return video, audio
 
 
-def _forget_channel_order(audio: av.AudioStream) -> None:
+def _clear_channel_order(audio: av.AudioStream) -> None:
     """Leave of an unusual order of channels its number alone, which is all that the mean of the channels needs.
 
     PyAV 18 frees the list of such an order once for every frame and so crashes. The replaced one is freed here, once.
@@ -216,13 +238,13 @@ def _forget_channel_order(audio: av.AudioStream) -> None:
         audio.codec_context.layout = f"{layout.nb_channels} channels"
 
 
-def _check_size(container: InputContainer, path: Path, width: int, height: int) -> None:
+def _check_frame_size(container: InputContainer, path: Path, width: int, height: int) -> None:
     """Refuse what is too large. FFmpeg puts 0 for a size that it refuses itself, after logging it to nobody."""
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_FRAME_PIXELS:
         raise MediaError(
-            path, RefusalReason.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_PIXELS:,} pixels"
+            path, RefusalReason.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_FRAME_PIXELS:,} pixels"
         )
-    if width * height == 0 and container.format.name in SIZE_IN_HEADER:
+    if width * height == 0 and container.format.name in FORMATS_WITH_HEADER_SIZE:
         raise MediaError(
             path, RefusalReason.TOO_LARGE, "no decoder takes the size that its header declares for pictures"
         )
@@ -231,14 +253,14 @@ def _check_size(container: InputContainer, path: Path, width: int, height: int) 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
     """Tracks on one clock; its zero is where the first of the streams begins."""
     there = [stream for stream in streams if stream is not None]
-    starts = [_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
+    starts = [_ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
     zero, ends = min(starts, default=0.0), {}
-    if there and there[0].container.format.name == MP4:
-        zero, ends = max(zero, 0.0), edit_ends(path) or {}  # what lies before the edits has negative times
+    if there and there[0].container.format.name == MP4_FORMAT:
+        zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
     return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
 
 
-def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
+def seek_container(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
     """Let the clock of tracks begin `start_seconds` later, and reading at a key frame some time before that.
 
     What is decoded before has negative times. Where a format cannot be searched, or its timestamps may start again,
@@ -253,14 +275,14 @@ def go_to(container: InputContainer, tracks: Sequence[Track], start_seconds: flo
             detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
             raise MediaError(track.path, RefusalReason.TOO_SHORT, detail)
         track.zero += start_seconds
-    if container.format.name in NO_ZERO:
+    if container.format.name in FORMATS_WITHOUT_ZERO:
         return
-    microseconds = round((tracks[0].zero - RUN_UP_SECONDS) * 1e6)
+    microseconds = round((tracks[0].zero - PREROLL_SECONDS) * 1e6)
     with suppress(av.FFmpegError):
         container.seek(microseconds, backward=True)
 
 
-def decode(
+def decode_frames(
     container: InputContainer, tracks: Sequence[Track], wanted: Sequence[Track] | None = None
 ) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
     """Decoded frames in one pass through the file, until the file ends or all wanted tracks are `done`.
@@ -276,7 +298,7 @@ def decode(
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
     timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
     idle = 0
-    for packet in timeline.align(_packets(container, tracks)):
+    for packet in timeline.align(_demux_packets(container, tracks)):
         track = by_index.get(packet.stream.index)
         if track is None:
             continue
@@ -284,18 +306,18 @@ def decode(
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
             return
         if not track.done:
-            for frame in _frames(track, packet):
+            for frame in _decode_packet(track, packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
 
 
-def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
+def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
     """Packets in the order of the file. One that breaks off ends there, and what its decoders still hold comes out."""
     read = 0
     try:
         for packet in container.demux([track.stream for track in tracks]):
             if packet.size == 0 and packet.dts is None:
-                _check_read(container, tracks, read)
+                _check_fully_read(container, tracks, read)
             read = max(read, (packet.pos or 0) + packet.size)
             yield packet
     except IndexError:  # PyAV's
@@ -303,41 +325,41 @@ def _packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
-            track.failure = _fault(error)
+            track.failure = _describe_ffmpeg_error(error)
             flush = av.Packet()
             flush.stream = track.stream
             yield flush
 
 
-def _check_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
+def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
     """Refuse a video of which FFmpeg reads the first part alone, as it does where files of some formats are joined."""
     unread = container.size - read
-    joined = container.format.name in JOINED and any(track.kind == "picture" for track in tracks)
+    joined = container.format.name in CONCATENABLE_FORMATS and any(track.kind == "picture" for track in tracks)
     if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
         detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
 
 
-def _frames(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
     try:
         return packet.decode()
     except av.FFmpegError as error:
-        track.lose(packet, _fault(error))
+        track.lose(packet, _describe_ffmpeg_error(error))
         return []
 
 
-def _seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
+def _ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
     """Ticks of a stream or a frame in seconds; 0 where it has none."""
     base = timed.time_base
     return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
 
-def _fault(error: av.FFmpegError) -> str:
+def _describe_ffmpeg_error(error: av.FFmpegError) -> str:
     """What FFmpeg said last, without the path, which is told anyway."""
     return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
 
 
-def _clock_seconds(text: str) -> float | None:
+def _parse_clock_seconds(text: str) -> float | None:
     """Seconds of a clock reading such as 00:01:02.500000000; None if it is none."""
     try:
         hours, minutes, seconds = text.split(":")

@@ -14,19 +14,37 @@ from av.container import InputContainer
 
 from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
-from comodal.media.containers.container import LOST_SECONDS, Track, choose_streams, decode, make_tracks, open_container
+from comodal.media.containers.container import (
+    MAX_LOST_SECONDS,
+    Track,
+    choose_streams,
+    decode_frames,
+    make_tracks,
+    open_container,
+)
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
-TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
+TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.
-WITH_LENGTH = TIMED - {"mpegts"} | {"w64", "flac", "aiff", "caf", "asf", "wv", "tta", "ape", "avi", "au"}
-UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # of the data of a WAV file that went through a pipe, or is longer than 4 GB
+FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
+    "w64",
+    "flac",
+    "aiff",
+    "caf",
+    "asf",
+    "wv",
+    "tta",
+    "ape",
+    "avi",
+    "au",
+}
+UNKNOWN_WAV_SIZES = (0, 0xFFFFFFFF)  # of the data of a WAV file that went through a pipe, or is longer than 4 GB
 XING_BYTES = 1 << 12
-XING = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file that says how many there are
+XING_TAGS = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file that says how many there are
 
 
-def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
+def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     """The sound of a container, block by block with its sample rate, from zero on the clock of its picture and sound.
 
     Warns:
@@ -42,25 +60,25 @@ def read_sound_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
         tracks = make_tracks(path, audio, video)
         sound = tracks[0]
         sound.strict = False
-        timed = video is not None or container.format.name in TIMED
+        timed = video is not None or container.format.name in TIMESTAMPED_FORMATS
         codec = audio.codec_context.name
         joiner = AudioJoiner(path, codec, from_zero=True) if timed else AudioChain(path)
-        for _, frame in decode(container, tracks, [sound]):
+        for _, frame in decode_frames(container, tracks, [sound]):
             assert isinstance(frame, av.AudioFrame)
             for block in joiner.join(frame, sound.take(frame)):
                 yield joiner.rate, block
         for block in joiner.finish():
             yield joiner.rate, block
         sound.check_whole(0.0)
-        warn_of_losses(container, sound)
+        warn_of_missing_audio(container, sound)
 
 
-def warn_of_losses(container: InputContainer, sound: Track) -> None:
+def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
     """Say what the header promises and the file does not hold."""
-    promised = sound.promised_end if _has_length(container, sound.path) else None
+    promised = sound.promised_end if _has_known_duration(container, sound.path) else None
     if container.format.name == "wav":  # of which FFmpeg tells the length that is there
-        promised = _seconds_of_wav(sound.path)
-    if promised is not None and sound.end < promised - LOST_SECONDS:
+        promised = _read_wav_seconds(sound.path)
+    if promised is not None and sound.end < promised - MAX_LOST_SECONDS:
         detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
         warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
     if sound.losses:
@@ -68,20 +86,20 @@ def warn_of_losses(container: InputContainer, sound: Track) -> None:
         warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
 
 
-def _has_length(container: InputContainer, path: Path) -> bool:
+def _has_known_duration(container: InputContainer, path: Path) -> bool:
     """Whether the length of the audio is in the header, and not a guess."""
     if container.format.name != "mp3":
-        return container.format.name in WITH_LENGTH
+        return container.format.name in FORMATS_WITH_DURATION
     with open_media(path) as file:
         head = file.read(10)
         if head[:3] == b"ID3":  # ID3v2.4, section 3.1: the size of the tag in four times seven bits
             file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
             head = b""
         head += file.read(XING_BYTES)
-    return any(mark in head for mark in XING)
+    return any(mark in head for mark in XING_TAGS)
 
 
-def _seconds_of_wav(path: Path) -> float | None:
+def _read_wav_seconds(path: Path) -> float | None:
     """What the header of a WAV file says; None where it was written before the length was known, or is damaged."""
     bytes_a_second = 0
     with open_media(path) as file:
@@ -89,7 +107,7 @@ def _seconds_of_wav(path: Path) -> float | None:
         while len(head := file.read(8)) == 8:
             kind, size = struct.unpack("<4sI", head)
             if kind == b"data":
-                return size / bytes_a_second if bytes_a_second and size not in UNKNOWN_SIZES else None
+                return size / bytes_a_second if bytes_a_second and size not in UNKNOWN_WAV_SIZES else None
             body = file.read(min(size, 16)) if kind == b"fmt " else b""
             if len(body) == 16:
                 bytes_a_second = struct.unpack_from("<I", body, 8)[0]

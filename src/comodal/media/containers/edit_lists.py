@@ -15,13 +15,13 @@ from comodal.media.storage.archive_samples import OpenFile
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
-CONTAINERS = {b"moov", b"trak", b"edts"}
-MAX_BOXES = 10_000
+MP4_CONTAINER_BOXES = {b"moov", b"trak", b"edts"}
+MAX_MP4_BOXES = 10_000
 MAX_EDITS = 3  # of a track; more than an empty one and another are FFmpeg's task
-NORMAL_RATE = 1 << 16
+NORMAL_PLAYBACK_RATE = 1 << 16
 
 
-def edit_ends(path: Path) -> dict[int, float] | None:
+def read_edit_ends(path: Path) -> dict[int, float] | None:
     """Track numbers with the seconds at which their presentation ends, as far as it has an end.
 
     Returns None where a track has several edits, or one at another speed, or the boxes are damaged.
@@ -33,7 +33,7 @@ def edit_ends(path: Path) -> dict[int, float] | None:
     scale = track = movies = 0
     try:
         with open_media(path) as file:
-            for kind, body in _boxes(file, 0, file.seek(0, os.SEEK_END)):
+            for kind, body in _iterate_boxes(file, 0, file.seek(0, os.SEEK_END)):
                 wide = body[:1] == b"\1"
                 movies += kind == b"moov"
                 if movies > 1:
@@ -43,7 +43,7 @@ def edit_ends(path: Path) -> dict[int, float] | None:
                 elif kind == b"tkhd":
                     track = struct.unpack_from(">I", body, 20 if wide else 12)[0]
                 elif kind == b"elst":
-                    seconds = _end(body, wide, scale)
+                    seconds = _parse_edit_end(body, wide, scale)
                     if seconds is None:
                         return None
                     if seconds:
@@ -53,7 +53,7 @@ def edit_ends(path: Path) -> dict[int, float] | None:
     return ends
 
 
-def _end(body: bytes, wide: bool, scale: int) -> float | None:
+def _parse_edit_end(body: bytes, wide: bool, scale: int) -> float | None:
     """Where the one edit of a track ends, 0 for an open end; None where there are several."""
     count = struct.unpack_from(">I", body, 4)[0]
     if count > MAX_EDITS:
@@ -61,14 +61,14 @@ def _end(body: bytes, wide: bool, scale: int) -> float | None:
     entry = ">Qqi" if wide else ">Iii"
     edits = [struct.unpack_from(entry, body, 8 + number * struct.calcsize(entry)) for number in range(count)]
     empty = edits.pop(0)[0] if edits and edits[0][1] == -1 else 0
-    if len(edits) > 1 or any(start < 0 or rate != NORMAL_RATE for _, start, rate in edits):
+    if len(edits) > 1 or any(start < 0 or rate != NORMAL_PLAYBACK_RATE for _, start, rate in edits):
         return None
     return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
 
 
-def _boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
+def _iterate_boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
     """The kind and the first bytes of each box, and of those inside boxes that hold a track's edits."""
-    for _ in range(MAX_BOXES):
+    for _ in range(MAX_MP4_BOXES):
         if start + 8 > end:
             return
         file.seek(start)
@@ -80,6 +80,6 @@ def _boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tup
         if size < body - start:
             return
         yield kind, file.read(min(read, start + size - body))
-        if kind in CONTAINERS:
-            yield from _boxes(file, body, min(start + size, end), read)
+        if kind in MP4_CONTAINER_BOXES:
+            yield from _iterate_boxes(file, body, min(start + size, end), read)
         start += size

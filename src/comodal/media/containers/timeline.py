@@ -23,13 +23,13 @@ from av.stream import Stream
 from comodal.errors import MediaError
 from comodal.media.storage.refused_formats import RefusalReason
 
-NO_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
-BACK_SECONDS = 0.1  # muxers repeat timestamps by less
-FORWARD_SECONDS = 10.0
-WAIT_SECONDS = 3.0  # streams of one segment are less apart in the file
+FORMATS_WITHOUT_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
+MAX_BACKWARD_SECONDS = 0.1  # muxers repeat timestamps by less
+MAX_FORWARD_SECONDS = 10.0
+MAX_WAIT_SECONDS = 3.0  # streams of one segment are less apart in the file
 MAX_HELD_PACKETS = 2_000
 MAX_HELD_BYTES = 1 << 26
-SEAM_SECONDS = 0.045  # by so much may one stream of a segment run into the next one: one picture and 5 ms
+MAX_SEAM_SECONDS = 0.045  # by so much may one stream of a segment run into the next one: one picture and 5 ms
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Timeline:
 
     def __init__(self, path: Path, streams: Sequence[Stream], format_name: str) -> None:
         self.path = path
-        self.leaps_forward = format_name in NO_ZERO
+        self.leaps_forward = format_name in FORMATS_WITHOUT_ZERO
         self.courses = {stream.index: _Course(stream) for stream in streams}
         self.segment = 0
         self.offset = 0.0
@@ -113,14 +113,16 @@ class Timeline:
                 return
         course.follow(packet)
         yield self._shifted(packet)
-        if self.held and course.advance > WAIT_SECONDS:
+        if self.held and course.advance > MAX_WAIT_SECONDS:
             yield from self._stay()
 
     def _leaps(self, course: _Course, packet: av.Packet) -> bool:
         if course.last is None or packet.dts is None:
             return False
         begins = course.seconds(packet.dts)
-        return begins < course.last - BACK_SECONDS or (self.leaps_forward and begins > course.due + FORWARD_SECONDS)
+        return begins < course.last - MAX_BACKWARD_SECONDS or (
+            self.leaps_forward and begins > course.due + MAX_FORWARD_SECONDS
+        )
 
     def _hold(self, course: _Course, packet: av.Packet) -> Iterator[av.Packet]:
         if not self.held:
@@ -140,7 +142,7 @@ class Timeline:
             return
         rises = {course.stream.type: course.end - course.first_shown() for course in leapt}
         rise = max(rises.values())
-        if rise - min(rises.values()) <= SEAM_SECONDS:
+        if rise - min(rises.values()) <= MAX_SEAM_SECONDS:
             rise = rises.get("video", rise)
         self.offset += rise
         self.segment += 1

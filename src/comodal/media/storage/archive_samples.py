@@ -68,7 +68,7 @@ class Archive(Protocol):
         """The bytes of a member."""
 
 
-def kind_of(name: str) -> Kind | None:
+def detect_media_kind(name: str) -> Kind | None:
     """What a member holds by the suffix of its name."""
     suffix = f".{name.lower().rpartition('.')[2]}"
     if suffix in IMAGE_SUFFIXES:
@@ -78,7 +78,7 @@ def kind_of(name: str) -> Kind | None:
     return "audio" if suffix in AUDIO_SUFFIXES else None
 
 
-def inner_name(name: str) -> str:
+def sanitize_member_name(name: str) -> str:
     """The name of a member as it stands in paths and reports; it is never the name of a file that is opened."""
     parts = name.replace("\0", "").replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))

@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from comodal.errors import DataError
 
-EXTRA = "Parquet and Arrow files need the extra: pip install 'comodal[parquet]'"
+MISSING_PARQUET_EXTRA = "Parquet and Arrow files need the extra: pip install 'comodal[parquet]'"
 MAX_GROUP_BYTES = 8 << 30  # of a column in one group of rows, which is read as a whole
 MAX_ROWS = 10_000_000  # of a file, which are all given names
-ROWS = 1000  # turned into Python values at a time
-FILE_MAGIC = b"ARROW1"
+ROWS_PER_BATCH = 1000  # turned into Python values at a time
+ARROW_MAGIC = b"ARROW1"
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class ParquetColumns:
     def read(self, group: int, names: Sequence[str]) -> Any:
         about = self.file.metadata.row_group(group)
         columns = (about.column(number) for number in range(about.num_columns))
-        asked = sum(one.total_uncompressed_size for one in columns if is_part(one.path_in_schema, names))
+        asked = sum(one.total_uncompressed_size for one in columns if is_part_of_column(one.path_in_schema, names))
         if asked > MAX_GROUP_BYTES:
             raise DataError(
                 f"{self.path}: {asked:,} bytes in one group of rows, the limit is {MAX_GROUP_BYTES:,}; write smaller "
@@ -61,7 +61,7 @@ class ArrowColumns:
         import pyarrow.ipc
 
         with path.open("rb") as file:
-            is_indexed = file.read(len(FILE_MAGIC)) == FILE_MAGIC
+            is_indexed = file.read(len(ARROW_MAGIC)) == ARROW_MAGIC
         source = pyarrow.memory_map(str(path))
         reader = pyarrow.ipc.open_file(source) if is_indexed else pyarrow.ipc.open_stream(source)
         self.schema = reader.schema
@@ -84,13 +84,13 @@ class ArrowColumns:
         return pyarrow.table(columns)
 
 
-def is_part(path: str, names: Sequence[str]) -> bool:
+def is_part_of_column(path: str, names: Sequence[str]) -> bool:
     """Whether a column of Parquet's own schema is one of these, or a part of it."""
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 @contextmanager
-def damage_told(path: Path) -> Iterator[None]:
+def translate_arrow_errors(path: Path) -> Iterator[None]:
     """What pyarrow raises on a damaged file as a DataError; names and texts in it may be no UTF-8."""
     import pyarrow
 
@@ -109,8 +109,8 @@ def open_columns(path: Path) -> ArrowTable:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise DataError(f"{path}: {EXTRA}") from error
-    with damage_told(path):
+        raise DataError(f"{path}: {MISSING_PARQUET_EXTRA}") from error
+    with translate_arrow_errors(path):
         columns: ArrowTable = ParquetColumns(path) if path.suffix.lower() == ".parquet" else ArrowColumns(path)
     if sum(columns.groups) > MAX_ROWS:
         raise DataError(f"{path} has {sum(columns.groups):,} rows, the limit is {MAX_ROWS:,}; write several files")
@@ -124,9 +124,13 @@ def read_rows(path: Path, columns: ArrowTable, names: Sequence[str]) -> Iterator
         DataError: The file is damaged.
     """
     for group, count in enumerate(columns.groups):
-        with damage_told(path):
+        with translate_arrow_errors(path):
             table = columns.read(group, names) if names else None
-        for start in range(0, count, ROWS):
-            with damage_told(path):
-                rows = [{}] * min(ROWS, count - start) if table is None else table.slice(start, ROWS).to_pylist()
+        for start in range(0, count, ROWS_PER_BATCH):
+            with translate_arrow_errors(path):
+                rows = (
+                    [{}] * min(ROWS_PER_BATCH, count - start)
+                    if table is None
+                    else table.slice(start, ROWS_PER_BATCH).to_pylist()
+                )
             yield from rows

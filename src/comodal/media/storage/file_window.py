@@ -44,6 +44,6 @@ class FileWindow(io.RawIOBase):
         super().close()
 
 
-def window(path: Path, start: int, size: int) -> io.BufferedReader:
+def open_file_window(path: Path, start: int, size: int) -> io.BufferedReader:
     """A part of a file with a buffer."""
     return io.BufferedReader(FileWindow(path, start, size))

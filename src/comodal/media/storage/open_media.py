@@ -15,9 +15,9 @@ from comodal.media.storage.archive_samples import Archive, MemberLocation, OpenF
 from comodal.media.storage.parquet_table import TableFile
 from comodal.media.storage.tar_shard import TarShard
 
-CONTAINERS: dict[str, Callable[[Path], Archive]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
-OPEN = 4  # containers that a process keeps, with the names of their members
-_known: ContextVar[dict[Path, MemberLocation]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
+CONTAINER_TYPES: dict[str, Callable[[Path], Archive]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
+MAX_OPEN_CONTAINERS = 4  # containers that a process keeps, with the names of their members
+_known_locations: ContextVar[dict[Path, MemberLocation]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
 
 
 def open_media(path: Path) -> OpenFile:
@@ -30,12 +30,12 @@ def open_media(path: Path) -> OpenFile:
     try:
         return path.open("rb")
     except NotADirectoryError:
-        container = container_of(path)
+        container = find_container(path)
         if container is None:
             raise
     try:
         opened = open_container_file(container)
-        place = _known.get().get(path) or opened.find(path.relative_to(container).as_posix())
+        place = _known_locations.get().get(path) or opened.find(path.relative_to(container).as_posix())
         return opened.open(place)
     except KeyError:
         raise MediaError(path, "missing", f"{container.name} has no such member") from None
@@ -44,26 +44,26 @@ def open_media(path: Path) -> OpenFile:
 
 
 @contextmanager
-def places_known(places: dict[Path, MemberLocation]) -> Iterator[None]:
+def remember_locations(places: dict[Path, MemberLocation]) -> Iterator[None]:
     """Spare the search for members whose place is known."""
-    token = _known.set(places)
+    token = _known_locations.set(places)
     try:
         yield
     finally:
-        _known.reset(token)
+        _known_locations.reset(token)
 
 
-def container_of(path: Path) -> Path | None:
+def find_container(path: Path) -> Path | None:
     """The container whose member a path is, or None if it is no path of a member."""
     for parent in path.parents:
-        if parent.suffix.lower() in CONTAINERS and parent.is_file():
+        if parent.suffix.lower() in CONTAINER_TYPES and parent.is_file():
             return parent
     return None
 
 
 def is_container(name: str) -> bool:
     """Whether a file is a container by its name; asked of every file of a folder, so that a Path is made of few."""
-    return name.lower().endswith(tuple(CONTAINERS)) and Path(name).suffix.lower() in CONTAINERS
+    return name.lower().endswith(tuple(CONTAINER_TYPES)) and Path(name).suffix.lower() in CONTAINER_TYPES
 
 
 def open_container_file(path: Path) -> Archive:
@@ -74,9 +74,9 @@ def open_container_file(path: Path) -> Archive:
         DataError: It is damaged, or its reader is not installed.
     """
     status = path.stat()
-    return _opened(path, status.st_mtime_ns, status.st_size)
+    return _open_cached_container(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(OPEN)
-def _opened(path: Path, _changed: int, _size: int) -> Archive:
-    return CONTAINERS[path.suffix.lower()](path)
+@lru_cache(MAX_OPEN_CONTAINERS)
+def _open_cached_container(path: Path, _changed: int, _size: int) -> Archive:
+    return CONTAINER_TYPES[path.suffix.lower()](path)

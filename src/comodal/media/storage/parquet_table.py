@@ -12,16 +12,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
 from comodal.errors import DataError
-from comodal.media.storage.archive_samples import ArchiveSample, Kind, MemberLocation, OpenFile, inner_name, kind_of
-from comodal.media.storage.arrow_columns import damage_told, open_columns, read_rows
+from comodal.media.storage.archive_samples import (
+    ArchiveSample,
+    Kind,
+    MemberLocation,
+    OpenFile,
+    detect_media_kind,
+    sanitize_member_name,
+)
+from comodal.media.storage.arrow_columns import open_columns, read_rows, translate_arrow_errors
 from comodal.text_files import parse_json
 
-FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio", "Video": "video"}  # of `datasets`
-COLUMNS: dict[str, Kind] = {
+MEDIA_FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio", "Video": "video"}  # of `datasets`
+MEDIA_COLUMN_NAMES: dict[str, Kind] = {
     "image": "image", "img": "image", "jpg": "image", "jpeg": "image", "png": "image", "picture": "image",
     "audio": "audio", "wav": "audio", "flac": "audio", "speech": "audio", "video": "video", "mp4": "video",
 }  # fmt: skip
-MAX_NAME = 200
+MAX_NAME_LENGTH = 200
 
 
 class TableFile:
@@ -34,10 +41,10 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns = open_columns(path)
-        with damage_told(path):
-            self.features = features_of(self.columns.schema)
-            self.media = media_columns(self.columns.schema, self.features)
-            self.metadata = [field.name for field in self.columns.schema if is_metadata(field.type)]
+        with translate_arrow_errors(path):
+            self.features = read_datasets_features(self.columns.schema)
+            self.media = find_media_columns(self.columns.schema, self.features)
+            self.metadata = [field.name for field in self.columns.schema if is_metadata_type(field.type)]
         self._last: tuple[tuple[int, int], list[Any]] | None = None
 
     def examples(self) -> Iterator[ArchiveSample]:
@@ -53,7 +60,7 @@ class TableFile:
         """The row and the column of a member."""
         path = PurePosixPath(name)
         ending = path.suffix[1:]
-        kind = cast(Kind, ending) if ending in get_args(Kind) else kind_of(name)
+        kind = cast(Kind, ending) if ending in get_args(Kind) else detect_media_kind(name)
         if kind not in self.media:
             raise KeyError(name)
         return MemberLocation(self._rows[path.with_suffix("").name], self.media[kind])
@@ -69,7 +76,7 @@ class TableFile:
         while row >= self.columns.groups[group]:
             row -= self.columns.groups[group]
             group += 1
-        with damage_told(self.path):
+        with translate_arrow_errors(self.path):
             if self._last is None or self._last[0] != (group, column):
                 name = self.columns.schema.field(column).name
                 self._last = ((group, column), self.columns.read(group, [name]).column(0))
@@ -87,9 +94,11 @@ class TableFile:
         found: dict[Kind, list[str]] = {}
         for kind, column in self.media.items():
             field = self.columns.schema.field(column)
-            if is_struct_of_bytes(field.type):
+            if is_media_struct_type(field.type):
                 rows = read_rows(self.path, self.columns, [f"{field.name}.path"])
-                found[kind] = [inner_name((row[field.name] or {}).get("path") or "").rpartition("/")[2] for row in rows]
+                found[kind] = [
+                    sanitize_member_name((row[field.name] or {}).get("path") or "").rpartition("/")[2] for row in rows
+                ]
         return found
 
     @cached_property
@@ -97,7 +106,7 @@ class TableFile:
         """What each row is called."""
         for paths in self._paths.values():
             stems = [PurePosixPath(path).stem for path in paths]
-            if all(stems) and len({*stems}) == len(stems) and max(map(len, stems)) <= MAX_NAME:
+            if all(stems) and len({*stems}) == len(stems) and max(map(len, stems)) <= MAX_NAME_LENGTH:
                 return stems
         return [f"{row:06d}" for row in range(sum(self.columns.groups))]
 
@@ -108,7 +117,7 @@ class TableFile:
     def _name(self, row: int, kind: Kind) -> str:
         """The key with the suffix of the row's file if that tells the kind, else with the kind."""
         path = self._paths[kind][row] if kind in self._paths else ""
-        return f"{self._keys[row]}{PurePosixPath(path).suffix if kind_of(path) == kind else f'.{kind}'}"
+        return f"{self._keys[row]}{PurePosixPath(path).suffix if detect_media_kind(path) == kind else f'.{kind}'}"
 
     def _named(self, column: str, value: Any) -> Any:
         """The name of a class, of a value that is a number of `datasets`' ClassLabel."""
@@ -118,7 +127,7 @@ class TableFile:
         return value
 
 
-def features_of(schema: Any) -> dict[str, dict[str, Any]]:
+def read_datasets_features(schema: Any) -> dict[str, dict[str, Any]]:
     """What `datasets` says of the columns in the file, if anything."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"].decode(), "huggingface")["info"]["features"]
@@ -127,30 +136,32 @@ def features_of(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def media_columns(schema: Any, features: dict[str, dict[str, Any]]) -> dict[Kind, int]:
+def find_media_columns(schema: Any, features: dict[str, dict[str, Any]]) -> dict[Kind, int]:
     """The column of each kind of media: the first that `datasets` calls so, or whose name and type say so."""
     found: dict[Kind, int] = {}
     for number, field in enumerate(schema):
-        named = FEATURES.get(str(features.get(field.name, {}).get("_type"))) or COLUMNS.get(field.name.lower())
-        if named and (is_struct_of_bytes(field.type) or is_bytes(field.type)):
+        named = MEDIA_FEATURES.get(str(features.get(field.name, {}).get("_type"))) or MEDIA_COLUMN_NAMES.get(
+            field.name.lower()
+        )
+        if named and (is_media_struct_type(field.type) or is_binary_type(field.type)):
             found.setdefault(named, number)
     return found
 
 
-def is_bytes(kind: Any) -> bool:
+def is_binary_type(kind: Any) -> bool:
     import pyarrow.types
 
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
-def is_struct_of_bytes(kind: Any) -> bool:
+def is_media_struct_type(kind: Any) -> bool:
     """`{"bytes": binary, "path": string}`."""
     import pyarrow.types
 
     return pyarrow.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}
 
 
-def is_metadata(kind: Any) -> bool:
+def is_metadata_type(kind: Any) -> bool:
     """Text, a number, a truth value, or a list of them."""
     import pyarrow.types as types
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from comodal.errors import DataError
 
-WILD = re.compile(r"[*?\[{]")
-BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MAX_FILES = 1_000_000
+WILDCARD_PATTERN = re.compile(r"[*?\[{]")
+BRACES_PATTERN = re.compile(r"\{([^{}]*)\}")
+RANGE_PATTERN = re.compile(r"(\d+)\.\.(\d+)")
+MAX_MATCHED_FILES = 1_000_000
 
 
 class MatchedPaths(NamedTuple):
@@ -23,12 +23,12 @@ class MatchedPaths(NamedTuple):
     names: list[str]
 
 
-def is_pattern(path: Path) -> bool:
+def is_path_pattern(path: Path) -> bool:
     """Whether a path names several files; something of that very name is no pattern."""
-    return WILD.search(str(path)) is not None and not path.exists()
+    return WILDCARD_PATTERN.search(str(path)) is not None and not path.exists()
 
 
-def expand(pattern: Path) -> MatchedPaths:
+def expand_pattern(pattern: Path) -> MatchedPaths:
     """The files that a pattern names. Those of a range or a list are named whether they are there or not.
 
     Raises:
@@ -36,15 +36,15 @@ def expand(pattern: Path) -> MatchedPaths:
     """
     fixed = []
     for part in pattern.parts[:-1]:
-        if WILD.search(part):
+        if WILDCARD_PATTERN.search(part):
             break
         fixed.append(part)
     root = Path(*fixed)
     names: dict[str, None] = {}
     for number, one in enumerate(expand_braces(str(pattern.relative_to(root)))):
-        if number >= MAX_FILES:
-            raise DataError(f"{pattern} names more than {MAX_FILES:,} files")
-        wild = WILD.search(one) is not None
+        if number >= MAX_MATCHED_FILES:
+            raise DataError(f"{pattern} names more than {MAX_MATCHED_FILES:,} files")
+        wild = WILDCARD_PATTERN.search(one) is not None
         names |= dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.glob(one)) if wild else [one])
     if not any((root / name).is_file() for name in names):
         raise DataError(f"{pattern}: there is no such file")
@@ -53,11 +53,11 @@ def expand(pattern: Path) -> MatchedPaths:
 
 def expand_braces(text: str) -> Iterator[str]:
     """All texts that the braces stand for, in order."""
-    found = BRACES.search(text)
+    found = BRACES_PATTERN.search(text)
     if found is None:
         yield text
         return
-    numbers = RANGE.fullmatch(found[1])
+    numbers = RANGE_PATTERN.fullmatch(found[1])
     if numbers:
         first, last = numbers.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0

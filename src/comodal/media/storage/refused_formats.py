@@ -8,9 +8,11 @@ from pathlib import Path
 from comodal.errors import MediaError
 from comodal.media.storage.open_media import open_media
 
-HEAD_BYTES = 512
+SIGNATURE_BYTES = 512
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
-LOUDEST = 1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
+MAX_AMPLITUDE = (
+    1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
+)
 MAX_GAP_SECONDS = 6 * 3600.0  # for which a picture may stay, or audio pause; a longer one is a broken timestamp
 
 
@@ -28,7 +30,7 @@ class RefusalReason(StrEnum):
     TOO_LARGE = "too large"
 
 
-def read_head(path: Path) -> bytes:
+def read_first_bytes(path: Path) -> bytes:
     """The first bytes of a regular file that can be read.
 
     Raises:
@@ -40,17 +42,17 @@ def read_head(path: Path) -> bytes:
         name = os.fsencode(path).decode(errors="replace")
         raise MediaError(name, RefusalReason.UNREADABLE, "its name is not UTF-8; rename it") from None
     try:
-        if is_special(path):
+        if is_special_file(path):
             raise MediaError(path, RefusalReason.UNREADABLE, "not a regular file")
         with open_media(path) as file:
-            return file.read(HEAD_BYTES)
+            return file.read(SIGNATURE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise MediaError(path, RefusalReason.MISSING, "there is no such file") from None
     except OSError as error:
         raise MediaError(path, RefusalReason.UNREADABLE, error.strerror or str(error)) from None
 
 
-def is_special(path: Path) -> bool:
+def is_special_file(path: Path) -> bool:
     """Whether there is something of that name which is no regular file: a folder, a pipe that would wait, a device."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
@@ -58,7 +60,7 @@ def is_special(path: Path) -> bool:
         return False
 
 
-def describe_impostor(head: bytes) -> str | None:
+def describe_non_media(head: bytes) -> str | None:
     """What a file is that begins with `head`, when that alone shows that it holds no media."""
     if not head:
         return "the file is empty"

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-BLOCK = 512
-ZEROS = bytes(BLOCK)
-READ_AHEAD = 16 * BLOCK  # header, text and the next header often lie in one
+TAR_BLOCK_BYTES = 512
+ZERO_BLOCK = bytes(TAR_BLOCK_BYTES)
+READ_AHEAD_BYTES = 16 * TAR_BLOCK_BYTES  # header, text and the next header often lie in one
 MAX_EXTENDED_BYTES = 1 << 20  # of a long name or a pax header
 SKIP_BYTES = 1 << 20  # of the zeros behind the end, at a time
 FILES, FOLDERS = (b"0", b"\0", b"7"), b"5"  # kinds of members
 LINKS, SPARSE, WITHOUT_DATA = b"12", b"S", b"123456"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL = b"L", b"K", (b"x", b"X"), b"g"
-POSIX = b"ustar\0"
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+USTAR_MAGIC = b"ustar\0"
+COMPRESSION_SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class TarHeader(NamedTuple):
@@ -77,28 +77,30 @@ class TarReader:
         """Bytes of the archive; fewer at its end."""
         first = at - self.ahead_at
         if not 0 <= first <= first + size <= len(self.ahead):
-            self.ahead, self.ahead_at, first = os.pread(self.descriptor, max(size, READ_AHEAD), at), at, 0
+            self.ahead, self.ahead_at, first = os.pread(self.descriptor, max(size, READ_AHEAD_BYTES), at), at, 0
         return self.ahead[first : first + size]
 
     def members(self) -> Iterator[TarHeader | TarDamage]:
         """The members that are files or links, in the order of the archive, and what is damaged between them."""
-        packed = next((name for magic, name in COMPRESSED.items() if self.read(0, 8).startswith(magic)), None)
+        packed = next(
+            (name for magic, name in COMPRESSION_SIGNATURES.items() if self.read(0, 8).startswith(magic)), None
+        )
         if packed:
             yield TarDamage(
                 "compressed", f"it is packed with {packed}; unpack it first, members are read where they lie"
             )
             return
         found = False
-        while self.at + BLOCK <= self.end:
-            block = self.read(self.at, BLOCK)
-            if block == ZEROS:
+        while self.at + TAR_BLOCK_BYTES <= self.end:
+            block = self.read(self.at, TAR_BLOCK_BYTES)
+            if block == ZERO_BLOCK:
                 self.ended = True
                 self.skip_zeros()
                 continue
             header = parse_header(block)
             if header is None:
                 self.lost_from = self.at if self.lost_from is None else self.lost_from
-                self.at += BLOCK
+                self.at += TAR_BLOCK_BYTES
                 continue
             yield from self.lost(self.at)
             found, self.ended = True, False
@@ -113,10 +115,10 @@ class TarReader:
 
     def skip_zeros(self) -> None:
         """Go to the first block with something in it."""
-        while self.at + BLOCK <= self.end:
+        while self.at + TAR_BLOCK_BYTES <= self.end:
             part = self.read(self.at, SKIP_BYTES)
             filled = len(part) - len(part.lstrip(b"\0"))
-            self.at += filled // BLOCK * BLOCK
+            self.at += filled // TAR_BLOCK_BYTES * TAR_BLOCK_BYTES
             if filled < len(part) or not part:
                 return
         self.at = self.end
@@ -130,8 +132,8 @@ class TarReader:
 
     def member(self, header: HeaderFields) -> Iterator[TarHeader | TarDamage]:
         """Take one header with what belongs to it, and go behind it."""
-        kind, start, size = header.kind, self.at + BLOCK, self.size_of(header)
-        self.at = start if kind in WITHOUT_DATA else start + -(-size // BLOCK) * BLOCK
+        kind, start, size = header.kind, self.at + TAR_BLOCK_BYTES, self.size_of(header)
+        self.at = start if kind in WITHOUT_DATA else start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
         if kind in (LONG_NAME, LONG_LINK, PAX_OF_ALL, *PAX):
             yield from self.extend(kind, start, size)
             return
@@ -169,27 +171,27 @@ class TarReader:
 
 def parse_header(block: bytes) -> HeaderFields | None:
     """The header in a block, or None if its checksum or a number in it is wrong (POSIX.1-2017, ustar)."""
-    checksum = number_of(block[148:156])
+    checksum = decode_header_number(block[148:156])
     if checksum is None:
         return None
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if checksum != total and checksum != total - 256 * sum(byte > 127 for byte in block):  # old ones sum signed bytes
         return None
-    size = number_of(block[124:136])
+    size = decode_header_number(block[124:136])
     if size is None:
         return None
-    name, kind = text_of(block[:100]), block[156:157]
-    if block[257:263] == POSIX and block[345]:
-        name = f"{text_of(block[345:500])}/{name}"
+    name, kind = decode_header_text(block[:100]), block[156:157]
+    if block[257:263] == USTAR_MAGIC and block[345]:
+        name = f"{decode_header_text(block[345:500])}/{name}"
     return HeaderFields(name, size, FOLDERS if kind == b"\0" and name.endswith("/") else kind)
 
 
-def text_of(field: bytes) -> str:
+def decode_header_text(field: bytes) -> str:
     """A text up to its first null byte."""
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def number_of(field: bytes) -> int | None:
+def decode_header_number(field: bytes) -> int | None:
     """Octal digits, or GNU's binary numbers; None if it is neither, or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")

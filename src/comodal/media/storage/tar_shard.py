@@ -16,14 +16,14 @@ from comodal.media.storage.archive_samples import (
     MemberLocation,
     OpenFile,
     SampleFault,
-    inner_name,
-    kind_of,
+    detect_media_kind,
+    sanitize_member_name,
 )
-from comodal.media.storage.file_window import window
+from comodal.media.storage.file_window import open_file_window
 from comodal.media.storage.tar_headers import TarDamage, TarHeader, TarReader, open_tar
 from comodal.text_files import parse_json
 
-TEXTS = ("txt", "cls")
+TEXT_ENDINGS = ("txt", "cls")
 
 
 class TarShard:
@@ -42,16 +42,16 @@ class TarShard:
                 if isinstance(member, TarDamage):
                     found.append(ArchiveSample("", fault=SampleFault(member.reason, member.detail)))
                     continue
-                name = inner_name(member.name)
-                key, ending = key_and_ending(name)
+                name = sanitize_member_name(member.name)
+                key, ending = split_member_name(name)
                 sample = samples.setdefault(key, {})
                 if ending in sample:
                     detail = f"{name} stands in the archive more than once; the first is taken"
                     found.append(ArchiveSample(name, fault=SampleFault("key twice", detail)))
                 sample.setdefault(ending, member._replace(name=name))
             for key, members in samples.items():
-                if any(map(is_wanted, members)):
-                    yield example_of(tar, key, members)
+                if any(map(is_wanted_ending, members)):
+                    yield build_archive_sample(tar, key, members)
         yield from found
 
     def find(self, name: str) -> MemberLocation:
@@ -61,39 +61,41 @@ class TarShard:
             with open_tar(self.path) as tar:
                 for member in tar.members():
                     if isinstance(member, TarHeader) and not member.problem:
-                        self._places.setdefault(inner_name(member.name), MemberLocation(member.start, member.size))
+                        self._places.setdefault(
+                            sanitize_member_name(member.name), MemberLocation(member.start, member.size)
+                        )
         return self._places[name]
 
     def open(self, place: MemberLocation) -> OpenFile:
         """The bytes of a member, read from the archive as they are needed."""
-        return window(self.path, place.start, place.size)
+        return open_file_window(self.path, place.start, place.size)
 
 
-def example_of(tar: TarReader, key: str, members: dict[str, TarHeader]) -> ArchiveSample:
+def build_archive_sample(tar: TarReader, key: str, members: dict[str, TarHeader]) -> ArchiveSample:
     """The members of one key; a text of them is read."""
     example = ArchiveSample(key)
     for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
-        kind, member = kind_of(ending), members[ending]
+        kind, member = detect_media_kind(ending), members[ending]
         if kind is not None:
             example.members.setdefault(kind, (member.name, MemberLocation(member.start, member.size)))
     for ending, member in members.items():
-        if is_wanted(ending) and example.fault is None:
-            example.fault = fault_of(member, ending) or (
-                None if kind_of(ending) else add_text(tar, example, ending, member)
+        if is_wanted_ending(ending) and example.fault is None:
+            example.fault = find_member_fault(member, ending) or (
+                None if detect_media_kind(ending) else add_sample_text(tar, example, ending, member)
             )
     return example
 
 
-def fault_of(member: TarHeader, ending: str) -> SampleFault | None:
+def find_member_fault(member: TarHeader, ending: str) -> SampleFault | None:
     """Why a member cannot be read."""
     if member.problem:
         return SampleFault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
-    if member.size > (MAX_MEMBER_BYTES if kind_of(ending) else MAX_TEXT_BYTES):
+    if member.size > (MAX_MEMBER_BYTES if detect_media_kind(ending) else MAX_TEXT_BYTES):
         return SampleFault("too large", f"{member.name} has {member.size:,} bytes")
     return None
 
 
-def add_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHeader) -> SampleFault | None:
+def add_sample_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHeader) -> SampleFault | None:
     """Read a text or JSON into an example, or say why not."""
     try:
         text = tar.read(member.start, member.size).decode("utf-8-sig")
@@ -109,12 +111,12 @@ def add_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHea
     return None
 
 
-def is_wanted(ending: str) -> bool:
+def is_wanted_ending(ending: str) -> bool:
     """Whether members of that ending are read."""
-    return ending == "json" or ending in TEXTS or kind_of(ending) is not None
+    return ending == "json" or ending in TEXT_ENDINGS or detect_media_kind(ending) is not None
 
 
-def key_and_ending(name: str) -> tuple[str, str]:
+def split_member_name(name: str) -> tuple[str, str]:
     """`folder/000001.mp4` is `folder/000001` and `mp4`; the key ends at the first dot of the last part."""
     folder, slash, last = name.rpartition("/")
     key, _, ending = last.partition(".")

@@ -21,17 +21,20 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.models.codebook.codebook import Codebook, CodebookConfig, project
+from comodal.models.codebook.codebook import Codebook, CodebookConfig, project_features
 
-LARGEST_FLAT = 2000  # tokens; beyond, a tree unless one asks for depth 1
-USUAL_BRANCHING = 12  # VideoBERT's
-MEMBERS = 40  # a node is split if its sample has so many for each child
-BATCH, PASSES = 16_384, 20  # of mini-batch k-means: regions at a time, times over the sample at most
-STARTS = 3
-LLOYD = 20_000_000  # distances an iteration: below, all points at every iteration; above, mini-batches
-SMALLEST_VARIANCE = 1e-6  # of an axis, of features of length 1: what lies below is rounding
+MAX_FLAT_TOKENS = 2000  # tokens; beyond, a tree unless one asks for depth 1
+DEFAULT_BRANCHING = 12  # VideoBERT's
+MIN_MEMBERS_PER_CHILD = 40  # a node is split if its sample has so many for each child
+KMEANS_BATCH_SIZE, MAX_KMEANS_PASSES = (
+    16_384,
+    20,
+)  # of mini-batch k-means: regions at a time, times over the sample at most
+KMEANS_RESTARTS = 3
+MAX_LLOYD_DISTANCES = 20_000_000  # distances an iteration: below, all points at every iteration; above, mini-batches
+MIN_VARIANCE = 1e-6  # of an axis, of features of length 1: what lies below is rounding
 
-Blocks: TypeAlias = Callable[[], Iterable[Tensor]]
+FeatureBlocks: TypeAlias = Callable[[], Iterable[Tensor]]
 
 
 class FittedCodebook(NamedTuple):
@@ -50,28 +53,33 @@ class ClusterTree(NamedTuple):
     inertia: tuple[float, ...]
 
 
-def tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
+def choose_tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
     """Children of each node and levels for so many tokens.
 
     Without a depth: plain k-means up to 2,000 tokens, and beyond that the tree whose branching is nearest to 12.
     """
     if tokens < 2 or (depth is not None and depth < 1):
         raise ValueError(f"tokens ({tokens}) must be at least 2 and depth ({depth}) at least 1")
-    if depth is None and tokens <= LARGEST_FLAT:
+    if depth is None and tokens <= MAX_FLAT_TOKENS:
         return tokens, 1
     deepest = int(math.log2(tokens))
     depths = range(2, deepest + 1) if depth is None else [depth]
     shapes = [(root, levels) for levels in depths if (root := round(tokens ** (1 / levels))) ** levels == tokens]
     if shapes:
-        return min(shapes, key=lambda shape: abs(math.log(shape[0] / USUAL_BRANCHING)))
-    levels = depth or max(2, round(math.log(tokens, USUAL_BRANCHING)))
+        return min(shapes, key=lambda shape: abs(math.log(shape[0] / DEFAULT_BRANCHING)))
+    levels = depth or max(2, round(math.log(tokens, DEFAULT_BRANCHING)))
     below = max(2, int(tokens ** (1 / levels)))
     near = f"{below**levels:,} ({below}^{levels}) or {(below + 1) ** levels:,} ({below + 1}^{levels})"
     raise ValueError(f"a tree of {levels} levels cannot have {tokens:,} tokens; take {near}, or depth 1")
 
 
 def fit_codebook(
-    blocks: Blocks, tokens: int, depth: int | None = None, projection: int = 256, whitening: float = 0.5, seed: int = 0
+    blocks: FeatureBlocks,
+    tokens: int,
+    depth: int | None = None,
+    projection: int = 256,
+    whitening: float = 0.5,
+    seed: int = 0,
 ) -> FittedCodebook:
     """Fits a codebook to a sample of features.
 
@@ -83,16 +91,16 @@ def fit_codebook(
         whitening: Each axis is divided by its standard deviation to this power: 0 leaves it, 1 whitens.
         seed: Of the k-means++ starts; the same seed and sample give the same codebook.
     """
-    branching, levels = tree_shape(tokens, depth)
-    mean, axes = principal_axes(blocks(), projection, whitening)
-    points = np.concatenate([project(block, mean, axes).numpy() for block in blocks()])
+    branching, levels = choose_tree_shape(tokens, depth)
+    mean, axes = compute_principal_axes(blocks(), projection, whitening)
+    points = np.concatenate([project_features(block, mean, axes).numpy() for block in blocks()])
     if len(points) < tokens:
         raise ValueError(f"{len(points):,} regions cannot give {tokens:,} tokens")
-    tree = grow(points, branching, levels, seed)
-    return FittedCodebook(as_codebook(tree, mean, axes), tree.inertia)
+    tree = grow_cluster_tree(points, branching, levels, seed)
+    return FittedCodebook(build_codebook(tree, mean, axes), tree.inertia)
 
 
-def principal_axes(
+def compute_principal_axes(
     blocks: Iterable[Float[Tensor, "_ dim"]], projection: int, whitening: float
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim projection"]]:
     """Mean of the features scaled to length 1, and their principal axes, each divided by its deviation**whitening."""
@@ -105,7 +113,7 @@ def principal_axes(
     mean = total / count
     variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     variances, axes = variances.flip(0)[:projection], axes.flip(1)[:, :projection]
-    kept = variances > SMALLEST_VARIANCE
+    kept = variances > MIN_VARIANCE
     if not kept.any():
         raise ValueError("all region features are the same; there is nothing to cluster")
     variances, axes = variances[kept], axes[:, kept]
@@ -113,7 +121,9 @@ def principal_axes(
     return mean.float(), (axes * signs * variances ** (-whitening / 2)).float()
 
 
-def grow(points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int) -> ClusterTree:
+def grow_cluster_tree(
+    points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int
+) -> ClusterTree:
     """Splits nodes level by level; one with too few members, or with one distinct feature, stays a leaf."""
     centres: list[np.ndarray] = []
     children: list[list[int]] = []
@@ -123,10 +133,10 @@ def grow(points: Float32[np.ndarray, "regions projection"], branching: int, dept
     for level in range(depth):
         following = []
         for parent, members in frontier:
-            if level and len(members) < MEMBERS * branching:
+            if level and len(members) < MIN_MEMBERS_PER_CHILD * branching:
                 continue
             inside = points[members] if level else points
-            found, nearest, distances = cluster(inside, branching, seed)
+            found, nearest, distances = run_kmeans(inside, branching, seed)
             if level and len(found) < 2:
                 continue
             squared[members] = distances
@@ -142,21 +152,21 @@ def grow(points: Float32[np.ndarray, "regions projection"], branching: int, dept
     return ClusterTree(np.stack(centres), children, roots, tuple(inertia))
 
 
-def cluster(
+def run_kmeans(
     points: Float32[np.ndarray, "regions projection"], clusters: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """k-means of one node: centres that are nearest to some point, and each point's centre and squared distance.
 
     One OpenMP thread: with more, scikit-learn adds up in an order that changes from run to run.
     """
-    if len(points) * clusters <= LLOYD:
-        fit = KMeans(clusters, n_init=STARTS, random_state=seed)
+    if len(points) * clusters <= MAX_LLOYD_DISTANCES:
+        fit = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=seed)
     else:
         fit = MiniBatchKMeans(
             clusters,
             n_init=1,
-            batch_size=max(BATCH, 4 * clusters),
-            max_iter=PASSES,
+            batch_size=max(KMEANS_BATCH_SIZE, 4 * clusters),
+            max_iter=MAX_KMEANS_PASSES,
             compute_labels=False,
             random_state=seed,
         )
@@ -168,7 +178,7 @@ def cluster(
     return centres[used], nearest, squared
 
 
-def as_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
+def build_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
     """The tree's tensors, with the leaves numbered."""
     leaves = [node for node, inside in enumerate(tree.children) if not inside]
     levels = np.zeros(len(tree.children), np.int64)

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 
-ROWS = 1024  # regions searched at a time: their children's centres take 42 MB at branching 40 and 256 dimensions
+MAX_ROWS_AT_ONCE = (
+    1024  # regions searched at a time: their children's centres take 42 MB at branching 40 and 256 dimensions
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class Codebook(nn.Module):
         """Features as the tree compares them: of length 1, centred, on the principal axes, of length 1 again."""
         if features.shape[1] != self.config.dim:
             raise ValueError(f"features of {features.shape[1]} numbers; this codebook takes {self.config.dim}")
-        return project(features, self.mean, self.axes)
+        return project_features(features, self.mean, self.axes)
 
     def descend(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
         """The tokens of projected features."""
-        return torch.cat([self.token[self.leaf(part)] for part in points.split(ROWS)])
+        return torch.cat([self.token[self.leaf(part)] for part in points.split(MAX_ROWS_AT_ONCE)])
 
     def leaf(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
         """The nodes at which walks end."""
@@ -110,7 +112,7 @@ class Codebook(nn.Module):
         return torch.zeros_like(distances).scatter_(1, tokens, torch.softmax(-closest / temperature, 1))
 
 
-def project(
+def project_features(
     features: Float[Tensor, "regions dim"], mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]
 ) -> Float[Tensor, "regions projection"]:
     """Length 1, centre, principal axes, length 1; in single precision, whatever the features and autocast say."""
@@ -118,7 +120,7 @@ def project(
         return F.normalize((F.normalize(features.float()) - mean) @ axes)
 
 
-def codebook_folder(path: Path) -> Path:
+def find_codebook_folder(path: Path) -> Path:
     """Where the codebook of a region store lies; any other path is taken for a codebook's own."""
     inside = path / "codebook"
     return inside if inside.is_dir() else path
@@ -130,7 +132,7 @@ def load_codebook(path: Path) -> Codebook:
     Raises:
         CheckpointError: There is none, it is damaged, or it is another kind of model.
     """
-    model = load_model(codebook_folder(path))
+    model = load_model(find_codebook_folder(path))
     if not isinstance(model, Codebook):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a Codebook")
     return model

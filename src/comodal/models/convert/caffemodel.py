@@ -18,10 +18,10 @@ from torch import Tensor
 from comodal.errors import CheckpointError
 
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
-LAYER, NAME, BLOBS, SHAPE, NUMBERS, DOUBLES = 100, 1, 7, 7, 5, 8
-OLD_SHAPE = (1, 2, 3, 4)
-MOST_BYTES = 2**31  # Caffe itself reads no more
-MOST_LAYERS, MOST_FIELDS, MOST_AXES = 10_000, 200_000, 32
+LAYER_FIELD, NAME, BLOBS, SHAPE, FLOATS_FIELD, DOUBLES = 100, 1, 7, 7, 5, 8
+LEGACY_SHAPE_FIELDS = (1, 2, 3, 4)
+MAX_CAFFEMODEL_BYTES = 2**31  # Caffe itself reads no more
+MAX_CAFFE_LAYERS, MAX_CAFFE_FIELDS, MAX_TENSOR_AXES = 10_000, 200_000, 32
 
 
 class ProtobufField(NamedTuple):
@@ -39,10 +39,10 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
         CheckpointError: It cannot be read, or is no whole file of Caffe.
     """
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"not a file of at most {MOST_BYTES:,} bytes")
+        if not path.is_file() or path.stat().st_size > MAX_CAFFEMODEL_BYTES:
+            raise ValueError(f"not a file of at most {MAX_CAFFEMODEL_BYTES:,} bytes")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            layers = layers_of(bytes(mapped))
+            layers = parse_layers(bytes(mapped))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except (ValueError, IndexError) as error:
@@ -52,38 +52,38 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
     return layers
 
 
-def layers_of(data: bytes) -> dict[str, list[Tensor]]:
+def parse_layers(data: bytes) -> dict[str, list[Tensor]]:
     """Layers with weights."""
     layers: dict[str, list[Tensor]] = {}
-    allowed = iter(range(MOST_FIELDS))  # of the whole file, since each takes a hundred bytes and some time
-    for field in fields(memoryview(data), allowed):
-        if field.number == LAYER:
-            inside = list(fields(bytes_of(field), allowed))
-            name = next((str(bytes_of(part), "utf-8") for part in inside if part.number == NAME), "")
-            blobs = [blob(bytes_of(part), allowed) for part in inside if part.number == BLOBS]
+    allowed = iter(range(MAX_CAFFE_FIELDS))  # of the whole file, since each takes a hundred bytes and some time
+    for field in iterate_fields(memoryview(data), allowed):
+        if field.number == LAYER_FIELD:
+            inside = list(iterate_fields(get_field_bytes(field), allowed))
+            name = next((str(get_field_bytes(part), "utf-8") for part in inside if part.number == NAME), "")
+            blobs = [parse_blob(get_field_bytes(part), allowed) for part in inside if part.number == BLOBS]
             if name in layers:
                 raise ValueError(f"two layers are called {name}")
             if blobs:
                 layers[name] = blobs
-        if len(layers) > MOST_LAYERS:
+        if len(layers) > MAX_CAFFE_LAYERS:
             raise ValueError("too many layers")
     return layers
 
 
-def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
+def iterate_fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
     """The fields of a message, one behind the other, as long as more are allowed."""
     place = 0
     while place < len(data):
         if next(allowed, None) is None:
-            raise ValueError(f"more than {MOST_FIELDS:,} fields")
-        key, place = varint(data, place)
+            raise ValueError(f"more than {MAX_CAFFE_FIELDS:,} fields")
+        key, place = parse_varint(data, place)
         number, kind = key >> 3, key & 7
         if kind == VARINT:
-            value, place = varint(data, place)
+            value, place = parse_varint(data, place)
             yield ProtobufField(number, kind, value)
             continue
         if kind == BYTES:
-            length, place = varint(data, place)
+            length, place = parse_varint(data, place)
         elif kind in (EIGHT, FOUR):
             length = 8 if kind == EIGHT else 4
         else:
@@ -94,7 +94,7 @@ def fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
         place += length
 
 
-def varint(data: memoryview, place: int) -> tuple[int, int]:
+def parse_varint(data: memoryview, place: int) -> tuple[int, int]:
     """A whole number of seven bits a byte, and where the next begins."""
     number = 0
     for shift in range(0, 70, 7):
@@ -106,39 +106,48 @@ def varint(data: memoryview, place: int) -> tuple[int, int]:
     raise ValueError(f"a number without an end before byte {place:,}")
 
 
-def bytes_of(field: ProtobufField) -> memoryview:
+def get_field_bytes(field: ProtobufField) -> memoryview:
     """What a field must hold to be read further."""
     if isinstance(field.value, int):
         raise ValueError(f"field {field.number} is a number")
     return field.value
 
 
-def blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
+def parse_blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
     """One tensor of numbers."""
     found: dict[int, list[ProtobufField]] = {}
-    for field in fields(data, allowed):
+    for field in iterate_fields(data, allowed):
         found.setdefault(field.number, []).append(field)
-    kept, code = (NUMBERS, "<f4") if NUMBERS in found else (DOUBLES, "<f8")
-    numbers = np.frombuffer(b"".join(bytes_of(field) for field in found.get(kept, [])), code)
+    kept, code = (FLOATS_FIELD, "<f4") if FLOATS_FIELD in found else (DOUBLES, "<f8")
+    numbers = np.frombuffer(b"".join(get_field_bytes(field) for field in found.get(kept, [])), code)
     if SHAPE in found:
-        dims = [field for part in fields(bytes_of(found[SHAPE][0]), allowed) for field in dimensions(part)]
+        dims = [
+            field
+            for part in iterate_fields(get_field_bytes(found[SHAPE][0]), allowed)
+            for field in parse_dimensions(part)
+        ]
     else:
-        dims = [int(field.value) for number in OLD_SHAPE for field in found.get(number, []) if field.kind == VARINT]
-    if len(dims) > MOST_AXES or max(dims, default=0) > MOST_BYTES:
+        dims = [
+            int(field.value)
+            for number in LEGACY_SHAPE_FIELDS
+            for field in found.get(number, [])
+            if field.kind == VARINT
+        ]
+    if len(dims) > MAX_TENSOR_AXES or max(dims, default=0) > MAX_CAFFEMODEL_BYTES:
         raise ValueError(f"{len(dims):,} axes, the longest of {max(dims):,}")
     if math.prod(dims) != len(numbers):
         raise ValueError(f"{len(numbers):,} numbers for the shape {tuple(dims)}")
     return torch.from_numpy(numbers.astype(np.float32)).reshape(dims)
 
 
-def dimensions(field: ProtobufField) -> list[int]:
+def parse_dimensions(field: ProtobufField) -> list[int]:
     """Of a shape: packed, or one by one."""
     if isinstance(field.value, int):
         return [field.value]
-    if len(field.value) > 10 * MOST_AXES:  # a number has ten bytes at most
+    if len(field.value) > 10 * MAX_TENSOR_AXES:  # a number has ten bytes at most
         raise ValueError(f"a shape of {len(field.value):,} bytes")
     place, found = 0, []
     while place < len(field.value):
-        number, place = varint(field.value, place)
+        number, place = parse_varint(field.value, place)
         found.append(number)
     return found

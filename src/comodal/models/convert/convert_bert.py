@@ -6,16 +6,16 @@ from pathlib import Path
 from torch import nn
 
 from comodal.errors import CheckpointError
-from comodal.models.checkpoint import from_json
-from comodal.models.convert.convert_vilbert import STREAM as ORIGINAL_STREAM
-from comodal.models.convert.convert_vilbert import original_names, said_once
+from comodal.models.checkpoint import parse_config_value
+from comodal.models.convert.convert_vilbert import ORIGINAL_STREAM_KEYS as ORIGINAL_STREAM
+from comodal.models.convert.convert_vilbert import drop_tied_copies, map_names_to_original
 from comodal.models.convert.state_dicts import (
-    FILES,
-    INDEX,
+    INDEX_SUFFIX,
+    WEIGHT_FILE_NAMES,
     LoadReport,
-    check_complete,
-    check_sizes,
-    fill,
+    check_config_against_shapes,
+    check_encoder_complete,
+    copy_matching_weights,
     read_shapes,
     read_tensors,
 )
@@ -23,9 +23,9 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.text_files import read_json_object
 
-OURS = ("text_embeddings.", "text_layers.", "word_scores.")
-WEIGHTS = (*FILES, *(f"{name}{INDEX}" for name in FILES))
-ROBERTA = {
+TEXT_PREFIXES = ("text_embeddings.", "text_layers.", "word_scores.")
+BERT_WEIGHT_FILES = (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES))
+ROBERTA_RENAMES = {
     "roberta.": "bert.",
     "lm_head.dense.": "cls.predictions.transform.dense.",
     "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
@@ -35,12 +35,16 @@ ROBERTA = {
     "encoder.": "bert.encoder.",
     "pooler.": "bert.pooler.",
 }
-STREAM = ORIGINAL_STREAM | {"norm_eps": "layer_norm_eps"}
-DEFAULTS: dict[str, object] = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "model_type": "bert"}
+BERT_STREAM_KEYS = ORIGINAL_STREAM | {"norm_eps": "layer_norm_eps"}
+BERT_CONFIG_DEFAULTS: dict[str, object] = {
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "model_type": "bert",
+}
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions follow the padding word
 
 
-def config_for_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
+def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
     """A configuration whose text stream is that of a BERT.
 
     Args:
@@ -52,13 +56,17 @@ def config_for_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
         CheckpointError: There is no config.json, or it is not a BERT's, or it has fewer layers than co-attention needs.
     """
     path = (bert if bert.is_dir() else bert.parent) / "config.json"
-    values = DEFAULTS | read_json_object(path, CheckpointError)
-    if missing := [key for key in (*STREAM.values(), "vocab_size", "max_position_embeddings") if key not in values]:
+    values = BERT_CONFIG_DEFAULTS | read_json_object(path, CheckpointError)
+    if missing := [
+        key for key in (*BERT_STREAM_KEYS.values(), "vocab_size", "max_position_embeddings") if key not in values
+    ]:
         raise CheckpointError(f"{path}: not the configuration of a BERT, it lacks {missing}")
     kind, positions = values["model_type"], values["position_embedding_type"]
     if kind not in ("bert", *ROBERTA_TYPES) or positions != "absolute":
         raise CheckpointError(f"{path}: a {kind} with {positions} positions; this reads BERT and RoBERTa")
-    text = from_json(StreamConfig, {ours: values[theirs] for ours, theirs in STREAM.items()}, str(path))
+    text = parse_config_value(
+        StreamConfig, {ours: values[theirs] for ours, theirs in BERT_STREAM_KEYS.items()}, str(path)
+    )
     padding = values.get("pad_token_id", 1) if kind in ROBERTA_TYPES else -1
     sizes = {
         "vocabulary": values["vocab_size"],
@@ -66,19 +74,19 @@ def config_for_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
         "segments": values.get("type_vocab_size", 2),
         "first_position": padding + 1 if isinstance(padding, int) else padding,
     }
-    checked = {name: from_json(int, value, f"{path}: {name}") for name, value in sizes.items()}
+    checked = {name: parse_config_value(int, value, f"{path}: {name}") for name, value in sizes.items()}
     first = text.layers - len(like.schedule)
     if first < 0:
         raise CheckpointError(f"{path}: {text.layers} layers cannot hold {len(like.schedule)} co-attention layers")
     schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(like.schedule))
     config = replace(like, text=text, schedule=schedule, **checked)
-    if not bert.is_dir() or any((bert / name).is_file() for name in WEIGHTS):
-        shapes = {bert_name(name): shape for name, shape in read_shapes(bert).items()}
-        check_sizes(lambda: ViLBERT(config), names_in_bert, shapes, bert)
+    if not bert.is_dir() or any((bert / name).is_file() for name in BERT_WEIGHT_FILES):
+        shapes = {normalize_bert_name(name): shape for name, shape in read_shapes(bert).items()}
+        check_config_against_shapes(lambda: ViLBERT(config), map_names_to_bert, shapes, bert)
     return config
 
 
-def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) -> LoadReport:
+def load_bert_weights(model: nn.Module, path: Path, allow_missing: bool = False) -> LoadReport:
     """Puts a BERT's weights into the text stream of a model, and into its word head where the file has one.
 
     Args:
@@ -92,21 +100,23 @@ def fill_from_bert(model: nn.Module, path: Path, allow_missing: bool = False) ->
     Raises:
         CheckpointError: The file is damaged, holds more than tensors, lacks some, or is not a BERT that fits the model.
     """
-    state = {bert_name(name): tensor for name, tensor in read_tensors(path).items()}
-    names = names_in_bert(model)
+    state = {normalize_bert_name(name): tensor for name, tensor in read_tensors(path).items()}
+    names = map_names_to_bert(model)
     if "bert.embeddings.word_embeddings.weight" not in state:
         raise CheckpointError(f"{path}: not a BERT, it has no word embeddings; it begins with {list(state)[:3]}")
-    return check_complete(fill(model, said_once(state), names, path), names, path, allow_missing)
+    return check_encoder_complete(
+        copy_matching_weights(model, drop_tied_copies(state), names, path), names, path, allow_missing
+    )
 
 
-def names_in_bert(model: nn.Module) -> dict[str, str]:
+def map_names_to_bert(model: nn.Module) -> dict[str, str]:
     """Our name -> BERT's, of the text stream and the word head."""
-    return {ours: theirs for ours, theirs in original_names(model).items() if ours.startswith(OURS)}
+    return {ours: theirs for ours, theirs in map_names_to_original(model).items() if ours.startswith(TEXT_PREFIXES)}
 
 
-def bert_name(name: str) -> str:
+def normalize_bert_name(name: str) -> str:
     """A name as BERT with its heads has it."""
-    for theirs, usual in ROBERTA.items():
+    for theirs, usual in ROBERTA_RENAMES.items():
         if name.startswith(theirs):
             return usual + name.removeprefix(theirs)
     return name

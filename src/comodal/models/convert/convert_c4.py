@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import LoadReport, fill, without
-from comodal.models.detectors.detector_boxes import cell_anchors
-from comodal.models.detectors.detector_c4 import C4, STRIDE, C4Config
+from comodal.models.convert.state_dicts import LoadReport, copy_matching_weights, exclude_names
+from comodal.models.detectors.detector_boxes import make_cell_anchors
+from comodal.models.detectors.detector_c4 import C4, C4_STRIDE, C4Config
 
-EPSILON = 1e-5  # caffe.proto's BatchNormParameter, and Detectron2's FrozenBatchNorm2d
-DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # Detectron2's box weights are one through these
-CAFFE_SCALES = (4, 8, 16, 32)  # of anchors (experiments/cfgs/faster_rcnn_end2end_resnet.yml)
+C4_NORM_EPS = 1e-5  # caffe.proto's BatchNormParameter, and Detectron2's FrozenBatchNorm2d
+BOX_DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # Detectron2's box weights are one through these
+CAFFE_ANCHOR_SCALES = (4, 8, 16, 32)  # of anchors (experiments/cfgs/faster_rcnn_end2end_resnet.yml)
 STEM, HEAD = "backbone.stem.conv1", "roi_heads.box_predictor"
-NORM = ("weight", "bias", "running_mean", "running_var")
-RENAMES = (  # Detectron2's modules -> ours
+C4_NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
+C4_RENAMES = (  # Detectron2's modules -> ours
     (r"backbone\.stem\.conv1", "stem"),
     (r"(?:backbone|roi_heads)\.(res[2-5]\.\d+\.\w+)", r"\1"),
     (r"proposal_generator\.rpn_head\.conv", "proposal"),
@@ -37,8 +37,8 @@ RENAMES = (  # Detectron2's modules -> ours
     (r"roi_heads\.box_predictor\.(?:fc_attr|attr_linear1)", "attribute"),
     (r"roi_heads\.box_predictor\.(?:attr_score|attr_linear2)", "attribute_scores"),
 )
-ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors(?:\.0)?")
-CAFFE = {  # Caffe's layers -> ours
+ANCHORS_PATTERN = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors(?:\.0)?")
+CAFFE_LAYERS = {  # Caffe's layers -> ours
     "conv1": "stem",
     "rpn_conv/3x3": "proposal",
     "rpn_cls_score": "proposal_scores",
@@ -49,9 +49,11 @@ CAFFE = {  # Caffe's layers -> ours
     "fc_attr": "attribute",
     "attr_score": "attribute_scores",
 }
-CAFFE_PLACE = re.compile(r"([2-5])([a-z])(\d*)_branch(1|2[abc])")
-BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
-IGNORED = re.compile(r".*\.num_batches_tracked|pixel_mean|pixel_std")  # no part of what the network computes
+CAFFE_BLOCK_PATTERN = re.compile(r"([2-5])([a-z])(\d*)_branch(1|2[abc])")
+CAFFE_BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+IGNORED_NAMES_PATTERN = re.compile(
+    r".*\.num_batches_tracked|pixel_mean|pixel_std"
+)  # no part of what the network computes
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class C4StateDict:
     unused: tuple[str, ...]
 
 
-def is_c4(state: Mapping[str, Tensor]) -> bool:
+def is_c4_state_dict(state: Mapping[str, Tensor]) -> bool:
     """Whether a file's names are those of Detectron2's C4 with a head for attributes."""
     return f"{STEM}.weight" in state and f"{HEAD}.cls_score.weight" in state
 
@@ -78,11 +80,11 @@ def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, LoadReport]:
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    return network_of(from_detectron2(state), path)
+    return build_c4_network(rename_from_detectron2(state), path)
 
 
 def build_c4_from_caffe(
-    layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...] = CAFFE_SCALES
+    layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...] = CAFFE_ANCHOR_SCALES
 ) -> tuple[C4, LoadReport]:
     """The network of a `.caffemodel`, which does not hold its anchors.
 
@@ -94,35 +96,35 @@ def build_c4_from_caffe(
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    return network_of(from_caffe(layers, path, scales), path)
+    return build_c4_network(rename_from_caffe(layers, path, scales), path)
 
 
-def from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
+def rename_from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
     """By our modules; norms are called `norm` there, too."""
     tensors, unused = {}, []
     for name, tensor in state.items():
-        if ANCHORS.fullmatch(name):
+        if ANCHORS_PATTERN.fullmatch(name):
             tensors["cell_anchors"] = tensor
             continue
         module, _, last = name.rpartition(".")
         bare = module.removesuffix(".norm")
-        ours = next((re.sub(theirs, our, bare) for theirs, our in RENAMES if re.fullmatch(theirs, bare)), None)
+        ours = next((re.sub(theirs, our, bare) for theirs, our in C4_RENAMES if re.fullmatch(theirs, bare)), None)
         if ours is None or last == "num_batches_tracked":
             unused.append(name)
         else:
             tensors[f"{ours}{module[len(bare) :]}.{last}"] = tensor.float()
-    return C4StateDict(tensors, tuple(name for name in unused if not IGNORED.fullmatch(name)))
+    return C4StateDict(tensors, tuple(name for name in unused if not IGNORED_NAMES_PATTERN.fullmatch(name)))
 
 
-def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> C4StateDict:
+def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> C4StateDict:
     """By our modules: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
 
     Raises:
         CheckpointError: A layer has more or fewer tensors than its kind.
     """
-    tensors, unused = {"cell_anchors": cell_anchors(STRIDE, scales)}, []
+    tensors, unused = {"cell_anchors": make_cell_anchors(C4_STRIDE, scales)}, []
     for name, blobs in layers.items():
-        kind, module = caffe_module(name)
+        kind, module = parse_caffe_layer_name(name)
         wanted = {"bn": ("mean", "variance", "factor"), "scale": ("weight", "bias")}.get(kind, ("weight", "bias"))
         if module is None:
             unused.append(name)
@@ -137,99 +139,104 @@ def from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int
         else:
             norm = ".norm" if kind == "scale" else ""
             for last, tensor in zip(wanted, blobs, strict=False):
-                flat = tensor.flatten() if last == "bias" or norm else squeezed(tensor, module)
+                flat = tensor.flatten() if last == "bias" or norm else squeeze_dense_weight(tensor, module)
                 tensors[f"{module}{norm}.{last}"] = flat
     return C4StateDict(tensors, tuple(unused))
 
 
-def caffe_module(name: str) -> tuple[str, str | None]:
+def parse_caffe_layer_name(name: str) -> tuple[str, str | None]:
     """What a layer of Caffe is (bn, scale, or neither), and of which of our modules."""
     for kind in ("bn", "scale"):
         if name == f"{kind}_conv1":
             return kind, "stem"
-        if (found := CAFFE_PLACE.fullmatch(name.removeprefix(kind))) and name.startswith(kind):
-            return kind, caffe_place(found)
-    if name.startswith("res") and (found := CAFFE_PLACE.fullmatch(name.removeprefix("res"))):
-        return "", caffe_place(found)
-    return "", CAFFE.get(name)
+        if (found := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix(kind))) and name.startswith(kind):
+            return kind, parse_caffe_block(found)
+    if name.startswith("res") and (found := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix("res"))):
+        return "", parse_caffe_block(found)
+    return "", CAFFE_LAYERS.get(name)
 
 
-def caffe_place(found: re.Match[str]) -> str:
+def parse_caffe_block(found: re.Match[str]) -> str:
     """`4b22_branch2a` is the first convolution of the 23rd block of res4: a, b1, b2, ..., or a, b, c."""
     stage, letter, number, branch = found.groups()
     block = int(number) if number else ord(letter) - ord("a")
-    return f"res{stage}.{block}.{BRANCHES[branch]}"
+    return f"res{stage}.{block}.{CAFFE_BRANCHES[branch]}"
 
 
-def squeezed(weight: Tensor, module: str) -> Tensor:
+def squeeze_dense_weight(weight: Tensor, module: str) -> Tensor:
     """Old files give dense weights four dimensions, the first two of them 1."""
     dense = module in ("class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
     return weight.reshape(weight.shape[-2:]) if dense and weight.ndim > 2 else weight
 
 
-def network_of(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
+def build_c4_network(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
     """The network that a file's shapes ask for, with its weights."""
-    tensors = background_first(one_score(parts.tensors, path), path)
-    folded_in = folded(tensors, path)
+    tensors = move_background_first(merge_objectness_scores(parts.tensors, path), path)
+    folded_in = fold_batch_norms(tensors, path)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = C4(config_of(folded_in, path)).eval()
+        model = C4(infer_c4_config(folded_in, path)).eval()
     names = {name: name for name in model.state_dict()}
-    report = fill(model, folded_in, names, path)
+    report = copy_matching_weights(model, folded_in, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, LoadReport(report.filled, (), (*parts.unused, *without(report.unused, names)))
+    return model, LoadReport(report.filled, (), (*parts.unused, *exclude_names(report.unused, names)))
 
 
-def need(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
+def get_required_c4_tensor(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     """A tensor that the network cannot do without."""
     if name not in tensors:
         raise CheckpointError(f"{path}: a tensor is missing: {name}")
     return tensors[name]
 
 
-def one_score(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def merge_objectness_scores(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Caffe scores nothing and something of every anchor; their difference is what the softmax of both says."""
-    tensors, anchors = dict(tensors), len(need(tensors, "cell_anchors", path))
+    tensors, anchors = dict(tensors), len(get_required_c4_tensor(tensors, "cell_anchors", path))
     for name in ("proposal_scores.weight", "proposal_scores.bias"):
-        scores = need(tensors, name, path)
+        scores = get_required_c4_tensor(tensors, name, path)
         if len(scores) == 2 * anchors:
             tensors[name] = scores[anchors:] - scores[:anchors]
     return tensors
 
 
-def background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def move_background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Where "nothing" has no box it is the last class and attribute, and deltas are Detectron2's."""
     tensors = dict(tensors)
-    boxes, classes = need(tensors, "box_deltas.weight", path), need(tensors, "class_scores.weight", path)
+    boxes, classes = (
+        get_required_c4_tensor(tensors, "box_deltas.weight", path),
+        get_required_c4_tensor(tensors, "class_scores.weight", path),
+    )
     if len(boxes) != 4 * (len(classes) - 1):
         return tensors
     for module in ("class_scores", "class_embedding", "attribute_scores"):
         for name in (f"{module}.weight", f"{module}.bias"):
             if name in tensors:
                 tensors[name] = tensors[name].roll(1, 0)
-    scales = torch.tensor(DELTA_SCALES).repeat(len(classes) - 1)
-    weight, bias = boxes * scales[:, None], need(tensors, "box_deltas.bias", path) * scales
+    scales = torch.tensor(BOX_DELTA_SCALES).repeat(len(classes) - 1)
+    weight, bias = boxes * scales[:, None], get_required_c4_tensor(tensors, "box_deltas.bias", path) * scales
     tensors["box_deltas.weight"] = torch.cat([torch.zeros(4, weight.shape[1]), weight])
     tensors["box_deltas.bias"] = torch.cat([torch.zeros(4), bias])
     return tensors
 
 
-def folded(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def fold_batch_norms(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Convolutions with their batch normalisation inside; sums in double precision."""
     kept = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
     modules = {name.partition(".norm.")[0] for name in tensors if ".norm." in name}
     for module in modules | {name.removesuffix(".weight") for name in kept if re.match(r"stem\.|res\d", name)}:
-        weight, bias, mean, variance = (need(tensors, f"{module}.norm.{last}", path).double() for last in NORM)
-        kernel = need(tensors, f"{module}.weight", path)
+        weight, bias, mean, variance = (
+            get_required_c4_tensor(tensors, f"{module}.norm.{last}", path).double() for last in C4_NORM_PARAMETERS
+        )
+        kernel = get_required_c4_tensor(tensors, f"{module}.weight", path)
         if not weight.shape == bias.shape == mean.shape == variance.shape == kernel.shape[:1]:
             raise CheckpointError(f"{path}: the norm of {module} has not the {len(kernel)} channels of its convolution")
-        scale = weight / (variance + EPSILON).sqrt()
+        scale = weight / (variance + C4_NORM_EPS).sqrt()
         kept[f"{module}.weight"] = (kernel.double() * scale[:, None, None, None]).float()
         kept[f"{module}.bias"] = (bias - mean * scale).float()
     return kept
 
 
-def config_of(tensors: Mapping[str, Tensor], path: Path) -> C4Config:
+def infer_c4_config(tensors: Mapping[str, Tensor], path: Path) -> C4Config:
     """What the shapes ask for."""
     blocks = tuple(
         1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
@@ -237,14 +244,14 @@ def config_of(tensors: Mapping[str, Tensor], path: Path) -> C4Config:
     )
     if 0 in blocks:
         raise CheckpointError(f"{path}: not a ResNet's Faster R-CNN of four stages; their blocks are {blocks}")
-    classes, embedding = need(tensors, "class_embedding.weight", path).shape
-    attributes, channels = need(tensors, "attribute_scores.weight", path).shape
+    classes, embedding = get_required_c4_tensor(tensors, "class_embedding.weight", path).shape
+    attributes, channels = get_required_c4_tensor(tensors, "attribute_scores.weight", path).shape
     return C4Config(
         blocks=blocks,
-        stem=len(need(tensors, "stem.weight", path)),
-        width=len(need(tensors, "res2.0.conv1.weight", path)),
-        proposal_channels=len(need(tensors, "proposal.weight", path)),
-        anchors=len(need(tensors, "cell_anchors", path)),
+        stem=len(get_required_c4_tensor(tensors, "stem.weight", path)),
+        width=len(get_required_c4_tensor(tensors, "res2.0.conv1.weight", path)),
+        proposal_channels=len(get_required_c4_tensor(tensors, "proposal.weight", path)),
+        anchors=len(get_required_c4_tensor(tensors, "cell_anchors", path)),
         classes=classes,
         attributes=attributes,
         embedding=embedding,

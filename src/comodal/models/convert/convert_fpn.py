@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.convert_c4 import need
-from comodal.models.convert.state_dicts import LoadReport, fill, without
-from comodal.models.detectors.detector_fpn import FPN, STRIDES, FPNConfig
+from comodal.models.convert.convert_c4 import get_required_c4_tensor
+from comodal.models.convert.state_dicts import LoadReport, copy_matching_weights, exclude_names
+from comodal.models.detectors.detector_fpn import FPN, FPN_STRIDES, FPNConfig
 
-MARK = "backbone.fpn.fpn_inner1.weight"
+FPN_MARKER = "backbone.fpn.fpn_inner1.weight"
 BODY, HEAD = r"backbone\.body\.", r"roi_heads\.box\.(?:feature_extractor|predictor)\."
-RENAMES = (  # theirs, ours, and by how much our number of the stage or map is larger
+FPN_RENAMES = (  # theirs, ours, and by how much our number of the stage or map is larger
     (BODY + r"stem\.conv1\.(\w+)", "stem.0.{}", 0),
     (BODY + r"stem\.bn1\.(\w+)", "stem.1.{}", 0),
     (BODY + r"layer([1-4])\.(\d+)\.(conv\d)\.(\w+)", "res{}.{}.{}.0.{}", 1),
@@ -37,9 +37,9 @@ RENAMES = (  # theirs, ours, and by how much our number of the stage or map is l
 )
 
 
-def is_fpn(state: Mapping[str, Tensor]) -> bool:
+def is_fpn_state_dict(state: Mapping[str, Tensor]) -> bool:
     """Whether a file's names are those of maskrcnn-benchmark's feature pyramid."""
-    return MARK in state
+    return FPN_MARKER in state
 
 
 def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]:
@@ -52,38 +52,38 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    named = {theirs: ours for theirs in state if (ours := our_name(theirs)) is not None}
-    tensors = with_anchors({ours: state[theirs].float() for theirs, ours in named.items()}, path)
-    config = config_of(tensors, path)
+    named = {theirs: ours for theirs in state if (ours := rename_fpn_tensor(theirs)) is not None}
+    tensors = merge_anchors({ours: state[theirs].float() for theirs, ours in named.items()}, path)
+    config = infer_fpn_config(tensors, path)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         model = FPN(config).eval()
     names = {name: name for name in model.state_dict()}
-    report = fill(model, tensors, names, path)
+    report = copy_matching_weights(model, tensors, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, LoadReport(report.filled, (), (*without(state, named), *report.unused))
+    return model, LoadReport(report.filled, (), (*exclude_names(state, named), *report.unused))
 
 
-def our_name(theirs: str) -> str | None:
+def rename_fpn_tensor(theirs: str) -> str | None:
     """What the original's tensor is in our network (a norm stands behind its convolution), or None."""
-    for pattern, ours, larger in RENAMES:
+    for pattern, ours, larger in FPN_RENAMES:
         if found := re.fullmatch(pattern, theirs):
             first, *rest = found.groups()
             return ours.format(int(first) + larger if larger else first, *rest)
     return None
 
 
-def with_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def merge_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The anchors of the five maps together."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("cell_anchors.")}
-    anchors = [need(tensors, f"cell_anchors.{level}", path) for level in range(len(STRIDES))]
+    anchors = [get_required_c4_tensor(tensors, f"cell_anchors.{level}", path) for level in range(len(FPN_STRIDES))]
     shapes = {tuple(one.shape) for one in anchors}
     if len(shapes) > 1:
         raise CheckpointError(f"{path}: the maps have anchors of several shapes, {sorted(shapes)}")
     return kept | {"cell_anchors": torch.stack(anchors)}
 
 
-def config_of(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
+def infer_fpn_config(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
     """What the shapes ask for.
 
     Raises:
@@ -95,7 +95,7 @@ def config_of(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
     )
     if 0 in blocks:
         raise CheckpointError(f"{path}: not a ResNeXt of four stages; their blocks are {blocks}")
-    inside, in_group = shape_of(tensors, "res2.0.conv2.0.weight", 4, path)[:2]
+    inside, in_group = get_tensor_shape(tensors, "res2.0.conv2.0.weight", 4, path)[:2]
     groups = inside // max(in_group, 1)
     if groups < 2 or groups * in_group != inside:
         raise CheckpointError(
@@ -103,24 +103,24 @@ def config_of(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
         )
     return FPNConfig(
         blocks=blocks,
-        stem=shape_of(tensors, "stem.0.weight", 4, path)[0],
+        stem=get_tensor_shape(tensors, "stem.0.weight", 4, path)[0],
         groups=groups,
         group_width=in_group,
-        channels=shape_of(tensors, "res2.0.conv3.0.weight", 4, path)[0],
-        pyramid=shape_of(tensors, "across.0.weight", 4, path)[0],
-        anchors=shape_of(tensors, "cell_anchors", 3, path)[1],
-        dense=shape_of(tensors, "fc6.weight", 2, path)[0],
-        classes=shape_of(tensors, "class_scores.weight", 2, path)[0],
+        channels=get_tensor_shape(tensors, "res2.0.conv3.0.weight", 4, path)[0],
+        pyramid=get_tensor_shape(tensors, "across.0.weight", 4, path)[0],
+        anchors=get_tensor_shape(tensors, "cell_anchors", 3, path)[1],
+        dense=get_tensor_shape(tensors, "fc6.weight", 2, path)[0],
+        classes=get_tensor_shape(tensors, "class_scores.weight", 2, path)[0],
     )
 
 
-def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int, path: Path) -> torch.Size:
+def get_tensor_shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, path: Path) -> torch.Size:
     """The shape of a tensor that the network cannot do without.
 
     Raises:
         CheckpointError: It is missing or empty, or has more or fewer dimensions.
     """
-    shape = need(tensors, name, path).shape
+    shape = get_required_c4_tensor(tensors, name, path).shape
     if len(shape) != dimensions or 0 in shape:
         raise CheckpointError(f"{path}: {name} has the shape {tuple(shape)}, not {dimensions} sides")
     return shape

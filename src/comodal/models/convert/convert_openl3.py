@@ -15,36 +15,38 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import LoadReport, check_usable, without
+from comodal.models.convert.state_dicts import LoadReport, check_weight_tensor, exclude_names
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.models.l3net.l3net import openl3 as openl3_config
-from comodal.models.l3net.spectrogram import FrontEnd, Representation
-from comodal.models.l3net.vgg import LAYERS
+from comodal.models.l3net.l3net import make_openl3_config as openl3_config
+from comodal.models.l3net.spectrogram import Frontend, Representation
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES
 
-Modality = Literal["image", "sound"]
+TowerModality = Literal["image", "sound"]
 
 # The last part of a name, Keras' or PyTorch's, and what it is; a PyTorch weight of one dimension is a gamma.
-KINDS = {
+TENSOR_KINDS = {
     "kernel": "kernel", "weight": "kernel", "bias": "bias", "gamma": "gamma", "beta": "beta",
     "moving_mean": "mean", "running_mean": "mean", "moving_variance": "variance", "running_var": "variance",
 }  # fmt: skip
-CONSTANTS = ("spectrogram", "speclayer", "stft", "real_kernels", "imag_kernels", "freq2mel", "Variable")
-NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
-CHANNELS = {3: "image", 1: "sound"}
-MEL_BINS = 1025  # of a window of 2048
-Named = tuple[str, Tensor]
+SPECTROGRAM_CONSTANTS = ("spectrogram", "speclayer", "stft", "real_kernels", "imag_kernels", "freq2mel", "Variable")
+NORM_PARAMETERS = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+MODALITY_OF_CHANNELS = {3: "image", 1: "sound"}
+OPENL3_FFT_BINS = 1025  # of a window of 2048
+NamedTensor = tuple[str, Tensor]
 
 
 @dataclass
 class TensorsByKind:
     """The tensors of one kind in the order of the file, each with its name; convolutions are OIHW."""
 
-    kernels: list[Named] = dataclasses.field(default_factory=list)
-    dense: list[Named] = dataclasses.field(default_factory=list)
-    biases: list[Named] = dataclasses.field(default_factory=list)
-    norms: dict[str, list[Named]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in NORM})
-    constants: list[Named] = dataclasses.field(default_factory=list)
+    kernels: list[NamedTensor] = dataclasses.field(default_factory=list)
+    dense: list[NamedTensor] = dataclasses.field(default_factory=list)
+    biases: list[NamedTensor] = dataclasses.field(default_factory=list)
+    norms: dict[str, list[NamedTensor]] = dataclasses.field(
+        default_factory=lambda: {kind: [] for kind in NORM_PARAMETERS}
+    )
+    constants: list[NamedTensor] = dataclasses.field(default_factory=list)
     other: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -61,15 +63,15 @@ class OpenL3Weights:
         unused: The file's tensors for which we have no place.
     """
 
-    tensors: dict[str, Named]
-    towers: tuple[Modality, ...]
-    input_norm: tuple[Modality, ...]
+    tensors: dict[str, NamedTensor]
+    towers: tuple[TowerModality, ...]
+    input_norm: tuple[TowerModality, ...]
     whole: bool
     representation: Representation | None
     unused: tuple[str, ...]
 
 
-def find_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weights:
+def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weights:
     """Which tensor of a file is which of ours.
 
     Args:
@@ -79,56 +81,56 @@ def find_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weights:
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    kinds = sort_kinds(state)
-    tensors: dict[str, Named] = {}
-    towers: list[Modality] = []
-    with_input_norm: list[Modality] = []
+    kinds = sort_tensors_by_kind(state)
+    tensors: dict[str, NamedTensor] = {}
+    towers: list[TowerModality] = []
+    with_input_norm: list[TowerModality] = []
     place, norm = 0, 0
     while place < len(kinds.kernels):
         channels = kinds.kernels[place][1].shape[1]
-        modality: Modality = "image" if channels == 3 else "sound"
-        if channels not in CHANNELS or modality in towers:
-            raise foreign(path, kinds)
-        place = take_convolutions(kinds, place, modality, tensors, path)
+        modality: TowerModality = "image" if channels == 3 else "sound"
+        if channels not in MODALITY_OF_CHANNELS or modality in towers:
+            raise make_foreign_file_error(path, kinds)
+        place = assign_convolutions(kinds, place, modality, tensors, path)
         before = norm
-        norm = take_norms(kinds, norm, modality, tensors, path)
+        norm = assign_norms(kinds, norm, modality, tensors, path)
         towers.append(modality)
         if f"{modality}_tower.input_norm.weight" in tensors:
             with_input_norm.append(modality)
         assert norm > before
     if not towers or norm != len(kinds.norms["gamma"]):
-        raise foreign(path, kinds)
-    whole = take_fusion(kinds, len(towers), tensors, path)
+        raise make_foreign_file_error(path, kinds)
+    whole = assign_fusion_layers(kinds, len(towers), tensors, path)
     unused = (*kinds.other, *(name for name, _ in kinds.constants))
     return OpenL3Weights(
-        tensors, tuple(towers), tuple(with_input_norm), whole, representation_of(kinds.constants), tuple(unused)
+        tensors, tuple(towers), tuple(with_input_norm), whole, infer_representation(kinds.constants), tuple(unused)
     )
 
 
-def sort_kinds(state: Mapping[str, Tensor]) -> TensorsByKind:
+def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
     """Tensors by the last part of their names and their number of dimensions."""
     kinds = TensorsByKind()
     for name, tensor in state.items():
         last = name.split("/")[-1].split(".")[-1].split(":")[0]
-        kind = KINDS.get(last, "")
+        kind = TENSOR_KINDS.get(last, "")
         if kind == "kernel" and tensor.ndim == 1:
             kind = "gamma"
-        if any(word in name for word in CONSTANTS):
+        if any(word in name for word in SPECTROGRAM_CONSTANTS):
             kinds.constants.append((name, tensor))
         elif kind == "kernel" and tensor.ndim == 4:
             kinds.kernels.append((name, tensor))
         elif kind == "kernel" and tensor.ndim == 2:
             kinds.dense.append((name, tensor))
-        elif kind in NORM and tensor.ndim == 1:
+        elif kind in NORM_PARAMETERS and tensor.ndim == 1:
             kinds.norms[kind].append((name, tensor))
         elif kind == "bias" and tensor.ndim == 1:
             kinds.biases.append((name, tensor))
         else:
             kinds.other.append(name)
-    return tidy_biases(kinds)
+    return separate_norm_betas(kinds)
 
 
-def tidy_biases(kinds: TensorsByKind) -> TensorsByKind:
+def separate_norm_betas(kinds: TensorsByKind) -> TensorsByKind:
     """PyTorch calls a norm's beta a bias as well: where betas are wanting, they are what follows a gamma."""
     gammas = {name.rsplit(".", 1)[0] for name, _ in kinds.norms["gamma"]}
     for named in list(kinds.biases):
@@ -138,13 +140,13 @@ def tidy_biases(kinds: TensorsByKind) -> TensorsByKind:
     return kinds
 
 
-def take_convolutions(
-    kinds: TensorsByKind, place: int, modality: Modality, tensors: dict[str, Named], path: Path
+def assign_convolutions(
+    kinds: TensorsByKind, place: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
 ) -> int:
     """The eight convolutions of a tower from one place on; returns the place after them."""
     channels = kinds.kernels[place][1].shape[1]
     width = kinds.kernels[place][1].shape[0]
-    for index, layer in enumerate(LAYERS):
+    for index, layer in enumerate(VGG_LAYER_NAMES):
         filters = width * 2 ** (index // 2)
         wanted = (filters, channels, 3, 3)
         if place + index >= len(kinds.kernels) or place + index >= len(kinds.biases):
@@ -152,56 +154,58 @@ def take_convolutions(
         name, kernel = kinds.kernels[place + index]
         if tuple(kernel.shape) != wanted:
             if index == 0:
-                raise foreign(path, kinds)
+                raise make_foreign_file_error(path, kinds)
             shapes = f"{tuple(kernel.shape)}, and {layer} of OpenL3 {wanted} (outputs, inputs, rows, columns)"
             raise CheckpointError(f"{path}: {name} has the shape {shapes}")
         tensors[f"{modality}_tower.layers.{layer}.convolution.weight"] = (name, kernel)
-        fits(kinds.biases[place + index], filters, layer, path)
+        check_vector_size(kinds.biases[place + index], filters, layer, path)
         tensors[f"{modality}_tower.layers.{layer}.convolution.bias"] = kinds.biases[place + index]
         channels = filters
-    return place + len(LAYERS)
+    return place + len(VGG_LAYER_NAMES)
 
 
-def take_norms(kinds: TensorsByKind, norm: int, modality: Modality, tensors: dict[str, Named], path: Path) -> int:
+def assign_norms(
+    kinds: TensorsByKind, norm: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
+) -> int:
     """The norms of a tower: of its input (or none), of seven layers, and of conv4_2 unless the network is cut there."""
     channels = 3 if modality == "image" else 1
     sizes = [len(tensor) for _, tensor in kinds.norms["gamma"]]
-    names = [f"{modality}_tower.layers.{layer}.norm" for layer in LAYERS]
-    wanted = [tensors[f"{modality}_tower.layers.{layer}.convolution.bias"][1].shape[0] for layer in LAYERS]
+    names = [f"{modality}_tower.layers.{layer}.norm" for layer in VGG_LAYER_NAMES]
+    wanted = [tensors[f"{modality}_tower.layers.{layer}.convolution.bias"][1].shape[0] for layer in VGG_LAYER_NAMES]
     if norm < len(sizes) and sizes[norm] == channels:
         names, wanted = [f"{modality}_tower.input_norm", *names], [channels, *wanted]
     if norm + len(names) > len(sizes) or sizes[norm + len(names) - 1] != wanted[-1]:
         names, wanted = names[:-1], wanted[:-1]
     for name, size in zip(names, wanted, strict=True):
-        for kind, last in NORM.items():
+        for kind, last in NORM_PARAMETERS.items():
             if norm >= len(kinds.norms[kind]):
                 raise CheckpointError(f"{path}: a tensor is missing: the {kind} of norm {norm + 1} ({name})")
-            fits(kinds.norms[kind][norm], size, name, path)
+            check_vector_size(kinds.norms[kind][norm], size, name, path)
             tensors[f"{name}.{last}"] = kinds.norms[kind][norm]
         norm += 1
     return norm
 
 
-def take_fusion(kinds: TensorsByKind, towers: int, tensors: dict[str, Named], path: Path) -> bool:
+def assign_fusion_layers(kinds: TensorsByKind, towers: int, tensors: dict[str, NamedTensor], path: Path) -> bool:
     """The two layers behind both towers, where they are."""
     if not kinds.dense:
         return False
-    biases = kinds.biases[towers * len(LAYERS) :]
+    biases = kinds.biases[towers * len(VGG_LAYER_NAMES) :]
     if towers != 2 or len(kinds.dense) != 2 or len(biases) != 2:
         raise CheckpointError(f"{path}: {len(kinds.dense)} dense layers behind {towers} towers; L3-Net has 2 behind 2")
     for layer, kernel, bias in zip(("fc1", "fc2"), kinds.dense, biases, strict=True):
-        fits(bias, kernel[1].shape[0], layer, path)
+        check_vector_size(bias, kernel[1].shape[0], layer, path)
         tensors[f"{layer}.weight"], tensors[f"{layer}.bias"] = kernel, bias
     return True
 
 
-def fits(named: Named, size: int, where: str, path: Path) -> None:
+def check_vector_size(named: NamedTensor, size: int, where: str, path: Path) -> None:
     """Refuses a vector of another length."""
     if tuple(named[1].shape) != (size,):
         raise CheckpointError(f"{path}: {named[0]} has the shape {tuple(named[1].shape)}, and {where} ({size},)")
 
 
-def foreign(path: Path, kinds: TensorsByKind) -> CheckpointError:
+def make_foreign_file_error(path: Path, kinds: TensorsByKind) -> CheckpointError:
     """Says what the file holds instead."""
     shapes = [tuple(kernel.shape) for _, kernel in kinds.kernels]
     held = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
@@ -211,22 +215,22 @@ def foreign(path: Path, kinds: TensorsByKind) -> CheckpointError:
     )
 
 
-def representation_of(constants: list[Named]) -> Representation | None:
+def infer_representation(constants: list[NamedTensor]) -> Representation | None:
     """kapre and torchopenl3 store their mel filters, or only the DFT of a linear spectrogram."""
     for _, tensor in constants:
-        if tensor.ndim == 2 and MEL_BINS in tensor.shape:
+        if tensor.ndim == 2 and OPENL3_FFT_BINS in tensor.shape:
             bands = min(tensor.shape)
             return {128: "mel128", 256: "mel256"}.get(bands)  # type: ignore[return-value]
     return "linear" if any(512 in tensor.shape and 257 in tensor.shape for _, tensor in constants) else None
 
 
-def config_of(parts: list[OpenL3Weights], representation: Representation, front_end: FrontEnd) -> L3NetConfig:
+def infer_openl3_config(parts: list[OpenL3Weights], representation: Representation, front_end: Frontend) -> L3NetConfig:
     """The configuration that the tensors ask for; l3embedding's `cnn_L3_orig` is linear without norms of the input."""
     config = openl3_config(representation, front_end)
     if not any(weights.input_norm for weights in parts):
         config = dataclasses.replace(config, input_norm=False)
         if representation == "linear":
-            config = dataclasses.replace(config, spectrogram=front_ends.L3EMBEDDING)
+            config = dataclasses.replace(config, spectrogram=front_ends.L3EMBEDDING_SPECTROGRAM_CONFIG)
     for weights in parts:
         first = weights.tensors[f"{weights.towers[0]}_tower.layers.conv1_1.convolution.bias"][1]
         fusion = weights.tensors["fc1.bias"][1].shape[0] if weights.whole else config.fusion
@@ -235,7 +239,7 @@ def config_of(parts: list[OpenL3Weights], representation: Representation, front_
 
 
 @torch.no_grad()
-def build(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -> tuple[L3Net, LoadReport]:
+def build_openl3(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -> tuple[L3Net, LoadReport]:
     """An L3-Net with the weights of one or two files. Whatever no file has is zero, so that it cannot be mistaken.
 
     Raises:
@@ -254,16 +258,16 @@ def build(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -> tuple
             if own[name].shape != tensor.shape:
                 shapes = f"{tuple(tensor.shape)}, and our {name} {tuple(own[name].shape)}"
                 raise CheckpointError(f"{path}: {theirs} has the shape {shapes}")
-            check_usable(theirs, tensor, path)
+            check_weight_tensor(theirs, tensor, path)
             own[name].copy_(tensor)
             filled.append(name)
         if config.input_norm:
-            let_through(model, weights)
-    new = tuple(name for name in without(own, filled) if not name.endswith("num_batches_tracked"))
+            set_identity_input_norm(model, weights)
+    new = tuple(name for name in exclude_names(own, filled) if not name.endswith("num_batches_tracked"))
     return model, LoadReport(tuple(filled), new, tuple(name for weights, _ in parts for name in weights.unused))
 
 
-def let_through(model: L3Net, weights: OpenL3Weights) -> None:
+def set_identity_input_norm(model: L3Net, weights: OpenL3Weights) -> None:
     """Towers that have no norm of their input get one that changes nothing."""
     for modality in weights.towers:
         if modality not in weights.input_norm:

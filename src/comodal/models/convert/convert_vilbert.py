@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.checkpoint import from_json
-from comodal.models.convert.state_dicts import LoadReport, check_complete, fill, without
-from comodal.models.vilbert.heads import Head, TaskHeads, twelve_in_one
+from comodal.models.checkpoint import parse_config_value
+from comodal.models.convert.state_dicts import LoadReport, check_encoder_complete, copy_matching_weights, exclude_names
+from comodal.models.vilbert.heads import Head, TaskHeads, make_twelve_in_one_heads
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.text_files import read_json_object
 
-LAYER = {
+LAYER_NAMES = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
     "attention.value": "attention.self.value",
@@ -31,7 +31,7 @@ LAYER = {
     "feed_forward.2": "output.dense",
     "norm": "output.LayerNorm",
 }
-CO_LAYER = {
+CO_ATTENTION_NAMES = {
     "vision.attention.query": "biattention.query1",
     "vision.attention.key": "biattention.key2",
     "vision.attention.value": "biattention.value2",
@@ -49,14 +49,14 @@ CO_LAYER = {
     "text.feed_forward.2": "t_output.dense",
     "text.norm": "t_output.LayerNorm",
 }
-GATES = {"query": "attention.self.dyLinear_q", "key": "attention.self.dyLinear_k"}
-STACKS = {
-    "text_layers": ("bert.encoder.layer", LAYER),
-    "vision_layers": ("bert.encoder.v_layer", LAYER),
-    "vision_gates": ("bert.encoder.v_layer", GATES),
-    "co_layers": ("bert.encoder.c_layer", CO_LAYER),
+GATE_NAMES = {"query": "attention.self.dyLinear_q", "key": "attention.self.dyLinear_k"}
+LAYER_STACKS = {
+    "text_layers": ("bert.encoder.layer", LAYER_NAMES),
+    "vision_layers": ("bert.encoder.v_layer", LAYER_NAMES),
+    "vision_gates": ("bert.encoder.v_layer", GATE_NAMES),
+    "co_layers": ("bert.encoder.c_layer", CO_ATTENTION_NAMES),
 }
-SINGLE = {
+SINGLE_MODULE_NAMES = {
     "text_embeddings.words": "bert.embeddings.word_embeddings",
     "text_embeddings.positions": "bert.embeddings.position_embeddings",
     "text_embeddings.segments": "bert.embeddings.token_type_embeddings",
@@ -75,7 +75,7 @@ SINGLE = {
     "region_head.decoder": "cls.imagePredictions.decoder",
     "alignment_head.classifier": "cls.bi_seq_relationship",
 }
-TASKS = {
+TASK_HEAD_NAMES = {
     "vqa": "vil_prediction.logit_fc",
     "gqa": "vil_prediction_gqa.logit_fc",
     "pairs": "vil_binary_prediction.logit_fc",
@@ -84,57 +84,57 @@ TASKS = {
     "regions": "vision_logit",
     "words": "linguisic_logit",
 }
-TIED = {  # once more -> what it is
+TIED_WEIGHTS = {  # once more -> what it is
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-NEVER_USED = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer beside them
+UNUSED_LAYERS = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer beside them
 
 
-def original_names(model: torch.nn.Module) -> dict[str, str]:
+def map_names_to_original(model: torch.nn.Module) -> dict[str, str]:
     """Our name -> the original's, for each parameter of a model with ViLBERT's parts."""
-    return {ours: theirs for ours in model.state_dict() if (theirs := original_name(ours))}
+    return {ours: theirs for ours in model.state_dict() if (theirs := get_original_name(ours))}
 
 
-def original_name(ours: str) -> str:
+def get_original_name(ours: str) -> str:
     """The original's name of a parameter, or nothing if it has none."""
     module, leaf = ours.rsplit(".", 1)
     if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
         stack, number, part = stacked.groups()
-        if stack in STACKS:
-            theirs, parts = STACKS[stack]
+        if stack in LAYER_STACKS:
+            theirs, parts = LAYER_STACKS[stack]
             return f"{theirs}.{number}.{parts[part]}.{leaf}"
-    return f"{SINGLE[module]}.{leaf}" if module in SINGLE else ""
+    return f"{SINGLE_MODULE_NAMES[module]}.{leaf}" if module in SINGLE_MODULE_NAMES else ""
 
 
-def task_names(heads: TaskHeads) -> dict[str, str]:
+def map_task_heads_to_original(heads: TaskHeads) -> dict[str, str]:
     """Our name -> the original's, for the heads of 12-in-1."""
     parts = {ours: ours.split(".", 1) for ours in heads.state_dict()}
-    return {ours: f"{TASKS[head]}.{rest}" for ours, (head, rest) in parts.items()}
+    return {ours: f"{TASK_HEAD_NAMES[head]}.{rest}" for ours, (head, rest) in parts.items()}
 
 
-def heads_in(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
+def find_task_heads(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
     """The heads of 12-in-1 whose weights a state holds, as large as they are there."""
     found = []
-    for head in twelve_in_one(1):
-        last = f"{TASKS[head.name]}.3.weight" if head.hidden else f"{TASKS[head.name]}.weight"
+    for head in make_twelve_in_one_heads(1):
+        last = f"{TASK_HEAD_NAMES[head.name]}.3.weight" if head.hidden else f"{TASK_HEAD_NAMES[head.name]}.weight"
         if last in state:
             outputs, inputs = state[last].shape
-            plain = head.hidden and f"{TASKS[head.name]}.2.weight" not in state
+            plain = head.hidden and f"{TASK_HEAD_NAMES[head.name]}.2.weight" not in state
             sized = replace(head, outputs=outputs, hidden=inputs if head.hidden else 0)
             found.append(replace(sized, activation="relu") if plain else sized)
     return tuple(found)
 
 
-FIRST_CODES_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalised
-MMF_HEAD = {  # a head of two layers under MMF's names
+VILBERT_BETA_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalised
+MMF_HEAD_NAMES = {  # a head of two layers under MMF's names
     "classifier.0.dense": "vil_prediction.logit_fc.0",
     "classifier.0.LayerNorm": "vil_prediction.logit_fc.2",
     "classifier.1": "vil_prediction.logit_fc.3",
 }
 
 
-def as_later_code(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state of vilbert_beta or MMF under the names of vilbert-multi-task.
 
     vilbert_beta normalises the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
@@ -142,19 +142,19 @@ def as_later_code(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = dict(state)
     for theirs in list(named):
         module, _, leaf = theirs.rpartition(".")
-        if module in MMF_HEAD:
-            named[f"{MMF_HEAD[module]}.{leaf}"] = named.pop(theirs)
-        elif module.startswith(FIRST_CODES_HEAD):
-            later = module.replace(FIRST_CODES_HEAD, TASKS["vqa"])
+        if module in MMF_HEAD_NAMES:
+            named[f"{MMF_HEAD_NAMES[module]}.{leaf}"] = named.pop(theirs)
+        elif module.startswith(VILBERT_BETA_HEAD):
+            later = module.replace(VILBERT_BETA_HEAD, TASK_HEAD_NAMES["vqa"])
             if leaf == "weight_v":
                 direction = named.pop(theirs)
                 named[f"{later}.weight"] = direction * (named[f"{module}.weight_g"] / direction.norm())
             elif leaf == "bias":
                 named[f"{later}.bias"] = named.pop(theirs)
-    return {name: tensor for name, tensor in named.items() if not name.startswith(FIRST_CODES_HEAD)}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(VILBERT_BETA_HEAD)}
 
 
-def fill_from_original(
+def load_original_weights(
     model: ViLBERT,
     state: Mapping[str, Tensor],
     path: Path,
@@ -173,30 +173,30 @@ def fill_from_original(
     Raises:
         CheckpointError: The state is of another configuration, lacks a tensor of the encoder, or is not a ViLBERT's.
     """
-    state = said_once(state)
-    report = fill(model, state, original_names(model), path)
+    state = drop_tied_copies(state)
+    report = copy_matching_weights(model, state, map_names_to_original(model), path)
     if not report.filled:
         raise CheckpointError(f"{path}: none of its names is a ViLBERT's; it begins with {list(state)[:3]}")
-    check_complete(report, original_names(model), path, allow_missing)
+    check_encoder_complete(report, map_names_to_original(model), path, allow_missing)
     if heads is None:
         return report
-    names = task_names(heads)
-    tasks = fill(heads, state, names, path)
+    names = map_task_heads_to_original(heads)
+    tasks = copy_matching_weights(heads, state, names, path)
     new = report.new + tuple(f"tasks.{name}" for name in tasks.new)
     filled = report.filled + tuple(f"tasks.{name}" for name in tasks.filled)
-    return LoadReport(filled, new, without(report.unused, names.values()))
+    return LoadReport(filled, new, exclude_names(report.unused, names.values()))
 
 
-def said_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state without the copies that a word head tied to the embeddings leaves in it; a copy that differs stays."""
     once = dict(state)
-    for again, name in TIED.items():
+    for again, name in TIED_WEIGHTS.items():
         if again in once and (name not in once or torch.equal(once[again], once[name])):
             once[name] = once.pop(again)
     return once
 
 
-def to_original(
+def export_original_state(
     model: ViLBERT, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The state dict that the original's code loads.
@@ -208,23 +208,23 @@ def to_original(
             original never uses are zeros.
     """
     own = model.state_dict()
-    state = {theirs: own[ours] for ours, theirs in original_names(model).items()}
+    state = {theirs: own[ours] for ours, theirs in map_names_to_original(model).items()}
     if heads is not None:
         tasks = heads.state_dict()
-        state |= {theirs: tasks[ours] for ours, theirs in task_names(heads).items()}
+        state |= {theirs: tasks[ours] for ours, theirs in map_task_heads_to_original(heads).items()}
     for name in list(state):
-        for unused, beside in NEVER_USED.items():
+        for unused, beside in UNUSED_LAYERS.items():
             if f".biOutput.{beside}." in name:
                 state[name.replace(f".{beside}.", f".{unused}.")] = torch.zeros_like(state[name])
     again = "cls.predictions.decoder.weight"
-    state[again] = state[TIED[again]]
-    kept = {name: tensor for name, tensor in (source or {}).items() if name not in state or is_never_used(name)}
+    state[again] = state[TIED_WEIGHTS[again]]
+    kept = {name: tensor for name, tensor in (source or {}).items() if name not in state or is_unused_parameter(name)}
     return {name: tensor.detach().clone() for name, tensor in (state | kept).items()}
 
 
-def is_never_used(name: str) -> bool:
+def is_unused_parameter(name: str) -> bool:
     """Whether a parameter is one that no output of the original depends on."""
-    return any(f".biOutput.{unused}." in name for unused in NEVER_USED)
+    return any(f".biOutput.{unused}." in name for unused in UNUSED_LAYERS)
 
 
 class OriginalConfig(NamedTuple):
@@ -234,7 +234,7 @@ class OriginalConfig(NamedTuple):
     ignored: tuple[str, ...]
 
 
-STREAM = {
+ORIGINAL_STREAM_KEYS = {
     "dim": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -243,7 +243,7 @@ STREAM = {
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
 }
-WHOLE = {
+MODEL_CONFIG_KEYS = {
     "vocabulary": "vocab_size",
     "positions": "max_position_embeddings",
     "segments": "type_vocab_size",
@@ -258,21 +258,21 @@ WHOLE = {
     "frozen_vision_layers": "fixed_v_layer",
     "initializer_range": "initializer_range",
 }
-SCHEDULE = ("v_biattention_id", "t_biattention_id")
-TASK_KEY = "task_specific_tokens"
-TASK_TOKENS = 20  # written into the original's code
-DEFAULTS: dict[str, object] = {
+CO_ATTENTION_SCHEDULE_KEYS = ("v_biattention_id", "t_biattention_id")
+TASK_TOKENS_KEY = "task_specific_tokens"
+NUM_TASK_TOKENS = 20  # written into the original's code
+ORIGINAL_CONFIG_DEFAULTS: dict[str, object] = {
     "fusion_method": "mul",
     "dynamic_attention": False,
     "with_coattention": True,
-    TASK_KEY: False,
+    TASK_TOKENS_KEY: False,
     "fixed_t_layer": 0,
     "fixed_v_layer": 0,
     "initializer_range": 0.02,
 }
 # Read by the original's model but no part of its function: how it is called, trained, or drawn at first. `model`
 # chooses RoBERTa, whose positions the original counts from 0 all the same.
-ELSEWHERE = {
+IGNORED_CONFIG_KEYS = {
     "model",
     "fast_mode",
     "in_batch_pairs",
@@ -288,38 +288,44 @@ def read_original_config(path: Path) -> OriginalConfig:
     Raises:
         CheckpointError: A key is missing, or the sizes do not fit together.
     """
-    return config_of(read_json_object(path, CheckpointError), path)
+    return parse_original_config(read_json_object(path, CheckpointError), path)
 
 
-def config_of(written: Mapping[str, object], path: Path) -> OriginalConfig:
+def parse_original_config(written: Mapping[str, object], path: Path) -> OriginalConfig:
     """The same of what a file says.
 
     Raises:
         CheckpointError: A key is missing, or the sizes do not fit together.
     """
-    values = DEFAULTS | dict(written)
-    needed = {*WHOLE.values(), *STREAM.values(), *(f"v_{key}" for key in STREAM.values()), *SCHEDULE, TASK_KEY}
+    values = ORIGINAL_CONFIG_DEFAULTS | dict(written)
+    needed = {
+        *MODEL_CONFIG_KEYS.values(),
+        *ORIGINAL_STREAM_KEYS.values(),
+        *(f"v_{key}" for key in ORIGINAL_STREAM_KEYS.values()),
+        *CO_ATTENTION_SCHEDULE_KEYS,
+        TASK_TOKENS_KEY,
+    }
     if missing := sorted(needed - values.keys()):
         raise CheckpointError(f"{path}: not a configuration of ViLBERT, it lacks {missing}")
-    vision_layers, text_layers = (values[key] for key in SCHEDULE)
+    vision_layers, text_layers = (values[key] for key in CO_ATTENTION_SCHEDULE_KEYS)
     if not (isinstance(vision_layers, list) and isinstance(text_layers, list)):
-        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must be lists")
+        raise CheckpointError(f"{path}: {' and '.join(CO_ATTENTION_SCHEDULE_KEYS)} must be lists")
     if len(vision_layers) != len(text_layers):
-        raise CheckpointError(f"{path}: {' and '.join(SCHEDULE)} must have one length")
-    described = {ours: values[theirs] for ours, theirs in WHOLE.items()} | {
-        "text": {ours: values[theirs] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
-        "vision": {ours: values[f"v_{theirs}"] for ours, theirs in STREAM.items()} | {"norm_eps": 1e-12},
+        raise CheckpointError(f"{path}: {' and '.join(CO_ATTENTION_SCHEDULE_KEYS)} must have one length")
+    described = {ours: values[theirs] for ours, theirs in MODEL_CONFIG_KEYS.items()} | {
+        "text": {ours: values[theirs] for ours, theirs in ORIGINAL_STREAM_KEYS.items()} | {"norm_eps": 1e-12},
+        "vision": {ours: values[f"v_{theirs}"] for ours, theirs in ORIGINAL_STREAM_KEYS.items()} | {"norm_eps": 1e-12},
         "schedule": [list(pair) for pair in zip(vision_layers, text_layers, strict=True)],
-        "task_tokens": TASK_TOKENS if values[TASK_KEY] else 0,
+        "task_tokens": NUM_TASK_TOKENS if values[TASK_TOKENS_KEY] else 0,
         "first_position": 0,
         "region_tokens": 0,
         "contrastive_dim": 0,
     }
     try:
-        config = from_json(ViLBERTConfig, described, str(path))
+        config = parse_config_value(ViLBERTConfig, described, str(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return OriginalConfig(config, without(values, needed | ELSEWHERE))
+    return OriginalConfig(config, exclude_names(values, needed | IGNORED_CONFIG_KEYS))
 
 
 def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
@@ -328,12 +334,12 @@ def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
     Raises:
         ValueError: The original has no such model.
     """
-    if config.region_tokens or config.first_position or config.task_tokens not in (0, TASK_TOKENS):
+    if config.region_tokens or config.first_position or config.task_tokens not in (0, NUM_TASK_TOKENS):
         raise ValueError("the original has no visual tokens as input, no RoBERTa positions, and 20 task tokens or none")
     if config.contrastive_dim:
         raise ValueError("the original has no contrastive head (--contrastive-weight)")
-    values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in WHOLE.items()}
-    values |= {theirs: getattr(config.text, ours) for ours, theirs in STREAM.items()}
-    values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in STREAM.items()}
-    values |= {key: [pair[side] for pair in config.schedule] for side, key in enumerate(SCHEDULE)}
-    return values | {TASK_KEY: config.task_tokens > 0}
+    values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in MODEL_CONFIG_KEYS.items()}
+    values |= {theirs: getattr(config.text, ours) for ours, theirs in ORIGINAL_STREAM_KEYS.items()}
+    values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in ORIGINAL_STREAM_KEYS.items()}
+    values |= {key: [pair[side] for pair in config.schedule] for side, key in enumerate(CO_ATTENTION_SCHEDULE_KEYS)}
+    return values | {TASK_TOKENS_KEY: config.task_tokens > 0}

@@ -20,10 +20,13 @@ from torch.nn import functional as F
 
 from comodal.errors import CheckpointError
 
-ATTENTION = ("tt_attn_sublayers", "vv_attn_sublayers", "tv_attn_sublayers", "vt_attn_sublayers")
-FEED_FORWARD = ("t_ff_sublayers", "v_ff_sublayers")
-WIDTHS, HEADS = "sublayer2attn_hidden_size", "sublayer2num_attention_heads"  # where they are not the stream's
-OF_VILBERT: dict[str, object] = {  # VOLTA's other models differ in one of these
+ATTENTION_SUBLAYER_KEYS = ("tt_attn_sublayers", "vv_attn_sublayers", "tv_attn_sublayers", "vt_attn_sublayers")
+FEED_FORWARD_SUBLAYER_KEYS = ("t_ff_sublayers", "v_ff_sublayers")
+WIDTHS, CO_ATTENTION_HEADS_KEY = (
+    "sublayer2attn_hidden_size",
+    "sublayer2num_attention_heads",
+)  # where they are not the stream's
+VILBERT_CONFIG_VALUES: dict[str, object] = {  # VOLTA's other models differ in one of these
     "image_embeddings": "vilbert",
     "num_locs": 5,
     "add_global_imgfeat": "first",
@@ -38,12 +41,17 @@ OF_VILBERT: dict[str, object] = {  # VOLTA's other models differ in one of these
     "sublayer2v_num_attention_heads": {},
     "sublayer2v_intermediate_size": {},
 }
-OPTIONAL = {"fusion_act", "image_head_ln", "itm_dim", "layer_norm_eps"}  # VOLTA's own defaults are those above
-ELSEWHERE = {  # how it begins and is trained, and sizes that the weights show
+OPTIONAL_CONFIG_KEYS = {
+    "fusion_act",
+    "image_head_ln",
+    "itm_dim",
+    "layer_norm_eps",
+}  # VOLTA's own defaults are those above
+IGNORED_VOLTA_KEYS = {  # how it begins and is trained, and sizes that the weights show
     *("bert_layer2attn_sublayer", "bert_layer2ff_sublayer", "bert_model", "v_pooler_size", "clf_hidden_size"),
     *("v_initializer_range", "visual_target_weights"),
 }
-TASKS = {  # VOLTA's numbers of tasks -> the original's heads
+VOLTA_TASK_HEADS = {  # VOLTA's numbers of tasks -> the original's heads
     "vil_prediction": (1, 2),
     "vil_prediction_gqa": (15,),
     "vil_binary_prediction": (12, 16),
@@ -51,8 +59,8 @@ TASKS = {  # VOLTA's numbers of tasks -> the original's heads
     "vil_tri_prediction": (13, 14, 19),
     "vision_logit": (4, 9, 10, 11, 17, 18),
 }
-HEAD = re.compile(r"clfs_dict\.TASK(\d+)\.(logit_fc\.\d\.\w+|weight|bias)")
-DECODER = re.compile(r"cls\.imagePredictions\.decoder_dict\.\d+\.(\w+)")
+TASK_HEAD_PATTERN = re.compile(r"clfs_dict\.TASK(\d+)\.(logit_fc\.\d\.\w+|weight|bias)")
+DECODER_PATTERN = re.compile(r"cls\.imagePredictions\.decoder_dict\.\d+\.(\w+)")
 
 
 class AttentionIndices(NamedTuple):
@@ -64,12 +72,12 @@ class AttentionIndices(NamedTuple):
     schedule: tuple[tuple[int, int], ...]
 
 
-def is_volta(values: Mapping[str, Any]) -> bool:
+def is_volta_config(values: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of VOLTA's."""
-    return ATTENTION[0] in values
+    return ATTENTION_SUBLAYER_KEYS[0] in values
 
 
-def as_vilbert(
+def convert_volta_to_vilbert(
     values: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A configuration and weights as vilbert-multi-task has them.
@@ -82,16 +90,24 @@ def as_vilbert(
     Raises:
         CheckpointError: It is another of VOLTA's models, or lacks something.
     """
-    check_vilbert(values, path)
-    check_numbers(values, path)
-    places = places_of(values, path)
-    width, heads = co_attention_of(values, places, path)
+    check_volta_architecture(values, path)
+    check_config_types(values, path)
+    places = parse_sublayer_indices(values, path)
+    width, heads = infer_co_attention_size(values, places, path)
     joint, head = int(values["pooler_size"]), width // heads
     if width % heads or width > joint or joint % head:
         raise CheckpointError(
             f"{path}: co-attention of {heads} heads and {width} units beside pooled streams of {joint}"
         )
-    known = {*ATTENTION, *FEED_FORWARD, WIDTHS, HEADS, "pooler_size", *OF_VILBERT, *ELSEWHERE}
+    known = {
+        *ATTENTION_SUBLAYER_KEYS,
+        *FEED_FORWARD_SUBLAYER_KEYS,
+        WIDTHS,
+        CO_ATTENTION_HEADS_KEY,
+        "pooler_size",
+        *VILBERT_CONFIG_VALUES,
+        *IGNORED_VOLTA_KEYS,
+    }
     described = {name: value for name, value in values.items() if name not in known} | {
         "num_hidden_layers": len(places.text),
         "v_num_hidden_layers": len(places.vision),
@@ -101,22 +117,30 @@ def as_vilbert(
         "t_biattention_id": [text for _, text in places.schedule],
         "v_target_size": 1601,  # where there is a decoder, its own number counts
     }
-    names = dict(names_of(places)) | names_of_heads(state)
+    names = dict(iterate_module_names(places)) | map_volta_head_names(state)
     renamed = {}
     for theirs, tensor in state.items():
         module, _, leaf = theirs.rpartition(".")
         name = names.get(theirs) or (f"{names[module]}.{leaf}" if module in names else theirs)
-        renamed[name] = widened(name, tensor, joint - width)
+        renamed[name] = pad_co_attention_heads(name, tensor, joint - width)
     return described, renamed
 
 
-def check_numbers(values: Mapping[str, Any], path: Path) -> None:
+def check_config_types(values: Mapping[str, Any], path: Path) -> None:
     """Sizes are numbers, places lists of numbers, and what differs from place to place objects of numbers."""
-    for name in ("hidden_size", "num_attention_heads", "pooler_size", *ATTENTION, *FEED_FORWARD, WIDTHS, HEADS):
+    for name in (
+        "hidden_size",
+        "num_attention_heads",
+        "pooler_size",
+        *ATTENTION_SUBLAYER_KEYS,
+        *FEED_FORWARD_SUBLAYER_KEYS,
+        WIDTHS,
+        CO_ATTENTION_HEADS_KEY,
+    ):
         found, least = values.get(name, {}), 0
-        if name in (WIDTHS, HEADS):
+        if name in (WIDTHS, CO_ATTENTION_HEADS_KEY):
             numbers, least = [*found.values()] if isinstance(found, dict) else [None], 1
-        elif name in (*ATTENTION, *FEED_FORWARD):
+        elif name in (*ATTENTION_SUBLAYER_KEYS, *FEED_FORWARD_SUBLAYER_KEYS):
             numbers = found if isinstance(found, list) else [None]
         else:
             numbers, least = [found], 1
@@ -124,29 +148,38 @@ def check_numbers(values: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: {name} is {found!r}: VOLTA has whole numbers there")
 
 
-def check_vilbert(values: Mapping[str, Any], path: Path) -> None:
+def check_volta_architecture(values: Mapping[str, Any], path: Path) -> None:
     """Refuses VOLTA's other models (LXMERT, UNITER, VisualBERT, VL-BERT, multilingual ones)."""
-    needed = {*ATTENTION, *FEED_FORWARD, "pooler_size", "hidden_size", "num_attention_heads", *OF_VILBERT} - OPTIONAL
+    needed = {
+        *ATTENTION_SUBLAYER_KEYS,
+        *FEED_FORWARD_SUBLAYER_KEYS,
+        "pooler_size",
+        "hidden_size",
+        "num_attention_heads",
+        *VILBERT_CONFIG_VALUES,
+    } - OPTIONAL_CONFIG_KEYS
     if missing := sorted(needed - values.keys()):
         raise CheckpointError(f"{path}: not a whole configuration of VOLTA, it lacks {missing}")
-    for name, wanted in OF_VILBERT.items():
+    for name, wanted in VILBERT_CONFIG_VALUES.items():
         if values.get(name, wanted) != wanted:
             raise CheckpointError(f"{path}: {name} is {values[name]!r}, and {wanted!r} in VOLTA's ViLBERT")
     if "roberta" in str(values.get("bert_model")):
         raise CheckpointError(f"{path}: bert_model is {values['bert_model']!r}; VOLTA's ViLBERT begins with a BERT")
 
 
-def places_of(values: Mapping[str, Any], path: Path) -> AttentionIndices:
+def parse_sublayer_indices(values: Mapping[str, Any], path: Path) -> AttentionIndices:
     """Which sub-layers are which layer."""
-    lists: dict[str, list[int]] = {name: values[name] for name in (*ATTENTION, *FEED_FORWARD)}
+    lists: dict[str, list[int]] = {
+        name: values[name] for name in (*ATTENTION_SUBLAYER_KEYS, *FEED_FORWARD_SUBLAYER_KEYS)
+    }
     text: list[int] = []
     vision: list[int] = []
     joint: list[int] = []
     schedule: list[tuple[int, int]] = []
-    feed_forward = {number - 1 for name in FEED_FORWARD for number in lists[name]}
-    for number in sorted(feed_forward.union(*(lists[name] for name in ATTENTION))):
-        words, regions, to_regions, to_words = (number in lists[name] for name in ATTENTION)
-        after = [number + 1 in lists[name] for name in FEED_FORWARD]
+    feed_forward = {number - 1 for name in FEED_FORWARD_SUBLAYER_KEYS for number in lists[name]}
+    for number in sorted(feed_forward.union(*(lists[name] for name in ATTENTION_SUBLAYER_KEYS))):
+        words, regions, to_regions, to_words = (number in lists[name] for name in ATTENTION_SUBLAYER_KEYS)
+        after = [number + 1 in lists[name] for name in FEED_FORWARD_SUBLAYER_KEYS]
         if to_regions and to_words and not words and not regions and after == [True, True]:
             joint.append(number)
             schedule.append((len(vision), len(text)))
@@ -158,10 +191,10 @@ def places_of(values: Mapping[str, Any], path: Path) -> AttentionIndices:
     return AttentionIndices(tuple(text), tuple(vision), tuple(joint), tuple(schedule))
 
 
-def co_attention_of(values: Mapping[str, Any], places: AttentionIndices, path: Path) -> tuple[int, int]:
+def infer_co_attention_size(values: Mapping[str, Any], places: AttentionIndices, path: Path) -> tuple[int, int]:
     """Units and heads of co-attention, the same in all of its layers."""
     found = []
-    for name, stream in ((WIDTHS, "hidden_size"), (HEADS, "num_attention_heads")):
+    for name, stream in ((WIDTHS, "hidden_size"), (CO_ATTENTION_HEADS_KEY, "num_attention_heads")):
         others = dict(values.get(name, {}))
         sizes = {others.pop(str(number), values[stream]) for number in places.joint} or {values[stream]}
         if others or len(sizes) > 1:
@@ -172,7 +205,7 @@ def co_attention_of(values: Mapping[str, Any], places: AttentionIndices, path: P
     return found[0], found[1]
 
 
-def names_of(places: AttentionIndices) -> Iterator[tuple[str, str]]:
+def iterate_module_names(places: AttentionIndices) -> Iterator[tuple[str, str]]:
     """VOLTA's modules -> the original's."""
     for stack, prefix, numbers in (("layer", "", places.text), ("v_layer", "v_", places.vision)):
         for index, number in enumerate(numbers):
@@ -196,21 +229,23 @@ def names_of(places: AttentionIndices) -> Iterator[tuple[str, str]]:
             yield f"{second}.intermediate.{prefix}dense", f"{ours}.{stream}_intermediate.dense"
 
 
-def names_of_heads(state: Mapping[str, Tensor]) -> dict[str, str]:
+def map_volta_head_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """VOLTA's parameters -> the original's, of heads of tasks and of the first decoder of regions."""
     names: dict[str, str] = {}
     for theirs in sorted(state):
         ours = ""
-        if found := HEAD.fullmatch(theirs):
-            ours = next((f"{head}.{found[2]}" for head, numbers in TASKS.items() if int(found[1]) in numbers), "")
-        elif found := DECODER.fullmatch(theirs):
+        if found := TASK_HEAD_PATTERN.fullmatch(theirs):
+            ours = next(
+                (f"{head}.{found[2]}" for head, numbers in VOLTA_TASK_HEADS.items() if int(found[1]) in numbers), ""
+            )
+        elif found := DECODER_PATTERN.fullmatch(theirs):
             ours = f"cls.imagePredictions.decoder.{found[1]}"
         if ours and ours not in names.values():
             names[theirs] = ours
     return names
 
 
-def widened(name: str, tensor: Tensor, more: int) -> Tensor:
+def pad_co_attention_heads(name: str, tensor: Tensor, more: int) -> Tensor:
     """A weight of co-attention with heads of zeros at its end; any other as it is."""
     if more and re.search(r"\.biattention\.\w+\.(weight|bias)", name):
         return F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, more))

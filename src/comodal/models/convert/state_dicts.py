@@ -15,25 +15,25 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import (
     SPARE_PARAMETERS,
     NothingDrawn,
-    at_most,
-    check_finite,
-    first_line,
-    read_header,
-    refuse_packed,
+    check_finite_weights,
+    limit_parameters,
+    read_safetensors_header,
+    refuse_packed_run,
+    summarize_load_error,
 )
 from comodal.text_files import read_json_object
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
-INDEX = ".index.json"  # of a model in several files: {"weight_map": {name: file}}
-WRAPPERS = ("module.", "model.", "_orig_mod.", "0.auto_model.")  # DDP, MMF, torch.compile, SentenceTransformer
-WHOLE_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others are quantized
-ENCODER = ("text_embeddings.", "text_layers.", "region_embeddings.", "vision_layers.", "vision_gates.")
+WEIGHT_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
+INDEX_SUFFIX = ".index.json"  # of a model in several files: {"weight_map": {name: file}}
+WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.", "0.auto_model.")  # DDP, MMF, torch.compile, SentenceTransformer
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others are quantized
+ENCODER_PREFIXES = ("text_embeddings.", "text_layers.", "region_embeddings.", "vision_layers.", "vision_gates.")
 TASK_TOKENS, CO_LAYERS = "text_embeddings.tasks.", "co_layers."
-OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of normalisation, in the first PyTorch BERTs
-MAX_INDEX_BYTES = 64 << 20
-INSIDE = ("model_state_dict", "state_dict", "model")  # where training checkpoints keep their weights
+LEGACY_NAME_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}  # of normalisation, in the first PyTorch BERTs
+MAX_WEIGHT_INDEX_BYTES = 64 << 20
+NESTED_STATE_KEYS = ("model_state_dict", "state_dict", "model")  # where training checkpoints keep their weights
 
-DAMAGED = (  # what the two readers raise for a damaged file, found by changing bytes
+DAMAGED_WEIGHTS_ERRORS = (  # what the two readers raise for a damaged file, found by changing bytes
     OSError,
     RuntimeError,
     EOFError,
@@ -75,24 +75,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There is no such file, it is damaged, or it holds more than tensors.
     """
-    refuse_packed(path)
-    file = weights_file(path)
-    state = read_shards(file) if file.name.endswith(INDEX) else read_state(file)
-    named = {usual_name(name): tensor for name, tensor in state.items()}
+    refuse_packed_run(path)
+    file = find_weights_file(path)
+    state = read_sharded_weights(file) if file.name.endswith(INDEX_SUFFIX) else read_state_file(file)
+    named = {normalize_tensor_name(name): tensor for name, tensor in state.items()}
     if len(named) < len(state):
         raise CheckpointError(f"{file}: two of its names mean the same weights")
     return named
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
+def read_state_file(file: Path) -> dict[str, Tensor]:
     """The tensors of one file under its own names."""
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: refused, it holds more than tensors: {first_line(error)}") from error
-    except DAMAGED as error:
-        raise CheckpointError(f"{file}: not a readable file of weights: {first_line(error)}") from error
-    for name in INSIDE:
+        raise CheckpointError(f"{file}: refused, it holds more than tensors: {summarize_load_error(error)}") from error
+    except DAMAGED_WEIGHTS_ERRORS as error:
+        raise CheckpointError(f"{file}: not a readable file of weights: {summarize_load_error(error)}") from error
+    for name in NESTED_STATE_KEYS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     is_named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
@@ -101,16 +101,16 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
+def read_sharded_weights(index: Path) -> dict[str, Tensor]:
     """The tensors of a model in several files, each from the file that the index names."""
-    places = read_json_object(index, CheckpointError, MAX_INDEX_BYTES).get("weight_map")
+    places = read_json_object(index, CheckpointError, MAX_WEIGHT_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index}: an index has a weight_map of names with files")
     state: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
-        if not name or Path(name).name != name or name.endswith(INDEX):
+        if not name or Path(name).name != name or name.endswith(INDEX_SUFFIX):
             raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
-        inside, wanted = read_state(index.parent / name), {key for key, place in places.items() if place == name}
+        inside, wanted = read_state_file(index.parent / name), {key for key, place in places.items() if place == name}
         if missing := sorted(wanted - inside.keys()):
             raise CheckpointError(f"{index.parent / name}: {missing[0]} is not there, and {index.name} says that it is")
         state |= {key: inside[key] for key in wanted}
@@ -123,13 +123,13 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: As `read_tensors`.
     """
-    file = weights_file(path)
-    if file.name.endswith(INDEX) or file.suffix != ".safetensors":
+    file = find_weights_file(path)
+    if file.name.endswith(INDEX_SUFFIX) or file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
-    return {usual_name(name): shape for name, (shape, _) in read_header(file).items()}
+    return {normalize_tensor_name(name): shape for name, (shape, _) in read_safetensors_header(file).items()}
 
 
-def check_sizes(
+def check_config_against_shapes(
     build: Callable[[], nn.Module],
     names_of: Callable[[nn.Module], Mapping[str, str]],
     shapes: Mapping[str, tuple[int, ...]],
@@ -147,10 +147,12 @@ def check_sizes(
         CheckpointError: A tensor has another shape, or no model has this configuration.
     """
     try:
-        with torch.device("meta"), at_most(2 * len(shapes) + SPARE_PARAMETERS), NothingDrawn():
+        with torch.device("meta"), limit_parameters(2 * len(shapes) + SPARE_PARAMETERS), NothingDrawn():
             model = build()
     except (RuntimeError, ValueError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{path}: no network has the sizes of its configuration: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: no network has the sizes of its configuration: {summarize_load_error(error)}"
+        ) from error
     own = model.state_dict()
     for ours, theirs in names_of(model).items():
         if theirs in shapes and shapes[theirs] != tuple(own[ours].shape):
@@ -158,29 +160,31 @@ def check_sizes(
             raise CheckpointError(f"{path}: {theirs} has the shape {other}; the configurations differ")
 
 
-def weights_file(path: Path) -> Path:
+def find_weights_file(path: Path) -> Path:
     """The file that a path means; of a model in several files their index."""
     if not path.is_dir():
         return path
-    for name in (*FILES, *(f"{name}{INDEX}" for name in FILES)):
+    for name in (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES)):
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path}: no weights here ({' or '.join(FILES)}, or their {INDEX[1:]})")
+    raise CheckpointError(f"{path}: no weights here ({' or '.join(WEIGHT_FILE_NAMES)}, or their {INDEX_SUFFIX[1:]})")
 
 
-def usual_name(name: str) -> str:
+def normalize_tensor_name(name: str) -> str:
     """A name without what wraps the model, and in the words of later versions."""
-    while wrapper := next((prefix for prefix in WRAPPERS if name.startswith(prefix)), ""):
+    while wrapper := next((prefix for prefix in WRAPPER_PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(wrapper)
     name = name.replace("._orig_mod.", ".")  # of a part that was compiled by itself
-    for old, usual in OLD_NAMES.items():
+    for old, usual in LEGACY_NAME_SUFFIXES.items():
         if name.endswith(old):
             return name.removesuffix(old) + usual
     return name
 
 
 @torch.no_grad()
-def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> LoadReport:
+def copy_matching_weights(
+    model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], path: Path
+) -> LoadReport:
     """Copies tensors into a model's parameters.
 
     Args:
@@ -198,25 +202,27 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]
         if own[ours].shape != state[theirs].shape:
             shapes = f"{tuple(state[theirs].shape)}, and the model's {ours} {tuple(own[ours].shape)}"
             raise CheckpointError(f"{path}: {theirs} has the shape {shapes}; the configurations differ")
-        check_usable(theirs, state[theirs], path)
+        check_weight_tensor(theirs, state[theirs], path)
     for ours, theirs in found.items():
         own[ours].copy_(state[theirs])
-    return LoadReport(tuple(found), without(own, found), without(state, found.values()))
+    return LoadReport(tuple(found), exclude_names(own, found), exclude_names(state, found.values()))
 
 
-def check_usable(name: str, tensor: Tensor, path: Path) -> None:
+def check_weight_tensor(name: str, tensor: Tensor, path: Path) -> None:
     """A weight is a finite number of floating point.
 
     Raises:
         CheckpointError: It is quantized, or NaN or infinite.
     """
-    if tensor.dtype not in WHOLE_TYPES:
+    if tensor.dtype not in FLOAT_DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(f"{path}: {name} is of {kind}; quantized weights are not read, give float ones")
-    check_finite({name: tensor}, path)
+    check_finite_weights({name: tensor}, path)
 
 
-def check_complete(filled: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False) -> LoadReport:
+def check_encoder_complete(
+    filled: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False
+) -> LoadReport:
     """All of the encoder came from the file: poolers, heads, task tokens and co-attention as a whole may be new.
 
     Args:
@@ -229,7 +235,7 @@ def check_complete(filled: LoadReport, names: Mapping[str, str], path: Path, all
         CheckpointError: A tensor of the encoder is not in the file.
     """
     has_co_layers = any(name.startswith(CO_LAYERS) for name in filled.filled)
-    needed = (*ENCODER, CO_LAYERS) if has_co_layers else ENCODER
+    needed = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
     absent = [names[name] for name in filled.new
               if name.startswith(needed) and not name.startswith(TASK_TOKENS) and name in names]  # fmt: skip
     if absent and not allow_missing:
@@ -241,7 +247,7 @@ def check_complete(filled: LoadReport, names: Mapping[str, str], path: Path, all
     return filled
 
 
-def without(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+def exclude_names(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     """Names that are not among the known, in their order."""
     excluded = set(known)
     return tuple(name for name in names if name not in excluded)

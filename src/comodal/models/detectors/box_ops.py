@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-LIBRARIES = ("_C_stable.so", "_C.so")  # by version of torchvision
+TORCHVISION_LIBRARIES = ("_C_stable.so", "_C.so")  # by version of torchvision
 
 
 @cache
-def load_kernels() -> None:
+def load_torchvision_kernels() -> None:
     """Makes them known to PyTorch."""
     found = find_spec("torchvision")
     folders = [] if found is None else found.submodule_search_locations or []
-    paths = [path for folder in folders for name in LIBRARIES if (path := Path(folder) / name).is_file()]
+    paths = [path for folder in folders for name in TORCHVISION_LIBRARIES if (path := Path(folder) / name).is_file()]
     if paths and "torchvision" not in sys.modules:
         try:
             torch.ops.load_library(paths[0])
@@ -36,7 +36,7 @@ def load_kernels() -> None:
 
 def nms(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], threshold: float) -> Int64[Tensor, " kept"]:
     """The boxes that overlap no surer one by more than the threshold, the surest first (`torchvision.ops.nms`)."""
-    load_kernels()
+    load_torchvision_kernels()
     return torch.ops.torchvision.nms(boxes, scores, threshold)
 
 
@@ -58,7 +58,7 @@ def roi_align(
         samples: Of each side of a cell; -1 takes as many as it has pixels.
         aligned: Boxes are moved by half a pixel, as is right (Detectron2); Caffe2's and Detectron's are not.
     """
-    load_kernels()
+    load_torchvision_kernels()
     numbers = [box.new_full((len(box), 1), image) for image, box in enumerate(boxes)]
     rows = torch.cat([torch.cat(numbers), torch.cat(list(boxes))], 1)
     return torch.ops.torchvision.roi_align(feature_maps, rows, scale, cells, cells, samples, aligned)

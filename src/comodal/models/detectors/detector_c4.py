@@ -15,11 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.detectors.roi_pooling import maxima, pool_regions
+from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
 
-STRIDE = 16  # pixels to a cell of the map
-CELLS = 14  # rows and columns of a region
-AT_ONCE = 20  # regions through res5 at once: as fast as all, little memory, and none is asked of the system again
+C4_STRIDE = 16  # pixels to a cell of the map
+C4_ROI_CELLS = 14  # rows and columns of a region
+C4_REGIONS_AT_ONCE = (
+    20  # regions through res5 at once: as fast as all, little memory, and none is asked of the system again
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class C4Bottleneck(nn.Module):
         return F.relu_(self.conv3(inside).add_(self.shortcut(x)))
 
 
-def stage(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
+def make_resnet_stage(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
     """A stage of a ResNet."""
     first = C4Bottleneck(channels, width, stride, dilation, first=True)
     return nn.Sequential(first, *(C4Bottleneck(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1)))
@@ -112,10 +114,10 @@ class C4(nn.Module):
             raise ValueError(f"four stages have blocks, got {config.blocks}")
         two, three, four, five = config.blocks
         self.stem = nn.Conv2d(3, config.stem, 7, 2, 3)
-        self.res2 = stage(config.stem, width, two, 1, 1)
-        self.res3 = stage(4 * width, 2 * width, three, 2, 1)
-        self.res4 = stage(8 * width, 4 * width, four, 2, 1)
-        self.res5 = stage(16 * width, 8 * width, five, 1, 2)
+        self.res2 = make_resnet_stage(config.stem, width, two, 1, 1)
+        self.res3 = make_resnet_stage(4 * width, 2 * width, three, 2, 1)
+        self.res4 = make_resnet_stage(8 * width, 4 * width, four, 2, 1)
+        self.res5 = make_resnet_stage(16 * width, 8 * width, five, 1, 2)
         self.proposal = nn.Conv2d(16 * width, config.proposal_channels, 3, padding=1)
         self.proposal_scores = nn.Conv2d(config.proposal_channels, config.anchors, 1)
         self.proposal_deltas = nn.Conv2d(config.proposal_channels, 4 * config.anchors, 1)
@@ -143,10 +145,12 @@ class C4(nn.Module):
     ) -> Float[Tensor, "regions features"]:
         """Of boxes in pixels of what the network sees; computed as exactly as res5's weights are kept."""
         dtype = next(self.res5.parameters()).dtype
-        table = maxima(feature_map.to(dtype), CELLS)  # rounding keeps the order: the largest is the same rounded
+        table = build_maxima(
+            feature_map.to(dtype), C4_ROI_CELLS
+        )  # rounding keeps the order: the largest is the same rounded
         means = [boxes.new_empty(0, self.config.feature_dim)]
-        for some in boxes.split(AT_ONCE):
-            cells = pool_regions(table, some, CELLS, 1 / STRIDE)
+        for some in boxes.split(C4_REGIONS_AT_ONCE):
+            cells = pool_regions(table, some, C4_ROI_CELLS, 1 / C4_STRIDE)
             means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
         return torch.cat(means)
 
@@ -158,7 +162,7 @@ class C4(nn.Module):
         return C4DetectorOutput(scores.softmax(1), self.box_deltas(features), attributes)
 
 
-def laid_out(model: C4, head: torch.dtype = torch.float32) -> C4:
+def optimize_c4_layout(model: C4, head: torch.dtype = torch.float32) -> C4:
     """A network in the layout that is fastest, its res5 (nine tenths of the work) in a precision of its own."""
     model = model.eval().to(memory_format=torch.channels_last)
     model.res5.to(head)

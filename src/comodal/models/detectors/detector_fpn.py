@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from comodal.models.detectors.box_ops import roi_align
-from comodal.models.detectors.detector_boxes import fpn_levels
+from comodal.models.detectors.detector_boxes import assign_fpn_levels
 
-STRIDES = (4, 8, 16, 32, 64)  # pixels to a cell of P2 to P6
-DIVISOR = 32  # both sides of a picture are multiples of it, so that a map is twice the one above
-CELLS = 7  # rows and columns of a region
-SAMPLES = 2  # rows and columns of places of a cell where the map is read
-AT_ONCE = 250  # regions through the dense layers at once
+FPN_STRIDES = (4, 8, 16, 32, 64)  # pixels to a cell of P2 to P6
+SIZE_DIVISOR = 32  # both sides of a picture are multiples of it, so that a map is twice the one above
+FPN_ROI_CELLS = 7  # rows and columns of a region
+ROI_ALIGN_SAMPLES = 2  # rows and columns of places of a cell where the map is read
+FPN_REGIONS_AT_ONCE = 250  # regions through the dense layers at once
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class FrozenNorm(nn.Module):
         return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
 
 
-def normed(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def make_conv_with_norm(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution with its norm."""
     convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, FrozenNorm(out))
@@ -107,10 +107,10 @@ class FPNBottleneck(nn.Module):
 
     def __init__(self, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = normed(channels, inside, 1)
-        self.conv2 = normed(inside, inside, 3, stride, groups)
-        self.conv3 = normed(inside, out, 1)
-        self.shortcut = nn.Identity() if channels == out else normed(channels, out, 1, stride)
+        self.conv1 = make_conv_with_norm(channels, inside, 1)
+        self.conv2 = make_conv_with_norm(inside, inside, 3, stride, groups)
+        self.conv3 = make_conv_with_norm(inside, out, 1)
+        self.shortcut = nn.Identity() if channels == out else make_conv_with_norm(channels, out, 1, stride)
 
     def forward(
         self, x: Float[Tensor, "batch channels rows columns"]
@@ -119,7 +119,7 @@ class FPNBottleneck(nn.Module):
         return F.relu_(self.conv3(inside).add_(self.shortcut(x)))
 
 
-def stage(channels: int, inside: int, out: int, groups: int, blocks: int, stride: int) -> nn.Sequential:
+def make_resnext_stage(channels: int, inside: int, out: int, groups: int, blocks: int, stride: int) -> nn.Sequential:
     """A stage of a ResNeXt."""
     first = FPNBottleneck(channels, inside, out, groups, stride)
     return nn.Sequential(first, *(FPNBottleneck(out, inside, out, groups, 1) for _ in range(blocks - 1)))
@@ -137,21 +137,21 @@ class FPN(nn.Module):
             raise ValueError(f"four stages have blocks, got {config.blocks}")
         inside, out, pyramid = config.groups * config.group_width, config.channels, config.pyramid
         two, three, four, five = config.blocks
-        self.stem = normed(3, config.stem, 7, 2)
-        self.res2 = stage(config.stem, inside, out, config.groups, two, 1)
-        self.res3 = stage(out, 2 * inside, 2 * out, config.groups, three, 2)
-        self.res4 = stage(2 * out, 4 * inside, 4 * out, config.groups, four, 2)
-        self.res5 = stage(4 * out, 8 * inside, 8 * out, config.groups, five, 2)
+        self.stem = make_conv_with_norm(3, config.stem, 7, 2)
+        self.res2 = make_resnext_stage(config.stem, inside, out, config.groups, two, 1)
+        self.res3 = make_resnext_stage(out, 2 * inside, 2 * out, config.groups, three, 2)
+        self.res4 = make_resnext_stage(2 * out, 4 * inside, 4 * out, config.groups, four, 2)
+        self.res5 = make_resnext_stage(4 * out, 8 * inside, 8 * out, config.groups, five, 2)
         self.across = nn.ModuleList(nn.Conv2d(2**i * out, pyramid, 1) for i in range(4))  # the lowest map first
         self.smooth = nn.ModuleList(nn.Conv2d(pyramid, pyramid, 3, padding=1) for _ in range(4))
         self.proposal = nn.Conv2d(pyramid, pyramid, 3, padding=1)
         self.proposal_scores = nn.Conv2d(pyramid, config.anchors, 1)
         self.proposal_deltas = nn.Conv2d(pyramid, 4 * config.anchors, 1)
-        self.fc6 = nn.Linear(pyramid * CELLS**2, config.dense)
+        self.fc6 = nn.Linear(pyramid * FPN_ROI_CELLS**2, config.dense)
         self.fc7 = nn.Linear(config.dense, config.dense)
         self.class_scores = nn.Linear(config.dense, config.classes)
         self.box_deltas = nn.Linear(config.dense, 4 * config.classes)
-        self.register_buffer("cell_anchors", torch.zeros(len(STRIDES), config.anchors, 4))
+        self.register_buffer("cell_anchors", torch.zeros(len(FPN_STRIDES), config.anchors, 4))
 
     def maps(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Float[Tensor, "1 pyramid _rows _columns"]]:
         """P2 to P6 of a picture as `blue_green_red` gives it; both sides are multiples of 32."""
@@ -177,11 +177,13 @@ class FPN(nn.Module):
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> Float[Tensor, "regions pyramid cells cells"]:
         """Of boxes in pixels of what the network sees, each from the map of its size."""
-        levels = fpn_levels(boxes)
-        cells = boxes.new_empty(len(boxes), self.config.pyramid, CELLS, CELLS)
-        for level, (feature_map, stride) in enumerate(zip(maps[:4], STRIDES, strict=False), start=2):
+        levels = assign_fpn_levels(boxes)
+        cells = boxes.new_empty(len(boxes), self.config.pyramid, FPN_ROI_CELLS, FPN_ROI_CELLS)
+        for level, (feature_map, stride) in enumerate(zip(maps[:4], FPN_STRIDES, strict=False), start=2):
             here = levels == level
-            cells[here] = roi_align(feature_map, [boxes[here]], CELLS, 1 / stride, SAMPLES, aligned=False)
+            cells[here] = roi_align(
+                feature_map, [boxes[here]], FPN_ROI_CELLS, 1 / stride, ROI_ALIGN_SAMPLES, aligned=False
+            )
         return cells
 
     def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> FPNDetectorOutput:
@@ -194,12 +196,12 @@ class FPN(nn.Module):
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> FPNDetectorOutput:
         """Features of boxes and what they say."""
-        some = [self.named(self.pooled(maps, few)) for few in boxes.split(AT_ONCE)]
+        some = [self.named(self.pooled(maps, few)) for few in boxes.split(FPN_REGIONS_AT_ONCE)]
         return FPNDetectorOutput(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
 
 @torch.no_grad()
-def laid_out(model: FPN) -> FPN:
+def optimize_fpn_layout(model: FPN) -> FPN:
     """A network in the layout that is fastest, its norms inside its convolutions."""
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenNorm):

@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comodal.models.detectors.detector_boxes import (
-    anchors_on,
-    blue_green_red,
-    clip,
+    clip_boxes_to_image,
+    compute_resize_scale,
     decode_mask_rcnn,
-    resized,
-    short_side_scale,
-    surest_boxes,
+    resize_like_opencv,
+    select_top_proposals,
+    tile_anchors,
+    to_centered_bgr,
 )
-from comodal.models.detectors.detector_fpn import DIVISOR, FPN, STRIDES
-from comodal.models.detectors.detector_rules import C4Postprocessing, chosen
+from comodal.models.detectors.detector_fpn import FPN, FPN_STRIDES, SIZE_DIVISOR
+from comodal.models.detectors.detector_rules import C4Postprocessing, select_caffe_regions
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,27 @@ class FPNDetections(NamedTuple):
     kept: Int64[Tensor, " regions"]
 
 
-def see(model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FPNPostprocessing) -> FPNFeatureMaps:
+def compute_fpn_feature_maps(
+    model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FPNPostprocessing
+) -> FPNFeatureMaps:
     """The mean is taken off, OpenCV scales, and zeros fill up to multiples of 32 on the right and at the bottom."""
     height, width, _ = picture.shape
-    scale = short_side_scale(height, width, rules.size, rules.longest)
-    pixels = resized(blue_green_red(picture), scale)
+    scale = compute_resize_scale(height, width, rules.size, rules.longest)
+    pixels = resize_like_opencv(to_centered_bgr(picture), scale)
     _, rows, columns = pixels.shape
-    filled = F.pad(pixels, (0, -columns % DIVISOR, 0, -rows % DIVISOR))[None]
+    filled = F.pad(pixels, (0, -columns % SIZE_DIVISOR, 0, -rows % SIZE_DIVISOR))[None]
     return FPNFeatureMaps(model.maps(filled), filled.shape[2], filled.shape[3], scale)
 
 
-def propose(model: FPN, seen: FPNFeatureMaps, rules: FPNPostprocessing) -> ProposalBoxes:
+def propose_fpn_boxes(model: FPN, seen: FPNFeatureMaps, rules: FPNPostprocessing) -> ProposalBoxes:
     """The surest boxes of each map, and of those the surest of all."""
     boxes, sureness = [], []
-    for feature_map, cell, stride in zip(seen.maps, model.cell_anchors, STRIDES, strict=True):
+    for feature_map, cell, stride in zip(seen.maps, model.cell_anchors, FPN_STRIDES, strict=True):
         logits, deltas = model.proposed(feature_map)
         scores = logits.sigmoid()
-        anchors = anchors_on(cell, feature_map.shape[2], feature_map.shape[3], stride)
-        found = clip(decode_mask_rcnn(anchors, deltas), seen.width - 1, seen.height - 1)
-        kept = surest_boxes(found, scores, 0, rules.before, rules.overlap, rules.of_a_map)
+        anchors = tile_anchors(cell, feature_map.shape[2], feature_map.shape[3], stride)
+        found = clip_boxes_to_image(decode_mask_rcnn(anchors, deltas), seen.width - 1, seen.height - 1)
+        kept = select_top_proposals(found, scores, 0, rules.before, rules.overlap, rules.of_a_map)
         boxes.append(found[kept])
         sureness.append(scores[kept])
     together, scores = torch.cat(boxes), torch.cat(sureness)
@@ -106,7 +108,7 @@ def propose(model: FPN, seen: FPNFeatureMaps, rules: FPNPostprocessing) -> Propo
 
 
 @torch.inference_mode()
-def fpn_regions(
+def detect_fpn_regions(
     model: FPN,
     picture: UInt8[Tensor, "height width 3"],
     rules: FPNPostprocessing,
@@ -120,13 +122,13 @@ def fpn_regions(
         rules: How they are found.
         given: Boxes in pixels of the picture: all are described, in their order.
     """
-    seen = see(model, picture, rules)
-    boxes = propose(model, seen, rules).boxes if given is None else given * seen.scale
+    seen = compute_fpn_feature_maps(model, picture, rules)
+    boxes = propose_fpn_boxes(model, seen, rules).boxes if given is None else given * seen.scale
     told = model.told(seen.maps, boxes)
     classes = told.scores.softmax(1)
     if given is not None:
         return FPNDetections(given, told.fc6, classes, torch.arange(len(given), device=given.device))
     boxes = boxes / seen.scale
     surest = C4Postprocessing(class_overlap=rules.class_overlap, fewest=rules.most, most=rules.most, sure=math.inf)
-    kept = chosen(boxes, classes, surest)
+    kept = select_caffe_regions(boxes, classes, surest)
     return FPNDetections(boxes[kept], told.fc6[kept], classes[kept], kept)

@@ -18,19 +18,19 @@ from torch.nn import functional as F
 
 from comodal.models.detectors.box_ops import nms
 from comodal.models.detectors.detector_boxes import (
-    anchors_on,
-    blue_green_red,
-    clip,
+    clip_boxes_to_image,
+    compute_resize_scale,
     decode_caffe,
     decode_detectron2,
-    nms_plus_one,
-    resized,
-    short_side_scale,
-    surest_boxes,
+    nms_inclusive,
+    resize_like_opencv,
+    select_top_proposals,
+    tile_anchors,
+    to_centered_bgr,
 )
-from comodal.models.detectors.detector_c4 import C4, STRIDE
+from comodal.models.detectors.detector_c4 import C4, C4_STRIDE
 
-PAIRS_AT_MOST = 20_000  # beyond, class by class is faster
+MAX_BOX_CLASS_PAIRS = 20_000  # beyond, class by class is faster
 
 
 @dataclass(frozen=True)
@@ -110,59 +110,65 @@ class C4FeatureMap(NamedTuple):
     scale: Float[Tensor, " 4"]
 
 
-def see_caffe(model: C4, picture: UInt8[Tensor, "height width 3"], rules: C4Postprocessing) -> C4FeatureMap:
+def compute_caffe_feature_map(
+    model: C4, picture: UInt8[Tensor, "height width 3"], rules: C4Postprocessing
+) -> C4FeatureMap:
     """The mean is taken off first, then OpenCV scales (lib/fast_rcnn/test.py, _get_image_blob)."""
     height, width, _ = picture.shape
-    scale = short_side_scale(height, width, rules.size, rules.longest)
-    pixels = resized(blue_green_red(picture), scale)
-    return seen(model, pixels, torch.full((4,), scale))
+    scale = compute_resize_scale(height, width, rules.size, rules.longest)
+    pixels = resize_like_opencv(to_centered_bgr(picture), scale)
+    return compute_c4_feature_map(model, pixels, torch.full((4,), scale))
 
 
-def see_lxmert(model: C4, picture: UInt8[Tensor, "height width 3"], rules: LXMERTPostprocessing) -> C4FeatureMap:
+def compute_lxmert_feature_map(
+    model: C4, picture: UInt8[Tensor, "height width 3"], rules: LXMERTPostprocessing
+) -> C4FeatureMap:
     """Both sides are rounded, and each is scaled by itself (processing_image.py, Preprocess)."""
     height, width = picture.shape[:2]
     scale = rules.size / min(height, width)
     scale = min(scale, rules.longest / max(height, width))
     rows, columns = math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
-    pixels = F.interpolate(blue_green_red(picture)[None], (rows, columns), mode="bilinear", align_corners=False)[0]
-    return seen(model, pixels, torch.tensor([columns / width, rows / height] * 2))
+    pixels = F.interpolate(to_centered_bgr(picture)[None], (rows, columns), mode="bilinear", align_corners=False)[0]
+    return compute_c4_feature_map(model, pixels, torch.tensor([columns / width, rows / height] * 2))
 
 
-def seen(model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]) -> C4FeatureMap:
+def compute_c4_feature_map(
+    model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]
+) -> C4FeatureMap:
     """The map of pixels."""
     _, height, width = pixels.shape
     laid_out = pixels[None].contiguous(memory_format=torch.channels_last)
     return C4FeatureMap(model.feature_map(laid_out), height, width, scale.to(pixels))
 
 
-def anchors_under(model: C4, seen: C4FeatureMap) -> Float[Tensor, "anchors 4"]:
+def make_map_anchors(model: C4, seen: C4FeatureMap) -> Float[Tensor, "anchors 4"]:
     """The anchors of all cells."""
     _, _, rows, columns = seen.feature_map.shape
-    return anchors_on(model.cell_anchors, rows, columns, STRIDE)
+    return tile_anchors(model.cell_anchors, rows, columns, C4_STRIDE)
 
 
 def propose_caffe(model: C4, seen: C4FeatureMap, rules: C4Postprocessing) -> Float[Tensor, "proposals 4"]:
     """Caffe's ProposalLayer: the surest boxes in pixels of what the network sees."""
     scores, deltas = model.proposed(seen.feature_map)
-    anchors = anchors_under(model, seen)
-    boxes = clip(decode_caffe(anchors, deltas), seen.width - 1, seen.height - 1)
+    anchors = make_map_anchors(model, seen)
+    boxes = clip_boxes_to_image(decode_caffe(anchors, deltas), seen.width - 1, seen.height - 1)
     smallest = rules.smallest * seen.scale[0].item()
-    return boxes[surest_boxes(boxes, scores, smallest, rules.before, rules.overlap, rules.proposals)]
+    return boxes[select_top_proposals(boxes, scores, smallest, rules.before, rules.overlap, rules.proposals)]
 
 
 def propose_lxmert(model: C4, seen: C4FeatureMap, rules: LXMERTPostprocessing) -> Float[Tensor, "proposals 4"]:
     """Detectron2's: cut off at the sizes themselves, empty boxes dropped after the surest were taken."""
     scores, deltas = model.proposed(seen.feature_map)
-    anchors = anchors_under(model, seen)
+    anchors = make_map_anchors(model, seen)
     order = scores.argsort(descending=True, stable=True)[: rules.before]
-    boxes = clip(decode_detectron2(anchors[order], deltas[order]), seen.width, seen.height)
+    boxes = clip_boxes_to_image(decode_detectron2(anchors[order], deltas[order]), seen.width, seen.height)
     filled = (boxes[:, 2:] > boxes[:, :2]).all(1)
     boxes, scores = boxes[filled], scores[order][filled]
     return boxes[nms(boxes, scores, rules.overlap)[: rules.proposals]]
 
 
 @torch.inference_mode()
-def caffe_regions(
+def detect_caffe_regions(
     model: C4,
     picture: UInt8[Tensor, "height width 3"],
     rules: C4Postprocessing,
@@ -176,26 +182,26 @@ def caffe_regions(
         rules: How they are found.
         given: Boxes in pixels of the picture: all are described, in their order (test_gt.prototxt).
     """
-    seen = see_caffe(model, picture, rules)
+    seen = compute_caffe_feature_map(model, picture, rules)
     boxes = propose_caffe(model, seen, rules) if given is None else given * seen.scale
     features = model.features(seen.feature_map, boxes)
     told = model.told(features)
     boxes = boxes / seen.scale if given is None else given
     everything = torch.arange(len(boxes), device=boxes.device)
-    kept = everything if given is not None else chosen(boxes, told.classes, rules)
+    kept = everything if given is not None else select_caffe_regions(boxes, told.classes, rules)
     attributes = told.attributes.softmax(1)
     return C4Detections(boxes[kept], features[kept], told.classes[kept], attributes[kept], kept)
 
 
 @torch.inference_mode()
-def lxmert_regions(
+def detect_lxmert_regions(
     model: C4,
     picture: UInt8[Tensor, "height width 3"],
     rules: LXMERTPostprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
 ) -> C4Detections:
     """The regions of a picture as LXMERT's code finds them; given boxes, which it cannot take, are described."""
-    seen = see_lxmert(model, picture, rules)
+    seen = compute_lxmert_feature_map(model, picture, rules)
     proposals = propose_lxmert(model, seen, rules) if given is None else given * seen.scale
     features = model.features(seen.feature_map, proposals)
     told = model.told(features)
@@ -206,7 +212,7 @@ def lxmert_regions(
     deltas = told.deltas.unflatten(1, (-1, 4))[
         torch.arange(len(proposals), device=proposals.device), surest.indices + 1
     ]
-    boxes = clip(decode_detectron2(proposals, deltas), seen.width, seen.height)
+    boxes = clip_boxes_to_image(decode_detectron2(proposals, deltas), seen.width, seen.height)
     for overlap in rules.class_overlaps:
         kept = nms(boxes, surest.values, overlap)[: rules.most]
         if len(kept) >= rules.fewest:
@@ -214,12 +220,12 @@ def lxmert_regions(
     return C4Detections(boxes[kept] / seen.scale, features[kept], told.classes[kept], attributes[kept], kept)
 
 
-def chosen(
+def select_caffe_regions(
     boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Int64[Tensor, " regions"]:
     """Which proposals are regions (generate_tsv.py): all sure ones in their order if they are neither too few nor too
     many, else the surest."""
-    sureness = surest_class(boxes, classes, rules)
+    sureness = compute_max_class_scores(boxes, classes, rules)
     sure = (sureness >= rules.sure).nonzero().flatten()
     if rules.fewest <= len(sure) <= rules.most:
         return sure
@@ -227,7 +233,7 @@ def chosen(
     return sureness.argsort(descending=True, stable=True)[:wanted]
 
 
-def surest_class(
+def compute_max_class_scores(
     boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Float[Tensor, " boxes"]:
     """How sure the surest class of each box is in which it is not suppressed; exact for what `chosen` asks.
@@ -237,26 +243,26 @@ def surest_class(
     """
     scores, enough = classes[:, 1:], min(rules.fewest, len(boxes))
     pairs = 4 * max(rules.most, 1)
-    while pairs < min(scores.numel(), PAIRS_AT_MOST):
+    while pairs < min(scores.numel(), MAX_BOX_CLASS_PAIRS):
         threshold = min(rules.sure, scores.flatten().topk(pairs).values[-1].item())
-        found = stands_out(boxes, scores, threshold, rules.class_overlap)
+        found = compute_unsuppressed_scores(boxes, scores, threshold, rules.class_overlap)
         if int((found > 0).sum()) >= enough:
             return found
         pairs *= 4
     found = boxes.new_zeros(len(boxes))
     for column in scores.T:
-        kept = nms_plus_one(boxes, column, rules.class_overlap)
+        kept = nms_inclusive(boxes, column, rules.class_overlap)
         found[kept] = torch.maximum(found[kept], column[kept])
     return found
 
 
-def stands_out(
+def compute_unsuppressed_scores(
     boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes classes"], threshold: float, overlap: float
 ) -> Float[Tensor, " boxes"]:
     """The surest class of each box among the pairs of box and class from a threshold on; 0 where there is none."""
     pairs = (scores >= threshold).nonzero()
     places, sureness = boxes[pairs[:, 0]].double(), scores[pairs[:, 0], pairs[:, 1]]
     apart = pairs[:, 1:] * (places.max() + 2)  # classes lie beside each other; in double precision that moves nothing
-    kept = nms_plus_one(places + apart, sureness.double(), overlap)
+    kept = nms_inclusive(places + apart, sureness.double(), overlap)
     found = boxes.new_zeros(len(boxes))
     return found.scatter_reduce(0, pairs[kept, 0], sureness[kept], "amax")

@@ -29,7 +29,7 @@ class Bins(NamedTuple):
     counts: Int64[Tensor, "regions bins"]
 
 
-def maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: int) -> Maxima:
+def build_maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: int) -> Maxima:
     """The table of a map that is enough for regions of so many bins a side."""
     rows, columns = feature_map.shape[2:]
     largest = max(rows, columns) // bins + 2  # places of a bin
@@ -40,12 +40,12 @@ def maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: int) -> 
         windows = places
         for step in range(levels):
             table.append(windows)
-            windows = doubled(windows, 1, 2**step)
-        places = doubled(places, 0, 2**level)
+            windows = double_windows(windows, 1, 2**step)
+        places = double_windows(places, 0, 2**level)
     return Maxima(torch.stack(table).flatten(0, 2), levels, rows, columns)
 
 
-def doubled(
+def double_windows(
     windows: Float[Tensor, "rows columns channels"], axis: int, size: int
 ) -> Float[Tensor, "rows columns channels"]:
     """Windows twice their size on an axis: each with the one behind it, where there is one."""
@@ -68,9 +68,9 @@ def pool_regions(
         bins: A side of a box is cut into so many.
         scale: Cells of the map to a pixel.
     """
-    down = bins_of(boxes[:, 1], boxes[:, 3], bins, scale, table.rows)
-    across = bins_of(boxes[:, 0], boxes[:, 2], bins, scale, table.columns)
-    tall, wide = level_of(down.counts), level_of(across.counts)
+    down = compute_bins(boxes[:, 1], boxes[:, 3], bins, scale, table.rows)
+    across = compute_bins(boxes[:, 0], boxes[:, 2], bins, scale, table.columns)
+    tall, wide = compute_table_level(down.counts), compute_table_level(across.counts)
     window = (tall[:, :, None] * table.levels + wide[:, None, :]) * (table.rows * table.columns)
     tops = (down.firsts, down.firsts + down.counts - 2**tall)
     lefts = (across.firsts, across.firsts + across.counts - 2**wide)
@@ -86,11 +86,11 @@ def pool_regions(
     return found.view(len(boxes), bins, bins, table.values.shape[1]).permute(0, 3, 1, 2)
 
 
-def bins_of(
+def compute_bins(
     starts: Float[Tensor, " regions"], ends: Float[Tensor, " regions"], bins: int, scale: float, length: int
 ) -> Bins:
     """Where the bins of a side lie on the map: ends are rounded to cells and both count; bins may share a cell."""
-    first, last = rounded(starts * scale), rounded(ends * scale)
+    first, last = round_half_away(starts * scale), round_half_away(ends * scale)
     size = (last - first + 1).clamp(min=1) / bins
     steps = torch.arange(bins + 1, device=starts.device, dtype=starts.dtype)
     begin = ((steps[:-1] * size[:, None]).floor() + first[:, None]).clamp(0, length).long()
@@ -98,11 +98,11 @@ def bins_of(
     return Bins(begin, end - begin)
 
 
-def rounded(x: Float[Tensor, " regions"]) -> Float[Tensor, " regions"]:
+def round_half_away(x: Float[Tensor, " regions"]) -> Float[Tensor, " regions"]:
     """To the nearest, halves away from 0, as C rounds."""
     return x.trunc() + ((x - x.trunc()).abs() >= 0.5) * x.sign()
 
 
-def level_of(count: Int64[Tensor, "regions bins"]) -> Int64[Tensor, "regions bins"]:
+def compute_table_level(count: Int64[Tensor, "regions bins"]) -> Int64[Tensor, "regions bins"]:
     """The largest power of two that fits in."""
     return count.clamp(min=1).double().log2().floor().long()

@@ -12,12 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.hardware import can_fuse_convolution, inference_batch
-from comodal.models.l3net.l3net import IMAGE_GRID, SOUND_GRID, L3Net, pooled
-from comodal.models.l3net.vgg import LAYERS, ConvLayer, VGGTower
+from comodal.hardware import can_fuse_convolution, choose_inference_batch_size
+from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, max_pool_to_grid
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES, ConvLayer, VGGTower
 
-STEP = [1, 1]  # padding, stride and dilation are all one pixel
-PACKINGS = 4  # input shapes whose weights a layer keeps laid out: full batches and a last one, of two sizes
+UNIT_STRIDE = [1, 1]  # padding, stride and dilation are all one pixel
+MAX_PACKED_SHAPES = 4  # input shapes whose weights a layer keeps laid out: full batches and a last one, of two sizes
 
 
 class Affine(NamedTuple):
@@ -30,7 +30,7 @@ class Affine(NamedTuple):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-def affine(norm: nn.BatchNorm2d) -> Affine:
+def fold_norm_to_affine(norm: nn.BatchNorm2d) -> Affine:
     """What a trained batch normalisation does to its channels."""
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -48,7 +48,7 @@ class FusedLayer:
     def __init__(self, layer: ConvLayer, dtype: torch.dtype, bare: bool) -> None:
         weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
         assert bias is not None
-        bias, norm = bias.detach(), affine(layer.norm)
+        bias, norm = bias.detach(), fold_norm_to_affine(layer.norm)
         self.relu, self.after = not bare, None
         if not bare and layer.order == "norm_relu":
             weight, bias = weight * norm.scale.unsqueeze(1), bias * norm.scale.flatten() + norm.shift.flatten()
@@ -66,8 +66,10 @@ class FusedLayer:
         """
         found = self.packings.pop(shape, None)
         if found is None:
-            found = torch.ops.mkldnn._reorder_convolution_weight(self.weight, STEP, STEP, STEP, 1, list(shape))
-            while len(self.packings) >= PACKINGS:
+            found = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, UNIT_STRIDE, UNIT_STRIDE, UNIT_STRIDE, 1, list(shape)
+            )
+            while len(self.packings) >= MAX_PACKED_SHAPES:
                 self.packings.pop(next(iter(self.packings)), None)
         self.packings[shape] = found
         return found
@@ -76,7 +78,7 @@ class FusedLayer:
         if self.fused:
             attribute = "relu" if self.relu else "none"
             x = torch.ops.mkldnn._convolution_pointwise(
-                x, self.packed(x.shape), self.bias, STEP, STEP, STEP, 1, attribute, [], ""
+                x, self.packed(x.shape), self.bias, UNIT_STRIDE, UNIT_STRIDE, UNIT_STRIDE, 1, attribute, [], ""
             )
         else:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
@@ -89,15 +91,17 @@ class FusedTower:
 
     def __init__(self, tower: VGGTower, dtype: torch.dtype, bare: bool) -> None:
         self.dtype = dtype
-        self.input_norm = affine(tower.input_norm) if isinstance(tower.input_norm, nn.BatchNorm2d) else None
+        self.input_norm = (
+            fold_norm_to_affine(tower.input_norm) if isinstance(tower.input_norm, nn.BatchNorm2d) else None
+        )
         self.layers: dict[str, FusedLayer] = {}
-        for name in LAYERS:
+        for name in VGG_LAYER_NAMES:
             layer = tower.layers[name]
             assert isinstance(layer, ConvLayer)
-            self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == LAYERS[-1])
+            self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == VGG_LAYER_NAMES[-1])
 
     def __call__(
-        self, x: Float[Tensor, "batch channels rows columns"], last: str = LAYERS[-1]
+        self, x: Float[Tensor, "batch channels rows columns"], last: str = VGG_LAYER_NAMES[-1]
     ) -> Float[Tensor, "batch filters y x"]:
         x = x if self.input_norm is None else self.input_norm(x)
         x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
@@ -124,25 +128,29 @@ class FastL3Net:
         self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
     ) -> Float[Tensor, "batch features"]:
         """`L3Net.embed_image`, in float32 whatever the precision inside."""
-        parts = image.split(inference_batch(image.device))
-        return torch.cat([pooled(self._image_tower(self._model.normalised(part)), grid).float() for part in parts])
+        parts = image.split(choose_inference_batch_size(image.device))
+        return torch.cat(
+            [max_pool_to_grid(self._image_tower(self._model.normalised(part)), grid).float() for part in parts]
+        )
 
     @torch.inference_mode()
     def image_map(
-        self, image: UInt8[Tensor, "batch 3 height width"], layer: str = LAYERS[-1]
+        self, image: UInt8[Tensor, "batch 3 height width"], layer: str = VGG_LAYER_NAMES[-1]
     ) -> Float[Tensor, "batch channels rows columns"]:
         """The map of any layer, before the pooling behind it."""
         return self._image_tower(self._model.normalised(image), layer)
 
     @torch.inference_mode()
     def embed_sound(
-        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = SOUND_GRID
+        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
     ) -> Float[Tensor, "batch features"]:
         """`L3Net.embed_sound`, in float32 whatever the precision inside."""
-        parts = self._model.checked(sound).split(inference_batch(sound.device))
-        return torch.cat([pooled(self._sound_tower(self._model.spectrogram(part)), grid).float() for part in parts])
+        parts = self._model.checked(sound).split(choose_inference_batch_size(sound.device))
+        return torch.cat(
+            [max_pool_to_grid(self._sound_tower(self._model.spectrogram(part)), grid).float() for part in parts]
+        )
 
 
-def fast(model: L3Net, dtype: torch.dtype = torch.float32) -> FastL3Net:
+def make_fast_l3net(model: L3Net, dtype: torch.dtype = torch.float32) -> FastL3Net:
     """A copy of a model for embedding alone; in bfloat16 its embeddings have a cosine of 0.9999 with the model's."""
     return FastL3Net(model, dtype)

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import spectrogram as front_ends
-from comodal.models.l3net.spectrogram import FrontEnd, Representation, Spectrogram, SpectrogramConfig
-from comodal.models.l3net.vgg import LAYERS, VGGTower, initialise
+from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram, SpectrogramConfig
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower, init_conv_weights
 
 IMAGE_GRID = (4, 4)  # 4 x 4 x 512 = 8192 features (L3-Net, section 4.3)
-SOUND_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
+AUDIO_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class L3NetConfig:
 
     image_size: int = 224
     sound_seconds: float = 1.0
-    spectrogram: SpectrogramConfig = front_ends.PAPER
+    spectrogram: SpectrogramConfig = front_ends.PAPER_SPECTROGRAM_CONFIG
     width: int = 64
     fusion: int = 128
     input_norm: bool = False
@@ -58,18 +58,21 @@ class L3NetConfig:
 
 
 MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
-PAPER = L3NetConfig()
+PAPER_L3NET_CONFIG = L3NetConfig()
 
 # Keras' batch normalisation (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
-L3EMBEDDING = L3NetConfig(
-    spectrogram=front_ends.L3EMBEDDING, relu_before_norm=("conv1_2",), norm_eps=1e-3, norm_momentum=0.01
+L3EMBEDDING_L3NET_CONFIG = L3NetConfig(
+    spectrogram=front_ends.L3EMBEDDING_SPECTROGRAM_CONFIG,
+    relu_before_norm=("conv1_2",),
+    norm_eps=1e-3,
+    norm_momentum=0.01,
 )
 
 
-def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> L3NetConfig:
+def make_openl3_config(representation: Representation, front_end: Frontend = "kapre014") -> L3NetConfig:
     """The networks of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
     return L3NetConfig(
-        spectrogram=front_ends.openl3(representation, front_end),
+        spectrogram=front_ends.make_openl3_spectrogram_config(representation, front_end),
         input_norm=True,
         relu_before_norm=("conv1_2",),
         embedding="convolution",
@@ -78,9 +81,9 @@ def openl3(representation: Representation, front_end: FrontEnd = "kapre014") -> 
     )
 
 
-def small(width: int = 16, image_size: int = 64) -> L3NetConfig:
+def make_small_l3net_config(width: int = 16, image_size: int = 64) -> L3NetConfig:
     """A network that learns on two cores: fewer filters, smaller pictures, 64 mel bands by 32 frames of sound."""
-    return L3NetConfig(image_size=image_size, spectrogram=front_ends.SMALL, width=width)
+    return L3NetConfig(image_size=image_size, spectrogram=front_ends.SMALL_SPECTROGRAM_CONFIG, width=width)
 
 
 class L3NetOutput(NamedTuple):
@@ -91,7 +94,7 @@ class L3NetOutput(NamedTuple):
     sound: Float[Tensor, "batch features"]
 
 
-def pooled(
+def max_pool_to_grid(
     feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch features"]:
     """Maximum in each cell of a grid no finer than the map, flattened in the order (row, column, channel)."""
@@ -105,9 +108,9 @@ class L3Net(nn.Module):
 
     def __init__(self, config: L3NetConfig) -> None:
         super().__init__()
-        unknown = set(config.relu_before_norm) - set(LAYERS)
+        unknown = set(config.relu_before_norm) - set(VGG_LAYER_NAMES)
         if unknown:
-            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(LAYERS)}")
+            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(VGG_LAYER_NAMES)}")
         if not (16 <= config.image_size <= MAX_IMAGE_SIZE and 0 < config.sound_seconds <= MAX_SECONDS):
             raise ValueError(
                 f"image_size {config.image_size} is from 16 to {MAX_IMAGE_SIZE}, "
@@ -120,8 +123,8 @@ class L3Net(nn.Module):
         self.sound_tower = VGGTower(1, config.width, config.input_norm, (), *norm)
         self.fc1 = nn.Linear(2 * 8 * config.width, config.fusion)
         self.fc2 = nn.Linear(config.fusion, 2)
-        initialise(self.fc1)
-        initialise(self.fc2)
+        init_conv_weights(self.fc1)
+        init_conv_weights(self.fc2)
 
     def forward(
         self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
@@ -191,13 +194,13 @@ class L3Net(nn.Module):
         self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
     ) -> Float[Tensor, "batch features"]:
         """Features for other tasks: conv4_2 max-pooled to a grid, 8192 of them; OpenL3's 512 have a grid of (1, 1)."""
-        return pooled(self.image_map(image), grid)
+        return max_pool_to_grid(self.image_map(image), grid)
 
     def embed_sound(
-        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = SOUND_GRID
+        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
     ) -> Float[Tensor, "batch features"]:
         """Features for other tasks: conv4_2 max-pooled to a grid, 6144 of them; OpenL3's 512 have a grid of (1, 1)."""
-        return pooled(self.sound_map(sound), grid)
+        return max_pool_to_grid(self.sound_map(sound), grid)
 
 
 def load_l3net(path: Path) -> L3Net:

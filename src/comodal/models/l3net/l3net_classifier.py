@@ -63,16 +63,16 @@ class L3Classifier(nn.Module):
         return self.l3net.image_tower if self.config.modality == "picture" else self.l3net.sound_tower
 
 
-def classifier_on(model: L3Net, modality: Modality, classes: int, dropout: float) -> L3Classifier:
+def build_l3_classifier(model: L3Net, modality: Modality, classes: int, dropout: float) -> L3Classifier:
     """A classifier that begins with the weights of a network, its last layer with nothing."""
-    features = feature_count(model, modality)
+    features = count_pooled_features(model, modality)
     with torch.random.fork_rng(devices=[]):
         made = L3Classifier(L3ClassifierConfig(model.config, modality, features, classes, dropout))
     made.l3net.load_state_dict(model.state_dict())
     return made.train()
 
 
-def feature_count(model: L3Net, modality: Modality) -> int:
+def count_pooled_features(model: L3Net, modality: Modality) -> int:
     """How many features the pooled map of a training crop, or of a second of sound, has."""
     config = model.config
     with torch.inference_mode():

@@ -34,7 +34,7 @@ def mel_to_hertz(mel: Float[Tensor, "..."], scale: MelScale) -> Float[Tensor, ".
     return torch.where(mel < SLANEY_BREAK_MEL, mel / SLANEY_MEL_PER_HERTZ, above)
 
 
-def filter_bank(sample_rate: int, n_fft: int, bands: int, scale: MelScale) -> Float[Tensor, "bands bins"]:
+def make_mel_filter_bank(sample_rate: int, n_fft: int, bands: int, scale: MelScale) -> Float[Tensor, "bands bins"]:
     """Triangular filters from 0 Hz to half the sample rate, each of area 1 (per hertz), to be applied to an FFT's bins.
 
     Narrow filters may fall between two bins and stay empty: with n_fft 2048 at 48 kHz, 2 of 256 HTK bands do.

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.l3net.mel_filters import MelScale, filter_bank
+from comodal.models.l3net.mel_filters import MelScale, make_mel_filter_bank
 
 Representation = Literal["linear", "mel128", "mel256"]
-FrontEnd = Literal["kapre014", "kapre03", "librosa"]
+Frontend = Literal["kapre014", "kapre03", "librosa"]
 
-DECIBEL_FLOOR = -80.0  # kapre 0.1.4, backend_keras.py, amplitude_to_decibel: dynamic_range
+MIN_DECIBELS = -80.0  # kapre 0.1.4, backend_keras.py, amplitude_to_decibel: dynamic_range
 MAX_FFT = 1 << 14  # a third of a second at 48 kHz
-DECIBEL_SMALLEST = 1e-10  # the same, amin
+MIN_MAGNITUDE = 1e-10  # the same, amin
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,18 @@ class SpectrogramConfig:
     floor: float = 1e-4
 
 
-PAPER = SpectrogramConfig()
-L3EMBEDDING = SpectrogramConfig(window_samples=512, hop_samples=242, scale="clamped_log", floor=1e-12)
+PAPER_SPECTROGRAM_CONFIG = SpectrogramConfig()
+L3EMBEDDING_SPECTROGRAM_CONFIG = SpectrogramConfig(
+    window_samples=512, hop_samples=242, scale="clamped_log", floor=1e-12
+)
 
 # For small models: 64 x 32 of one second. The floor is 16-bit rounding again, in bands of area 1 (1e-4 / 23 Hz).
-SMALL = SpectrogramConfig(
+SMALL_SPECTROGRAM_CONFIG = SpectrogramConfig(
     window_samples=2048, hop_samples=1440, n_fft=2048, mel_bands=64, mel_of="magnitude", floor=1e-5
 )
 
 
-def openl3(representation: Representation, front_end: FrontEnd) -> SpectrogramConfig:
+def make_openl3_spectrogram_config(representation: Representation, front_end: Frontend) -> SpectrogramConfig:
     """One of OpenL3's inputs; `kapre014` is the one that its published weights were trained with.
 
     The linear spectrogram is the same in all three. The mel ones differ by up to 80 dB in places: in where the zeros
@@ -75,14 +77,14 @@ def openl3(representation: Representation, front_end: FrontEnd) -> SpectrogramCo
     )
 
 
-def decibels(magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
+def magnitude_to_decibels(magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
     """10 log10 of the magnitude (kapre takes 10, not 20), relative to the window's loudest value, no lower than -80.
 
     The trap: a window of zeros becomes 0 dB everywhere, which looks like the loudest white noise, in every version
     of OpenL3. Whoever embeds sound that may be digitally silent should mask those windows.
     """
-    level = 10 * torch.log10(magnitude.clamp(min=DECIBEL_SMALLEST))
-    return (level - level.amax((-2, -1), keepdim=True)).clamp(min=DECIBEL_FLOOR)
+    level = 10 * torch.log10(magnitude.clamp(min=MIN_MAGNITUDE))
+    return (level - level.amax((-2, -1), keepdim=True)).clamp(min=MIN_DECIBELS)
 
 
 class Spectrogram(nn.Module):
@@ -104,7 +106,7 @@ class Spectrogram(nn.Module):
         # Made on the meta device, it imports `torch._dynamo`, which takes a second.
         self.register_buffer("window", torch.hann_window(config.window_samples, device="cpu"), persistent=False)
         if config.mel_bands:
-            filters = filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
+            filters = make_mel_filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
             self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
@@ -131,7 +133,7 @@ class Spectrogram(nn.Module):
 
     def _compress(self, magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
         if self.config.scale == "decibels":
-            return decibels(magnitude)
+            return magnitude_to_decibels(magnitude)
         if self.config.scale == "clamped_log":
             return torch.log(magnitude.clamp(min=self.config.floor)) / 5  # l3embedding, audio_model.py, cnn_L3_orig
         return torch.log(magnitude + self.config.floor)

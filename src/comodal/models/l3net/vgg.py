@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCKS = 4
-LAYERS = tuple(f"conv{block}_{layer}" for block in range(1, BLOCKS + 1) for layer in (1, 2))
+NUM_VGG_BLOCKS = 4
+VGG_LAYER_NAMES = tuple(f"conv{block}_{layer}" for block in range(1, NUM_VGG_BLOCKS + 1) for layer in (1, 2))
 
 
-def initialise(layer: nn.Conv2d | nn.Linear) -> None:
+def init_conv_weights(layer: nn.Conv2d | nn.Linear) -> None:
     """Keras' he_normal, as in l3embedding: a normal of variance 2 / inputs, cut off at two sigma; biases of zero."""
     deviation = math.sqrt(2 / layer.weight[0].numel())
     nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
@@ -38,7 +38,7 @@ class ConvLayer(nn.Module):
         self.order = order
         self.convolution = nn.Conv2d(channels, filters, 3, padding=1)
         self.norm = nn.BatchNorm2d(filters, norm_eps, norm_momentum)
-        initialise(self.convolution)
+        init_conv_weights(self.convolution)
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
         x = self.convolution(x)
@@ -69,7 +69,7 @@ class VGGTower(nn.Module):
         super().__init__()
         self.input_norm = nn.BatchNorm2d(channels, norm_eps, norm_momentum) if input_norm else nn.Identity()
         self.layers = nn.ModuleDict()
-        for index, name in enumerate(LAYERS):
+        for index, name in enumerate(VGG_LAYER_NAMES):
             filters = width * 2 ** (index // 2)
             order: Literal["norm_relu", "relu_norm"] = "relu_norm" if name in relu_before_norm else "norm_relu"
             self.layers[name] = ConvLayer(channels, filters, order, norm_eps, norm_momentum)
@@ -78,7 +78,7 @@ class VGGTower(nn.Module):
     def before_last(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
         """The input of conv4_2."""
         x = self.input_norm(x)
-        for name in LAYERS[:-1]:
+        for name in VGG_LAYER_NAMES[:-1]:
             x = self.layers[name](x)
             if name.endswith("_2"):
                 x = F.max_pool2d(x, 2)
@@ -87,7 +87,7 @@ class VGGTower(nn.Module):
     def stages(self, x: Float[Tensor, "batch channels rows columns"]) -> list[Float[Tensor, "batch _filters _y _x"]]:
         """The maps of conv1_2, conv2_2, conv3_2 and conv4_2, each half the size of the one before."""
         x, found = self.input_norm(x), list[Tensor]()
-        for name in LAYERS:
+        for name in VGG_LAYER_NAMES:
             x = self.layers[name](F.max_pool2d(x, 2) if found and name.endswith("_1") else x)
             if name.endswith("_2"):
                 found.append(x)

@@ -13,16 +13,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.vilbert.transformer import ACTIVATIONS, NOT_ATTENDED, Activation, initialise
+from comodal.models.vilbert.transformer import ACTIVATIONS, MASKED_LOGIT, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
-POOLED_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
+TASK_HEAD_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
 INITIAL_TEMPERATURE = 0.07  # of the contrastive head: CLIP's and ALBEF's
-MAX_SCALE = 100.0  # of its similarities, CLIP's: a temperature of 0.01
-FIRST_CODES_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
+MAX_LOGIT_SCALE = 100.0  # of its similarities, CLIP's: a temperature of 0.01
+VILBERT_BETA_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
 
 
-def transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.Sequential:
+def make_prediction_transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.Sequential:
     """The layer before a vocabulary of words or regions."""
     return nn.Sequential(nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.LayerNorm(dim, norm_eps))
 
@@ -32,7 +32,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, dim: int, vocabulary: int, activation: Activation, norm_eps: float) -> None:
         super().__init__()
-        self.transform = transform(dim, activation, norm_eps)
+        self.transform = make_prediction_transform(dim, activation, norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(
@@ -46,14 +46,14 @@ class RegionHead(nn.Module):
 
     def __init__(self, dim: int, targets: int, activation: Activation) -> None:
         super().__init__()
-        self.transform = transform(dim, activation)
+        self.transform = make_prediction_transform(dim, activation)
         self.decoder = nn.Linear(dim, targets)
 
     def forward(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places targets"]:
         return self.decoder(self.transform(x))
 
 
-def fused(
+def fuse_pooled_streams(
     text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"], fusion: Fusion
 ) -> Float[Tensor, "batch joint"]:
     """Both pooled streams as one vector (ViLBERT, section 3.1: their product)."""
@@ -63,14 +63,14 @@ def fused(
 class AlignmentHead(nn.Module):
     """Does the caption describe the image? Class 0 says yes and class 1 no, as in the original."""
 
-    def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = POOLED_DROPOUT) -> None:
+    def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = TASK_HEAD_DROPOUT) -> None:
         super().__init__()
         self.fusion: Fusion = fusion
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(joint_dim, 2)
 
     def forward(self, text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"]) -> Tensor:
-        return self.classifier(self.dropout(fused(text, vision, self.fusion)))
+        return self.classifier(self.dropout(fuse_pooled_streams(text, vision, self.fusion)))
 
 
 class ContrastiveHead(nn.Module):
@@ -98,10 +98,10 @@ class ContrastiveHead(nn.Module):
         self, text: Float[Tensor, "texts text_dim"], image: Float[Tensor, "images vision_dim"]
     ) -> Float[Tensor, "texts images"]:
         """The cosine of every text with every image, over the temperature."""
-        return self.log_scale.exp().clamp(max=MAX_SCALE) * (self.embed_text(text) @ self.embed_image(image).T)
+        return self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * (self.embed_text(text) @ self.embed_image(image).T)
 
 
-def mean_encoding(
+def compute_mean_encoding(
     tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, "batch dim"]:
     """The mean over the tokens that are there; None says that all are."""
@@ -135,7 +135,7 @@ class Head:
     activation: Literal["gelu", "relu"] = "gelu"
 
 
-def twelve_in_one(joint_dim: int) -> tuple[Head, ...]:
+def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
     """The heads of facebookresearch/vilbert-multi-task, for pooled streams of some width."""
     return (
         Head("vqa", "answers", 3129, 2 * joint_dim),
@@ -162,14 +162,14 @@ class TaskHeads(nn.ModuleDict):
     def __init__(
         self, text_dim: int, vision_dim: int, joint_dim: int, fusion: Fusion, heads: Sequence[Head] | None = None
     ) -> None:
-        heads = twelve_in_one(joint_dim) if heads is None else heads
+        heads = make_twelve_in_one_heads(joint_dim) if heads is None else heads
         inputs = {"answers": joint_dim, "linear": joint_dim, "pairs": 2 * joint_dim}
         inputs |= {"regions": vision_dim, "words": text_dim}
-        super().__init__({head.name: new_head(inputs[head.kind], head) for head in heads})
+        super().__init__({head.name: build_head(inputs[head.kind], head) for head in heads})
         self.fusion: Fusion = fusion
         self.kinds: dict[str, HeadKind] = {head.name: head.kind for head in heads}
-        self.dropout = POOLED_DROPOUT
-        self.apply(initialise)
+        self.dropout = TASK_HEAD_DROPOUT
+        self.apply(init_weights)
 
     def forward(
         self,
@@ -184,11 +184,11 @@ class TaskHeads(nn.ModuleDict):
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
             scores = head(self.dropped(regions)).squeeze(2)
-            padding = 0.0 if regions_attended is None else (~regions_attended).to(regions.dtype) * NOT_ATTENDED
+            padding = 0.0 if regions_attended is None else (~regions_attended).to(regions.dtype) * MASKED_LOGIT
             return scores + padding
         if kind == "words":
             return head(self.dropped(words)).squeeze(2)
-        pooled = self.dropped(fused(text, vision, self.fusion))
+        pooled = self.dropped(fuse_pooled_streams(text, vision, self.fusion))
         return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
 
     def dropped(self, x: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class TaskHeads(nn.ModuleDict):
         return F.dropout(x, self.dropout, self.training)
 
 
-def new_head(inputs: int, head: Head) -> nn.Module:
+def build_head(inputs: int, head: Head) -> nn.Module:
     """The layers of one head."""
     if head.kind not in ("answers", "pairs"):
         return nn.Linear(inputs, head.outputs)
@@ -204,5 +204,5 @@ def new_head(inputs: int, head: Head) -> nn.Module:
         raise ValueError(f"head {head.name!r} has two layers, so its `hidden` must be positive")
     first, last = nn.Linear(inputs, head.hidden), nn.Linear(head.hidden, head.outputs)
     if head.activation == "relu":
-        return nn.Sequential(first, nn.ReLU(), nn.Dropout(FIRST_CODES_DROPOUT), last)
+        return nn.Sequential(first, nn.ReLU(), nn.Dropout(VILBERT_BETA_DROPOUT), last)
     return nn.Sequential(first, nn.GELU(), nn.LayerNorm(head.hidden, 1e-12), last)

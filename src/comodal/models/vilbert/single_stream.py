@@ -17,8 +17,8 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
-from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, with_first
-from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, as_mask, initialise
+from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
+from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, init_weights, to_bool_mask
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig
 
@@ -103,7 +103,7 @@ class SingleStream(nn.Module):
         self.word_scores = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
-        self.apply(partial(initialise, deviation=config.initializer_range))
+        self.apply(partial(init_weights, deviation=config.initializer_range))
 
     def forward(
         self,
@@ -131,7 +131,7 @@ class SingleStream(nn.Module):
 
         With an index of the attended words, and one of the attended regions, `join` does not compute padding.
         """
-        return UnimodalEncoding(self.text_embeddings(words, segments), as_mask(attended), index)
+        return UnimodalEncoding(self.text_embeddings(words, segments), to_bool_mask(attended), index)
 
     def vision_prefix(
         self,
@@ -141,7 +141,7 @@ class SingleStream(nn.Module):
         index: Index = None,
     ) -> UnimodalEncoding:
         """What does not depend on the text."""
-        return UnimodalEncoding(self.region_embeddings(regions, locations), as_mask(attended), index)
+        return UnimodalEncoding(self.region_embeddings(regions, locations), to_bool_mask(attended), index)
 
     def join(
         self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
@@ -153,7 +153,9 @@ class SingleStream(nn.Module):
         x, attended, index = self.through(text, vision, len(self.text_layers) - 1)
         last = index
         if wanted is not None:
-            last = in_one(text, vision, with_first(text, wanted.words), with_first(vision, wanted.regions))
+            last = merge_stream_indices(
+                text, vision, prepend_first_index(text, wanted.words), prepend_first_index(vision, wanted.regions)
+            )
         for layer in self.text_layers[-1:]:
             x = layer(x, x, attended, None, last, index)
         words, regions = x.split([text.tokens.shape[1], vision.tokens.shape[1]], 1)
@@ -181,7 +183,7 @@ class SingleStream(nn.Module):
                 for side in (text, vision)
             )
             attended = torch.cat(list(masks), 1)
-        index = in_one(text, vision, text.chosen, vision.chosen)
+        index = merge_stream_indices(text, vision, text.chosen, vision.chosen)
         for layer in self.text_layers[:layers]:
             x = layer(x, x, attended, None, index, index)
         return UnimodalEncoding(x, attended, index)
@@ -191,7 +193,7 @@ class SingleStream(nn.Module):
         return self.word_scores(x, self.text_embeddings.words.weight)
 
 
-def in_one(text: UnimodalEncoding, vision: UnimodalEncoding, words: Index, regions: Index) -> Index:
+def merge_stream_indices(text: UnimodalEncoding, vision: UnimodalEncoding, words: Index, regions: Index) -> Index:
     """The index of words and the index of regions in the sequence of both; None if both are."""
     if words is None and regions is None:
         return None

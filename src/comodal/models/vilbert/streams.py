@@ -37,7 +37,7 @@ class OutputIndices(NamedTuple):
     regions: Int64[Tensor, "chosen_regions"]
 
 
-def with_first(stream: UnimodalEncoding, index: Int64[Tensor, "chosen"]) -> Int64[Tensor, "chosen_and_first"]:
+def prepend_first_index(stream: UnimodalEncoding, index: Int64[Tensor, "chosen"]) -> Int64[Tensor, "chosen_and_first"]:
     """The index of the first tokens, and of these others."""
     batch, length = stream.tokens.shape[:2]
     return torch.cat([torch.arange(0, batch * length, length, device=index.device), index])

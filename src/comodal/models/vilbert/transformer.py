@@ -18,7 +18,7 @@ Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
 Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
 Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # tokens of a batch, row x length + column, each once; None: all
-NOT_ATTENDED = -10_000.0  # the score of a region that is padding
+MASKED_LOGIT = -10_000.0  # the score of a region that is padding
 
 
 class AttentionGates(NamedTuple):
@@ -50,21 +50,21 @@ class Attention(nn.Module):
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
-    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "chosen dim"]:
+    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "select_tokens dim"]:
         """`attended` is None where nothing is padding: only then a GPU can take its fastest kernel.
 
         With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
         """
         queries, keys = self.queries_and_keys(x, context, gates, index, context_index)
-        values = self.split(projected(self.value, context, context_index))
+        values = self.split(project_tokens(self.value, context, context_index))
         dropout = self.dropout if self.training else 0.0
         on_cpu = queries.device.type == "cpu"
         if on_cpu and (queries.dtype == torch.bfloat16 or dropout):  # there the kernel is slower than its parts
-            mixed = F.dropout(compared(queries, keys, attended), dropout) @ values
+            mixed = F.dropout(compute_attention_weights(queries, keys, attended), dropout) @ values
         else:
-            mask = None if attended is None else key_mask(attended)
+            mask = None if attended is None else make_key_mask(attended)
             mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
-        return self.output(chosen(mixed.transpose(1, 2).flatten(2), index))
+        return self.output(select_tokens(mixed.transpose(1, 2).flatten(2), index))
 
     def queries_and_keys(
         self,
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         context_index: Index = None,
     ) -> tuple[Float[Tensor, "batch heads queries size"], Float[Tensor, "batch heads keys size"]]:
         """What is compared with what."""
-        queries, keys = projected(self.query, x, index), projected(self.key, context, context_index)
+        queries, keys = project_tokens(self.query, x, index), project_tokens(self.key, context, context_index)
         if gates is not None:
             queries, keys = queries * gates.queries.unsqueeze(1), keys * gates.keys.unsqueeze(1)
         return self.split(queries), self.split(keys)
@@ -94,18 +94,18 @@ class Attention(nn.Module):
         context_index: Index = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """How much each query attends to each key; dropout is left out."""
-        return compared(*self.queries_and_keys(x, context, gates, index, context_index), attended)
+        return compute_attention_weights(*self.queries_and_keys(x, context, gates, index, context_index), attended)
 
 
-def chosen(
+def select_tokens(
     x: Float[Tensor, "batch tokens dim"], index: Index
-) -> Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"]:
+) -> Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"]:
     """The tokens of an index, one after the other, or all of them as they are."""
     return x if index is None else x.flatten(0, 1).index_select(0, index)
 
 
-def spread(
-    x: Float[Tensor, "chosen dim"] | Float[Tensor, "batch tokens dim"],
+def scatter_tokens(
+    x: Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"],
     index: Index,
     batch: int | torch.SymInt,
     tokens: int | torch.SymInt,
@@ -116,29 +116,29 @@ def spread(
     return x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, index, x).view(batch, tokens, -1)
 
 
-def projected(
+def project_tokens(
     layer: nn.Module, x: Float[Tensor, "batch tokens dim"], index: Index
 ) -> Float[Tensor, "batch tokens inner"]:
     """A layer of the tokens of an index; zero elsewhere."""
-    return spread(layer(chosen(x, index)), index, *x.shape[:2])
+    return scatter_tokens(layer(select_tokens(x, index)), index, *x.shape[:2])
 
 
-def compared(
+def compute_attention_weights(
     queries: Float[Tensor, "batch heads queries size"],
     keys: Float[Tensor, "batch heads keys size"],
     attended: Bool[Tensor, "batch keys"] | None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """The attention weights of queries over keys."""
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
-    return (scores if attended is None else scores.masked_fill(~key_mask(attended), -torch.inf)).softmax(-1)
+    return (scores if attended is None else scores.masked_fill(~make_key_mask(attended), -torch.inf)).softmax(-1)
 
 
-def key_mask(attended: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
+def make_key_mask(attended: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
     """The keys of each sequence that can be attended to: all of them where everything is padding."""
     return (attended | ~attended.any(1, keepdim=True))[:, None, None]
 
 
-def as_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
+def to_bool_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
     """An attention mask as booleans: True, or 1 as in Hugging Face's tokenizers, where there is a token.
 
     Raises:
@@ -210,9 +210,9 @@ class TransformerLayer(nn.Module):
             context_index: Of `context`, all tokens that are attended to, or None.
         """
         mixed = self.attention(x, context, attended, gates, index, context_index)
-        changed = self.attention_norm(chosen(x, index) + self.dropout(mixed))
+        changed = self.attention_norm(select_tokens(x, index) + self.dropout(mixed))
         changed = self.norm(changed + self.dropout(self.feed_forward(changed)))
-        return spread(changed, index, *x.shape[:2])
+        return scatter_tokens(changed, index, *x.shape[:2])
 
 
 class TextGates(nn.Module):
@@ -238,7 +238,7 @@ class TextGates(nn.Module):
 
 
 @contextmanager
-def recorded_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batch heads queries keys"]]]:
+def record_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batch heads queries keys"]]]:
     """Collects the attention weights of every forward pass inside it, by the name of the attention module.
 
     Weights are computed a second time for it; a model outside of it computes nothing more than it must.
@@ -264,7 +264,7 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "ba
             handle.remove()
 
 
-def initialise(module: nn.Module, deviation: float = 0.02) -> None:
+def init_weights(module: nn.Module, deviation: float = 0.02) -> None:
     """Weights from a normal distribution, biases of zero. The deviation is BERT's, and the original's."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=deviation)

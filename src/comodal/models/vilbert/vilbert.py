@@ -15,15 +15,15 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, RegionHead, TokenHead
-from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, with_first
+from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
 from comodal.models.vilbert.transformer import (
     AttentionGates,
     Index,
     Mask,
     TextGates,
     TransformerLayer,
-    as_mask,
-    initialise,
+    init_weights,
+    to_bool_mask,
 )
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 
@@ -38,8 +38,8 @@ class CoAttention(nn.Module):
     def __init__(self, config: ViLBERTConfig) -> None:
         super().__init__()
         text, vision, joint = config.text, config.vision, (config.joint_dim, config.joint_heads)
-        self.text = direction(text, vision, *joint)
-        self.vision = direction(vision, text, *joint)
+        self.text = make_co_attention_layer(text, vision, *joint)
+        self.vision = make_co_attention_layer(vision, text, *joint)
 
     def forward(self, words: UnimodalEncoding, regions: UnimodalEncoding) -> tuple[Tensor, Tensor]:
         """Words and regions after they met."""
@@ -47,7 +47,9 @@ class CoAttention(nn.Module):
         return text, self.vision(regions.tokens, words.tokens, words.attended, None, regions.chosen, words.chosen)
 
 
-def direction(stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int) -> TransformerLayer:
+def make_co_attention_layer(
+    stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int
+) -> TransformerLayer:
     """A layer that changes one stream by what it finds in another."""
     return TransformerLayer(
         stream.dim,
@@ -62,7 +64,7 @@ def direction(stream: StreamConfig, context: StreamConfig, inner_dim: int, heads
     )
 
 
-def pooler(dim: int, joint_dim: int) -> nn.Sequential:
+def make_pooler(dim: int, joint_dim: int) -> nn.Sequential:
     """Of the first token; BERT's is a tanh."""
     return nn.Sequential(nn.Linear(dim, joint_dim), nn.ReLU())
 
@@ -91,19 +93,21 @@ class ViLBERT(nn.Module):
         self.region_embeddings = RegionEmbeddings(
             vision.dim, config.region_features, config.region_tokens, dropout, vision.norm_eps
         )
-        self.text_layers = nn.ModuleList(direction(text, text, text.dim, text.heads) for _ in range(text.layers))
+        self.text_layers = nn.ModuleList(
+            make_co_attention_layer(text, text, text.dim, text.heads) for _ in range(text.layers)
+        )
         self.vision_layers = nn.ModuleList(
-            direction(vision, vision, vision.dim, vision.heads) for _ in range(vision.layers)
+            make_co_attention_layer(vision, vision, vision.dim, vision.heads) for _ in range(vision.layers)
         )
         gated = vision.layers if config.dynamic_attention else 0
         self.vision_gates = nn.ModuleList(TextGates(text.dim, vision.dim) for _ in range(gated))
         self.co_layers = nn.ModuleList(CoAttention(config) for _ in config.schedule if config.co_attention)
-        self.text_pooler = pooler(text.dim, config.joint_dim)
-        self.vision_pooler = pooler(vision.dim, config.joint_dim)
+        self.text_pooler = make_pooler(text.dim, config.joint_dim)
+        self.vision_pooler = make_pooler(vision.dim, config.joint_dim)
         self.word_scores = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(vision.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
-        self.apply(partial(initialise, deviation=config.initializer_range))
+        self.apply(partial(init_weights, deviation=config.initializer_range))
         dims = text.dim, vision.dim, config.contrastive_dim
         self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # changes no other weight
         self.freeze()
@@ -153,7 +157,7 @@ class ViLBERT(nn.Module):
         assert tasks is None or index is None, "an index is of words without task tokens"
         if (tasks is not None) != (self.config.task_tokens > 0):
             raise ValueError(f"tasks must be given exactly when the model has task tokens ({self.config.task_tokens})")
-        frozen, first, attended = self.config.frozen_text_layers, self.config.first_meeting[1], as_mask(attended)
+        frozen, first, attended = self.config.frozen_text_layers, self.config.first_meeting[1], to_bool_mask(attended)
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.text_embeddings(words, segments, tasks)
             if tasks is not None and attended is not None:
@@ -175,7 +179,11 @@ class ViLBERT(nn.Module):
 
         With an index of the attended regions, padding is not computed, here and in `join`.
         """
-        frozen, first, attended = self.config.frozen_vision_layers, self.vision_layers_before_text, as_mask(attended)
+        frozen, first, attended = (
+            self.config.frozen_vision_layers,
+            self.vision_layers_before_text,
+            to_bool_mask(attended),
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.region_embeddings(regions, locations)
             for layer in self.vision_layers[: min(frozen, first)]:
@@ -198,8 +206,8 @@ class ViLBERT(nn.Module):
         """
         text, vision = self.met(text, vision)
         vision_done, text_done = self.last_meeting
-        of_words = text.chosen if wanted is None else with_first(text, wanted.words)
-        of_regions = vision.chosen if wanted is None else with_first(vision, wanted.regions)
+        of_words = text.chosen if wanted is None else prepend_first_index(text, wanted.words)
+        of_regions = vision.chosen if wanted is None else prepend_first_index(vision, wanted.regions)
         regions = self.through_vision(vision, text, vision_done, self.config.vision.layers, last=of_regions)
         words = self.through_text(text, text_done, self.config.text.layers, last=of_words)
         return ViLBERTOutput(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))

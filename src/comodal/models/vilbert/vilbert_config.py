@@ -33,7 +33,7 @@ class StreamConfig:
     norm_eps: float = 1e-12
 
 
-def meetings(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
+def make_co_attention_schedule(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
     """The paper's schedule: a co-attention layer before each of the last layers of text, and of the first of vision."""
     return tuple((i, text_layers - count + i) for i in range(count))
 
@@ -73,7 +73,7 @@ class ViLBERTConfig:
     vision: StreamConfig = StreamConfig(1024, 6, 8, 1024)
     joint_dim: int = 1024
     joint_heads: int = 8
-    schedule: tuple[tuple[int, ...], ...] = meetings(12, 6)
+    schedule: tuple[tuple[int, ...], ...] = make_co_attention_schedule(12, 6)
     region_features: int = 2048
     region_targets: int = 1601
     fusion: Fusion = "mul"
@@ -108,19 +108,23 @@ class ViLBERTConfig:
         return self.schedule[0][0], self.schedule[0][1]
 
 
-def base(count: int = 6) -> ViLBERTConfig:
+def make_base_config(count: int = 6) -> ViLBERTConfig:
     """The paper's base models of 2, 4, 6 or 8 co-attention layers."""
-    return ViLBERTConfig(vision=StreamConfig(1024, count, 8, 1024), schedule=meetings(12, count))
+    return ViLBERTConfig(vision=StreamConfig(1024, count, 8, 1024), schedule=make_co_attention_schedule(12, count))
 
 
-def large(count: int = 6) -> ViLBERTConfig:
+def make_large_config(count: int = 6) -> ViLBERTConfig:
     """BERT-large with 2, 4 or 6 co-attention layers, as in the original's configurations."""
     return ViLBERTConfig(
-        text=StreamConfig(1024, 24, 16, 4096), vision=StreamConfig(1024, count, 8, 1024), schedule=meetings(24, count)
+        text=StreamConfig(1024, 24, 16, 4096),
+        vision=StreamConfig(1024, count, 8, 1024),
+        schedule=make_co_attention_schedule(24, count),
     )
 
 
-def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512) -> ViLBERTConfig:
+def make_small_vilbert_config(
+    vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512
+) -> ViLBERTConfig:
     """A model that learns on two cores: four layers of text, two of vision, two co-attention layers.
 
     Narrow streams need larger first weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 it takes three times as many
@@ -133,7 +137,7 @@ def small(vocabulary: int = 30_522, region_features: int = 512, region_targets: 
         vision=StreamConfig(128, 2, 4, 256),
         joint_dim=128,
         joint_heads=4,
-        schedule=meetings(4, 2),
+        schedule=make_co_attention_schedule(4, 2),
         region_features=region_features,
         region_targets=region_targets,
         initializer_range=0.05,

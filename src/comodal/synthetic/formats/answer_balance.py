@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SLACK = 2  # how far an answer may run ahead of the rarest one of its cue
+MAX_ANSWER_LEAD = 2  # how far an answer may run ahead of the rarest one of its cue
 
 
 class ImageStatement(NamedTuple):
@@ -41,8 +41,8 @@ class AnswerBalancer:
     def choose(self, claims: Sequence[ImageStatement], rng: np.random.Generator) -> ImageStatement | None:
         """One of the claims whose answer is the most wanted, by chance; None when all would tip the balance."""
         ahead = [self._ahead(claim) for claim in claims]
-        least = min(ahead, default=SLACK)
-        if least >= SLACK:
+        least = min(ahead, default=MAX_ANSWER_LEAD)
+        if least >= MAX_ANSWER_LEAD:
             return None
         wanted = [claim for claim, lead in zip(claims, ahead, strict=True) if lead == least]
         chosen = wanted[int(rng.integers(len(wanted)))]

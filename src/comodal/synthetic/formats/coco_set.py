@@ -12,42 +12,42 @@ from pathlib import Path
 from comodal.synthetic.formats.karpathy_files import CaptionedImage, write_karpathy
 from comodal.synthetic.formats.refcoco_set import write_references
 from comodal.synthetic.formats.vqa_set import write_vqa
-from comodal.synthetic.scenes.object_scenes import SceneImage, picture_jobs, pictures_of, write_boxes
+from comodal.synthetic.scenes.object_scenes import SceneImage, list_image_jobs, list_scene_images, write_scene_boxes
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.scenes.world import Purpose
 
-SPLITS = ("train2014", "val2014", "test2015")
-KARPATHY = ("val", "val", "test", "test", "restval")  # of COCO's own validation pictures, in turn
+COCO_SPLITS = ("train2014", "val2014", "test2015")
+KARPATHY_SPLITS = ("val", "val", "test", "test", "restval")  # of COCO's own validation pictures, in turn
 
 
-def split_of(index: int) -> str:
+def assign_coco_split(index: int) -> str:
     """Eight of ten pictures for training."""
     return {8: "val2014", 9: "test2015"}.get(index % 10, "train2014")
 
 
-def files(options: SynthesisOptions) -> list[str]:
+def list_coco_files(options: SynthesisOptions) -> list[str]:
     """All pictures; their image ids are counted from 1."""
-    splits = map(split_of, range(options.scenes))
+    splits = map(assign_coco_split, range(options.scenes))
     return [f"{split}/COCO_{split}_{number:012d}.jpg" for number, split in enumerate(splits, start=1)]
 
 
-def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def list_coco_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures."""
-    return picture_jobs(folder / "images", options.seed, Purpose.COCO, files(options), options.side)
+    return list_image_jobs(folder / "images", options.seed, Purpose.COCO, list_coco_files(options), options.side)
 
 
-def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
+def write_coco_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """All that is asked and said; returns what there is how often."""
-    pictures = pictures_of(options.seed, Purpose.COCO, files(options), options.side)
-    parts: dict[str, list[tuple[int, SceneImage]]] = {split: [] for split in SPLITS}
+    pictures = list_scene_images(options.seed, Purpose.COCO, list_coco_files(options), options.side)
+    parts: dict[str, list[tuple[int, SceneImage]]] = {split: [] for split in COCO_SPLITS}
     for image_id, picture in enumerate(pictures, start=1):
-        parts[split_of(picture.index)].append((image_id, picture))
+        parts[assign_coco_split(picture.index)].append((image_id, picture))
     questions = write_vqa(folder / "vqa", parts)
     sentences = write_references(folder / "refcoco+", parts["train2014"], options.side)
     captioned = [CaptionedImage(picture, "train", image_id) for image_id, picture in parts["train2014"]]
     for place, (image_id, picture) in enumerate(parts["val2014"]):
-        captioned.append(CaptionedImage(picture, KARPATHY[place % len(KARPATHY)], image_id))
+        captioned.append(CaptionedImage(picture, KARPATHY_SPLITS[place % len(KARPATHY_SPLITS)], image_id))
     told = write_karpathy(folder / "dataset_coco.json", "coco", captioned)
-    write_boxes(folder / "boxes.jsonl", pictures, options.side)
+    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
     counts = {"pictures": len(pictures), "questions": questions, "expressions": sentences}
     return {**counts, "captions": sum(map(len, told))}

@@ -17,21 +17,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from comodal.files import write_whole
-from comodal.synthetic.scenes.audio_synthesis import render_sound
-from comodal.synthetic.scenes.media_writers import write_sound
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.scenes.audio_synthesis import render_world_audio
+from comodal.synthetic.scenes.media_writers import write_wav_file
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
-from comodal.synthetic.scenes.world import KINDS, Purpose, RandomStream, make_world
+from comodal.synthetic.scenes.world import SOUNDING_KINDS, Purpose, RandomStream, make_world
 
 SCENES_2013 = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
 SCENES_TAU = ("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall",
     "street_pedestrian", "street_traffic", "tram")  # fmt: skip
-TAKES = 10  # of each scene, in either part of 2013
+RECORDINGS_PER_SCENE = 10  # of each scene, in either part of 2013
 CITIES = ("barcelona", "helsinki", "london", "paris", "stockholm")
 TEST_CITIES = CITIES[3:]
-SEGMENTS = 3  # of each location, all on one side of the split
-RATE_2013, RATE_TAU = 44_100, 48_000
+SEGMENTS_PER_LOCATION = 3  # of each location, all on one side of the split
+SAMPLE_RATE_2013, SAMPLE_RATE_TAU = 44_100, 48_000
 
 
 class SceneRecording(NamedTuple):
@@ -42,50 +42,52 @@ class SceneRecording(NamedTuple):
     test: bool
 
 
-def recordings_2013() -> list[SceneRecording]:
+def list_recordings_2013() -> list[SceneRecording]:
     """All files of the 2013 challenge."""
     return [
         SceneRecording(f"scenes_stereo{'_testset' if test else ''}/{name}{take:02d}.wav", scene, test)
         for test in (False, True)
         for scene, name in enumerate(SCENES_2013)
-        for take in range(1, TAKES + 1)
+        for take in range(1, RECORDINGS_PER_SCENE + 1)
     ]
 
 
-def recordings_tau() -> list[SceneRecording]:
+def list_recordings_tau() -> list[SceneRecording]:
     """All files of the TAU layout: each city has its own locations, and is on one side of the split."""
     return [
         SceneRecording(
-            f"audio/{name}-{city}-{location}-{location * SEGMENTS + segment}-a.wav", scene, city in TEST_CITIES
+            f"audio/{name}-{city}-{location}-{location * SEGMENTS_PER_LOCATION + segment}-a.wav",
+            scene,
+            city in TEST_CITIES,
         )
         for scene, name in enumerate(SCENES_TAU)
         for location, city in enumerate(CITIES)
-        for segment in range(SEGMENTS)
+        for segment in range(SEGMENTS_PER_LOCATION)
     ]
 
 
-def jobs_2013(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def list_jobs_2013(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the sounds of the 2013 challenge."""
-    return _jobs(folder, options, Purpose.DCASE2013, recordings_2013(), RATE_2013, "PCM_16")
+    return _list_recording_jobs(folder, options, Purpose.DCASE2013, list_recordings_2013(), SAMPLE_RATE_2013, "PCM_16")
 
 
-def jobs_tau(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def list_jobs_tau(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the sounds of the TAU layout."""
-    return _jobs(folder, options, Purpose.TAU, recordings_tau(), RATE_TAU, "PCM_24")
+    return _list_recording_jobs(folder, options, Purpose.TAU, list_recordings_tau(), SAMPLE_RATE_TAU, "PCM_24")
 
 
 def write_lists_2013(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Nothing, since the names of the files tell all; returns what there is how often."""
     del folder, options
-    return {"sounds": len(recordings_2013())}
+    return {"sounds": len(list_recordings_2013())}
 
 
 def write_lists_tau(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The tables, separated by tabs; returns what there is how often."""
     del options
-    every = recordings_tau()
+    every = list_recordings_tau()
     named = [(recording.file, SCENES_TAU[recording.scene]) for recording in every]
-    about = [(*row, *_place(row[0])) for row in named]
+    about = [(*row, *_parse_location(row[0])) for row in named]
     _write_table(folder / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), about)
     setup = folder / "evaluation_setup"
     train = [row for row, recording in zip(named, every, strict=True) if not recording.test]
@@ -96,7 +98,7 @@ def write_lists_tau(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     return {"sounds": len(every)}
 
 
-def _place(file: str) -> tuple[str, str]:
+def _parse_location(file: str) -> tuple[str, str]:
     """City and location, and the recording device, from the file's name."""
     _, city, location, _, device = Path(file).stem.split("-")
     return f"{city}-{location}", device
@@ -105,10 +107,10 @@ def _place(file: str) -> tuple[str, str]:
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = io.StringIO()
     csv.writer(table, delimiter="\t", lineterminator="\n").writerows([columns, *rows])
-    write_whole(path, table.getvalue().encode())
+    write_bytes_atomically(path, table.getvalue().encode())
 
 
-def _jobs(
+def _list_recording_jobs(
     folder: Path,
     options: SynthesisOptions,
     purpose: Purpose,
@@ -126,7 +128,7 @@ def _write_recording(
     path: Path, options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int, encoding: str
 ) -> None:
     if not path.exists():
-        write_sound(path, render_scene(options, purpose, index, scene, rate), rate, encoding)
+        write_wav_file(path, render_scene(options, purpose, index, scene, rate), rate, encoding)
 
 
 def render_scene(
@@ -137,8 +139,8 @@ def render_scene(
     mixed = np.zeros((round(options.sound_seconds * rate), 2))
     side = float(rng.uniform(0.1, 0.4))
     for number, left in enumerate((side, 1 - side)):
-        kind = KINDS[(scene + number) % len(KINDS)]
+        kind = SOUNDING_KINDS[(scene + number) % len(SOUNDING_KINDS)]
         world = make_world(options.seed, purpose, 2 * index + number, seconds=options.sound_seconds, kind=kind)
-        sound = render_sound(world, rate)
+        sound = render_world_audio(world, rate)
         mixed += sound[:, None] / np.sqrt(np.mean(sound**2)) * (left, 1 - left)
     return (mixed * (float(rng.uniform(0.15, 0.9)) / np.abs(mixed).max())).astype(np.float32)

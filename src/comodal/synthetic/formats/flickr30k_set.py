@@ -10,29 +10,31 @@ from pathlib import Path
 
 from comodal.synthetic.formats.karpathy_files import CaptionedImage, write_karpathy, write_vilbert_lists
 from comodal.synthetic.formats.snli_ve_files import write_statements
-from comodal.synthetic.scenes.object_scenes import picture_jobs, pictures_of, write_boxes
+from comodal.synthetic.scenes.object_scenes import list_image_jobs, list_scene_images, write_scene_boxes
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.scenes.world import Purpose
 
-FIRST_NUMBER = 1_000_092_795  # as Flickr's own numbers look
+FIRST_IMAGE_NUMBER = 1_000_092_795  # as Flickr's own numbers look
 
 
-def files(options: SynthesisOptions) -> list[str]:
+def list_flickr30k_files(options: SynthesisOptions) -> list[str]:
     """All pictures."""
-    return [f"{FIRST_NUMBER + 7919 * index}.jpg" for index in range(options.scenes)]
+    return [f"{FIRST_IMAGE_NUMBER + 7919 * index}.jpg" for index in range(options.scenes)]
 
 
-def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def list_flickr30k_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures."""
-    return picture_jobs(folder / "flickr30k-images", options.seed, Purpose.FLICKR30K, files(options), options.side)
+    return list_image_jobs(
+        folder / "flickr30k-images", options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side
+    )
 
 
-def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
+def write_flickr30k_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """All that is said; returns what there is how often."""
-    pictures = pictures_of(options.seed, Purpose.FLICKR30K, files(options), options.side)
+    pictures = list_scene_images(options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side)
     captioned = [CaptionedImage(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in pictures]
     told = write_karpathy(folder / "dataset_flickr30k.json", "flickr30k", captioned)
     write_vilbert_lists(folder, captioned, told)
     statements = write_statements(folder, captioned, told)
-    write_boxes(folder / "boxes.jsonl", pictures, options.side)
+    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
     return {"pictures": len(pictures), "captions": sum(map(len, told)), "statements": statements}

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.files import write_whole
-from comodal.synthetic.scenes.media_writers import json_lines, json_text
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.scenes.media_writers import encode_json, format_json_lines
 from comodal.synthetic.scenes.object_scenes import SceneImage
-from comodal.synthetic.scenes.sentences import crowd_captions
+from comodal.synthetic.scenes.sentences import generate_crowd_captions
 
-LISTS = {"train": "train", "val": "val_set0", "test": "test_set0"}
+VILBERT_LIST_NAMES = {"train": "train", "val": "val_set0", "test": "test_set0"}
 
 
 class CaptionedImage(NamedTuple):
@@ -30,7 +30,7 @@ def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage])
     told: list[list[str]] = []
     for number, (picture, split, cocoid) in enumerate(pictures):
         sentences: list[dict[str, Any]] = []
-        for place, text in enumerate(crowd_captions(picture.world)):
+        for place, text in enumerate(generate_crowd_captions(picture.world)):
             tokens = text.lower().replace(",", "").removesuffix(".").split()
             sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": 5 * number + place})
         file = PurePosixPath(picture.file)
@@ -38,16 +38,16 @@ def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage])
         image["sentids"] = [sentence["sentid"] for sentence in sentences]
         images.append(image if cocoid is None else {**image, "filepath": file.parent.name, "cocoid": cocoid})
         told.append([sentence["raw"] for sentence in sentences])
-    write_whole(path, json_text({"images": images, "dataset": dataset}))
+    write_bytes_atomically(path, encode_json({"images": images, "dataset": dataset}))
     return told
 
 
 def write_vilbert_lists(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> None:
     """The same pictures as the original ViLBERT's lists for retrieval."""
-    for split, name in LISTS.items():
+    for split, name in VILBERT_LIST_NAMES.items():
         records = [
             {"sentences": list(said), "id": str(number), "img_path": PurePosixPath(picture.file).name}
             for number, ((picture, own, _), said) in enumerate(zip(pictures, told, strict=True))
             if own == split
         ]
-        write_whole(folder / f"all_data_final_{name}_2014.jsonline", json_lines(records).encode())
+        write_bytes_atomically(folder / f"all_data_final_{name}_2014.jsonline", format_json_lines(records).encode())

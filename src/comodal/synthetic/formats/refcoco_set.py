@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comodal.files import write_whole
-from comodal.synthetic.formats.expressions import expressions
-from comodal.synthetic.scenes.media_writers import json_text
-from comodal.synthetic.scenes.object_scenes import SceneImage, SceneObject, enclosed, hull
-from comodal.synthetic.scenes.world import KINDS, SILENT_KINDS, RandomStream
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.formats.expressions import generate_expressions
+from comodal.synthetic.scenes.media_writers import encode_json
+from comodal.synthetic.scenes.object_scenes import SceneImage, SceneObject, compute_hull, compute_polygon_area
+from comodal.synthetic.scenes.world import SILENT_KINDS, SOUNDING_KINDS, RandomStream
 
-CATEGORIES = {kind: number for number, kind in enumerate(KINDS + SILENT_KINDS, start=1)}
-MOST_THINGS = 100  # an object's annotation id is its image id times this, and its place
-REFERENCES, SENTENCES = 3, 3  # at most, of a picture and of a reference
+CATEGORY_IDS = {kind: number for number, kind in enumerate(SOUNDING_KINDS + SILENT_KINDS, start=1)}
+MAX_OBJECTS_PER_IMAGE = 100  # an object's annotation id is its image id times this, and its place
+MAX_REFERENCES, MAX_REFERENCE_SENTENCES = 3, 3  # at most, of a picture and of a reference
 
 
 def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], side: int) -> int:
@@ -29,7 +29,7 @@ def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], s
     references: list[dict[str, Any]] = []
     sentences = 0
     for place, (image_id, picture) in enumerate(numbered):
-        for reference in refer(picture, image_id, place):
+        for reference in generate_references(picture, image_id, place):
             reference["ref_id"] = len(references)
             for sentence in reference["sentences"]:
                 sentence["sent_id"] = sentences
@@ -37,40 +37,40 @@ def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], s
             reference["sent_ids"] = [sentence["sent_id"] for sentence in reference["sentences"]]
             references.append(reference)
     # Once through JSON, since the bytes of a pickle tell which values are one object and which are merely equal.
-    write_whole(folder / "refs(unc).p", pickle.dumps(json.loads(json.dumps(references)), protocol=2))
-    write_whole(folder / "instances.json", json_text(instances(numbered, side)))
+    write_bytes_atomically(folder / "refs(unc).p", pickle.dumps(json.loads(json.dumps(references)), protocol=2))
+    write_bytes_atomically(folder / "instances.json", encode_json(build_instances(numbered, side)))
     return sentences
 
 
-def split_of(thing: SceneObject, place: int) -> str:
+def assign_refcoco_split(thing: SceneObject, place: int) -> str:
     """Of ten pictures, eight are for training, one for validation and one for both tests."""
-    test = "testA" if thing.kind in KINDS else "testB"
+    test = "testA" if thing.kind in SOUNDING_KINDS else "testB"
     return {8: "val", 9: test}.get(place % 10, "train")
 
 
-def refer(picture: SceneImage, image_id: int, place: int) -> list[dict[str, Any]]:
+def generate_references(picture: SceneImage, image_id: int, place: int) -> list[dict[str, Any]]:
     """The references to some of a picture's objects, without the running numbers of the whole set."""
     rng = picture.world.generator(RandomStream.EXPRESSIONS)
     found: list[dict[str, Any]] = []
     for number in rng.permutation(len(picture.things)):
         thing = picture.things[int(number)]
-        said = expressions(thing, picture.things, rng, SENTENCES)
-        if said and len(found) < REFERENCES:
-            annotation = image_id * MOST_THINGS + int(number)
+        said = generate_expressions(thing, picture.things, rng, MAX_REFERENCE_SENTENCES)
+        if said and len(found) < MAX_REFERENCES:
+            annotation = image_id * MAX_OBJECTS_PER_IMAGE + int(number)
             found.append(
                 {
                     "ann_id": annotation,
-                    "category_id": CATEGORIES[thing.kind],
+                    "category_id": CATEGORY_IDS[thing.kind],
                     "file_name": f"{Path(picture.file).stem}_{annotation}.jpg",
                     "image_id": image_id,
-                    "split": split_of(thing, place),
+                    "split": assign_refcoco_split(thing, place),
                     "sentences": [{"raw": text, "sent": text, "tokens": text.split()} for text in said],
                 }
             )
     return found
 
 
-def instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
+def build_instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
     """All pictures with all their objects, as COCO has them."""
     images, annotations = [], []
     for image_id, picture in numbered:
@@ -78,20 +78,20 @@ def instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str
         images.append({"id": image_id, "file_name": name, "width": side, "height": side, "license": 1})
         for number, (thing, seen) in enumerate(zip(picture.world.things, picture.things, strict=True)):
             left, top, right, bottom = seen.box
-            points = hull(thing, side)
+            points = compute_hull(thing, side)
             annotations.append(
                 {
-                    "id": image_id * MOST_THINGS + number,
+                    "id": image_id * MAX_OBJECTS_PER_IMAGE + number,
                     "image_id": image_id,
-                    "category_id": CATEGORIES[seen.kind],
+                    "category_id": CATEGORY_IDS[seen.kind],
                     "bbox": [left, top, right - left, bottom - top],
-                    "area": round(enclosed(points), 2),
+                    "area": round(compute_polygon_area(points), 2),
                     "segmentation": [[coordinate for point in points for coordinate in point]],
                     "iscrowd": 0,
                 }
             )
     categories = [
-        {"id": number, "name": kind, "supercategory": "sounding" if kind in KINDS else "silent"}
-        for kind, number in CATEGORIES.items()
+        {"id": number, "name": kind, "supercategory": "sounding" if kind in SOUNDING_KINDS else "silent"}
+        for kind, number in CATEGORY_IDS.items()
     ]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

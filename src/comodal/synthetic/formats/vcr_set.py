@@ -16,50 +16,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from comodal.files import write_whole
-from comodal.synthetic.scenes.media_writers import json_lines, json_text
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.scenes.media_writers import encode_json, format_json_lines
 from comodal.synthetic.scenes.object_scenes import (
-    OPPOSITE,
-    PLACES,
+    OPPOSITE_POSITIONS,
+    RELATIVE_POSITIONS,
     NounPhrase,
     SceneImage,
     SceneObject,
-    fitting,
-    hull,
-    picture_jobs,
-    pictures_of,
-    place,
-    placed,
-    see,
-    write_boxes,
+    compare_positions,
+    compute_hull,
+    group_by_position,
+    list_image_jobs,
+    list_scene_images,
+    list_scene_objects,
+    select_fitting_objects,
+    write_scene_boxes,
 )
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
-from comodal.synthetic.scenes.world import COLOURS, KINDS, MATERIALS, SILENT_KINDS, Purpose, RandomStream, make_crowd
+from comodal.synthetic.scenes.world import (
+    MATERIALS,
+    OBJECT_COLORS,
+    SILENT_KINDS,
+    SOUNDING_KINDS,
+    Purpose,
+    RandomStream,
+    make_crowd,
+)
 
-SPLITS = ("train", "val", "test")
-OF_A_FORM = 2  # questions of a picture, at most
-Words = list[str | list[int]]
+VCR_SPLITS = ("train", "val", "test")
+MAX_QUESTIONS_PER_FORM = 2  # questions of a picture, at most
+TaggedTokens = list[str | list[int]]
 
 
 class AnswerChoice(NamedTuple):
     """Four sentences and which of them is right."""
 
-    sentences: list[Words]
+    sentences: list[TaggedTokens]
     label: int
 
 
 class VCRQuestion(NamedTuple):
-    question: Words
+    question: TaggedTokens
     answers: AnswerChoice
     rationales: AnswerChoice
 
 
-def split_of(index: int) -> str:
+def assign_vcr_split(index: int) -> str:
     """Eight of ten movies for training."""
     return {8: "val", 9: "test"}.get(index % 10, "train")
 
 
-def files(options: SynthesisOptions) -> list[str]:
+def list_vcr_files(options: SynthesisOptions) -> list[str]:
     """Pictures of a movie are all in one split."""
     names = []
     for index in range(options.scenes):
@@ -68,140 +76,157 @@ def files(options: SynthesisOptions) -> list[str]:
     return names
 
 
-def jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
+def list_vcr_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """What makes the pictures and their metadata."""
-    every = files(options)
+    every = list_vcr_files(options)
     described = [partial(_write_metadata, folder / "vcr1images" / file, options, i) for i, file in enumerate(every)]
-    return [*picture_jobs(folder / "vcr1images", options.seed, Purpose.VCR, every, options.side), *described]
+    return [*list_image_jobs(folder / "vcr1images", options.seed, Purpose.VCR, every, options.side), *described]
 
 
-def write_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
+def write_vcr_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """The questions; returns what there is how often."""
-    pictures = pictures_of(options.seed, Purpose.VCR, files(options), options.side)
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    images = dict.fromkeys(SPLITS, 0)
+    pictures = list_scene_images(options.seed, Purpose.VCR, list_vcr_files(options), options.side)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in VCR_SPLITS}
+    images = dict.fromkeys(VCR_SPLITS, 0)
     for picture in pictures:
-        split = split_of(picture.index)
-        for number, riddle in enumerate(riddles(picture)):
+        split = assign_vcr_split(picture.index)
+        for number, riddle in enumerate(generate_vcr_questions(picture)):
             identity = {"img_id": f"{split}-{images[split]}", "annot_id": f"{split}-{len(rows[split])}"}
             identity |= {"match_fold": f"{split}-0"}
-            row = _row(picture, riddle, split == "test")
+            row = _make_vcr_row(picture, riddle, split == "test")
             rows[split].append({**row, **identity, "question_number": number, "match_index": len(rows[split])})
         images[split] += 1
     for split, records in rows.items():
-        write_whole(folder / f"{split}.jsonl", json_lines(records).encode())
-    write_boxes(folder / "boxes.jsonl", pictures, options.side)
+        write_bytes_atomically(folder / f"{split}.jsonl", format_json_lines(records).encode())
+    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
     return {"pictures": len(pictures), "questions": sum(map(len, rows.values()))}
 
 
-def riddles(picture: SceneImage) -> list[VCRQuestion]:
+def generate_vcr_questions(picture: SceneImage) -> list[VCRQuestion]:
     """Some questions of each form that the picture allows, in random order."""
     rng = picture.world.generator(RandomStream.QUESTIONS)
     found: list[VCRQuestion] = []
-    for form in FORMS:
+    for form in VCR_FORMS:
         possible = list(form(picture.things, rng))
-        found += [possible[int(i)] for i in rng.permutation(len(possible))[:OF_A_FORM]]
+        found += [possible[int(i)] for i in rng.permutation(len(possible))[:MAX_QUESTIONS_PER_FORM]]
     return [found[int(i)] for i in rng.permutation(len(found))]
 
 
-def where(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_position(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """Where one thing is beside another, and, so that one may be sure, the colours of both."""
-    for first, second in _pairs(things):
-        right = place(things[first], things[second])
+    for first, second in _list_color_pairs(things):
+        right = compare_positions(things[first], things[second])
         if right is not None:
-            answers = [_sentence([first], "is", beside, [second]) for beside in sorted(PLACES, key=right.__ne__)]
-            colours = _colours(things, first, second, rng)
-            yield VCRQuestion(["Where", "is", [first], "?"], _shuffled(answers, rng), _shuffled(colours, rng))
+            answers = [
+                _join_sentence([first], "is", beside, [second])
+                for beside in sorted(RELATIVE_POSITIONS, key=right.__ne__)
+            ]
+            colours = _describe_colors(things, first, second, rng)
+            yield VCRQuestion(
+                ["Where", "is", [first], "?"], _shuffle_choices(answers, rng), _shuffle_choices(colours, rng)
+            )
 
 
-def looks(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_appearance(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """The colours of two things; then where the first is and what it is made of."""
-    for first, second in _pairs(things):
-        right = place(things[first], things[second])
+    for first, second in _list_color_pairs(things):
+        right = compare_positions(things[first], things[second])
         if right is not None:
-            materials = _and_another(things[first].material, MATERIALS, rng)
+            materials = _add_wrong_word(things[first].material, MATERIALS, rng)
             rationales = [
-                _sentence([first], "is", beside, [second], "and made of", material)
-                for beside in (right, OPPOSITE[right])
+                _join_sentence([first], "is", beside, [second], "and made of", material)
+                for beside in (right, OPPOSITE_POSITIONS[right])
                 for material in materials
             ]
-            question: Words = ["What", "do", [first], "and", [second], "look", "like", "?"]
-            answers = _colours(things, first, second, rng)
-            yield VCRQuestion(question, _shuffled(answers, rng), _shuffled(rationales, rng))
+            question: TaggedTokens = ["What", "do", [first], "and", [second], "look", "like", "?"]
+            answers = _describe_colors(things, first, second, rng)
+            yield VCRQuestion(question, _shuffle_choices(answers, rng), _shuffle_choices(rationales, rng))
 
 
-def what(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_neighbor(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """What is beside a thing; then what that thing looks like."""
-    for number in _alone(things):
+    for number in _list_unique_objects(things):
         anchor = things[number]
-        for beside, found in (placed(NounPhrase(), anchor, things) or {}).items():
+        for beside, found in (group_by_position(NounPhrase(), anchor, things) or {}).items():
             if len(found) == 1 and found[0].colour != anchor.colour:
-                one, other, wrong_one, wrong_other = _with_two_others(found[0].colour, anchor.colour, rng)
+                one, other, wrong_one, wrong_other = _add_two_colors(found[0].colour, anchor.colour, rng)
                 here = {thing.kind for thing in things} - {anchor.kind}
-                kinds = _and_another(found[0].kind, sorted(here) if len(here) > 1 else KINDS + SILENT_KINDS, rng)
-                materials = _and_another(anchor.material, MATERIALS, rng)
-                answers = [_sentence("One", colour, kind) for colour in (one, wrong_one) for kind in kinds]
+                kinds = _add_wrong_word(
+                    found[0].kind, sorted(here) if len(here) > 1 else SOUNDING_KINDS + SILENT_KINDS, rng
+                )
+                materials = _add_wrong_word(anchor.material, MATERIALS, rng)
+                answers = [_join_sentence("One", colour, kind) for colour in (one, wrong_one) for kind in kinds]
                 rationales = [
-                    _sentence([number], "is", colour, "and made of", material)
+                    _join_sentence([number], "is", colour, "and made of", material)
                     for colour in (other, wrong_other)
                     for material in materials
                 ]
-                question: Words = ["What", "is", *beside.split(), [number], "?"]
-                yield VCRQuestion(question, _shuffled(answers, rng), _shuffled(rationales, rng))
+                question: TaggedTokens = ["What", "is", *beside.split(), [number], "?"]
+                yield VCRQuestion(question, _shuffle_choices(answers, rng), _shuffle_choices(rationales, rng))
 
 
-FORMS: tuple[Callable[[Sequence[SceneObject], np.random.Generator], Iterator[VCRQuestion]], ...] = (where, looks, what)
+VCR_FORMS: tuple[Callable[[Sequence[SceneObject], np.random.Generator], Iterator[VCRQuestion]], ...] = (
+    ask_position,
+    ask_appearance,
+    ask_neighbor,
+)
 
 
-def _alone(things: Sequence[SceneObject]) -> list[int]:
+def _list_unique_objects(things: Sequence[SceneObject]) -> list[int]:
     """The places of the things that are alone of their kinds."""
-    return [number for number, thing in enumerate(things) if len(fitting(NounPhrase(thing.kind), things)) == 1]
+    return [
+        number
+        for number, thing in enumerate(things)
+        if len(select_fitting_objects(NounPhrase(thing.kind), things)) == 1
+    ]
 
 
-def _pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
+def _list_color_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
     """Any two of them of different colours, in both orders: objects of one picture tend to share their colours, so two
     equal words among the choices would give themselves away."""
-    for first, second in permutations(_alone(things), 2):
+    for first, second in permutations(_list_unique_objects(things), 2):
         if things[first].colour != things[second].colour:
             yield first, second
 
 
-def _colours(things: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator) -> list[Words]:
+def _describe_colors(
+    things: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator
+) -> list[TaggedTokens]:
     """The colours of two things in words, and the same with one or both of them wrong: four different colours."""
-    one, other, wrong_one, wrong_other = _with_two_others(things[first].colour, things[second].colour, rng)
+    one, other, wrong_one, wrong_other = _add_two_colors(things[first].colour, things[second].colour, rng)
     return [
-        _sentence([first], "is", first_colour, "and", [second], "is", second_colour)
+        _join_sentence([first], "is", first_colour, "and", [second], "is", second_colour)
         for first_colour in (one, wrong_one)
         for second_colour in (other, wrong_other)
     ]
 
 
-def _with_two_others(one: str, other: str, rng: np.random.Generator) -> tuple[str, str, str, str]:
+def _add_two_colors(one: str, other: str, rng: np.random.Generator) -> tuple[str, str, str, str]:
     """Two colours, and two that are neither."""
-    third, fourth = rng.choice([colour for colour in COLOURS if colour not in (one, other)], 2, replace=False)
+    third, fourth = rng.choice([colour for colour in OBJECT_COLORS if colour not in (one, other)], 2, replace=False)
     return one, other, str(third), str(fourth)
 
 
-def _and_another(word: str, words: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
+def _add_wrong_word(word: str, words: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
     """The right word and a wrong one."""
     return word, str(rng.choice([other for other in words if other != word]))
 
 
-def _sentence(*parts: str | list[int]) -> Words:
+def _join_sentence(*parts: str | list[int]) -> TaggedTokens:
     """Words and tags in order, with a full stop."""
-    words: Words = []
+    words: TaggedTokens = []
     for part in parts:
         words += part.split() if isinstance(part, str) else [part]
     return [*words, "."]
 
 
-def _shuffled(sentences: list[Words], rng: np.random.Generator) -> AnswerChoice:
+def _shuffle_choices(sentences: list[TaggedTokens], rng: np.random.Generator) -> AnswerChoice:
     """The sentences, of which the first is right, in random order."""
     order = [int(i) for i in rng.permutation(len(sentences))]
     return AnswerChoice([sentences[i] for i in order], order.index(0))
 
 
-def _row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, Any]:
+def _make_vcr_row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, Any]:
     """A line of the file, without what numbers it."""
     question, answers, rationales = riddle
     row: dict[str, Any] = {
@@ -212,20 +237,20 @@ def _row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, A
         "img_fn": picture.file,
         "metadata_fn": f"{picture.file.removesuffix('.jpg')}.json",
         "question": question,
-        "question_orig": _written(question),
+        "question_orig": _format_annotation(question),
         "answer_choices": answers.sentences,
         "rationale_choices": rationales.sentences,
     }
     if not is_test:
-        row |= {"answer_label": answers.label, "answer_orig": _written(answers.sentences[answers.label])}
+        row |= {"answer_label": answers.label, "answer_orig": _format_annotation(answers.sentences[answers.label])}
         row |= {
             "rationale_label": rationales.label,
-            "rationale_orig": _written(rationales.sentences[rationales.label]),
+            "rationale_orig": _format_annotation(rationales.sentences[rationales.label]),
         }
     return row
 
 
-def _written(words: Words) -> str:
+def _format_annotation(words: TaggedTokens) -> str:
     """As the annotators typed it, who counted objects from 1."""
     text = " ".join(word if isinstance(word, str) else str(word[0] + 1) for word in words)
     return text.replace(" .", ".").replace(" ?", "?")
@@ -237,10 +262,10 @@ def _write_metadata(image: Path, options: SynthesisOptions, index: int) -> None:
     if not path.exists():
         world = make_crowd(options.seed, Purpose.VCR, index)
         metadata = {
-            "boxes": [[*map(float, thing.box), 1.0] for thing in see(world, options.side)],
-            "segms": [[[list(point) for point in hull(thing, options.side)]] for thing in world.things],
+            "boxes": [[*map(float, thing.box), 1.0] for thing in list_scene_objects(world, options.side)],
+            "segms": [[[list(point) for point in compute_hull(thing, options.side)]] for thing in world.things],
             "names": [thing.kind for thing in world.things],
             "width": options.side,
             "height": options.side,
         }
-        write_whole(path, json_text(metadata))
+        write_bytes_atomically(path, encode_json(metadata))

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.synthetic.formats.answer_balance import AnswerBalancer, ImageStatement
-from comodal.synthetic.formats.questions import TYPES, answer_type, ask
-from comodal.synthetic.scenes.media_writers import json_text
+from comodal.synthetic.formats.questions import QUESTION_TYPES, classify_answers, generate_questions
+from comodal.synthetic.scenes.media_writers import encode_json
 from comodal.synthetic.scenes.object_scenes import SceneImage
 from comodal.synthetic.scenes.world import RandomStream
 
-ANNOTATORS = 10
-MISTAKEN = 0.06
-MOST_MISTAKEN = 3  # so that the right answer stays the most common one, and full marks need it
-SURE, UNSURE = (0.85, 0.13, 0.02), (0.3, 0.5, 0.2)  # chances of yes, maybe, no
-ABOUT = {
+NUM_ANNOTATORS = 10
+MISTAKE_FRACTION = 0.06
+MAX_MISTAKES = 3  # so that the right answer stays the most common one, and full marks need it
+CORRECT_CONFIDENCES, MISTAKE_CONFIDENCES = (0.85, 0.13, 0.02), (0.3, 0.5, 0.2)  # chances of yes, maybe, no
+VQA_FILE_INFO = {
     "info": {"description": "Questions about comodal's playground in the format of VQA v2.0.", "version": "2.0"},
     "license": {"url": "", "name": ""},
     "data_type": "mscoco",
@@ -34,48 +34,52 @@ def write_vqa(folder: Path, parts: dict[str, list[tuple[int, SceneImage]]]) -> i
     """The files of all splits, each of image ids and pictures; returns how many questions there are."""
     total = 0
     for split, numbered in parts.items():
-        questions, annotations = questions_about(numbered)
+        questions, annotations = build_vqa_questions(numbered)
         total += len(questions)
-        task = {**ABOUT, "task_type": "Open-Ended", "data_subtype": split, "questions": questions}
-        write_whole(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", json_text(task))
+        task = {**VQA_FILE_INFO, "task_type": "Open-Ended", "data_subtype": split, "questions": questions}
+        write_bytes_atomically(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", encode_json(task))
         if split == "test2015":
             halves = {**task, "data_subtype": "test-dev2015", "questions": questions[::2]}
-            write_whole(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", json_text(halves))
+            write_bytes_atomically(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", encode_json(halves))
         else:
-            answered = {**ABOUT, "data_subtype": split, "annotations": annotations}
-            write_whole(folder / f"v2_mscoco_{split}_annotations.json", json_text(answered))
+            answered = {**VQA_FILE_INFO, "data_subtype": split, "annotations": annotations}
+            write_bytes_atomically(folder / f"v2_mscoco_{split}_annotations.json", encode_json(answered))
     return total
 
 
-def questions_about(numbered: Sequence[tuple[int, SceneImage]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def build_vqa_questions(
+    numbered: Sequence[tuple[int, SceneImage]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions and annotations of one split; each split is balanced for itself."""
     questions, annotations = [], []
     balance = AnswerBalancer()
     for image_id, picture in numbered:
         rng = picture.world.generator(RandomStream.QUESTIONS)
-        for number, claim in enumerate(ask(picture.things, balance, rng)):
+        for number, claim in enumerate(generate_questions(picture.things, balance, rng)):
             question_id = image_id * 1000 + number
             questions.append({"image_id": image_id, "question": claim.text, "question_id": question_id})
             annotations.append(
                 {
-                    "question_type": TYPES[claim.form],
+                    "question_type": QUESTION_TYPES[claim.form],
                     "multiple_choice_answer": claim.answer,
-                    "answers": answers_to(claim, rng),
+                    "answers": simulate_answers(claim, rng),
                     "image_id": image_id,
-                    "answer_type": answer_type(claim.answers),
+                    "answer_type": classify_answers(claim.answers),
                     "question_id": question_id,
                 }
             )
     return questions, annotations
 
 
-def answers_to(claim: ImageStatement, rng: np.random.Generator) -> list[dict[str, Any]]:
+def simulate_answers(claim: ImageStatement, rng: np.random.Generator) -> list[dict[str, Any]]:
     """What ten people say."""
-    mistaken = set(np.flatnonzero(rng.random(ANNOTATORS) < MISTAKEN)[:MOST_MISTAKEN].tolist())
+    mistaken = set(np.flatnonzero(rng.random(NUM_ANNOTATORS) < MISTAKE_FRACTION)[:MAX_MISTAKES].tolist())
     others = [answer for answer in claim.answers if answer != claim.answer]
     answers = []
-    for number in range(ANNOTATORS):
+    for number in range(NUM_ANNOTATORS):
         answer = str(rng.choice(others)) if number in mistaken else claim.answer
-        sure = str(rng.choice(("yes", "maybe", "no"), p=UNSURE if number in mistaken else SURE))
+        sure = str(
+            rng.choice(("yes", "maybe", "no"), p=MISTAKE_CONFIDENCES if number in mistaken else CORRECT_CONFIDENCES)
+        )
         answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number + 1})
     return answers

@@ -11,7 +11,7 @@ from comodal.synthetic.scenes.world import Background, RandomStream, SyntheticOb
 
 Samples = Float[np.ndarray, " samples"]
 
-PARTIALS = {
+MATERIAL_PARTIALS = {
     "wood": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     "metal": (1.0, 2.76, 5.40, 8.93),  # a free bar: the squares of 3.011, 5, 7, 9 (Fletcher & Rossing, bars and plates)
     "glass": (1.0, 2.25, 4.0, 6.25),  # a ring or a wine glass: the squares of 2, 3, 4, 5 (the same, glasses)
@@ -20,21 +20,21 @@ PARTIALS = {
 ATTACK_SECONDS = 0.004
 
 
-def render_sound(world: World, sample_rate: int) -> Samples:
+def render_world_audio(world: World, sample_rate: int) -> Samples:
     """The whole sound of a world, mono, between -1 and 1."""
     rng = world.generator(RandomStream.SOUND)
     count = round(world.seconds * sample_rate)
     sound = np.zeros(count)
     for thing in world.sounding:
-        sound += thing.level * _voice(thing, rng, count, sample_rate)
-    sound = _room(sound, world.background, rng, sample_rate)
+        sound += thing.level * _render_notes(thing, rng, count, sample_rate)
+    sound = _add_room(sound, world.background, rng, sample_rate)
     loudest = np.sqrt(np.mean(sound**2)) + 1e-9
-    noise = _noise(world.background, rng, count, sample_rate)
+    noise = _make_background_noise(world.background, rng, count, sample_rate)
     sound = sound + world.background.noise_level * loudest * noise
     return (sound * (float(rng.uniform(0.15, 0.9)) / (np.abs(sound).max() + 1e-9))).astype(np.float32)
 
 
-def _voice(thing: SyntheticObject, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
+def _render_notes(thing: SyntheticObject, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
     """All notes of one object: pitch and loudness as curves in time, then one bank of partials for both."""
     ratio, loudness = np.ones(count), np.zeros(count)
     for note in thing.notes:
@@ -44,27 +44,27 @@ def _voice(thing: SyntheticObject, rng: np.random.Generator, count: int, sample_
             continue
         progress = (np.arange(first, last) / sample_rate - note.start_seconds) / note.seconds
         ratio[first:last] = note.pitch * (note.end_pitch / note.pitch) ** np.clip(progress, 0, 1)
-        loudness[first:last] = note.strength * envelope(thing.kind, np.clip(progress, 0, 1), note.seconds)
+        loudness[first:last] = note.strength * compute_envelope(thing.kind, np.clip(progress, 0, 1), note.seconds)
     heard = loudness > 0
     phase = (2 * np.pi * np.cumsum(thing.pitch_hertz * ratio) / sample_rate)[heard]
     tone = np.zeros(len(phase))
     breath = rng.uniform(0.0, 0.5)
-    for partial in PARTIALS[thing.material]:
+    for partial in MATERIAL_PARTIALS[thing.material]:
         amplitude, start = partial ** -rng.uniform(0.3, 1.3) * rng.uniform(0.4, 1.0), rng.uniform(0, 2 * np.pi)
         if thing.pitch_hertz * partial * ratio.max() < sample_rate / 2:
             tone += amplitude * np.sin(partial * phase + start)
     voice = np.zeros(count)
-    voice[heard] = tone * (1 - breath + breath * 2 * _smooth_noise(rng, count, sample_rate, 150.0)[heard])
+    voice[heard] = tone * (1 - breath + breath * 2 * _make_smooth_noise(rng, count, sample_rate, 150.0)[heard])
     voice *= loudness
     return voice / (np.abs(voice).max() + 1e-9)
 
 
-def envelope(kind: str, progress: Samples, seconds: float) -> Samples:
+def compute_envelope(kind: str, progress: Samples, seconds: float) -> Samples:
     """Loudness of a note as it goes from 0 to 1."""
     attack = np.minimum(progress * seconds / ATTACK_SECONDS, 1)
     release = np.minimum((1 - progress) * seconds / ATTACK_SECONDS, 1)
     if kind == "horn":
-        return envelope("bell", 1 - progress, seconds)
+        return compute_envelope("bell", 1 - progress, seconds)
     if kind in {"bird", "frog", "fan"}:
         return np.sin(np.pi * progress) ** 0.7
     if kind == "siren":
@@ -73,18 +73,18 @@ def envelope(kind: str, progress: Samples, seconds: float) -> Samples:
     return attack * release * np.exp(-decay * progress)
 
 
-def _smooth_noise(rng: np.random.Generator, count: int, sample_rate: int, hertz: float) -> Samples:
+def _make_smooth_noise(rng: np.random.Generator, count: int, sample_rate: int, hertz: float) -> Samples:
     """Noise that changes no faster than `hertz`, of standard deviation 1."""
     knots = rng.standard_normal(int(count / sample_rate * 2 * hertz) + 2)
     return np.interp(np.arange(count) / sample_rate * 2 * hertz, np.arange(len(knots)), knots)
 
 
-def _filtered(sound: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
+def _apply_filter(sound: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
     """The sound with each frequency of its transform multiplied; the end runs into the beginning, as in a loop."""
     return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
 
 
-def _room(sound: Samples, background: Background, rng: np.random.Generator, sample_rate: int) -> Samples:
+def _add_room(sound: Samples, background: Background, rng: np.random.Generator, sample_rate: int) -> Samples:
     """An exponentially dying echo, then a tilt and one broad peak or dip of the microphone."""
     count = len(sound)
     times = np.arange(count) / sample_rate
@@ -96,10 +96,10 @@ def _room(sound: Samples, background: Background, rng: np.random.Generator, samp
     decibels = background.tilt_decibels * octaves / 2 + rng.uniform(-12, 12) * np.exp(
         -(((octaves - centre) / width) ** 2)
     )
-    return _filtered(sound, (1 + np.fft.rfft(tail)) * 10 ** (decibels / 20))
+    return _apply_filter(sound, (1 + np.fft.rfft(tail)) * 10 ** (decibels / 20))
 
 
-def _noise(background: Background, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
+def _make_background_noise(background: Background, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
     """Background noise of unit power."""
     hertz = np.maximum(np.fft.rfftfreq(count, 1 / sample_rate), 30.0)
     white = rng.standard_normal(count)
@@ -110,9 +110,11 @@ def _noise(background: Background, rng: np.random.Generator, count: int, sample_
         noise = hum + 0.2 * white
     elif background.noise == "rain":
         drops = white * (rng.random(count) < 300 / sample_rate) * 12
-        noise = _filtered(drops + 0.3 * white, (hertz / (hertz + 1500.0)))
+        noise = _apply_filter(drops + 0.3 * white, (hertz / (hertz + 1500.0)))
     elif background.noise == "wind":
-        noise = _filtered(white, 1 / (1 + (hertz / 300.0) ** 2)) * (1.3 + _smooth_noise(rng, count, sample_rate, 0.5))
+        noise = _apply_filter(white, 1 / (1 + (hertz / 300.0) ** 2)) * (
+            1.3 + _make_smooth_noise(rng, count, sample_rate, 0.5)
+        )
     else:
-        noise = _filtered(white, hertz**-0.5)
+        noise = _apply_filter(white, hertz**-0.5)
     return noise / (np.sqrt(np.mean(noise**2)) + 1e-9)

@@ -9,22 +9,22 @@ scenes/boxes.jsonl         image, width, height, boxes (left, top, right, bottom
 from pathlib import Path
 from typing import Any
 
-from comodal.files import write_whole
-from comodal.synthetic.scenes.media_writers import json_lines, write_image
-from comodal.synthetic.scenes.motion import box_at
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.scenes.media_writers import format_json_lines, write_image_file
+from comodal.synthetic.scenes.motion import compute_object_box
 from comodal.synthetic.scenes.rendering import render_frame
-from comodal.synthetic.scenes.sentences import scene_captions
+from comodal.synthetic.scenes.sentences import generate_scene_captions
 from comodal.synthetic.scenes.world import make_scene
 
 
-def write_scene(folder: Path, seed: int, index: int, side: int) -> None:
+def write_scene_image(folder: Path, seed: int, index: int, side: int) -> None:
     """The picture of one scene, unless it is there."""
-    path = folder / "images" / scene_name(index)
+    path = folder / "images" / make_scene_name(index)
     if not path.exists():
-        write_image(path, render_frame(make_scene(seed, index), 0.0, side))
+        write_image_file(path, render_frame(make_scene(seed, index), 0.0, side))
 
 
-def scene_name(index: int) -> str:
+def make_scene_name(index: int) -> str:
     """The file of a scene."""
     return f"{index:05d}.jpg"
 
@@ -34,11 +34,11 @@ def write_scene_lists(folder: Path, seed: int, scenes: int, side: int) -> None:
     told, there = [], []
     for index in range(scenes):
         world = make_scene(seed, index)
-        name, split = scene_name(index), {8: "validation", 9: "test"}.get(index % 10, "train")
-        told.append({"image": name, "captions": scene_captions(world), "split": split})
-        boxes = [list(box_at(thing, 0.0, side)) for thing in world.things]
+        name, split = make_scene_name(index), {8: "validation", 9: "test"}.get(index % 10, "train")
+        told.append({"image": name, "captions": generate_scene_captions(world), "split": split})
+        boxes = [list(compute_object_box(thing, 0.0, side)) for thing in world.things]
         objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in world.things]
         record: dict[str, Any] = {"image": name, "width": side, "height": side, "boxes": boxes, "objects": objects}
         there.append(record)
-    write_whole(folder / "boxes.jsonl", json_lines(there).encode())
-    write_whole(folder / "captions.jsonl", json_lines(told).encode())
+    write_bytes_atomically(folder / "boxes.jsonl", format_json_lines(there).encode())
+    write_bytes_atomically(folder / "captions.jsonl", format_json_lines(told).encode())

@@ -3,23 +3,23 @@
 from dataclasses import asdict
 from typing import Any
 
-from comodal.synthetic.scenes.motion import box_at
-from comodal.synthetic.scenes.sentences import captions
+from comodal.synthetic.scenes.motion import compute_object_box
+from comodal.synthetic.scenes.sentences import generate_captions
 from comodal.synthetic.scenes.world import World
 
 BOX_STEP_SECONDS = 0.5
 
 
-def truth(world: World, side: int) -> dict[str, Any]:
+def build_ground_truth(world: World, side: int) -> dict[str, Any]:
     """Everything that is known about a world: objects with boxes over time, sound events, background, sentences."""
     times = [BOX_STEP_SECONDS * step for step in range(int(world.seconds / BOX_STEP_SECONDS))]
     things = []
     for thing in world.things:
         record = asdict(thing)
         notes = record.pop("notes")
-        record["events"] = [_rounded(note) for note in notes if 0 <= note["start_seconds"] < world.seconds]
-        record["boxes"] = [box_at(thing, seconds, side) for seconds in times]
-        things.append(_rounded(record))
+        record["events"] = [_round_numbers(note) for note in notes if 0 <= note["start_seconds"] < world.seconds]
+        record["boxes"] = [compute_object_box(thing, seconds, side) for seconds in times]
+        things.append(_round_numbers(record))
     return {
         "seed": world.seed,
         "index": world.index,
@@ -30,11 +30,11 @@ def truth(world: World, side: int) -> dict[str, Any]:
         "sounding": [thing.kind for thing in world.sounding],
         "box_seconds": times,
         "objects": things,
-        "background": _rounded(asdict(world.background)),
-        "captions": captions(world),
+        "background": _round_numbers(asdict(world.background)),
+        "captions": generate_captions(world),
     }
 
 
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+def _round_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Numbers to a ten-thousandth, so that the file is short and the same on every machine."""
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in record.items()}

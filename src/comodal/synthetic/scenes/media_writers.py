@@ -12,14 +12,14 @@ import soundfile
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from comodal.files import whole
+from comodal.files import write_atomically
 
-SOUND_BLOCK = 1024  # samples of one AAC frame
-H264 = {"preset": "superfast", "crf": "20", "threads": "1", "flags": "+bitexact"}
-AAC = {"aac_coder": "fast", "flags": "+bitexact"}
+AUDIO_BLOCK_SAMPLES = 1024  # samples of one AAC frame
+H264_OPTIONS = {"preset": "superfast", "crf": "20", "threads": "1", "flags": "+bitexact"}
+AAC_OPTIONS = {"aac_coder": "fast", "flags": "+bitexact"}
 
 
-def write_video(
+def write_video_file(
     path: Path,
     frames: Iterable[UInt8[np.ndarray, "height width 3"]],
     frames_per_second: float,
@@ -37,46 +37,51 @@ def write_video(
         sample_rate: of the sound, in hertz.
         side: of the square pictures, in pixels.
     """
-    with whole(path) as partial, av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        write_atomically(path) as partial,
+        av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         picture = container.add_stream(
-            "libx264", rate=Fraction(frames_per_second).limit_denominator(1000), options=H264
+            "libx264", rate=Fraction(frames_per_second).limit_denominator(1000), options=H264_OPTIONS
         )
         picture.width = picture.height = side
         picture.pix_fmt = "yuv420p"
-        voice = container.add_stream("aac", rate=sample_rate, options=AAC)
+        voice = container.add_stream("aac", rate=sample_rate, options=AAC_OPTIONS)
         voice.layout, voice.bit_rate = "mono", 96_000
         for pixels in frames:
             container.mux(picture.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(picture.encode(None))
-        for start in range(0, len(sound), SOUND_BLOCK):
-            block = av.AudioFrame.from_ndarray(sound[None, start : start + SOUND_BLOCK], format="fltp", layout="mono")
+        for start in range(0, len(sound), AUDIO_BLOCK_SAMPLES):
+            block = av.AudioFrame.from_ndarray(
+                sound[None, start : start + AUDIO_BLOCK_SAMPLES], format="fltp", layout="mono"
+            )
             block.sample_rate, block.pts, block.time_base = sample_rate, start, Fraction(1, sample_rate)
             container.mux(voice.encode(block))
         container.mux(voice.encode(None))
 
 
-def write_sound(
+def write_wav_file(
     path: Path, sound: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
     """A wav file, of 16 bits unless another of soundfile's subtypes is asked for."""
-    with whole(path) as partial:
+    with write_atomically(path) as partial:
         soundfile.write(partial, sound, sample_rate, subtype=subtype, format="WAV")
 
 
-def write_image(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+def write_image_file(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
     """A PNG file where the name says so, else JPEG."""
-    with whole(path) as partial:
+    with write_atomically(path) as partial:
         if path.suffix == ".png":
             Image.fromarray(pixels).save(partial, format="PNG")
         else:
             Image.fromarray(pixels).save(partial, format="JPEG", quality=90)
 
 
-def json_text(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """One JSON document on one line, as the official files are."""
     return (json.dumps(value) + "\n").encode()
 
 
-def json_lines(records: Iterable[dict[str, Any]]) -> str:
+def format_json_lines(records: Iterable[dict[str, Any]]) -> str:
     """One JSON object a line."""
     return "".join(json.dumps(record) + "\n" for record in records)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from comodal.synthetic.scenes.shapes import Movement, Polygon, shape_of
+from comodal.synthetic.scenes.shapes import Movement, Polygon, build_object_shape
 from comodal.synthetic.scenes.world import SyntheticObject
 
 HIT_SECONDS = 0.12  # how long the eye sees that something was struck
@@ -25,7 +25,7 @@ class Pose:
     turn: float
 
 
-def pose_at(thing: SyntheticObject, seconds: float) -> Pose:
+def compute_pose(thing: SyntheticObject, seconds: float) -> Pose:
     """The pose of an object at a moment of its world."""
     wave = thing.phase + 2 * np.pi * 0.4 * seconds
     across, down, lean = {
@@ -34,8 +34,8 @@ def pose_at(thing: SyntheticObject, seconds: float) -> Pose:
         "drift": (np.sin(wave / 2), 0.0, 0.0),
         "circle": (np.cos(wave), np.sin(wave), 0.0),
     }[thing.motion]
-    action = _action(thing, seconds)
-    rise = _rise(thing, seconds) if thing.kind == "ball" else 0.0
+    action = _compute_action(thing, seconds)
+    rise = _compute_ball_height(thing, seconds) if thing.kind == "ball" else 0.0
     turn = np.degrees(thing.phase) + seconds * thing.tempo * {"fan": 870.0, "clock": 35.0, "siren": 545.0}.get(
         thing.kind, 90.0
     )
@@ -50,7 +50,7 @@ def pose_at(thing: SyntheticObject, seconds: float) -> Pose:
     )
 
 
-def _action(thing: SyntheticObject, seconds: float) -> float:
+def _compute_action(thing: SyntheticObject, seconds: float) -> float:
     """How strongly the object sounds, as far as the eye can tell."""
     strongest = 0.0
     for note in thing.notes:
@@ -60,7 +60,7 @@ def _action(thing: SyntheticObject, seconds: float) -> float:
     return float(strongest)
 
 
-def _rise(thing: SyntheticObject, seconds: float) -> float:
+def _compute_ball_height(thing: SyntheticObject, seconds: float) -> float:
     """Height of a ball between two of its bounces: a parabola as high as the flight is long."""
     before = max((note.start_seconds for note in thing.notes if note.start_seconds <= seconds), default=None)
     after = min((note.start_seconds for note in thing.notes if note.start_seconds > seconds), default=None)
@@ -70,7 +70,7 @@ def _rise(thing: SyntheticObject, seconds: float) -> float:
     return float(0.6 * thing.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
 
 
-def outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
+def compute_object_outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
     """The polygons of an object in pixels of a square picture, back to front."""
     radians = np.radians(pose.angle)
     scale = thing.size * side
@@ -79,13 +79,14 @@ def outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
     matrix = np.diag([mirror, 1.0]) @ turn * scale
     centre = (pose.x * side, pose.y * side)
     return [
-        Polygon(p.points @ matrix + centre, p.paint) for p in shape_of(thing.kind, Movement(pose.action, pose.turn))
+        Polygon(p.points @ matrix + centre, p.paint)
+        for p in build_object_shape(thing.kind, Movement(pose.action, pose.turn))
     ]
 
 
-def box_at(thing: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
+def compute_object_box(thing: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
-    points = np.concatenate([p.points for p in outline(thing, pose_at(thing, seconds), side)])
+    points = np.concatenate([p.points for p in compute_object_outline(thing, compute_pose(thing, seconds), side)])
     left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
     right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)
     return max(int(left), 0), max(int(top), 0), min(int(right), side), min(int(bottom), side)

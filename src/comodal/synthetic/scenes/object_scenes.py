@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from comodal.files import write_whole
-from comodal.synthetic.scenes.media_writers import json_lines, write_image
-from comodal.synthetic.scenes.motion import box_at, outline, pose_at
+from comodal.files import write_bytes_atomically
+from comodal.synthetic.scenes.media_writers import format_json_lines, write_image_file
+from comodal.synthetic.scenes.motion import compute_object_box, compute_object_outline, compute_pose
 from comodal.synthetic.scenes.rendering import render_frame
 from comodal.synthetic.scenes.world import Purpose, SyntheticObject, World, make_crowd
 
-PLACES = ("left of", "right of", "above", "below")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-CLEARLY = 1.3  # how much farther along one axis than along the other, or larger in area, so that it may be said
+RELATIVE_POSITIONS = ("left of", "right of", "above", "below")
+OPPOSITE_POSITIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+MIN_SIZE_RATIO = 1.3  # how much farther along one axis than along the other, or larger in area, so that it may be said
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class NounPhrase(NamedTuple):
         return " ".join(filter(None, (self.colour, self.material, self.kind or "thing")))
 
 
-def see(world: World, side: int) -> tuple[SceneObject, ...]:
+def list_scene_objects(world: World, side: int) -> tuple[SceneObject, ...]:
     """All objects of a silent world, from the back to the front."""
-    return tuple(SceneObject(t.kind, t.colour, t.material, box_at(t, 0.0, side)) for t in world.things)
+    return tuple(SceneObject(t.kind, t.colour, t.material, compute_object_box(t, 0.0, side)) for t in world.things)
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,16 @@ class SceneImage:
     things: tuple[SceneObject, ...]
 
 
-def pictures_of(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[SceneImage]:
+def list_scene_images(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[SceneImage]:
     """The crowds behind the files of a set, by their order."""
     worlds = [make_crowd(seed, purpose, index) for index in range(len(files))]
     return [
-        SceneImage(i, file, world, see(world, side)) for i, (file, world) in enumerate(zip(files, worlds, strict=True))
+        SceneImage(i, file, world, list_scene_objects(world, side))
+        for i, (file, world) in enumerate(zip(files, worlds, strict=True))
     ]
 
 
-def fitting(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject]:
+def select_fitting_objects(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject]:
     """What the noun may mean."""
     kind, colour, material = noun
     return [
@@ -89,51 +90,53 @@ def fitting(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject
     ]
 
 
-def names(thing: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
+def list_unambiguous_nouns(thing: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
     """The nouns that mean this object and no other: by its kind, or by its colour and kind."""
     nouns = (NounPhrase(thing.kind), NounPhrase(thing.kind, thing.colour))
-    return [noun for noun in nouns if len(fitting(noun, things)) == 1]
+    return [noun for noun in nouns if len(select_fitting_objects(noun, things)) == 1]
 
 
-def place(first: SceneObject, second: SceneObject) -> str | None:
+def compare_positions(first: SceneObject, second: SceneObject) -> str | None:
     """Where the first object is beside the second; None when that is not clear."""
     (left, top, right, bottom), other = first.box, second.box
     across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the middles
-    if abs(across) >= CLEARLY * abs(down):
+    if abs(across) >= MIN_SIZE_RATIO * abs(down):
         return "left of" if across < 0 else "right of"
-    if abs(down) >= CLEARLY * abs(across):
+    if abs(down) >= MIN_SIZE_RATIO * abs(across):
         return "above" if down < 0 else "below"
     return None
 
 
-def placed(noun: NounPhrase, anchor: SceneObject, things: Sequence[SceneObject]) -> dict[str, list[SceneObject]] | None:
+def group_by_position(
+    noun: NounPhrase, anchor: SceneObject, things: Sequence[SceneObject]
+) -> dict[str, list[SceneObject]] | None:
     """What the noun may mean at each place beside the anchor; None where that is unclear, or it means nothing."""
-    found: dict[str, list[SceneObject]] = {where: [] for where in PLACES}
-    for thing in fitting(noun, things):
+    found: dict[str, list[SceneObject]] = {where: [] for where in RELATIVE_POSITIONS}
+    for thing in select_fitting_objects(noun, things):
         if thing is not anchor:
-            where = place(thing, anchor)
+            where = compare_positions(thing, anchor)
             if where is None:
                 return None
             found[where].append(thing)
     return found if any(found.values()) else None
 
 
-def larger(first: SceneObject, second: SceneObject) -> bool | None:
+def compare_sizes(first: SceneObject, second: SceneObject) -> bool | None:
     """Whether the first object's box is larger; None when that is not clear."""
-    if first.area >= CLEARLY * second.area:
+    if first.area >= MIN_SIZE_RATIO * second.area:
         return True
-    return False if second.area >= CLEARLY * first.area else None
+    return False if second.area >= MIN_SIZE_RATIO * first.area else None
 
 
-def hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]:
+def compute_hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]:
     """The convex outline of an object inside the picture, in pixels (by Andrew's monotone chain)."""
-    polygons = outline(thing, pose_at(thing, 0.0), side)
+    polygons = compute_object_outline(thing, compute_pose(thing, 0.0), side)
     points = np.clip(np.concatenate([polygon.points for polygon in polygons]), 0, side)
     ordered = sorted({(round(float(x), 2), round(float(y), 2)) for x, y in points})
-    return [*_chain(ordered), *_chain(ordered[::-1])]
+    return [*_build_hull_chain(ordered), *_build_hull_chain(ordered[::-1])]
 
 
-def _chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _build_hull_chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """One side of the hull, which turns one way only, without its last point, which begins the other side."""
     chain: list[tuple[float, float]] = []
     for x, y in points:
@@ -146,30 +149,30 @@ def _chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return chain[:-1]
 
 
-def enclosed(points: Sequence[tuple[float, float]]) -> float:
+def compute_polygon_area(points: Sequence[tuple[float, float]]) -> float:
     """The area of a polygon."""
     x, y = (np.array(axis) for axis in zip(*points, strict=True))
     twice: Float[np.ndarray, ""] = np.asarray(x @ np.roll(y, -1) - y @ np.roll(x, -1))
     return float(abs(twice)) / 2
 
 
-def picture_jobs(
+def list_image_jobs(
     folder: Path, seed: int, purpose: Purpose, files: Sequence[str], side: int
 ) -> list[Callable[[], None]]:
     """What makes the pictures of a set, one by one."""
-    return [partial(_write_picture, folder / file, seed, purpose, index, side) for index, file in enumerate(files)]
+    return [partial(_write_crowd_image, folder / file, seed, purpose, index, side) for index, file in enumerate(files)]
 
 
-def _write_picture(path: Path, seed: int, purpose: Purpose, index: int, side: int) -> None:
+def _write_crowd_image(path: Path, seed: int, purpose: Purpose, index: int, side: int) -> None:
     if not path.exists():
-        write_image(path, render_frame(make_crowd(seed, purpose, index), 0.0, side))
+        write_image_file(path, render_frame(make_crowd(seed, purpose, index), 0.0, side))
 
 
-def write_boxes(path: Path, pictures: Sequence[SceneImage], side: int) -> None:
+def write_scene_boxes(path: Path, pictures: Sequence[SceneImage], side: int) -> None:
     """What is where in each picture, by its file: for `prepare regions --boxes`."""
     records: list[dict[str, Any]] = []
     for picture in pictures:
         objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in picture.things]
         boxes = [list(thing.box) for thing in picture.things]
         records.append({"image": picture.file, "width": side, "height": side, "boxes": boxes, "objects": objects})
-    write_whole(path, json_lines(records).encode())
+    write_bytes_atomically(path, format_json_lines(records).encode())

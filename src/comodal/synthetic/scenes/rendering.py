@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from comodal.synthetic.scenes.motion import Pose, outline, pose_at
-from comodal.synthetic.scenes.world import COLOURS, RandomStream, SyntheticObject, World
+from comodal.synthetic.scenes.motion import Pose, compute_object_outline, compute_pose
+from comodal.synthetic.scenes.world import OBJECT_COLORS, RandomStream, SyntheticObject, World
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 SUPERSAMPLING = 2
@@ -26,21 +26,21 @@ class Painter:
     def frame(self, seconds: float) -> Pixels:
         picture = self.background.copy()
         for number, thing in enumerate(self.world.things):
-            pose = pose_at(thing, seconds)
+            pose = compute_pose(thing, seconds)
             if number not in self.drawn or self.drawn[number][0] != pose:
-                self.drawn[number] = (pose, *paint_thing(thing, pose, self.side))
+                self.drawn[number] = (pose, *paint_object(thing, pose, self.side))
             _, patch, corner = self.drawn[number]
             picture.paste(patch, corner, patch)
         return np.asarray(picture)
 
 
-def paint_thing(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
+def paint_object(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An object as an RGBA patch and the place of its top left corner on the picture."""
-    polygons = outline(thing, pose, side)
+    polygons = compute_object_outline(thing, pose, side)
     points = np.concatenate([polygon.points for polygon in polygons])
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     size = np.ceil(points.max(axis=0)).astype(int) + 1 - corner
-    paints = _paints(thing)
+    paints = _choose_paints(thing)
     large = Image.new("RGBA", tuple((size * SUPERSAMPLING).tolist()), (*paints["body"], 0))
     draw = ImageDraw.Draw(large)
     for polygon in polygons:
@@ -48,21 +48,21 @@ def paint_thing(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Im
         draw.polygon([tuple(point) for point in inside.tolist()], fill=(*paints[polygon.paint], 255))
     patch = np.asarray(large.reduce(SUPERSAMPLING))
     x, y = np.meshgrid(np.arange(size[0]) / size[0], np.arange(size[1]) / size[1])
-    shade, opacity = _material(thing.material, x, y)
+    shade, opacity = _render_material(thing.material, x, y)
     colour = np.clip(patch[..., :3] * shade[..., None], 0, 255)
     painted = np.concatenate([colour, patch[..., 3:] * opacity], axis=2).astype(np.uint8)
     return Image.fromarray(painted), (int(corner[0]), int(corner[1]))
 
 
-def _paints(thing: SyntheticObject) -> dict[str, tuple[int, int, int]]:
-    body = np.array(COLOURS[thing.colour], dtype=float)
+def _choose_paints(thing: SyntheticObject) -> dict[str, tuple[int, int, int]]:
+    body = np.array(OBJECT_COLORS[thing.colour], dtype=float)
     ink = np.array((25, 25, 30)) if body.mean() > 70 else np.array((150, 150, 145))
     light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # beside white, the lighter paint is grey
     paints = {"body": body, "dark": body * 0.6, "light": light, "ink": ink}
     return {name: (int(c[0]), int(c[1]), int(c[2])) for name, c in paints.items()}
 
 
-def _material(
+def _render_material(
     material: str, x: Float[np.ndarray, "height width"], y: Float[np.ndarray, "height width"]
 ) -> tuple[Float[np.ndarray, "height width"], float]:
     """Brightness over the patch, and opacity."""
@@ -91,7 +91,7 @@ def paint_background(world: World, side: int) -> Image.Image:
         "waves": 0.5 + 0.5 * np.sin(scale * (along + 0.08 * np.sin(9 * across))),
     }[scene.texture]
     contrast = rng.uniform(0.05, 0.25)
-    first, second = (np.array(COLOURS[colour], dtype=float) for colour in scene.colours)
+    first, second = (np.array(OBJECT_COLORS[colour], dtype=float) for colour in scene.colours)
     pixels = first + (second - first) * (contrast * mix)[..., None]
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
@@ -99,7 +99,7 @@ def paint_background(world: World, side: int) -> Image.Image:
         centre, size = rng.uniform(0, side, 2), rng.uniform(0.02, 0.12) * side
         angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 8))))
         scrap = centre + size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        colour = COLOURS[str(rng.choice(list(COLOURS)))]
+        colour = OBJECT_COLORS[str(rng.choice(list(OBJECT_COLORS)))]
         draw.polygon([tuple(point) for point in scrap.tolist()], fill=colour)
     light = scene.light * (1 + rng.uniform(-0.3, 0.3) * (x - 0.5) + rng.uniform(-0.3, 0.3) * (y - 0.5))
     grain = rng.normal(0, 4, (side, side, 1))

@@ -29,233 +29,244 @@ class Movement(NamedTuple):
 Shape = list[Polygon]
 
 
-def _ellipse(x: Number, y: Number, width: Number, height: Number, start: Number = 0.0, end: Number = 360.0) -> Points:
+def _make_ellipse(
+    x: Number, y: Number, width: Number, height: Number, start: Number = 0.0, end: Number = 360.0
+) -> Points:
     """Points of an ellipse or of a part of one; angles in degrees, clockwise from the right."""
     angles = np.radians(np.linspace(start, end, max(6, round(abs(end - start) / 15)), endpoint=abs(end - start) < 360))
     return np.stack([x + width * np.cos(angles), y + height * np.sin(angles)], axis=1)
 
 
-def _box(left: Number, top: Number, right: Number, bottom: Number) -> Points:
+def _make_box(left: Number, top: Number, right: Number, bottom: Number) -> Points:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=float)
 
 
-def _points(*points: tuple[Number, Number]) -> Points:
+def _make_points(*points: tuple[Number, Number]) -> Points:
     return np.array(points, dtype=float)
 
 
-def _turned(points: Points, degrees: Number, x: Number = 0.0, y: Number = 0.0) -> Points:
+def _rotate_points(points: Points, degrees: Number, x: Number = 0.0, y: Number = 0.0) -> Points:
     radians = np.radians(degrees)
     turn = np.array([(np.cos(radians), np.sin(radians)), (-np.sin(radians), np.cos(radians))])
     return (points - (x, y)) @ turn + (x, y)
 
 
-def ball(movement: Movement) -> Shape:
+def draw_ball(movement: Movement) -> Shape:
     """A beach ball: sectors, rolling; flat where it hits the ground."""
     flat = 1 - 0.3 * movement.action
-    disc = [Polygon(_ellipse(0, 0, 1, 1), "light")]
+    disc = [Polygon(_make_ellipse(0, 0, 1, 1), "light")]
     for sector in range(3):
         start = sector * 120 + movement.turn
-        wedge = np.concatenate([_ellipse(0, 0, 1, 1, start, start + 60), [(0.0, 0.0)]])
+        wedge = np.concatenate([_make_ellipse(0, 0, 1, 1, start, start + 60), [(0.0, 0.0)]])
         disc.append(Polygon(wedge, "body"))
-    disc.append(Polygon(_ellipse(0, 0, 0.2, 0.2), "ink"))
+    disc.append(Polygon(_make_ellipse(0, 0, 0.2, 0.2), "ink"))
     return [Polygon(p.points * (1 / np.sqrt(flat), flat) + (0, 1 - flat), p.paint) for p in disc]
 
 
-def bell(movement: Movement) -> Shape:
+def draw_bell(movement: Movement) -> Shape:
     """A hand bell with its clapper out to one side while it rings."""
     swing = 0.35 * movement.action * np.sign(np.sin(np.radians(movement.turn)) + 1e-6)
     profile = [(-0.25, -0.75), (-0.45, -0.45), (-0.5, 0.1), (-0.9, 0.55), (0.9, 0.55), (0.5, 0.1), (0.45, -0.45)]
     return [
-        Polygon(_ellipse(0, -0.82, 0.2, 0.18), "dark"),
-        Polygon(_ellipse(swing, 0.72, 0.24, 0.24), "ink"),
-        Polygon(_points(*profile, (0.25, -0.75)), "body"),
-        Polygon(_box(-0.9, 0.45, 0.9, 0.6), "dark"),
+        Polygon(_make_ellipse(0, -0.82, 0.2, 0.18), "dark"),
+        Polygon(_make_ellipse(swing, 0.72, 0.24, 0.24), "ink"),
+        Polygon(_make_points(*profile, (0.25, -0.75)), "body"),
+        Polygon(_make_box(-0.9, 0.45, 0.9, 0.6), "dark"),
     ]
 
 
-def bird(movement: Movement) -> Shape:
+def draw_bird(movement: Movement) -> Shape:
     """A bird from the side; the beak opens and the wing lifts while it sings."""
     gape = 0.04 + 0.2 * movement.action
-    wing = _turned(_points((-0.5, -0.05), (0.25, -0.05), (-0.1, 0.35), (-0.75, 0.3)), -30 * movement.action, 0.2, 0.0)
+    wing = _rotate_points(
+        _make_points((-0.5, -0.05), (0.25, -0.05), (-0.1, 0.35), (-0.75, 0.3)), -30 * movement.action, 0.2, 0.0
+    )
     return [
-        Polygon(_points((-0.5, 0.1), (-1.0, -0.3), (-0.95, 0.2)), "dark"),
-        Polygon(_points((-0.1, 0.5), (-0.02, 0.5), (0.0, 1.0), (-0.1, 1.0)), "ink"),
-        Polygon(_points((0.12, 0.5), (0.2, 0.5), (0.22, 1.0), (0.12, 1.0)), "ink"),
-        Polygon(_ellipse(0, 0.15, 0.65, 0.45), "body"),
-        Polygon(_ellipse(0.5, -0.35, 0.34, 0.34), "body"),
-        Polygon(_points((0.75, -0.42), (1.15, -0.35 - gape), (0.8, -0.3)), "ink"),
-        Polygon(_points((0.75, -0.35), (1.1, -0.3 + gape), (0.7, -0.2)), "ink"),
+        Polygon(_make_points((-0.5, 0.1), (-1.0, -0.3), (-0.95, 0.2)), "dark"),
+        Polygon(_make_points((-0.1, 0.5), (-0.02, 0.5), (0.0, 1.0), (-0.1, 1.0)), "ink"),
+        Polygon(_make_points((0.12, 0.5), (0.2, 0.5), (0.22, 1.0), (0.12, 1.0)), "ink"),
+        Polygon(_make_ellipse(0, 0.15, 0.65, 0.45), "body"),
+        Polygon(_make_ellipse(0.5, -0.35, 0.34, 0.34), "body"),
+        Polygon(_make_points((0.75, -0.42), (1.15, -0.35 - gape), (0.8, -0.3)), "ink"),
+        Polygon(_make_points((0.75, -0.35), (1.1, -0.3 + gape), (0.7, -0.2)), "ink"),
         Polygon(wing, "dark"),
-        Polygon(_ellipse(0.55, -0.42, 0.09, 0.09), "ink"),
+        Polygon(_make_ellipse(0.55, -0.42, 0.09, 0.09), "ink"),
     ]
 
 
-def clock(movement: Movement) -> Shape:
+def draw_clock(movement: Movement) -> Shape:
     """A wall clock with twelve marks and two hands."""
-    marks = [Polygon(_turned(_box(-0.04, -0.75, 0.04, -0.58), 30.0 * hour), "ink") for hour in range(12)]
+    marks = [Polygon(_rotate_points(_make_box(-0.04, -0.75, 0.04, -0.58), 30.0 * hour), "ink") for hour in range(12)]
     return [
-        Polygon(_ellipse(0, 0, 1, 1), "body"),
-        Polygon(_ellipse(0, 0, 0.8, 0.8), "light"),
+        Polygon(_make_ellipse(0, 0, 1, 1), "body"),
+        Polygon(_make_ellipse(0, 0, 0.8, 0.8), "light"),
         *marks,
-        Polygon(_turned(_points((-0.05, 0.15), (0.05, 0.15), (0, -0.68)), movement.turn), "ink"),
-        Polygon(_turned(_points((-0.08, 0.1), (0.08, 0.1), (0, -0.45)), movement.turn / 12 + 100), "dark"),
-        Polygon(_ellipse(0, 0, 0.08 + 0.08 * movement.action, 0.08 + 0.08 * movement.action), "body"),
+        Polygon(_rotate_points(_make_points((-0.05, 0.15), (0.05, 0.15), (0, -0.68)), movement.turn), "ink"),
+        Polygon(_rotate_points(_make_points((-0.08, 0.1), (0.08, 0.1), (0, -0.45)), movement.turn / 12 + 100), "dark"),
+        Polygon(_make_ellipse(0, 0, 0.08 + 0.08 * movement.action, 0.08 + 0.08 * movement.action), "body"),
     ]
 
 
-def drum(movement: Movement) -> Shape:
+def draw_drum(movement: Movement) -> Shape:
     """A laced drum with two sticks, one of which is on the skin."""
     zigzag = [(-0.8 + 0.4 * i, 0.65 if i % 2 else -0.05) for i in range(5)]
     lace = np.array(zigzag + [(x + 0.08, y) for x, y in reversed(zigzag)])
     lift = 24 * (1 - movement.action)
-    left = _points((-0.2, -0.3), (-0.95, -0.75), (-0.9, -0.85), (-0.15, -0.38))
-    right = _points((0.2, -0.3), (0.95, -0.75), (0.9, -0.85), (0.15, -0.38))
+    left = _make_points((-0.2, -0.3), (-0.95, -0.75), (-0.9, -0.85), (-0.15, -0.38))
+    right = _make_points((0.2, -0.3), (0.95, -0.75), (0.9, -0.85), (0.15, -0.38))
     return [
-        Polygon(np.concatenate([_ellipse(0, 0.65, 0.85, 0.28, 0, 180), _box(-0.85, -0.2, 0.85, -0.2)[:2]]), "body"),
+        Polygon(
+            np.concatenate([_make_ellipse(0, 0.65, 0.85, 0.28, 0, 180), _make_box(-0.85, -0.2, 0.85, -0.2)[:2]]), "body"
+        ),
         Polygon(lace, "light"),
-        Polygon(_ellipse(0, -0.2, 0.85, 0.28), "dark"),
-        Polygon(_ellipse(0, -0.2, 0.74, 0.2), "light"),
-        Polygon(_turned(left, lift, -0.95, -0.8), "ink"),
-        Polygon(_turned(right, -12.0, 0.95, -0.8), "ink"),
+        Polygon(_make_ellipse(0, -0.2, 0.85, 0.28), "dark"),
+        Polygon(_make_ellipse(0, -0.2, 0.74, 0.2), "light"),
+        Polygon(_rotate_points(left, lift, -0.95, -0.8), "ink"),
+        Polygon(_rotate_points(right, -12.0, 0.95, -0.8), "ink"),
     ]
 
 
-def fan(movement: Movement) -> Shape:
+def draw_fan(movement: Movement) -> Shape:
     """A table fan: four blades inside a ring, on a stand."""
-    blade = _points((0.0, 0.0), (0.1, -0.3), (0.38, -0.62), (0.0, -0.68), (-0.12, -0.4))
+    blade = _make_points((0.0, 0.0), (0.1, -0.3), (0.38, -0.62), (0.0, -0.68), (-0.12, -0.4))
     blades = [
-        Polygon(_turned(blade + np.array((0, -0.25)), movement.turn + 90 * k, 0, -0.25), "body") for k in range(4)
+        Polygon(_rotate_points(blade + np.array((0, -0.25)), movement.turn + 90 * k, 0, -0.25), "body")
+        for k in range(4)
     ]
     return [
-        Polygon(_points((-0.1, 0.4), (0.1, 0.4), (0.45, 1.0), (-0.45, 1.0)), "dark"),
-        Polygon(_ellipse(0, -0.25, 0.78, 0.78), "ink"),
-        Polygon(_ellipse(0, -0.25, 0.7, 0.7), "light"),
+        Polygon(_make_points((-0.1, 0.4), (0.1, 0.4), (0.45, 1.0), (-0.45, 1.0)), "dark"),
+        Polygon(_make_ellipse(0, -0.25, 0.78, 0.78), "ink"),
+        Polygon(_make_ellipse(0, -0.25, 0.7, 0.7), "light"),
         *blades,
-        Polygon(_ellipse(0, -0.25, 0.13, 0.13), "ink"),
+        Polygon(_make_ellipse(0, -0.25, 0.13, 0.13), "ink"),
     ]
 
 
-def frog(movement: Movement) -> Shape:
+def draw_frog(movement: Movement) -> Shape:
     """A frog from the front, its throat blown up while it croaks."""
     throat = 0.15 + 0.3 * movement.action
     eyes = [
-        Polygon(_ellipse(x, y, r, r), paint)
+        Polygon(_make_ellipse(x, y, r, r), paint)
         for x in (-0.42, 0.42)
         for y, r, paint in ((-0.55, 0.28, "body"), (-0.58, 0.17, "light"), (-0.58, 0.08, "ink"))
     ]
     return [
-        Polygon(_ellipse(-0.75, 0.5, 0.3, 0.42), "dark"),
-        Polygon(_ellipse(0.75, 0.5, 0.3, 0.42), "dark"),
-        Polygon(_ellipse(0, 0.15, 0.82, 0.65), "body"),
+        Polygon(_make_ellipse(-0.75, 0.5, 0.3, 0.42), "dark"),
+        Polygon(_make_ellipse(0.75, 0.5, 0.3, 0.42), "dark"),
+        Polygon(_make_ellipse(0, 0.15, 0.82, 0.65), "body"),
         *eyes,
-        Polygon(_ellipse(0, 0.5, throat * 1.3, throat), "light"),
-        Polygon(_points((-0.55, -0.02), (0, 0.12), (0.55, -0.02), (0, 0.24)), "ink"),
+        Polygon(_make_ellipse(0, 0.5, throat * 1.3, throat), "light"),
+        Polygon(_make_points((-0.55, -0.02), (0, 0.12), (0.55, -0.02), (0, 0.24)), "ink"),
     ]
 
 
-def guitar(movement: Movement) -> Shape:
+def draw_guitar(movement: Movement) -> Shape:
     """A guitar; its strings spread while they swing."""
     spread = 0.03 + 0.06 * movement.action
-    strings = [Polygon(_box(x - 0.015, -0.85, x + 0.015, 0.65), "light") for x in (-spread, 0.0, spread)]
+    strings = [Polygon(_make_box(x - 0.015, -0.85, x + 0.015, 0.65), "light") for x in (-spread, 0.0, spread)]
     return [
-        Polygon(_box(-0.1, -0.8, 0.1, 0.2), "dark"),
-        Polygon(_box(-0.17, -1.05, 0.17, -0.78), "ink"),
-        Polygon(_ellipse(0, 0.1, 0.42, 0.36), "body"),
-        Polygon(_ellipse(0, 0.58, 0.58, 0.46), "body"),
-        Polygon(_ellipse(0, 0.3, 0.19, 0.19), "ink"),
-        Polygon(_box(-0.25, 0.68, 0.25, 0.78), "dark"),
+        Polygon(_make_box(-0.1, -0.8, 0.1, 0.2), "dark"),
+        Polygon(_make_box(-0.17, -1.05, 0.17, -0.78), "ink"),
+        Polygon(_make_ellipse(0, 0.1, 0.42, 0.36), "body"),
+        Polygon(_make_ellipse(0, 0.58, 0.58, 0.46), "body"),
+        Polygon(_make_ellipse(0, 0.3, 0.19, 0.19), "ink"),
+        Polygon(_make_box(-0.25, 0.68, 0.25, 0.78), "dark"),
         *strings,
     ]
 
 
-def horn(movement: Movement) -> Shape:
+def draw_horn(movement: Movement) -> Shape:
     """A post horn with its loop; the open end widens while it is blown."""
     wide = 0.45 + 0.15 * movement.action
-    cone = _points((-0.1, 0.06), (0.55, 0.15), (0.95, wide), (0.95, -wide), (0.55, -0.15), (-0.1, -0.06))
+    cone = _make_points((-0.1, 0.06), (0.55, 0.15), (0.95, wide), (0.95, -wide), (0.55, -0.15), (-0.1, -0.06))
     return [
-        Polygon(_ellipse(-0.2, 0.3, 0.42, 0.4), "dark"),
-        Polygon(_ellipse(-0.2, 0.3, 0.26, 0.24), "light"),
-        Polygon(_box(-0.95, -0.09, 0.2, 0.09), "body"),
+        Polygon(_make_ellipse(-0.2, 0.3, 0.42, 0.4), "dark"),
+        Polygon(_make_ellipse(-0.2, 0.3, 0.26, 0.24), "light"),
+        Polygon(_make_box(-0.95, -0.09, 0.2, 0.09), "body"),
         Polygon(cone, "body"),
-        Polygon(_ellipse(0.95, 0, 0.12, wide), "ink"),
-        Polygon(_box(-1.05, -0.18, -0.93, 0.18), "ink"),
+        Polygon(_make_ellipse(0.95, 0, 0.12, wide), "ink"),
+        Polygon(_make_box(-1.05, -0.18, -0.93, 0.18), "ink"),
     ]
 
 
-def siren(movement: Movement) -> Shape:
+def draw_siren(movement: Movement) -> Shape:
     """A warning lamp on its base, with a beam that goes round and short rays around the dome."""
     rays = [
-        Polygon(_turned(_points((-0.05, -0.72), (0.05, -0.72), (0, -1.05)), angle, 0, 0.15), "light")
+        Polygon(_rotate_points(_make_points((-0.05, -0.72), (0.05, -0.72), (0, -1.05)), angle, 0, 0.15), "light")
         for angle in (-75, -37, 0, 37, 75)
     ]
     across = 0.3 * np.sin(np.radians(movement.turn))
     return [
         *rays,
-        Polygon(np.concatenate([_ellipse(0, 0.15, 0.55, 0.7, 180, 360), _box(-0.55, 0.45, 0.55, 0.45)[1::-1]]), "body"),
         Polygon(
-            _points((across - 0.14, -0.35), (across + 0.14, -0.35), (across + 0.14, 0.4), (across - 0.14, 0.4)), "light"
+            np.concatenate([_make_ellipse(0, 0.15, 0.55, 0.7, 180, 360), _make_box(-0.55, 0.45, 0.55, 0.45)[1::-1]]),
+            "body",
         ),
-        Polygon(_box(-0.75, 0.42, 0.75, 0.65), "ink"),
-        Polygon(_box(-0.95, 0.62, 0.95, 0.95), "dark"),
+        Polygon(
+            _make_points((across - 0.14, -0.35), (across + 0.14, -0.35), (across + 0.14, 0.4), (across - 0.14, 0.4)),
+            "light",
+        ),
+        Polygon(_make_box(-0.75, 0.42, 0.75, 0.65), "ink"),
+        Polygon(_make_box(-0.95, 0.62, 0.95, 0.95), "dark"),
     ]
 
 
-def tree() -> Shape:
+def draw_tree() -> Shape:
     """Three layers of leaves on a trunk."""
     layers = [(0.4 * k, 0.45 + 0.15 * k) for k in range(3)]
-    leaves = [_points((0, down - 1), (half, down - 0.35), (-half, down - 0.35)) for down, half in layers]
-    return [Polygon(_box(-0.14, 0.4, 0.14, 1.0), "dark"), *(Polygon(leaf, "body") for leaf in leaves)]
+    leaves = [_make_points((0, down - 1), (half, down - 0.35), (-half, down - 0.35)) for down, half in layers]
+    return [Polygon(_make_box(-0.14, 0.4, 0.14, 1.0), "dark"), *(Polygon(leaf, "body") for leaf in leaves)]
 
 
-def star() -> Shape:
+def draw_star() -> Shape:
     """A five-pointed star."""
     angles = np.radians(np.arange(10) * 36 - 90)
     radii = np.where(np.arange(10) % 2, 0.42, 1.0)
     return [Polygon(np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1), "body")]
 
 
-SILENT: dict[str, Shape] = {
+SILENT_SHAPES: dict[str, Shape] = {
     "cloud": [
-        Polygon(_ellipse(x, y, r, r * 0.85), "light")
+        Polygon(_make_ellipse(x, y, r, r * 0.85), "light")
         for x, y, r in ((-0.55, 0.2, 0.42), (0.0, -0.1, 0.55), (0.55, 0.2, 0.42), (0.0, 0.3, 0.5))
     ],
     "cone": [
-        Polygon(_points((0, -1), (0.55, 0.7), (-0.55, 0.7)), "body"),
-        Polygon(_points((-0.22, -0.3), (0.22, -0.3), (0.35, 0.1), (-0.35, 0.1)), "light"),
-        Polygon(_box(-0.85, 0.7, 0.85, 0.95), "dark"),
+        Polygon(_make_points((0, -1), (0.55, 0.7), (-0.55, 0.7)), "body"),
+        Polygon(_make_points((-0.22, -0.3), (0.22, -0.3), (0.35, 0.1), (-0.35, 0.1)), "light"),
+        Polygon(_make_box(-0.85, 0.7, 0.85, 0.95), "dark"),
     ],
     "crate": [
-        Polygon(_box(-0.85, -0.85, 0.85, 0.85), "dark"),
-        Polygon(_box(-0.65, -0.65, 0.65, 0.65), "body"),
-        Polygon(_points((-0.65, -0.65), (-0.45, -0.65), (0.65, 0.65), (0.45, 0.65)), "dark"),
+        Polygon(_make_box(-0.85, -0.85, 0.85, 0.85), "dark"),
+        Polygon(_make_box(-0.65, -0.65, 0.65, 0.65), "body"),
+        Polygon(_make_points((-0.65, -0.65), (-0.45, -0.65), (0.65, 0.65), (0.45, 0.65)), "dark"),
     ],
     "gem": [
-        Polygon(_points((-0.55, -0.6), (0.55, -0.6), (1, -0.1), (0, 0.95), (-1, -0.1)), "body"),
-        Polygon(_points((-0.35, -0.1), (0.35, -0.1), (0, 0.95)), "light"),
-        Polygon(_points((-1, -0.1), (-0.35, -0.1), (-0.55, -0.6)), "dark"),
+        Polygon(_make_points((-0.55, -0.6), (0.55, -0.6), (1, -0.1), (0, 0.95), (-1, -0.1)), "body"),
+        Polygon(_make_points((-0.35, -0.1), (0.35, -0.1), (0, 0.95)), "light"),
+        Polygon(_make_points((-1, -0.1), (-0.35, -0.1), (-0.55, -0.6)), "dark"),
     ],
     "mug": [
-        Polygon(_ellipse(0.6, 0.1, 0.4, 0.45), "dark"),
-        Polygon(_box(-0.7, -0.7, 0.55, 0.85), "body"),
-        Polygon(_ellipse(-0.08, -0.7, 0.63, 0.18), "ink"),
+        Polygon(_make_ellipse(0.6, 0.1, 0.4, 0.45), "dark"),
+        Polygon(_make_box(-0.7, -0.7, 0.55, 0.85), "body"),
+        Polygon(_make_ellipse(-0.08, -0.7, 0.63, 0.18), "ink"),
     ],
-    "star": star(),
-    "tree": tree(),
+    "star": draw_star(),
+    "tree": draw_tree(),
 }
-SOUNDING: dict[str, Callable[[Movement], Shape]] = {
-    "ball": ball,
-    "bell": bell,
-    "bird": bird,
-    "clock": clock,
-    "drum": drum,
-    "fan": fan,
-    "frog": frog,
-    "guitar": guitar,
-    "horn": horn,
-    "siren": siren,
+SOUNDING_SHAPES: dict[str, Callable[[Movement], Shape]] = {
+    "ball": draw_ball,
+    "bell": draw_bell,
+    "bird": draw_bird,
+    "clock": draw_clock,
+    "drum": draw_drum,
+    "fan": draw_fan,
+    "frog": draw_frog,
+    "guitar": draw_guitar,
+    "horn": draw_horn,
+    "siren": draw_siren,
 }
 
 
-def shape_of(kind: str, movement: Movement) -> Shape:
+def build_object_shape(kind: str, movement: Movement) -> Shape:
     """The polygons of a kind at a moment of its movement, back to front."""
-    return SILENT[kind] if kind in SILENT else SOUNDING[kind](movement)
+    return SILENT_SHAPES[kind] if kind in SILENT_SHAPES else SOUNDING_SHAPES[kind](movement)

@@ -43,10 +43,10 @@ class RandomStream(IntEnum):
     STATEMENTS = 7
 
 
-KINDS = ("ball", "bell", "bird", "clock", "drum", "fan", "frog", "guitar", "horn", "siren")
+SOUNDING_KINDS = ("ball", "bell", "bird", "clock", "drum", "fan", "frog", "guitar", "horn", "siren")
 SILENT_KINDS = ("cloud", "cone", "crate", "gem", "mug", "star", "tree")
 MATERIALS = ("wood", "metal", "glass", "plastic")
-COLOURS = {
+OBJECT_COLORS = {
     "red": (205, 45, 40),
     "orange": (235, 135, 35),
     "yellow": (235, 210, 60),
@@ -61,14 +61,14 @@ COLOURS = {
     "black": (45, 45, 50),
 }
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
-NOISES = ("pink", "rain", "hum", "wind")
+NOISE_KINDS = ("pink", "rain", "hum", "wind")
 MOTIONS = ("still", "sway", "drift", "circle")
-SMALL, LARGE = 0.28, 0.38  # half the extent of an object, in sides of the picture
+SMALL_SIZES, LARGE_SIZES = 0.28, 0.38  # half the extent of an object, in sides of the picture
 SCENE_SIZES = (0.11, 0.18)  # likewise, where several are to be told apart
 SCENE_COUNTS = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
 CROWD_SIZES = (0.10, 0.155)
 CROWD_COUNTS = {4: 0.35, 5: 0.4, 6: 0.25}
-CROWD_COLOURS, CROWD_MATERIALS = 3, 2  # so few in one picture that no single word tells its objects apart
+CROWD_COLORS, CROWD_MATERIALS = 3, 2  # so few in one picture that no single word tells its objects apart
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,17 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
     """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
     rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
     sounding = 1 if kind is not None or rng.random() > 0.1 else 2
-    kinds = [str(name) for name in rng.choice(KINDS, size=sounding, replace=False)]
+    kinds = [str(name) for name in rng.choice(SOUNDING_KINDS, size=sounding, replace=False)]
     if kind is not None:
         kinds = [kind]
     distractors = int(rng.choice(3, p=(0.5, 0.35, 0.15))) if sounding == 1 else 0
     silent = [str(name) for name in rng.choice(SILENT_KINDS, size=distractors, replace=False)]
     names = silent + kinds
-    sizes = [_size(rng, name) for name in names]
-    places = _places(rng, sizes)
-    background = _background(rng)
-    colours = [colour for colour in COLOURS if colour not in background.colours]  # so that all can be seen
-    things = tuple(_thing(rng, *item, colours, seconds) for item in zip(names, sizes, places, strict=True))
+    sizes = [_draw_size(rng, name) for name in names]
+    places = _draw_positions(rng, sizes)
+    background = _make_background(rng)
+    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]  # so that all can be seen
+    things = tuple(_make_object(rng, *item, colours, seconds) for item in zip(names, sizes, places, strict=True))
     return World(seed, purpose, index, seconds, things, background)
 
 
@@ -161,12 +161,12 @@ def make_scene(seed: int, index: int) -> World:
     """A silent moment with several objects of different kinds, for pictures with captions."""
     rng = np.random.default_rng((seed, int(Purpose.SCENE), index, int(RandomStream.SCENE)))
     count = int(rng.choice(list(SCENE_COUNTS), p=list(SCENE_COUNTS.values())))
-    names = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
+    names = [str(name) for name in rng.choice(SOUNDING_KINDS + SILENT_KINDS, size=count, replace=False)]
     sizes = [float(size) for size in rng.uniform(*SCENE_SIZES, size=count)]
-    places = _places(rng, sizes)
-    background = _background(rng)
-    colours = [colour for colour in COLOURS if colour not in background.colours]
-    things = tuple(_thing(rng, *item, colours, None) for item in zip(names, sizes, places, strict=True))
+    places = _draw_positions(rng, sizes)
+    background = _make_background(rng)
+    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]
+    things = tuple(_make_object(rng, *item, colours, None) for item in zip(names, sizes, places, strict=True))
     return World(seed, Purpose.SCENE, index, 0.0, things, background)
 
 
@@ -178,28 +178,28 @@ def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
     """
     rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
     count = int(rng.choice(list(CROWD_COUNTS), p=list(CROWD_COUNTS.values())))
-    kinds = [str(name) for name in rng.choice(KINDS + SILENT_KINDS, size=count, replace=False)]
+    kinds = [str(name) for name in rng.choice(SOUNDING_KINDS + SILENT_KINDS, size=count, replace=False)]
     first, second = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     names = [str(name) for name in rng.permutation(([kinds[0]] * first + [kinds[1]] * second + kinds[2:])[:count])]
     sizes = [float(size) for size in rng.uniform(*CROWD_SIZES, size=count)]
-    places = _spread(rng, sizes)
-    background = _background(rng)
-    colours = [colour for colour in COLOURS if colour not in background.colours]
-    palette = [str(name) for name in rng.choice(colours, CROWD_COLOURS, replace=False)]
+    places = _spread_positions(rng, sizes)
+    background = _make_background(rng)
+    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]
+    palette = [str(name) for name in rng.choice(colours, CROWD_COLORS, replace=False)]
     materials = rng.choice(MATERIALS, CROWD_MATERIALS, replace=False)
     things = tuple(
-        replace(_thing(rng, *item, palette, None), material=str(rng.choice(materials)))
+        replace(_make_object(rng, *item, palette, None), material=str(rng.choice(materials)))
         for item in zip(names, sizes, places, strict=True)
     )
     return World(seed, purpose, index, 0.0, things, background)
 
 
-def _size(rng: np.random.Generator, kind: str) -> float:
-    low, high = (SMALL, LARGE) if kind in KINDS else (0.09, 0.15)
+def _draw_size(rng: np.random.Generator, kind: str) -> float:
+    low, high = (SMALL_SIZES, LARGE_SIZES) if kind in SOUNDING_KINDS else (0.09, 0.15)
     return float(rng.uniform(low, high))
 
 
-def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
+def _draw_positions(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
     """Centres that keep objects inside the picture, the best of a few draws at keeping them apart."""
     best, best_gap = [(0.5, 0.5)] * len(sizes), -np.inf
     for _ in range(12):
@@ -215,7 +215,7 @@ def _places(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, f
     return best
 
 
-def _spread(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
+def _spread_positions(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
     """Centres inside the picture, one after the other, each the best of a few draws at keeping off those before it."""
     places: list[tuple[float, float]] = []
     for size in sizes:
@@ -228,7 +228,7 @@ def _spread(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, f
     return places
 
 
-def _thing(
+def _make_object(
     rng: np.random.Generator,
     kind: str,
     size: float,
@@ -239,7 +239,7 @@ def _thing(
     """An object; it sounds for so many seconds if it is of a kind that does, and not at all for None."""
     tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
     # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
-    octaves = 1.0 - (size - SMALL) / (LARGE - SMALL) + rng.uniform(0, 1.5)
+    octaves = 1.0 - (size - SMALL_SIZES) / (LARGE_SIZES - SMALL_SIZES) + rng.uniform(0, 1.5)
     return SyntheticObject(
         kind=kind,
         colour=str(rng.choice(colours)),
@@ -252,22 +252,22 @@ def _thing(
         motion=str(rng.choice(MOTIONS)),
         reach=float(rng.uniform(0.03, 0.09)),
         phase=float(rng.uniform(0, 2 * np.pi)),
-        sounding=seconds is not None and kind in KINDS,
+        sounding=seconds is not None and kind in SOUNDING_KINDS,
         pitch_hertz=float(350.0 * 2.0**octaves),
         level=float(rng.uniform(0.4, 1.0)),
         tempo=tempo,
-        notes=tuple(RHYTHMS[kind](rng, tempo, seconds)) if seconds is not None and kind in KINDS else (),
+        notes=tuple(RHYTHMS[kind](rng, tempo, seconds)) if seconds is not None and kind in SOUNDING_KINDS else (),
     )
 
 
-def _background(rng: np.random.Generator) -> Background:
-    first, second = rng.choice(list(COLOURS), size=2, replace=False)
+def _make_background(rng: np.random.Generator) -> Background:
+    first, second = rng.choice(list(OBJECT_COLORS), size=2, replace=False)
     return Background(
         texture=str(rng.choice(TEXTURES)),
         colours=(str(first), str(second)),
         clutter=int(rng.integers(0, 4)),
         light=float(rng.uniform(0.85, 1.1)),
-        noise=str(rng.choice(NOISES)),
+        noise=str(rng.choice(NOISE_KINDS)),
         noise_level=float(10 ** (rng.uniform(-30, -6) / 20)),
         echo_seconds=float(rng.uniform(0.05, 0.3)),
         echo_level=float(rng.uniform(0.0, 0.6)),
@@ -275,34 +275,38 @@ def _background(rng: np.random.Generator) -> Background:
     )
 
 
-def _beats(rng: np.random.Generator, period: float, seconds: float) -> list[float]:
+def _make_beats(rng: np.random.Generator, period: float, seconds: float) -> list[float]:
     """Even beats through the whole time, with a little human unevenness; the first lies before the clip begins."""
     starts = np.arange(-float(rng.uniform(0, period)), seconds, period)
     return [float(start) for start in starts + rng.uniform(-0.04, 0.04, len(starts)) * period]
 
 
-def _even(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_even(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Bell and horn: the same beats and lengths; only the envelope differs (one is the other played backwards)."""
-    return [Note(t, 0.30 / tempo, strength=float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.36 / tempo, seconds)]
+    return [Note(t, 0.30 / tempo, strength=float(rng.uniform(0.7, 1))) for t in _make_beats(rng, 0.36 / tempo, seconds)]
 
 
-def _rising(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_rising(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Bird: short notes that rise by an octave."""
-    return [Note(t, 0.17 / tempo, 0.71, 1.41, float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.25 / tempo, seconds)]
+    return [
+        Note(t, 0.17 / tempo, 0.71, 1.41, float(rng.uniform(0.7, 1))) for t in _make_beats(rng, 0.25 / tempo, seconds)
+    ]
 
 
-def _falling(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_falling(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Frog: the bird's notes upside down."""
-    return [Note(t, 0.17 / tempo, 1.41, 0.71, float(rng.uniform(0.7, 1))) for t in _beats(rng, 0.25 / tempo, seconds)]
+    return [
+        Note(t, 0.17 / tempo, 1.41, 0.71, float(rng.uniform(0.7, 1))) for t in _make_beats(rng, 0.25 / tempo, seconds)
+    ]
 
 
-def _ticks(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_ticks(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Clock: short ticks at an even pace, high and low in turn."""
-    beats = _beats(rng, 0.17 / tempo, seconds)
+    beats = _make_beats(rng, 0.17 / tempo, seconds)
     return [Note(t, 0.05, 1.25 if i % 2 else 0.8, 1.25 if i % 2 else 0.8) for i, t in enumerate(beats)]
 
 
-def _bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Ball: hits ever closer and softer (each rebound takes 0.7 of the time of the last), then thrown up anew."""
     notes, t = [], -float(rng.uniform(0, 0.5))
     while t < seconds:
@@ -314,26 +318,26 @@ def _bounces(rng: np.random.Generator, tempo: float, seconds: float) -> list[Not
     return notes
 
 
-def _rolls(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_rolls(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Drum: three quick strokes, each with its pitch falling off at once, then a rest."""
     return [
         Note(t + 0.09 * stroke / tempo, 0.08 / tempo, 1.1, 0.6, 1.0 if stroke == 2 else 0.7)
-        for t in _beats(rng, 0.45 / tempo, seconds)
+        for t in _make_beats(rng, 0.45 / tempo, seconds)
         for stroke in range(3)
     ]
 
 
-def _scale(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_scale(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Guitar: plucked chords taken apart, up and down again in steps, each note cut off by the next."""
     steps = (0.63, 0.79, 0.94, 1.26, 0.94, 0.79)
-    beats = _beats(rng, 0.14 / tempo, seconds)
+    beats = _make_beats(rng, 0.14 / tempo, seconds)
     return [Note(t, 0.145 / tempo, steps[i % 6], steps[i % 6]) for i, t in enumerate(beats)]
 
 
-def _wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Siren: one unbroken tone that climbs and sinks over an octave and a half."""
     half = 0.33 / tempo
-    starts = _beats(rng, 2 * half, seconds)
+    starts = _make_beats(rng, 2 * half, seconds)
     ends = [*starts[1:], starts[-1] + 2 * half]
     notes = []
     for start, end in zip(starts, ends, strict=True):
@@ -342,20 +346,20 @@ def _wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     return notes
 
 
-def _whirr(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
+def _play_whirr(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Fan: one tone for each blade that passes, so fast that they flutter."""
-    return [Note(t, 0.08 / tempo) for t in _beats(rng, 0.09 / tempo, seconds)]
+    return [Note(t, 0.08 / tempo) for t in _make_beats(rng, 0.09 / tempo, seconds)]
 
 
 RHYTHMS = {
-    "ball": _bounces,
-    "bell": _even,
-    "bird": _rising,
-    "clock": _ticks,
-    "drum": _rolls,
-    "fan": _whirr,
-    "frog": _falling,
-    "guitar": _scale,
-    "horn": _even,
-    "siren": _wail,
+    "ball": _play_bounces,
+    "bell": _play_even,
+    "bird": _play_rising,
+    "clock": _play_ticks,
+    "drum": _play_rolls,
+    "fan": _play_whirr,
+    "frog": _play_falling,
+    "guitar": _play_scale,
+    "horn": _play_even,
+    "siren": _play_wail,
 }

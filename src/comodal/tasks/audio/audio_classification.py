@@ -11,38 +11,38 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
-from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.augmentation import random_gain
-from comodal.models.checkpoint import read_about
+from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.media.augmentation import jitter_gain
+from comodal.models.checkpoint import read_model_about
 from comodal.models.l3net.l3net import L3NetConfig
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
-from comodal.tasks.audio.audio_features import LabeledAudioFile, cut_windows, padded, read_whole
-from comodal.tasks.audio.audio_folders import read_class_folders
+from comodal.tasks.audio.audio_features import LabeledAudioFile, cut_windows, pad_with_silence, read_all_samples
+from comodal.tasks.audio.audio_folders import read_audio_folders
 from comodal.tasks.audio.audio_probe import AudioDataset
 from comodal.tasks.audio.dcase import read_dcase
 from comodal.tasks.audio.esc50 import read_esc50
-from comodal.tasks.audio.urbansound8k import read_urban_sounds
+from comodal.tasks.audio.urbansound8k import read_urbansound8k
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.cross_validation import Split
 from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
-    Start,
-    answer,
-    check_known,
-    check_readable,
-    classes_of,
-    network_of,
-    new_run,
+    L3NetStart,
+    build_classifier,
+    build_l3net_run,
+    check_item_classes,
+    check_readable_tests,
+    predict_class_probabilities,
+    read_model_classes,
 )
-from comodal.tasks.evaluation.results_card import reasons
-from comodal.tasks.evaluation.unreadable_files import counted, without
+from comodal.tasks.evaluation.results_card import format_exclusions
+from comodal.tasks.evaluation.unreadable_files import count_exclusions, exclude_unreadable
 from comodal.training.run import Run
 
-Layout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
+AudioLayout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,16 @@ class AudioReader:
 
     def whole(self, item: LabeledFile) -> np.ndarray:
         """The whole sound, at least so long."""
-        return padded(read_whole(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.samples)
+        return pad_with_silence(
+            read_all_samples(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.samples
+        )
 
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
         sound = self.whole(item)
         room = len(sound) - self.samples
         start = room // 2 if rng is None else int(rng.integers(room + 1))
         heard = sound[start : start + self.samples]
-        return heard if rng is None else random_gain(heard, self.volume, rng)
+        return heard if rng is None else jitter_gain(heard, self.volume, rng)
 
 
 @dataclass(frozen=True)
@@ -76,30 +78,30 @@ class AudioViews:
         return cut_windows(self.reader.whole(item), self.windows, self.reader.samples)
 
 
-def reader_for(config: L3NetConfig, volume: float) -> AudioReader:
+def build_audio_reader(config: L3NetConfig, volume: float) -> AudioReader:
     """What a network hears."""
     return AudioReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
 
 
-def read_sounds(data: Path, layout: Layout) -> AudioDataset:
+def read_labeled_audio(data: Path, layout: AudioLayout) -> AudioDataset:
     """The sounds of class folders, or of official files, and their rounds.
 
     Raises:
         DataError: The folder has another layout.
     """
     if layout == "folders":
-        sounds = read_class_folders(data)
+        sounds = read_audio_folders(data)
     elif layout == "dcase":
         sounds = read_dcase(data)
     elif layout == "us8k":
-        sounds = read_urban_sounds(data)
+        sounds = read_urbansound8k(data)
     else:
         sounds = read_esc50(data, layout)
     sounds.check()
     return sounds
 
 
-def round_with(sounds: AudioDataset, fold: int) -> Split:
+def find_fold_split(sounds: AudioDataset, fold: int) -> Split:
     """The round in which a fold is tested; the only one where there is one split.
 
     Raises:
@@ -111,7 +113,7 @@ def round_with(sounds: AudioDataset, fold: int) -> Split:
     return found[0]
 
 
-def chosen(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledFile]:
+def select_audio_files(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledFile]:
     """Some of the sounds, whose classes must be known."""
     some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
     unknown = next((sound for sound in some if sound.category is None), None)
@@ -120,11 +122,11 @@ def chosen(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledF
     return [LabeledFile(sound.path, sound.name, str(sound.category), test) for sound in some]
 
 
-def trained_on(model: Path) -> tuple[Layout, int]:
+def read_training_split(model: Path) -> tuple[AudioLayout, int]:
     """The layout, and the fold that a model was not trained on, by its own record."""
-    parameters = read_about(model).get("parameters")
+    parameters = read_model_about(model).get("parameters")
     told = parameters if isinstance(parameters, dict) else {}
-    layout = next((name for name in get_args(Layout) if name == told.get("layout")), None)
+    layout = next((name for name in get_args(AudioLayout) if name == told.get("layout")), None)
     fold = told.get("fold")
     if layout is None or not isinstance(fold, int):
         raise CheckpointError(f"{model}: its config.json does not say on which layout and fold it was trained")
@@ -134,9 +136,9 @@ def trained_on(model: Path) -> tuple[Layout, int]:
 def recipe(
     model: Path,
     data: Path,
-    layout: Layout = "folders",
+    layout: AudioLayout = "folders",
     fold: int = 1,
-    start: Start = "pretrained",
+    start: L3NetStart = "pretrained",
     epochs: float = 40.0,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -174,9 +176,9 @@ def recipe(
     setup = L3FineTuneConfig(
         model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
     )
-    network, sounds = network_of(setup), read_sounds(data, layout)
-    items = chosen(sounds, round_with(sounds, fold).fitted, test=False)
-    return new_run(network, "sound", items, reader_for(network.config, volume), setup)
+    network, sounds = build_classifier(setup), read_labeled_audio(data, layout)
+    items = select_audio_files(sounds, find_fold_split(sounds, fold).fitted, test=False)
+    return build_l3net_run(network, "sound", items, build_audio_reader(network.config, volume), setup)
 
 
 def evaluate_sound_classes(
@@ -212,17 +214,17 @@ def evaluate_sound_classes(
     """
     if windows < 1:
         raise ValueError(f"windows must be at least 1, not {windows}")
-    network, classes = load_l3_classifier(model, "sound"), classes_of(model)
-    compute = resolve(device, precision)
-    layout, fold = trained_on(model)
-    sounds = read_sounds(data, layout)
-    one = round_with(sounds, fold)
-    tested = chosen(sounds, one.tested, test=True)
-    check_known(tested, classes)
-    say(f"{data}: {len(tested):,} sounds to test{reasons(sounds.left_out)}")
-    shots = AudioViews(reader_for(network.config.l3net, 0.0), windows)
-    scores, problems = answer(network, tested, shots, compute, workers)
-    check_readable(data, tested, problems)
+    network, classes = load_l3_classifier(model, "sound"), read_model_classes(model)
+    compute = resolve_compute(device, precision)
+    layout, fold = read_training_split(model)
+    sounds = read_labeled_audio(data, layout)
+    one = find_fold_split(sounds, fold)
+    tested = select_audio_files(sounds, one.tested, test=True)
+    check_item_classes(tested, classes)
+    print_line(f"{data}: {len(tested):,} sounds to test{format_exclusions(sounds.left_out)}")
+    shots = AudioViews(build_audio_reader(network.config.l3net, 0.0), windows)
+    scores, problems = predict_class_probabilities(network, tested, shots, compute, workers)
+    check_readable_tests(data, tested, problems)
     recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
     answers = ClassProbabilities(
         "sound_classes",
@@ -230,12 +232,12 @@ def evaluate_sound_classes(
         sounds.title,
         f"fold {one.number}" if one.number else sounds.split,
         model,
-        without(tested, problems),
+        exclude_unreadable(tested, problems),
         classes,
         scores,
         {"windows": windows, "precision": compute.precision},
         sounds.files,
-        counted(sounds.left_out, problems),
-        tuple(without(recordings, problems)),
+        count_exclusions(sounds.left_out, problems),
+        tuple(exclude_unreadable(recordings, problems)),
     )
     return answers.tell(out)

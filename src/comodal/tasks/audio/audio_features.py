@@ -20,25 +20,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.errors import DataError, MediaError, one_item
+from comodal.errors import DataError, MediaError, wrap_item_errors
 from comodal.hardware import Compute
-from comodal.media.audio import read_sound
+from comodal.media.audio import read_audio
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.models.calibration import calibrate_norms
-from comodal.models.checkpoint import untrained_like
-from comodal.models.l3net.fused_vgg import FastL3Net, fast
+from comodal.models.calibration import calibrate_batch_norms
+from comodal.models.checkpoint import make_untrained_copy
+from comodal.models.l3net.fused_vgg import FastL3Net, make_fast_l3net
 from comodal.models.l3net.l3net import L3Net, load_l3net
 from comodal.models.l3net.spectrogram import Spectrogram, SpectrogramConfig
-from comodal.progress import track
-from comodal.tasks.evaluation.metrics import check_finite
-from comodal.tasks.evaluation.unreadable_files import attempted, readable
+from comodal.progress import track_progress
+from comodal.tasks.evaluation.metrics import check_finite_scores
+from comodal.tasks.evaluation.unreadable_files import mask_readable, try_read
 
-PLAIN = SpectrogramConfig(
+BASELINE_SPECTROGRAM = SpectrogramConfig(
     window_samples=2048, hop_samples=480, n_fft=2048, mel_bands=128, mel_scale="slaney", floor=1e-2
 )
 WINDOWS_PER_SECOND = 2  # the paper: ten of five seconds, sixty of thirty
-SIDE = 32  # of the raw spectrogram, as of the raw pixels
-CALIBRATED_ON = 256  # sounds, of each the middle window
+RAW_SPECTROGRAM_SIDE = 32  # of the raw spectrogram, as of the raw pixels
+MAX_CALIBRATION_FILES = 256  # sounds, of each the middle window
 
 
 class LabeledAudioFile(NamedTuple):
@@ -66,7 +66,7 @@ class AudioFeatures(NamedTuple):
         """The features of the sounds that can be read."""
         if not self.problems:
             return self
-        kept = readable(len(self.seconds), self.problems)
+        kept = mask_readable(len(self.seconds), self.problems)
         systems = {name: rows[torch.from_numpy(kept)] for name, rows in self.systems.items()}
         return self._replace(systems=systems, seconds=self.seconds[kept], problems={})
 
@@ -77,20 +77,22 @@ def cut_windows(sound: Float[np.ndarray, " samples"], count: int, length: int) -
     return np.stack([sound[start : start + length] for start in starts])
 
 
-def read_whole(sound: LabeledAudioFile, sample_rate: int) -> Float[np.ndarray, " samples"]:
+def read_all_samples(sound: LabeledAudioFile, sample_rate: int) -> Float[np.ndarray, " samples"]:
     """The samples of a sound.
 
     Raises:
         MediaError: It cannot be read, or holds none.
     """
-    with one_item(sound.path):
-        samples = read_sound(sound.path, sample_rate)
+    with wrap_item_errors(sound.path):
+        samples = read_audio(sound.path, sample_rate)
     if not len(samples):
         raise MediaError(sound.path, RefusalReason.NO_SOUND, "not a single sample")
     return samples
 
 
-def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrogram) -> Float[Tensor, "1 features"]:
+def compute_spectrogram_statistics(
+    sound: Float[Tensor, " samples"], front_end: Spectrogram
+) -> Float[Tensor, "1 features"]:
     """Of each band of a log-mel spectrogram of the whole clip: mean, deviation, and deviation of its change.
 
     The strongest plain features of those that were tried. On ESC-10 with logistic regression: 0.84; without the change
@@ -100,13 +102,15 @@ def spectrogram_statistics(sound: Float[Tensor, " samples"], front_end: Spectrog
     return torch.cat([bands.mean(-1), bands.std(-1), bands.diff(dim=-1).std(-1)])[None]
 
 
-def raw_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Float[Tensor, "windows features"]:
+def flatten_spectrograms(spectrogram: Float[Tensor, "windows 1 bands frames"]) -> Float[Tensor, "windows features"]:
     """Each window's spectrogram averaged to 32 x 32, as one row."""
     rows, columns = spectrogram.shape[2:]
-    return F.adaptive_avg_pool2d(spectrogram, (min(SIDE, rows), min(SIDE, columns))).flatten(1)
+    return F.adaptive_avg_pool2d(
+        spectrogram, (min(RAW_SPECTROGRAM_SIDE, rows), min(RAW_SPECTROGRAM_SIDE, columns))
+    ).flatten(1)
 
 
-def untrained_control(
+def build_untrained_audio_control(
     trained: L3Net, unlabeled: Sequence[LabeledAudioFile], seed: int, workers: int
 ) -> tuple[L3Net, int]:
     """A network of the same shape with initial weights, whose sound tower's batch norms fit these sounds, and how many
@@ -116,29 +120,29 @@ def untrained_control(
         DataError: None can be read.
     """
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
-    step = max(1, len(unlabeled) // CALIBRATED_ON)
-    some = unlabeled[::step][:CALIBRATED_ON]
+    step = max(1, len(unlabeled) // MAX_CALIBRATION_FILES)
+    some = unlabeled[::step][:MAX_CALIBRATION_FILES]
 
     def middle(sound: LabeledAudioFile) -> Float[np.ndarray, " samples"]:
-        samples = padded(read_whole(sound, rate), length)
+        samples = pad_with_silence(read_all_samples(sound, rate), length)
         start = (len(samples) - length) // 2
         return samples[start : start + length]
 
-    heard = joblib.Parallel(workers, prefer="threads")(joblib.delayed(attempted)(middle, sound) for sound in some)
+    heard = joblib.Parallel(workers, prefer="threads")(joblib.delayed(try_read)(middle, sound) for sound in some)
     windows = [found for found in heard if not isinstance(found, MediaError)]
     if not windows:
         raise DataError(f"none of {len(heard)} sounds to fit can be read; the first: {heard[0]}")
-    control = untrained_like(trained, seed)
-    calibrate_norms(control.sound_tower, control.sound_map, torch.from_numpy(np.stack(windows)))
+    control = make_untrained_copy(trained, seed)
+    calibrate_batch_norms(control.sound_tower, control.sound_map, torch.from_numpy(np.stack(windows)))
     return control, len(windows)
 
 
-def padded(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndarray, " padded"]:
+def pad_with_silence(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndarray, " pad_with_silence"]:
     """A sound that is at least so long, with silence at its end if it is not."""
     return np.pad(samples, (0, max(0, length - len(samples))))
 
 
-def extract(
+def extract_audio_features(
     model: Path,
     sounds: Sequence[LabeledAudioFile],
     unlabeled: Sequence[LabeledAudioFile],
@@ -162,43 +166,45 @@ def extract(
         DataError: No sound for the calibration can be read.
     """
     trained = load_l3net(model)
-    untrained, calibrated_on = untrained_control(trained, unlabeled, seed, workers)
+    untrained, calibrated_on = build_untrained_audio_control(trained, unlabeled, seed, workers)
     compared = {"trained": trained, "untrained": untrained}
-    networks = {name: fast(network.to(compute.device), compute.dtype) for name, network in compared.items()}
+    networks = {name: make_fast_l3net(network.to(compute.device), compute.dtype) for name, network in compared.items()}
     rate, length = trained.config.sample_rate, round(trained.config.sound_seconds * trained.config.sample_rate)
-    plain = Spectrogram(replace(PLAIN, sample_rate=rate))
+    plain = Spectrogram(replace(BASELINE_SPECTROGRAM, sample_rate=rate))
     systems: dict[str, Tensor] = {}
     seconds, problems = np.zeros(len(sounds)), dict[int, MediaError]()
     held: dict[int, np.ndarray] = {}  # several sounds go through a GPU together
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")  # a few sounds ahead
-    read = partial(read_whole, sample_rate=rate)
-    heard = parallel(joblib.delayed(attempted)(read, sound) for sound in sounds)
-    for place, samples in enumerate(track(heard, "embedding sounds", total=len(sounds))):
+    read = partial(read_all_samples, sample_rate=rate)
+    heard = parallel(joblib.delayed(try_read)(read, sound) for sound in sounds)
+    for place, samples in enumerate(track_progress(heard, "embedding sounds", total=len(sounds))):
         if isinstance(samples, MediaError):
             problems[place] = samples
         else:
             seconds[place] = len(samples) / rate
             windows = windows or max(1, round(WINDOWS_PER_SECOND * seconds[place]))
-            held[place] = padded(samples, length)
+            held[place] = pad_with_silence(samples, length)
         last = place + 1 == len(sounds)
         if windows is None or not held or (len(held) < compute.batch_size // windows and not last):
             continue
         batch = np.concatenate([cut_windows(one, windows, length) for one in held.values()])
-        found = features_of_windows(torch.from_numpy(batch).to(compute.device), networks, trained, len(held))
-        found["log_mel"] = torch.stack([spectrogram_statistics(torch.from_numpy(one), plain) for one in held.values()])
+        found = embed_windows(torch.from_numpy(batch).to(compute.device), networks, trained, len(held))
+        found["log_mel"] = torch.stack(
+            [compute_spectrogram_statistics(torch.from_numpy(one), plain) for one in held.values()]
+        )
         for name, several in found.items():  # filled in place: a second copy would take as much memory again
             for number, rows in zip(held, several, strict=True):
-                check_finite(rows.numpy(), f"{sounds[number].path}, features of the {name} system")
+                check_finite_scores(rows.numpy(), f"{sounds[number].path}, features of the {name} system")
             systems.setdefault(name, several.new_empty(len(sounds), *several.shape[1:]))[list(held)] = several
         held = {}
     control = f"batch norms calibrated on {calibrated_on} sounds of the training part, without labels"
     return AudioFeatures(systems, seconds, trained.config.sound_seconds, windows or 0, control, problems)
 
 
-def features_of_windows(
+def embed_windows(
     batch: Float[Tensor, "windows samples"], networks: Mapping[str, FastL3Net], trained: L3Net, sounds: int
 ) -> dict[str, Float[Tensor, "sounds _ _"]]:
     """The features of the windows of several sounds, of the networks and of the raw spectrogram."""
     found = {name: network.embed_sound(batch).cpu() for name, network in networks.items()}
-    found["spectrogram"] = raw_spectrograms(trained.spectrogram(batch)).cpu()
+    found["spectrogram"] = flatten_spectrograms(trained.spectrogram(batch)).cpu()
     return {name: rows.unflatten(0, (sounds, -1)) for name, rows in found.items()}

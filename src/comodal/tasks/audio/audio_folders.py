@@ -6,11 +6,11 @@ split instead of five folds. The baselines are an untrained network and statisti
 
 from pathlib import Path
 
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
-from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, measure
-from comodal.tasks.evaluation.class_folders import read_tree, round_of
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, run_audio_probe
+from comodal.tasks.evaluation.class_folders import build_folder_split, list_labeled_files
 from comodal.tasks.evaluation.cross_validation import AnyClassifier
 
 
@@ -52,17 +52,17 @@ def evaluate_sounds(
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
     """
-    return measure(
-        read_class_folders(data),
+    return run_audio_probe(
+        read_audio_folders(data),
         model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
         out,
     )
 
 
-def read_class_folders(data: Path) -> AudioDataset:
+def read_audio_folders(data: Path) -> AudioDataset:
     """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
-    items = read_tree(data, AUDIO_SUFFIXES)
+    items = list_labeled_files(data, AUDIO_SUFFIXES)
     return AudioDataset(
         task="sounds",
         title=data.resolve().name,
@@ -70,6 +70,6 @@ def read_class_folders(data: Path) -> AudioDataset:
         source=data,
         sounds=[LabeledAudioFile(item.path, item.name, item.category) for item in items],
         classes=tuple(sorted({item.category for item in items})),
-        rounds=[round_of(items)],
+        rounds=[build_folder_split(items)],
         files={"sounds": data},
     )

@@ -15,27 +15,27 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.errors import DataError, MediaError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.hardware import Compute
-from comodal.tasks.audio.audio_features import AudioFeatures, LabeledAudioFile, extract
-from comodal.tasks.audio.audio_tables import check_files
-from comodal.tasks.evaluation.cross_validation import AnyClassifier, ProbePredictions, Split, answer_rounds
-from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, write_card
+from comodal.tasks.audio.audio_features import AudioFeatures, LabeledAudioFile, extract_audio_features
+from comodal.tasks.audio.audio_tables import check_audio_files
+from comodal.tasks.evaluation.cross_validation import AnyClassifier, ProbePredictions, Split, predict_splits
+from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, format_exclusions, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.evaluation.unreadable_files import (
-    UNREADABLE,
-    check_classes,
-    counted,
-    readable,
+    REASON_UNREADABLE,
+    check_readable_classes,
+    count_exclusions,
+    exclude_unreadable,
+    mask_readable,
     report_unreadable,
-    without,
 )
 
-SUBMISSION = "submission.csv"
-PADDED = "shorter than a window, padded with silence"
+SUBMISSION_FILE = "submission.csv"
+REASON_PADDED = "shorter than a window, padded with silence"
 
 
 class AudioProbeOptions(NamedTuple):
@@ -104,7 +104,7 @@ class AudioDataset:
             DataError: It is not so, a file is missing, or only some of the tests have a class.
         """
         used = np.any([one.fitted | one.tested for one in self.rounds], axis=0)
-        check_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
+        check_audio_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
         truth = self.truth
         for one in self.rounds:
             self.check_round(one, truth)
@@ -132,14 +132,14 @@ class AudioDataset:
             for side, which in (("to fit", one.fitted), ("to test", one.tested)):
                 places = np.flatnonzero(which).tolist()
                 theirs = {number: problems[place] for number, place in enumerate(places) if place in problems}
-                check_classes(self.source, f"{side}{where}", [classes[place] for place in places], theirs)
-        kept = readable(len(self.sounds), problems)
+                check_readable_classes(self.source, f"{side}{where}", [classes[place] for place in places], theirs)
+        kept = mask_readable(len(self.sounds), problems)
         return replace(
             self,
-            sounds=without(self.sounds, problems),
-            recordings=without(self.recordings, problems),
+            sounds=exclude_unreadable(self.sounds, problems),
+            recordings=exclude_unreadable(self.recordings, problems),
             rounds=[one.of(kept) for one in self.rounds],
-            left_out=counted(self.left_out, problems),
+            left_out=count_exclusions(self.left_out, problems),
             cell=None,
         )
 
@@ -157,7 +157,7 @@ class AudioDataset:
             raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
 
 
-def measure(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path | None) -> dict[str, float]:
+def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path | None) -> dict[str, float]:
     """Embeds, probes, tells and writes; returns flat numbers.
 
     Raises:
@@ -170,32 +170,32 @@ def measure(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path |
     fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
     tests = sum(int(one.tested.sum()) for one in data.rounds)
     split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
-    say(f"{data.title}: {len(data.sounds):,} sounds, {split}{reasons(data.left_out)}")
+    print_line(f"{data.title}: {len(data.sounds):,} sounds, {split}{format_exclusions(data.left_out)}")
     fitted = np.any([one.fitted for one in data.rounds], axis=0)
     unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
-    features = extract(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
+    features = extract_audio_features(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
     report_unreadable(features.problems.values())
     data, features = data.without_problems(features.problems), features.without_problems()
-    answered = answer_rounds(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
+    answered = predict_splits(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
     numbers = {"sound.items": float(tests)}
-    comparison = compare(data, answered, how)
+    comparison = compare_audio_systems(data, answered, how)
     if labelled:
         numbers = comparison.numbers()
         comparison.print_table()
     else:
-        say("The sounds to test have no classes: there are answers, and no score.")
+        print_line("The sounds to test have no classes: there are answers, and no score.")
     numbers |= {"sound.left_out": float(sum(data.left_out.values())), "sound.seconds": time.perf_counter() - started}
     if out is not None:
         if labelled:
             comparison.write(out, numbers)
         else:
-            write_submission(out, data, answered)
-        counts = denominators(tests, len(answered.items), f"{UNREADABLE}, to test")
-        write_card(card_of(data, model, how, features, answered, numbers, counts, comparison.interval()), out)
+            write_dcase_submission(out, data, answered)
+        counts = count_items(tests, len(answered.items), f"{REASON_UNREADABLE}, to test")
+        write_card(build_audio_card(data, model, how, features, answered, numbers, counts, comparison.interval()), out)
     return numbers
 
 
-def compare(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptions) -> Comparison:
+def compare_audio_systems(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptions) -> Comparison:
     """The answers beside the truth."""
     names = tuple(data.sounds[item].name for item in answered.items)
     truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
@@ -204,15 +204,15 @@ def compare(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptio
     return Comparison("sound", title, names, data.classes, truth, rounds, answers, strengths, groups)
 
 
-def write_submission(out: Path, data: AudioDataset, answered: ProbePredictions) -> None:
+def write_dcase_submission(out: Path, data: AudioDataset, answered: ProbePredictions) -> None:
     """The trained system's answers as DCASE wants them: the file's name, a tab, the name of the class."""
     text = io.StringIO()
     for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
         text.write(f"{data.sounds[item].name}\t{data.classes[answer]}\n")
-    write_whole(out / SUBMISSION, text.getvalue().encode())
+    write_bytes_atomically(out / SUBMISSION_FILE, text.getvalue().encode())
 
 
-def card_of(
+def build_audio_card(
     data: AudioDataset, model: Path, how: AudioProbeOptions, features: AudioFeatures,
     answered: ProbePredictions, numbers: Mapping[str, float],
     counts: Mapping[str, int], interval: str,
@@ -232,7 +232,7 @@ def card_of(
         scores |= {f"fold {fold}": ScoreEntry(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
         scores["largest class"] = ScoreEntry(numbers["sound.chance"])
     short = int((features.seconds < features.window_seconds).sum())
-    counts = {**counts, **data.left_out} | ({PADDED: short} if short else {})
+    counts = {**counts, **data.left_out} | ({REASON_PADDED: short} if short else {})
     penalties = {
         f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
         for system, chosen in answered.strengths.items()
@@ -250,7 +250,7 @@ def card_of(
             "classifier": how.classifier,
             "windows": features.windows,
             "untrained network": features.control,
-            INTERVAL: interval,
+            INTERVAL_NAME: interval,
             **penalties,
         },
     )

@@ -67,7 +67,7 @@ def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
     return AudioTable(tuple(columns), rows)
 
 
-def need(path: Path, table: AudioTable, columns: Sequence[str]) -> None:
+def check_columns(path: Path, table: AudioTable, columns: Sequence[str]) -> None:
     """These columns are there, and full.
 
     Raises:
@@ -82,7 +82,7 @@ def need(path: Path, table: AudioTable, columns: Sequence[str]) -> None:
             raise DataError(f"{row.where}: {empty} is empty")
 
 
-def only_once(rows: Sequence[TableRow], column: str) -> None:
+def check_unique_rows(rows: Sequence[TableRow], column: str) -> None:
     """No two rows are about one file.
 
     Raises:
@@ -96,7 +96,7 @@ def only_once(rows: Sequence[TableRow], column: str) -> None:
             raise DataError(f"{row.where}: {row.cells[column]} stands in line {line} already")
 
 
-def one_name_each(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
+def check_class_names(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
     """Of each sound its file, the number and the name of its class: a number has one name, and a name one number.
 
     Raises:
@@ -111,7 +111,7 @@ def one_name_each(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
             raise DataError(f"{path}: {file} is of class {number}, {name!r}, but in rows before it {other}")
 
 
-def check_files(source: Path, paths: Sequence[Path]) -> None:
+def check_audio_files(source: Path, paths: Sequence[Path]) -> None:
     """Every sound is there.
 
     Raises:

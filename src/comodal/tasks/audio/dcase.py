@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
-from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, measure
-from comodal.tasks.audio.dcase_lists import has_lists, read_lists
-from comodal.tasks.evaluation.cross_validation import PARTS, AnyClassifier, one_split
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, run_audio_probe
+from comodal.tasks.audio.dcase_lists import has_scene_lists, read_scene_lists
+from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, AnyClassifier, build_given_split
 
-FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
-SCENES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
+HALF_FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
+SCENE_NAMES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
-TAKES = 10  # of each scene in either half
-PAPER = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
-NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
+TAKES_PER_SCENE = 10  # of each scene in either half
+DCASE_PAPER_RESULT = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
+SCENE_FILE_NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
 
 
 def evaluate_dcase(
@@ -76,10 +76,10 @@ def evaluate_dcase(
         comodal evaluate dcase --model RUN --data dcase2013/ --out results/dcase2013
         comodal evaluate dcase --model RUN --data TAU-development/ --test TAU-evaluation/ --out submission/
     """
-    return measure(
+    return run_audio_probe(
         read_dcase(data, test),
         model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
         out,
     )
 
@@ -93,29 +93,30 @@ def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:
     for folder in (data, *([test] if test is not None else [])):
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
-    if has_lists(data):
-        return read_lists(data, test)
-    for names in FOLDERS:
+    if has_scene_lists(data):
+        return read_scene_lists(data, test)
+    for names in HALF_FOLDERS:
         fit = data / names[0]
         tests = test if test is not None else data / names[1]
         if fit.is_dir() and tests.is_dir():
-            return read_halves(data, inside(fit), inside(tests))
-    if (data / FOLDERS[0][0]).is_dir():
-        raise DataError(f"{data}: {FOLDERS[0][1]}/ is not there; a folder elsewhere is given as --test")
+            return read_scene_halves(data, find_inner_folder(fit), find_inner_folder(tests))
+    if (data / HALF_FOLDERS[0][0]).is_dir():
+        raise DataError(f"{data}: {HALF_FOLDERS[0][1]}/ is not there; a folder elsewhere is given as --test")
     raise DataError(
-        f"{data}: neither {FOLDERS[0][0]}/ and {FOLDERS[0][1]}/ (2013, 2014) nor meta.csv and evaluation_setup/ (2016 "
+        f"{data}: neither {HALF_FOLDERS[0][0]}/ and {HALF_FOLDERS[0][1]}/ (2013, 2014) "
+        "nor meta.csv and evaluation_setup/ (2016 "
         "and later) is there"
     )
 
 
-def inside(folder: Path) -> Path:
+def find_inner_folder(folder: Path) -> Path:
     """The folder, or the one of the same name in it: archives are unpacked either way."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
-def read_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
+def read_scene_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
     """The two halves of 2013; the names of the files tell the scenes."""
-    fitted, tested = [scenes_in(folder, data) for folder in (fit, tests)]
+    fitted, tested = [list_scene_files(folder, data) for folder in (fit, tests)]
     first = next((sound for sound in fitted if sound.category is None), None)
     if first is not None:
         raise DataError(f"{first.path}: a name such as bus01.wav is expected, which tells the scene")
@@ -127,18 +128,22 @@ def read_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
     test = np.arange(len(sounds)) >= len(fitted)
     return AudioDataset(
         task="dcase",
-        title="DCASE 2013" if tuple(classes) == SCENES else data.resolve().name,
+        title="DCASE 2013" if tuple(classes) == SCENE_NAMES else data.resolve().name,
         split=tests.name,
         source=tests,
         sounds=sounds,
         classes=tuple(classes),
-        rounds=[one_split(0, ~test, test, [s.path.name for s in sounds], [s.category or "" for s in sounds], PARTS)],
+        rounds=[
+            build_given_split(
+                0, ~test, test, [s.path.name for s in sounds], [s.category or "" for s in sounds], NUM_INNER_FOLDS
+            )
+        ],
         files={"to fit": fit, "to test": tests},
-        cell=PAPER if is_official(fitted) and is_official(tested) else None,
+        cell=DCASE_PAPER_RESULT if is_official_dcase_half(fitted) and is_official_dcase_half(tested) else None,
     )
 
 
-def scenes_in(folder: Path, data: Path) -> list[LabeledAudioFile]:
+def list_scene_files(folder: Path, data: Path) -> list[LabeledAudioFile]:
     """The sounds of a folder; a name without letters tells no scene.
 
     Raises:
@@ -146,7 +151,7 @@ def scenes_in(folder: Path, data: Path) -> list[LabeledAudioFile]:
     """
     sounds = []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
-        named = NAME.fullmatch(path.stem)
+        named = SCENE_FILE_NAME.fullmatch(path.stem)
         name = path.relative_to(data).as_posix() if path.is_relative_to(data) else path.name
         sounds.append(LabeledAudioFile(path, name, None if named is None else named.group(1)))
     if not sounds:
@@ -154,6 +159,6 @@ def scenes_in(folder: Path, data: Path) -> list[LabeledAudioFile]:
     return sounds
 
 
-def is_official(half: Sequence[LabeledAudioFile]) -> bool:
+def is_official_dcase_half(half: Sequence[LabeledAudioFile]) -> bool:
     """Whether there are ten takes of each of the ten scenes."""
-    return Counter(sound.category for sound in half) == dict.fromkeys(SCENES, TAKES)
+    return Counter(sound.category for sound in half) == dict.fromkeys(SCENE_NAMES, TAKES_PER_SCENE)

@@ -18,15 +18,20 @@ import numpy as np
 from comodal.errors import DataError
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset
-from comodal.tasks.audio.audio_tables import TableRow, need, only_once, read_table
-from comodal.tasks.evaluation.cross_validation import Split, cross_validation, deal, one_split
+from comodal.tasks.audio.audio_tables import TableRow, check_columns, check_unique_rows, read_table
+from comodal.tasks.evaluation.cross_validation import (
+    Split,
+    assign_folds,
+    build_cross_validation_splits,
+    build_given_split,
+)
 
-SETUP, META, TYPES = "evaluation_setup", "meta", (".csv", ".txt")
-COLUMNS = ("filename", "scene_label", "identifier", "source_label")
-TRAIN = re.compile(r"fold(\d+)_train\.(?:csv|txt)")
-TAU_NAME = re.compile(r"(\w+-\w+-\d+)-\d+.*")  # scene-city-location-segment-device
-TUT_NAME = re.compile(r"([a-z]\d+)_\d+_\d+")  # location, start, end
-IN_NO_FOLD = "in no fold"
+SETUP_FOLDER, META_NAME, LIST_SUFFIXES = "evaluation_setup", "meta", (".csv", ".txt")
+SCENE_LIST_COLUMNS = ("filename", "scene_label", "identifier", "source_label")
+TRAIN_LIST_NAME = re.compile(r"fold(\d+)_train\.(?:csv|txt)")
+TAU_FILE_NAME = re.compile(r"(\w+-\w+-\d+)-\d+.*")  # scene-city-location-segment-device
+TUT_FILE_NAME = re.compile(r"([a-z]\d+)_\d+_\d+")  # location, start, end
+REASON_IN_NO_FOLD = "in no fold"
 
 
 class SceneLists:
@@ -51,9 +56,9 @@ class SceneLists:
         Raises:
             DataError: It is missing or damaged, tells another scene than a list before it, or names something else.
         """
-        table = read_table(path, COLUMNS)
-        need(path, table, COLUMNS[:2] if labelled else COLUMNS[:1])
-        only_once(table.rows, "filename")
+        table = read_table(path, SCENE_LIST_COLUMNS)
+        check_columns(path, table, SCENE_LIST_COLUMNS[:2] if labelled else SCENE_LIST_COLUMNS[:1])
+        check_unique_rows(table.rows, "filename")
         self.files[what] = path
         return [self.add(root, row, among) for row in table.rows]
 
@@ -62,44 +67,44 @@ class SceneLists:
         name, scene = row.cells["filename"], row.cells.get("scene_label") or None
         path = root / name
         if among is not None and path not in among:
-            raise DataError(f"{row.where}: {name} is not in {META}: is this a list of another version?")
+            raise DataError(f"{row.where}: {name} is not in {META_NAME}: is this a list of another version?")
         known = self.sounds.get(path)
         if known is not None and None not in (known.category, scene) and known.category != scene:
             raise DataError(f"{row.where}: {name} is {scene!r}, but {known.category!r} by {self.sources[path]}")
         if known is None or known.category is None:
             self.sounds[path], self.sources[path] = LabeledAudioFile(path, name, scene), row.where
-            self.places[path] = row.cells.get("identifier") or place_of(path)
+            self.places[path] = row.cells.get("identifier") or parse_recording_location(path)
         return path
 
 
-def place_of(path: Path) -> str:
+def parse_recording_location(path: Path) -> str:
     """The recording place by the name of the file, or the file itself."""
-    named = TAU_NAME.fullmatch(path.stem) or TUT_NAME.fullmatch(path.stem)
+    named = TAU_FILE_NAME.fullmatch(path.stem) or TUT_FILE_NAME.fullmatch(path.stem)
     return named.group(1) if named else path.stem
 
 
-def has_lists(data: Path) -> bool:
+def has_scene_lists(data: Path) -> bool:
     """Whether a folder has lists."""
-    return (data / SETUP).is_dir() or find(data, META) is not None
+    return (data / SETUP_FOLDER).is_dir() or find_scene_list(data, META_NAME) is not None
 
 
-def find(folder: Path, name: str) -> Path | None:
+def find_scene_list(folder: Path, name: str) -> Path | None:
     """The list of that name, of either type."""
-    return next((folder / f"{name}{kind}" for kind in TYPES if (folder / f"{name}{kind}").is_file()), None)
+    return next((folder / f"{name}{kind}" for kind in LIST_SUFFIXES if (folder / f"{name}{kind}").is_file()), None)
 
 
-def read_lists(data: Path, test: Path | None) -> AudioDataset:
+def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
     """The sounds and folds of a data set; or all of it to fit, and all of another to test.
 
     Raises:
         DataError: A list is missing or damaged, or two of them do not go together.
     """
     scenes = SceneLists()
-    meta = find(data, META)
+    meta = find_scene_list(data, META_NAME)
     known = set(scenes.read(data, meta, "meta", labelled=True)) if meta is not None else None
-    folds = read_folds(scenes, data, known) if (data / SETUP).is_dir() else {}
+    folds = read_scene_folds(scenes, data, known) if (data / SETUP_FOLDER).is_dir() else {}
     if test is not None:
-        tested = set(read_evaluation(scenes, test))
+        tested = set(read_evaluation_set(scenes, test))
         pairs = {0: (set(scenes.sounds) - tested, tested)}
     else:
         pairs = folds
@@ -107,25 +112,27 @@ def read_lists(data: Path, test: Path | None) -> AudioDataset:
     sounds = [scenes.sounds[path] for path in paths]
     places, labels = [scenes.places[path] for path in paths], [sound.category or "" for sound in sounds]
     rounds = [
-        one_split(number, np.array([p in fit for p in paths]), np.array([p in tests for p in paths]), places, labels, 1)
+        build_given_split(
+            number, np.array([p in fit for p in paths]), np.array([p in tests for p in paths]), places, labels, 1
+        )
         for number, (fit, tests) in pairs.items()
-    ] or cross_validation(deal(places, labels) + 1, held_out=1)
+    ] or build_cross_validation_splits(assign_folds(places, labels) + 1, held_out=1)
     left_out = len(scenes.sounds) - len(paths)
     return AudioDataset(
         task="dcase",
         title=data.resolve().name,
-        split=name_of(rounds, test, bool(pairs)),
+        split=name_test_split(rounds, test, bool(pairs)),
         source=next(iter(scenes.files.values())),
         sounds=sounds,
         classes=tuple(sorted({sound.category for sound in sounds if sound.category is not None})),
         rounds=rounds,
         files=scenes.files | ({"sounds": data / "audio"} if (data / "audio").is_dir() else {}),
-        left_out={IN_NO_FOLD: left_out} if left_out else {},
+        left_out={REASON_IN_NO_FOLD: left_out} if left_out else {},
         recordings=places,
     )
 
 
-def name_of(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
+def name_test_split(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
     """What the test part is called."""
     if test is not None:
         return test.resolve().name
@@ -134,14 +141,14 @@ def name_of(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
     return f"{len(rounds)} folds" if len(rounds) > 1 else f"fold {rounds[0].number}"
 
 
-def read_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
+def read_scene_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
     """What each fold fits and tests.
 
     Raises:
         DataError: A list is missing, or something is both fitted and tested.
     """
-    setup = data / SETUP
-    names = [named for path in setup.iterdir() if (named := TRAIN.fullmatch(path.name)) is not None]
+    setup = data / SETUP_FOLDER
+    names = [named for path in setup.iterdir() if (named := TRAIN_LIST_NAME.fullmatch(path.name)) is not None]
     numbers = sorted({int(named.group(1)) for named in names})
     if not numbers:
         raise DataError(f"{setup}: fold1_train.csv is missing, which says what is fitted")
@@ -150,10 +157,10 @@ def read_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[
         raise DataError(f"{setup}: fold{absent}_train.csv is missing, and fold{numbers[-1]}_train.csv is there")
     folds = {}
     for number in numbers:
-        train = find(setup, f"fold{number}_train")
+        train = find_scene_list(setup, f"fold{number}_train")
         assert train is not None
         fit = set(scenes.read(data, train, f"fold {number} train", labelled=True, among=known))
-        tests = set(read_tests(scenes, data, number, known))
+        tests = set(read_fold_test(scenes, data, number, known))
         both = min(fit & tests, default=None)
         if both is not None:
             raise DataError(f"{train}: {scenes.sounds[both].name} is both fitted and tested in fold {number}")
@@ -161,10 +168,10 @@ def read_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[
     return folds
 
 
-def read_tests(scenes: SceneLists, data: Path, number: int, known: set[Path] | None) -> list[Path]:
+def read_fold_test(scenes: SceneLists, data: Path, number: int, known: set[Path] | None) -> list[Path]:
     """What a fold tests: its evaluate list tells the scenes, its test list names the same files without."""
-    setup = data / SETUP
-    evaluate, names = find(setup, f"fold{number}_evaluate"), find(setup, f"fold{number}_test")
+    setup = data / SETUP_FOLDER
+    evaluate, names = find_scene_list(setup, f"fold{number}_evaluate"), find_scene_list(setup, f"fold{number}_test")
     if evaluate is None and names is None:
         raise DataError(f"{setup}: neither fold{number}_evaluate.csv nor fold{number}_test.csv says what is tested")
     named = scenes.read(data, names, f"fold {number} test", labelled=False) if names is not None else []
@@ -178,16 +185,16 @@ def read_tests(scenes: SceneLists, data: Path, number: int, known: set[Path] | N
     return told
 
 
-def read_evaluation(scenes: SceneLists, test: Path) -> list[Path]:
+def read_evaluation_set(scenes: SceneLists, test: Path) -> list[Path]:
     """An evaluation set: its scenes, if they are published, or its names alone.
 
     Raises:
         DataError: There is no list.
     """
-    told = find(test / SETUP, "evaluate") or find(test, META)
+    told = find_scene_list(test / SETUP_FOLDER, "evaluate") or find_scene_list(test, META_NAME)
     if told is not None:
         return scenes.read(test, told, "evaluation", labelled=True)
-    names = find(test / SETUP, "test") or find(test / SETUP, "fold1_test")
+    names = find_scene_list(test / SETUP_FOLDER, "test") or find_scene_list(test / SETUP_FOLDER, "fold1_test")
     if names is None:
-        raise DataError(f"{test}: neither {SETUP}/test.csv nor {META}.csv says what is tested")
+        raise DataError(f"{test}: neither {SETUP_FOLDER}/test.csv nor {META_NAME}.csv says what is tested")
     return scenes.read(test, names, "evaluation", labelled=False)

@@ -13,18 +13,25 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.tasks.audio.audio_features import LabeledAudioFile
-from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, measure
-from comodal.tasks.audio.audio_tables import TableRow, check_files, need, one_name_each, only_once, read_table
-from comodal.tasks.evaluation.cross_validation import AnyClassifier, cross_validation
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, run_audio_probe
+from comodal.tasks.audio.audio_tables import (
+    TableRow,
+    check_audio_files,
+    check_class_names,
+    check_columns,
+    check_unique_rows,
+    read_table,
+)
+from comodal.tasks.evaluation.cross_validation import AnyClassifier, build_cross_validation_splits
 
-Subset = Literal["esc50", "esc10"]
-PAPER = PaperResult({"trained": 0.793, "untrained": 0.625}, windows=10)
-NOT_MARKED = "not in ESC-10"
-OFFICIAL_NAME = re.compile(r"(\d)-\d+-[A-Z]+-\d+\.wav")
-RECORDING = re.compile(r"\d-(\d+)-[A-Z]+-\d+\.\w+")  # fold-recording-take-class
-METAS = ("meta/esc50.csv", "meta.csv", "esc50.csv")
+ESCSubset = Literal["esc50", "esc10"]
+ESC50_PAPER_RESULT = PaperResult({"trained": 0.793, "untrained": 0.625}, windows=10)
+REASON_NOT_ESC10 = "not in ESC-10"
+OFFICIAL_FILE_NAME = re.compile(r"(\d)-\d+-[A-Z]+-\d+\.wav")
+RECORDING_FILE_NAME = re.compile(r"\d-(\d+)-[A-Z]+-\d+\.\w+")  # fold-recording-take-class
+META_FILES = ("meta/esc50.csv", "meta.csv", "esc50.csv")
 
 
 class ESC50Clip(NamedTuple):
@@ -41,7 +48,7 @@ def evaluate_esc50(
     model: Path,
     data: Path,
     *,
-    subset: Subset = "esc50",
+    subset: ESCSubset = "esc50",
     classifier: AnyClassifier = "svm",
     windows: int = 10,
     out: Path | None = None,
@@ -78,22 +85,22 @@ def evaluate_esc50(
     Examples:
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10
     """
-    return measure(
+    return run_audio_probe(
         read_esc50(data, subset),
         model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
         out,
     )
 
 
-def read_esc50(data: Path, subset: Subset) -> AudioDataset:
+def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:
     """The clips of the subset, in the data set's own folds.
 
     Raises:
         DataError: the meta file is missing or damaged, or a sound is missing.
     """
-    clips, left_out = read_meta(data, subset)
-    meta, folds = find_meta(data), np.array([clip.fold for clip in clips])
+    clips, left_out = read_esc50_meta(data, subset)
+    meta, folds = find_esc50_meta(data), np.array([clip.fold for clip in clips])
     categories = sorted({(clip.target, clip.category) for clip in clips})
     return AudioDataset(
         task="esc50",
@@ -102,45 +109,45 @@ def read_esc50(data: Path, subset: Subset) -> AudioDataset:
         source=meta,
         sounds=[LabeledAudioFile(clip.path, clip.path.name, clip.category) for clip in clips],
         classes=tuple(category for _, category in categories),
-        rounds=cross_validation(folds, held_out=len(folds)),
+        rounds=build_cross_validation_splits(folds, held_out=len(folds)),
         files={"meta": meta, "sounds": clips[0].path.parent},
-        left_out={NOT_MARKED: left_out} if left_out else {},
-        cell=PAPER if is_official(clips) else None,
+        left_out={REASON_NOT_ESC10: left_out} if left_out else {},
+        cell=ESC50_PAPER_RESULT if is_official_esc50(clips) else None,
         recordings=[clip.recording for clip in clips],
     )
 
 
-def is_official(clips: list[ESC50Clip]) -> bool:
+def is_official_esc50(clips: list[ESC50Clip]) -> bool:
     """Whether these are the 2,000 clips in the published folds: eight of each of 50 classes, named by their folds."""
     each = {(fold, target): 0 for fold in range(1, 6) for target in range(50)}
     for clip in clips:
-        named = OFFICIAL_NAME.fullmatch(clip.path.name)
+        named = OFFICIAL_FILE_NAME.fullmatch(clip.path.name)
         if named is None or (clip.fold, clip.target) not in each:
             return False
         each[clip.fold, clip.target] += 1
     return set(each.values()) == {8}
 
 
-def find_meta(data: Path) -> Path:
+def find_esc50_meta(data: Path) -> Path:
     """The file that tells the classes."""
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
-    meta = next((data / place for place in METAS if (data / place).is_file()), None)
+    meta = next((data / place for place in META_FILES if (data / place).is_file()), None)
     if meta is None:
         raise DataError(f"{data}: neither meta/esc50.csv nor meta.csv is there")
     return meta
 
 
-def read_meta(data: Path, subset: Subset) -> tuple[list[ESC50Clip], int]:
+def read_esc50_meta(data: Path, subset: ESCSubset) -> tuple[list[ESC50Clip], int]:
     """The rows of the meta file that belong to the subset, and how many do not."""
-    meta = find_meta(data)
+    meta = find_esc50_meta(data)
     audio = data / "audio" if (data / "audio").is_dir() else data
     table = read_table(meta)
     old = "category_name" in table.columns  # the first revision: `category` is the number, `category_name` the name
     number, name = ("category", "category_name") if old else ("target", "category")
-    need(meta, table, ["filename", "fold", number, name])
-    only_once(table.rows, "filename")
-    wanted = [parse_row(audio, row, number, name) for row in table.rows]
+    check_columns(meta, table, ["filename", "fold", number, name])
+    check_unique_rows(table.rows, "filename")
+    wanted = [parse_esc50_row(audio, row, number, name) for row in table.rows]
     if subset == "esc10":
         if "esc10" in table.columns:
             marked = [row.cells["esc10"].lower() == "true" for row in table.rows]
@@ -151,10 +158,10 @@ def read_meta(data: Path, subset: Subset) -> tuple[list[ESC50Clip], int]:
     return wanted, len(table.rows) - len(wanted)
 
 
-def parse_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
+def parse_esc50_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
     """One row; a fold or class that is no number, or not that of the file's name, is an error that names the line."""
     path = audio / row.cells["filename"]
-    named, take = OFFICIAL_NAME.fullmatch(path.name), RECORDING.fullmatch(path.name)
+    named, take = OFFICIAL_FILE_NAME.fullmatch(path.name), RECORDING_FILE_NAME.fullmatch(path.name)
     recording = take.group(1) if take else path.name
     clip = ESC50Clip(path, row.number("fold", 1), row.number(number, 0), row.cells[name], recording)
     if named is not None and int(named.group(1)) != clip.fold:
@@ -167,7 +174,7 @@ def parse_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
 
 def check_clips(meta: Path, clips: list[ESC50Clip]) -> None:
     """At least three folds (one is tested, one chooses C), every category in each, each number of one category."""
-    check_files(meta, [clip.path for clip in clips])
+    check_audio_files(meta, [clip.path for clip in clips])
     folds, categories = {clip.fold for clip in clips}, {clip.category for clip in clips}
     if len(folds) < 3:
         raise DataError(f"{meta}: {len(clips)} sounds in folds {sorted(folds)}; at least three folds are needed")
@@ -175,4 +182,4 @@ def check_clips(meta: Path, clips: list[ESC50Clip]) -> None:
         without = categories - {clip.category for clip in clips if clip.fold == fold}
         if without:
             raise DataError(f"{meta}: fold {fold} has no {sorted(without)[0]!r}")
-    one_name_each(meta, [(clip.path.name, clip.target, clip.category) for clip in clips])
+    check_class_names(meta, [(clip.path.name, clip.target, clip.category) for clip in clips])

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.tasks.audio.audio_features import LabeledAudioFile
-from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, measure
-from comodal.tasks.audio.audio_tables import TableRow, need, one_name_each, only_once, read_table
-from comodal.tasks.evaluation.cross_validation import AnyClassifier, cross_validation
+from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, run_audio_probe
+from comodal.tasks.audio.audio_tables import TableRow, check_class_names, check_columns, check_unique_rows, read_table
+from comodal.tasks.evaluation.cross_validation import AnyClassifier, build_cross_validation_splits
 
-TABLES = ("metadata/UrbanSound8K.csv", "UrbanSound8K.csv", "metadata/metadata.csv")
-COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
-FOLDS = 10
+METADATA_FILES = ("metadata/UrbanSound8K.csv", "UrbanSound8K.csv", "metadata/metadata.csv")
+URBANSOUND8K_COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
+NUM_FOLDS = 10
 
 
 def evaluate_us8k(
@@ -58,15 +58,15 @@ def evaluate_us8k(
     Examples:
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k
     """
-    return measure(
-        read_urban_sounds(data),
+    return run_audio_probe(
+        read_urbansound8k(data),
         model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve(device, precision)),
+        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
         out,
     )
 
 
-def read_urban_sounds(data: Path) -> AudioDataset:
+def read_urbansound8k(data: Path) -> AudioDataset:
     """All slices, in their own folds.
 
     Raises:
@@ -74,43 +74,43 @@ def read_urban_sounds(data: Path) -> AudioDataset:
     """
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
-    path = next((data / place for place in TABLES if (data / place).is_file()), None)
+    path = next((data / place for place in METADATA_FILES if (data / place).is_file()), None)
     if path is None:
-        raise DataError(f"{data}: {TABLES[0]} is not there")
+        raise DataError(f"{data}: {METADATA_FILES[0]} is not there")
     table = read_table(path)
-    need(path, table, COLUMNS)
-    only_once(table.rows, "slice_file_name")
-    folds = np.array([fold_of(row) for row in table.rows])
-    absent = sorted(set(range(1, FOLDS + 1)) - set(folds.tolist()))
+    check_columns(path, table, URBANSOUND8K_COLUMNS)
+    check_unique_rows(table.rows, "slice_file_name")
+    folds = np.array([parse_fold(row) for row in table.rows])
+    absent = sorted(set(range(1, NUM_FOLDS + 1)) - set(folds.tolist()))
     if absent:
-        raise DataError(f"{path}: no slice is in fold {absent[0]}; the {FOLDS} folds are used as they are")
-    sounds = [LabeledAudioFile(find_slice(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}",
+        raise DataError(f"{path}: no slice is in fold {absent[0]}; the {NUM_FOLDS} folds are used as they are")
+    sounds = [LabeledAudioFile(find_slice_file(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}",
                     row.cells["class"]) for row in table.rows]  # fmt: skip
     numbers = [row.number("classID", 0) for row in table.rows]
     classes = [row.cells["class"] for row in table.rows]
-    one_name_each(path, list(zip([sound.name for sound in sounds], numbers, classes, strict=True)))
+    check_class_names(path, list(zip([sound.name for sound in sounds], numbers, classes, strict=True)))
     return AudioDataset(
         task="us8k",
         title="UrbanSound8K",
-        split=f"{FOLDS} folds",
+        split=f"{NUM_FOLDS} folds",
         source=path,
         sounds=sounds,
         classes=tuple(dict(sorted(zip(numbers, classes, strict=True))).values()),
-        rounds=cross_validation(folds, held_out=1),
+        rounds=build_cross_validation_splits(folds, held_out=1),
         files={"metadata": path, "sounds": data / "audio"},
         recordings=[row.cells["fsID"] for row in table.rows],
     )
 
 
-def fold_of(row: TableRow) -> int:
+def parse_fold(row: TableRow) -> int:
     """One of the ten."""
     fold = row.number("fold", 1)
-    if fold > FOLDS:
-        raise DataError(f"{row.where}: fold {fold}; there are {FOLDS}")
+    if fold > NUM_FOLDS:
+        raise DataError(f"{row.where}: fold {fold}; there are {NUM_FOLDS}")
     return fold
 
 
-def find_slice(data: Path, row: TableRow) -> Path:
+def find_slice_file(data: Path, row: TableRow) -> Path:
     """The file of a slice, in the folder of its fold; one that lies in another fold's is of another version.
 
     The name says the recording and the class as well: FSID-CLASSID-OCCURRENCE-SLICE.wav.
@@ -124,7 +124,7 @@ def find_slice(data: Path, row: TableRow) -> Path:
         )
     path = data / "audio" / f"fold{fold}" / name
     if not path.is_file():
-        elsewhere = next((n for n in range(1, FOLDS + 1) if (data / "audio" / f"fold{n}" / name).is_file()), None)
+        elsewhere = next((n for n in range(1, NUM_FOLDS + 1) if (data / "audio" / f"fold{n}" / name).is_file()), None)
         if elsewhere is not None:
             raise DataError(
                 f"{row.where}: {name} is in fold {fold} by the table, and lies in fold{elsewhere}: is this the table "

@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.cross_validation import Split, answer_rounds
+from comodal.tasks.evaluation.cross_validation import Split, predict_splits
 from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.system_comparison import Comparison
 
 TEST_FOLDERS = ("test", "val", "validation")
-PARTS = 5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
+NUM_HASH_PARTS = (
+    5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
+)
 
 
 class LabeledFile(NamedTuple):
@@ -31,7 +33,7 @@ class LabeledFile(NamedTuple):
     test: bool
 
 
-def read_tree(data: Path, suffixes: frozenset[str]) -> list[LabeledFile]:
+def list_labeled_files(data: Path, suffixes: frozenset[str]) -> list[LabeledFile]:
     """All files of the tree with these suffixes, in the order of their names."""
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
@@ -39,18 +41,19 @@ def read_tree(data: Path, suffixes: frozenset[str]) -> list[LabeledFile]:
     if (data / "train").is_dir():
         if test is None:
             raise DataError(f"{data}: train/ is there, but none of {', '.join(f'{name}/' for name in TEST_FOLDERS)}")
-        items = list(class_folders(data / "train", data, suffixes, test=False)) + list(
-            class_folders(test, data, suffixes, test=True)
+        items = list(list_class_files(data / "train", data, suffixes, test=False)) + list(
+            list_class_files(test, data, suffixes, test=True)
         )
     else:
         items = [
-            item._replace(test=hashed_part(item.name) == 0) for item in class_folders(data, data, suffixes, test=False)
+            item._replace(test=assign_hash_part(item.name) == 0)
+            for item in list_class_files(data, data, suffixes, test=False)
         ]
-    check_items(data, items)
+    check_labeled_items(data, items)
     return items
 
 
-def check_items(data: Path, items: Sequence[LabeledFile]) -> None:
+def check_labeled_items(data: Path, items: Sequence[LabeledFile]) -> None:
     """Two classes or more to fit, something to test, and no class that is tested alone.
 
     Raises:
@@ -66,7 +69,7 @@ def check_items(data: Path, items: Sequence[LabeledFile]) -> None:
         raise DataError(f"{data}: no file to test")
 
 
-def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[LabeledFile]:
+def list_class_files(folder: Path, data: Path, suffixes: frozenset[str], test: bool) -> Iterator[LabeledFile]:
     """The files of FOLDER/CLASS/**."""
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
         for path in sorted(category.rglob("*")):
@@ -74,7 +77,7 @@ def class_folders(folder: Path, data: Path, suffixes: frozenset[str], test: bool
                 yield LabeledFile(path, path.relative_to(data).as_posix(), category.name, test)
 
 
-def fingerprint(items: Iterable[LabeledFile]) -> str:
+def hash_labeled_files(items: Iterable[LabeledFile]) -> str:
     """Of the names, classes, sides and sizes of files: the same on every machine."""
     digest = hashlib.sha256()
     for item in items:
@@ -82,19 +85,19 @@ def fingerprint(items: Iterable[LabeledFile]) -> str:
     return digest.hexdigest()[:16]
 
 
-def hashed_part(name: str) -> int:
+def assign_hash_part(name: str) -> int:
     """One of `PARTS`, the same for a name whatever else is in the folder."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % PARTS
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % NUM_HASH_PARTS
 
 
-def round_of(items: Sequence[LabeledFile]) -> Split:
+def build_folder_split(items: Sequence[LabeledFile]) -> Split:
     """The split of the tree; one part in five of the training items, by a hash of the name, chooses the penalty."""
     test = np.array([item.test for item in items])
-    parts = np.array([hashed_part(f"C {item.name}") for item in items])
+    parts = np.array([assign_hash_part(f"C {item.name}") for item in items])
     return Split(0, ~test, test, parts, (0,))
 
 
-def compare(
+def compare_folder_systems(
     task: str,
     items: Sequence[LabeledFile],
     features: dict[str, Float[Tensor, "items _ _"]],
@@ -105,6 +108,6 @@ def compare(
     classes = tuple(sorted({item.category for item in items}))
     truth = np.array([classes.index(item.category) for item in items])
     test = np.array([item.test for item in items])
-    answered = answer_rounds(features, truth, [round_of(items)], len(classes), classifier)
+    answered = predict_splits(features, truth, [build_folder_split(items)], len(classes), classifier)
     names = tuple(item.name for item in items if item.test)
     return Comparison(task, title, names, classes, truth[test], answered.rounds, answered.answers, answered.strengths)

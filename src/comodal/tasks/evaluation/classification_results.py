@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
-from comodal.tasks.evaluation.metrics import bootstrap_interval, check_finite
-from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, training_of, write_card
+from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
+from comodal.tasks.evaluation.metrics import check_finite_scores, compute_bootstrap_interval
+from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
-from comodal.tasks.evaluation.unreadable_files import UNREADABLE
+from comodal.tasks.evaluation.unreadable_files import REASON_UNREADABLE
 
-TOP = 5
-Setting = str | int | float | bool | None
+TOP_K_ACCURACY = 5
+CardSetting = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class ClassProbabilities:
     items: Sequence[LabeledFile]
     classes: Sequence[str]
     scores: Float[np.ndarray, "items classes"]
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, CardSetting]
     files: Mapping[str, Path] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
 
     def comparison(self) -> Comparison:
         """The answers beside the truth, as probes are compared."""
-        check_finite(self.scores, "probabilities of the classes")
+        check_finite_scores(self.scores, "probabilities of the classes")
         number = {name: place for place, name in enumerate(self.classes)}
         truth = np.array([number[item.category] for item in self.items])
         names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)
@@ -64,12 +64,12 @@ class ClassProbabilities:
         """Prints the table; with `out`, writes results.json, answers.csv, confusion.png and the card."""
         comparison = self.comparison()
         numbers = comparison.numbers()
-        if len(self.classes) > TOP:
-            best = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP]
+        if len(self.classes) > TOP_K_ACCURACY:
+            best = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP_K_ACCURACY]
             right = (best == comparison.truth[:, None]).any(1)
             groups = self.groups or comparison.items
-            low, high = bootstrap_interval(right, np.random.default_rng(0), groups=groups)
-            key = f"{self.modality}.fine_tuned.top{TOP}"
+            low, high = compute_bootstrap_interval(right, np.random.default_rng(0), groups=groups)
+            key = f"{self.modality}.fine_tuned.top{TOP_K_ACCURACY}"
             numbers |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
         comparison.print_table()
         if out is not None:
@@ -79,8 +79,11 @@ class ClassProbabilities:
 
     def card(self, numbers: Mapping[str, float]) -> ResultsCard:
         """The results card, with the settings of the training."""
-        keys = {f"{self.modality}.fine_tuned": "top-1", f"{self.modality}.fine_tuned.top{TOP}": f"top-{TOP}"}
-        every = len(self.items) + self.left_out.get(UNREADABLE, 0)
+        keys = {
+            f"{self.modality}.fine_tuned": "top-1",
+            f"{self.modality}.fine_tuned.top{TOP_K_ACCURACY}": f"top-{TOP_K_ACCURACY}",
+        }
+        every = len(self.items) + self.left_out.get(REASON_UNREADABLE, 0)
         scores = {
             label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
             for key, label in keys.items()
@@ -92,12 +95,12 @@ class ClassProbabilities:
             split=self.split,
             scores=scores | {"largest class": ScoreEntry(numbers[f"{self.modality}.chance"])},
             model=str(self.model),
-            counts={**denominators(every, len(self.items), UNREADABLE), **self.left_out},
+            counts={**count_items(every, len(self.items), REASON_UNREADABLE), **self.left_out},
             files=self.files,
             settings={
                 **self.settings,
-                INTERVAL: self.comparison().interval(),
-                **training_of(self.model),
-                "items": fingerprint(self.items),
+                INTERVAL_NAME: self.comparison().interval(),
+                **read_training_settings(self.model),
+                "items": hash_labeled_files(self.items),
             },
         )

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from comodal.progress import track
+from comodal.progress import track_progress
 from comodal.tasks.evaluation.linear_probe import Classifier, LinearProbe, fit_probe
-from comodal.tasks.evaluation.mlp_probe import MLPProbe, fit_perceptron
+from comodal.tasks.evaluation.mlp_probe import MLPProbe, fit_mlp_probe
 
 AnyClassifier = Literal["svm", "logistic", "mlp"]
-PARTS = 5
+NUM_INNER_FOLDS = 5
 
 
 class Split(NamedTuple):
@@ -53,7 +53,7 @@ class ProbePredictions(NamedTuple):
     strengths: dict[str, dict[int, float]]
 
 
-def cross_validation(folds: Int[np.ndarray, " items"], held_out: int) -> list[Split]:
+def build_cross_validation_splits(folds: Int[np.ndarray, " items"], held_out: int) -> list[Split]:
     """Each fold is tested once; of the others, so many that follow it (the last by the first) are held out in turn."""
     numbers = [int(fold) for fold in np.unique(folds)]
     rounds = []
@@ -63,7 +63,7 @@ def cross_validation(folds: Int[np.ndarray, " items"], held_out: int) -> list[Sp
     return rounds
 
 
-def one_split(
+def build_given_split(
     number: int,
     fitted: Bool[np.ndarray, " items"],
     tested: Bool[np.ndarray, " items"],
@@ -74,21 +74,21 @@ def one_split(
     """A split that is given; the fitted items alone are dealt into parts, so many of which are held out in turn."""
     parts = np.full(len(fitted), -1)
     chosen = np.flatnonzero(fitted).tolist()
-    parts[chosen] = deal([groups[item] for item in chosen], [truth[item] for item in chosen])
+    parts[chosen] = assign_folds([groups[item] for item in chosen], [truth[item] for item in chosen])
     return Split(number, fitted, tested, parts, tuple(range(held_out)))
 
 
-def deal(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
+def assign_folds(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
     """Parts of nearly equal size for each class; all items of a group are in one, by a hash of its name."""
     part: dict[str, int] = {}
     for category in sorted(set(truth)):
         own = {group for group, other in zip(groups, truth, strict=True) if other == category and group not in part}
         for place, group in enumerate(sorted(own, key=lambda name: hashlib.sha256(name.encode()).digest())):
-            part[group] = place % PARTS
+            part[group] = place % NUM_INNER_FOLDS
     return np.array([part[group] for group in groups], dtype=np.int64)
 
 
-def answer_rounds(
+def predict_splits(
     features: Mapping[str, Float[Tensor, "items _ _"]],
     truth: Int[np.ndarray, " items"],
     rounds: Sequence[Split],
@@ -100,8 +100,8 @@ def answer_rounds(
     jobs = [(system, one) for system in features for one in rounds]
     answers: dict[str, list[np.ndarray]] = {system: [] for system in features}
     strengths: dict[str, dict[int, float]] = {system: {} for system in features}
-    for system, one in track(jobs, "fitting probes"):
-        probe = fit_round(features[system], truth, one, classes, classifier, seed)
+    for system, one in track_progress(jobs, "fitting probes"):
+        probe = fit_split_probe(features[system], truth, one, classes, classifier, seed)
         answers[system].append(probe.predict(features[system][torch.from_numpy(one.tested)]))
         strengths[system][one.number] = probe.strength
     return ProbePredictions(
@@ -112,7 +112,7 @@ def answer_rounds(
     )
 
 
-def fit_round(
+def fit_split_probe(
     features: Float[Tensor, "items windows features"],
     truth: Int[np.ndarray, " items"],
     one: Split,
@@ -123,14 +123,14 @@ def fit_round(
     """The probe of one round, from its fitted items alone."""
     seen, target = features[torch.from_numpy(one.fitted)], torch.from_numpy(truth[one.fitted])
     inner = one.parts[one.fitted]
-    held_out = useful(one.held_out, inner)
+    held_out = select_usable_folds(one.held_out, inner)
     if classifier == "mlp":  # a fit takes so long that one part has to do
-        return fit_perceptron(seen, target, inner, held_out[:1], classes, seed)
+        return fit_mlp_probe(seen, target, inner, held_out[:1], classes, seed)
     linear: Classifier = classifier
     return fit_probe(seen, target, inner, held_out, classes, linear)
 
 
-def useful(held_out: Iterable[int], parts: Int[np.ndarray, " items"]) -> list[int]:
+def select_usable_folds(held_out: Iterable[int], parts: Int[np.ndarray, " items"]) -> list[int]:
     """Those parts that hold something and leave something."""
     there = set(np.unique(parts).tolist())
     return [part for part in held_out if part in there and len(there) > 1]

@@ -19,14 +19,14 @@ import numpy as np
 from jaxtyping import Float, Float16
 from torch import Tensor
 
-from comodal.data.output_folder import as_json, explained
+from comodal.data.output_folder import encode_settings_json, translate_os_errors
 from comodal.errors import DataError, MediaError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json_object
 
-ABOUT, DONE, FEATURES = "about.json", "done.json", "features.bin"
-SAVE_SECONDS = 30.0
-LARGEST = float(np.finfo(np.float16).max)
+ABOUT_FILE, DONE_FILE, FEATURES_FILE = "about.json", "done.json", "features.bin"
+SAVE_INTERVAL_SECONDS = 30.0
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class FeatureFile:
@@ -54,26 +54,27 @@ class FeatureFile:
         self.bytes_each = 2 * shape[1] * shape[2]
         self.saved_at = time.monotonic()
         self.problems: dict[int, tuple[str, str]] = {}
-        with explained(cache):
-            if not (self.folder / DONE).is_file():
-                write_whole(self.folder / ABOUT, as_json(dict(about)))
-                write_whole(self.folder / FEATURES, b"")
+        with translate_os_errors(cache):
+            if not (self.folder / DONE_FILE).is_file():
+                write_bytes_atomically(self.folder / ABOUT_FILE, encode_settings_json(dict(about)))
+                write_bytes_atomically(self.folder / FEATURES_FILE, b"")
                 self.note(0)
             self.done = self.read_done()
-            os.truncate(self.folder / FEATURES, self.done * self.bytes_each)  # what a killed pass left unsaved
+            os.truncate(self.folder / FEATURES_FILE, self.done * self.bytes_each)  # what a killed pass left unsaved
 
     def read_done(self) -> int:
         """How many pictures were saved and are still the same; the file of features must have room for them."""
         try:
-            noted = read_json_object(self.folder / DONE)
+            noted = read_json_object(self.folder / DONE_FILE)
             done, digest = int(noted["pictures"]), noted["stamps"]
             problems = {int(place): (str(why[0]), str(why[1])) for place, why in noted.get("unreadable", {}).items()}
-            there = (self.folder / FEATURES).stat().st_size
+            there = (self.folder / FEATURES_FILE).stat().st_size
         except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DataError(f"{self.folder}: a damaged feature cache ({error}); delete this folder") from error
         if not 0 <= done <= self.shape[0] or there < done * self.bytes_each:
             raise DataError(
-                f"{self.folder / FEATURES} has {there:,} bytes, and {done:,} pictures take {done * self.bytes_each:,}; "
+                f"{self.folder / FEATURES_FILE} has {there:,} bytes, "
+                f"and {done:,} images take {done * self.bytes_each:,}; "
                 "delete this folder"
             )
         if digest != self.digest(done):
@@ -88,7 +89,7 @@ class FeatureFile:
     def note(self, done: int) -> None:
         """Writes down how many pictures are on disk."""
         noted = {"pictures": done, "stamps": self.digest(done), "unreadable": self.problems}
-        write_whole(self.folder / DONE, as_json(noted))
+        write_bytes_atomically(self.folder / DONE_FILE, encode_settings_json(noted))
 
     def append(
         self, features: Float[Tensor, "pictures shots features"], problems: Mapping[int, MediaError] | None = None
@@ -98,19 +99,19 @@ class FeatureFile:
         Raises:
             DataError: A number is not finite, or too large for float16.
         """
-        if not features.isfinite().all() or features.abs().max() > LARGEST:
+        if not features.isfinite().all() or features.abs().max() > MAX_FLOAT16:
             raise DataError(f"{self.folder}: picture {self.done:,} or one soon after has features that are no numbers")
-        with explained(self.folder), (self.folder / FEATURES).open("ab") as file:
+        with translate_os_errors(self.folder), (self.folder / FEATURES_FILE).open("ab") as file:
             file.write(features.half().numpy().tobytes())
         self.problems |= {self.done + place: (str(e.reason), e.detail) for place, e in (problems or {}).items()}
         self.done += len(features)
-        if self.done == self.shape[0] or time.monotonic() - self.saved_at > SAVE_SECONDS:
+        if self.done == self.shape[0] or time.monotonic() - self.saved_at > SAVE_INTERVAL_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Brings everything to disk, then notes it."""
-        with explained(self.folder):
-            with (self.folder / FEATURES).open("rb") as file:
+        with translate_os_errors(self.folder):
+            with (self.folder / FEATURES_FILE).open("rb") as file:
                 os.fsync(file.fileno())
             self.note(self.done)
         self.saved_at = time.monotonic()
@@ -118,4 +119,4 @@ class FeatureFile:
     def rows(self) -> Float16[np.ndarray, "pictures shots features"]:
         """All of them, as they lie on disk."""
         assert self.done == self.shape[0]
-        return np.memmap(self.folder / FEATURES, np.float16, "r", shape=self.shape)
+        return np.memmap(self.folder / FEATURES_FILE, np.float16, "r", shape=self.shape)

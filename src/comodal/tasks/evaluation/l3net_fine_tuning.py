@@ -27,22 +27,22 @@ from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader, Workers
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute
-from comodal.models.checkpoint import model_folder, untrained_like
+from comodal.models.checkpoint import find_model_folder, make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
-from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, classifier_on, load_any_l3net
-from comodal.progress import track
-from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
-from comodal.tasks.evaluation.unreadable_files import attempted, check_classes, report_unreadable
+from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, build_l3_classifier, load_any_l3net
+from comodal.progress import track_progress
+from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
+from comodal.tasks.evaluation.unreadable_files import check_readable_classes, report_unreadable, try_read
 from comodal.text_files import read_json
-from comodal.training.optimization import adamw, linear
+from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.run import Run
 
-CLASSES = "classes.json"
-WARM_UP = 0.1
-WEIGHT_DECAY = 0.01
-ORDER, CHANGE = 2, 3  # keep the chance of the order and of what is shown apart
-INNER_BATCH = 32  # items at once when they are answered, on a CPU
-Start = Literal["pretrained", "scratch"]
+CLASSES_FILE = "classes.json"
+L3NET_WARMUP_RATIO = 0.1
+L3NET_WEIGHT_DECAY = 0.01
+ORDER_STREAM, L3NET_AUGMENTATION_STREAM = 2, 3  # keep the chance of the order and of what is shown apart
+MAX_FORWARD_BATCH = 32  # items at once when they are answered, on a CPU
+L3NetStart = Literal["pretrained", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class L3FineTuneConfig:
     """
 
     model: Path
-    start: Start
+    start: L3NetStart
     epochs: float
     batch_size: int
     learning_rate: float
@@ -107,7 +107,7 @@ class LabelledItems:
         if self.seed is None:
             return np.arange(len(self))
         if epoch not in self.orders:
-            self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER)).permutation(len(self))}
+            self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM)).permutation(len(self))}
         return self.orders[epoch]
 
     def shown(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
@@ -122,17 +122,21 @@ class LabelledItems:
         shown, chosen = [], []
         for epoch, index in places:
             item = int(self.order(epoch)[index])
-            rng = None if self.seed is None else np.random.default_rng((self.seed, epoch, index, CHANGE))
+            rng = (
+                None
+                if self.seed is None
+                else np.random.default_rng((self.seed, epoch, index, L3NET_AUGMENTATION_STREAM))
+            )
             shown.append(self.shown(self.items[item], rng))
             chosen.append(item)
         return ClassificationBatch(
-            shown=as_tensor(np.stack(shown)),
+            shown=convert_to_tensor(np.stack(shown)),
             target=torch.from_numpy(self.target[chosen]),
             keys=tuple(self.items[item].name for item in chosen),
         )
 
 
-def as_tensor(shown: np.ndarray) -> Tensor:
+def convert_to_tensor(shown: np.ndarray) -> Tensor:
     """Sounds as they are; pictures with their channels first (and last in memory, as they came)."""
     tensor = torch.from_numpy(shown)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
@@ -151,19 +155,19 @@ class ClassificationObjective(nn.Module):
         return {"loss": F.cross_entropy(scores, batch.target), "accuracy": right}
 
 
-def network_of(setup: L3FineTuneConfig) -> L3Net:
+def build_classifier(setup: L3FineTuneConfig) -> L3Net:
     """The network that training begins from."""
     model = load_any_l3net(setup.model)
-    return untrained_like(model, setup.seed) if setup.start == "scratch" else model
+    return make_untrained_copy(model, setup.seed) if setup.start == "scratch" else model
 
 
-def new_run(
+def build_l3net_run(
     model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, setup: L3FineTuneConfig
 ) -> Run:
     """The run: batches of the items' training part, the objective, its optimizer."""
     classes = sorted({item.category for item in items})
-    train, held_out = parted([item for item in items if not item.test], setup.validation_share)
-    objective = ClassificationObjective(classifier_on(model, modality, len(classes), setup.dropout))
+    train, held_out = split_by_name_hash([item for item in items if not item.test], setup.validation_share)
+    objective = ClassificationObjective(build_l3_classifier(model, modality, len(classes), setup.dropout))
     tower = list(objective.model.trained_tower().parameters())
     trained = {*tower, *objective.model.classifier.parameters()}
     for parameter in objective.parameters():
@@ -182,17 +186,17 @@ def new_run(
         objective=objective,
         batches=Loader(samples, setup.batch_size, setup.workers),
         validation=validation,
-        optimizer=adamw(objective, highest, WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
-        learning_rate=linear(highest, steps, round(WARM_UP * steps)),
+        optimizer=make_adamw(objective, highest, L3NET_WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
+        learning_rate=make_linear_schedule(highest, steps, round(L3NET_WARMUP_RATIO * steps)),
         steps=steps,
         seed=setup.seed,
-        fingerprint=fingerprint([*train, *held_out]),
-        files={CLASSES: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
+        fingerprint=hash_labeled_files([*train, *held_out]),
+        files={CLASSES_FILE: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
         chosen_by="accuracy" if held_out else "",
     )
 
 
-def parted(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
+def split_by_name_hash(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """What is trained on, and what is held out: by a hash of the name, so that a file never changes sides.
 
     Raises:
@@ -213,16 +217,16 @@ def parted(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile
     return train, held_out
 
 
-def classes_of(model: Path) -> list[str]:
+def read_model_classes(model: Path) -> list[str]:
     """The names of a model's classes, from the file beside it."""
-    path = model_folder(model) / CLASSES
+    path = find_model_folder(model) / CLASSES_FILE
     names = read_json(path, CheckpointError)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: not a list of names")
     return names
 
 
-def check_known(items: Sequence[LabeledFile], classes: Sequence[str]) -> None:
+def check_item_classes(items: Sequence[LabeledFile], classes: Sequence[str]) -> None:
     """Every item is of one of the model's classes.
 
     Raises:
@@ -240,7 +244,7 @@ class TestViews(Protocol):
     def __call__(self, item: LabeledFile, /) -> np.ndarray: ...
 
 
-def answer(
+def predict_class_probabilities(
     model: L3Classifier, items: Sequence[LabeledFile], shots: TestViews, compute: Compute, workers: int
 ) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
     """The probabilities of the classes of every item that can be read: the mean over its shots; and why others cannot.
@@ -250,10 +254,10 @@ def answer(
     device = compute.device
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    found = parallel(joblib.delayed(attempted)(shots, item) for item in items)
+    found = parallel(joblib.delayed(try_read)(shots, item) for item in items)
     problems: dict[int, MediaError] = {}
-    rows, size = [], max(INNER_BATCH, compute.batch_size)
-    for start in track(range(0, len(items), size), "answering"):
+    rows, size = [], max(MAX_FORWARD_BATCH, compute.batch_size)
+    for start in track_progress(range(0, len(items), size), "answering"):
         some = []
         for place, shown in zip(range(start, min(start + size, len(items))), found, strict=False):
             if isinstance(shown, MediaError):
@@ -262,16 +266,16 @@ def answer(
                 some.append(shown)
         if some:
             with torch.inference_mode(), compute.autocast():
-                scores = model(as_tensor(np.concatenate(some)).to(device))
+                scores = model(convert_to_tensor(np.concatenate(some)).to(device))
             rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
     report_unreadable(problems.values())
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), problems
 
 
-def check_readable(data: Path, items: Sequence[LabeledFile], problems: Mapping[int, MediaError]) -> None:
+def check_readable_tests(data: Path, items: Sequence[LabeledFile], problems: Mapping[int, MediaError]) -> None:
     """Every class has a file to test that can be read.
 
     Raises:
         DataError: One has none.
     """
-    check_classes(data, "to test", [item.category for item in items], problems)
+    check_readable_classes(data, "to test", [item.category for item in items], problems)

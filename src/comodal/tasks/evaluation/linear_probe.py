@@ -20,12 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.metrics import check_finite_scores
 
 Classifier = Literal["svm", "logistic"]
 
-SEARCH_ITERATIONS, ITERATIONS = 60, 300
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+MAX_SEARCH_ITERATIONS, MAX_FIT_ITERATIONS = 60, 300
+LINEAR_PROBE_C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @runtime_checkable
@@ -42,13 +42,13 @@ class ProbeProblem(Protocol):
     def fit(self, strength: float, iterations: int, /) -> FittedClassifier: ...
 
 
-def best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
+def select_best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
     """The class of the highest score of each item.
 
     Raises:
         DataError: A score is not finite.
     """
-    check_finite(scores.numpy(), "scores of the probe")
+    check_finite_scores(scores.numpy(), "scores of the probe")
     return scores.argmax(-1)
 
 
@@ -71,7 +71,7 @@ class LinearProbe:
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class of the highest score of each item."""
-        return best_class(self.scores(features)).numpy()
+        return select_best_class(self.scores(features)).numpy()
 
 
 class LinearProbeProblem:
@@ -87,7 +87,7 @@ class LinearProbeProblem:
         self.classifier: Classifier = classifier
         self.rows = features.flatten(0, 1).clone()
         self.target = target.repeat_interleave(features.shape[1])
-        self.mean, self.scale = standardisation(self.rows)
+        self.mean, self.scale = compute_mean_and_std(self.rows)
         self.rows.sub_(self.mean).div_(self.scale)
         self.basis: Tensor | None = None
         if len(self.rows) < self.rows.shape[1]:
@@ -105,7 +105,7 @@ class LinearProbeProblem:
         L-BFGS moves in coordinates in which the objective is nearly round (`preconditioner`). Classes come first in
         all products: with ten classes these run three times as fast as with rows first.
         """
-        factor = preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
+        factor = factor_preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
         rounded = (self.weight @ factor).requires_grad_(True)
         bias = self.bias.requires_grad_(True)
         optimizer = torch.optim.LBFGS(
@@ -120,7 +120,7 @@ class LinearProbeProblem:
         def closure() -> Tensor:
             optimizer.zero_grad()
             weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False).contiguous()
-            loss = losses(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
+            loss = compute_probe_loss(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
             loss = loss + weight.square().sum() / (2.0 * strength * len(self.rows))
             loss.backward()
             return loss
@@ -132,7 +132,7 @@ class LinearProbeProblem:
         return LinearProbe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
 
 
-def standardisation(
+def compute_mean_and_std(
     rows: Float[Tensor, "rows features"],
 ) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
     """Mean and deviation of each feature; a feature that never changes is left at scale 1."""
@@ -140,7 +140,7 @@ def standardisation(
     return mean, torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
 
 
-def losses(
+def compute_probe_loss(
     values: Float[Tensor, "classes rows"], target: Int[Tensor, " rows"], classifier: Classifier
 ) -> Float[Tensor, ""]:
     """Sum over the rows of the squared hinges of all one-vs-all problems, or of the cross-entropy."""
@@ -150,7 +150,7 @@ def losses(
     return (1.0 - sign * values).clamp(min=0.0).square().sum()
 
 
-def preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Float[Tensor, "features features"]:
+def factor_preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Float[Tensor, "features features"]:
     """Lower triangular L with LL' near the objective's curvature: over L'w the objective is nearly round.
 
     Neighbouring features are so correlated that L-BFGS over w takes ten times the steps. The minimum is the same;
@@ -159,14 +159,14 @@ def preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Fl
     return torch.linalg.cholesky(gram + max(ridge, 1e-3) * torch.eye(len(gram), dtype=gram.dtype))
 
 
-def choose_strength(
+def choose_c(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
     held_out: Sequence[int],
     problem: Callable[[Tensor, Tensor], ProbeProblem],
     strengths: Sequence[float],
-    iterations: int = SEARCH_ITERATIONS,
+    iterations: int = MAX_SEARCH_ITERATIONS,
 ) -> float:
     """The C with which most items of the held-out folds are answered rightly by a fit on the rest.
 
@@ -182,7 +182,7 @@ def choose_strength(
     for strength in sorted(strengths):
         right = 0
         for part, held in problems:
-            answers = best_class(part.fit(strength, iterations).scores(features[held]))
+            answers = select_best_class(part.fit(strength, iterations).scores(features[held]))
             right += int((answers == target[held]).sum())
         if right <= most:
             break
@@ -197,7 +197,7 @@ def fit_probe(
     held_out: Sequence[int],
     classes: int,
     classifier: Classifier,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> LinearProbe:
     """Chooses C on the training part alone, then fits on all of it.
 
@@ -214,5 +214,5 @@ def fit_probe(
         The probe fitted on the whole training part with the chosen C.
     """
     problem = partial(LinearProbeProblem, classes=classes, classifier=classifier)
-    strength = choose_strength(features, target, folds, held_out, problem, strengths)
-    return problem(features, target).fit(strength, ITERATIONS)
+    strength = choose_c(features, target, folds, held_out, problem, strengths)
+    return problem(features, target).fit(strength, MAX_FIT_ITERATIONS)

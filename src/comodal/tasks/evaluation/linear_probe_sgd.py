@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor
 
-from comodal.progress import track
-from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, LinearProbe, losses
-from comodal.tasks.evaluation.metrics import check_finite
-from comodal.training.optimization import schedule
+from comodal.progress import track_progress
+from comodal.tasks.evaluation.linear_probe import LINEAR_PROBE_C_VALUES, Classifier, LinearProbe, compute_probe_loss
+from comodal.tasks.evaluation.metrics import check_finite_scores
+from comodal.training.optimization import make_cosine_schedule
 
 StepSolver = Literal["sgd", "adam"]
 MOMENTUM = 0.9
-BLOCK_BYTES = 1 << 26  # read at once
-SAMPLE_ROWS = 4096  # from which the step of SGD is estimated
-ADAM_MOVE = 1.0  # how far the first steps of Adam move a score: a rate of this over the features
-SEARCH_SHARE = 0.25  # of the epochs, when C is chosen
-WARM_UP = 0.02
+MAX_BLOCK_BYTES = 1 << 26  # read at once
+CURVATURE_SAMPLE_ROWS = 4096  # from which the step of SGD is estimated
+ADAM_STEP_SCALE = 1.0  # how far the first steps of Adam move a score: a rate of this over the features
+SEARCH_FRACTION = 0.25  # of the epochs, when C is chosen
+SGD_WARMUP_RATIO = 0.02
 
 
 class SGDConfig(NamedTuple):
@@ -56,7 +56,7 @@ class FeatureRows:
     ) -> None:
         self.views, self.target, self.chosen = views, target, chosen
         self.features = views[0].shape[2]
-        self.block = max(1, BLOCK_BYTES // (2 * self.features))
+        self.block = max(1, MAX_BLOCK_BYTES // (2 * self.features))
 
     def __len__(self) -> int:
         return int(self.chosen.sum())
@@ -91,7 +91,7 @@ class FeatureRows:
         return mean.float(), scale.float()
 
 
-def fit_in_steps(
+def fit_sgd_probe(
     rows: FeatureRows, classes: int, classifier: Classifier, strength: float, steps: SGDConfig
 ) -> LinearProbe:
     """Minimises the objective; nothing but the seed decides the order."""
@@ -101,36 +101,36 @@ def fit_in_steps(
     decay = 1.0 / (strength * len(rows))
     groups = [{"params": [weight], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
     if steps.solver == "sgd":
-        highest = 1.0 / (curvature(rows, mean, scale, classifier, steps) + decay)
+        highest = 1.0 / (bound_curvature(rows, mean, scale, classifier, steps) + decay)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=highest, momentum=MOMENTUM)
     else:
-        highest = ADAM_MOVE / rows.features
+        highest = ADAM_STEP_SCALE / rows.features
         optimizer = torch.optim.Adam(groups, lr=highest)
     total = steps.epochs * -(-len(rows) // steps.batch_size)
-    rate = schedule(highest, total, round(WARM_UP * total), final_fraction=0.0)
+    rate = make_cosine_schedule(highest, total, round(SGD_WARMUP_RATIO * total), final_fraction=0.0)
     on_device = (mean.to(steps.device), scale.to(steps.device))
-    for step, (batch, target) in enumerate(batches(rows, steps)):
+    for step, (batch, target) in enumerate(iterate_batches(rows, steps)):
         for group in optimizer.param_groups:
             group["lr"] = rate(min(step, total))
         standard = (batch.to(steps.device) - on_device[0]) / on_device[1]
-        loss = losses(weight @ standard.mT + bias, target.to(steps.device), classifier) / len(target)
+        loss = compute_probe_loss(weight @ standard.mT + bias, target.to(steps.device), classifier) / len(target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return LinearProbe(classifier, strength, mean, scale, weight.detach().cpu(), bias.detach().cpu())
 
 
-def batches(
+def iterate_batches(
     rows: FeatureRows, steps: SGDConfig
 ) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
     """The batches of all epochs; epoch e reads view e."""
-    for epoch in track(range(steps.epochs), "fitting by steps"):
+    for epoch in track_progress(range(steps.epochs), "fitting by steps"):
         rng = np.random.default_rng((steps.seed, epoch))
         for block, target in rows.blocks(epoch % len(rows.views), rng):
             yield from zip(block.split(steps.batch_size), target.split(steps.batch_size), strict=True)
 
 
-def curvature(
+def bound_curvature(
     rows: FeatureRows,
     mean: Float[Tensor, " features"],
     scale: Float[Tensor, " features"],
@@ -143,14 +143,14 @@ def curvature(
     bends half as much, a squared hinge twice.
     """
     block, _ = next(rows.blocks(0, np.random.default_rng(steps.seed)))
-    sample = (block[:SAMPLE_ROWS] - mean) / scale
+    sample = (block[:CURVATURE_SAMPLE_ROWS] - mean) / scale
     sample = torch.cat([sample, torch.ones(len(sample), 1)], 1)
     largest = float(torch.linalg.matrix_norm(sample, 2)) ** 2 / len(sample)
     by_chance = sample.square().sum(1).max().item() / min(steps.batch_size, len(sample))
     return (0.5 if classifier == "logistic" else 2.0) * (largest**0.5 + by_chance**0.5) ** 2
 
 
-def choose_strength_in_steps(
+def choose_c_with_sgd(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
     target: Int[np.ndarray, " items"],
     fitted: Bool[np.ndarray, " items"],
@@ -158,19 +158,20 @@ def choose_strength_in_steps(
     classes: int,
     classifier: Classifier,
     steps: SGDConfig,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> float:
     """The C with which most of the held-out training items are answered rightly by a fit on others.
 
     From the strongest penalty on, until a weaker one no longer helps; these fits take a quarter of the epochs.
     """
-    shorter = steps._replace(epochs=max(len(views), round(SEARCH_SHARE * steps.epochs)))
+    shorter = steps._replace(epochs=max(len(views), round(SEARCH_FRACTION * steps.epochs)))
     rest, held = FeatureRows(views, target, fitted), FeatureRows(views[:1], target, held_out)
     best, most = min(strengths), -1
     for strength in sorted(strengths):
-        probe = fit_in_steps(rest, classes, classifier, strength, shorter)
+        probe = fit_sgd_probe(rest, classes, classifier, strength, shorter)
         right = sum(
-            int((best_classes(probe, rows[:, None], 1)[:, 0] == truth).sum()) for rows, truth in held.blocks(0, None)
+            int((predict_top_classes(probe, rows[:, None], 1)[:, 0] == truth).sum())
+            for rows, truth in held.blocks(0, None)
         )
         if right <= most:
             break
@@ -178,7 +179,7 @@ def choose_strength_in_steps(
     return best
 
 
-def best_classes(
+def predict_top_classes(
     probe: LinearProbe, features: Float[Tensor, "items shots features"], count: int
 ) -> Int[Tensor, "items _"]:
     """The classes of the highest scores, the best first.
@@ -187,16 +188,16 @@ def best_classes(
         DataError: A score is not finite.
     """
     scores = probe.scores(features)
-    check_finite(scores.numpy(), "scores of the probe")
+    check_finite_scores(scores.numpy(), "scores of the probe")
     return scores.topk(count, dim=1).indices
 
 
-def in_blocks(
+def map_row_blocks(
     rows: Float16[np.ndarray, "items shots features"],
     answer: Callable[[Float[Tensor, "block shots features"]], Int[Tensor, "block count"]],
 ) -> Int[np.ndarray, "items count"]:
     """Answers for all rows, a block at a time."""
-    size = max(1, BLOCK_BYTES // (2 * rows.shape[1] * rows.shape[2]))
+    size = max(1, MAX_BLOCK_BYTES // (2 * rows.shape[1] * rows.shape[2]))
     parts = [
         answer(torch.from_numpy(np.asarray(rows[start : start + size]).astype(np.float32)))
         for start in range(0, len(rows), size)

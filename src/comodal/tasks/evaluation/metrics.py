@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from comodal.errors import DataError
 
-DRAWS_AT_ONCE = 1 << 22
+MAX_BOOTSTRAP_DRAWS = 1 << 22
 
 
 class PerClass(NamedTuple):
@@ -21,14 +21,14 @@ class PerClass(NamedTuple):
     precision: Float[np.ndarray, " classes"]
 
 
-def accuracy(predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"]) -> float:
+def compute_accuracy(predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"]) -> float:
     """Share of the items whose class was answered."""
     if not len(truth):
         raise ValueError("accuracy of no items")
     return float(np.mean(predicted == truth))
 
 
-def confusion_matrix(
+def count_confusions(
     predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Counts of items: a row for each true class, a column for each answer."""
@@ -37,14 +37,14 @@ def confusion_matrix(
     return counts
 
 
-def per_class(confusion: Int[np.ndarray, "classes classes"]) -> PerClass:
+def compute_per_class(confusion: Int[np.ndarray, "classes classes"]) -> PerClass:
     """Recall and precision of each class from the confusion matrix."""
     right = np.diag(confusion).astype(np.float64)
     counts, answered = confusion.sum(1), confusion.sum(0)
     return PerClass(counts, right / np.maximum(counts, 1), right / np.maximum(answered, 1))
 
 
-def check_finite(scores: np.ndarray, of: object) -> None:
+def check_finite_scores(scores: np.ndarray, of: object) -> None:
     """Every score is a finite number. NaN compares false with everything, so that it would win or lose at random.
 
     Raises:
@@ -58,7 +58,7 @@ def check_finite(scores: np.ndarray, of: object) -> None:
         )
 
 
-def bootstrap_interval(
+def compute_bootstrap_interval(
     correct: Bool[np.ndarray, " items"] | Float[np.ndarray, " items"],
     rng: np.random.Generator,
     resamples: int = 2000,
@@ -82,24 +82,24 @@ def bootstrap_interval(
     """
     if not len(correct):
         raise ValueError("interval of no items")
-    check_finite(correct, "accuracy")
+    check_finite_scores(correct, "accuracy")
     values, items, mean = correct.astype(np.float64), len(correct), float(correct.mean())
     inverse = np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1]
     size, yes_or_no = int(inverse.max()) + 1, bool(np.isin(values, (0.0, 1.0)).all())
     if yes_or_no and size == items:
-        return wilson_interval(mean, items, confidence)
-    means = resampled_means(values, inverse, rng, resamples)
+        return compute_wilson_interval(mean, items, confidence)
+    means = compute_bootstrap_means(values, inverse, rng, resamples)
     variance = float(means.var())
     if variance < 1e-15:
-        return wilson_interval(mean, size, confidence)
+        return compute_wilson_interval(mean, size, confidence)
     if yes_or_no:
-        return wilson_interval(mean, min(items, mean * (1.0 - mean) / variance), confidence)
+        return compute_wilson_interval(mean, min(items, mean * (1.0 - mean) / variance), confidence)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
-def wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
+def compute_wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion of so many independent items."""
     z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     middle = (share + z * z / (2.0 * items)) / (1.0 + z * z / items)
@@ -107,12 +107,12 @@ def wilson_interval(share: float, items: int | float, confidence: float = 0.95) 
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def resampled_means(
+def compute_bootstrap_means(
     values: Float[np.ndarray, " items"], groups: Int[np.ndarray, " items"], rng: np.random.Generator, resamples: int
 ) -> Float[np.ndarray, " resamples"]:
     """The mean over all items of the groups of each resample; groups are drawn with replacement."""
     sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
-    block = max(1, DRAWS_AT_ONCE // len(sums))
+    block = max(1, MAX_BOOTSTRAP_DRAWS // len(sums))
     means = []
     for start in range(0, resamples, block):
         drawn = rng.integers(len(sums), size=(min(block, resamples - start), len(sums)))

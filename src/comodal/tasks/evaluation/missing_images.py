@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.metrics import bootstrap_interval
+from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.results_card import ScoreEntry
 
-NOT_THERE = "image is not in the store"
-INTERVAL = "95 % interval"  # in a card's settings: how it came about
+REASON_MISSING_IMAGE = "image is not in the store"
+INTERVAL_NAME = "95 % interval"  # in a card's settings: how it came about
 
 
-def refuse_missing(file: Path, title: str, missing: Sequence[str], items: int) -> None:
+def check_no_missing_images(file: Path, title: str, missing: Sequence[str], items: int) -> None:
     """Refuses an evaluation that the official one refuses.
 
     Raises:
@@ -32,13 +32,13 @@ def refuse_missing(file: Path, title: str, missing: Sequence[str], items: int) -
         )
 
 
-def not_answered(counts: Mapping[str, int]) -> str:
+def format_missing_count(counts: Mapping[str, int]) -> str:
     """How many items count as wrong because their image is missing, for the end of a line."""
     missing = counts["items"] - counts["answered"]
-    return f"; {missing:,} scored as wrong: {NOT_THERE}" if missing else ""
+    return f"; {missing:,} scored as wrong: {REASON_MISSING_IMAGE}" if missing else ""
 
 
-def denominators(items: int, answered: int, reason: str = f"{NOT_THERE} (scored as wrong)") -> dict[str, int]:
+def count_items(items: int, answered: int, reason: str = f"{REASON_MISSING_IMAGE} (scored as wrong)") -> dict[str, int]:
     """How many items there are, how many of them were answered, and why the others were not; for the counts of a card.
 
     An item whose own file cannot be read is not scored (`tasks/evaluation/unreadable_files.py`).
@@ -46,19 +46,19 @@ def denominators(items: int, answered: int, reason: str = f"{NOT_THERE} (scored 
     return {"items": items, "answered": answered, **({reason: items - answered} if answered < items else {})}
 
 
-def accuracy_of(
+def compute_accuracy_numbers(
     key: str,
     correct: Bool[np.ndarray, " items"] | Float[np.ndarray, " items"],
     answered: Bool[np.ndarray, " items"],
     groups: Sequence[str],
 ) -> dict[str, float]:
     """The mean over all items with its interval by group, and over those that were answered (`.answered`)."""
-    low, high = bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
+    low, high = compute_bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
     over_answered = float(correct[answered].mean())
     return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.answered": over_answered}
 
 
-def scores_of(
+def build_score_entries(
     label: str, key: str, numbers: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
 ) -> dict[str, ScoreEntry]:
     """The scores of a card for one key of `accuracy_of`; the one over answered items where any is missing."""
@@ -68,7 +68,7 @@ def scores_of(
     return scores
 
 
-def is_papers_run(counts: Mapping[str, int], blank: str, training: Mapping[str, object]) -> bool:
+def is_paper_protocol(counts: Mapping[str, int], blank: str, training: Mapping[str, object]) -> bool:
     """Whether a paper's number may stand beside a score: nothing is missing, and no modality was left out."""
     left_out = {blank, training.get("training blank", "nothing")} - {"nothing"}
     return counts["answered"] == counts["items"] and not left_out

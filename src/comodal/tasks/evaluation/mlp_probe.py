@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.tasks.evaluation.linear_probe import best_class, choose_strength, standardisation
-from comodal.training.optimization import schedule
+from comodal.tasks.evaluation.linear_probe import choose_c, compute_mean_and_std, select_best_class
+from comodal.training.optimization import make_cosine_schedule
 
-HIDDEN = (512, 128)
-STRENGTHS = (5e2, 5e3, 5e4)
-EPOCHS, SEARCH_EPOCHS, BATCH, RATE, LEAST_STEPS = 20, 10, 64, 1e-3, 200
-PIECE = 8192  # rows that are answered at once
+HIDDEN_WIDTHS = (512, 128)
+MLP_PROBE_C_VALUES = (5e2, 5e3, 5e4)
+NUM_FIT_EPOCHS, NUM_SEARCH_EPOCHS, MLP_BATCH_SIZE, MLP_LEARNING_RATE, MIN_STEPS = 20, 10, 64, 1e-3, 200
+MAX_PREDICTION_ROWS = 8192  # rows that are answered at once
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class MLPProbe:
     @torch.inference_mode()
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
         """Mean probabilities over the windows."""
-        rows = features.flatten(0, 1).split(PIECE)
+        rows = features.flatten(0, 1).split(MAX_PREDICTION_ROWS)
         values = torch.cat([self.layers((piece - self.mean) / self.scale).softmax(-1) for piece in rows])
         return values.unflatten(0, features.shape[:2]).mean(1)
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class of the highest score of each item."""
-        return best_class(self.scores(features)).numpy()
+        return select_best_class(self.scores(features)).numpy()
 
 
 class MLPProbeProblem:
@@ -60,21 +60,21 @@ class MLPProbeProblem:
     ) -> None:
         self.rows = features.flatten(0, 1).clone()
         self.target = target.repeat_interleave(features.shape[1])
-        self.mean, self.scale = standardisation(self.rows)
+        self.mean, self.scale = compute_mean_and_std(self.rows)
         self.rows.sub_(self.mean).div_(self.scale)
         self.classes, self.seed = classes, seed
 
     def fit(self, strength: float, epochs: int) -> MLPProbe:
         """Minimises by Adam over mini-batches, with a cosine fall; the seed decides the weights and the order."""
         chance = torch.Generator().manual_seed(self.seed)
-        layers = layers_of((self.rows.shape[1], *HIDDEN, self.classes), chance)
+        layers = build_mlp_layers((self.rows.shape[1], *HIDDEN_WIDTHS, self.classes), chance)
         weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
         biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
         groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 1.0 / strength}, {"params": biases}]
-        optimizer = torch.optim.Adam(groups, lr=RATE, fused=True)  # its decay is the gradient of w'w / 2C
-        batch = min(BATCH, len(self.rows))
-        steps = max(LEAST_STEPS, epochs * -(-len(self.rows) // batch))
-        rate = schedule(RATE, steps, 0, final_fraction=0.0)
+        optimizer = torch.optim.Adam(groups, lr=MLP_LEARNING_RATE, fused=True)  # its decay is the gradient of w'w / 2C
+        batch = min(MLP_BATCH_SIZE, len(self.rows))
+        steps = max(MIN_STEPS, epochs * -(-len(self.rows) // batch))
+        rate = make_cosine_schedule(MLP_LEARNING_RATE, steps, 0, final_fraction=0.0)
         order = torch.randperm(len(self.rows), generator=chance)
         for step in range(steps):
             if len(order) < batch:
@@ -89,7 +89,7 @@ class MLPProbeProblem:
         return MLPProbe(strength, self.mean, self.scale, layers)
 
 
-def layers_of(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
+def build_mlp_layers(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
     """Linear layers with ReLU between them; weights as of He et al. (2015), biases of zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -100,7 +100,7 @@ def layers_of(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def fit_perceptron(
+def fit_mlp_probe(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
@@ -113,5 +113,5 @@ def fit_perceptron(
     def problem(some: Tensor, truth: Tensor) -> MLPProbeProblem:
         return MLPProbeProblem(some, truth, classes, seed)
 
-    strength = choose_strength(features, target, folds, held_out, problem, STRENGTHS, SEARCH_EPOCHS)
-    return problem(features, target).fit(strength, EPOCHS)
+    strength = choose_c(features, target, folds, held_out, problem, MLP_PROBE_C_VALUES, NUM_SEARCH_EPOCHS)
+    return problem(features, target).fit(strength, NUM_FIT_EPOCHS)

@@ -12,17 +12,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from comodal.console import Table, say
-from comodal.environment import summary
+from comodal.console import Table, print_line
+from comodal.environment import summarize_environment
 from comodal.errors import DataError
-from comodal.files import write_whole
-from comodal.models.checkpoint import read_about
+from comodal.files import write_bytes_atomically
+from comodal.models.checkpoint import read_model_about
 from comodal.text_files import read_json
 
-CARD, PAGE = "card.json", "card.md"
-LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
-CHUNK = 1 << 20
-TRAINING = ("start", "blank", "epochs", "batch_size", "learning_rate", "head_rate", "dropout", "seed", "layout", "fold")
+CARD_FILE, CARD_PAGE_FILE = "card.json", "card.md"
+CARD_LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
+HASH_CHUNK_BYTES = 1 << 20
+TRAINING_SETTINGS = (
+    "start",
+    "blank",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "head_rate",
+    "dropout",
+    "seed",
+    "layout",
+    "fold",
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,11 @@ class ResultsCard:
     settings: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
-def training_of(model: Path) -> dict[str, str | int | float | bool | None]:
+def read_training_settings(model: Path) -> dict[str, str | int | float | bool | None]:
     """How a model was trained, by its own record: settings of the card, its seed among them."""
-    parameters = read_about(model).get("parameters")
+    parameters = read_model_about(model).get("parameters")
     told = parameters if isinstance(parameters, dict) else {}
-    return {f"training {name}": told[name] for name in TRAINING if name in told}
+    return {f"training {name}": told[name] for name in TRAINING_SETTINGS if name in told}
 
 
 def write_card(card: ResultsCard, out: Path) -> None:
@@ -84,35 +95,37 @@ def write_card(card: ResultsCard, out: Path) -> None:
     Raises:
         DataError: A file that the card names cannot be read.
     """
-    described = describe(card)
-    write_whole(out / CARD, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
-    write_whole(out / PAGE, as_markdown(described).encode())
+    described = serialize_card(card)
+    write_bytes_atomically(out / CARD_FILE, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes_atomically(out / CARD_PAGE_FILE, render_card_markdown(described).encode())
 
 
-def tell(numbers: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
+def report_results(numbers: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
     """Prints the numbers of an evaluation; with `out`, writes them as results.json, and the card."""
     for name, value in numbers.items():
-        say(f"{name:<36} {value:.4f}")
+        print_line(f"{name:<36} {value:.4f}")
     if out is not None:
-        write_whole(out / "results.json", (json.dumps(dict(numbers), indent=2) + "\n").encode())
+        write_bytes_atomically(out / "results.json", (json.dumps(dict(numbers), indent=2) + "\n").encode())
         write_card(card, out)
 
 
-def reasons(left_out: Mapping[str, int]) -> str:
+def format_exclusions(left_out: Mapping[str, int]) -> str:
     """What was not scored, for the end of a line."""
     return "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
 
 
-def describe(card: ResultsCard) -> dict[str, Any]:
+def serialize_card(card: ResultsCard) -> dict[str, Any]:
     """A card as JSON values, with the hashes of its files and the versions of the libraries."""
     described = asdict(card) | {"kind": "card"}
-    described["files"] = {label: {"name": path.name, "sha256": hash_of(path)} for label, path in card.files.items()}
-    described["versions"] = {library: version(library) for library in LIBRARIES}
-    described["hardware"] = summary()
+    described["files"] = {
+        label: {"name": path.name, "sha256": hash_card_file(path)} for label, path in card.files.items()
+    }
+    described["versions"] = {library: version(library) for library in CARD_LIBRARIES}
+    described["hardware"] = summarize_environment()
     return described
 
 
-def hash_of(path: Path) -> str:
+def hash_card_file(path: Path) -> str:
     """SHA-256 of a file, or of the names and sizes of the files of a folder: a split is known by it."""
     digest = hashlib.sha256()
     try:
@@ -121,14 +134,14 @@ def hash_of(path: Path) -> str:
                 digest.update(f"{inside.relative_to(path).as_posix()} {inside.stat().st_size}\n".encode())
             return digest.hexdigest()
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     return digest.hexdigest()
 
 
-def as_markdown(described: Mapping[str, Any]) -> str:
+def render_card_markdown(described: Mapping[str, Any]) -> str:
     """A card for people."""
     lines = [f"# {described['title']}, {described['split']}", ""]
     if described["scores"]:
@@ -136,7 +149,9 @@ def as_markdown(described: Mapping[str, Any]) -> str:
     else:
         lines.append("No score: the right answers are not known.")
     for name, score in described["scores"].items():
-        lines.append(f"| {name} | {number(score['value'])} | {interval(score)} | {number(score['paper'])} |")
+        lines.append(
+            f"| {name} | {format_number(score['value'])} | {format_interval(score)} | {format_number(score['paper'])} |"
+        )
     lines += ["", f"Model: `{described['model']}`"]
     if described["regions"] is not None:
         lines.append(f"Regions: {described['regions']}")
@@ -147,10 +162,10 @@ def as_markdown(described: Mapping[str, Any]) -> str:
     if described["files"]:
         lines += ["", "| file | name | SHA-256 |", "|---|---|---|"]
         lines += [f"| {label} | {file['name']} | `{file['sha256']}` |" for label, file in described["files"].items()]
-    return "\n\n".join("\n".join(part) for part in paragraphs(lines)) + "\n"
+    return "\n\n".join("\n".join(part) for part in join_paragraphs(lines)) + "\n"
 
 
-def paragraphs(lines: Iterable[str]) -> list[list[str]]:
+def join_paragraphs(lines: Iterable[str]) -> list[list[str]]:
     """Tables stay together; every other line is a paragraph."""
     found: list[list[str]] = []
     for line in lines:
@@ -161,12 +176,12 @@ def paragraphs(lines: Iterable[str]) -> list[list[str]]:
     return found
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four digits, or nothing."""
     return "" if value is None else f"{value:.4f}"
 
 
-def interval(score: Mapping[str, Any]) -> str:
+def format_interval(score: Mapping[str, Any]) -> str:
     """Both ends, if they are known."""
     return "" if score["low"] is None else f"{score['low']:.3f}-{score['high']:.3f}"
 
@@ -186,12 +201,12 @@ def read_card(path: Path) -> dict[str, Any]:
         if name not in described or not isinstance(described[name], kind):
             raise DataError(f"{path}: a results card of another version: {name!r} is {described.get(name)!r:.40}")
     for name, score in described["scores"].items():
-        if not is_score(score):
+        if not is_score_entry(score):
             raise DataError(f"{path}: a results card of another version: the score {name!r} is {score!r:.80}")
     return described
 
 
-def is_score(score: Any) -> bool:
+def is_score_entry(score: Any) -> bool:
     """Whether a value of a card is what a `Score` was written as."""
     names = [part.name for part in fields(ScoreEntry)]
     return (
@@ -219,15 +234,18 @@ def results(folder: Path, out: Path | None = None) -> dict[str, float]:
         comodal results results/
         comodal results results/ --out table.md
     """
-    paths = sorted(folder.rglob(CARD))
+    paths = sorted(folder.rglob(CARD_FILE))
     if not paths:
-        raise DataError(f"{folder}: no results card ({CARD}) below it; evaluations write one into their --out folder")
+        raise DataError(
+            f"{folder}: no results card ({CARD_FILE}) below it; evaluations write one into their --out folder"
+        )
     rows, numbers = [], {}
     for path in paths:
         card, place = read_card(path), path.parent.relative_to(folder).as_posix()
         for name, score in card["scores"].items():
-            rows.append((place, card["title"], card["split"], name, number(score["value"]), interval(score),
-                         number(score["paper"]), str(card["counts"].get("items", ""))))  # fmt: skip
+            value = format_number(score["value"])
+            rows.append((place, card["title"], card["split"], name, value, format_interval(score),
+                         format_number(score["paper"]), str(card["counts"].get("items", ""))))  # fmt: skip
             numbers[f"{place}.{name}"] = float(score["value"])
     headings = ("card", "task", "split", "score", "value", "95 %", "paper", "items")
     table = Table(*headings)
@@ -237,5 +255,5 @@ def results(folder: Path, out: Path | None = None) -> dict[str, float]:
     if out is not None:
         lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        write_whole(out, ("\n".join(lines) + "\n").encode())
+        write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
     return numbers

@@ -15,16 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comodal.console import Table
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.tasks.evaluation.metrics import (
-    accuracy,
-    bootstrap_interval,
-    confusion_matrix,
+    compute_accuracy,
+    compute_bootstrap_interval,
+    compute_per_class,
+    count_confusions,
     describe_interval,
-    per_class,
 )
 
-MOST_NAMED = 100  # classes: more of them are shown without their names
+MAX_NAMED_CLASSES = 100  # classes: more of them are shown without their names
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Comparison:
         folds = np.unique(self.folds)
         for system, answers in self.answers.items():
             key = f"{self.task}.{system}"
-            by_fold = [accuracy(answers[self.folds == fold], self.truth[self.folds == fold]) for fold in folds]
+            by_fold = [compute_accuracy(answers[self.folds == fold], self.truth[self.folds == fold]) for fold in folds]
             flat[key] = float(np.mean(by_fold))
             if len(folds) > 1:
                 flat |= {f"{key}.fold{fold}": share for fold, share in zip(folds, by_fold, strict=True)}
                 flat[f"{key}.deviation"] = float(np.std(by_fold, ddof=1))
             right, groups = answers == self.truth, self.groups or self.items
-            low, high = bootstrap_interval(right, np.random.default_rng(0), groups=groups)
+            low, high = compute_bootstrap_interval(right, np.random.default_rng(0), groups=groups)
             flat |= {f"{key}.low": low, f"{key}.high": high}
             flat |= {f"{key}.strength{fold}": strength for fold, strength in self.strengths[system].items()}
         flat[f"{self.task}.chance"] = float(np.bincount(self.truth).max() / len(self.truth))
@@ -88,7 +88,7 @@ class Comparison:
                 cells += [f"{numbers[f'{key}.deviation']:.3f}", shares]
             table.add_row(*cells)
         table.show()
-        if len(self.classes) <= MOST_NAMED:
+        if len(self.classes) <= MAX_NAMED_CLASSES:
             self.print_classes()
 
     def print_classes(self) -> None:
@@ -99,7 +99,7 @@ class Comparison:
         columns = []
         for system in self.answers:
             table.add_column(system, right=True)
-            columns.append(per_class(self.confusion(system)))
+            columns.append(compute_per_class(self.confusion(system)))
         for place, name in enumerate(self.classes):
             recalls = [f"{column.recall[place]:.3f}" for column in columns]
             table.add_row(name, str(columns[0].counts[place]), *recalls)
@@ -112,7 +112,7 @@ class Comparison:
         columns = [f"{name} {column}" for name in self.answers for column in ("recall", "precision", "taken for")]
         rows.writerow(["class", "items", *columns])
         matrices = {name: self.confusion(name) for name in self.answers}
-        shares = {name: per_class(matrix) for name, matrix in matrices.items()}
+        shares = {name: compute_per_class(matrix) for name, matrix in matrices.items()}
         counts = np.bincount(self.truth, minlength=len(self.classes))
         for place, category in enumerate(self.classes):
             cells: list[object] = [category, int(counts[place])]
@@ -127,22 +127,22 @@ class Comparison:
 
     def confusion(self, system: str) -> Int[np.ndarray, "classes classes"]:
         """Counts: a row for each true class, a column for each answer."""
-        return confusion_matrix(self.answers[system], self.truth, len(self.classes))
+        return count_confusions(self.answers[system], self.truth, len(self.classes))
 
     def write(self, out: Path, numbers: dict[str, float]) -> None:
         """Writes results.json (flat), answers.csv (of each item), classes.csv and confusion.png under `out`."""
-        write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        write_whole(out / "classes.csv", self.class_table().encode())
+        write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+        write_bytes_atomically(out / "classes.csv", self.class_table().encode())
         text = io.StringIO()
         rows = csv.writer(text)
         rows.writerow(["item", "fold", "truth", *self.answers])
         for place, item in enumerate(self.items):
             given = [self.classes[answers[place]] for answers in self.answers.values()]
             rows.writerow([item, self.folds[place], self.classes[self.truth[place]], *given])
-        write_whole(out / "answers.csv", text.getvalue().encode())
+        write_bytes_atomically(out / "answers.csv", text.getvalue().encode())
         picture = io.BytesIO()
         self.draw_confusion(next(iter(self.answers))).savefig(picture, format="png", dpi=110)
-        write_whole(out / "confusion.png", picture.getvalue())
+        write_bytes_atomically(out / "confusion.png", picture.getvalue())
 
     def draw_confusion(self, system: str) -> Figure:
         """The confusion matrix of one system, each row as shares of its true class."""
@@ -153,7 +153,7 @@ class Comparison:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-        if len(self.classes) <= MOST_NAMED:
+        if len(self.classes) <= MAX_NAMED_CLASSES:
             axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8)
             axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
         axes.set_xlabel("answer")

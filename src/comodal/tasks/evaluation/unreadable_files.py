@@ -9,16 +9,16 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool
 
-from comodal.console import Table, say
+from comodal.console import Table, print_line
 from comodal.errors import DataError, MediaError
 
-UNREADABLE = "cannot be read"  # in a card's counts
+REASON_UNREADABLE = "cannot be read"  # in a card's counts
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-def attempted(read: Callable[[A], T], item: A) -> T | MediaError:
+def try_read(read: Callable[[A], T], item: A) -> T | MediaError:
     """What is read of a file, or why it cannot be."""
     try:
         return read(item)
@@ -26,22 +26,24 @@ def attempted(read: Callable[[A], T], item: A) -> T | MediaError:
         return error
 
 
-def without(items: Sequence[A], problems: Collection[int]) -> list[A]:
+def exclude_unreadable(items: Sequence[A], problems: Collection[int]) -> list[A]:
     """The items that have no problem."""
     return [item for place, item in enumerate(items) if place not in problems]
 
 
-def readable(items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
+def mask_readable(items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
     """Which items have no problem."""
     return np.isin(np.arange(items), list(problems), invert=True)
 
 
-def counted(left_out: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
+def count_exclusions(left_out: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
     """How many were left out by reason, the unreadable ones among them."""
-    return {**left_out, **({UNREADABLE: len(problems)} if problems else {})}
+    return {**left_out, **({REASON_UNREADABLE: len(problems)} if problems else {})}
 
 
-def check_classes(source: object, side: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]) -> None:
+def check_readable_classes(
+    source: object, side: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]
+) -> None:
     """Every class has a file that can be read.
 
     Args:
@@ -53,7 +55,7 @@ def check_classes(source: object, side: str, classes: Sequence[str | None], prob
     Raises:
         DataError: One has none.
     """
-    lost = set(classes) - set(without(classes, problems))
+    lost = set(classes) - set(exclude_unreadable(classes, problems))
     if lost:
         name = min(lost, key=str)
         theirs = [problems[place] for place, category in enumerate(classes) if category == name]
@@ -65,7 +67,7 @@ def report_unreadable(problems: Collection[MediaError]) -> None:
     """A table of the files and of what is wrong with them."""
     if not problems:
         return
-    say(f"files that cannot be read and are left out: {len(problems)}")
+    print_line(f"files that cannot be read and are left out: {len(problems)}")
     table = Table("file", "reason")
     for problem in sorted(problems, key=lambda problem: problem.path):
         table.add_row(problem.path, f"{problem.reason}: {problem.detail}")

@@ -9,28 +9,28 @@ from pathlib import Path
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
 from comodal.data.shards.clip_dataset import Augmentation
-from comodal.hardware import DeviceName, Precision, resolve
-from comodal.media.image import centre_crop
+from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.media.image import crop_image_center
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
-    Start,
-    answer,
-    check_known,
-    check_readable,
-    classes_of,
-    network_of,
-    new_run,
+    L3NetStart,
+    build_classifier,
+    build_l3net_run,
+    check_item_classes,
+    check_readable_tests,
+    predict_class_probabilities,
+    read_model_classes,
 )
-from comodal.tasks.evaluation.results_card import reasons
-from comodal.tasks.evaluation.unreadable_files import counted, without
-from comodal.tasks.image.image_views import Crops, ViewConfig, changed, read_picture, ten_crops
-from comodal.tasks.image.imagenet_files import read_pictures
+from comodal.tasks.evaluation.results_card import format_exclusions
+from comodal.tasks.evaluation.unreadable_files import count_exclusions, exclude_unreadable
+from comodal.tasks.image.image_views import CropMode, ViewConfig, augment_image, cut_ten_crops, read_resized_image
+from comodal.tasks.image.imagenet_files import read_labeled_images
 from comodal.training.run import Run
 
 
@@ -41,8 +41,10 @@ class ImageReader:
     showing: ViewConfig
 
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
-        picture = read_picture(item, self.showing.short_side)
-        return centre_crop(picture, self.showing.crop) if rng is None else changed(picture, self.showing, rng)
+        picture = read_resized_image(item, self.showing.short_side)
+        return (
+            crop_image_center(picture, self.showing.crop) if rng is None else augment_image(picture, self.showing, rng)
+        )
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,18 @@ class ImageViews:
     """The middle square, or ten."""
 
     showing: ViewConfig
-    crops: Crops
+    crops: CropMode
 
     def __call__(self, item: LabeledFile, /) -> np.ndarray:
-        picture = read_picture(item, self.showing.short_side)
+        picture = read_resized_image(item, self.showing.short_side)
         size = self.showing.crop
-        return ten_crops(picture, size) if self.crops == "ten" else centre_crop(picture, size)[None]
+        return cut_ten_crops(picture, size) if self.crops == "ten" else crop_image_center(picture, size)[None]
 
 
 def recipe(
     model: Path,
     data: Path,
-    start: Start = "pretrained",
+    start: L3NetStart = "pretrained",
     epochs: float = 40.0,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
@@ -100,15 +102,15 @@ def recipe(
     setup = L3FineTuneConfig(
         model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
     )
-    network, items = network_of(setup), read_pictures(data).items
+    network, items = build_classifier(setup), read_labeled_images(data).items
     showing = ViewConfig(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
-    return new_run(network, "picture", items, ImageReader(showing), setup)
+    return build_l3net_run(network, "picture", items, ImageReader(showing), setup)
 
 
 def evaluate_image_classes(
     model: Path,
     data: Path,
-    crops: Crops = "middle",
+    crops: CropMode = "middle",
     device: DeviceName = "auto",
     precision: Precision = "auto",
     out: Path | None = None,
@@ -135,26 +137,26 @@ def evaluate_image_classes(
     Examples:
         comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
     """
-    network, classes = load_l3_classifier(model, "picture"), classes_of(model)
-    compute = resolve(device, precision)
-    pictures = read_pictures(data)
+    network, classes = load_l3_classifier(model, "picture"), read_model_classes(model)
+    compute = resolve_compute(device, precision)
+    pictures = read_labeled_images(data)
     items = [item for item in pictures.items if item.test]
-    check_known(items, classes)
-    say(f"{data}: {len(items):,} pictures to test{reasons(pictures.left_out)}")
+    check_item_classes(items, classes)
+    print_line(f"{data}: {len(items):,} pictures to test{format_exclusions(pictures.left_out)}")
     shots = ImageViews(ViewConfig(network.config.l3net.image_size, Augmentation(), 0), crops)
-    scores, problems = answer(network, items, shots, compute, workers)
-    check_readable(data, items, problems)
+    scores, problems = predict_class_probabilities(network, items, shots, compute, workers)
+    check_readable_tests(data, items, problems)
     answers = ClassProbabilities(
         "image_classes",
         "vision",
         "ImageNet" if pictures.imagenet else data.resolve().name,
         pictures.split,
         model,
-        without(items, problems),
+        exclude_unreadable(items, problems),
         classes,
         scores,
         {"crops": crops, "precision": compute.precision},
         pictures.files,
-        counted(pictures.left_out, problems),
+        count_exclusions(pictures.left_out, problems),
     )
     return answers.tell(out)

@@ -19,29 +19,34 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from comodal.data.output_folder import only_one
+from comodal.data.output_folder import lock_output_folder
 from comodal.errors import DataError, MediaError
 from comodal.hardware import Compute
-from comodal.models.calibration import calibrate_norms
-from comodal.models.checkpoint import checksum, untrained_like
-from comodal.models.l3net.fused_vgg import fast
-from comodal.models.l3net.l3net import L3Net, L3NetConfig, pooled
+from comodal.models.calibration import calibrate_batch_norms
+from comodal.models.checkpoint import compute_weights_checksum, make_untrained_copy
+from comodal.models.l3net.fused_vgg import make_fast_l3net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, max_pool_to_grid
 from comodal.models.l3net.l3net_classifier import load_any_l3net
-from comodal.progress import track
+from comodal.progress import track_progress
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
-from comodal.tasks.evaluation.unreadable_files import attempted, without
-from comodal.tasks.image.image_views import ImageView, ViewConfig, read_picture, show
+from comodal.tasks.evaluation.unreadable_files import exclude_unreadable, try_read
+from comodal.tasks.image.image_views import ImageView, ViewConfig, read_resized_image, render_view
 
 Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
 Pooling = Literal["max", "mean"]
 SystemName = Literal["trained", "untrained", "pixels"]
 Squares = UInt8[np.ndarray, "shots side side 3"]
-GRIDS = {1: 12, 2: 8, 3: 6, 4: 4}  # the finest by block that leave a network of the paper's width under 10,000 features
-CALIBRATED_ON = 256  # pictures, of each the middle
-PIXELS = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
-BATCH = 256  # squares of pictures that are held at once
-VERSION = 2  # of what the numbers mean; counts them all as new when it changes
+DEFAULT_GRID_BY_BLOCK = {
+    1: 12,
+    2: 8,
+    3: 6,
+    4: 4,
+}  # the finest by block that leave a network of the paper's width under 10,000 features
+MAX_CALIBRATION_IMAGES = 256  # pictures, of each the middle
+RAW_PIXELS_SIDE = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
+IMAGE_FEATURE_BATCH_SIZE = 256  # squares of pictures that are held at once
+FEATURE_CACHE_VERSION = 2  # of what the numbers mean; counts them all as new when it changes
 
 
 class FeatureLayer(NamedTuple):
@@ -61,14 +66,14 @@ class FeatureSystem(NamedTuple):
     about: dict[str, Any]
 
 
-def grid_of(config: L3NetConfig, layer: Layer, grid: int | None) -> int:
+def resolve_grid(config: L3NetConfig, layer: Layer, grid: int | None) -> int:
     """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
     map of a training crop."""
     block = int(layer[4])
-    return min(grid or GRIDS[block], config.image_size >> (block - 1))
+    return min(grid or DEFAULT_GRID_BY_BLOCK[block], config.image_size >> (block - 1))
 
 
-def middles(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[LabeledFile], Squares]:
+def read_center_crops(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[LabeledFile], Squares]:
     """Those of some pictures that can be read, and the middle of each.
 
     Raises:
@@ -76,30 +81,30 @@ def middles(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[Lab
     """
 
     def look(item: LabeledFile) -> Squares:
-        return show(read_picture(item, showing.short_side), item.name, ImageView("middle"), showing)
+        return render_view(read_resized_image(item, showing.short_side), item.name, ImageView("middle"), showing)
 
-    looks = [attempted(look, item) for item in items]
+    looks = [try_read(look, item) for item in items]
     seen = [(item, squares) for item, squares in zip(items, looks, strict=True) if not isinstance(squares, MediaError)]
     if not seen:
         raise DataError(f"none of {len(looks)} pictures to fit can be read; the first: {looks[0]}")
     return [item for item, _ in seen], np.concatenate([squares for _, squares in seen])
 
 
-def untrained_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
+def build_untrained_image_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
     """A network of the same shape with initial weights, whose image tower's batch norms fit these pictures."""
     pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
-    control = untrained_like(trained, seed)
-    calibrate_norms(control.image_tower, control.image_map, pictures)
+    control = make_untrained_copy(trained, seed)
+    calibrate_batch_norms(control.image_tower, control.image_map, pictures)
     return control
 
 
-def control_of(unlabeled: Sequence[LabeledFile], problems: Collection[int]) -> str:
+def describe_control(unlabeled: Sequence[LabeledFile], problems: Collection[int]) -> str:
     """What the untrained network is, for the card; of the pictures, some cannot be read."""
-    count = len(without(unlabeled[:CALIBRATED_ON], problems))
+    count = len(exclude_unreadable(unlabeled[:MAX_CALIBRATION_IMAGES], problems))
     return f"batch norms calibrated on {count} pictures of the training part, without labels"
 
 
-def make_system(
+def build_feature_system(
     name: SystemName,
     model: Path,
     where: FeatureLayer,
@@ -120,53 +125,53 @@ def make_system(
         compute: Where and in which precision.
     """
     if name == "pixels":
-        return FeatureSystem(name, pixels_of, PIXELS * PIXELS * 3, {"pixels": PIXELS})
+        return FeatureSystem(name, flatten_squares, RAW_PIXELS_SIDE * RAW_PIXELS_SIDE * 3, {"pixels": RAW_PIXELS_SIDE})
     trained = load_any_l3net(model)
     network, calibrated = trained, {}
     if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
-        some, squares = middles(unlabeled[:CALIBRATED_ON], showing)
-        calibrated = {"calibrated_on": names_hash(some), "seed": seed}
-        network = untrained_control(trained, squares, seed)
+        some, squares = read_center_crops(unlabeled[:MAX_CALIBRATION_IMAGES], showing)
+        calibrated = {"calibrated_on": hash_image_names(some), "seed": seed}
+        network = build_untrained_image_control(trained, squares, seed)
     network = network.to(compute.device)
-    quick = fast(network, compute.dtype)
+    quick = make_fast_l3net(network, compute.dtype)
 
     def embed(squares: Squares) -> Float[Tensor, "shots features"]:
         pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
         maps = (quick.image_map(part.to(compute.device), where.layer) for part in pictures.split(compute.batch_size))
-        return torch.cat([pooled_map(part, where).float().cpu() for part in maps])
+        return torch.cat([pool_feature_map(part, where).float().cpu() for part in maps])
 
     filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
-    weights = f"{checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
+    weights = f"{compute_weights_checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
     about = {"weights": weights, "network": asdict(trained.config), **where._asdict(), **calibrated}
     return FeatureSystem(name, embed, filters * where.grid**2, about)
 
 
-def names_hash(items: Sequence[LabeledFile]) -> str:
+def hash_image_names(items: Sequence[LabeledFile]) -> str:
     """Of the names of some pictures in their order."""
     return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
 
 
-def pooled_map(
+def pool_feature_map(
     feature_map: Float[Tensor, "batch channels rows columns"], where: FeatureLayer
 ) -> Float[Tensor, "batch features"]:
     """Maximum or mean in each cell of the grid."""
     if where.pooling == "max":
-        return pooled(feature_map, (where.grid, where.grid))
+        return max_pool_to_grid(feature_map, (where.grid, where.grid))
     return F.adaptive_avg_pool2d(feature_map, where.grid).permute(0, 2, 3, 1).flatten(1)
 
 
-def pixels_of(squares: Squares) -> Float[Tensor, "shots features"]:
+def flatten_squares(squares: Squares) -> Float[Tensor, "shots features"]:
     """Each square as one row, the plain baseline."""
-    return torch.stack([plain_pixels(square) for square in squares])
+    return torch.stack([downsample_pixels(square) for square in squares])
 
 
-def plain_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
+def downsample_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
     """A picture of 32 x 32 pixels as one row."""
-    small = Image.fromarray(square).resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    small = Image.fromarray(square).resize((RAW_PIXELS_SIDE, RAW_PIXELS_SIDE), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
 
 
-def stamp(item: LabeledFile) -> str:
+def stamp_image_file(item: LabeledFile) -> str:
     """Size and time of a picture's file: another content has another; "" where it cannot be found."""
     try:
         status = item.path.stat()
@@ -175,7 +180,7 @@ def stamp(item: LabeledFile) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def features_of(
+def compute_image_features(
     items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem],
     showing: ViewConfig, cache: Path,
     workers: int,
@@ -184,10 +189,10 @@ def features_of(
 
     What the cache has is not computed again.
     """
-    common = {"pictures": names_hash(items), "version": VERSION}
-    stamps = [stamp(item) for item in items]
+    common = {"pictures": hash_image_names(items), "version": FEATURE_CACHE_VERSION}
+    stamps = [stamp_image_file(item) for item in items]
     files: dict[tuple[SystemName, ImageView], FeatureFile] = {}
-    with only_one(cache):
+    with lock_output_folder(cache):
         for system in systems:
             for view in views:
                 chance = {"augmentation": asdict(showing.augmentation), "seed": showing.seed}
@@ -195,7 +200,7 @@ def features_of(
                 shape = (len(items), view.shots, system.features)
                 files[system.name, view] = FeatureFile(cache, {**common, **system.about, **seen}, shape, stamps)
         try:
-            fill(items, views, systems, showing, files, workers)
+            fill_feature_cache(items, views, systems, showing, files, workers)
         finally:  # whatever ends the pass, what is done is noted
             for file in files.values():
                 file.save()
@@ -204,7 +209,7 @@ def features_of(
     return found, {place: MediaError(items[place].path, *why) for place, why in sorted(noted.items())}
 
 
-def fill(
+def fill_feature_cache(
     items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem], showing: ViewConfig,
     files: dict[tuple[SystemName, ImageView], FeatureFile], workers: int,
 ) -> None:  # fmt: skip
@@ -214,14 +219,14 @@ def fill(
         return
 
     def look(item: LabeledFile) -> list[Squares]:
-        picture = read_picture(item, showing.short_side)
-        return [show(picture, item.name, view, showing) for view in views]
+        picture = read_resized_image(item, showing.short_side)
+        return [render_view(picture, item.name, view, showing) for view in views]
 
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    looks = parallel(joblib.delayed(attempted)(look, item) for item in items[begin:])
-    size = max(1, BATCH // sum(view.shots for view in views))
+    looks = parallel(joblib.delayed(try_read)(look, item) for item in items[begin:])
+    size = max(1, IMAGE_FEATURE_BATCH_SIZE // sum(view.shots for view in views))
     starts = range(begin, len(items), size)
-    for start in track(starts, "embedding pictures"):
+    for start in track_progress(starts, "embedding pictures"):
         stop = min(start + size, len(items))
         held = [next(looks) for _ in range(start, stop)]
         for place, view in enumerate(views):
@@ -231,10 +236,10 @@ def fill(
                 if missing:
                     seen = [None if isinstance(squares, MediaError) else squares[place] for squares in missing]
                     problems = {n: squares for n, squares in enumerate(missing) if isinstance(squares, MediaError)}
-                    file.append(embedded(seen, system, view.shots), problems)
+                    file.append(embed_images(seen, system, view.shots), problems)
 
 
-def embedded(
+def embed_images(
     pictures: Sequence[Squares | None], system: FeatureSystem, shots: int
 ) -> Float[Tensor, "pictures shots features"]:
     """The features of pictures; zeros for those that are not there."""

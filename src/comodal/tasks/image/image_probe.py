@@ -7,27 +7,27 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float16, Int
 
-from comodal.tasks.evaluation.class_folders import LabeledFile, hashed_part
-from comodal.tasks.evaluation.linear_probe import STRENGTHS, Classifier, fit_probe
+from comodal.tasks.evaluation.class_folders import LabeledFile, assign_hash_part
+from comodal.tasks.evaluation.linear_probe import LINEAR_PROBE_C_VALUES, Classifier, fit_probe
 from comodal.tasks.evaluation.linear_probe_sgd import (
     FeatureRows,
     SGDConfig,
-    best_classes,
-    choose_strength_in_steps,
-    fit_in_steps,
-    in_blocks,
+    choose_c_with_sgd,
+    fit_sgd_probe,
+    map_row_blocks,
+    predict_top_classes,
 )
 
-Solver = Literal["auto", "lbfgs", "sgd", "adam"]
-TOP = 5
-IN_MEMORY = 1 << 30  # bytes of float32 features that L-BFGS takes by itself
+ProbeSolver = Literal["auto", "lbfgs", "sgd", "adam"]
+TOP_K_CLASSES = 5
+MAX_MEMORY_BYTES = 1 << 30  # bytes of float32 features that L-BFGS takes by itself
 
 
 class ProbeFit(NamedTuple):
     """How the linear layer is fitted."""
 
     classifier: Classifier
-    solver: Solver
+    solver: ProbeSolver
     strength: float | None
     steps: SGDConfig
 
@@ -40,7 +40,7 @@ class ImageProbeResult(NamedTuple):
     solver: str
 
 
-def classify(
+def classify_images(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
     tests: Float16[np.ndarray, "tests shots features"],
     items: Sequence[LabeledFile],
@@ -51,12 +51,12 @@ def classify(
     classes = sorted({item.category for item in items})
     number = {category: place for place, category in enumerate(classes)}
     target = np.array([number[item.category] for item in items])
-    held_out = np.array([hashed_part(f"C {item.name}") == 0 for item in items])
+    held_out = np.array([assign_hash_part(f"C {item.name}") == 0 for item in items])
     searched = fit.strength is None and held_out[usable].any() and not held_out[usable].all()
-    strengths = STRENGTHS if fit.strength is None else (fit.strength,)
+    strengths = LINEAR_PROBE_C_VALUES if fit.strength is None else (fit.strength,)
     solver = fit.solver
     if solver == "auto":
-        solver = "lbfgs" if 4 * len(views) * views[0].size <= IN_MEMORY else "adam"
+        solver = "lbfgs" if 4 * len(views) * views[0].size <= MAX_MEMORY_BYTES else "adam"
     if solver == "lbfgs":
         features = torch.from_numpy(np.concatenate([view[usable] for view in views], axis=1).astype(np.float32))
         parts = np.where(held_out, 0, 1)[usable]
@@ -68,8 +68,8 @@ def classify(
         steps, chosen = fit.steps._replace(solver=solver), strengths[0]
         if searched:
             parts_of = usable & ~held_out, usable & held_out
-            chosen = choose_strength_in_steps(views, target, *parts_of, len(classes), fit.classifier, steps, strengths)
+            chosen = choose_c_with_sgd(views, target, *parts_of, len(classes), fit.classifier, steps, strengths)
         rows = FeatureRows(views, target, usable)
-        probe = fit_in_steps(rows, len(classes), fit.classifier, chosen, steps)
-    best = in_blocks(tests, lambda some: best_classes(probe, some, min(TOP, len(classes))))
+        probe = fit_sgd_probe(rows, len(classes), fit.classifier, chosen, steps)
+    best = map_row_blocks(tests, lambda some: predict_top_classes(probe, some, min(TOP_K_CLASSES, len(classes))))
     return ImageProbeResult(best, probe.strength, solver)

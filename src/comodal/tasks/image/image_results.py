@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from comodal.console import say
-from comodal.tasks.evaluation.class_folders import LabeledFile, fingerprint
-from comodal.tasks.evaluation.metrics import bootstrap_interval
-from comodal.tasks.evaluation.missing_images import INTERVAL, denominators
+from comodal.console import print_line
+from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
+from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
+from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
-from comodal.tasks.evaluation.unreadable_files import UNREADABLE
+from comodal.tasks.evaluation.unreadable_files import REASON_UNREADABLE
 from comodal.tasks.image.image_features import SystemName
 from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.imagenet_files import LabeledImages
 
-PAPER = {"trained": 0.323, "untrained": 0.129}
-PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
+IMAGENET_PAPER_ACCURACY = {"trained": 0.323, "untrained": 0.129}
+PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ImageResults:
             kept = found.best.shape[1]
             if kept < len(comparison.classes):
                 right = self.among_the_first(name, comparison.truth)
-                low, high = bootstrap_interval(right, np.random.default_rng(0))
+                low, high = compute_bootstrap_interval(right, np.random.default_rng(0))
                 key = f"vision.{name}.top{kept}"
                 flat |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
         return flat
@@ -91,20 +91,20 @@ class ImageResults:
         comparison.print_table()
         for name in self.found:
             if f"vision.{name}.top5" in numbers:
-                say(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
+                print_line(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
         if out is not None:
             comparison.write(out, dict(numbers))
             write_card(self.card(numbers), out)
 
     def card(self, numbers: Mapping[str, float]) -> ResultsCard:
         """The results card."""
-        papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPERS_WAY.items())
+        papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPER_PROTOCOL.items())
         scores = {}
         for name in self.found:
             for suffix, label in (("", "top-1"), (".top5", "top-5")):
                 key = f"vision.{name}{suffix}"
                 if key in numbers:
-                    paper = PAPER.get(name) if papers and not suffix else None
+                    paper = IMAGENET_PAPER_ACCURACY.get(name) if papers and not suffix else None
                     said = label if name == "trained" else f"{label} {name}"
                     scores[said] = ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
         scores["largest class"] = ScoreEntry(numbers["vision.chance"])
@@ -116,16 +116,16 @@ class ImageResults:
             split=self.pictures.split,
             scores=scores,
             model=self.model,
-            counts=denominators(self.asked, len(self.tests), f"{UNREADABLE}, to test")
+            counts=count_items(self.asked, len(self.tests), f"{REASON_UNREADABLE}, to test")
             | {"fitted": len(self.pictures.items) - len(self.tests)}
             | dict(self.pictures.left_out),
             files=self.pictures.files,
             seeds={"untrained weights, views, order": self.seed},
             settings={
                 **self.settings,
-                INTERVAL: self.comparison().interval(),
+                INTERVAL_NAME: self.comparison().interval(),
                 **strengths,
                 **solvers,
-                "pictures": fingerprint(self.pictures.items),
+                "pictures": hash_labeled_files(self.pictures.items),
             },
         )

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from comodal.data.shards.clip_dataset import Augmentation
-from comodal.errors import one_item
-from comodal.media.augmentation import jitter_colour, random_crop, random_flip
-from comodal.media.image import centre_crop, read_image, resize_short_side
+from comodal.errors import wrap_item_errors
+from comodal.media.augmentation import jitter_color, random_crop, random_horizontal_flip
+from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.tasks.evaluation.class_folders import LabeledFile
 
-Crops = Literal["middle", "ten"]
+CropMode = Literal["middle", "ten"]
 
 
 class ImageView(NamedTuple):
@@ -57,40 +57,40 @@ class ViewConfig(NamedTuple):
         return round(self.crop * 8 / 7)
 
 
-def read_picture(image: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def read_resized_image(image: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
     """A picture with its short side.
 
     Raises:
         MediaError: It cannot be read.
     """
-    with one_item(image.path):
+    with wrap_item_errors(image.path):
         return resize_short_side(read_image(image.path), short_side)
 
 
-def show(
+def render_view(
     picture: UInt8[np.ndarray, "height width 3"], name: str, view: ImageView, showing: ViewConfig
 ) -> UInt8[np.ndarray, "shots side side 3"]:
     """A picture in a view; the chance depends on its name, so that the same picture always comes out alike."""
     if view.kind == "middle":
-        return centre_crop(picture, showing.short_side)[None]
+        return crop_image_center(picture, showing.short_side)[None]
     if view.kind == "ten":
-        return ten_crops(picture, showing.crop)
+        return cut_ten_crops(picture, showing.crop)
     chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return changed(picture, showing, np.random.default_rng((showing.seed, view.number, chance)))[None]
+    return augment_image(picture, showing, np.random.default_rng((showing.seed, view.number, chance)))[None]
 
 
-def changed(
+def augment_image(
     picture: UInt8[np.ndarray, "height width 3"], showing: ViewConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "side side 3"]:
     """A picture as training shows it: a crop, mirrored or not, brighter or darker, of more or less colour."""
     augmentation = showing.augmentation
     crop = random_crop(picture, showing.crop, rng)
     if augmentation.mirror:
-        crop = random_flip(crop, rng)
-    return jitter_colour(crop, augmentation.brightness, augmentation.saturation, rng)
+        crop = random_horizontal_flip(crop, rng)
+    return jitter_color(crop, augmentation.brightness, augmentation.saturation, rng)
 
 
-def ten_crops(picture: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "10 size size 3"]:
+def cut_ten_crops(picture: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "10 size size 3"]:
     """Four corners and the middle, then the same mirrored."""
     bottom, right = picture.shape[0] - size, picture.shape[1] - size
     places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]

@@ -16,18 +16,30 @@ from scipy.io.matlab import MatReadError
 
 from comodal.errors import DataError
 from comodal.media.storage.suffixes import IMAGE_SUFFIXES
-from comodal.tasks.evaluation.class_folders import LabeledFile, check_items, class_folders, read_tree
+from comodal.tasks.evaluation.class_folders import (
+    LabeledFile,
+    check_labeled_items,
+    list_class_files,
+    list_labeled_files,
+)
 from comodal.text_files import parse_csv, read_lines, read_text
 
-SUFFIXES = frozenset(IMAGE_SUFFIXES)
+IMAGENET_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 WNID = re.compile(r"n\d{8}")
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
-TRAINING, VALIDATION, CLASSES = 1_281_167, 50_000, 1000  # pictures of ILSVRC 2012
-ROOTS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", ".")
-FOLDERS = (("train", "val"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"))
-DEVKITS = ("ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "ILSVRC/devkit/data", "devkit/data", "data", ".")
-SOLUTION, NAMES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_words.txt")
-WITHOUT_CLASS = "its class has no training picture"
+NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES = 1_281_167, 50_000, 1000  # pictures of ILSVRC 2012
+ROOT_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", ".")
+SPLIT_FOLDERS = (("train", "val"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"))
+DEVKIT_FOLDERS = (
+    "ILSVRC2012_devkit_t12/data",
+    "ILSVRC2012_devkit_t12",
+    "ILSVRC/devkit/data",
+    "devkit/data",
+    "data",
+    ".",
+)
+SOLUTION_FILE, CLASS_NAME_FILES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_words.txt")
+REASON_UNTRAINED_CLASS = "its class has no training picture"
 
 
 class LabeledImages(NamedTuple):
@@ -55,37 +67,37 @@ class LabeledImages(NamedTuple):
         tests = [item for item in self.items if item.test]
         counts = (len(self.items) - len(tests), len(tests), len({item.category for item in self.items}))
         named = all(VALIDATION_NAME.match(item.path.name) for item in tests)
-        return self.imagenet and counts == (TRAINING, VALIDATION, CLASSES) and named
+        return self.imagenet and counts == (NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES) and named
 
 
-def read_pictures(data: Path) -> LabeledImages:
+def read_labeled_images(data: Path) -> LabeledImages:
     """All labelled pictures of a folder.
 
     Raises:
         DataError: The folder has another layout, or a label file is missing or damaged.
     """
-    folders = imagenet_folders(data)
+    folders = find_imagenet_folders(data)
     if folders is None:
-        items = read_tree(data, SUFFIXES)
+        items = list_labeled_files(data, IMAGENET_SUFFIXES)
         test = next(item.name.split("/")[0] for item in items if item.test)
         return LabeledImages(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
     train, validation = folders
-    items = list(class_folders(train, data, SUFFIXES, test=False))
+    items = list(list_class_files(train, data, IMAGENET_SUFFIXES, test=False))
     files: dict[str, Path] = {}
     left_out: dict[str, int] = {}
     if any(path.is_dir() for path in validation.iterdir()):
-        tested = list(class_folders(validation, data, SUFFIXES, test=True))
+        tested = list(list_class_files(validation, data, IMAGENET_SUFFIXES, test=True))
     else:
-        categories, files = validation_labels(data, validation)
-        tested, left_out = flat(data, validation, categories, {item.category for item in items})
-    check_items(data, [*items, *tested])
-    return LabeledImages([*items, *tested], "val", class_names(data), files, left_out, True)
+        categories, files = read_validation_labels(data, validation)
+        tested, left_out = read_flat_folder(data, validation, categories, {item.category for item in items})
+    check_labeled_items(data, [*items, *tested])
+    return LabeledImages([*items, *tested], "val", read_class_names(data), files, left_out, True)
 
 
-def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
+def find_imagenet_folders(data: Path) -> tuple[Path, Path] | None:
     """The folders of training and validation, if their classes are ImageNet's."""
-    for root in ROOTS:
-        for names in FOLDERS:
+    for root in ROOT_FOLDERS:
+        for names in SPLIT_FOLDERS:
             train, validation = (data / root / name for name in names)
             if train.is_dir() and validation.is_dir():
                 first = next((path for path in train.iterdir() if path.is_dir()), None)
@@ -94,7 +106,7 @@ def imagenet_folders(data: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def flat(
+def read_flat_folder(
     data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
 ) -> tuple[list[LabeledFile], dict[str, int]]:
     """The pictures of a folder without class folders, and what was left out.
@@ -102,7 +114,7 @@ def flat(
     Raises:
         DataError: A picture has no label, or one of a known class is missing, which the devkit's evaluation refuses.
     """
-    paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in IMAGENET_SUFFIXES)
     if not paths:
         raise DataError(f"{validation}: no pictures")
     unlabelled = [path for path in paths if path.stem not in categories]
@@ -117,30 +129,30 @@ def flat(
             f"{validation}: {len(missing):,} of {len(kept) + len(missing):,} labelled pictures are missing, the first "
             f"is {missing[0]}; lay the others out in class folders to score a part"
         )
-    return kept, {WITHOUT_CLASS: len(items) - len(kept)} if len(kept) < len(items) else {}
+    return kept, {REASON_UNTRAINED_CLASS: len(items) - len(kept)} if len(kept) < len(items) else {}
 
 
-def validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
+def read_validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
     """The class of each validation picture by its name without suffix, and the files that say it."""
-    for place in around(data):
-        solution = place / SOLUTION
+    for place in list_label_folders(data):
+        solution = place / SOLUTION_FILE
         if solution.is_file():
-            return read_solution(solution), {"labels": solution}
-        for devkit in DEVKITS:
+            return read_kaggle_solution(solution), {"labels": solution}
+        for devkit in DEVKIT_FOLDERS:
             truth = sorted((place / devkit).glob("ILSVRC*validation_ground_truth.txt"))
             if truth:
                 return read_ground_truth(truth[0])
     raise DataError(
-        f"{validation}: its pictures lie in no class folders; {SOLUTION} or ILSVRC2012_devkit_t12 must be in {data}"
+        f"{validation}: its images lie in no class folders; {SOLUTION_FILE} or ILSVRC2012_devkit_t12 must be in {data}"
     )
 
 
-def around(data: Path) -> Sequence[Path]:
+def list_label_folders(data: Path) -> Sequence[Path]:
     """Where label files may lie: in the folder that was given, and in those above it."""
     return [data, *data.resolve().parents[:3]]
 
 
-def read_solution(path: Path) -> dict[str, str]:
+def read_kaggle_solution(path: Path) -> dict[str, str]:
     """Kaggle's file: the picture, then its class and boxes, separated by spaces."""
     categories = {}
     rows = parse_csv(read_text(path), path)
@@ -155,7 +167,7 @@ def read_solution(path: Path) -> dict[str, str]:
 
 def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
     """The devkit's file: a class number for each picture, in the order of the pictures' numbers."""
-    classes, source = class_numbers(path)
+    classes, source = read_class_ids(path)
     categories = {}
     for line, text in enumerate(read_text(path).split(), start=1):
         if not text.isdigit() or int(text) not in classes:
@@ -164,11 +176,11 @@ def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
     return categories, {"labels": path, "numbers of classes": source}
 
 
-def class_numbers(truth: Path) -> tuple[dict[int, str], Path]:
+def read_class_ids(truth: Path) -> tuple[dict[int, str], Path]:
     """What the devkit's class numbers mean, from the file beside the ground truth."""
     listed, meta = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
     if meta.is_file():
-        return {number: wnid for number, wnid, _ in read_meta(meta)}, meta
+        return {number: wnid for number, wnid, _ in read_devkit_meta(meta)}, meta
     if not listed.is_file():
         raise DataError(f"{truth}: neither meta.mat nor map_clsloc.txt is beside it, so its class numbers mean nothing")
     rows = [line.split() for line in read_lines(listed) if line.strip()]
@@ -178,7 +190,7 @@ def class_numbers(truth: Path) -> tuple[dict[int, str], Path]:
     return {int(row[1]): row[0] for row in rows}, listed
 
 
-def read_meta(path: Path) -> list[tuple[int, str, str]]:
+def read_devkit_meta(path: Path) -> list[tuple[int, str, str]]:
     """Number, WordNet name and words of the devkit's classes; those with children are no classes of the task."""
     try:
         synsets = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
@@ -188,14 +200,14 @@ def read_meta(path: Path) -> list[tuple[int, str, str]]:
         raise DataError(f"{path}: not the devkit's list of classes ({error})") from error
 
 
-def class_names(data: Path) -> dict[str, str]:
+def read_class_names(data: Path) -> dict[str, str]:
     """The first word for each class, from whatever file is there: `n01440764 tench, Tinca tinca`."""
-    for place in around(data):
-        for name in NAMES:
+    for place in list_label_folders(data):
+        for name in CLASS_NAME_FILES:
             if (place / name).is_file():
                 lines = read_lines(place / name)
                 return {wnid: words.split(",")[0] for wnid, _, words in (line.partition(" ") for line in lines)}
-        for devkit in DEVKITS:
+        for devkit in DEVKIT_FOLDERS:
             if (place / devkit / "meta.mat").is_file():
-                return {wnid: words.split(",")[0] for _, wnid, words in read_meta(place / devkit / "meta.mat")}
+                return {wnid: words.split(",")[0] for _, wnid, words in read_devkit_meta(place / devkit / "meta.mat")}
     return {}

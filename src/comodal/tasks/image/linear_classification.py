@@ -14,32 +14,38 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import MediaError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.models.l3net.l3net_classifier import load_any_l3net
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.linear_probe_sgd import SGDConfig
-from comodal.tasks.evaluation.results_card import reasons
-from comodal.tasks.evaluation.unreadable_files import check_classes, counted, readable, report_unreadable, without
+from comodal.tasks.evaluation.results_card import format_exclusions
+from comodal.tasks.evaluation.unreadable_files import (
+    check_readable_classes,
+    count_exclusions,
+    exclude_unreadable,
+    mask_readable,
+    report_unreadable,
+)
 from comodal.tasks.image.image_features import (
     FeatureLayer,
     Layer,
     Pooling,
     SystemName,
-    control_of,
-    features_of,
-    grid_of,
-    make_system,
+    build_feature_system,
+    compute_image_features,
+    describe_control,
+    resolve_grid,
 )
-from comodal.tasks.image.image_probe import ProbeFit, Solver, classify
+from comodal.tasks.image.image_probe import ProbeFit, ProbeSolver, classify_images
 from comodal.tasks.image.image_results import ImageResults
-from comodal.tasks.image.image_views import Crops, ImageView, ViewConfig
-from comodal.tasks.image.imagenet_files import LabeledImages, read_pictures
+from comodal.tasks.image.image_views import CropMode, ImageView, ViewConfig
+from comodal.tasks.image.imagenet_files import LabeledImages, read_labeled_images
 
-SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
+IMAGE_SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
 
 def evaluate_images(
@@ -51,13 +57,13 @@ def evaluate_images(
     grid: int | None = None,
     views: int = 1,
     mirror: bool = True,
-    crops: Crops = "middle",
+    crops: CropMode = "middle",
     classifier: Classifier = "logistic",
-    solver: Solver = "auto",
+    solver: ProbeSolver = "auto",
     strength: float | None = None,
     epochs: int = 20,
     batch_size: int = 256,
-    systems: Sequence[SystemName] = SYSTEMS,
+    systems: Sequence[SystemName] = IMAGE_SYSTEMS,
     cache: Path | None = None,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -111,48 +117,50 @@ def evaluate_images(
         raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
     started = time.perf_counter()
     config = load_any_l3net(model).config
-    where = FeatureLayer(layer, pooling, grid_of(config, layer, grid))
-    compute = resolve(device, precision)
-    pictures = read_pictures(data)
-    train, test = sides(pictures)
-    say(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{reasons(pictures.left_out)}")
+    where = FeatureLayer(layer, pooling, resolve_grid(config, layer, grid))
+    compute = resolve_compute(device, precision)
+    pictures = read_labeled_images(data)
+    train, test = split_train_test(pictures)
+    print_line(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{format_exclusions(pictures.left_out)}")
     showing = ViewConfig(config.image_size, Augmentation(mirror=mirror), seed)
-    compared = [make_system(name, model, where, train, showing, seed, compute) for name in dict.fromkeys(systems)]
+    compared = [
+        build_feature_system(name, model, where, train, showing, seed, compute) for name in dict.fromkeys(systems)
+    ]
     seen = [ImageView("middle"), *(ImageView("random", number) for number in range(1, views))]
     fit = ProbeFit(classifier, solver, strength, SGDConfig("adam", epochs, batch_size, compute.device, seed))
     with ExitStack() as stack:
         kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
-        fitted, lost = features_of(train, seen, compared, showing, kept / "train", workers)
-        tested, failed = features_of(test, [ImageView(crops)], compared, showing, kept / "test", workers)
-        check_readable(data, (train, lost), (test, failed))
-        usable, scored = readable(len(train), lost), readable(len(test), failed)
-        found = {name: classify(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
+        fitted, lost = compute_image_features(train, seen, compared, showing, kept / "train", workers)
+        tested, failed = compute_image_features(test, [ImageView(crops)], compared, showing, kept / "test", workers)
+        check_readable_images(data, (train, lost), (test, failed))
+        usable, scored = mask_readable(len(train), lost), mask_readable(len(test), failed)
+        found = {name: classify_images(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
     found = {name: one._replace(best=one.best[scored]) for name, one in found.items()}
     settings = {**where._asdict(), "views": views, "mirror": mirror, "crops": crops, "classifier": classifier}
     settings |= {"epochs": epochs, "batch_size": batch_size}
     if "untrained" in systems:
-        settings["untrained network"] = control_of(train, lost)
+        settings["untrained network"] = describe_control(train, lost)
     problems = [*lost.values(), *failed.values()]
     report_unreadable(problems)
-    left = without(train, lost), without(test, failed)
-    pictures = pictures._replace(items=[*left[0], *left[1]], left_out=counted(pictures.left_out, problems))
+    left = exclude_unreadable(train, lost), exclude_unreadable(test, failed)
+    pictures = pictures._replace(items=[*left[0], *left[1]], left_out=count_exclusions(pictures.left_out, problems))
     results = ImageResults(data, str(model), pictures, left[1], len(test), found, settings, seed)
     numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
     results.tell(numbers, out)
     return numbers
 
 
-def check_readable(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
+def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
     """Every class has a picture to fit, and if it is tested one to test, that can be read.
 
     Raises:
         DataError: One has none.
     """
     for side, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
-        check_classes(data, side, [item.category for item in items], problems)
+        check_readable_classes(data, side, [item.category for item in items], problems)
 
 
-def sides(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
+def split_train_test(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """The pictures to fit, in an order without meaning (so that blocks of them are mixed), and those to test."""
     train = [item for item in pictures.items if not item.test]
     train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())

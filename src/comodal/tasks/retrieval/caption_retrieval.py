@@ -19,67 +19,83 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.captions.caption_files import read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
-from comodal.hardware import Compute, DeviceName, Precision, resolve
-from comodal.media.tokenizer import MAX_WORDS
-from comodal.models.checkpoint import load_model, untrained_like
-from comodal.models.vilbert.heads import Head, fused
+from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.media.tokenizer import DEFAULT_MAX_TOKENS
+from comodal.models.checkpoint import load_model, make_untrained_copy
+from comodal.models.vilbert.heads import Head, fuse_pooled_streams
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.progress import track
+from comodal.progress import track_progress
 from comodal.tasks.evaluation.results_card import write_card
-from comodal.tasks.retrieval.first_stage import MOST_CAPTIONS, TwoStageSearch, fit
-from comodal.tasks.retrieval.gallery import HELD_OUT, Gallery, Pairs, RetrievalData, Split, gallery_of, gather
+from comodal.tasks.retrieval.first_stage import MAX_CAPTIONS, TwoStageSearch, fit_projections
+from comodal.tasks.retrieval.gallery import (
+    DEFAULT_HELD_OUT_FRACTION,
+    CaptionSplit,
+    Gallery,
+    IndexedCaptions,
+    RetrievalData,
+    build_gallery,
+    load_retrieval_data,
+)
 from comodal.tasks.retrieval.hard_negatives import FourWayDataset
 from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import (
-    CUTS,
     DIRECTIONS,
+    RECALL_CUTOFFS,
     CorrectCandidates,
     RetrievalRanks,
-    answers_to_images,
-    answers_to_texts,
-    of_captions,
-    ranks_of,
-    ranks_of_matrix,
+    list_image_answers,
+    list_text_answers,
+    rank_answer_sets,
+    rank_score_matrix,
+    reorder_by_caption,
 )
-from comodal.tasks.retrieval.retrieval_results import TASK, RankingMethod, card_of, cost_of, numbers_of, table_of, write
-from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.retrieval.retrieval_results import (
+    RETRIEVAL_TASK,
+    RankingMethod,
+    build_retrieval_card,
+    build_retrieval_table,
+    collect_retrieval_numbers,
+    format_reranking_cost,
+    write_retrieval_results,
+)
+from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    Start,
-    fingerprint_of,
-    new_run,
-    one_of_the_texts,
-    read_parts,
+    ViLBERTStart,
+    build_vilbert_run,
+    compute_choice_loss,
+    compute_fine_tuning_fingerprint,
+    load_fine_tuning_data,
 )
 from comodal.training.run import Run
 
-HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
-PAPER_REGIONS = 36
-LEAST_SAMPLE = 20  # queries whose whole gallery is scored beside re-ranking
-Whole = ViLBERT | SingleStream | TaskModel
-Scores = Literal["alignment", "contrastive"]
+RETRIEVAL_HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
+PAPER_NUM_REGIONS = 36
+MIN_SAMPLED_QUERIES = 20  # queries whose whole gallery is scored beside re-ranking
+RetrievalModel = ViLBERT | SingleStream | TaskModel
+ScoreType = Literal["alignment", "contrastive"]
 
 
 def recipe(
     model: Path,
     captions: Path,
     regions: Path,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 64,
     learning_rate: float = 2e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = DEFAULT_MAX_TOKENS,
     max_regions: int = 36,
-    validation_share: float = HELD_OUT,
+    validation_share: float = DEFAULT_HELD_OUT_FRACTION,
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
@@ -104,17 +120,21 @@ def recipe(
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = read_parts(setup)
-    found = split_pairs(matched(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0)
+    parts = load_fine_tuning_data(setup)
+    found = split_matched_captions(
+        match_captions(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0
+    )
     if not found["train"]:
         raise DataError(f"{captions}: no caption of an image of {regions} is for training")
 
-    def choices(pairs: Pairs) -> FourWayDataset:
+    def choices(pairs: IndexedCaptions) -> FourWayDataset:
         return FourWayDataset(pairs, parts.store, parts.words, max_words, seed)
 
     held_out = choices(found["validation"]) if found["validation"] else None
-    fingerprint = fingerprint_of(setup, parts.store, [captions])
-    return new_run(parts, setup, HEAD, one_of_the_texts, choices(found["train"]), held_out, fingerprint, {})
+    fingerprint = compute_fine_tuning_fingerprint(setup, parts.store, [captions])
+    return build_vilbert_run(
+        parts, setup, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
+    )
 
 
 class RetrievalSettings(NamedTuple):
@@ -126,7 +146,7 @@ class RetrievalSettings(NamedTuple):
     rerank: int | None
     seed: int
     zero_shot: bool
-    scores: Scores
+    scores: ScoreType
 
 
 class RetrievalResult(NamedTuple):
@@ -141,10 +161,10 @@ def evaluate_retrieval(
     model: Path,
     captions: Path,
     regions: Path,
-    split: Split | None = None,
+    split: CaptionSplit | None = None,
     zero_shot: bool = False,
-    scores: Scores = "alignment",
-    blank: Blank = "nothing",
+    scores: ScoreType = "alignment",
+    blank: Ablation = "nothing",
     rerank: int | None = None,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -195,61 +215,63 @@ def evaluate_retrieval(
     if scores == "contrastive" and rerank is not None:
         raise ValueError("--scores contrastive ranks everything: leave out --rerank")
     started = time.perf_counter()
-    trained = load_scoring(model, zero_shot)
+    trained = load_scoring_model(model, zero_shot)
     if scores == "contrastive":
-        check_contrastive(trained, model)
-    material = gather(model, below(trained).config, captions, regions, split, max_regions, blank)
+        check_contrastive_head(trained, model)
+    material = load_retrieval_data(model, unwrap_backbone(trained).config, captions, regions, split, max_regions, blank)
     gallery, split = material.gallery, material.split
     if rerank is not None:
         check_first_stage(material, captions, split)
-    say(describe(gallery, split))
-    settings = RetrievalSettings(resolve(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores)
-    results = {"trained": ask(trained, material, settings, "trained")}
-    results["untrained"] = ask(untrained_like(trained, seed), material, settings, "untrained")
+    print_line(describe_gallery(gallery, split))
+    settings = RetrievalSettings(
+        resolve_compute(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores
+    )
+    results = {"trained": rank_queries(trained, material, settings, "trained")}
+    results["untrained"] = rank_queries(make_untrained_copy(trained, seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
-    numbers = numbers_of(systems, gallery, material.missing) | {
-        f"{TASK}.{k}": v for k, v in results["trained"].numbers.items()
+    numbers = collect_retrieval_numbers(systems, gallery, material.missing) | {
+        f"{RETRIEVAL_TASK}.{k}": v for k, v in results["trained"].numbers.items()
     }
-    numbers[f"{TASK}.seconds"] = time.perf_counter() - started
-    way = describe_way(trained, material, settings)
-    table_of(list(systems), numbers, way.title).show()
+    numbers[f"{RETRIEVAL_TASK}.seconds"] = time.perf_counter() - started
+    way = build_ranking_method(trained, material, settings)
+    build_retrieval_table(list(systems), numbers, way.title).show()
     if rerank is not None:
-        say(cost_of(numbers, rerank))
+        print_line(format_reranking_cost(numbers, rerank))
     if out is not None:
-        write(out, numbers, systems, gallery)
+        write_retrieval_results(out, numbers, systems, gallery)
         told = {"rerank": rerank, "scores": scores, "precision": settings.compute.precision, "max_regions": max_regions}
-        write_card(card_of(numbers, material, split, way, model, captions, told, seed), out)
+        write_card(build_retrieval_card(numbers, material, split, way, model, captions, told, seed), out)
     return numbers
 
 
-def load_scoring(path: Path, zero_shot: bool) -> Whole:
+def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
     """A model that scores pairs of a caption and an image.
 
     Raises:
         CheckpointError: There is none, or it is fine-tuned for something else.
     """
     model = load_model(path)
-    if not isinstance(model, Whole):
+    if not isinstance(model, RetrievalModel):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
-    if isinstance(model, TaskModel) and not zero_shot and HEAD.name not in model.heads:
+    if isinstance(model, TaskModel) and not zero_shot and RETRIEVAL_HEAD.name not in model.heads:
         there = ", ".join(model.heads)
         raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
     return model
 
 
-def check_contrastive(model: Whole, path: Path) -> None:
+def check_contrastive_head(model: RetrievalModel, path: Path) -> None:
     """The network below the heads has a contrastive head.
 
     Raises:
         CheckpointError: It was trained without one.
     """
-    if getattr(below(model), "contrastive_head", None) is None:
+    if getattr(unwrap_backbone(model), "contrastive_head", None) is None:
         raise CheckpointError(f"{path} was trained without --contrastive-weight; rank by --scores alignment")
 
 
-def check_first_stage(material: RetrievalData, captions: Path, split: Split) -> None:
+def check_first_stage(material: RetrievalData, captions: Path, split: CaptionSplit) -> None:
     """The first stage of re-ranking is fitted on other images than those that are searched.
 
     Raises:
@@ -264,38 +286,38 @@ def check_first_stage(material: RetrievalData, captions: Path, split: Split) -> 
         )
 
 
-def describe_way(model: Whole, material: RetrievalData, settings: RetrievalSettings) -> RankingMethod:
+def build_ranking_method(model: RetrievalModel, material: RetrievalData, settings: RetrievalSettings) -> RankingMethod:
     """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
-    fitted = None if settings.rerank is None else min(len(material.train), MOST_CAPTIONS)
-    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_REGIONS and fitted is None
+    fitted = None if settings.rerank is None else min(len(material.train), MAX_CAPTIONS)
+    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_NUM_REGIONS and fitted is None
     if settings.scores == "contrastive":
         return RankingMethod("contrastive", None, False)
-    if way_of(model, settings.zero_shot) is not None:
-        return RankingMethod("fine-tuned", fitted, exact and is_papers_network(below(model)))
-    return RankingMethod("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_papers_network(model))
+    if select_scoring_head(model, settings.zero_shot) is not None:
+        return RankingMethod("fine-tuned", fitted, exact and is_paper_network(unwrap_backbone(model)))
+    return RankingMethod("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_paper_network(model))
 
 
-def is_papers_network(model: ViLBERT | SingleStream) -> bool:
+def is_paper_network(model: ViLBERT | SingleStream) -> bool:
     """Whether a network has the sizes of the paper's base model with six co-attention layers."""
     sizes = ("text", "vision", "joint_dim", "joint_heads", "schedule", "region_features", "co_attention")
     paper = ViLBERTConfig()
     return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
 
 
-def below(model: Whole) -> ViLBERT | SingleStream:
+def unwrap_backbone(model: RetrievalModel) -> ViLBERT | SingleStream:
     """The network below the heads."""
     return model.vilbert if isinstance(model, TaskModel) else model
 
 
-def way_of(model: Whole, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
+def select_scoring_head(model: RetrievalModel, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
     """How a pair is scored: by the head that has learnt to choose, or None for alignment's."""
     if zero_shot or not isinstance(model, TaskModel):
         return None
     heads = model.heads
-    return lambda text, vision: heads[HEAD.name](fused(text, vision, heads.fusion))[:, 0]
+    return lambda text, vision: heads[RETRIEVAL_HEAD.name](fuse_pooled_streams(text, vision, heads.fusion))[:, 0]
 
 
-def describe(gallery: Gallery, split: Split) -> str:
+def describe_gallery(gallery: Gallery, split: CaptionSplit) -> str:
     """One line about what is searched."""
     captions, texts = len(gallery.text_of), len(gallery.lengths)
     same = f", {captions - texts:,} in words that another has" if texts < captions else ""
@@ -303,34 +325,36 @@ def describe(gallery: Gallery, split: Split) -> str:
     return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
 
 
-def ask(model: Whole, material: RetrievalData, settings: RetrievalSettings, name: str) -> RetrievalResult:
+def rank_queries(
+    model: RetrievalModel, material: RetrievalData, settings: RetrievalSettings, name: str
+) -> RetrievalResult:
     """The ranks by one network."""
-    scorer = new_scorer(model, material.gallery, settings)
+    scorer = build_pair_scorer(model, material.gallery, settings)
     if settings.rerank is not None:
-        return search(scorer, material, settings)
+        return search_two_stages(scorer, material, settings)
     started = time.perf_counter()
     if settings.scores == "contrastive":
         scores = scorer.contrastive_matrix()
     else:
-        scores = scorer.matrix(lambda tiles: iter(track(tiles, f"scoring pairs, {name}")))
+        scores = scorer.matrix(lambda tiles: iter(track_progress(tiles, f"scoring pairs, {name}")))
     rate = scores.size / (time.perf_counter() - started)
-    return RetrievalResult(ranks_of_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
+    return RetrievalResult(rank_score_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
 
 
-def new_scorer(model: Whole, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
+def build_pair_scorer(model: RetrievalModel, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
     """A scorer with these settings."""
-    model, way = model.to(settings.compute.device), way_of(model, settings.zero_shot)
-    return PairScorer(below(model), gallery, settings.compute, settings.batch_size, way)
+    model, way = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
+    return PairScorer(unwrap_backbone(model), gallery, settings.compute, settings.batch_size, way)
 
 
-def search(scorer: PairScorer, material: RetrievalData, settings: RetrievalSettings) -> RetrievalResult:
+def search_two_stages(scorer: PairScorer, material: RetrievalData, settings: RetrievalSettings) -> RetrievalResult:
     """Both directions in two stages, and on a sample of the queries what the whole gallery scored would have given."""
     assert settings.rerank is not None
     gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
-    chosen = rng.permutation(len(material.train))[:MOST_CAPTIONS].tolist()
+    chosen = rng.permutation(len(material.train))[:MAX_CAPTIONS].tolist()
     if not chosen:
         raise DataError("the first stage of --rerank is fitted on captions of the training split, and there are none")
-    known = gallery_of(
+    known = build_gallery(
         [material.train[i] for i in chosen],
         gallery.store,
         material.words,
@@ -338,41 +362,43 @@ def search(scorer: PairScorer, material: RetrievalData, settings: RetrievalSetti
         settings.max_regions,
         gallery.blank,
     )
-    two_stages = TwoStageSearch(scorer, fit(new_scorer(scorer.model, known, settings), settings.seed))
-    to_texts, to_images = answers_to_texts(gallery), answers_to_images(gallery)
+    two_stages = TwoStageSearch(
+        scorer, fit_projections(build_pair_scorer(scorer.model, known, settings), settings.seed)
+    )
+    to_texts, to_images = list_text_answers(gallery), list_image_answers(gallery)
     texts, images = np.arange(len(gallery.lengths)), np.arange(len(gallery.counts))
     by_text = two_stages.of_texts(texts, to_texts, settings.rerank)
     by_image = two_stages.of_images(images, to_images, settings.rerank)
     numbers = {"rerank.kept": float(settings.rerank)}
     for direction, found in zip(DIRECTIONS, (by_text, by_image), strict=True):
         numbers[f"rerank.{direction}.recall"] = float((found.first < settings.rerank).mean())
-    numbers |= sampled(two_stages, settings.rerank, rng)
+    numbers |= measure_sampled_recall(two_stages, settings.rerank, rng)
     return RetrievalResult(
-        RetrievalRanks(of_captions(by_text.reranked, gallery), by_image.reranked),
-        RetrievalRanks(of_captions(by_text.first, gallery), by_image.first),
+        RetrievalRanks(reorder_by_caption(by_text.reranked, gallery), by_image.reranked),
+        RetrievalRanks(reorder_by_caption(by_text.first, gallery), by_image.first),
         numbers,
     )
 
 
-def sampled(two_stages: TwoStageSearch, keep: int, rng: np.random.Generator) -> dict[str, float]:
+def measure_sampled_recall(two_stages: TwoStageSearch, keep: int, rng: np.random.Generator) -> dict[str, float]:
     """Recall in two stages and with the whole gallery scored, on as many queries as double the work, or 20."""
     gallery = two_stages.scorer.gallery
     texts, images = len(gallery.lengths), len(gallery.counts)
     ways = (
-        (texts, images, answers_to_texts(gallery), two_stages.of_texts),
-        (images, texts, answers_to_images(gallery), two_stages.of_images),
+        (texts, images, list_text_answers(gallery), two_stages.of_texts),
+        (images, texts, list_image_answers(gallery), two_stages.of_images),
     )
     numbers: dict[str, float] = {}
     for direction, (queries, candidates, answers, find) in zip(DIRECTIONS, ways, strict=True):
-        count = min(queries, max(LEAST_SAMPLE, keep * queries // candidates))
+        count = min(queries, max(MIN_SAMPLED_QUERIES, keep * queries // candidates))
         some = np.sort(rng.permutation(queries)[:count])
         sides = np.repeat(some, candidates), np.tile(np.arange(candidates), count)
         scores = two_stages.scorer.pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
         right = CorrectCandidates([answers.right[query] for query in some.tolist()], answers.weights)
-        exact = ranks_of(scores.reshape(count, candidates), right)
+        exact = rank_answer_sets(scores.reshape(count, candidates), right)
         reranked = find(some, answers, keep).reranked
         numbers[f"rerank.{direction}.sample"] = float(count)
-        for cut in CUTS:
+        for cut in RECALL_CUTOFFS:
             numbers[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
             numbers[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
     return numbers

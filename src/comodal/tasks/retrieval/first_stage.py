@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from comodal.errors import DataError
 from comodal.tasks.retrieval.pair_scores import PairScorer
-from comodal.tasks.retrieval.retrieval_ranks import CorrectCandidates, rank_of_best
+from comodal.tasks.retrieval.retrieval_ranks import CorrectCandidates, rank_best_answer
 
-DIM, STEPS, BATCH = 128, 400, 512
-LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 2e-3, 0.1, 0.2
-MOST_CAPTIONS = 10_000  # of the training split, drawn by chance
-BLOCK = 256  # queries at once
+PROJECTION_DIM, NUM_STEPS, PROJECTION_BATCH_SIZE = 128, 400, 512
+PROJECTION_LEARNING_RATE, PROJECTION_WEIGHT_DECAY, PROJECTION_DROPOUT = 2e-3, 0.1, 0.2
+MAX_CAPTIONS = 10_000  # of the training split, drawn by chance
+SEARCH_BLOCK_ROWS = 256  # queries at once
 
 
 class EncodingProjection(nn.Module):
@@ -33,10 +33,10 @@ class EncodingProjection(nn.Module):
         super().__init__()
         self.register_buffer("mean", features.mean(0))
         self.register_buffer("scale", features.std(0).clamp(min=1e-6))
-        self.linear = nn.Linear(features.shape[1], DIM, bias=False)
+        self.linear = nn.Linear(features.shape[1], PROJECTION_DIM, bias=False)
 
     def forward(self, features: Float[Tensor, "items features"]) -> Float[Tensor, "items dim"]:
-        x = F.dropout((features - self.mean) / self.scale, DROPOUT, self.training)
+        x = F.dropout((features - self.mean) / self.scale, PROJECTION_DROPOUT, self.training)
         return F.normalize(self.linear(x), dim=1)
 
 
@@ -47,7 +47,7 @@ class EncodingProjections(NamedTuple):
     image: EncodingProjection
 
 
-def fit(scorer: PairScorer, seed: int) -> EncodingProjections:
+def fit_projections(scorer: PairScorer, seed: int) -> EncodingProjections:
     """The maps from the captions of a scorer's gallery.
 
     Raises:
@@ -60,10 +60,10 @@ def fit(scorer: PairScorer, seed: int) -> EncodingProjections:
     images = scorer.summaries("images", np.arange(len(gallery.counts)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return fit_maps(texts, images, gallery.texts_of, np.random.default_rng(seed))
+        return optimize_projections(texts, images, gallery.texts_of, np.random.default_rng(seed))
 
 
-def fit_maps(
+def optimize_projections(
     texts: Float[Tensor, "texts text_features"],
     images: Float[Tensor, "images image_features"],
     texts_of: list[Int64[np.ndarray, "_"]],
@@ -73,13 +73,16 @@ def fit_maps(
     maps = EncodingProjections(EncodingProjection(texts), EncodingProjection(images))
     temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
     parameters = [*maps.text.parameters(), *maps.image.parameters()]
-    groups = [{"params": parameters, "weight_decay": WEIGHT_DECAY}, {"params": [temperature], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    groups = [
+        {"params": parameters, "weight_decay": PROJECTION_WEIGHT_DECAY},
+        {"params": [temperature], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=PROJECTION_LEARNING_RATE)
     every, counts = np.concatenate(texts_of), np.array([len(texts) for texts in texts_of])
     firsts = np.cumsum(counts) - counts
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
-        chosen = rng.permutation(len(images))[:BATCH]
+    for step in range(NUM_STEPS):
+        optimizer.param_groups[0]["lr"] = PROJECTION_LEARNING_RATE * (1 - step / NUM_STEPS)
+        chosen = rng.permutation(len(images))[:PROJECTION_BATCH_SIZE]
         spoken = torch.from_numpy(every[firsts[chosen] + (rng.random(len(chosen)) * counts[chosen]).astype(np.int64)])
         similar = maps.text(texts[spoken]) @ maps.image(images[torch.from_numpy(chosen)]).T * temperature.exp()
         truth = torch.arange(len(chosen))
@@ -132,17 +135,17 @@ class TwoStageSearch:
         """The first stage over blocks of queries; the best of each are scored by the model."""
         first: list[int] = []
         reranked: list[int] = []
-        for start in range(0, len(queries), BLOCK):
-            block = queries[start : start + BLOCK]
+        for start in range(0, len(queries), SEARCH_BLOCK_ROWS):
+            block = queries[start : start + SEARCH_BLOCK_ROWS]
             near = asking[block] @ asked.T
             best = np.argsort(-near, axis=1, kind="stable")[:, :keep]
             sides = np.repeat(block, best.shape[1]), best.ravel()
             scores = self.scorer.pairs(*(sides[::-1] if swapped else sides)).reshape(best.shape)
             for query, row, candidates, exact in zip(block.tolist(), near, best, scores, strict=True):
                 for right in answers.right[query]:
-                    place = rank_of_best(row, right, answers.weights)
+                    place = rank_best_answer(row, right, answers.weights)
                     kept = np.flatnonzero(np.isin(candidates, right))
-                    again = rank_of_best(exact, kept, answers.weights[candidates]) if len(kept) else place
+                    again = rank_best_answer(exact, kept, answers.weights[candidates]) if len(kept) else place
                     first.append(place)
                     reranked.append(again)
         return TwoStageRanks(np.array(first, np.int64), np.array(reranked, np.int64))

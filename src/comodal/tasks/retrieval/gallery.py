@@ -14,24 +14,26 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.batch import TokenInput
-from comodal.data.captions.caption_dataset import MAX_REGIONS, with_whole_image
+from comodal.data.captions.caption_dataset import MAX_REGIONS, prepend_whole_image
 from comodal.data.captions.caption_files import Caption, read_captions
-from comodal.data.captions.caption_matching import matched, split_pairs
+from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
-from comodal.data.sources.splits import HELD_OUT_FIRST, split_by_hash
+from comodal.data.sources.splits import SPLITS_HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
-from comodal.media.tokenizer import MAX_WORDS, WordPieceTokenizer
-from comodal.models.checkpoint import model_folder, read_about
+from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
+from comodal.models.checkpoint import find_model_folder, read_model_about
 from comodal.models.vilbert import single_stream, vilbert
-from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.text_image_examples import Ablation
 
-Config = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
-Split = Literal["test", "validation", "train", "all"]
-Pairs = list[tuple[Caption, int]]
-HELD_OUT = 0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
+RetrievalModelConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
+CaptionSplit = Literal["test", "validation", "train", "all"]
+IndexedCaptions = list[tuple[Caption, int]]
+DEFAULT_HELD_OUT_FRACTION = (
+    0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
+)
 
 
 class RetrievalData(NamedTuple):
@@ -47,11 +49,11 @@ class RetrievalData(NamedTuple):
     """
 
     gallery: "Gallery"
-    train: Pairs
+    train: IndexedCaptions
     words: WordPieceTokenizer
     missing: list[str]
     left_out: Counter[str]
-    split: Split = "test"
+    split: CaptionSplit = "test"
 
 
 class GalleryImage(NamedTuple):
@@ -85,10 +87,10 @@ class Gallery:
         pairs: Sequence[tuple[Caption, int]],
         store: RegionStore,
         words: WordPieceTokenizer,
-        max_words: int = MAX_WORDS,
+        max_words: int = DEFAULT_MAX_TOKENS,
         max_regions: int = MAX_REGIONS,
         as_tokens: bool = False,
-        blank: Blank = "nothing",
+        blank: Ablation = "nothing",
     ) -> None:
         self.store, self.max_regions, self.as_tokens, self.blank = store, max_regions, as_tokens, blank
         encoded = words.encode_all((caption.caption for caption, _ in pairs), max_words)
@@ -117,7 +119,7 @@ class Gallery:
         """The regions of an image."""
         found = self.store.regions(int(self.rows[number]))
         count = int(self.counts[number])
-        features, places = with_whole_image(found, count)
+        features, places = prepend_whole_image(found, count)
         if self.as_tokens:
             assert found.tokens is not None
             tokens = found.tokens[:count].astype(np.int64) + len(TokenInput)
@@ -125,8 +127,14 @@ class Gallery:
         return GalleryImage(torch.from_numpy(features), torch.from_numpy(places))
 
 
-def gather(
-    model: Path, config: Config, captions: Path, regions: Path, split: Split | None, max_regions: int, blank: Blank
+def load_retrieval_data(
+    model: Path,
+    config: RetrievalModelConfig,
+    captions: Path,
+    regions: Path,
+    split: CaptionSplit | None,
+    max_regions: int,
+    blank: Ablation,
 ) -> RetrievalData:
     """The gallery of a split, by default of the one that is held out most, and what belongs to it.
 
@@ -134,68 +142,74 @@ def gather(
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
     """
     store, words = RegionStore(regions), WordPieceTokenizer.read(model)
-    check_fit(model, config, store, words)
+    check_model_inputs(model, config, store, words)
     read = read_captions(captions)
-    found = matched(read, store.ids)
+    found = match_captions(read, store.ids)
     if not_taken := found.not_taken(read.refused):
-        say(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
-    share = held_out_share(model)
-    parts = split_pairs(found.pairs, store.ids, share, 0.0)
+        print_line(f"{captions} ({read.layout}): {len(found.pairs):,} captions{not_taken}")
+    share = read_held_out_fraction(model)
+    parts = split_matched_captions(found.pairs, store.ids, share, 0.0)
     if split is None:
-        split = "test" if missing_of(found.unmatched, "test", share) else default_split(parts)
+        split = "test" if list_missing_images(found.unmatched, "test", share) else choose_default_split(parts)
         if split != "test":
             about = "which training held out" if split == "validation" else "most of which the model was trained on"
-            say(f"{captions} has no test split; searching --split {split}, {about}")
+            print_line(f"{captions} has no test split; searching --split {split}, {about}")
     chosen = found.pairs if split == "all" else parts[split]
     if not chosen:
         there = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items() if pairs)
         raise DataError(f"{captions}: no caption of an image of {regions} is in the {split} split; there are {there}")
-    missing = missing_of(found.unmatched, split, share)
-    gallery = gallery_of(chosen, store, words, config, max_regions, blank)
+    missing = list_missing_images(found.unmatched, split, share)
+    gallery = build_gallery(chosen, store, words, config, max_regions, blank)
     return RetrievalData(gallery, parts["train"], words, missing, read.refused, split)
 
 
-def default_split(parts: Mapping[str, Pairs]) -> Split:
+def choose_default_split(parts: Mapping[str, IndexedCaptions]) -> CaptionSplit:
     """The split that is held out most, of those that have captions."""
     if parts["test"]:
         return "test"
     return "validation" if parts["validation"] else "all"
 
 
-def missing_of(unmatched: Sequence[Caption], split: Split, share: float) -> list[str]:
+def list_missing_images(unmatched: Sequence[Caption], split: CaptionSplit, share: float) -> list[str]:
     """The image of each caption of a split that is not in the store; splits are those of `split_pairs`."""
     names = [next(filter(None, caption.image)) for caption in unmatched]
     own: dict[str, set[str | None]] = {}
     for name, caption in zip(names, unmatched, strict=True):
         own.setdefault(name, set()).add(caption.split)
     split_of = {
-        name: next((one for one in HELD_OUT_FIRST if one in said), split_by_hash(name, share, 0.0))
+        name: next((one for one in SPLITS_HELD_OUT_FIRST if one in said), split_by_hash(name, share, 0.0))
         for name, said in own.items()
     }
     return [name for name in names if split in ("all", split_of[name])]
 
 
-def gallery_of(
-    pairs: Pairs,
+def build_gallery(
+    pairs: IndexedCaptions,
     store: RegionStore,
     words: WordPieceTokenizer,
-    config: Config,
+    config: RetrievalModelConfig,
     max_regions: int,
-    blank: Blank = "nothing",
+    blank: Ablation = "nothing",
 ) -> Gallery:
     """A gallery as a model of this configuration reads it."""
-    max_words = min(MAX_WORDS, config.positions - config.first_position)
+    max_words = min(DEFAULT_MAX_TOKENS, config.positions - config.first_position)
     return Gallery(pairs, store, words, max_words, max_regions, config.region_tokens > 0, blank)
 
 
-def held_out_share(model: Path) -> float:
+def read_held_out_fraction(model: Path) -> float:
     """The share of images that the run held out for validation where the captions name no split."""
-    parameters = read_about(model).get("parameters")
-    share = parameters.get("validation_share", HELD_OUT) if isinstance(parameters, dict) else HELD_OUT
+    parameters = read_model_about(model).get("parameters")
+    share = (
+        parameters.get("validation_share", DEFAULT_HELD_OUT_FRACTION)
+        if isinstance(parameters, dict)
+        else DEFAULT_HELD_OUT_FRACTION
+    )
     return float(share)
 
 
-def check_fit(model: Path, config: Config, store: RegionStore, words: WordPieceTokenizer) -> None:
+def check_model_inputs(
+    model: Path, config: RetrievalModelConfig, store: RegionStore, words: WordPieceTokenizer
+) -> None:
     """The model reads such regions and such words."""
     if words.size > config.vocabulary:
         raise DataError(f"{model}: the vocabulary has {words.size:,} pieces, the model {config.vocabulary:,} words")
@@ -213,4 +227,4 @@ def check_fit(model: Path, config: Config, store: RegionStore, words: WordPieceT
             f"{store.folder} has regions of {store.dim:,} features and {model} was trained on "
             f"{config.region_features:,}: prepare the regions by the same network as those of its training"
         )
-    check_same_regions(model_folder(model), store)
+    check_same_regions(find_model_folder(model), store)

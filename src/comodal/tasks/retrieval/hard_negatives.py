@@ -17,12 +17,12 @@ from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.tasks.vision_language.text_image_examples import TaskExample, TokenizedText, single
+from comodal.tasks.vision_language.text_image_examples import TaskExample, TokenizedText, tokenize_text
 
-CHOICE = 4  # keeps this chance apart from that of the order
-NEIGHBOURS = 100
-BLOCK = 1024
-TRIES = 16  # the first half of them among near images; a gallery that says one sentence of every image gives up
+NEGATIVE_STREAM = 4  # keeps this chance apart from that of the order
+NUM_NEIGHBORS = 100
+DISTANCE_BLOCK_ROWS = 1024
+MAX_TRIES = 16  # the first half of them among near images; a gallery that says one sentence of every image gives up
 
 
 class FourWayDataset:
@@ -48,7 +48,7 @@ class FourWayDataset:
         seed: int,
     ) -> None:
         self.captions, self.seed = captions, seed
-        self.texts: list[TokenizedText] = [single(words, caption.caption, max_words) for caption, _ in captions]
+        self.texts: list[TokenizedText] = [tokenize_text(words, caption.caption, max_words) for caption, _ in captions]
         self.rows = np.array([row for _, row in captions], np.int64)
         self.images, self.image_of = np.unique(self.rows, return_inverse=True)
         if len(self.images) < 2:
@@ -56,7 +56,7 @@ class FourWayDataset:
         order = np.argsort(self.image_of, kind="stable")
         self.captions_of = np.split(order, np.cumsum(np.bincount(self.image_of))[:-1])
         self.said = [{self.words_of(caption) for caption in captions.tolist()} for captions in self.captions_of]
-        self.near = nearest(mean_features(store, self.images), NEIGHBOURS)
+        self.near = find_nearest_images(compute_mean_features(store, self.images), NUM_NEIGHBORS)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -70,7 +70,7 @@ class FourWayDataset:
 
     def example(self, epoch: int, index: int) -> TaskExample:
         """The right pair first."""
-        rng = np.random.default_rng((self.seed, epoch, index, CHOICE))
+        rng = np.random.default_rng((self.seed, epoch, index, NEGATIVE_STREAM))
         image = int(self.image_of[index])
         near = self.near[image]
         pairs = [
@@ -86,8 +86,8 @@ class FourWayDataset:
 
     def wrong_caption(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
         """A caption of another image (of one of these), in words that none of this image has."""
-        for attempt in range(TRIES):
-            other = self.other_image(rng, image, among if attempt < TRIES // 2 else None)
+        for attempt in range(MAX_TRIES):
+            other = self.other_image(rng, image, among if attempt < MAX_TRIES // 2 else None)
             found = int(rng.choice(self.captions_of[other]))
             if self.words_of(found) not in self.said[image]:
                 break
@@ -95,8 +95,8 @@ class FourWayDataset:
 
     def wrong_image(self, rng: np.random.Generator, index: int, among: Int64[np.ndarray, "near"] | None) -> int:
         """Another image (one of these), which nobody described in the words of this caption."""
-        for attempt in range(TRIES):
-            found = self.other_image(rng, int(self.image_of[index]), among if attempt < TRIES // 2 else None)
+        for attempt in range(MAX_TRIES):
+            found = self.other_image(rng, int(self.image_of[index]), among if attempt < MAX_TRIES // 2 else None)
             if self.words_of(index) not in self.said[found]:
                 break
         return found
@@ -108,7 +108,7 @@ class FourWayDataset:
         return (image + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
 
 
-def mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"]) -> Float32[Tensor, "images features"]:
+def compute_mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"]) -> Float32[Tensor, "images features"]:
     """The mean over the regions of each image."""
     means = torch.zeros(len(rows), store.dim)  # an image without regions stays nothing
     for mean, row in zip(means, rows.tolist(), strict=True):
@@ -118,12 +118,14 @@ def mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"]) -> Floa
     return means
 
 
-def nearest(features: Float32[Tensor, "images features"], most: int) -> Int64[np.ndarray, "images neighbours"]:
+def find_nearest_images(
+    features: Float32[Tensor, "images features"], most: int
+) -> Int64[np.ndarray, "images neighbours"]:
     """The nearest other images of each, by Euclidean distance."""
     count = min(most, len(features) - 1)
     found = []
-    for start in range(0, len(features), BLOCK):
-        block = torch.cdist(features[start : start + BLOCK], features)
+    for start in range(0, len(features), DISTANCE_BLOCK_ROWS):
+        block = torch.cdist(features[start : start + DISTANCE_BLOCK_ROWS], features)
         block[torch.arange(len(block)), torch.arange(start, start + len(block))] = torch.inf
         found.append(block.topk(count, largest=False).indices)
     return torch.cat(found).numpy()

@@ -14,17 +14,17 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from comodal.hardware import Compute
-from comodal.models.vilbert.heads import mean_encoding
+from comodal.models.vilbert.heads import compute_mean_encoding
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.tasks.evaluation.metrics import check_finite
+from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.retrieval.gallery import Gallery
 
-CPU = Compute(torch.device("cpu"))
-KEPT_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
-BLOCK = 1024  # texts or images whose prefixes are summed up at once
-TILE = 64  # texts and images of one tile of the matrix of all scores
+CPU_COMPUTE = Compute(torch.device("cpu"))
+MAX_CACHE_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
+ENCODING_BLOCK_SIZE = 1024  # texts or images whose prefixes are summed up at once
+TILE_SIDE = 64  # texts and images of one tile of the matrix of all scores
 
 
 class EncodingCache:
@@ -44,14 +44,14 @@ class EncodingCache:
     ) -> None:
         self.sizes, self.compute, self.batch_size = sizes, compute, batch_size
         self.kept: dict[int, Tensor] = {}
-        self.free = KEPT_BYTES
+        self.free = MAX_CACHE_BYTES
 
     def of(self, numbers: Int64[np.ndarray, "some"]) -> dict[int, Float[Tensor, "tokens dim"]]:
         """The prefixes of some numbers."""
         wanted = np.unique(numbers)
         found = {number: self.kept[number] for number in wanted.tolist() if number in self.kept}
         missing = np.array([number for number in wanted.tolist() if number not in found], np.int64)
-        for places in groups(self.sizes[missing], self.batch_size):
+        for places in group_by_size(self.sizes[missing], self.batch_size):
             batch = missing[places].tolist()
             for number, tokens in zip(batch, self.compute(batch).unbind(), strict=True):
                 found[number] = tokens
@@ -78,7 +78,7 @@ class PairScorer:
         self,
         model: ViLBERT | SingleStream,
         gallery: Gallery,
-        compute: Compute = CPU,
+        compute: Compute = CPU_COMPUTE,
         batch_size: int | None = None,
         score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
     ) -> None:
@@ -99,21 +99,21 @@ class PairScorer:
         with self.compute.autocast():
             kept_texts, kept_images = self.texts.of(texts), self.images.of(images)
             sizes = self.gallery.lengths[texts] * (1 + self.gallery.counts.max()) + self.gallery.counts[images]
-            for places in groups(sizes, self.batch_size):
+            for places in group_by_size(sizes, self.batch_size):
                 words = torch.stack([kept_texts[number] for number in texts[places].tolist()])
                 regions = torch.stack([kept_images[number] for number in images[places].tolist()])
                 found.append(self._joined(words, regions))
                 order.append(places)
         if found:
             scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only time that a GPU is waited for
-        check_finite(scores, "scores of texts and images")
+        check_finite_scores(scores, "scores of texts and images")
         return scores
 
     def matrix(self, show: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:
         """The scores of all pairs of the gallery, tile by tile of similar length and number of regions."""
         lengths, counts = self.gallery.lengths, self.gallery.counts
         scores = np.empty((len(lengths), len(counts)), np.float32)
-        tiles = [(texts, images) for texts in tiled(lengths) for images in tiled(counts)]
+        tiles = [(texts, images) for texts in tile_pairs(lengths) for images in tile_pairs(counts)]
         for texts, images in show(tiles):
             sides = np.repeat(texts, len(images)), np.tile(images, len(texts))
             scores[np.ix_(texts, images)] = self.pairs(*sides).reshape(len(texts), len(images))
@@ -126,7 +126,7 @@ class PairScorer:
         """One vector of each text or image that depends on it alone: mean and maximum of its prefix."""
         rows = []
         with self.compute.autocast():
-            for part in np.array_split(numbers, max(1, len(numbers) // BLOCK)):
+            for part in np.array_split(numbers, max(1, len(numbers) // ENCODING_BLOCK_SIZE)):
                 found = (self.texts if side == "texts" else self.images).of(part)
                 prefixes = [found[number].float() for number in part.tolist()]
                 rows += [torch.cat([prefix.mean(0), prefix.amax(0)]) for prefix in prefixes]
@@ -140,11 +140,15 @@ class PairScorer:
         for prefixes, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
             with self.compute.autocast():
                 numbers = np.arange(len(prefixes.sizes))
-                kept = [prefixes.of(part) for part in np.array_split(numbers, max(1, len(numbers) // BLOCK))]
-                means = [mean_encoding(tokens[None], None) for part in kept for _, tokens in sorted(part.items())]
+                kept = [
+                    prefixes.of(part) for part in np.array_split(numbers, max(1, len(numbers) // ENCODING_BLOCK_SIZE))
+                ]
+                means = [
+                    compute_mean_encoding(tokens[None], None) for part in kept for _, tokens in sorted(part.items())
+                ]
                 found.append(embed(torch.cat(means)).float())
         scores = (found[0] @ found[1].T).cpu().numpy()
-        check_finite(scores, "similarities of texts and images")
+        check_finite_scores(scores, "similarities of texts and images")
         return scores
 
     def _joined(
@@ -172,13 +176,13 @@ class PairScorer:
         return self.model.vision_prefix(regions, places, None).tokens
 
 
-def tiled(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:
+def tile_pairs(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:
     """All places, cut into tiles of similar size."""
     order = np.argsort(sizes, kind="stable")
-    return [order[start : start + TILE] for start in range(0, len(order), TILE)]
+    return [order[start : start + TILE_SIDE] for start in range(0, len(order), TILE_SIDE)]
 
 
-def groups(sizes: Int64[np.ndarray, "items"], most: int) -> Iterator[Int64[np.ndarray, "some"]]:
+def group_by_size(sizes: Int64[np.ndarray, "items"], most: int) -> Iterator[Int64[np.ndarray, "some"]]:
     """Places of items of one size, at most so many at once; neighbours stay together."""
     order = np.argsort(sizes, kind="stable")
     for same in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, Num
 
-from comodal.tasks.evaluation.metrics import check_finite
-from comodal.tasks.evaluation.missing_images import accuracy_of
+from comodal.tasks.evaluation.metrics import check_finite_scores
+from comodal.tasks.evaluation.missing_images import compute_accuracy_numbers
 from comodal.tasks.retrieval.gallery import Gallery
 
-CUTS = (1, 5, 10)
+RECALL_CUTOFFS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
@@ -37,24 +37,24 @@ class CorrectCandidates(NamedTuple):
     weights: Int64[np.ndarray, "candidates"]
 
 
-def answers_to_texts(gallery: Gallery) -> CorrectCandidates:
+def list_text_answers(gallery: Gallery) -> CorrectCandidates:
     """For each text the image of each of its captions, in the order of `captions_by_text`."""
     ends = np.cumsum(gallery.captions_of)[:-1]
-    images = np.split(gallery.image_of[captions_by_text(gallery)], ends)
+    images = np.split(gallery.image_of[sort_captions_by_text(gallery)], ends)
     return CorrectCandidates([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
 
 
-def answers_to_images(gallery: Gallery) -> CorrectCandidates:
+def list_image_answers(gallery: Gallery) -> CorrectCandidates:
     """For each image its texts; a text counts as often as it is a caption."""
     return CorrectCandidates([[texts] for texts in gallery.texts_of], gallery.captions_of.astype(np.int64))
 
 
-def captions_by_text(gallery: Gallery) -> Int64[np.ndarray, "captions"]:
+def sort_captions_by_text(gallery: Gallery) -> Int64[np.ndarray, "captions"]:
     """The captions in the order of their texts."""
     return np.argsort(gallery.text_of, kind="stable")
 
 
-def rank_of_best(
+def rank_best_answer(
     scores: Float[np.ndarray, "candidates"],
     right: Int64[np.ndarray, "_"],
     weights: Int64[np.ndarray, "candidates"],
@@ -64,38 +64,40 @@ def rank_of_best(
     Raises:
         DataError: A score is not finite.
     """
-    check_finite(scores, "retrieval")
+    check_finite_scores(scores, "retrieval")
     before = scores >= scores[right].max()
     before[right] = False
     return int(weights[before].sum())
 
 
-def ranks_of(scores: Float[np.ndarray, "queries candidates"], answers: CorrectCandidates) -> Int64[np.ndarray, "_"]:
+def rank_answer_sets(
+    scores: Float[np.ndarray, "queries candidates"], answers: CorrectCandidates
+) -> Int64[np.ndarray, "_"]:
     """The rank for every set of right answers, query by query."""
     ranked = [
-        rank_of_best(row, right, answers.weights)
+        rank_best_answer(row, right, answers.weights)
         for row, sets in zip(scores, answers.right, strict=True)
         for right in sets
     ]
     return np.array(ranked, np.int64)
 
 
-def of_captions(ranks: Int64[np.ndarray, "captions"], gallery: Gallery) -> Int64[np.ndarray, "captions"]:
+def reorder_by_caption(ranks: Int64[np.ndarray, "captions"], gallery: Gallery) -> Int64[np.ndarray, "captions"]:
     """Ranks that stand in the order of the texts, in the order of the captions."""
     ordered = np.empty_like(ranks)
-    ordered[captions_by_text(gallery)] = ranks
+    ordered[sort_captions_by_text(gallery)] = ranks
     return ordered
 
 
-def ranks_of_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> RetrievalRanks:
+def rank_score_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> RetrievalRanks:
     """Both directions from the scores of all pairs."""
     return RetrievalRanks(
-        of_captions(ranks_of(scores, answers_to_texts(gallery)), gallery),
-        ranks_of(np.ascontiguousarray(scores.T), answers_to_images(gallery)),
+        reorder_by_caption(rank_answer_sets(scores, list_text_answers(gallery)), gallery),
+        rank_answer_sets(np.ascontiguousarray(scores.T), list_image_answers(gallery)),
     )
 
 
-def figures(
+def summarize_ranks(
     ranks: Num[np.ndarray, "queries"],
     groups: Sequence[str] | None = None,
     missing: Sequence[str] = (),
@@ -112,24 +114,26 @@ def figures(
     answered = np.arange(len(ranks) + len(missing)) < len(ranks)
     every = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
     numbers: dict[str, float] = {}
-    for cut in CUTS:
-        numbers |= accuracy_of(f"r{cut}", np.pad(ranks < cut, (0, len(missing))), answered, every)
+    for cut in RECALL_CUTOFFS:
+        numbers |= compute_accuracy_numbers(f"r{cut}", np.pad(ranks < cut, (0, len(missing))), answered, every)
     places = np.pad(ranks, (0, len(missing)), constant_values=last)
     return numbers | {"median": float(np.floor(np.median(places) + 1)), "mean": float(np.mean(places) + 1)}
 
 
-def chance(gallery: Gallery) -> dict[str, float]:
+def compute_random_recall(gallery: Gallery) -> dict[str, float]:
     """Recall of an order drawn by chance; an image has several right captions."""
     captions, images = len(gallery.text_of), len(gallery.counts)
     right = [int(gallery.captions_of[texts].sum()) for texts in gallery.texts_of]
     numbers: dict[str, float] = {}
-    for cut in CUTS:
-        numbers[f"text_to_image.r{cut}"] = one_of(images, 1, cut)
-        numbers[f"image_to_text.r{cut}"] = float(np.mean([one_of(captions, count, cut) for count in right]))
+    for cut in RECALL_CUTOFFS:
+        numbers[f"text_to_image.r{cut}"] = compute_hit_probability(images, 1, cut)
+        numbers[f"image_to_text.r{cut}"] = float(
+            np.mean([compute_hit_probability(captions, count, cut) for count in right])
+        )
     return numbers
 
 
-def one_of(candidates: int, right: int, drawn: int) -> float:
+def compute_hit_probability(candidates: int, right: int, drawn: int) -> float:
     """How likely at least one right candidate is among so many that are drawn without replacement."""
     wrong: Sequence[int] = range(candidates - right, candidates - right - min(drawn, candidates), -1)
     return 1.0 - float(np.prod([max(left, 0) / (candidates - place) for place, left in enumerate(wrong)]))

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from comodal.console import Table
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.tasks.evaluation.metrics import describe_interval
-from comodal.tasks.evaluation.missing_images import INTERVAL, denominators, is_papers_run, scores_of
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, training_of
+from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, build_score_entries, count_items, is_paper_protocol
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings
 from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
-from comodal.tasks.retrieval.retrieval_ranks import CUTS, DIRECTIONS, RetrievalRanks, chance, figures
+from comodal.tasks.retrieval.retrieval_ranks import (
+    DIRECTIONS,
+    RECALL_CUTOFFS,
+    RetrievalRanks,
+    compute_random_recall,
+    summarize_ranks,
+)
 
-TASK = "retrieval"
+RETRIEVAL_TASK = "retrieval"
 # ViLBERT, table 1: captions to images among the 1,000 of Flickr30k's test split (Karpathy's), of 5 captions each
-PAPER = {
+RETRIEVAL_PAPER_RECALL = {
     "zero-shot": {"r1": 0.3186, "r5": 0.6112, "r10": 0.7280},
     "fine-tuned": {"r1": 0.5820, "r5": 0.8490, "r10": 0.9152},
 }
-OFFICIAL = ("flickr30k", "test", 5000, 1000)  # in the file's name, split, captions, images
+OFFICIAL_GALLERY = ("flickr30k", "test", 5000, 1000)  # in the file's name, split, captions, images
 
 
 class RankingMethod(NamedTuple):
@@ -45,7 +51,9 @@ class RankingMethod(NamedTuple):
         return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
 
 
-def numbers_of(systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Sequence[str] = ()) -> dict[str, float]:
+def collect_retrieval_numbers(
+    systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Sequence[str] = ()
+) -> dict[str, float]:
     """Flat keys: the trained network's directly under the task, the others' and chance under their names.
 
     Args:
@@ -55,38 +63,41 @@ def numbers_of(systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Se
     """
     captions, images = len(gallery.text_of), len(gallery.counts)
     flat = {
-        f"{TASK}.captions": float(captions + len(missing)),
-        f"{TASK}.captions.answered": float(captions),
-        f"{TASK}.texts": float(len(gallery.lengths)),
-        f"{TASK}.images": float(images + len(set(missing))),
-        f"{TASK}.images.answered": float(images),
+        f"{RETRIEVAL_TASK}.captions": float(captions + len(missing)),
+        f"{RETRIEVAL_TASK}.captions.answered": float(captions),
+        f"{RETRIEVAL_TASK}.texts": float(len(gallery.lengths)),
+        f"{RETRIEVAL_TASK}.images": float(images + len(set(missing))),
+        f"{RETRIEVAL_TASK}.images.answered": float(images),
     }
-    queries = dict(zip(DIRECTIONS, queries_of(gallery, missing), strict=True))
+    queries = dict(zip(DIRECTIONS, list_queries(gallery, missing), strict=True))
     lost = dict(zip(DIRECTIONS, (list(missing), sorted(set(missing))), strict=True))
     last = dict(zip(DIRECTIONS, (images, captions), strict=True))
     for system, ranks in systems.items():
-        prefix = TASK if system == "trained" else f"{TASK}.{system}"
+        prefix = RETRIEVAL_TASK if system == "trained" else f"{RETRIEVAL_TASK}.{system}"
         for direction, found in zip(DIRECTIONS, ranks, strict=True):
             groups = queries[direction][: len(found)]
-            numbers = figures(found, groups, lost[direction], last[direction])
+            numbers = summarize_ranks(found, groups, lost[direction], last[direction])
             flat |= {f"{prefix}.{direction}.{name}": number for name, number in numbers.items()}
-    for name, number in chance(gallery).items():
+    for name, number in compute_random_recall(gallery).items():
         direction = name.partition(".")[0]
         answered = len(queries[direction]) - len(lost[direction])
-        flat[f"{TASK}.chance.{name}"] = number * answered / len(queries[direction])
-    return flat | {f"{TASK}.chance.r{cut}": flat[f"{TASK}.chance.{DIRECTIONS[0]}.r{cut}"] for cut in CUTS}
+        flat[f"{RETRIEVAL_TASK}.chance.{name}"] = number * answered / len(queries[direction])
+    return flat | {
+        f"{RETRIEVAL_TASK}.chance.r{cut}": flat[f"{RETRIEVAL_TASK}.chance.{DIRECTIONS[0]}.r{cut}"]
+        for cut in RECALL_CUTOFFS
+    }
 
 
-def queries_of(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
+def list_queries(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
     """The image of every query of both directions, those of missing images last."""
     images = [gallery.store.ids[row] for row in gallery.rows.tolist()]
     return [images[place] for place in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
 
 
-def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
+def build_retrieval_table(systems: list[str], numbers: dict[str, float], way: str) -> Table:
     """Recall and median rank of each system, both directions."""
-    counts = f"{numbers[f'{TASK}.captions']:,.0f} captions, {numbers[f'{TASK}.images']:,.0f} images"
-    lost = numbers[f"{TASK}.captions"] - numbers[f"{TASK}.captions.answered"]
+    counts = f"{numbers[f'{RETRIEVAL_TASK}.captions']:,.0f} captions, {numbers[f'{RETRIEVAL_TASK}.images']:,.0f} images"
+    lost = numbers[f"{RETRIEVAL_TASK}.captions"] - numbers[f"{RETRIEVAL_TASK}.captions.answered"]
     counts += f", {lost:,.0f} of the captions without their image (not found)" if lost else ""
     table = Table(title=f"{way} retrieval", caption=f"{counts}; 95 %: Wilson, images resampled")
     for name in ("system", "direction"):
@@ -95,8 +106,8 @@ def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
         table.add_column(name, right=True)
     for direction in DIRECTIONS:
         for system in [*systems, "chance"]:
-            key = f"{TASK}.{direction}" if system == "trained" else f"{TASK}.{system}.{direction}"
-            recalls = [f"{numbers[f'{key}.r{cut}']:.3f}" for cut in CUTS]
+            key = f"{RETRIEVAL_TASK}.{direction}" if system == "trained" else f"{RETRIEVAL_TASK}.{system}.{direction}"
+            recalls = [f"{numbers[f'{key}.r{cut}']:.3f}" for cut in RECALL_CUTOFFS]
             low, high, median = (numbers.get(f"{key}.{name}") for name in ("r1.low", "r1.high", "median"))
             interval = "" if low is None else f"{low:.3f}-{high:.3f}"
             middle = "" if median is None else f"{median:.0f}"
@@ -104,14 +115,14 @@ def table_of(systems: list[str], numbers: dict[str, float], way: str) -> Table:
     return table
 
 
-def cost_of(numbers: dict[str, float], keep: int) -> str:
+def format_reranking_cost(numbers: dict[str, float], keep: int) -> str:
     """What scoring only the best of the first stage lost."""
     lines = []
     for direction in DIRECTIONS:
-        key = f"{TASK}.rerank.{direction}"
+        key = f"{RETRIEVAL_TASK}.rerank.{direction}"
         pairs = [
             f"R@{cut} {numbers[f'{key}.sample.r{cut}']:.3f} (all scored: {numbers[f'{key}.sample.r{cut}.exact']:.3f})"
-            for cut in CUTS
+            for cut in RECALL_CUTOFFS
         ]
         share, count = numbers[f"{key}.recall"], numbers[f"{key}.sample"]
         found = f"the first stage has the right one among its first {keep} for {share:.1%} of the queries"
@@ -119,9 +130,11 @@ def cost_of(numbers: dict[str, float], keep: int) -> str:
     return "\n".join(lines)
 
 
-def write(out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery) -> None:
+def write_retrieval_results(
+    out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery
+) -> None:
     """results.json (flat) and ranks.csv: of every query the rank of its answer, counted from 1."""
-    write_whole(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["direction", "caption", "image", *systems])
@@ -133,38 +146,40 @@ def write(out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRank
     for place, direction in enumerate(DIRECTIONS):
         for number, names in enumerate(queries[direction]):
             rows.writerow([direction, *names, *(int(ranks[place][number]) + 1 for ranks in systems.values())])
-    write_whole(out / "ranks.csv", text.getvalue().encode())
+    write_bytes_atomically(out / "ranks.csv", text.getvalue().encode())
 
 
-def card_of(
+def build_retrieval_card(
     numbers: dict[str, float], searched: RetrievalData, split: str, way: RankingMethod, model: Path, captions: Path,
     settings: Mapping[str, str | int | None], seed: int,
 ) -> ResultsCard:  # fmt: skip
     """The results card; the paper's numbers stand on it where the gallery and the run are the paper's."""
-    gallery, training = searched.gallery, training_of(model)
-    counts = denominators(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
-    name, official, *size = OFFICIAL
+    gallery, training = searched.gallery, read_training_settings(model)
+    counts = count_items(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
+    name, official, *size = OFFICIAL_GALLERY
     same = name in captions.name.lower() and split == official and size == [counts["items"], len(gallery.counts)]
-    same &= way.is_papers and is_papers_run(counts, gallery.blank, training)
+    same &= way.is_papers and is_paper_protocol(counts, gallery.blank, training)
     scores: dict[str, ScoreEntry] = {}
     for direction in DIRECTIONS:
-        for cut in CUTS:
-            paper = PAPER[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
-            scores |= scores_of(f"{direction} R@{cut}", f"{TASK}.{direction}.r{cut}", numbers, counts, paper)
-        scores[f"{direction} median rank"] = ScoreEntry(numbers[f"{TASK}.{direction}.median"])
-    groups = dict(zip(DIRECTIONS, queries_of(gallery, searched.missing), strict=True))
+        for cut in RECALL_CUTOFFS:
+            paper = RETRIEVAL_PAPER_RECALL[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
+            scores |= build_score_entries(
+                f"{direction} R@{cut}", f"{RETRIEVAL_TASK}.{direction}.r{cut}", numbers, counts, paper
+            )
+        scores[f"{direction} median rank"] = ScoreEntry(numbers[f"{RETRIEVAL_TASK}.{direction}.median"])
+    groups = dict(zip(DIRECTIONS, list_queries(gallery, searched.missing), strict=True))
     how = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
     return ResultsCard(
-        task=TASK,
+        task=RETRIEVAL_TASK,
         title=f"Retrieval, {way.title}",
         split=split,
         scores=scores,
         model=str(model),
         counts=counts
-        | {"images": int(numbers[f"{TASK}.images"]), "truncated": gallery.truncated}
+        | {"images": int(numbers[f"{RETRIEVAL_TASK}.images"]), "truncated": gallery.truncated}
         | {f"{reason} (all splits)": count for reason, count in searched.left_out.items()},
         files={"captions": captions},
         regions=str(gallery.store.about["made_from"]),
         seeds={"untrained": seed},
-        settings={**settings, "blank": gallery.blank, INTERVAL: how, **training},
+        settings={**settings, "blank": gallery.blank, INTERVAL_NAME: how, **training},
     )

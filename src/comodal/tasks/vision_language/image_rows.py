@@ -6,7 +6,7 @@ made from a folder its id is its path without the suffix.
 
 from pathlib import PurePosixPath
 
-from comodal.data.image_ids import Numbers, coco_number, is_number
+from comodal.data.image_ids import ImageIdFormat, is_number, parse_coco_image_id
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.media.storage.suffixes import IMAGE_SUFFIXES
@@ -25,15 +25,15 @@ class ImageRows:
         missing: Names that were asked for and not found, in the order of asking.
     """
 
-    def __init__(self, store: RegionStore, numbers: Numbers | None = None) -> None:
+    def __init__(self, store: RegionStore, numbers: ImageIdFormat | None = None) -> None:
         self.store, self.numbers = store, numbers
         self.rows: dict[str, int | None] = {}
         self.coco: dict[str, int | None] = {}
         self.plain: dict[str, int | None] = {}
         self.missing: dict[str, None] = {}
         for row, image in enumerate(store.ids):
-            for name in names_of(image):
-                number = coco_number(name)
+            for name in list_image_aliases(image):
+                number = parse_coco_image_id(name)
                 for known, key in ((self.coco, number), (self.plain if is_number(name) else self.rows, name)):
                     if key is not None:
                         known[key] = None if known.get(key, row) != row else row
@@ -42,18 +42,18 @@ class ImageRows:
 
     def find(self, image: str) -> int | None:
         """The row of an image, or None."""
-        for name in (image, *names_of(image)):
+        for name in (image, *list_image_aliases(image)):
             row = self.rows.get(name)
             if row is None and is_number(name):
                 row = self._of_number(name, self.numbers)
-            elif row is None and (number := coco_number(name)) is not None:
+            elif row is None and (number := parse_coco_image_id(name)) is not None:
                 row = self._of_number(number, self.numbers and "coco")
             if row is not None:
                 return row
         self.missing[image] = None
         return None
 
-    def _of_number(self, number: str, numbers: Numbers | None) -> int | None:
+    def _of_number(self, number: str, numbers: ImageIdFormat | None) -> int | None:
         if numbers == "plain":
             return self.plain.get(number)
         if numbers == "coco":
@@ -75,7 +75,7 @@ class ImageRows:
             )  # fmt: skip
 
 
-def names_of(image: str) -> list[str]:
+def list_image_aliases(image: str) -> list[str]:
     """Shorter names of an image: without its suffix, and without its folder."""
     path = PurePosixPath(image.replace("\\", "/"))
     stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name

@@ -10,25 +10,25 @@ from pathlib import Path
 
 from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
     SentenceTask,
+    build_sentence_run,
     evaluate_statements,
-    statement_run,
-    taken,
+    read_text_fields,
 )
-from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
+from comodal.tasks.vision_language.text_image_examples import Ablation
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
-CLASSES = ("False", "True")
-MAX_WORDS = 40
+NLVR2_CLASSES = ("False", "True")
+NLVR2_MAX_TOKENS = 40
 
 
-def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
+def read_nlvr2_sentences(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """The sentences of train.json, dev.json or test1.json.
 
     Raises:
@@ -36,7 +36,7 @@ def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """
     statements = []
     for number, entry in read_json_lines(path):
-        identifier, sentence = taken(path, number, entry, "identifier", "sentence")
+        identifier, sentence = read_text_fields(path, number, entry, "identifier", "sentence")
         pair, dash, last = identifier.rpartition("-")
         if not dash or not last.isdigit() or pair.count("-") != 2:
             raise DataError(f"{path}, line {number}: identifier {identifier!r} is not like train-10171-0-0")
@@ -47,12 +47,12 @@ def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     return statements, Counter()
 
 
-TASK = SentenceTask(
+NLVR2_TASK = SentenceTask(
     name="nlvr2",
     title="NLVR2",
-    classes=CLASSES,
+    classes=NLVR2_CLASSES,
     head=Head("pairs", "pairs", 2),
-    read=read_statements,
+    read=read_nlvr2_sentences,
     papers={("test1", 6967): 0.789},  # 12-in-1, one model for all tasks
     groups="sets of pictures",
     refuses_missing=True,
@@ -64,12 +64,12 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 64,
     learning_rate: float = 2e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = NLVR2_MAX_TOKENS,
     max_regions: int = 36,
     workers: Workers = "auto",
     seed: int = 0,
@@ -95,15 +95,15 @@ def recipe(
         comodal train nlvr2 --model RUN --data train.json --validation dev.json --regions nlvr2/ --out runs/nlvr2
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return statement_run(TASK, setup, data, validation, max_words)
+    return build_sentence_run(NLVR2_TASK, setup, data, validation, max_words)
 
 
 def evaluate_nlvr2(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Blank = "nothing",
-    max_words: int = MAX_WORDS,
+    blank: Ablation = "nothing",
+    max_words: int = NLVR2_MAX_TOKENS,
     max_regions: int = 36,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -133,5 +133,5 @@ def evaluate_nlvr2(
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2
     """
     return evaluate_statements(
-        TASK, model, data, regions, blank, max_words, max_regions, resolve(device, precision), out
+        NLVR2_TASK, model, data, regions, blank, max_words, max_regions, resolve_compute(device, precision), out
     )

@@ -9,15 +9,15 @@ Weights that others have published are not copied; whoever wants a model with th
 from collections.abc import Mapping
 from pathlib import Path
 
-from comodal.data.regions.region_compatibility import REGIONS, learnt_from
+from comodal.data.regions.region_compatibility import REGION_SETTINGS_FILE, read_training_regions
 from comodal.data.regions.region_store import RegionStore
-from comodal.models.checkpoint import CONFIG, WEIGHTS, model_folder, read_weights
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, find_model_folder, read_weights
 
-IN_STORE, BESIDE_MODEL = "network", "regions_network"
-FILES = (WEIGHTS, CONFIG)  # in this order: a folder with a config.json is a model
+STORE_NETWORK_FOLDER, MODEL_NETWORK_FOLDER = "network", "regions_network"
+NETWORK_FILES = (MODEL_WEIGHTS_FILE, MODEL_CONFIG_FILE)  # in this order: a folder with a config.json is a model
 
 
-def remembered(store: RegionStore, model: Path | None = None) -> Mapping[str, bytes | Path]:
+def collect_region_record(store: RegionStore, model: Path | None = None) -> Mapping[str, bytes | Path]:
     """The files that a model keeps beside its weights, by name: their content, or where they lie.
 
     Args:
@@ -27,13 +27,13 @@ def remembered(store: RegionStore, model: Path | None = None) -> Mapping[str, by
     Raises:
         CheckpointError: The network is damaged.
     """
-    described: dict[str, bytes | Path] = {REGIONS: store.described()}
-    network = store.folder / IN_STORE
-    if not (network / CONFIG).is_file() and model is not None:
-        beside, made = model_folder(model), store.about["made_from"]
-        if (learnt_from(beside) or {}).get("fingerprint") == made.get("fingerprint"):
-            network = beside / BESIDE_MODEL
-    if not (network / CONFIG).is_file():
+    described: dict[str, bytes | Path] = {REGION_SETTINGS_FILE: store.described()}
+    network = store.folder / STORE_NETWORK_FOLDER
+    if not (network / MODEL_CONFIG_FILE).is_file() and model is not None:
+        beside, made = find_model_folder(model), store.about["made_from"]
+        if (read_training_regions(beside) or {}).get("fingerprint") == made.get("fingerprint"):
+            network = beside / MODEL_NETWORK_FOLDER
+    if not (network / MODEL_CONFIG_FILE).is_file():
         return described
-    read_weights(network / WEIGHTS)  # what is damaged is told before training, and not when it is over
-    return described | {f"{BESIDE_MODEL}/{name}": network / name for name in FILES}
+    read_weights(network / MODEL_WEIGHTS_FILE)  # what is damaged is told before training, and not when it is over
+    return described | {f"{MODEL_NETWORK_FOLDER}/{name}": network / name for name in NETWORK_FILES}

@@ -11,38 +11,44 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL,
-    accuracy_of,
-    denominators,
-    is_papers_run,
-    not_answered,
-    refuse_missing,
-    scores_of,
+    INTERVAL_NAME,
+    build_score_entries,
+    check_no_missing_images,
+    compute_accuracy_numbers,
+    count_items,
+    format_missing_count,
+    is_paper_protocol,
 )
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import (
+    ResultsCard,
+    ScoreEntry,
+    format_exclusions,
+    read_training_settings,
+    report_results,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Blank, FixedExamples, TaskExample, single
+from comodal.tasks.vision_language.text_image_examples import Ablation, FixedExamples, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    answer,
-    fingerprint_of,
-    new_run,
-    one_class,
-    read_asked,
-    read_parts,
+    build_vilbert_run,
+    compute_class_loss,
+    compute_fine_tuning_fingerprint,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.training.run import Run
 
-NO_ANSWER = -1
+NO_PREDICTION = -1
 
 
 class ImageSentence(NamedTuple):
@@ -80,7 +86,7 @@ class SentenceTask:
     refuses_missing: bool
 
 
-def taken(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
+def read_text_fields(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
     """The values of some names of an entry, which must be text."""
     values = [entry.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
@@ -98,7 +104,7 @@ class SentenceData(NamedTuple):
     left_out: Counter[str]
 
 
-def examples_of(
+def build_sentence_examples(
     task: SentenceTask, path: Path, store: RegionStore, words: WordPieceTokenizer, max_words: int, labelled: bool
 ) -> SentenceData:
     """The statements whose images are in the store.
@@ -120,7 +126,7 @@ def examples_of(
         if None in found:
             gathered.missing.append(statement)
             continue
-        text = single(words, statement.text, max_words)
+        text = tokenize_text(words, statement.text, max_words)
         target = None if label is None else task.classes.index(label)
         present = tuple(row for row in found if row is not None)
         gathered.examples.append(TaskExample(statement.key, (text,) * len(found), present, target))
@@ -137,23 +143,25 @@ def examples_of(
     return gathered
 
 
-def statement_run(
+def build_sentence_run(
     task: SentenceTask, setup: FineTuneConfig, data: Path, validation: Path | None, max_words: int
 ) -> Run:
     """The run of a task of statements."""
-    parts = read_parts(setup)
-    train = examples_of(task, data, parts.store, parts.words, max_words, labelled=True)
-    held_out = validation and examples_of(task, validation, parts.store, parts.words, max_words, labelled=True)
+    parts = load_fine_tuning_data(setup)
+    train = build_sentence_examples(task, data, parts.store, parts.words, max_words, labelled=True)
+    held_out = validation and build_sentence_examples(
+        task, validation, parts.store, parts.words, max_words, labelled=True
+    )
     files = [data, *([validation] if validation else [])]
     told = {"task.json": json.dumps({"task": task.name, "classes": task.classes, "max_words": max_words}).encode()}
-    return new_run(
+    return build_vilbert_run(
         parts,
         setup,
         task.head,
-        one_class,
+        compute_class_loss,
         FixedExamples(train.examples),
         FixedExamples(held_out.examples) if held_out else None,
-        fingerprint_of(setup, parts.store, files),
+        compute_fine_tuning_fingerprint(setup, parts.store, files),
         told,
     )
 
@@ -163,7 +171,7 @@ def evaluate_statements(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Blank,
+    blank: Ablation,
     max_words: int,
     max_regions: int,
     compute: Compute,
@@ -174,33 +182,42 @@ def evaluate_statements(
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = read_asked(model, regions, blank, max_regions, compute, task.head.name)
-    found = examples_of(task, data, asked.store, asked.words, max_words, labelled=False)
+    asked = load_fine_tuned_model(model, regions, blank, max_regions, compute, task.head.name)
+    found = build_sentence_examples(task, data, asked.store, asked.words, max_words, labelled=False)
     every = found.statements + found.missing
     if task.refuses_missing:
-        refuse_missing(data, task.title, [statement.key for statement in found.missing], len(every))
-    predicted = np.full(len(every), NO_ANSWER)
-    for one in answer(asked, task.head.name, found.examples):
+        check_no_missing_images(data, task.title, [statement.key for statement in found.missing], len(every))
+    predicted = np.full(len(every), NO_PREDICTION)
+    for one in score_examples(asked, task.head.name, found.examples):
         predicted[one.position] = one.scores.argmax()
     if out is not None:
         write_predictions(out / "predictions.csv", task, [statement.key for statement in every], predicted)
-    counts = {**denominators(len(every), len(found.examples)), **found.left_out}
-    say(f"{task.title}, {data.name}: {len(every):,} statements{reasons(found.left_out)}{not_answered(counts)}")
+    counts = {**count_items(len(every), len(found.examples)), **found.left_out}
+    print_line(
+        f"{task.title}, {data.name}: {len(every):,} statements"
+        f"{format_exclusions(found.left_out)}{format_missing_count(counts)}"
+    )
     if every[0].label is None:
-        say(f"{data} has no labels: there is no score, and predictions.csv is the answer")
+        print_line(f"{data} has no labels: there is no score, and predictions.csv is the answer")
         numbers = {f"{task.name}.items": float(len(every))}
     else:
         truth = np.array([task.classes.index(str(statement.label)) for statement in every])
-        numbers = numbers_of(task, predicted, truth, [statement.group for statement in every])
+        numbers = compute_sentence_numbers(task, predicted, truth, [statement.group for statement in every])
     how = describe_interval([statement.group for statement in every], task.groups)
     regions_from = str(asked.store.about["made_from"])
-    tell(numbers, card_of(task, numbers, model, data, regions_from, {"blank": blank, INTERVAL: how}, counts), out)
+    report_results(
+        numbers,
+        build_sentence_card(task, numbers, model, data, regions_from, {"blank": blank, INTERVAL_NAME: how}, counts),
+        out,
+    )
     return numbers
 
 
-def numbers_of(task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+def compute_sentence_numbers(
+    task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
+) -> dict[str, float]:
     """Accuracy with its interval, the largest class, and the recall of each class."""
-    numbers = accuracy_of(f"{task.name}.accuracy", predicted == truth, predicted != NO_ANSWER, groups)
+    numbers = compute_accuracy_numbers(f"{task.name}.accuracy", predicted == truth, predicted != NO_PREDICTION, groups)
     numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
     for number, name in enumerate(task.classes):
         right = predicted[truth == number] == number
@@ -208,17 +225,17 @@ def numbers_of(task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, gro
     return numbers
 
 
-def card_of(
+def build_sentence_card(
     task: SentenceTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
     counts: dict[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; a paper's number stands on it where file and count are the official ones."""
-    key, training = f"{task.name}.accuracy", training_of(model)
+    key, training = f"{task.name}.accuracy", read_training_settings(model)
     official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
     scores: dict[str, ScoreEntry] = {}
     if key in numbers:
-        paper = next(official, None) if is_papers_run(counts, settings["blank"], training) else None
-        scores = scores_of("accuracy", key, numbers, counts, paper)
+        paper = next(official, None) if is_paper_protocol(counts, settings["blank"], training) else None
+        scores = build_score_entries("accuracy", key, numbers, counts, paper)
         scores["largest class"] = ScoreEntry(numbers[f"{task.name}.chance"])
         scores |= {f"recall of {name}": ScoreEntry(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
     return ResultsCard(
@@ -238,6 +255,6 @@ def write_predictions(path: Path, task: SentenceTask, keys: Sequence[str], predi
     """A line for each statement that was answered: its identifier and its class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_ANSWER]
+    answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_PREDICTION]
     rows.writerows((key, task.classes[number]) for key, number in answered)
-    write_whole(path, text.getvalue().encode())
+    write_bytes_atomically(path, text.getvalue().encode())

@@ -7,26 +7,26 @@ from collections import Counter
 from pathlib import Path
 
 from comodal.data.loader import Workers
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
     SentenceTask,
+    build_sentence_run,
     evaluate_statements,
-    statement_run,
-    taken,
+    read_text_fields,
 )
-from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
+from comodal.tasks.vision_language.text_image_examples import Ablation
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
-CLASSES = ("contradiction", "neutral", "entailment")
-NOBODY_AGREES = "-"  # the gold label where no three of five annotators agreed
-MAX_WORDS = 56
+SNLI_VE_CLASSES = ("contradiction", "neutral", "entailment")
+NO_GOLD_LABEL = "-"  # the gold label where no three of five annotators agreed
+SNLI_VE_MAX_TOKENS = 56
 
 
-def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
+def read_snli_ve_sentences(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """The sentences of snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
 
     Raises:
@@ -34,21 +34,21 @@ def read_statements(path: Path) -> tuple[list[ImageSentence], Counter[str]]:
     """
     statements, left_out = [], Counter[str]()
     for number, entry in read_json_lines(path):
-        image, key, sentence = taken(path, number, entry, "Flickr30K_ID", "pairID", "sentence2")
+        image, key, sentence = read_text_fields(path, number, entry, "Flickr30K_ID", "pairID", "sentence2")
         label = entry.get("gold_label")
-        if label == NOBODY_AGREES:
+        if label == NO_GOLD_LABEL:
             left_out["annotators do not agree"] += 1
             continue
         statements.append(ImageSentence(key, sentence, (image,), None if label is None else str(label), image))
     return statements, left_out
 
 
-TASK = SentenceTask(
+SNLI_VE_TASK = SentenceTask(
     name="entailment",
     title="SNLI-VE",
-    classes=CLASSES,
-    head=Head("entailment", "linear", len(CLASSES)),
-    read=read_statements,
+    classes=SNLI_VE_CLASSES,
+    head=Head("entailment", "linear", len(SNLI_VE_CLASSES)),
+    read=read_snli_ve_sentences,
     papers={},
     groups="pictures",
     refuses_missing=False,
@@ -60,12 +60,12 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 256,
     learning_rate: float = 2e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = SNLI_VE_MAX_TOKENS,
     max_regions: int = 36,
     workers: Workers = "auto",
     seed: int = 0,
@@ -91,15 +91,15 @@ def recipe(
         comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return statement_run(TASK, setup, data, validation, max_words)
+    return build_sentence_run(SNLI_VE_TASK, setup, data, validation, max_words)
 
 
 def evaluate_entailment(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Blank = "nothing",
-    max_words: int = MAX_WORDS,
+    blank: Ablation = "nothing",
+    max_words: int = SNLI_VE_MAX_TOKENS,
     max_regions: int = 36,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -130,5 +130,5 @@ def evaluate_entailment(
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
     """
     return evaluate_statements(
-        TASK, model, data, regions, blank, max_words, max_regions, resolve(device, precision), out
+        SNLI_VE_TASK, model, data, regions, blank, max_words, max_regions, resolve_compute(device, precision), out
     )

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 
 from comodal.data.batch import TaskBatch, TokenInput
-from comodal.data.captions.caption_dataset import WHOLE_IMAGE, with_whole_image
-from comodal.data.captions.caption_pairs import by_length
+from comodal.data.captions.caption_dataset import WHOLE_IMAGE, prepend_whole_image
+from comodal.data.captions.caption_pairs import order_by_length
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 
-ORDER = 3  # keeps this chance apart from that of the examples
-Blank = Literal["nothing", "text", "picture"]
+EXAMPLE_ORDER_STREAM = 3  # keeps this chance apart from that of the examples
+Ablation = Literal["nothing", "text", "picture"]
 
 
 class TokenizedText(NamedTuple):
@@ -30,13 +30,13 @@ class TokenizedText(NamedTuple):
     segments: Sequence[int]
 
 
-def single(words: WordPieceTokenizer, text: str, most: int) -> TokenizedText:
+def tokenize_text(words: WordPieceTokenizer, text: str, most: int) -> TokenizedText:
     """One text alone."""
     pieces = words.encode(text, most)
     return TokenizedText(pieces, [0] * len(pieces))
 
 
-def joined(words: WordPieceTokenizer, firsts: Sequence[str], second: str, most: int) -> TokenizedText:
+def tokenize_text_pair(words: WordPieceTokenizer, firsts: Sequence[str], second: str, most: int) -> TokenizedText:
     """[CLS] first [SEP] ... [SEP] second [SEP]; where it is too long, the longer of what stands before and after the
     last inner [SEP] loses its end, piece by piece."""
     endless = 1 << 30
@@ -117,7 +117,7 @@ class TaskDataset:
         words: WordPieceTokenizer,
         max_regions: int,
         as_tokens: bool,
-        blank: Blank,
+        blank: Ablation,
         batch_size: int,
         seed: int | None,
     ) -> None:
@@ -136,9 +136,9 @@ class TaskDataset:
         if self.seed is None:
             return np.arange(len(self))
         if epoch not in self.orders:
-            rng = np.random.default_rng((self.seed, epoch, 0, ORDER))
+            rng = np.random.default_rng((self.seed, epoch, 0, EXAMPLE_ORDER_STREAM))
             head = min(-epoch * len(self) % self.batch_size, len(self))
-            made = by_length(self.lengths, np.zeros_like(self.lengths), head, self.batch_size, rng)
+            made = order_by_length(self.lengths, np.zeros_like(self.lengths), head, self.batch_size, rng)
             self.orders = {epoch - 1: self.orders[epoch - 1]} if epoch - 1 in self.orders else {}
             self.orders[epoch] = made
         return self.orders[epoch]
@@ -165,7 +165,7 @@ class TaskDataset:
             locations=torch.from_numpy(locations),
             regions_attended=torch.from_numpy(regions_attended),
             images=torch.from_numpy(images.astype(np.int64)),
-            targets=torch.from_numpy(targets_of(examples)),
+            targets=torch.from_numpy(collate_targets(examples)),
             keys=tuple(example.key for example in examples),
         )
 
@@ -193,7 +193,7 @@ class TaskDataset:
             nothing = np.array([TokenInput.IMAGE]) if self.as_tokens else np.zeros((1, self.store.dim), np.float32)
             return nothing.astype(np.int64) if self.as_tokens else nothing, np.array([WHOLE_IMAGE], np.float32)
         inside = self.store.regions(row)
-        features, places = with_whole_image(inside, self.max_regions)
+        features, places = prepend_whole_image(inside, self.max_regions)
         if not self.as_tokens:
             return features, places
         assert inside.tokens is not None
@@ -201,7 +201,7 @@ class TaskDataset:
         return np.append(int(TokenInput.IMAGE), tokens), places
 
 
-def targets_of(examples: Sequence[TaskExample]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
+def collate_targets(examples: Sequence[TaskExample]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
     """What is right: rows of scores, padded to the longest, or numbers; no rows where it is not known."""
     targets = [example.target for example in examples]
     if any(target is None for target in targets):

@@ -12,43 +12,49 @@ from typing import Literal
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import check_finite, describe_interval
+from comodal.tasks.evaluation.metrics import check_finite_scores, describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL,
-    NOT_THERE,
-    accuracy_of,
-    denominators,
-    is_papers_run,
-    not_answered,
-    scores_of,
+    INTERVAL_NAME,
+    REASON_MISSING_IMAGE,
+    build_score_entries,
+    compute_accuracy_numbers,
+    count_items,
+    format_missing_count,
+    is_paper_protocol,
 )
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import (
+    ResultsCard,
+    ScoreEntry,
+    format_exclusions,
+    read_training_settings,
+    report_results,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Blank, FixedExamples, TaskExample, joined
-from comodal.tasks.vision_language.vcr_files import CHOICES, VCRExample, read_riddles, write_submission
+from comodal.tasks.vision_language.text_image_examples import Ablation, FixedExamples, TaskExample, tokenize_text_pair
+from comodal.tasks.vision_language.vcr_files import NUM_VCR_CHOICES, VCRExample, read_vcr_examples, write_vcr_submission
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    Start,
-    answer,
-    fingerprint_of,
-    new_run,
-    one_of_the_texts,
-    read_asked,
-    read_parts,
+    ViLBERTStart,
+    build_vilbert_run,
+    compute_choice_loss,
+    compute_fine_tuning_fingerprint,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.training.run import Run
 
-HEAD = Head("score", "linear", 1)
-ANSWER_WORDS, RATIONALE_WORDS = 60, 80
-OFFICIAL_VALIDATION = 26_534
-PAPER = {"q_to_a": 0.7242, "qa_to_r": 0.7447, "q_to_ar": 0.5404}  # ViLBERT, table 1, val
-Parts = Literal["both", "answers", "rationales"]
+VCR_HEAD = Head("score", "linear", 1)
+MAX_ANSWER_TOKENS, MAX_RATIONALE_TOKENS = 60, 80
+OFFICIAL_VALIDATION_COUNT = 26_534
+VCR_PAPER_ACCURACY = {"q_to_a": 0.7242, "qa_to_r": 0.7447, "q_to_ar": 0.5404}  # ViLBERT, table 1, val
+VCRTrainingParts = Literal["both", "answers", "rationales"]
 
 
 def recipe(
@@ -56,14 +62,14 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    learn: Parts = "both",
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    learn: VCRTrainingParts = "both",
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 64,
     learning_rate: float = 2e-5,
-    answer_words: int = ANSWER_WORDS,
-    rationale_words: int = RATIONALE_WORDS,
+    answer_words: int = MAX_ANSWER_TOKENS,
+    rationale_words: int = MAX_RATIONALE_TOKENS,
     max_regions: int = 100,
     workers: Workers = "auto",
     seed: int = 0,
@@ -92,59 +98,69 @@ def recipe(
         comodal train vcr --model RUN --data train.jsonl --validation val.jsonl --regions vcr/ --out runs/vcr
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts, lengths = read_parts(setup), (answer_words, rationale_words)
+    parts, lengths = load_fine_tuning_data(setup), (answer_words, rationale_words)
     rows = ImageRows(parts.store)
 
     def source(path: Path) -> FixedExamples:
-        riddles, missing = known(read_riddles(path, seed), rows)
+        riddles, missing = split_by_image_presence(read_vcr_examples(path, seed), rows)
         rows.check(path, len(riddles))
-        examples = labelled(riddles, rows, parts.words, lengths, learn)
-        left_out = {NOT_THERE: len(missing)} if missing else {}
-        say(f"{path.name}: {len(riddles):,} questions{reasons(left_out)}", stderr=True)
+        examples = build_labeled_choices(riddles, rows, parts.words, lengths, learn)
+        left_out = {REASON_MISSING_IMAGE: len(missing)} if missing else {}
+        print_line(f"{path.name}: {len(riddles):,} questions{format_exclusions(left_out)}", stderr=True)
         if not examples:
             raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
         return FixedExamples(examples)
 
     files = [data, *([validation] if validation else [])]
     held_out = source(validation) if validation else None
-    fingerprint = fingerprint_of(setup, parts.store, files)
-    return new_run(parts, setup, HEAD, one_of_the_texts, source(data), held_out, fingerprint, {})
+    fingerprint = compute_fine_tuning_fingerprint(setup, parts.store, files)
+    return build_vilbert_run(parts, setup, VCR_HEAD, compute_choice_loss, source(data), held_out, fingerprint, {})
 
 
-def known(riddles: Sequence[VCRExample], rows: ImageRows) -> tuple[list[VCRExample], list[VCRExample]]:
+def split_by_image_presence(
+    riddles: Sequence[VCRExample], rows: ImageRows
+) -> tuple[list[VCRExample], list[VCRExample]]:
     """The questions whose picture is in the store, and those whose picture is not."""
     found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
     return found, [riddle for riddle in riddles if rows.find(riddle.image) is None]
 
 
-def labelled(
-    riddles: Sequence[VCRExample], rows: ImageRows, words: WordPieceTokenizer, lengths: tuple[int, int], learn: Parts
+def build_labeled_choices(
+    riddles: Sequence[VCRExample],
+    rows: ImageRows,
+    words: WordPieceTokenizer,
+    lengths: tuple[int, int],
+    learn: VCRTrainingParts,
 ) -> list[TaskExample]:
     """The choices that can be learnt: those whose label is known."""
     examples = []
     for riddle in riddles:
         if riddle.answer is not None and learn != "rationales":
-            examples.append(of_answers(riddle, rows, words, lengths[0]))
+            examples.append(build_answer_choices(riddle, rows, words, lengths[0]))
         if riddle.answer is not None and riddle.rationale is not None and learn != "answers":
-            examples.append(of_rationales(riddle, riddle.answer, rows, words, lengths[1]))
+            examples.append(build_rationale_choices(riddle, riddle.answer, rows, words, lengths[1]))
     return examples
 
 
-def of_answers(riddle: VCRExample, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
+def build_answer_choices(riddle: VCRExample, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
     """Four answers to a question."""
-    texts = tuple(joined(words, [riddle.question], choice, most) for choice in riddle.answers)
-    return TaskExample(f"{riddle.key} answer", texts, (row_of(riddle, rows),) * CHOICES, riddle.answer)
+    texts = tuple(tokenize_text_pair(words, [riddle.question], choice, most) for choice in riddle.answers)
+    return TaskExample(f"{riddle.key} answer", texts, (find_image_row(riddle, rows),) * NUM_VCR_CHOICES, riddle.answer)
 
 
-def of_rationales(riddle: VCRExample, after: int, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
+def build_rationale_choices(
+    riddle: VCRExample, after: int, rows: ImageRows, words: WordPieceTokenizer, most: int
+) -> TaskExample:
     """Four rationales after one of the answers; which is right is known after the right one alone."""
     before = [riddle.question, riddle.answers[after]]
-    texts = tuple(joined(words, before, choice, most) for choice in riddle.rationales)
+    texts = tuple(tokenize_text_pair(words, before, choice, most) for choice in riddle.rationales)
     target = riddle.rationale if after == riddle.answer else None
-    return TaskExample(f"{riddle.key} rationale {after}", texts, (row_of(riddle, rows),) * CHOICES, target)
+    return TaskExample(
+        f"{riddle.key} rationale {after}", texts, (find_image_row(riddle, rows),) * NUM_VCR_CHOICES, target
+    )
 
 
-def row_of(riddle: VCRExample, rows: ImageRows) -> int:
+def find_image_row(riddle: VCRExample, rows: ImageRows) -> int:
     """The row of a picture that is known to be in the store."""
     row = rows.find(riddle.image)
     assert row is not None
@@ -155,9 +171,9 @@ def evaluate_vcr(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Blank = "nothing",
-    answer_words: int = ANSWER_WORDS,
-    rationale_words: int = RATIONALE_WORDS,
+    blank: Ablation = "nothing",
+    answer_words: int = MAX_ANSWER_TOKENS,
+    rationale_words: int = MAX_RATIONALE_TOKENS,
     max_regions: int = 100,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -190,34 +206,38 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
+    asked = load_fine_tuned_model(model, regions, blank, max_regions, resolve_compute(device, precision), VCR_HEAD.name)
     rows = ImageRows(asked.store)
-    every = read_riddles(data, seed)
-    riddles, missing = known(every, rows)
+    every = read_vcr_examples(data, seed)
+    riddles, missing = split_by_image_presence(every, rows)
     rows.check(data, len(riddles))
-    counts = denominators(len(every), len(riddles))
-    say(f"{data.name}: {len(every):,} questions{not_answered(counts)}")
-    is_test = without_labels(data, every)
+    counts = count_items(len(every), len(riddles))
+    print_line(f"{data.name}: {len(every):,} questions{format_missing_count(counts)}")
+    is_test = is_unlabeled(data, every)
     examples = []
     for riddle in riddles:
-        examples.append(of_answers(riddle, rows, asked.words, answer_words))
-        after = range(CHOICES) if is_test or riddle.answer is None else [riddle.answer]
-        examples += [of_rationales(riddle, choice, rows, asked.words, rationale_words) for choice in after]
-    scores = {one.example.key: one.scores for one in answer(asked, HEAD.name, examples)}
+        examples.append(build_answer_choices(riddle, rows, asked.words, answer_words))
+        after = range(NUM_VCR_CHOICES) if is_test or riddle.answer is None else [riddle.answer]
+        examples += [build_rationale_choices(riddle, choice, rows, asked.words, rationale_words) for choice in after]
+    scores = {one.example.key: one.scores for one in score_examples(asked, VCR_HEAD.name, examples)}
     if is_test:
         if out is not None:
-            even = {riddle.key: np.zeros((1 + CHOICES, CHOICES), np.float32) for riddle in missing}
-            write_submission(out / "submission.csv", [one.key for one in every], stacked(riddles, scores) | even)
-        say("The right ones are not known: submission.csv is for the server, and there is no score.")
+            even = {riddle.key: np.zeros((1 + NUM_VCR_CHOICES, NUM_VCR_CHOICES), np.float32) for riddle in missing}
+            write_vcr_submission(
+                out / "submission.csv", [one.key for one in every], stack_choice_scores(riddles, scores) | even
+            )
+        print_line("The right ones are not known: submission.csv is for the server, and there is no score.")
         numbers = {"vcr.items": float(len(every))}
     else:
-        numbers = score(riddles, scores, missing)
-    settings = {"blank": blank, INTERVAL: describe_interval([riddle.image for riddle in every], "pictures")}
-    tell(numbers, card_of(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed), out)
+        numbers = score_vcr(riddles, scores, missing)
+    settings = {"blank": blank, INTERVAL_NAME: describe_interval([riddle.image for riddle in every], "pictures")}
+    report_results(
+        numbers, build_vcr_card(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed), out
+    )
     return numbers
 
 
-def without_labels(data: Path, riddles: Sequence[VCRExample]) -> bool:
+def is_unlabeled(data: Path, riddles: Sequence[VCRExample]) -> bool:
     """Whether these are for the server.
 
     Raises:
@@ -232,21 +252,21 @@ def without_labels(data: Path, riddles: Sequence[VCRExample]) -> bool:
     return bool(unknown)
 
 
-def stacked(riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stack_choice_scores(riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of each question five rows of four: answers, and rationales after each answer."""
     return {
         riddle.key: np.stack(
-            [scores[f"{riddle.key} answer"], *(scores[f"{riddle.key} rationale {i}"] for i in range(CHOICES))]
+            [scores[f"{riddle.key} answer"], *(scores[f"{riddle.key} rationale {i}"] for i in range(NUM_VCR_CHOICES))]
         )
         for riddle in riddles
     }
 
 
-def score(
+def score_vcr(
     riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray], missing: Sequence[VCRExample] = ()
 ) -> dict[str, float]:
     """The share of right answers, of right rationales after the right answer, and of both; missing ones are wrong."""
-    check_finite(np.concatenate(list(scores.values())), "scores of the choices")
+    check_finite_scores(np.concatenate(list(scores.values())), "scores of the choices")
     answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
     rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
     numbers: dict[str, float] = {}
@@ -255,22 +275,24 @@ def score(
         np.arange(len(riddles) + len(missing)) < len(riddles),
     )
     for name, right in (("q_to_a", answers), ("qa_to_r", rationales), ("q_to_ar", answers & rationales)):
-        numbers |= accuracy_of(f"vcr.{name}", np.pad(right, (0, len(missing))), present, groups)
+        numbers |= compute_accuracy_numbers(f"vcr.{name}", np.pad(right, (0, len(missing))), present, groups)
     return numbers
 
 
-def card_of(
+def build_vcr_card(
     numbers: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int], seed: int,
 ) -> ResultsCard:  # fmt: skip
     """The results card; the paper's numbers stand on it where file and count are the official ones."""
-    training = training_of(model)
-    official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION
-    official &= is_papers_run(counts, settings["blank"], training)
+    training = read_training_settings(model)
+    official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION_COUNT
+    official &= is_paper_protocol(counts, settings["blank"], training)
     scores: dict[str, ScoreEntry] = {}
     for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR")):
         if f"vcr.{name}" in numbers:
-            scores |= scores_of(title, f"vcr.{name}", numbers, counts, PAPER[name] if official else None)
+            scores |= build_score_entries(
+                title, f"vcr.{name}", numbers, counts, VCR_PAPER_ACCURACY[name] if official else None
+            )
     files, every_setting = {"questions": data}, {**settings, **training}
     return ResultsCard(
         "vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, every_setting

@@ -18,21 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json, read_json_lines
 
-CHOICES = 4
-FURTHEST = 1 << 20  # pixels; also what is not a number is not less
-PEOPLE = (
+NUM_VCR_CHOICES = 4
+MAX_VCR_COORDINATE = 1 << 20  # pixels; also what is not a number is not less
+PERSON_NAMES = (
     "Alex", "Avery", "Blake", "Cameron", "Casey", "Charlie", "Dakota", "Drew", "Emerson", "Finley", "Harper", "Hayden",
     "Jamie", "Jordan", "Kendall", "Logan", "Morgan", "Parker", "Peyton", "Quinn", "Reese", "Riley", "Robin", "Rowan",
     "Sage", "Sam", "Skyler", "Taylor",
 )  # fmt: skip
-PERSON = "person"
-COLUMNS = [
+PERSON_CLASS = "person"
+VCR_SUBMISSION_COLUMNS = [
     "annot_id",
-    *(f"answer_{i}" for i in range(CHOICES)),
-    *(f"rationale_conditioned_on_a{i}_{j}" for i in range(CHOICES) for j in range(CHOICES)),
+    *(f"answer_{i}" for i in range(NUM_VCR_CHOICES)),
+    *(f"rationale_conditioned_on_a{i}_{j}" for i in range(NUM_VCR_CHOICES) for j in range(NUM_VCR_CHOICES)),
 ]
 
 
@@ -48,7 +48,7 @@ class VCRExample(NamedTuple):
     rationale: int | None
 
 
-def read_riddles(path: Path, seed: int) -> list[VCRExample]:
+def read_vcr_examples(path: Path, seed: int) -> list[VCRExample]:
     """The questions of train.jsonl, val.jsonl or test.jsonl.
 
     Args:
@@ -69,24 +69,26 @@ def read_riddles(path: Path, seed: int) -> list[VCRExample]:
                 raise DataError(f"{where}: {kind!r:.40} among the 'objects' is not the name of one")
         if lines.setdefault(key, number) != number:
             raise DataError(f"{where}: {key} is in line {lines[key]} already")
-        names = names_of(objects, key, seed)
-        texts = {name: choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
-        labels = [label(where, entry, name) for name in ("answer_label", "rationale_label")]
-        question = told(where, entry.get("question"), names)
+        names = assign_object_names(objects, key, seed)
+        texts = {name: parse_choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
+        labels = [parse_choice_label(where, entry, name) for name in ("answer_label", "rationale_label")]
+        question = join_vcr_words(where, entry.get("question"), names)
         found.append(VCRExample(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
     if not found:
         raise DataError(f"{path}: it has no question")
     return found
 
 
-def names_of(objects: Sequence[str], key: str, seed: int) -> list[str]:
+def assign_object_names(objects: Sequence[str], key: str, seed: int) -> list[str]:
     """What each object is called in one question; no two people have one name while there are enough."""
     rng = np.random.default_rng([seed, *key.encode()])
-    people = iter([*rng.permutation(PEOPLE).tolist(), *(str(name) for name in rng.choice(PEOPLE, len(objects)))])
-    return [next(people) if kind == PERSON else kind for kind in objects]
+    people = iter(
+        [*rng.permutation(PERSON_NAMES).tolist(), *(str(name) for name in rng.choice(PERSON_NAMES, len(objects)))]
+    )
+    return [next(people) if kind == PERSON_CLASS else kind for kind in objects]
 
 
-def told(where: str, words: Any, names: Sequence[str]) -> str:
+def join_vcr_words(where: str, words: Any, names: Sequence[str]) -> str:
     """Words and objects as a sentence."""
     if not isinstance(words, list):
         raise DataError(f"{where}: {words!r} is not a list of words")
@@ -101,29 +103,29 @@ def told(where: str, words: Any, names: Sequence[str]) -> str:
     return " ".join(written)
 
 
-def choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
+def parse_choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
     """Four sentences."""
     sentences = entry.get(name)
-    if not isinstance(sentences, list) or len(sentences) != CHOICES:
-        raise DataError(f"{where}: {name!r} has not {CHOICES} choices")
-    return tuple(told(where, words, names) for words in sentences)
+    if not isinstance(sentences, list) or len(sentences) != NUM_VCR_CHOICES:
+        raise DataError(f"{where}: {name!r} has not {NUM_VCR_CHOICES} choices")
+    return tuple(join_vcr_words(where, words, names) for words in sentences)
 
 
-def label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
+def parse_choice_label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
     """Which of the four is right, if that is said."""
     value = entry.get(name)
-    if value is not None and (type(value) is not int or value not in range(CHOICES)):
-        raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {CHOICES - 1}")
+    if value is not None and (type(value) is not int or value not in range(NUM_VCR_CHOICES)):
+        raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {NUM_VCR_CHOICES - 1}")
     return value
 
 
-def boxes_of_tree(folder: Path) -> list[tuple[str, list[list[float]]]]:
+def read_vcr_boxes(folder: Path) -> list[tuple[str, list[list[float]]]]:
     """The boxes of every picture of vcr1images/, for `comodal prepare boxes`."""
     found = []
     for path in sorted(folder.rglob("*.json")):
         content = read_json(path)
         boxes = content.get("boxes") if isinstance(content, dict) else None
-        if not isinstance(boxes, list) or not all(isinstance(box, list) and is_box(box[:4]) for box in boxes):
+        if not isinstance(boxes, list) or not all(isinstance(box, list) and is_vcr_box(box[:4]) for box in boxes):
             raise DataError(f"{path}: no 'boxes' of left, top, right, bottom; is it VCR's metadata?")
         image = path.with_suffix(".jpg").relative_to(folder).as_posix()
         found.append((image, [[float(side) for side in box[:4]] for box in boxes]))
@@ -132,12 +134,12 @@ def boxes_of_tree(folder: Path) -> list[tuple[str, list[list[float]]]]:
     return found
 
 
-def is_box(sides: Sequence[Any]) -> bool:
+def is_vcr_box(sides: Sequence[Any]) -> bool:
     """Four numbers of pixels."""
-    return len(sides) == 4 and all(isinstance(side, int | float) and abs(side) < FURTHEST for side in sides)
+    return len(sides) == 4 and all(isinstance(side, int | float) and abs(side) < MAX_VCR_COORDINATE for side in sides)
 
 
-def write_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
+def write_vcr_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
     """The file that the server takes: for each question 4 probabilities of answers and 16 of rationales.
 
     Args:
@@ -147,19 +149,19 @@ def write_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.nd
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows.writerow(VCR_SUBMISSION_COLUMNS)
     for key in keys:
         exponential = np.exp(scores[key] - scores[key].max(1, keepdims=True))
         shares = exponential / exponential.sum(1, keepdims=True)
         rows.writerow([key, *(f"{share:.6f}" for share in shares.ravel())])
-    write_whole(path, text.getvalue().encode())
+    write_bytes_atomically(path, text.getvalue().encode())
 
 
-def as_boxes(folder: Path, out: Path) -> dict[str, int]:
+def write_vcr_boxes(folder: Path, out: Path) -> dict[str, int]:
     """Writes the boxes of vcr1images/ as JSON Lines of image, boxes and where they are from."""
     found = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
-             for image, boxes in boxes_of_tree(folder)]  # fmt: skip
+             for image, boxes in read_vcr_boxes(folder)]  # fmt: skip
     source = {"from": f"{folder.name}/, its metadata"}
     lines = [json.dumps({"image": image, "boxes": boxes} | source) for image, boxes in found if boxes]
-    write_whole(out, ("\n".join(lines) + "\n").encode())
+    write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
     return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in found)}

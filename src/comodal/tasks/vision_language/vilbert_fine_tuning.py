@@ -26,28 +26,28 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.models.checkpoint import load_model, model_folder, untrained_like
+from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, load_task_model
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.progress import track
-from comodal.tasks.evaluation.metrics import check_finite
-from comodal.tasks.evaluation.results_card import hash_of
-from comodal.tasks.vision_language.region_record import remembered
+from comodal.progress import track_progress
+from comodal.tasks.evaluation.metrics import check_finite_scores
+from comodal.tasks.evaluation.results_card import hash_card_file
+from comodal.tasks.vision_language.region_record import collect_region_record
 from comodal.tasks.vision_language.text_image_examples import (
-    Blank,
+    Ablation,
     ExampleSource,
     FixedExamples,
     TaskDataset,
     TaskExample,
 )
-from comodal.training.optimization import adamw, linear
+from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.run import Run
 
-HEAD_RATE = 1e-4
-WEIGHT_DECAY = 0.01
-WARM_UP = 0.1
-Start = Literal["pretrained", "scratch"]
+HEAD_LEARNING_RATE = 1e-4
+VILBERT_WEIGHT_DECAY = 0.01
+VILBERT_WARMUP_RATIO = 0.1
+ViLBERTStart = Literal["pretrained", "scratch"]
 
 
 class LossOutput(NamedTuple):
@@ -57,23 +57,23 @@ class LossOutput(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def soft_answers(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> LossOutput:
+def compute_soft_answer_loss(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> LossOutput:
     """Each answer by itself is right or wrong to a degree: binary cross-entropy summed over the answers (VQA)."""
     loss = F.binary_cross_entropy_with_logits(scores, batch.targets) * scores.shape[1]
     return LossOutput(loss, batch.targets.gather(1, scores.argmax(1, keepdim=True)).mean())
 
 
-def one_class(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> LossOutput:
+def compute_class_loss(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> LossOutput:
     """One of some classes (entailment, NLVR2)."""
     return LossOutput(F.cross_entropy(scores, batch.targets), (scores.argmax(1) == batch.targets).float().mean())
 
 
-def one_of_the_texts(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> LossOutput:
+def compute_choice_loss(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> LossOutput:
     """One of the texts (or images) of each example (VCR, retrieval)."""
-    return one_class(scores.view(len(batch.targets), -1), batch)
+    return compute_class_loss(scores.view(len(batch.targets), -1), batch)
 
 
-def fitting_regions(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> LossOutput:
+def compute_region_loss(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> LossOutput:
     """Each region fits to a degree: binary cross-entropy over the regions that are there, summed over an image's;
     right is where the best region overlaps what is meant by more than a half (referring expressions)."""
     attended = batch.regions_attended[batch.images]
@@ -98,11 +98,11 @@ class FineTuningObjective(nn.Module):
         self.model, self.head, self.judge = model, head, judge
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
-        judged = self.judge(scores_of(self.model, self.head, batch).float(), batch)
+        judged = self.judge(score_batch(self.model, self.head, batch).float(), batch)
         return {"loss": judged.loss, "accuracy": judged.accuracy}
 
 
-def scores_of(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "rows *outputs"]:
+def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "rows *outputs"]:
     """What a head says of a batch."""
     return model(
         head,
@@ -136,8 +136,8 @@ class FineTuneConfig:
 
     model: Path
     regions: Path
-    start: Start
-    blank: Blank
+    start: ViLBERTStart
+    blank: Ablation
     epochs: float
     batch_size: int
     learning_rate: float
@@ -154,7 +154,7 @@ class FineTuningData(NamedTuple):
     words: WordPieceTokenizer
 
 
-def read_parts(setup: FineTuneConfig) -> FineTuningData:
+def load_fine_tuning_data(setup: FineTuneConfig) -> FineTuningData:
     """The pretrained network, the region store and the vocabulary, which must fit together.
 
     Raises:
@@ -166,9 +166,9 @@ def read_parts(setup: FineTuneConfig) -> FineTuningData:
         RegionStore(setup.regions),
         WordPieceTokenizer.read(setup.model),
     )
-    check_regions(setup.model, model.config.region_tokens, model.config.region_features, store)
+    check_region_compatibility(setup.model, model.config.region_tokens, model.config.region_features, store)
     if setup.start == "scratch":
-        model = untrained_like(model, setup.seed)
+        model = make_untrained_copy(model, setup.seed)
     return FineTuningData(model, store, words)
 
 
@@ -181,7 +181,7 @@ def load_any_vilbert(path: Path) -> ViLBERT:
     return found
 
 
-def check_regions(model: Path, tokens: int, features: int, store: RegionStore) -> None:
+def check_region_compatibility(model: Path, tokens: int, features: int, store: RegionStore) -> None:
     """The model reads regions as they are in the store."""
     if tokens and store.tokens != tokens - len(TokenInput):
         raise DataError(
@@ -193,10 +193,10 @@ def check_regions(model: Path, tokens: int, features: int, store: RegionStore) -
             f"{store.folder} has regions of {store.dim:,} features and {model} reads {features:,}: "
             "prepare the regions by the network that made those of its training"
         )
-    check_same_regions(model_folder(model), store)
+    check_same_regions(find_model_folder(model), store)
 
 
-def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
+def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
     """The network with a new head; one of two layers has twice as many units between them as a pooled stream."""
     if head.kind in ("answers", "pairs") and not head.hidden:
         head = replace(head, hidden=2 * model.config.joint_dim)
@@ -207,7 +207,7 @@ def with_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
     return made.train()
 
 
-def new_run(
+def build_vilbert_run(
     parts: FineTuningData,
     setup: FineTuneConfig,
     head: Head,
@@ -218,7 +218,7 @@ def new_run(
     files: Mapping[str, bytes],
 ) -> Run:
     """The run of a task: batches, optimizer and learning rate."""
-    objective = FineTuningObjective(with_head(parts.model, head, setup.seed), head.name, judge)
+    objective = FineTuningObjective(add_task_head(parts.model, head, setup.seed), head.name, judge)
     as_tokens = parts.model.config.region_tokens > 0
 
     def loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
@@ -227,29 +227,29 @@ def new_run(
         return Loader(examples, size, setup.workers, length)
 
     batches = loader(train, setup.seed, None)
-    freeze_unused(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
+    freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
     at_tasks_rate = head.kind == "regions" and setup.start == "pretrained"
-    highest = setup.learning_rate if at_tasks_rate else max(setup.learning_rate, HEAD_RATE)
+    highest = setup.learning_rate if at_tasks_rate else max(setup.learning_rate, HEAD_LEARNING_RATE)
     below = list(objective.model.vilbert.parameters()) if setup.start == "pretrained" else []
     length = -(-len(validation) // setup.batch_size) * setup.batch_size if validation is not None else None
     return Run(
         objective=objective,
         batches=batches,
         validation=None if validation is None else loader(validation, None, length),
-        optimizer=adamw(
-            objective, highest, WEIGHT_DECAY, pretrained=below, pretrained_share=setup.learning_rate / highest
+        optimizer=make_adamw(
+            objective, highest, VILBERT_WEIGHT_DECAY, pretrained=below, pretrained_share=setup.learning_rate / highest
         ),
-        learning_rate=linear(highest, steps, round(WARM_UP * steps)),
+        learning_rate=make_linear_schedule(highest, steps, round(VILBERT_WARMUP_RATIO * steps)),
         steps=steps,
         seed=setup.seed,
         fingerprint=fingerprint,
-        files={"tokenizer.json": parts.words.as_json(), **remembered(parts.store, setup.model), **files},
+        files={"tokenizer.json": parts.words.as_json(), **collect_region_record(parts.store, setup.model), **files},
         chosen_by="accuracy" if validation is not None else "",
     )
 
 
-def freeze_unused(objective: FineTuningObjective, batch: TaskBatch) -> None:
+def freeze_unused_parameters(objective: FineTuningObjective, batch: TaskBatch) -> None:
     """Takes out of training what a head does not depend on: pretraining's heads, and layers that end elsewhere."""
     objective(batch)["loss"].backward()
     for parameter in objective.parameters():
@@ -271,13 +271,13 @@ class LoadedTaskModel(NamedTuple):
     model: TaskModel
     store: RegionStore
     words: WordPieceTokenizer
-    blank: Blank
+    blank: Ablation
     max_regions: int
     compute: Compute
 
 
-def read_asked(
-    model: Path, regions: Path, blank: Blank, max_regions: int, compute: Compute, head: str
+def load_fine_tuned_model(
+    model: Path, regions: Path, blank: Ablation, max_regions: int, compute: Compute, head: str
 ) -> LoadedTaskModel:
     """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
 
@@ -289,11 +289,11 @@ def read_asked(
     there = [one.name for one in found.config.heads]
     if head not in there:
         raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
-    check_regions(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
+    check_region_compatibility(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
     return LoadedTaskModel(found, store, WordPieceTokenizer.read(model), blank, max_regions, compute)
 
 
-def answer(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
+def score_examples(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
     """The scores of every example, those of similar length together; a progress bar shows how far it is."""
     unanswered = FixedExamples([example._replace(target=None) for example in examples])
     order = sorted(range(len(examples)), key=unanswered.length)
@@ -305,19 +305,19 @@ def answer(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -
     device = asked.compute.device
     model = asked.model.to(device).eval()
     starts = range(0, len(order), size)
-    for start in track(starts, "answering"):
+    for start in track_progress(starts, "answering"):
         chosen = order[start : start + size]
         batch = batches.batch([(0, index) for index in chosen]).to(device)
         with torch.inference_mode(), asked.compute.autocast():
-            scores = scores_of(model, head, batch).float().cpu().numpy()
-        check_finite(scores, f"the head {head!r}")
+            scores = score_batch(model, head, batch).float().cpu().numpy()
+        check_finite_scores(scores, f"the head {head!r}")
         for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
             yield EvaluatedExample(index, examples[index], rows.ravel())
 
 
-def fingerprint_of(setup: FineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
+def compute_fine_tuning_fingerprint(setup: FineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
     """Of everything that training reads."""
     digest = hashlib.sha256(f"{store.fingerprint} {setup.blank}".encode())
     for file in files:
-        digest.update(hash_of(file).encode())
+        digest.update(hash_card_file(file).encode())
     return digest.hexdigest()[:16]

@@ -12,35 +12,47 @@ from pathlib import Path
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
-from comodal.files import write_whole
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.files import write_bytes_atomically
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.tasks.evaluation.metrics import describe_interval
-from comodal.tasks.evaluation.missing_images import INTERVAL, NOT_THERE, denominators, not_answered, scores_of
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
-from comodal.tasks.vision_language.grounding.flickr30k_entities_files import EntityPhrases, read_phrases
+from comodal.tasks.evaluation.missing_images import (
+    INTERVAL_NAME,
+    REASON_MISSING_IMAGE,
+    build_score_entries,
+    count_items,
+    format_missing_count,
+)
+from comodal.tasks.evaluation.results_card import (
+    ResultsCard,
+    ScoreEntry,
+    format_exclusions,
+    read_training_settings,
+    report_results,
+)
+from comodal.tasks.vision_language.grounding.flickr30k_entities_files import EntityPhrases, read_entity_phrases
 from comodal.tasks.vision_language.grounding.refcoco import (
-    HEAD,
-    MAX_REGIONS,
-    MAX_WORDS,
-    RIGHT,
+    GROUNDING_HEAD,
+    MIN_CORRECT_IOU,
+    REFCOCO_MAX_REGIONS,
+    REFCOCO_MAX_TOKENS,
+    GroundingAblation,
     GroundingData,
-    Without,
-    examples_of,
-    groups_of,
-    predicted,
-    shares,
+    build_grounding_examples,
+    compute_grounding_fractions,
+    group_by_image,
+    predict_boxes,
 )
 from comodal.tasks.vision_language.text_image_examples import FixedExamples
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    Start,
-    fingerprint_of,
-    fitting_regions,
-    new_run,
-    read_asked,
-    read_parts,
+    ViLBERTStart,
+    build_vilbert_run,
+    compute_fine_tuning_fingerprint,
+    compute_region_loss,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
 )
 from comodal.training.run import Run
 
@@ -52,13 +64,13 @@ def recipe(
     annotations: Path,
     regions: Path,
     validation: Path | None = None,
-    start: Start = "pretrained",
-    blank: Without = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: GroundingAblation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 256,
     learning_rate: float = 4e-5,
-    max_words: int = MAX_WORDS,
-    max_regions: int = MAX_REGIONS,
+    max_words: int = REFCOCO_MAX_TOKENS,
+    max_regions: int = REFCOCO_MAX_REGIONS,
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
@@ -85,23 +97,27 @@ def recipe(
         comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = read_parts(setup)
+    parts = load_fine_tuning_data(setup)
 
     def source(path: Path) -> FixedExamples:
-        found = read_phrases(path, sentences, annotations)
-        gathered = examples_of(found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions)
-        left_out = reasons(found.left_out + Counter({NOT_THERE: len(gathered.missing)}))
-        say(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
+        found = read_entity_phrases(path, sentences, annotations)
+        gathered = build_grounding_examples(
+            found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions
+        )
+        left_out = format_exclusions(found.left_out + Counter({REASON_MISSING_IMAGE: len(gathered.missing)}))
+        print_line(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
         return FixedExamples(gathered.examples)
 
-    return new_run(
+    return build_vilbert_run(
         parts,
         setup,
-        HEAD,
-        fitting_regions,
+        GROUNDING_HEAD,
+        compute_region_loss,
         source(images),
         source(validation) if validation else None,
-        fingerprint_of(setup, parts.store, [images, sentences, annotations, *([validation] if validation else [])]),
+        compute_fine_tuning_fingerprint(
+            setup, parts.store, [images, sentences, annotations, *([validation] if validation else [])]
+        ),
         {},
     )
 
@@ -112,9 +128,9 @@ def evaluate_phrases(
     sentences: Path,
     regions: Path,
     annotations: Path | None = None,
-    blank: Without = "nothing",
-    max_words: int = MAX_WORDS,
-    max_regions: int = MAX_REGIONS,
+    blank: GroundingAblation = "nothing",
+    max_words: int = REFCOCO_MAX_TOKENS,
+    max_regions: int = REFCOCO_MAX_REGIONS,
     device: DeviceName = "auto",
     precision: Precision = "auto",
     out: Path | None = None,
@@ -146,53 +162,59 @@ def evaluate_phrases(
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
         comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
     """
-    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
-    found = read_phrases(images, sentences, annotations)
-    gathered = examples_of(found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions)
-    predictions = predicted(asked, gathered, found.expressions)
-    counts = denominators(len(found.expressions), len(predictions)) | dict(found.left_out)
-    groups, source = groups_of(predictions, gathered), str(asked.store.about["made_from"])
-    left_out = f"{reasons(found.left_out)}{not_answered(counts)}"
-    say(f"{images.name}: {counts['items']:,} phrases{left_out}; boxes: {source}")
+    asked = load_fine_tuned_model(
+        model, regions, blank, max_regions, resolve_compute(device, precision), GROUNDING_HEAD.name
+    )
+    found = read_entity_phrases(images, sentences, annotations)
+    gathered = build_grounding_examples(
+        found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions
+    )
+    predictions = predict_boxes(asked, gathered, found.expressions)
+    counts = count_items(len(found.expressions), len(predictions)) | dict(found.left_out)
+    groups, source = group_by_image(predictions, gathered), str(asked.store.about["made_from"])
+    left_out = f"{format_exclusions(found.left_out)}{format_missing_count(counts)}"
+    print_line(f"{images.name}: {counts['items']:,} phrases{left_out}; boxes: {source}")
     if annotations is None:
-        say("without --annotations there is no score, and predictions.json is the answer")
+        print_line("without --annotations there is no score, and predictions.json is the answer")
         numbers = {"phrases.items": float(counts["items"])}
     else:
-        numbers = score({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
+        numbers = score_phrases({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
     if out is not None:
-        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+        write_bytes_atomically(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
-    tell(numbers, card_of(numbers, model, files, source, settings, counts), out)
+    settings = {"blank": blank, INTERVAL_NAME: describe_interval(groups, "images")}
+    report_results(numbers, build_phrases_card(numbers, model, files, source, settings, counts), out)
     return numbers
 
 
-def score(
+def score_phrases(
     ious: Mapping[str, float], found: EntityPhrases, gathered: GroundingData, groups: Sequence[str]
 ) -> dict[str, float]:
     """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
-    boxes_right = [gathered.overlaps[key] >= RIGHT for key in ious]
-    numbers = shares("phrases", np.array([iou >= RIGHT for iou in ious.values()]), boxes_right, groups)
+    boxes_right = [gathered.overlaps[key] >= MIN_CORRECT_IOU for key in ious]
+    numbers = compute_grounding_fractions(
+        "phrases", np.array([iou >= MIN_CORRECT_IOU for iou in ious.values()]), boxes_right, groups
+    )
     for kind in sorted({kind for kinds in found.kinds.values() for kind in kinds}):
-        right = [ious.get(key, 0.0) >= RIGHT for key, kinds in found.kinds.items() if kind in kinds]
+        right = [ious.get(key, 0.0) >= MIN_CORRECT_IOU for key, kinds in found.kinds.items() if kind in kinds]
         numbers[f"phrases.type.{kind}"] = float(np.mean(right))
     return numbers
 
 
-def card_of(
+def build_phrases_card(
     numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; without boxes it has no score."""
     scores: dict[str, ScoreEntry] = {}
     if "phrases.accuracy" in numbers:
-        scores = scores_of("accuracy", "phrases.accuracy", numbers, counts)
+        scores = build_score_entries("accuracy", "phrases.accuracy", numbers, counts)
         scores["any box is right"] = ScoreEntry(numbers["phrases.oracle"])
         scores["a box by chance"] = ScoreEntry(numbers["phrases.chance"])
         scores |= {
             name.removeprefix("phrases.type."): ScoreEntry(value) for name, value in numbers.items() if ".type." in name
         }
-    every_setting = {**settings, **training_of(model)}
+    every_setting = {**settings, **read_training_settings(model)}
     split = files["images"].stem
     return ResultsCard(
         "phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting

@@ -19,17 +19,17 @@ from comodal.errors import DataError
 from comodal.tasks.vision_language.grounding.refcoco_files import ReferringExpression
 from comodal.text_files import read_lines
 
-PHRASE = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
-MARK = "[/EN#"
-NOBODY = "0"  # the entity of phrases that were not annotated
-NOT_VISUAL = "phrase of no entity (not visual)"
-SCENE = "entity is the scene as a whole"
-NO_BOX = "entity has no box"
-SIDES = ("xmin", "ymin", "xmax", "ymax")
-LARGEST = 1 << 20  # bytes; the official annotations of an image have some thousands
-FURTHEST = 1 << 20  # pixels
+PHRASE_PATTERN = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
+PHRASE_START = "[/EN#"
+NO_ENTITY = "0"  # the entity of phrases that were not annotated
+REASON_NOT_VISUAL = "phrase of no entity (not visual)"
+REASON_WHOLE_SCENE = "entity is the scene as a whole"
+REASON_ENTITY_NO_BOX = "entity has no box"
+BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
+MAX_XML_BYTES = 1 << 20  # bytes; the official annotations of an image have some thousands
+MAX_COORDINATE = 1 << 20  # pixels
 
-Box = tuple[float, float, float, float]
+EntityBox = tuple[float, float, float, float]
 
 
 class EntityPhrase(NamedTuple):
@@ -43,7 +43,7 @@ class EntityPhrase(NamedTuple):
 class EntityBoxes(NamedTuple):
     """The boxes of an image by entity, and the entities that are its scene."""
 
-    boxes: dict[str, Box]
+    boxes: dict[str, EntityBox]
     scenes: set[str]
 
 
@@ -55,7 +55,7 @@ class EntityPhrases(NamedTuple):
     left_out: Counter[str]
 
 
-def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> EntityPhrases:
+def read_entity_phrases(images: Path, sentences: Path, annotations: Path | None) -> EntityPhrases:
     """The phrases of a list of images; without annotations their boxes are not known.
 
     A phrase is called IMAGE#CAPTION.PHRASE, both counted from 0 in the file of the image.
@@ -66,11 +66,11 @@ def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Ent
     if annotations is not None and not annotations.is_dir():
         raise DataError(f"{annotations}: no folder of annotations; evaluated without it, phrases are found, not scored")
     found = EntityPhrases([], {}, Counter())
-    for image in read_images(images):
-        marked = None if annotations is None else read_boxes(annotations / f"{image}.xml")
-        for line, phrases in enumerate(read_sentences(sentences / f"{image}.txt")):
+    for image in read_flickr30k_image_ids(images):
+        marked = None if annotations is None else read_entity_boxes(annotations / f"{image}.xml")
+        for line, phrases in enumerate(read_caption_phrases(sentences / f"{image}.txt")):
             for place, phrase in enumerate(phrases):
-                reason = why_not(phrase, marked)
+                reason = find_exclusion_reason(phrase, marked)
                 if reason:
                     found.left_out[reason] += 1
                     continue
@@ -78,25 +78,25 @@ def read_phrases(images: Path, sentences: Path, annotations: Path | None) -> Ent
                 found.expressions.append(ReferringExpression(key, phrase.entity, image, images.stem, phrase.text, box))
                 found.kinds[key] = phrase.kinds
     if not found.expressions:
-        raise DataError(f"{images}: there is no phrase to find in {sentences}{told(found.left_out)}")
+        raise DataError(f"{images}: there is no phrase to find in {sentences}{format_excluded_phrases(found.left_out)}")
     return found
 
 
-def told(left_out: Counter[str]) -> str:
+def format_excluded_phrases(left_out: Counter[str]) -> str:
     """What was left out, at the end of a sentence."""
     return "".join(f", {count:,}: {reason}" for reason, count in left_out.items())
 
 
-def why_not(phrase: EntityPhrase, marked: EntityBoxes | None) -> str | None:
+def find_exclusion_reason(phrase: EntityPhrase, marked: EntityBoxes | None) -> str | None:
     """The reason why a phrase is not asked for; an entity with a box is, whatever else is said of it."""
-    if phrase.entity == NOBODY:
-        return NOT_VISUAL
+    if phrase.entity == NO_ENTITY:
+        return REASON_NOT_VISUAL
     if marked is None or phrase.entity in marked.boxes:
         return None
-    return SCENE if phrase.entity in marked.scenes else NO_BOX
+    return REASON_WHOLE_SCENE if phrase.entity in marked.scenes else REASON_ENTITY_NO_BOX
 
 
-def read_images(path: Path) -> list[str]:
+def read_flickr30k_image_ids(path: Path) -> list[str]:
     """The images of a split.
 
     Raises:
@@ -111,7 +111,7 @@ def read_images(path: Path) -> list[str]:
     return images
 
 
-def read_sentences(path: Path) -> list[list[EntityPhrase]]:
+def read_caption_phrases(path: Path) -> list[list[EntityPhrase]]:
     """The phrases of each caption of an image.
 
     Raises:
@@ -123,15 +123,15 @@ def read_sentences(path: Path) -> list[list[EntityPhrase]]:
             continue
         phrases = [
             EntityPhrase(entity, tuple(kinds.split("/")), " ".join(words.split()))
-            for entity, kinds, words in PHRASE.findall(line)
+            for entity, kinds, words in PHRASE_PATTERN.findall(line)
         ]
-        if len(phrases) != line.count(MARK) or not all(phrase.text for phrase in phrases):
+        if len(phrases) != line.count(PHRASE_START) or not all(phrase.text for phrase in phrases):
             raise DataError(f"{path}, line {number}: a phrase is not marked like [/EN#12/people a man]: {line:.80}")
         captions.append(phrases)
     return captions
 
 
-def read_boxes(path: Path) -> EntityBoxes:
+def read_entity_boxes(path: Path) -> EntityBoxes:
     """The boxes of an image, each entity's as the least box around all of them.
 
     Raises:
@@ -144,8 +144,8 @@ def read_boxes(path: Path) -> EntityBoxes:
             raise DataError(f"{path}, object {place}: it has no name of an entity")
         inside = found.find("bndbox")
         if inside is not None:
-            box = box_of(path, place, inside)
-            marked.boxes.update({name: around(marked.boxes.get(name, box), box) for name in names})
+            box = parse_entity_box(path, place, inside)
+            marked.boxes.update({name: enclose_boxes(marked.boxes.get(name, box), box) for name in names})
         elif (found.findtext("scene") or "").strip() == "1":
             marked.scenes.update(names)
         elif (found.findtext("nobndbox") or "").strip() != "1":
@@ -153,18 +153,18 @@ def read_boxes(path: Path) -> EntityBoxes:
     return marked
 
 
-def box_of(path: Path, place: int, inside: Element) -> Box:
+def parse_entity_box(path: Path, place: int, inside: Element) -> EntityBox:
     """A box, its pixels counted from 0."""
-    said = {side: (inside.findtext(side) or "").strip() for side in SIDES}
+    said = {side: (inside.findtext(side) or "").strip() for side in BOX_FIELDS}
     if not all(re.fullmatch(r"-?\d{1,9}", value) for value in said.values()):
         raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v!r}' for s, v in said.items())} are not numbers")
-    left, top, right, bottom = (float(int(said[side]) - 1) for side in SIDES)
-    if left > right or top > bottom or max(map(abs, (left, top, right, bottom))) > FURTHEST:
+    left, top, right, bottom = (float(int(said[side]) - 1) for side in BOX_FIELDS)
+    if left > right or top > bottom or max(map(abs, (left, top, right, bottom))) > MAX_COORDINATE:
         raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v}' for s, v in said.items())} is no box")
     return left, top, right, bottom
 
 
-def around(one: Box, other: Box) -> Box:
+def enclose_boxes(one: EntityBox, other: EntityBox) -> EntityBox:
     """The least box around two."""
     return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
 
@@ -186,9 +186,11 @@ def read_xml(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise DataError(f"{path}: more than {LARGEST:,} bytes; the annotations of an image have some thousands")
+            content = file.read(MAX_XML_BYTES + 1)
+        if len(content) > MAX_XML_BYTES:
+            raise DataError(
+                f"{path}: more than {MAX_XML_BYTES:,} bytes; the annotations of an image have some thousands"
+            )
         parser.Parse(content, True)
         root = builder.close()
     except OSError as error:

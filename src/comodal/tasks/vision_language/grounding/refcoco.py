@@ -19,46 +19,51 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
-from comodal.files import write_whole
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.files import write_bytes_atomically
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL,
-    accuracy_of,
-    denominators,
-    is_papers_run,
-    not_answered,
-    scores_of,
+    INTERVAL_NAME,
+    build_score_entries,
+    compute_accuracy_numbers,
+    count_items,
+    format_missing_count,
+    is_paper_protocol,
 )
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, tell, training_of
-from comodal.tasks.vision_language.grounding.refcoco_files import HEAD, ReferringExpression, overlap, read_expressions
+from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, report_results
+from comodal.tasks.vision_language.grounding.refcoco_files import (
+    GROUNDING_HEAD,
+    ReferringExpression,
+    compute_inclusive_iou,
+    read_expressions,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, single
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
     LoadedTaskModel,
-    Start,
-    answer,
-    fingerprint_of,
-    fitting_regions,
-    new_run,
-    read_asked,
-    read_parts,
+    ViLBERTStart,
+    build_vilbert_run,
+    compute_fine_tuning_fingerprint,
+    compute_region_loss,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.training.run import Run
 
-MAX_WORDS = 20
-MAX_REGIONS = 100
-RIGHT = 0.5  # IoU
-Without = Literal["nothing", "text"]
-Split = Literal["train", "val", "test", "testA", "testB"]
+REFCOCO_MAX_TOKENS = 20
+REFCOCO_MAX_REGIONS = 100
+MIN_CORRECT_IOU = 0.5  # IoU
+GroundingAblation = Literal["nothing", "text"]
+RefCOCOSplit = Literal["train", "val", "test", "testA", "testB"]
 # ViLBERT, table 1 (MAttNet's detections), by split and its number of expressions in RefCOCO+
-PAPER = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
+REFCOCO_PAPER_ACCURACY = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
 
 
 def recipe(
@@ -66,13 +71,13 @@ def recipe(
     references: Path,
     instances: Path,
     regions: Path,
-    start: Start = "pretrained",
-    blank: Without = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: GroundingAblation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 256,
     learning_rate: float = 4e-5,
-    max_words: int = MAX_WORDS,
-    max_regions: int = MAX_REGIONS,
+    max_words: int = REFCOCO_MAX_TOKENS,
+    max_regions: int = REFCOCO_MAX_REGIONS,
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
@@ -97,22 +102,24 @@ def recipe(
         comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = read_parts(setup)
+    parts = load_fine_tuning_data(setup)
     every = read_expressions(references, instances)
     found = {
         split: FixedExamples(
-            examples_of(every, split, references, parts.store, parts.words, max_words, max_regions).examples
+            build_grounding_examples(
+                every, split, references, parts.store, parts.words, max_words, max_regions
+            ).examples
         )
         for split in ("train", "val")
     }
-    return new_run(
+    return build_vilbert_run(
         parts,
         setup,
-        HEAD,
-        fitting_regions,
+        GROUNDING_HEAD,
+        compute_region_loss,
         found["train"],
         found["val"] if len(found["val"]) else None,
-        fingerprint_of(setup, parts.store, [references, instances]),
+        compute_fine_tuning_fingerprint(setup, parts.store, [references, instances]),
         {},
     )
 
@@ -125,7 +132,7 @@ class GroundingData(NamedTuple):
     overlaps: dict[str, Float32[np.ndarray, "rows"]]
 
 
-def examples_of(
+def build_grounding_examples(
     every: Sequence[ReferringExpression],
     split: str,
     references: Path,
@@ -154,10 +161,12 @@ def examples_of(
         if expression.box is not None:
             inside = store.regions(row)
             whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
-            overlaps = overlap(np.concatenate([whole, inside.boxes[:max_regions]]), expression.box).astype(np.float32)
+            overlaps = compute_inclusive_iou(
+                np.concatenate([whole, inside.boxes[:max_regions]]), expression.box
+            ).astype(np.float32)
             gathered.overlaps[key] = overlaps
-            target = np.where(overlaps < RIGHT, 0, overlaps).astype(np.float32)
-        gathered.examples.append(TaskExample(key, (single(words, expression.text, max_words),), (row,), target))
+            target = np.where(overlaps < MIN_CORRECT_IOU, 0, overlaps).astype(np.float32)
+        gathered.examples.append(TaskExample(key, (tokenize_text(words, expression.text, max_words),), (row,), target))
     rows.check(references, len(gathered.examples))
     return gathered
 
@@ -167,10 +176,10 @@ def evaluate_grounding(
     references: Path,
     instances: Path,
     regions: Path,
-    split: Split = "val",
-    blank: Without = "nothing",
-    max_words: int = MAX_WORDS,
-    max_regions: int = MAX_REGIONS,
+    split: RefCOCOSplit = "val",
+    blank: GroundingAblation = "nothing",
+    max_words: int = REFCOCO_MAX_TOKENS,
+    max_regions: int = REFCOCO_MAX_REGIONS,
     device: DeviceName = "auto",
     precision: Precision = "auto",
     out: Path | None = None,
@@ -201,57 +210,66 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD.name)
+    asked = load_fine_tuned_model(
+        model, regions, blank, max_regions, resolve_compute(device, precision), GROUNDING_HEAD.name
+    )
     every = read_expressions(references, instances)
-    found = examples_of(every, split, references, asked.store, asked.words, max_words, max_regions)
+    found = build_grounding_examples(every, split, references, asked.store, asked.words, max_words, max_regions)
     if not found.examples:
         raise DataError(f"{references}: there is no expression in the split {split!r}")
-    predictions = predicted(asked, found, every)
-    counts = denominators(len(predictions) + len(found.missing), len(predictions))
-    groups = groups_of(predictions, found)
-    numbers = score(np.array([entry["iou"] for entry in predictions]), found, groups)
+    predictions = predict_boxes(asked, found, every)
+    counts = count_items(len(predictions) + len(found.missing), len(predictions))
+    groups = group_by_image(predictions, found)
+    numbers = score_expressions(np.array([entry["iou"] for entry in predictions]), found, groups)
     source = str(asked.store.about["made_from"])
-    say(f"{references.name}, {split}: {counts['items']:,} expressions{not_answered(counts)}; boxes: {source}")
+    print_line(
+        f"{references.name}, {split}: {counts['items']:,} expressions{format_missing_count(counts)}; boxes: {source}"
+    )
     if out is not None:
-        write_whole(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+        write_bytes_atomically(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"references": references, "instances": instances}
-    settings = {"blank": blank, INTERVAL: describe_interval(groups, "images")}
-    tell(numbers, card_of(numbers, model, split, files, source, settings, counts), out)
+    settings = {"blank": blank, INTERVAL_NAME: describe_interval(groups, "images")}
+    report_results(numbers, build_grounding_card(numbers, model, split, files, source, settings, counts), out)
     return numbers
 
 
-def predicted(
+def predict_boxes(
     asked: LoadedTaskModel, found: GroundingData, every: Sequence[ReferringExpression]
 ) -> list[dict[str, Any]]:
     """The box that each expression means, with its overlap where the right one is known."""
     expressions, predictions = {str(expression.sentence): expression for expression in every}, []
-    for one in answer(asked, HEAD.name, found.examples):
+    for one in score_examples(asked, GROUNDING_HEAD.name, found.examples):
         inside, overlaps = asked.store.regions(one.example.rows[0]), found.overlaps.get(one.example.key)
         best = int(one.scores[: len(inside.boxes[: asked.max_regions]) + 1].argmax())
         whole = [0.0, 0.0, float(inside.width), float(inside.height)]
         left, top, right, bottom = inside.boxes[best - 1].tolist() if best else whole
         entry = {"box": [left, top, right - left, bottom - top]}  # as COCO has them; row 0 is the whole image
         known = {} if overlaps is None else {"iou": float(overlaps[best])}
-        predictions.append(entry | known | named(expressions[one.example.key]))
+        predictions.append(entry | known | identify_expression(expressions[one.example.key]))
     return predictions
 
 
-def named(expression: ReferringExpression) -> dict[str, object]:
+def identify_expression(expression: ReferringExpression) -> dict[str, object]:
     """Which expression an answer is for."""
     return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
 
 
-def groups_of(predictions: Sequence[Mapping[str, Any]], found: GroundingData) -> list[str]:
+def group_by_image(predictions: Sequence[Mapping[str, Any]], found: GroundingData) -> list[str]:
     """The image of each prediction, then of each expression whose image is missing."""
     return [str(entry["image_id"]) for entry in predictions] + [str(one.image) for one in found.missing]
 
 
-def score(ious: np.ndarray, found: GroundingData, groups: Sequence[str]) -> dict[str, float]:
+def score_expressions(ious: np.ndarray, found: GroundingData, groups: Sequence[str]) -> dict[str, float]:
     """The share of the expressions whose answer is right, beside what the boxes allow."""
-    return shares("grounding", ious > RIGHT, [overlaps > RIGHT for overlaps in found.overlaps.values()], groups)
+    return compute_grounding_fractions(
+        "grounding",
+        ious > MIN_CORRECT_IOU,
+        [overlaps > MIN_CORRECT_IOU for overlaps in found.overlaps.values()],
+        groups,
+    )
 
 
-def shares(
+def compute_grounding_fractions(
     task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]], groups: Sequence[str]
 ) -> dict[str, float]:
     """The share of right answers with its interval, of items that any box is right for, and of right boxes.
@@ -260,21 +278,21 @@ def shares(
     """
     missing = len(groups) - len(right)
     present = np.arange(len(groups)) < len(right)
-    return accuracy_of(f"{task}.accuracy", np.pad(right, (0, missing)), present, groups) | {
+    return compute_accuracy_numbers(f"{task}.accuracy", np.pad(right, (0, missing)), present, groups) | {
         f"{task}.oracle": float(np.sum([each.any() for each in boxes_right]) / len(groups)),
         f"{task}.chance": float(np.sum([each.mean() for each in boxes_right]) / len(groups)),
     }
 
 
-def card_of(
+def build_grounding_card(
     numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
-    training = training_of(model)
-    plus = "refcoco+" in str(files["references"]).lower() and is_papers_run(counts, settings["blank"], training)
-    paper = PAPER.get((split, counts["items"])) if plus else None
-    scores = scores_of("accuracy", "grounding.accuracy", numbers, counts, paper) | {
+    training = read_training_settings(model)
+    plus = "refcoco+" in str(files["references"]).lower() and is_paper_protocol(counts, settings["blank"], training)
+    paper = REFCOCO_PAPER_ACCURACY.get((split, counts["items"])) if plus else None
+    scores = build_score_entries("accuracy", "grounding.accuracy", numbers, counts, paper) | {
         "any box is right": ScoreEntry(numbers["grounding.oracle"]),
         "a box by chance": ScoreEntry(numbers["grounding.chance"]),
     }

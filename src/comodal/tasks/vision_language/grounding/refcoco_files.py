@@ -17,15 +17,15 @@ import numpy as np
 from jaxtyping import Float
 
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.question_answering.vqa_files import read_plain_pickle
-from comodal.tasks.vision_language.vcr_files import as_boxes
+from comodal.tasks.vision_language.vcr_files import write_vcr_boxes
 from comodal.text_files import read_json
 
-HEAD = Head("regions", "regions", 1)  # of models
-REFERENCE = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
-MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
+GROUNDING_HEAD = Head("regions", "regions", 1)  # of models
+REFERENCE_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+MIN_MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
 
 
 class ReferringExpression(NamedTuple):
@@ -45,12 +45,12 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
     Raises:
         DataError: A file cannot be read, is something else, or both do not belong together.
     """
-    found, objects = read_plain_pickle(references), boxes_of(instances)
+    found, objects = read_plain_pickle(references), read_instance_boxes(instances)
     if not isinstance(found, list) or not found:
         raise DataError(f"{references}: not a list of references, as refs(unc).p is")
     expressions, known = [], dict[int, int]()
     for place, entry in enumerate(found):
-        for name, kind in REFERENCE.items():
+        for name, kind in REFERENCE_FIELDS.items():
             if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
                 raise DataError(f"{references}, reference {place}: no {name!r}; is it a refs(...).p of refer?")
         if entry["ann_id"] not in objects:
@@ -69,12 +69,15 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
     return expressions
 
 
-def boxes_of(instances: Path) -> dict[int, tuple[float, float, float, float]]:
+def read_instance_boxes(instances: Path) -> dict[int, tuple[float, float, float, float]]:
     """Left, top, right, bottom of every object by its number."""
-    return {entry["id"]: corners(instances, entry) for entry in listed(instances, "annotations", ("id", "bbox"))}
+    return {
+        entry["id"]: convert_to_corners(instances, entry)
+        for entry in read_coco_entries(instances, "annotations", ("id", "bbox"))
+    }
 
 
-def corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
+def convert_to_corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
     """COCO's left, top, width, height as left, top, right, bottom."""
     try:
         left, top, width, height = map(float, entry[name])
@@ -83,7 +86,7 @@ def corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[f
     return left, top, left + width, top + height
 
 
-def listed(path: Path, key: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The entries of a list of a COCO file, each with certain fields."""
     content = read_json(path)
     entries = content.get(key) if isinstance(content, dict) else None
@@ -119,16 +122,16 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         comodal prepare boxes res101_coco_minus_refer_notime_dets.json boxes.jsonl --instances refcoco+/instances.json
     """
     if source.is_dir():
-        return as_boxes(source, out)
+        return write_vcr_boxes(source, out)
     content = read_json(source)
     detections = isinstance(content, list)
     if detections and instances is None:
         raise DataError(
             f"{source} has detections, which name images by number: give --instances instances.json as well"
         )
-    images = listed(instances if detections and instances else source, "images", ("id", "file_name"))
+    images = read_coco_entries(instances if detections and instances else source, "images", ("id", "file_name"))
     names = {entry["id"]: str(entry["file_name"]) for entry in images}
-    entries = content if detections else listed(source, "annotations", ("image_id", "bbox"))
+    entries = content if detections else read_coco_entries(source, "annotations", ("image_id", "bbox"))
     boxes: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names.values()}
     for place, entry in enumerate(entries):
         key = "box" if detections else "bbox"
@@ -137,19 +140,23 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
             raise DataError(
                 f"{source}, entry {place}: no {key!r}, or of an image that {instances or source} does not have"
             )
-        left, top, right, bottom = corners(source, entry, key)
+        left, top, right, bottom = convert_to_corners(source, entry, key)
         sure = entry.get("score", 1.0)
         if not isinstance(sure, int | float):
             raise DataError(f"{source}, entry {place}: score {sure!r} is no number")
-        if (not detections or sure >= MATTNET_SCORE) and right > left and bottom > top:
+        if (not detections or sure >= MIN_MATTNET_SCORE) and right > left and bottom > top:
             boxes[names[of]].append((left, top, right, bottom))
-    origin = {"from": f"{source.name}, {f'detections of {MATTNET_SCORE} or more' if detections else 'all its objects'}"}
+    origin = {
+        "from": f"{source.name}, {f'detections of {MIN_MATTNET_SCORE} or more' if detections else 'all its objects'}"
+    }
     lines = [json.dumps({"image": name, "boxes": found} | origin) for name, found in boxes.items() if found]
-    write_whole(out, ("\n".join(lines) + "\n").encode())
+    write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
     return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
 
 
-def overlap(boxes: Float[np.ndarray, "boxes 4"], box: tuple[float, float, float, float]) -> Float[np.ndarray, "boxes"]:
+def compute_inclusive_iou(
+    boxes: Float[np.ndarray, "boxes 4"], box: tuple[float, float, float, float]
+) -> Float[np.ndarray, "boxes"]:
     """Intersection over union of each box with one; a box of one pixel has a width of 1, as in the original's code."""
     left, top = np.maximum(boxes[:, 0], box[0]), np.maximum(boxes[:, 1], box[1])
     right, bottom = np.minimum(boxes[:, 2], box[2]), np.minimum(boxes[:, 3], box[3])

@@ -11,24 +11,24 @@ from typing import Any
 
 from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
+    build_question_run,
     evaluate_questions,
-    question_run,
 )
 from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD
-from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
+from comodal.tasks.vision_language.text_image_examples import Ablation
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json
 from comodal.training.run import Run
 
-MAX_WORDS = 26
-OPEN = "query"  # the structural type of open questions; all others are binary
+GQA_MAX_TOKENS = 26
+OPEN_QUESTION_TYPE = "query"  # the structural type of open questions; all others are binary
 
 
-def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
+def read_gqa_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
     """The questions of a file, or of the files of train_all_questions/.
 
     Raises:
@@ -45,11 +45,11 @@ def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]
         for key, entry in content.items():
             if key in every:
                 raise DataError(f"{file}: question {key} is in another file of {path} too")
-            every[key] = question_of(file, key, entry)
+            every[key] = parse_gqa_question(file, key, entry)
     return list(every.values()), Counter()
 
 
-def question_of(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
+def parse_gqa_question(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
     """One question; one without `isBalanced` is of a balanced file."""
     if not isinstance(entry, dict):
         raise DataError(f"{file}: question {key} is {entry!r:.40}, not an object with 'question' and 'imageId'")
@@ -60,16 +60,16 @@ def question_of(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
     types: dict[str, Any] = told if isinstance(told, dict) else {}
     kinds = [f"{part}.{types[part]}" for part in ("structural", "semantic") if types.get(part)]
     if types.get("structural"):
-        kinds.append("open" if types["structural"] == OPEN else "binary")
+        kinds.append("open" if types["structural"] == OPEN_QUESTION_TYPE else "binary")
     return SingleAnswerQuestion(key, image, text, said, tuple(kinds), bool(entry.get("isBalanced", True)))
 
 
-def as_submitted(key: str, said: str) -> dict[str, str | int]:
+def format_gqa_prediction(key: str, said: str) -> dict[str, str | int]:
     """An entry of the file that the server and the official script take."""
     return {"questionId": key, "prediction": said}
 
 
-TASK = QuestionTask("gqa", "GQA", GQA_HEAD, read_questions, as_submitted, refuses_missing=True)
+GQA_TASK = QuestionTask("gqa", "GQA", GQA_HEAD, read_gqa_questions, format_gqa_prediction, refuses_missing=True)
 
 
 def recipe(
@@ -79,12 +79,12 @@ def recipe(
     validation: Path | None = None,
     answers: Path | None = None,
     least_questions: int = 1,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 128,
     learning_rate: float = 4e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = GQA_MAX_TOKENS,
     max_regions: int = 100,
     workers: Workers = "auto",
     seed: int = 0,
@@ -112,15 +112,15 @@ def recipe(
         comodal train gqa --model RUN --questions train_balanced_questions.json --regions gqa/ --out runs/gqa
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
+    return build_question_run(GQA_TASK, setup, questions, validation, answers, least_questions, max_words)
 
 
 def evaluate_gqa(
     model: Path,
     questions: Path,
     regions: Path,
-    blank: Blank = "nothing",
-    max_words: int = MAX_WORDS,
+    blank: Ablation = "nothing",
+    max_words: int = GQA_MAX_TOKENS,
     max_regions: int = 100,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -151,5 +151,5 @@ def evaluate_gqa(
         comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/
     """
     return evaluate_questions(
-        TASK, model, questions, regions, blank, max_words, max_regions, resolve(device, precision), out
+        GQA_TASK, model, questions, regions, blank, max_words, max_regions, resolve_compute(device, precision), out
     )

@@ -9,39 +9,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.errors import DataError
-from comodal.files import write_whole
+from comodal.files import write_bytes_atomically
 from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL,
-    accuracy_of,
-    denominators,
-    not_answered,
-    refuse_missing,
-    scores_of,
+    INTERVAL_NAME,
+    build_score_entries,
+    check_no_missing_images,
+    compute_accuracy_numbers,
+    count_items,
+    format_missing_count,
 )
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import (
+    ResultsCard,
+    ScoreEntry,
+    format_exclusions,
+    read_training_settings,
+    report_results,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, asked_of
-from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS, read_answers, vocabulary_of
-from comodal.tasks.vision_language.text_image_examples import Blank
+from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, build_question_examples
+from comodal.tasks.vision_language.question_answering.vqa_files import (
+    ANSWERS_FILE,
+    read_answer_vocabulary,
+    read_model_vocabulary,
+)
+from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    answer,
-    fingerprint_of,
-    new_run,
-    read_asked,
-    read_parts,
-    soft_answers,
+    build_vilbert_run,
+    compute_fine_tuning_fingerprint,
+    compute_soft_answer_loss,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.training.run import Run
 
-UNKNOWN = "answer is not in the vocabulary"
-UNANSWERED = "question has no answer"
+REASON_NOT_IN_VOCABULARY = "answer is not in the vocabulary"
+REASON_UNANSWERED = "question has no answer"
 
 
 class SingleAnswerQuestion(NamedTuple):
@@ -85,7 +95,7 @@ class QuestionTask:
     refuses_missing: bool
 
 
-def question_run(
+def build_question_run(
     task: QuestionTask,
     setup: FineTuneConfig,
     questions: Path,
@@ -99,39 +109,42 @@ def question_run(
     Raises:
         DataError: A file cannot be read, or there is nothing to learn from.
     """
-    parts = read_parts(setup)
+    parts = load_fine_tuning_data(setup)
     told = {path: task.read(path) for path in (questions, validation) if path}
     given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
     if not given:
         raise DataError(f"{questions}: no question has an answer, so nothing can be learnt from it; is it a test file?")
     common = [said for said, count in given.items() if count >= least_questions]
-    vocabulary = read_answers(answers) if answers else common
+    vocabulary = read_answer_vocabulary(answers) if answers else common
     if not vocabulary:
         raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
     rows = ImageRows(parts.store, "plain")
 
     def source(path: Path) -> ScoredQuestions:
         every, left_out = told[path]
-        found = learnable(every, rows, parts.words, max_words, vocabulary, left_out)
+        found = select_trainable_questions(every, rows, parts.words, max_words, vocabulary, left_out)
         rows.check(path, len(found))
-        say(f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
+        print_line(
+            f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{format_exclusions(left_out)}",
+            stderr=True,
+        )
         if not any(found.scores):
             raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
-    return new_run(
+    return build_vilbert_run(
         parts,
         setup,
         Head(task.head, "answers", len(vocabulary)),
-        soft_answers,
+        compute_soft_answer_loss,
         source(questions),
         source(validation) if validation else None,
-        fingerprint_of(setup, parts.store, [*told, *([answers] if answers else [])]),
-        {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        compute_fine_tuning_fingerprint(setup, parts.store, [*told, *([answers] if answers else [])]),
+        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
 
 
-def learnable(
+def select_trainable_questions(
     every: Sequence[SingleAnswerQuestion], rows: ImageRows, words: WordPieceTokenizer, max_words: int,
     vocabulary: Sequence[str],
     left_out: Counter[str],
@@ -143,8 +156,10 @@ def learnable(
     numbers = {said: number for number, said in enumerate(vocabulary)}
     scores = {one.key: {numbers[one.answer]: 1.0} if one.answer in numbers else {} for one in every if one.answer}
     if len(scores) < len(every):
-        left_out[UNANSWERED] += len(every) - len(scores)
-    examples, missing = asked_of(((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words)
+        left_out[REASON_UNANSWERED] += len(every) - len(scores)
+    examples, missing = build_question_examples(
+        ((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words
+    )
     left_out.update(missing)
     return ScoredQuestions(examples, [scores[example.key] for example in examples], len(vocabulary))
 
@@ -154,7 +169,7 @@ def evaluate_questions(
     model: Path,
     questions: Path,
     regions: Path,
-    blank: Blank,
+    blank: Ablation,
     max_words: int,
     max_regions: int,
     compute: Compute,
@@ -165,38 +180,48 @@ def evaluate_questions(
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = read_asked(model, regions, blank, max_regions, compute, task.head)
-    vocabulary, (every, left_out) = vocabulary_of(model), task.read(questions)
+    asked = load_fine_tuned_model(model, regions, blank, max_regions, compute, task.head)
+    vocabulary, (every, left_out) = read_model_vocabulary(model), task.read(questions)
     rows = ImageRows(asked.store, "plain")
-    examples, _ = asked_of(((one.key, one.image, one.text) for one in every), rows, asked.words, max_words)
+    examples, _ = build_question_examples(
+        ((one.key, one.image, one.text) for one in every), rows, asked.words, max_words
+    )
     rows.check(questions, len(examples))
     if task.refuses_missing:
-        refuse_missing(questions, task.title, list(rows.missing), len(every))
-    found = {one.example.key: vocabulary[int(one.scores.argmax())] for one in answer(asked, task.head, examples)}
+        check_no_missing_images(questions, task.title, list(rows.missing), len(every))
+    found = {
+        one.example.key: vocabulary[int(one.scores.argmax())] for one in score_examples(asked, task.head, examples)
+    }
     given = {one.key: found.get(one.key, "") for one in every}  # a server wants an answer to every question
     if out is not None:
         listed = [task.record(key, said) for key, said in given.items()]
-        write_whole(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
+        write_bytes_atomically(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
     counted = [one for one in every if one.counts and one.answer is not None]
     known, scored = set(vocabulary), counted or every
-    counts = {**denominators(len(scored), sum(one.key in found for one in scored)), **left_out}
-    say(f"{task.title}, {questions.name}: {len(every):,} questions{reasons(left_out)}{not_answered(counts)}")
+    counts = {**count_items(len(scored), sum(one.key in found for one in scored)), **left_out}
+    print_line(
+        f"{task.title}, {questions.name}: {len(every):,} questions"
+        f"{format_exclusions(left_out)}{format_missing_count(counts)}"
+    )
     if counted:
-        numbers, unknown = score(task, counted, given, found), sum(one.answer not in known for one in counted)
+        numbers, unknown = (
+            score_single_answers(task, counted, given, found),
+            sum(one.answer not in known for one in counted),
+        )
         if len(counted) < len(every):
             counts["not in the official score"] = len(every) - len(counted)
         if unknown:
-            counts[f"{UNKNOWN} (scored as wrong)"] = unknown
+            counts[f"{REASON_NOT_IN_VOCABULARY} (scored as wrong)"] = unknown
     else:
-        say("There are no answers: submission.json is for the server, and there is no score.")
+        print_line("There are no answers: submission.json is for the server, and there is no score.")
         numbers = {f"{task.name}.items": float(len(every))}
     where = str(asked.store.about["made_from"])
-    settings = {"blank": blank, INTERVAL: describe_interval([one.image for one in scored], "images")}
-    tell(numbers, card_of(task, numbers, model, questions, where, settings, counts), out)
+    settings = {"blank": blank, INTERVAL_NAME: describe_interval([one.image for one in scored], "images")}
+    report_results(numbers, build_questions_card(task, numbers, model, questions, where, settings, counts), out)
     return numbers
 
 
-def score(
+def score_single_answers(
     task: QuestionTask,
     counted: Sequence[SingleAnswerQuestion],
     given: Mapping[str, str],
@@ -217,13 +242,13 @@ def score(
     for one, correct in zip(counted, right.tolist(), strict=True):
         for kind in one.kinds:
             groups[kind].append(correct)
-    numbers = accuracy_of("accuracy", right, present, [one.image for one in counted])
+    numbers = compute_accuracy_numbers("accuracy", right, present, [one.image for one in counted])
     numbers |= {"majority": common / len(counted)}
     numbers |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
     return {f"{task.name}.{name}": value for name, value in numbers.items()}
 
 
-def card_of(
+def build_questions_card(
     task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
@@ -231,9 +256,9 @@ def card_of(
     plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
     scores: dict[str, ScoreEntry] = {}
     if "accuracy" in plain:
-        scores = scores_of("accuracy", "accuracy", plain, counts)
+        scores = build_score_entries("accuracy", "accuracy", plain, counts)
         scores |= {name: ScoreEntry(value) for name, value in plain.items() if not name.startswith("accuracy")}
-    files, every_setting = {"questions": questions}, {**settings, **training_of(model)}
+    files, every_setting = {"questions": questions}, {**settings, **read_training_settings(model)}
     return ResultsCard(
         task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting
     )

@@ -10,26 +10,26 @@ from typing import Any
 
 from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
+    build_question_run,
     evaluate_questions,
-    question_run,
 )
-from comodal.tasks.vision_language.question_answering.vqa_files import HEAD, LEAST_QUESTIONS
-from comodal.tasks.vision_language.question_answering.vqa_metric import written
-from comodal.tasks.vision_language.text_image_examples import Blank
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, Start
+from comodal.tasks.vision_language.question_answering.vqa_files import MIN_QUESTIONS, VQA_HEAD
+from comodal.tasks.vision_language.question_answering.vqa_metric import normalize_answer
+from comodal.tasks.vision_language.text_image_examples import Ablation
+from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json
 from comodal.training.run import Run
 
-MAX_WORDS = 26
-BEGINNINGS = ("what", "where", "when", "who", "why", "how")  # of the six kinds that people were asked for
-NOTHING = "nothing is left of the answer in VQA's way of writing"
+VISUAL_GENOME_MAX_TOKENS = 26
+QUESTION_WORDS = ("what", "where", "when", "who", "why", "how")  # of the six kinds that people were asked for
+REASON_EMPTY_ANSWER = "nothing is left of the answer in VQA's way of writing"
 
 
-def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
+def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
     """The questions of question_answers.json.
 
     Raises:
@@ -45,17 +45,17 @@ def read_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]
         if not isinstance(inside, list):
             raise DataError(f"{path}, image {place}: no list of 'qas'")
         for entry in inside:
-            one = question_of(path, place, entry)
+            one = parse_visual_genome_question(path, place, entry)
             if one.key in every:
                 raise DataError(f"{path}, image {place}: qa_id {one.key} is there twice")
             if one.answer:
                 every[one.key] = one
             else:
-                left_out[NOTHING] += 1
+                left_out[REASON_EMPTY_ANSWER] += 1
     return list(every.values()), left_out
 
 
-def question_of(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
+def parse_visual_genome_question(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
     """One question."""
     kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
     for name, kind in kinds.items():
@@ -63,17 +63,24 @@ def question_of(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
             shown = entry.get("qa_id") if isinstance(entry, dict) else entry
             raise DataError(f"{path}, image {place}: question {shown!r:.40} has no {name!r}, or of another kind")
     first = entry["question"].lower().split()[:1]
-    beginning = first[0] if first and first[0] in BEGINNINGS else "other"
-    answer = written(entry["answer"]).replace(",", "")
+    beginning = first[0] if first and first[0] in QUESTION_WORDS else "other"
+    answer = normalize_answer(entry["answer"]).replace(",", "")
     return SingleAnswerQuestion(str(entry["qa_id"]), str(entry["image_id"]), entry["question"], answer, (beginning,))
 
 
-def as_written(key: str, said: str) -> dict[str, str | int]:
+def format_visual_genome_answer(key: str, said: str) -> dict[str, str | int]:
     """An entry of the file of answers."""
     return {"qa_id": int(key), "answer": said}
 
 
-TASK = QuestionTask("visual_genome", "Visual Genome QA", HEAD, read_questions, as_written, refuses_missing=False)
+VISUAL_GENOME_TASK = QuestionTask(
+    "visual_genome",
+    "Visual Genome QA",
+    VQA_HEAD,
+    read_visual_genome_questions,
+    format_visual_genome_answer,
+    refuses_missing=False,
+)
 
 
 def recipe(
@@ -82,13 +89,13 @@ def recipe(
     regions: Path,
     validation: Path | None = None,
     answers: Path | None = None,
-    least_questions: int = LEAST_QUESTIONS,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    least_questions: int = MIN_QUESTIONS,
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 128,
     learning_rate: float = 4e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = VISUAL_GENOME_MAX_TOKENS,
     max_regions: int = 100,
     workers: Workers = "auto",
     seed: int = 0,
@@ -116,15 +123,15 @@ def recipe(
         comodal train visual_genome --model RUN --questions question_answers.json --regions vg/ --out runs/vg
     """
     setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return question_run(TASK, setup, questions, validation, answers, least_questions, max_words)
+    return build_question_run(VISUAL_GENOME_TASK, setup, questions, validation, answers, least_questions, max_words)
 
 
 def evaluate_visual_genome(
     model: Path,
     questions: Path,
     regions: Path,
-    blank: Blank = "nothing",
-    max_words: int = MAX_WORDS,
+    blank: Ablation = "nothing",
+    max_words: int = VISUAL_GENOME_MAX_TOKENS,
     max_regions: int = 100,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -155,5 +162,13 @@ def evaluate_visual_genome(
         comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg
     """
     return evaluate_questions(
-        TASK, model, questions, regions, blank, max_words, max_regions, resolve(device, precision), out
+        VISUAL_GENOME_TASK,
+        model,
+        questions,
+        regions,
+        blank,
+        max_words,
+        max_regions,
+        resolve_compute(device, precision),
+        out,
     )

@@ -13,54 +13,60 @@ from pathlib import Path
 
 import numpy as np
 
-from comodal.console import say
+from comodal.console import print_line
 from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve
+from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL,
-    NOT_THERE,
-    accuracy_of,
-    denominators,
-    is_papers_run,
-    not_answered,
-    scores_of,
+    INTERVAL_NAME,
+    REASON_MISSING_IMAGE,
+    build_score_entries,
+    compute_accuracy_numbers,
+    count_items,
+    format_missing_count,
+    is_paper_protocol,
 )
-from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, reasons, tell, training_of
+from comodal.tasks.evaluation.results_card import (
+    ResultsCard,
+    ScoreEntry,
+    format_exclusions,
+    read_training_settings,
+    report_results,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa_files import (
-    ANSWERS,
-    HEAD,
-    LEAST_QUESTIONS,
+    ANSWERS_FILE,
+    MIN_QUESTIONS,
+    VQA_HEAD,
     VQAQuestion,
-    build_answers,
-    read_answers,
-    read_questions,
-    soft_scores,
-    vocabulary_of,
-    write_results,
+    build_answer_vocabulary,
+    compute_soft_scores,
+    read_answer_vocabulary,
+    read_model_vocabulary,
+    read_vqa_questions,
+    write_vqa_results,
 )
-from comodal.tasks.vision_language.question_answering.vqa_metric import accuracy, written
-from comodal.tasks.vision_language.text_image_examples import Blank, TaskExample, TokenizedText, single
+from comodal.tasks.vision_language.question_answering.vqa_metric import compute_vqa_accuracy, normalize_answer
+from comodal.tasks.vision_language.text_image_examples import Ablation, TaskExample, TokenizedText, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuneConfig,
-    Start,
-    answer,
-    fingerprint_of,
-    new_run,
-    read_asked,
-    read_parts,
-    soft_answers,
+    ViLBERTStart,
+    build_vilbert_run,
+    compute_fine_tuning_fingerprint,
+    compute_soft_answer_loss,
+    load_fine_tuned_model,
+    load_fine_tuning_data,
+    score_examples,
 )
 from comodal.training.run import Run
 
-MAX_WORDS = 23  # the later original's; the first has 16, and cuts [SEP] off
+VQA_MAX_TOKENS = 23  # the later original's; the first has 16, and cuts [SEP] off
 # ViLBERT, table 1 (test-dev); no official number for val
-PAPER = {("test-dev2015", 107_394): 0.7055}
-NO_ANSWER = "no answer of people is in the vocabulary"
+VQA_PAPER_ACCURACY = {("test-dev2015", 107_394): 0.7055}
+REASON_NO_HUMAN_ANSWER = "no answer of people is in the vocabulary"
 
 
 def recipe(
@@ -71,13 +77,13 @@ def recipe(
     validation_questions: Path | None = None,
     validation_annotations: Path | None = None,
     answers: Path | None = None,
-    least_questions: int = LEAST_QUESTIONS,
-    start: Start = "pretrained",
-    blank: Blank = "nothing",
+    least_questions: int = MIN_QUESTIONS,
+    start: ViLBERTStart = "pretrained",
+    blank: Ablation = "nothing",
     epochs: float = 20.0,
     batch_size: int = 256,
     learning_rate: float = 4e-5,
-    max_words: int = MAX_WORDS,
+    max_words: int = VQA_MAX_TOKENS,
     max_regions: int = 100,
     workers: Workers = "auto",
     seed: int = 0,
@@ -111,11 +117,13 @@ def recipe(
         raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
     if (validation_questions is None) != (validation_annotations is None):
         raise ValueError("validation_questions and validation_annotations are given together, or neither")
-    parts = read_parts(setup)
-    asked = [read_questions(*files) for files in zip(questions, annotations, strict=True)]
-    held_out = read_questions(validation_questions, validation_annotations) if validation_questions else []
+    parts = load_fine_tuning_data(setup)
+    asked = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
+    held_out = read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
     every = [question for some in asked for question in some]
-    vocabulary = read_answers(answers) if answers else build_answers([*every, *held_out], least_questions)
+    vocabulary = (
+        read_answer_vocabulary(answers) if answers else build_answer_vocabulary([*every, *held_out], least_questions)
+    )
     if not vocabulary:
         raise DataError(
             f"{questions[0]}: no answer is the most common one of {least_questions} questions; lower --least-questions"
@@ -123,25 +131,27 @@ def recipe(
     rows = ImageRows(parts.store, "coco")
 
     def source(some: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
-        found, left_out = scored(some, rows, parts.words, max_words, vocabulary)
+        found, left_out = build_scored_questions(some, rows, parts.words, max_words, vocabulary)
         rows.check(file, len(found))
         unknown = sum(not scores for scores in found.scores)
         said = f"; {unknown:,} of them without a known answer" if unknown else ""
-        say(f"{len(found):,} questions{said}, {len(vocabulary):,} answers{reasons(left_out)}", stderr=True)
+        print_line(
+            f"{len(found):,} questions{said}, {len(vocabulary):,} answers{format_exclusions(left_out)}", stderr=True
+        )
         if unknown == len(found):
             raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
     files = [*questions, *annotations, *(path for path in (validation_questions, answers) if path)]
-    return new_run(
+    return build_vilbert_run(
         parts,
         setup,
-        Head(HEAD, "answers", len(vocabulary)),
-        soft_answers,
+        Head(VQA_HEAD, "answers", len(vocabulary)),
+        compute_soft_answer_loss,
         source(every, questions[0]),
         source(held_out, validation_questions) if validation_questions else None,
-        fingerprint_of(setup, parts.store, files),
-        {ANSWERS: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        compute_fine_tuning_fingerprint(setup, parts.store, files),
+        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
 
 
@@ -172,7 +182,7 @@ class ScoredQuestions:
         return self.questions[index]._replace(target=target)
 
 
-def asked_of(
+def build_question_examples(
     questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: WordPieceTokenizer, max_words: int
 ) -> tuple[list[TaskExample], Counter[str]]:
     """Key, image and text of questions: those whose image is in the store, and what was left out, by reason."""
@@ -181,15 +191,15 @@ def asked_of(
     for key, image, text in questions:
         row = rows.find(image)
         if row is None:
-            left_out[NOT_THERE] += 1
+            left_out[REASON_MISSING_IMAGE] += 1
             continue
         if text not in texts:
-            texts[text] = single(words, text, max_words)
+            texts[text] = tokenize_text(words, text, max_words)
         examples.append(TaskExample(key, (texts[text],), (row,), None))
     return examples, left_out
 
 
-def scored(
+def build_scored_questions(
     questions: Sequence[VQAQuestion],
     rows: ImageRows,
     words: WordPieceTokenizer,
@@ -201,9 +211,9 @@ def scored(
     A question none of whose answers is in the vocabulary is kept, and all of its scores are 0, as in the original.
     """
     numbers = {answer: number for number, answer in enumerate(vocabulary)}
-    scores = {question.number: soft_scores(question.answers, numbers) for question in questions}
+    scores = {question.number: compute_soft_scores(question.answers, numbers) for question in questions}
     every = ((str(one.number), one.image, one.text) for one in questions)
-    examples, left_out = asked_of(every, rows, words, max_words)
+    examples, left_out = build_question_examples(every, rows, words, max_words)
     return ScoredQuestions(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
 
 
@@ -212,8 +222,8 @@ def evaluate_vqa(
     questions: Path,
     regions: Path,
     annotations: Path | None = None,
-    blank: Blank = "nothing",
-    max_words: int = MAX_WORDS,
+    blank: Ablation = "nothing",
+    max_words: int = VQA_MAX_TOKENS,
     max_regions: int = 100,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -245,39 +255,43 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    asked = read_asked(model, regions, blank, max_regions, resolve(device, precision), HEAD)
-    vocabulary, told = vocabulary_of(model), read_questions(questions, annotations)
+    asked = load_fine_tuned_model(model, regions, blank, max_regions, resolve_compute(device, precision), VQA_HEAD)
+    vocabulary, told = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
     rows = ImageRows(asked.store, "coco")
     plain = ((str(question.number), question.image, question.text) for question in told)
-    examples, _ = asked_of(plain, rows, asked.words, max_words)
+    examples, _ = build_question_examples(plain, rows, asked.words, max_words)
     rows.check(questions, len(examples))
-    given = {int(one.example.key): vocabulary[int(one.scores.argmax())] for one in answer(asked, HEAD, examples)}
+    given = {
+        int(one.example.key): vocabulary[int(one.scores.argmax())] for one in score_examples(asked, VQA_HEAD, examples)
+    }
     for question in told:
         given.setdefault(question.number, "")  # the server wants an answer to every question
     if out is not None:
-        write_results(out / "submission.json", given)
-    files, counts = {"questions": questions}, denominators(len(told), len(examples))
-    say(f"{questions.name}: {len(told):,} questions{not_answered(counts)}")
+        write_vqa_results(out / "submission.json", given)
+    files, counts = {"questions": questions}, count_items(len(told), len(examples))
+    print_line(f"{questions.name}: {len(told):,} questions{format_missing_count(counts)}")
     if annotations is None:
-        say("There are no annotations: submission.json is for the server, and there is no score.")
+        print_line("There are no annotations: submission.json is for the server, and there is no score.")
         numbers = {"vqa.items": float(len(told))}
     else:
-        numbers = score(told, given, {int(example.key) for example in examples})
+        numbers = score_vqa_answers(told, given, {int(example.key) for example in examples})
         files["annotations"] = annotations
-        counts |= out_of_reach([one.answers for one in told], vocabulary)
-    settings = {"blank": blank, INTERVAL: describe_interval([one.image for one in told], "images", graded=True)}
-    tell(numbers, card_of(numbers, model, files, str(asked.store.about["made_from"]), settings, counts), out)
+        counts |= count_unreachable_questions([one.answers for one in told], vocabulary)
+    settings = {"blank": blank, INTERVAL_NAME: describe_interval([one.image for one in told], "images", graded=True)}
+    report_results(
+        numbers, build_vqa_card(numbers, model, files, str(asked.store.about["made_from"]), settings, counts), out
+    )
     return numbers
 
 
-def out_of_reach(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
+def count_unreachable_questions(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
     """How many questions have no answer that the model could give; they count all the same."""
-    known = {written(answer) for answer in vocabulary}
-    count = sum(known.isdisjoint(map(written, answers)) for answers in said)
-    return {f"{NO_ANSWER} (scored all the same)": count} if count else {}
+    known = {normalize_answer(answer) for answer in vocabulary}
+    count = sum(known.isdisjoint(map(normalize_answer, answers)) for answers in said)
+    return {f"{REASON_NO_HUMAN_ANSWER} (scored all the same)": count} if count else {}
 
 
-def score(
+def score_vqa_answers(
     questions: Sequence[VQAQuestion], given: Mapping[int, str], answered: Collection[int] | None = None
 ) -> dict[str, float]:
     """The official accuracy over all questions and by type of answer; a question without an answer scores nothing.
@@ -287,11 +301,11 @@ def score(
         given: An answer to each.
         answered: The numbers of those whose image is there; all of `given` by default.
     """
-    each = np.array([accuracy(given[question.number], question.answers) for question in questions])
+    each = np.array([compute_vqa_accuracy(given[question.number], question.answers) for question in questions])
     present = np.array([question.number in (given if answered is None else answered) for question in questions])
     common = Counter(question.most_common for question in questions).most_common(1)[0][0]
-    majority = np.mean([accuracy(common, question.answers) for question in questions])
-    numbers = accuracy_of("vqa.accuracy", each, present, [question.image for question in questions])
+    majority = np.mean([compute_vqa_accuracy(common, question.answers) for question in questions])
+    numbers = compute_accuracy_numbers("vqa.accuracy", each, present, [question.image for question in questions])
     numbers["vqa.majority"] = float(majority)
     for kind in ("answer_type", "question_type"):
         groups: dict[str, list[float]] = defaultdict(list)
@@ -301,17 +315,19 @@ def score(
     return numbers
 
 
-def card_of(
+def build_vqa_card(
     numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; the paper's number stands on it where file and count are the official ones."""
-    name, training = files["questions"].name, training_of(model)
-    paper = next((v for (part, items), v in PAPER.items() if part in name and items == counts["items"]), None)
+    name, training = files["questions"].name, read_training_settings(model)
+    paper = next(
+        (v for (part, items), v in VQA_PAPER_ACCURACY.items() if part in name and items == counts["items"]), None
+    )
     scores: dict[str, ScoreEntry] = {}
     if "vqa.accuracy" in numbers:
-        paper = paper if is_papers_run(counts, settings["blank"], training) else None
-        scores = scores_of("accuracy", "vqa.accuracy", numbers, counts, paper)
+        paper = paper if is_paper_protocol(counts, settings["blank"], training) else None
+        scores = build_score_entries("accuracy", "vqa.accuracy", numbers, counts, paper)
         scores["majority"] = ScoreEntry(numbers["vqa.majority"])
     kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
     scores |= {kind: ScoreEntry(value) for kind, value in kinds.items()}

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.errors import CheckpointError, DataError
-from comodal.files import write_whole
-from comodal.models.checkpoint import model_folder
-from comodal.tasks.vision_language.question_answering.vqa_metric import written
+from comodal.files import write_bytes_atomically
+from comodal.models.checkpoint import find_model_folder
+from comodal.tasks.vision_language.question_answering.vqa_metric import normalize_answer
 from comodal.text_files import read_json, read_lines
 
-HEAD, GQA_HEAD = "vqa", "gqa"  # of models
-ANSWERS = "answers.json"  # beside a model
-LEAST_QUESTIONS = 9
-SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
+VQA_HEAD, GQA_HEAD = "vqa", "gqa"  # of models
+ANSWERS_FILE = "answers.json"  # beside a model
+MIN_QUESTIONS = 9
+SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
 
 
 class VQAQuestion(NamedTuple):
@@ -37,23 +37,23 @@ class VQAQuestion(NamedTuple):
     question_type: str
 
 
-def read_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
+def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
     """The questions of a file, with their annotations where these are given.
 
     Raises:
         DataError: A file cannot be read, or is not VQA v2's, or a question is without annotation.
     """
-    asked = entries(questions, "questions")
+    asked = read_vqa_entries(questions, "questions")
     known: dict[int, dict[str, Any]] = {}
-    for place, entry in enumerate(entries(annotations, "annotations") if annotations else []):
-        number = whole_number(annotations, place, entry, "question_id")
+    for place, entry in enumerate(read_vqa_entries(annotations, "annotations") if annotations else []):
+        number = parse_vqa_integer(annotations, place, entry, "question_id")
         if number in known:
             raise DataError(f"{annotations}: question_id {number} is there twice")
         known[number] = entry
     found: list[VQAQuestion] = []
     seen: set[int] = set()
     for place, entry in enumerate(asked):
-        number = whole_number(questions, place, entry, "question_id")
+        number = parse_vqa_integer(questions, place, entry, "question_id")
         if number in seen:
             raise DataError(f"{questions}: question_id {number} is there twice")
         seen.add(number)
@@ -64,14 +64,16 @@ def read_questions(questions: Path, annotations: Path | None) -> list[VQAQuestio
             raise DataError(
                 f"{annotations}: no annotation of question {number} of {questions}; do both belong together?"
             )
-        people = answered(annotations, number, known[number]) if annotations else ((), "", "", "")
+        people = parse_vqa_annotation(annotations, number, known[number]) if annotations else ((), "", "", "")
         found.append(VQAQuestion(number, str(image), text, *people))
     if not found:
         raise DataError(f"{questions}: it has no question")
     return found
 
 
-def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, str]:
+def parse_vqa_annotation(
+    path: Path | None, number: int, entry: Mapping[str, Any]
+) -> tuple[tuple[str, ...], str, str, str]:
     """People's answers, the most common one (counted where the file does not say it), and the types of both."""
     answers, common = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
@@ -84,7 +86,7 @@ def answered(path: Path | None, number: int, entry: Mapping[str, Any]) -> tuple[
     return people, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
 
-def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
+def read_vqa_entries(path: Path | None, key: str) -> list[dict[str, Any]]:
     """The list under a key of an official file."""
     assert path is not None
     content = read_json(path)
@@ -95,7 +97,7 @@ def entries(path: Path | None, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: str) -> int:
+def parse_vqa_integer(path: Path | None, place: int, entry: Mapping[str, Any], key: str) -> int:
     """A number of an entry."""
     value = entry.get(key)
     if not isinstance(value, int):
@@ -103,15 +105,15 @@ def whole_number(path: Path | None, place: int, entry: Mapping[str, Any], key: s
     return value
 
 
-def build_answers(questions: Iterable[VQAQuestion], least: int = LEAST_QUESTIONS) -> list[str]:
+def build_answer_vocabulary(questions: Iterable[VQAQuestion], least: int = MIN_QUESTIONS) -> list[str]:
     """The vocabulary: the most common answers of so many questions or more, in the order in which they first occur."""
     counts = Counter[str]()
     for question in questions:
-        counts[written(question.most_common).replace(",", "")] += 1
+        counts[normalize_answer(question.most_common).replace(",", "")] += 1
     return [answer for answer, count in counts.items() if count >= least]
 
 
-def read_answers(path: Path) -> list[str]:
+def read_answer_vocabulary(path: Path) -> list[str]:
     """A vocabulary that somebody made: a list of answers or {answer: number}, as JSON or as the original's pickle, or a
     text (.txt) with an answer a line.
 
@@ -145,19 +147,21 @@ def read_plain_pickle(path: Path) -> Any:
         raise DataError(f"{path}: {error}") from error
 
 
-def soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
+def compute_soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
     """The score of each answer of the vocabulary that people gave."""
     counts = Counter(answer for answer in answers if answer in numbers)
-    return {numbers[answer]: SCORES[count] if count < len(SCORES) else 1.0 for answer, count in counts.items()}
+    return {
+        numbers[answer]: SOFT_SCORES[count] if count < len(SOFT_SCORES) else 1.0 for answer, count in counts.items()
+    }
 
 
-def write_results(path: Path, answers: Mapping[int, str]) -> None:
+def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
     """The file that the server takes: a list of question_id and answer."""
     listed = [{"question_id": number, "answer": answer} for number, answer in sorted(answers.items())]
-    write_whole(path, (json.dumps(listed) + "\n").encode())
+    write_bytes_atomically(path, (json.dumps(listed) + "\n").encode())
 
 
-def read_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
+def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
     """Answers that somebody's model gave: one for every question.
 
     Raises:
@@ -168,7 +172,7 @@ def read_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]
     for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
         if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
             raise DataError(f"{path}, entry {place}: not like {{'question_id': 1, 'answer': 'yes'}}")
-        number = whole_number(path, place, entry, "question_id")
+        number = parse_vqa_integer(path, place, entry, "question_id")
         if number in found:
             raise DataError(f"{path}: question {number} is answered twice")
         found[number] = entry["answer"]
@@ -178,9 +182,9 @@ def read_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]
     return found
 
 
-def vocabulary_of(model: Path) -> list[str]:
+def read_model_vocabulary(model: Path) -> list[str]:
     """The answers that a fine-tuned model can give, from the file beside it."""
-    path = model_folder(model) / ANSWERS
+    path = find_model_folder(model) / ANSWERS_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
-    return read_answers(path)
+    return read_answer_vocabulary(path)

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS_AND_COMMA = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")  # the official look-behind has a slip, and never holds anything back
-MOST_PERIODS = 32  # the official code passes re.UNICODE, which is 32, where the count belongs
-NUMBERS = dict(
+MAX_PERIODS = 32  # the official code passes re.UNICODE, which is 32, where the count belongs
+NUMBER_DIGITS = dict(
     zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
         ("0", *map(str, range(11))), strict=True)
 )  # fmt: skip
 ARTICLES = {"a", "an", "the"}
-ENOUGH = 3
+MIN_AGREEING_ANSWERS = 3
 
-WITH_ONE = """
+ONE_APOSTROPHE_WORDS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
 isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've
 shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
@@ -28,58 +28,60 @@ there're there's they'd they'll they're they've 'twas wasn't we've weren't what'
 when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all
 you'd you'll you're you've
 """.split()  # noqa: SIM905
-WITH_MORE = """
+TWO_APOSTROPHE_WORDS = """
 couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've
 something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've
 """.split()  # noqa: SIM905
 
 
-def without_one(word: str) -> list[str]:
+def drop_each_apostrophe(word: str) -> list[str]:
     """A word with each of its apostrophes forgotten in turn."""
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
-CONTRACTIONS = {wrong: word for word in (*WITH_ONE, *WITH_MORE) for wrong in without_one(word)}
+CONTRACTIONS = {
+    wrong: word for word in (*ONE_APOSTROPHE_WORDS, *TWO_APOSTROPHE_WORDS) for wrong in drop_each_apostrophe(word)
+}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round, in the official table
 
 
-def without_punctuation(answer: str) -> str:
+def strip_punctuation(answer: str) -> str:
     """Signs vanish where one stands beside a space or the answer has a comma between digits; else they are spaces."""
     thousands = DIGITS_AND_COMMA.search(answer) is not None
     written = answer
     for sign in PUNCTUATION:
         gone = sign + " " in answer or " " + sign in answer or thousands
         written = written.replace(sign, "" if gone else " ")
-    return PERIOD.sub("", written, count=MOST_PERIODS)
+    return PERIOD.sub("", written, count=MAX_PERIODS)
 
 
-def with_digits(answer: str) -> str:
+def normalize_words(answer: str) -> str:
     """Small letters, digits for numbers, no articles, apostrophes where they belong."""
-    words = [NUMBERS.get(word, word) for word in answer.lower().split()]
+    words = [NUMBER_DIGITS.get(word, word) for word in answer.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def written(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """An answer in the one way of writing it."""
-    return with_digits(without_punctuation(on_one_line(answer)))
+    return normalize_words(strip_punctuation(strip_line_breaks(answer)))
 
 
-def accuracy(answer: str, said: Sequence[str]) -> float:
+def compute_vqa_accuracy(answer: str, said: Sequence[str]) -> float:
     """The official accuracy of one answer.
 
     Args:
         answer: As the model gives it.
         said: What the people say, as it stands in the annotations.
     """
-    plain = [on_one_line(one) for one in (answer, *said)]
+    plain = [strip_line_breaks(one) for one in (answer, *said)]
     if len(set(plain[1:])) > 1:
-        plain = [written(one) for one in plain]
+        plain = [normalize_answer(one) for one in plain]
     given, others = plain[0], plain[1:]
     agreeing = others.count(given)
-    shares = [min(1.0, (agreeing - (other == given)) / ENOUGH) for other in others]
+    shares = [min(1.0, (agreeing - (other == given)) / MIN_AGREEING_ANSWERS) for other in others]
     return sum(shares) / len(shares)
 
 
-def on_one_line(answer: str) -> str:
+def strip_line_breaks(answer: str) -> str:
     """Without line ends and tabs."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
