@@ -125,7 +125,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(
 def test_stopping_and_going_on_changes_no_bit(
     model: Path, stripes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    reads, plain = iter(range(200)), image_classification.read_picture
+    reads, plain = iter(range(200)), image_classification.read_resized_image
 
     def ends(item: LabeledFile, short_side: int) -> np.ndarray:
         if next(reads, None) is None:

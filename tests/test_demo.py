@@ -22,7 +22,7 @@ L3NET = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SHORT_SCALE", replace(demo.SHORT, sounds=50, images=20, windows=1))
+        patch.setattr(demo, "SHORT_SCALE", replace(demo.SHORT_SCALE, sounds=50, images=20, windows=1))
         assert main(["demo", str(folder), *SMALL]) == 0
         yield folder
 
@@ -46,6 +46,6 @@ def test_the_same_command_again_trains_nothing(finished: Path) -> None:
 
 
 def test_full_trains_with_the_objectives_of_the_papers() -> None:
-    assert (demo.FULL.objective, demo.FULL.contrastive_weight) == ("avc", 0.0)
-    assert demo.FULL.task_epochs > 0
-    assert demo.FULL.steps > 2 * demo.SHORT.steps
+    assert (demo.FULL_SCALE.objective, demo.FULL_SCALE.contrastive_weight) == ("avc", 0.0)
+    assert demo.FULL_SCALE.task_epochs > 0
+    assert demo.FULL_SCALE.steps > 2 * demo.SHORT_SCALE.steps

@@ -89,8 +89,8 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
 
     monkeypatch.setattr(joblib.parallel.ThreadingBackend, "supports_return_generator", False)
     monkeypatch.setattr(extract, "IMAGES_PER_ROUND", 7)
-    extractor = extract.load_extractor(extract.Source(str(network), grid=2))
-    listed = extract.images_of(images)
+    extractor = extract.load_extractor(extract.ExtractorSource(str(network), grid=2))
+    listed = extract.list_images(images)
     with joblib.parallel_config("threading"):
         pool = extract.ExtractionPool(extractor, images, "cpu", 2, "dask")
         extract.fill_store(tmp_path / "store", listed, pool, "float16")

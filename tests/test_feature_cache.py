@@ -53,7 +53,7 @@ def items(tmp_path: Path) -> list[LabeledFile]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The pictures that are read, in order."""
     seen: list[str] = []
-    plain = image_features.read_picture
+    plain = image_features.read_resized_image
 
     def counted(item: LabeledFile, short_side: int) -> np.ndarray:
         seen.append(item.name)
@@ -89,7 +89,7 @@ def test_a_stopped_pass_goes_on_where_it_was(
     whole = np.array(pass_over(model, items, tmp_path / "whole")[0])
     monkeypatch.setattr(image_features, "IMAGE_FEATURE_BATCH_SIZE", 2)
     with monkeypatch.context() as patched:
-        plain = image_features.read_picture
+        plain = image_features.read_resized_image
 
         def stopped(item: LabeledFile, short_side: int) -> np.ndarray:
             if item.name == "5.png":

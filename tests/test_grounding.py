@@ -12,7 +12,7 @@ from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.regions.extract import read_boxes
+from comodal.regions.extract import read_image_boxes
 from comodal.tasks.vision_language.grounding.refcoco import build_grounding_examples, evaluate_grounding, recipe
 from comodal.tasks.vision_language.grounding.refcoco_files import compute_inclusive_iou, prepare_boxes, read_expressions
 from comodal.training.run import train
@@ -119,10 +119,10 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     _, instances = write_references(tmp_path / "files", 2)
     assert prepare_boxes(instances, tmp_path / "boxes.jsonl") == {"boxes.images": 2, "boxes": 8}
     (tmp_path / "images").mkdir()
-    first = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").images[0]
+    first = read_image_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").images[0]
     assert first.image == "COCO_train2014_000000000000.jpg"
     assert first.boxes.tolist() == [list(box) for box in BOXES]
-    listed = read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images")
+    listed = read_image_boxes(tmp_path / "boxes.jsonl", tmp_path / "images")
     assert listed.boxes_from == f"{instances.name}, all its objects"
     detections = [
         {"det_id": 1, "h5_id": 0, "box": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "score": 0.9},
@@ -135,7 +135,8 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     assert found == {"boxes.images": 1, "boxes": 1}
     assert json.loads((tmp_path / "boxes.jsonl").read_text())["boxes"] == [[1.0, 2.0, 4.0, 6.0]]
     assert (
-        read_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").boxes_from == "dets.json, detections of 0.65 or more"
+        read_image_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").boxes_from
+        == "dets.json, detections of 0.65 or more"
     )
     for entry, sentence in (
         ({"box": [1, 2, 3, 4], "image_id": [1]}, "entry 0: no 'box', or of an image"),

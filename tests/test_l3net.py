@@ -131,8 +131,8 @@ def test_the_whole_network_compiles_into_one_graph():
     """
     code = """
 import torch
-from comodal.models.l3net.l3net import L3Net, small
-model = L3Net(small(4, 32))
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+model = L3Net(make_small_l3net_config(4, 32))
 image, sound = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.randn(2, 48_000)
 compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
 with torch.autocast("cpu", torch.bfloat16):

@@ -21,10 +21,10 @@ SCENES = {"coco": 800, "flickr30k": 200, "vcr": 200, "nlvr2": 240}
 WRITE = """
 import json, sys
 from pathlib import Path
-from comodal.synthetic.scenes.synthesis_options import Options
+from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.formats.task_sets import TASK_SETS
 for name, scenes in json.loads(sys.argv[2]).items():
-    TASK_SETS[name].write_lists(Path(sys.argv[1], name), Options(0, 1.0, 0, 0, scenes, 128, 10.0, 1.0, 3))
+    TASK_SETS[name].write_lists(Path(sys.argv[1], name), SynthesisOptions(0, 1.0, 0, 0, scenes, 128, 10.0, 1.0, 3))
 """
 NAMES = set(SOUNDING_KINDS + SILENT_KINDS)
 

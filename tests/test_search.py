@@ -252,7 +252,7 @@ def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monk
     open_index(photos, world / "run", rerank=4)
     for number in range(6):
         paint(photos / f"new{number}.png", "blue", "red", number)
-    read, real = reads(monkeypatch), search_index.add
+    read, real = reads(monkeypatch), search_index.add_extraction_result
 
     def killed(writer: object, made: extract.ExtractionResult, name: str) -> None:
         if len(read) == 4:
@@ -269,7 +269,7 @@ def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monk
 
 def test_killed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.MonkeyPatch):
     read = reads(monkeypatch)
-    real = search_index.add
+    real = search_index.add_extraction_result
 
     def killed(writer: object, made: extract.ExtractionResult, name: str) -> None:
         if len(read) == 9:
