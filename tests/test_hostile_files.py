@@ -150,7 +150,7 @@ def test_npz_files_are_read_as_numpy_reads_them(tmp_path: Path):
     }
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     found = read_npz(tmp_path / "a.npz")
-    assert found.keys() == numpy_files.keys()
+    assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[name], arrays[name]) and found[name].dtype == arrays[name].dtype for name in arrays)
 
 

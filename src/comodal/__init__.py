@@ -1,7 +1,7 @@
-"""comodal: representations from modalities that go together, without labels.
+"""comodal: self-supervised representations from video with audio, and from images with text.
 
-The public names; each is imported from the module that defines it when it is first used, so that the command
-line's help does not wait for torch.
+Each public name is imported from the module that defines it when it is first used, so that the help of the command line
+does not import torch.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import os
 import sys
 
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    # GNU OpenMP reads it when torch is loaded. Threads that spin at barriers lose most of their speed beside another
+    # GNU OpenMP reads it when torch is imported. Threads that spin at barriers lose most of their speed next to another
     # busy process; with few spins they keep it, and lose nothing on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -67,7 +67,7 @@ __all__ = ["__version__", *_DEFINED_IN]
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":  # reading it takes longer than all else that the help of a command does
+    if name == "__version__":  # reading the version takes longer than the rest of a command's help
         return importlib.import_module("importlib.metadata").version("comodal")
     if name not in _DEFINED_IN:
         raise AttributeError(f"comodal has no public name {name!r}")

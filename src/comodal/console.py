@@ -1,8 +1,8 @@
-"""Everything that is printed for people: sentences and tables, safe for a terminal.
+"""Terminal output: lines and tables, with control characters escaped.
 
-Names of files, classes and columns come from other people. None is read as markup, and control characters, which could
-move the cursor or rewrite lines, are printed as `\\u001b`. No other file imports rich or calls `print`, except the
-command line.
+Names of files, classes and columns are untrusted. They are never interpreted as markup, and control characters, which
+could move the cursor or rewrite lines, are printed as `\\u001b`. No other file imports rich or calls `print`, except
+the command line.
 """
 
 import json
@@ -17,12 +17,12 @@ from rich.text import Text
 
 Bar = rich.progress.Progress
 PIPE_WIDTH = 10_000
-# C0, DEL and C1 controls, line separators, the signs that turn the direction of writing, and halves of UTF-16 pairs
+# C0, DEL and C1 controls, line separators, bidirectional controls, and surrogates
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escape_control_characters(text: object) -> str:
-    """A text in one line without control characters: each is shown by its number, as JSON writes it."""
+    """Returns a text as one line, with each control character as its JSON escape."""
     return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
 
 
@@ -33,12 +33,12 @@ def print_line(sentence: object, stderr: bool = False) -> None:
 
 
 def print_heading(sentence: object) -> None:
-    """Print a line across the terminal, with a title in it."""
+    """Print a horizontal rule with a title."""
     Console().rule(Text(escape_control_characters(sentence)))
 
 
 def print_text(text: str) -> None:
-    """Print again what this file has printed in another process."""
+    """Print text that this module has formatted in another process."""
     print(text, end="", flush=True)
 
 
@@ -48,13 +48,13 @@ def print_json(value: Any) -> None:
 
 
 class Table:
-    """A table whose cells, headings and title are shown as they are.
+    """A table whose cells, headings and title are printed literally.
 
     Args:
-        headings: Of the columns.
-        title: Above the table.
-        caption: Below the table.
-        right: Which columns are aligned to the right, by their positions.
+        headings: Headings of the columns.
+        title: Title above the table.
+        caption: Caption below the table.
+        right: Indices of the right-aligned columns.
         header: Whether the headings are shown.
     """
 
@@ -84,12 +84,12 @@ class Table:
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches what is said on the standard error."""
+    """Whether standard error is a terminal."""
     return Console(stderr=True).is_terminal
 
 
 def create_progress_bar(is_percent: bool = False, is_shown: bool = True) -> Bar:
-    """A progress bar on the standard error: what is done, how far it is, and how long it takes yet.
+    """A progress bar on standard error, with the items done, the fraction and the remaining time.
 
     Args:
         is_percent: Show a percentage, not a count.

@@ -1,6 +1,6 @@
-"""Several processes started by torchrun, or one: who am I, how many are we, what do we say together.
+"""Distributed training with torchrun: process group, ranks and reductions.
 
-Every function does nothing, or the obvious thing, in a single process, so that no caller asks which case it is in.
+Every function also works in a single process, so that callers need not distinguish the two cases.
 """
 
 import os
@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from comodal.hardware import find_device
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a validation or a checkpoint on one process must not time out the others
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # long enough for a validation or a checkpoint on one process
 
 
 def init_distributed(device: str) -> torch.device:
-    """Joins the processes that torchrun started, if it did, and returns this process's device.
+    """Joins the process group of torchrun, if there is one, and returns this process's device.
 
     Args:
         device: "cpu", "cuda", "mps", or "auto": a GPU if there is one.
@@ -30,7 +30,7 @@ def init_distributed(device: str) -> torch.device:
 
 
 def shut_down_distributed() -> None:
-    """Leaves the group that `start` joined."""
+    """Leaves the process group that `init_distributed` joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -44,18 +44,18 @@ def count_processes() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that writes files and speaks."""
+    """Whether this process has rank 0, which writes files and messages."""
     return get_process_rank() == 0
 
 
 def wait_for_processes() -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has reached this barrier."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def all_reduce_sum(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The sums over all processes of numbers that each has under the same names."""
+    """Sums values by name over all processes."""
     if not dist.is_initialized():
         return values
     total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=device)
@@ -64,12 +64,12 @@ def all_reduce_sum(values: dict[str, float], device: torch.device) -> dict[str, 
 
 
 def all_reduce_mean(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The means over all processes of numbers that each has under the same names."""
+    """Averages values by name over all processes."""
     return {name: value / count_processes() for name, value in all_reduce_sum(values, device).items()}
 
 
 def all_reduce_max(value: float, device: torch.device) -> float:
-    """The largest of a number that each process has."""
+    """Returns the maximum of a value over all processes."""
     if not dist.is_initialized():
         return value
     largest = torch.tensor(value, dtype=torch.float64, device=device)
@@ -78,7 +78,7 @@ def all_reduce_max(value: float, device: torch.device) -> float:
 
 
 def all_gather_texts(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of all processes, in the order of their ranks."""
+    """Gathers the texts of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return values
     parts: list[tuple[str, ...]] = [()] * count_processes()

@@ -1,4 +1,4 @@
-"""`comodal env`: what was detected of this machine, what `auto` will use, and why; the same is kept with every run."""
+"""`comodal env`: the detected hardware and software, and what `auto` resolves to; stored with every run."""
 
 import os
 import platform
@@ -37,7 +37,7 @@ GIB = 2**30
 
 
 def environment() -> dict[str, Any]:
-    """Plain values: hardware, versions, extras, and what `auto` resolves to with the reason for it."""
+    """Plain values: hardware, versions, extras, and what `auto` resolves to, with the reason."""
     compute = hardware.resolve_compute()
     return {
         "comodal": version("comodal"),
@@ -65,7 +65,7 @@ def environment() -> dict[str, Any]:
 
 
 def explain_auto_choices(compute: hardware.Compute) -> dict[str, str]:
-    """Why `auto` takes what it takes."""
+    """Explains what `auto` resolves to."""
     kind = compute.device.type
     device = {"cuda": "a CUDA device is available", "mps": "there is no CUDA device, and MPS is available"}
     native = f"bf16 is {'' if compute.precision == 'bf16' else 'not '}native on this {kind} device"
@@ -82,12 +82,12 @@ def explain_auto_choices(compute: hardware.Compute) -> dict[str, str]:
 
 
 def uses_fused_engine(compute: hardware.Compute) -> bool:
-    """Whether PyTorch is the engine of `comodal embed --engine auto`."""
+    """Whether `comodal embed --engine auto` uses PyTorch."""
     return compute.device.type != "cpu" or hardware.can_fuse_convolution(compute.dtype)
 
 
 def read_cpu_name() -> str:
-    """As the system calls it."""
+    """The CPU's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -96,7 +96,7 @@ def read_cpu_name() -> str:
 
 
 def read_memory_gib() -> float | None:
-    """All of the machine's memory; None where the system does not tell."""
+    """Total memory of the machine; None if the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1)
     except (ValueError, OSError, AttributeError):
@@ -104,7 +104,7 @@ def read_memory_gib() -> float | None:
 
 
 def list_gpus() -> list[dict[str, Any]]:
-    """The CUDA devices."""
+    """Lists the CUDA devices."""
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -124,7 +124,7 @@ def find_package_version(package: str) -> str | None:
 
 
 def summarize_environment() -> str:
-    """One line for results cards: what computed, with which versions."""
+    """One line for results cards: hardware and versions."""
     compute = hardware.resolve_compute()
     name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else read_cpu_name()
     isa = f", {hardware.get_instruction_set()}" if compute.device.type == "cpu" else ""
@@ -132,7 +132,7 @@ def summarize_environment() -> str:
 
 
 def env(json: bool = False) -> None:
-    """Shows what was detected of this machine, and what device, precision and threads `auto` takes.
+    """Shows the detected hardware and software, and the device, precision and threads that `auto` resolves to.
 
     Args:
         json: Print JSON.
@@ -158,7 +158,7 @@ def env(json: bool = False) -> None:
 
 
 def format_environment_value(value: Any) -> str:
-    """A value for people."""
+    """Formats a value for the terminal."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What goes wrong for reasons outside the library: a file, a setting, a machine. Each says what to do in one sentence.
+"""Exceptions for causes outside the library: files, settings, hardware. Each message says what to do in one sentence.
 
-The command line prints these without a stack trace. A mistake of a caller of the Python functions is a ValueError.
+The command line prints these without a stack trace. Invalid arguments of the Python functions raise a ValueError.
 """
 
 import errno
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for what no reader foresees
+UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class ComodalError(Exception):
-    """A fault of a file or a setting, told in one sentence."""
+    """Base class: a problem with a file or a setting, described in one sentence."""
 
 
 class MediaError(ComodalError):
-    """A video, sound or picture that cannot be used; `reason` is one of a few words that a report can count."""
+    """A video, audio file or image that cannot be used; `reason` is a short code for counts in reports."""
 
     def __init__(self, path: Path | str, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {reason}: {detail}")
@@ -33,7 +33,7 @@ class MediaError(ComodalError):
 
 
 class MediaWarning(UserWarning):
-    """What a file of audio was taken in spite of: it ends before its header says, or a part of it is damaged."""
+    """An audio file was read despite a problem: it is truncated, or a part of it is damaged."""
 
     def __init__(self, path: Path | str, detail: str) -> None:
         super().__init__(f"{path}: {detail}")
@@ -45,30 +45,29 @@ class MediaWarning(UserWarning):
 
 
 class DataError(ComodalError):
-    """A list, shard folder or data set that is missing, damaged or of another layout."""
+    """A list, shard folder or data set is missing, damaged or of another layout."""
 
 
 class CheckpointError(ComodalError):
-    """A model or run folder that cannot be loaded."""
+    """A model or run folder cannot be loaded."""
 
 
 class RecipeError(ComodalError):
-    """Settings of a recipe that cannot work together."""
+    """Settings of a recipe are incompatible."""
 
 
 @contextmanager
 def wrap_item_errors(path: Path | str) -> Iterator[None]:
-    """The boundary around the work on one of many files: whatever it raises becomes a MediaError with the file's name,
-    for a line of the report, since a decoder may raise anything.
+    """Context manager that turns any exception from processing one file into a MediaError with the file's name.
 
-    Passed on is what is not the file's fault: our own errors, a full disk, no memory, Ctrl-C. With COMODAL_DEBUG=1
-    everything is passed on.
+    A decoder may raise anything. Exceptions that the file did not cause are passed on: comodal's own errors, a full
+    disk, out of memory, Ctrl-C. With COMODAL_DEBUG=1 all exceptions are passed on.
 
     Args:
-        path: The file, as the report names it.
+        path: The file, as named in the report.
 
     Raises:
-        MediaError: The work failed.
+        MediaError: Processing the file failed.
     """
     try:
         yield
@@ -84,7 +83,7 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def collect_media_warnings() -> Iterator[list[str]]:
-    """Collects what is said of damaged media meanwhile; all other warnings are given as always."""
+    """Collects MediaWarnings in the block; other warnings are emitted as usual."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MediaWarning)

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name, synced, renamed.
+"""Atomic file writes: written under a temporary name, synced, renamed.
 
-A temporary name says whose it is: `.NAME.PID-HOST.part`. What a killed process left is removed by the next one that
-writes into the same folder. Modes follow the umask.
+The temporary name `.NAME.PID-HOST.part` identifies the process. Temporary files of killed processes are removed by the
+next process that writes into the same folder. Modes follow the umask.
 """
 
 import errno
@@ -23,11 +23,11 @@ DISK_ERRORS = {
     errno.EDQUOT: "the disk quota is used up; make room and run the same command again",
     errno.EFBIG: "the file system or `ulimit -f` allows no file of this size",
 }
-_cleaned_folders: set[Path] = set()  # folders in which this process has looked for what others left
+_cleaned_folders: set[Path] = set()  # folders that this process has checked for stale files
 
 
 def shorten_file_name(name: str, spare: int = 0) -> str:
-    """A file name that leaves `spare` of the 255 bytes: of a longer one its beginning, a hash of it, and its suffix."""
+    """Shortens a file name to 255 bytes less `spare`: its beginning, a hash, and its suffix."""
     most = MAX_NAME_BYTES - spare
     if len(os.fsencode(name)) <= most:
         return name
@@ -37,9 +37,9 @@ def shorten_file_name(name: str, spare: int = 0) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """Size and both ends of a file, to recognize one that was replaced under its name; "" without a file.
+    """A fingerprint of size and both ends of a file, to detect a replaced file; "" if there is no file.
 
-    It is the same for a copy, and costs two reads.
+    It is the same for a copy, and requires two reads.
     """
     try:
         with path.open("rb") as file:
@@ -54,7 +54,7 @@ def fingerprint_file(path: Path) -> str:
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
-    """One stamp of many files in their order."""
+    """One fingerprint of many files in order."""
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
         digest.update(f"{fingerprint_file(path)}\n".encode())
@@ -62,18 +62,18 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 
 def hash_host_name() -> str:
-    """Four digits of the machine's name: on a shared disk, process ids of other machines say nothing."""
+    """Four digits of the host name's hash: on a shared disk, process ids of other machines are meaningless."""
     return hashlib.blake2b(socket.gethostname().encode(), digest_size=2).hexdigest()
 
 
 def make_temporary_path(path: Path) -> Path:
-    """Of this process alone: a worker that outlives a killed command cannot write into the file of its successor."""
+    """A temporary path unique to this process, so that an orphaned worker cannot write into another's file."""
     ending = f".{os.getpid()}-{hash_host_name()}.part"
     return path.with_name(f".{shorten_file_name(path.name, spare=1 + len(ending))}{ending}")
 
 
 def remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files of processes of this machine that have ended, once for each process and folder."""
+    """Removes temporary files of ended processes of this machine, once per process and folder."""
     if folder in _cleaned_folders:
         return
     _cleaned_folders.add(folder)
@@ -85,7 +85,7 @@ def remove_stale_files(folder: Path) -> None:
 
 
 def is_process_running(process: int) -> bool:
-    """Whether there is a process of this number."""
+    """Whether there is a process with this id."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -97,7 +97,7 @@ def is_process_running(process: int) -> bool:
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `path` when the block ends well, and is removed when it does not.
+    """Yields a temporary path that is renamed to `path` if the block succeeds, and removed otherwise.
 
     Raises:
         OSError: It cannot be written, or something of that name is no file: a folder, or a device, which a superuser
@@ -110,7 +110,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = make_temporary_path(path)
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode & 0o777  # as the umask has it; some libraries make files for their owner alone
+        mode = temporary.stat().st_mode & 0o777  # umask; some libraries make files private
         yield temporary
         with temporary.open("rb+") as file:
             os.fchmod(file.fileno(), mode)
@@ -125,17 +125,17 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Writes a file at once, or leaves what was there."""
+    """Writes a file atomically."""
     with write_atomically(path) as temporary:
         temporary.write_bytes(data)
 
 
 def encode_json_line(value: Any) -> bytes:
-    """A value as a line of JSON. Names of files that are not UTF-8 are written as escapes, and read as they were."""
+    """Encodes a value as a line of JSON. File names that are not UTF-8 are escaped, and read back unchanged."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system says with a number, in a sentence with the name of the file."""
+    """Describes an OSError in a sentence with the name of the file."""
     reason = DISK_ERRORS.get(error.errno or 0) or error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason

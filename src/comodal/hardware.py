@@ -1,8 +1,8 @@
-"""Hardware detection: which device, precision, kernels and number of threads `auto` means on this machine.
+"""Hardware detection: the device, precision, kernels and number of threads that `auto` resolves to.
 
-Nothing is assumed of a machine. A CPU computes in bfloat16 only where that is faster than fp32, which a timed matrix
-product confirms: PyTorch's own flag also stands for slow emulation, and it does not see `ONEDNN_MAX_CPU_ISA`. Kernels
-that are private to PyTorch are tried once on a small tensor.
+A CPU computes in bfloat16 only if that is faster than fp32, which a timed matrix product verifies: PyTorch's own flag
+is also true for slow emulation, and ignores `ONEDNN_MAX_CPU_ISA`. Kernels that are private to PyTorch are tried once on
+a small tensor.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
-EmbedPrecision: TypeAlias = Literal["auto", "fp32", "bf16", "int8"]  # int8: of exported engines alone
+EmbedPrecision: TypeAlias = Literal["auto", "fp32", "bf16", "int8"]  # int8: exported engines only
 ResolvedPrecision: TypeAlias = Literal["fp32", "bf16"]
 MemoryLayout: TypeAlias = Literal["contiguous", "channels_last"]
 
@@ -29,19 +29,19 @@ MEMORY_FORMATS: dict[MemoryLayout, torch.memory_format] = {
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBE_SIZE = 256  # rows of the matrices of the timed probe: 0.4 ms in fp32, some 30 ms where bfloat16 is emulated
 PROBE_REPEATS = 3
-CPU_MICRO_BATCH = 2  # of 1, 2, 4 and 8 the fastest on CPUs: larger batches leave the cache
+CPU_MICRO_BATCH = 2  # the fastest of 1, 2, 4 and 8 on CPUs: larger batches exceed the cache
 GPU_BATCH = 256
-CPU_SEQUENCE_BATCH, GPU_SEQUENCE_BATCH = 64, 1024  # more of them take memory and no less time
+CPU_SEQUENCE_BATCH, GPU_SEQUENCE_BATCH = 64, 1024  # larger batches need more memory and are not faster
 CPU_LOADER_WORKERS = 2
 MAX_GPU_WORKERS = 16  # at some 400 pairs a second each
-LOAD_PROBE_SECONDS = 0.05  # for how long the load of other processes is measured
+LOAD_PROBE_SECONDS = 0.05  # duration of the measurement of other processes' load
 PROBE_CONVOLUTION = [1, 1]
-MAX_NARROW_FILTERS = 256  # filters of a convolution, beyond which layouts differ on a CPU with AVX2 alone
+MAX_NARROW_FILTERS = 256  # filters up to which channels_last is at least as fast on a CPU with AVX2 only
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision to compute."""
+    """Device and precision."""
 
     device: torch.device
     precision: ResolvedPrecision = "fp32"
@@ -52,12 +52,12 @@ class Compute:
 
     @property
     def batch_size(self) -> int:
-        """See `inference_batch`."""
+        """See `choose_inference_batch_size`."""
         return choose_inference_batch_size(self.device)
 
     @property
     def sequence_batch(self) -> int:
-        """See `sequence_batch`."""
+        """See `choose_sequence_batch_size`."""
         return choose_sequence_batch_size(self.device)
 
     def autocast(self) -> AbstractContextManager:
@@ -65,7 +65,7 @@ class Compute:
 
 
 def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
-    """The device and the precision to compute with.
+    """Resolves the device and the precision.
 
     Args:
         device: auto takes CUDA, else MPS, else the CPU.
@@ -91,20 +91,20 @@ def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Comp
 
 
 def choose_sequence_batch_size(device: torch.device) -> int:
-    """Texts, images or pairs of them that a transformer takes at once when it only infers."""
+    """Inference batch size of a transformer, in texts, images or pairs."""
     return CPU_SEQUENCE_BATCH if device.type == "cpu" else GPU_SEQUENCE_BATCH
 
 
 def choose_inference_batch_size(device: torch.device) -> int:
-    """Images or windows that a convolutional network takes at once when it only infers."""
+    """Inference batch size of a convolutional network, in images or windows."""
     return CPU_MICRO_BATCH if device.type == "cpu" else GPU_BATCH
 
 
 def choose_training_layout(compute: Compute, module: torch.nn.Module) -> MemoryLayout:
-    """In which order the weights of convolutions lie in memory while they are trained.
+    """Chooses the memory format of convolution weights for training.
 
-    Channels last, but for wide ones in fp32 on a CPU without AVX-512: with 512 filters contiguous weights are 1.3 times
-    as fast there, with 256 as fast, with 128 and fewer slower (docs/performance.md).
+    It is channels_last, except for wide convolutions in fp32 on a CPU without AVX-512: with 512 filters contiguous
+    weights are 1.3 times as fast there, with 256 equally fast, with 128 and fewer slower (docs/performance.md).
     """
     widest = max((layer.out_channels for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)), default=0)
     is_narrow_cpu = compute.device.type == "cpu" and compute.precision == "fp32" and get_instruction_set() != "AVX512"
@@ -112,8 +112,7 @@ def choose_training_layout(compute: Compute, module: torch.nn.Module) -> MemoryL
 
 
 def resolve_loader_workers(workers: int | Literal["auto"], device: torch.device) -> int:
-    """Processes that read data beside each process that computes; auto: two for a CPU, which is slower than they are,
-    and for a GPU the cores of the machine shared out among its processes, at most 16 each."""
+    """Data loader workers per compute process; auto: two for a CPU, for a GPU its part of the cores, at most 16."""
     if workers != "auto":
         return workers
     if device.type == "cpu":
@@ -123,21 +122,21 @@ def resolve_loader_workers(workers: int | Literal["auto"], device: torch.device)
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name, such as auto, cpu, cuda or cuda:1.
+    """Returns the device of a name, such as auto, cpu, cuda or cuda:1.
 
     Raises:
-        ValueError: This machine has none of that name.
+        ValueError: This machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu")
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises differs by kind
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch's exceptions differ by device type
         raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
 
 
 def get_module_device(module: torch.nn.Module) -> torch.device:
-    """Where the weights of a module are."""
+    """The device of a module's weights."""
     return next(module.parameters()).device
 
 
@@ -146,7 +145,7 @@ def has_mps() -> bool:
 
 
 def has_native_bf16(device_type: str = "cpu") -> bool:
-    """Whether bfloat16 is computed by the hardware, not emulated."""
+    """Whether the hardware computes bfloat16 natively."""
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type == "cpu" and cpu_has_native_bf16()
@@ -156,7 +155,7 @@ def has_native_bf16(device_type: str = "cpu") -> bool:
 def cpu_has_native_bf16() -> bool:
     """Whether a matrix product in bfloat16 is faster than in fp32 on this CPU (AVX-512 BF16, AMX).
 
-    PyTorch's flag alone is not enough: it is true for emulation, too, and where the environment restricts oneDNN.
+    PyTorch's flag is not sufficient: it is also true for emulation, and where the environment restricts oneDNN.
     """
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if not torch.backends.mkldnn.is_available() or supported is None or not supported():
@@ -165,10 +164,10 @@ def cpu_has_native_bf16() -> bool:
 
 
 def time_matrix_product(dtype: torch.dtype) -> float:
-    """The fastest of a few small matrix products."""
+    """The shortest time of a few small matrix products."""
     left = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
     seconds = []
-    for _ in range(PROBE_REPEATS + 1):  # the first one builds the kernel
+    for _ in range(PROBE_REPEATS + 1):  # the first product builds the kernel
         start = time.perf_counter()
         left @ left
         seconds.append(time.perf_counter() - start)
@@ -177,9 +176,10 @@ def time_matrix_product(dtype: torch.dtype) -> float:
 
 @cache
 def can_fuse_convolution(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's private oneDNN convolution (`torch.ops.mkldnn`) runs on this CPU in this type.
+    """Whether PyTorch's private oneDNN convolution (`torch.ops.mkldnn`) runs on this CPU with this dtype.
 
-    It is private, so it may be missing, and it raises in bfloat16 on a CPU without AVX-512. One pixel is convolved.
+    It is private, so it may be missing, and it raises in bfloat16 on a CPU without AVX-512. The check convolves one
+    pixel.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -196,12 +196,12 @@ def can_fuse_convolution(dtype: torch.dtype) -> bool:
 
 
 def get_instruction_set() -> str:
-    """Of the CPU as PyTorch's own kernels use it: AVX512, AVX2, or DEFAULT."""
+    """The CPU's instruction set that PyTorch's kernels use: AVX512, AVX2, or DEFAULT."""
     return torch.backends.cpu.get_cpu_capability()
 
 
 def count_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group."""
+    """Number of cores that this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     try:
@@ -212,10 +212,10 @@ def count_cores() -> int:
 
 
 def resolve_threads(threads: int | None = None) -> int:
-    """The number of threads to compute with: as given, as `OMP_NUM_THREADS` says, or the cores that are idle.
+    """Number of compute threads: as given, as `OMP_NUM_THREADS`, or the number of idle cores.
 
-    Threads that wait for each other at barriers lose most of their speed beside another busy process, so cores that
-    others use are left out.
+    Threads that wait for each other at barriers lose most of their speed next to another busy process, so busy cores
+    are not counted.
     """
     if threads is not None:
         return threads
@@ -225,7 +225,7 @@ def resolve_threads(threads: int | None = None) -> int:
 
 
 def count_busy_cores() -> float:
-    """Cores that the machine's processes use at this moment; 0 where the system does not tell."""
+    """Number of cores that are busy at this moment; 0 if the system does not report it."""
     before = read_cpu_times()
     if before is None:
         return 0.0
@@ -237,7 +237,7 @@ def count_busy_cores() -> float:
 
 
 def read_cpu_times() -> tuple[int, int] | None:
-    """Ticks of all cores since the start of the machine, and the idle ones among them (Linux)."""
+    """Ticks of all cores since boot, and the idle ones among them (Linux)."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):

@@ -1,7 +1,7 @@
 """L3-Net and OpenL3 for HEAR, the Holistic Evaluation of Audio Representations (NeurIPS 2021 competition).
 
-HEAR's common API: https://hearbenchmark.com/hear-api.html. Give its tools the module `comodal.hear` and a model:
-`python -m heareval.embeddings.runner comodal.hear --model RUN`.
+Implements HEAR's common API: https://hearbenchmark.com/hear-api.html. Give HEAR's tools the module `comodal.hear` and a
+model: `python -m heareval.embeddings.runner comodal.hear --model RUN`.
 """
 
 import copy
@@ -16,22 +16,22 @@ from torch.nn import functional as F
 from comodal.errors import CheckpointError
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 
-SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # those in which HEAR's tasks come
-TIMESTAMP_HOP_SECONDS = 0.05  # seconds; HEAR asks for at most 50 ms, since it takes notes as right within 50 ms
+SAMPLE_RATES = (16_000, 22_050, 44_100, 48_000)  # sample rates of HEAR's tasks
+TIMESTAMP_HOP_SECONDS = 0.05  # seconds; HEAR requires at most 50 ms, its tolerance for the onset of notes
 SCENE_HOP_SECONDS = 0.25
 WINDOWS_PER_BATCH = 64  # at a time, which bounds memory
 
 
 class HearModel(nn.Module):
-    """A network and the three numbers that HEAR asks for; windows of one second in float32.
+    """A network with the three attributes that HEAR requires; windows of one second in float32.
 
     Args:
-        embedder: Of sound, in float32.
+        embedder: Audio embedder in float32.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
-        self.network = copy.deepcopy(embedder.model)  # `to` must not move what others use
+        self.network = copy.deepcopy(embedder.model)  # a copy, since `to` must not move a network that others use
         self.about = embedder.about
         self.sample_rate: int = embedder.config.sample_rate
         self.window = round(embedder.config.sound_seconds * self.sample_rate)
@@ -43,7 +43,7 @@ class HearModel(nn.Module):
     def forward(
         self, windows: Float[Tensor, "windows samples"]
     ) -> tuple[Float32[Tensor, "windows features"], np.ndarray]:
-        """Vectors on the model's device, and which windows are silent."""
+        """Returns embeddings on the model's device, and which windows are silent."""
         device = self.network.fc1.weight.device
         if device not in self.embedders:
             choice = EmbedderOptions(precision="fp32", device=str(device))
@@ -55,13 +55,13 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """A model for the other two functions.
+    """Loads a model for the other two functions.
 
     Args:
-        model_file_path: Run folder or model folder of an L3-Net, or a file of OpenL3.
+        model_file_path: Run folder or model folder of an L3-Net, or a weights file of OpenL3.
 
     Raises:
-        CheckpointError: There is none, it is damaged, another kind of model, or of a sample rate that HEAR has not.
+        CheckpointError: There is no model, it is damaged, of another kind, or of a sample rate that HEAR does not use.
     """
     if not model_file_path:
         raise CheckpointError("HEAR: give the run folder, model folder or OpenL3 file (--model)")
@@ -76,18 +76,18 @@ def load_model(model_file_path: str = "") -> HearModel:
 def get_timestamp_embeddings(
     audio: Float[Tensor, "sounds samples"], model: HearModel
 ) -> tuple[Float32[Tensor, "sounds timestamps features"], Float32[Tensor, "sounds timestamps"]]:
-    """Vectors every 50 ms, and their times in milliseconds.
+    """Returns embeddings every 50 ms, and their timestamps in milliseconds.
 
     Args:
-        audio: Sounds of one length at the model's sample rate, between -1 and 1.
+        audio: Recordings of one length at the model's sample rate, between -1 and 1.
         model: What `load_model` returned.
 
     Returns:
-        Window k is centred on its timestamp, 50 k ms, with silence before the sound and after it; the last timestamp is
+        Window k is centered on its timestamp, 50 k ms, zero-padded at both ends; the last timestamp is
         at most 50 ms from the end.
 
     Raises:
-        ValueError: The sounds are empty, or not of two axes.
+        ValueError: The audio is empty, or not two-dimensional.
     """
     hop = round(TIMESTAMP_HOP_SECONDS * model.sample_rate)
     vectors = torch.stack([model(windows)[0] for windows in cut_centered_windows(audio, model, hop)])
@@ -98,14 +98,14 @@ def get_timestamp_embeddings(
 def get_scene_embeddings(
     audio: Float[Tensor, "sounds samples"], model: HearModel
 ) -> Float32[Tensor, "sounds features"]:
-    """One vector for each sound: the mean of those of every 250 ms, silent windows left out.
+    """Returns one embedding per recording: the mean over windows every 250 ms, without silent windows.
 
     Args:
-        audio: Sounds of one length at the model's sample rate, between -1 and 1.
+        audio: Recordings of one length at the model's sample rate, between -1 and 1.
         model: What `load_model` returned.
 
     Raises:
-        ValueError: The sounds are empty, or not of two axes.
+        ValueError: The audio is empty, or not two-dimensional.
     """
     means = []
     for windows in cut_centered_windows(audio, model, round(SCENE_HOP_SECONDS * model.sample_rate)):
@@ -116,7 +116,7 @@ def get_scene_embeddings(
 
 
 def cut_centered_windows(audio: Tensor, model: HearModel, hop: int) -> list[Float[Tensor, "windows samples"]]:
-    """The windows of each sound, the first centred on its first sample."""
+    """Cuts windows of each recording, the first centered on its first sample."""
     if audio.ndim != 2 or not audio.numel():
         raise ValueError(f"HEAR gives sounds as (sounds, samples); these are {tuple(audio.shape)}")
     around = F.pad(audio, (model.window // 2, model.window - model.window // 2))

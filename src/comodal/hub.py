@@ -1,8 +1,8 @@
-"""Models that are given to others: a folder of what is needed and a model card, on disk or on the Hugging Face hub.
+"""Sharing of models: a folder with a model card, on disk or on the Hugging Face hub.
 
-What goes along is the model's own folder (weights, config, vocabulary, answers, what its regions are made of and the
-network that made them) and the results cards of its evaluations; checkpoints, logs and data stay. The model card is
-written from those cards.
+The folder holds the model (weights, config, vocabulary, answers, the detector and the description of its regions) and
+the results cards of its evaluations. Checkpoints, logs and data are left out. The model card is generated from the
+results cards.
 """
 
 import fcntl
@@ -54,34 +54,34 @@ EXAMPLE_COMMANDS = {
     VQA: 'ask photo.jpg "what is on the table?" --model MODEL',
     POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
 }
-UNFINISHED_MARKER = ".begun.part"  # in a folder that is not finished
+UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
 HUB_NOT_INSTALLED = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
 
 
 def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: str = "mit") -> dict[str, int]:
-    """Writes a model as a folder that can be given away, with a model card.
+    """Writes a model as a folder to publish, with a model card.
 
     Args:
-        run: Run or model folder.
-        out: The folder to write; new, empty, or left unfinished by the same command.
-        results: A folder below which evaluations of this model wrote their results cards.
-        licence: Of the weights, as the hub writes it.
+        run: Run folder or model folder.
+        out: Output folder; new, empty, or left incomplete by the same command.
+        results: Folder with the results cards of evaluations of this model, searched recursively.
+        licence: License of the weights, as a hub identifier.
 
     Returns:
         share.files and share.cards.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
-        DataError: OUT holds something, or a results card is damaged.
+        DataError: The output folder is not empty, or a results card is damaged.
 
     Examples:
         comodal share runs/vqa shared/vqa --results results/vqa
     """
-    load_model(run)  # what is damaged is told here, and not by whoever gets it
+    load_model(run)  # detects damage before publishing
     check_network_beside(run)
     source = find_model_folder(run)
     cards = {path: read_card(path) for path in sorted(results.rglob(CARD_FILE))} if results is not None else {}
-    cards = {path: card for path, card in cards.items() if card["scores"]}  # those of submissions have none
+    cards = {path: card for path, card in cards.items() if card["scores"]}  # cards of submissions have no scores
     if results is not None and not cards:
         raise DataError(f"{results}: no results card ({CARD_FILE}) below it")
     with (
@@ -103,14 +103,14 @@ def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: 
 
 @contextmanager
 def mark_unfinished(out: Path, what: str) -> Iterator[None]:
-    """Marks a folder as not finished while the block runs, so that the same command may go on in it after a kill.
+    """Context manager that marks a folder as incomplete, so that the same command can resume in it after a kill.
 
     Args:
         out: The folder.
-        what: What is written; the mark says it, and nothing else may go on.
+        what: Description of the content, written to the marker; only the same command may resume.
 
     Raises:
-        DataError: It holds something else, or another command is writing there.
+        DataError: The folder holds something else, or another command is writing to it.
     """
     mark = out / UNFINISHED_MARKER
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.is_file())):
@@ -121,7 +121,7 @@ def mark_unfinished(out: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"another command is writing to {out}: wait until it ends") from error
-        if not mark.is_file():  # the other one has just finished
+        if not mark.is_file():  # the other command has just finished
             raise DataError(f"{out} is there already: give a folder that is new or empty")
         if (before := read_text(mark)) not in ("", what):
             raise DataError(f"{out} was begun with {before}, not with {what}: give another folder, or delete this one")
@@ -141,23 +141,23 @@ def hash_weights_file(model: Path) -> str:
 def push_to_hub(
     run: Path, repository: str, results: Path | None = None, licence: str = "mit", private: bool = False
 ) -> dict[str, int]:
-    """Puts a model on the Hugging Face hub, as `comodal share` writes it.
+    """Uploads a model to the Hugging Face hub, in the format of `comodal share`.
 
-    Whoever pushes must be logged in there (`hf auth login`, or the variable HF_TOKEN).
+    Requires a login (`hf auth login`, or the variable HF_TOKEN).
 
     Args:
-        run: Run or model folder.
-        repository: OWNER/NAME on the hub; made if it is not there.
-        results: A folder below which evaluations of this model wrote their results cards.
-        licence: Of the weights, as the hub writes it.
-        private: Whether a repository that is made is seen by its owner alone.
+        run: Run folder or model folder.
+        repository: OWNER/NAME on the hub; created if it does not exist.
+        results: Folder with the results cards of evaluations of this model, searched recursively.
+        licence: License of the weights, as a hub identifier.
+        private: Whether a new repository is private.
 
     Returns:
         share.files and share.cards.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
-        DataError: The hub refuses, or cannot be reached.
+        DataError: The hub rejects the upload, or cannot be reached.
 
     Examples:
         comodal push runs/vqa me/vilbert-vqa --results results/vqa
@@ -175,17 +175,17 @@ def push_to_hub(
 
 
 def from_pretrained(repository: str, out: Path) -> dict[str, int]:
-    """Gets a shared model from the Hugging Face hub; the folder is then a RUN for every command.
+    """Downloads a shared model from the Hugging Face hub, as a RUN for every command.
 
     Args:
         repository: OWNER/NAME on the hub.
-        out: The folder to write.
+        out: Output folder.
 
     Returns:
         pull.files.
 
     Raises:
-        CheckpointError: What was got is no model of comodal.
+        CheckpointError: The repository holds no model of comodal.
         DataError: There is no such repository, or the hub cannot be reached.
 
     Examples:
@@ -206,7 +206,7 @@ def from_pretrained(repository: str, out: Path) -> dict[str, int]:
 
 
 def import_hub_library() -> Any:
-    """huggingface_hub, if it is installed."""
+    """Imports huggingface_hub; raises an error if it is not installed."""
     try:
         import huggingface_hub
         import huggingface_hub.errors
@@ -216,12 +216,12 @@ def import_hub_library() -> Any:
 
 
 def summarize_error(error: BaseException) -> str:
-    """What an error says, without what follows."""
+    """The first line of an error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def describe_region_network(model: Path) -> str:
-    """What a model needs beside it to be asked about any picture, in a sentence; empty for one without regions."""
+    """Describes what a model needs besides its weights for new images; empty for a model without regions."""
     made = read_training_regions(model)
     if made is None:
         return ""
@@ -239,7 +239,7 @@ def describe_region_network(model: Path) -> str:
 def format_model_card(
     name: str, config: dict[str, object], cards: list[dict[str, Any]], licence: str, regions: str = ""
 ) -> str:
-    """README.md of a shared model: the hub's front matter, how it is used, and what it was measured at."""
+    """README.md of a shared model: the hub's front matter, usage, and evaluation results."""
     kind = str(config.get("class", "")).rpartition(":")[2]
     is_l3net = kind.startswith("L3")
     front: dict[str, Any] = {
@@ -265,14 +265,14 @@ def format_model_card(
 
 
 def format_example_command(kind: str, config: dict[str, Any]) -> str:
-    """A command that a model is for."""
+    """An example command for the model."""
     if kind == "TaskModel":
         kind = config["config"]["heads"][0]["name"]
     return EXAMPLE_COMMANDS.get(kind, "inspect MODEL")
 
 
 def format_model_index_result(card: dict[str, Any]) -> dict[str, Any]:
-    """A results card as the hub's model index has it."""
+    """Converts a results card to an entry of the hub's model index."""
     metrics = [
         {"type": name, "name": name, "value": round(score["value"], 4)} for name, score in card["scores"].items()
     ]

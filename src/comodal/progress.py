@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, elsewhere a line every 15 seconds and one at the end."""
+"""Progress of long tasks: a bar on a terminal, elsewhere a line every 15 seconds and one at the end."""
 
 import threading
 import time
@@ -15,16 +15,16 @@ LOG_LINE_SECONDS = 15.0
 
 
 class Progress:
-    """What is done of a number of items, how long it takes yet, and a note.
+    """Items done, remaining time, and a note.
 
-    A thread shows it, so that a line appears in time although a single item takes minutes.
+    A thread prints it, so that lines appear on time even if a single item takes minutes.
 
     Args:
         what: What is counted or done, such as "step" or "embedding".
-        total: Items in all; a float stands for a fraction, which is shown in percent.
-        done: Items that were done before.
-        poll: Called for items that are done and a note, instead of waiting to be told.
-        is_shown: Show nothing if false, as in all processes but one.
+        total: Total number of items; a float stands for a fraction, which is shown in percent.
+        done: Number of items that were done before.
+        poll: Called for the number of items done and a note, instead of calls of `show`.
+        is_shown: Show nothing if false, as in all processes but the main one.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Progress:
         self.note = ""
         self.start = time.monotonic()
         self.next_line = self.start + LOG_LINE_SECONDS
-        self.has_begun = False  # the first line comes with the first item, as it says how long all will take
+        self.has_begun = False  # the first line appears with the first item, since it estimates the total time
         self.has_lines = is_shown and not is_terminal()
         self.is_shown = is_shown
         self.bar = create_progress_bar(is_percent=isinstance(total, float), is_shown=is_shown and not self.has_lines)
@@ -52,17 +52,17 @@ class Progress:
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def advance(self, items: int | float = 1) -> None:
-        """More items are done."""
+        """Adds items that are done."""
         self.completed += items
 
     def show(self, completed: int | float, note: str | None = None) -> None:
-        """So many items are done in all; the note stands until there is another."""
+        """Sets the number of items done; the note stays until the next one."""
         self.completed = completed
         if note is not None:
             self.note = note
 
     def say(self, sentence: str) -> None:
-        """A sentence above the bar."""
+        """Prints a sentence above the bar."""
         if self.is_shown:
             print_line(sentence, stderr=True)
 
@@ -82,7 +82,7 @@ class Progress:
             print_line(self.line(), stderr=True)
 
     def line(self) -> str:
-        """For people: how many of how many, the note, and the time."""
+        """Formats items done, total, note and time."""
         if isinstance(self.total, float):
             count = f"{self.what} {self.completed / self.total:.0%}"
         else:
@@ -117,13 +117,13 @@ class Progress:
 def track_progress(
     items: Iterable[T], what: str, total: int | None = None, completed: int = 0, is_shown: bool = True
 ) -> Iterator[T]:
-    """The items, with their progress.
+    """Yields the items and shows their progress.
 
     Args:
-        items: What is gone through.
+        items: Items to iterate over.
         what: What is done with them.
-        total: Of the items; by default their length.
-        completed: How many were done before.
+        total: Number of items; by default their length.
+        completed: Number of items that were done before.
         is_shown: Show nothing if false.
     """
     if total is None:

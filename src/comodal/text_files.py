@@ -1,8 +1,8 @@
-"""Text, JSON, JSON Lines, CSV and YAML from files: one reader for each, used by the whole package.
+"""Readers of text, JSON, JSON Lines, CSV and YAML files, used by the whole package.
 
-Text is UTF-8, with or without a byte order mark. A line ends at LF, CRLF or CR and nowhere else: `str.splitlines` also
-ends lines at U+2028, U+0085 and others, which occur inside captions and vocabularies. JSON and YAML are bounded in size
-and depth, YAML without aliases, whose expansion has no bound. What cannot be read is one sentence with the file's name.
+Text is UTF-8, with or without a byte order mark. Lines end at LF, CRLF or CR only: `str.splitlines` also splits at
+U+2028, U+0085 and others, which occur inside captions and vocabularies. JSON and YAML are limited in size and depth.
+YAML aliases are rejected, since their expansion is unbounded. Errors are one sentence with the file's name.
 """
 
 import csv
@@ -22,7 +22,7 @@ MAX_TEXT_FILE_BYTES = 4 << 30  # the captions of Conceptual 12M are 2.7 GB
 MAX_JSON_BYTES = 2 << 30  # the largest official annotations (Visual Genome) have 1.2 GB
 MAX_CONFIG_BYTES = 1 << 20  # settings, descriptions of models and stores
 MAX_NESTING_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
-MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; beyond them Python's own limit of some thousand levels has to do
+MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; longer texts only have Python's own limit of levels
 MAX_FIELD_CHARACTERS = 1 << 20  # characters of a cell of a CSV file
 
 ErrorType = type[ComodalError]
@@ -30,21 +30,21 @@ PairsHook = Callable[[list[tuple[str, Any]]], Any]
 
 
 def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> str:
-    """The text of a file; all line ends become LF.
+    """Reads a text file; all line ends become LF.
 
     Args:
         path: The file.
-        error: What is raised.
-        max_bytes: Larger files are refused unread.
+        error: Exception class to raise.
+        max_bytes: Larger files are rejected without reading them.
 
     Raises:
-        ComodalError: It is no regular file, too large, cannot be read, or is not UTF-8.
+        ComodalError: It is not a regular file, is too large, cannot be read, or is not UTF-8.
     """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise error(f"{path} is a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # a FIFO would wait for its writer, a device never ends
+        if not stat.S_ISREG(status.st_mode):  # reading a FIFO would block, a device never ends
             raise error(f"{path} is not a regular file")
         if status.st_size > max_bytes:
             raise error(f"{path} has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
@@ -58,7 +58,7 @@ def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEX
 
 
 def read_lines(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> list[str]:
-    """The lines of a text file without their ends; empty lines are kept, the one behind the last line end is not.
+    """Reads the lines of a text file without their ends. Empty lines are kept, except after the last line end.
 
     Raises:
         ComodalError: As `read_text`.
@@ -67,22 +67,22 @@ def read_lines(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TE
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text as `read_text` returns it."""
+    """Splits a text, as returned by `read_text`, into lines."""
     lines = text.split("\n")
     return lines[:-1] if not lines[-1] else lines
 
 
 def parse_json(text: str, where: object, error: ErrorType = DataError, hook: PairsHook | None = None) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text.
 
     Args:
         text: The text.
-        where: Its file, and the line in it if any.
-        error: What is raised.
-        hook: Makes the value of an object from its pairs.
+        where: File of the text, and its line if any, for messages.
+        error: Exception class to raise.
+        hook: Converts the pairs of an object to a value.
 
     Raises:
-        ComodalError: It is not JSON, or nested deeper than MAX_DEPTH.
+        ComodalError: It is not JSON, or nested deeper than MAX_NESTING_DEPTH.
     """
     try:
         value = json.loads(text, object_pairs_hook=hook)
@@ -96,7 +96,7 @@ def parse_json(text: str, where: object, error: ErrorType = DataError, hook: Pai
 
 
 def is_deeply_nested(value: Any) -> bool:
-    """Whether lists and dictionaries are nested deeper than MAX_DEPTH."""
+    """Whether lists and dictionaries are nested deeper than MAX_NESTING_DEPTH."""
     level = [value]
     for _ in range(MAX_NESTING_DEPTH + 1):
         lists, objects = [one for one in level if type(one) is list], [one for one in level if type(one) is dict]
@@ -109,7 +109,7 @@ def is_deeply_nested(value: Any) -> bool:
 def read_json(
     path: Path, error: ErrorType = DataError, max_bytes: int = MAX_JSON_BYTES, hook: PairsHook | None = None
 ) -> Any:
-    """The value of a JSON file.
+    """Reads a JSON file.
 
     Raises:
         ComodalError: As `read_text` and `parse_json`.
@@ -118,7 +118,7 @@ def read_json(
 
 
 def read_json_object(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The object in a small JSON file: a configuration or a description.
+    """Reads a small JSON file that holds an object: a configuration or a description.
 
     Raises:
         ComodalError: As `read_json`, or it is not an object.
@@ -130,7 +130,7 @@ def read_json_object(path: Path, error: ErrorType = DataError, max_bytes: int = 
 
 
 def is_json_lines(text: str) -> bool:
-    """Whether a text that begins with a JSON object is several lines of them, and not one object."""
+    """Whether a text that begins with a JSON object is JSON Lines, not a single object."""
     first, _, rest = text.lstrip().partition("\n")
     return first.rstrip().endswith("}") and rest.lstrip().startswith("{")
 
@@ -138,7 +138,7 @@ def is_json_lines(text: str) -> bool:
 def read_json_lines(
     path: Path, error: ErrorType = DataError, hook: PairsHook | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON Lines with the numbers of their lines, from 1; empty lines are skipped.
+    """Reads the objects of a JSON Lines file with their line numbers, from 1; empty lines are skipped.
 
     Raises:
         ComodalError: As `read_text` and `parse_json`, or a line is not an object.
@@ -149,7 +149,7 @@ def read_json_lines(
 def parse_json_lines(
     text: str, path: Path, error: ErrorType = DataError, hook: PairsHook | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same of a text that was read already."""
+    """Parses JSON Lines, as `read_json_lines`."""
     for number, line in enumerate(split_lines(text), start=1):
         if line.strip():
             value = parse_json(line, f"{path}, line {number}", error, hook)
@@ -159,7 +159,7 @@ def parse_json_lines(
 
 
 def read_log(path: Path, error: ErrorType = DataError) -> list[dict[str, Any]]:
-    """The whole lines of a log of JSON Lines, of which a killed process may have cut the last; none without a file.
+    """Reads the complete lines of a JSON Lines log; the last may be truncated. Empty if there is no file.
 
     Raises:
         ComodalError: As `read_json_lines`.
@@ -169,10 +169,10 @@ def read_log(path: Path, error: ErrorType = DataError) -> list[dict[str, Any]]:
 
 
 def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table with the numbers of their lines, from 1; rows without a filled cell are skipped.
+    """Parses the rows of a table with their line numbers, from 1; rows without a filled cell are skipped.
 
     Raises:
-        DataError: It is not a table: a quote is open at the end, or a cell has more than MAX_FIELD characters.
+        DataError: A quote is not closed, or a cell has more than MAX_FIELD_CHARACTERS characters.
     """
     previous = csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
@@ -186,10 +186,10 @@ def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = Fa
 
 
 def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
-    """The mapping in a YAML file of settings.
+    """Reads the mapping in a YAML file of settings.
 
     Raises:
-        ComodalError: As `read_text`; it is not YAML, nested deeper than MAX_DEPTH, has aliases, or is no mapping.
+        ComodalError: As `read_text`; or it is not YAML, too deeply nested, has aliases, or is not a mapping.
     """
     text = read_text(path, error, MAX_CONFIG_BYTES)
     try:
@@ -203,7 +203,7 @@ def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
 
 
 def check_yaml(text: str, path: Path, error: ErrorType) -> None:
-    """Refuses what could take all time or memory, before anything is built of it."""
+    """Rejects YAML that could exhaust time or memory, before any object is built."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -214,6 +214,6 @@ def check_yaml(text: str, path: Path, error: ErrorType) -> None:
 
 
 def describe_type(value: Any) -> str:
-    """What a value of JSON or YAML is, for messages."""
+    """The type of a JSON or YAML value, for messages."""
     kinds: dict[type, str] = {list: "a list", dict: "an object", str: "text", type(None): "nothing"}
     return kinds.get(type(value), f"{value!r:.40}")

@@ -1,7 +1,7 @@
-"""Worker processes: where they run, that they end with the command that started them, and what is done when one dies.
+"""Worker processes: backends, termination with the parent process, and recovery from crashes.
 
-A decoder that crashes ends its process. The file that it read is found by reading those that were being read once more,
-one by one in a process beside, and costs nothing but itself.
+A decoder that crashes ends its worker process. The file that caused it is found by reading the files in progress again,
+one by one in a separate process; only that file is lost.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from comodal.errors import DataError
 from comodal.text_files import read_text
 
 Backend = Literal["loky", "ray", "dask", "sequential"]
-MAX_CRASHES = 3  # how often in a row workers may die without a file to blame
+MAX_CRASHES = 3  # maximum of successive crashes for which no file is found
 CRASH_REASON = ("crashed the decoder", "the process that read it died")
 ORPHAN_SECONDS = 0.5
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def watch_parent_process(command: int) -> None:
-    """End this worker when the command that started it has ended, also by a kill."""
+    """Ends this worker when its parent process has ended, even if it was killed."""
 
     def watch() -> None:
         while os.getppid() == command:
@@ -43,13 +43,13 @@ def watch_parent_process(command: int) -> None:
 
 
 def collect_start_settings() -> dict[str, Any]:
-    """What every worker process of this command is started with."""
+    """Settings with which worker processes are started."""
     return {"initializer": watch_parent_process, "initargs": (os.getpid(),)}
 
 
 @contextlib.contextmanager
 def select_backend(backend: Backend) -> Iterator[None]:
-    """Make joblib's workers those of the backend: of Ray or Dask the cluster that their own settings name.
+    """Context manager that sets joblib's backend; Ray and Dask use the cluster of their own settings.
 
     Raises:
         DataError: The backend's package is not installed.
@@ -72,8 +72,10 @@ def select_backend(backend: Backend) -> Iterator[None]:
 
 
 def run_one_by_one(work: Callable[[A], T], items: Iterable[A]) -> Iterator["Future[T]"]:
-    """Run something for each item in a process beside this one, and in another after each that it ended with: what each
-    gave or raised, or a BrokenProcessPool for the item that ended the process."""
+    """Runs a function on each item in a separate process, which is restarted after a crash.
+
+    Yields the future of each item; its exception is a BrokenProcessPool if the item crashed the process.
+    """
     left = deque(items)
     while left:
         with ProcessPoolExecutor(max_workers=1, **collect_start_settings()) as alone:
@@ -86,18 +88,18 @@ def run_one_by_one(work: Callable[[A], T], items: Iterable[A]) -> Iterator["Futu
 
 
 def run_in_parallel(work: Callable[[A], T], items: Sequence[A], processes: int) -> Iterator[tuple[A, T | None]]:
-    """Run something for each item in worker processes.
+    """Runs a function on each item in worker processes.
 
     Args:
-        work: What to run; it is sent to the workers.
-        items: All of them.
-        processes: Workers; where they are several, items come back in the order in which they are done.
+        work: Function to run; it is sent to the workers.
+        items: All items.
+        processes: Number of workers; with several, items are returned in the order of completion.
 
     Yields:
-        Each item with what came of it, or with None where it ended the process that worked on it.
+        Each item with its result, or with None if it crashed its process.
 
     Raises:
-        DataError: Workers die, and no item ends a process by itself.
+        DataError: Workers crash repeatedly, and no single item crashes a process.
     """
     if processes == 1:
         yield from zip(items, map(get_result_or_none, run_one_by_one(work, items)), strict=True)
@@ -126,17 +128,17 @@ def run_in_parallel(work: Callable[[A], T], items: Sequence[A], processes: int) 
 
 
 def get_result_or_none(future: "Future[T]") -> T | None:
-    """What a call gave, or None where it ended its process."""
+    """The result of a call, or None if it crashed its process."""
     return None if isinstance(future.exception(), BrokenProcessPool) else future.result()
 
 
 def run_with_journal(work: Callable[[A], T], item: A, place: int, journal: Path) -> tuple[int, T]:
-    """In a worker: runs something for an item, and writes down before which one it is."""
+    """Runs the function in a worker, and first writes the item's index to the journal."""
     (journal / str(os.getpid())).write_text(str(place))
     return place, work(item)
 
 
 def read_journal(journal: Path) -> list[int]:
-    """The items that the workers had begun last."""
+    """Indices of the items that the workers started last."""
     texts = [read_text(path) for path in journal.iterdir()]
     return sorted(int(text) for text in texts if text)

@@ -1,4 +1,4 @@
-"""Attention between words and regions, drawn over the picture (ViLBERT, section 3.1: co-attention)."""
+"""Co-attention between tokens and regions, drawn over the image (ViLBERT, section 3.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,37 +27,37 @@ from comodal.models.vilbert.transformer import record_attention
 from comodal.models.vilbert.vilbert import ViLBERT
 
 MAX_SHOWN_REGIONS = 36
-NUM_SHOWN_TOKENS = 4  # beside a picture; more go on below
-MIN_ATTENTION_BRIGHTNESS = 0.15  # what is left of a picture where nobody looks
+NUM_SHOWN_TOKENS = 4  # in the row of an image; more follow below
+MIN_ATTENTION_BRIGHTNESS = 0.15  # brightness of an image where the attention is zero
 
 
 class CoAttentionWeights(NamedTuple):
-    """What a co-attention layer attends to, mean of its heads; row 0 of the regions is the whole image."""
+    """The weights of a co-attention layer, averaged over its heads. Row 0 of the regions is the whole image."""
 
-    words: Float[np.ndarray, "words rows"]  # of each word to the regions
-    regions: Float[np.ndarray, "rows words"]  # of each region to the words
+    words: Float[np.ndarray, "words rows"]  # of each token to the regions
+    regions: Float[np.ndarray, "rows words"]  # of each region to the tokens
 
 
 class AttentionExample(NamedTuple):
-    """A picture with a text, and how much its word pieces and its regions attend to each other."""
+    """An image with a text, and the co-attention between its tokens and its regions."""
 
     text: str
-    told: str  # what the model says of the two
+    told: str  # the model's prediction
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float[np.ndarray, "regions 4"]
     pieces: list[str]
     layers: list[CoAttentionWeights]
-    shown: list[int]  # the words that are drawn, in their order
-    pointed: tuple[float, ...] | None = None  # the box that is meant, where the model points at one
+    shown: list[int]  # indices of the tokens that are drawn, in text order
+    pointed: tuple[float, ...] | None = None  # the grounded box, where the model predicts one
 
 
 def select_attention_examples(
     model: ViLBERT, run: Path, regions: Path, captions: Path, images: Path, count: int = 4
 ) -> list[AttentionExample]:
-    """Held-out pictures, each with its first caption and its most decided words.
+    """Selects held-out images, each with its first caption and the tokens that attend to regions most.
 
     Raises:
-        DataError: A file is missing, or captions, regions and images do not belong together.
+        DataError: A file is missing, or captions, regions and images do not match.
     """
     if model.config.region_tokens:
         raise DataError(f"{run}: attention is shown of models that see features of regions, not visual tokens")
@@ -86,21 +86,21 @@ def select_attention_examples(
 
 
 def index_image_files(images: Path) -> dict[str, Path]:
-    """The pictures of a folder or of containers by their names without suffix, with folders and without."""
+    """The images of a folder or of containers, by name without suffix, with and without the folder."""
     root, pictures, _ = find_image_files(images)
     files = {name.rpartition(".")[0]: root / name for name in pictures}
     return files | {Path(stem).name: path for stem, path in files.items()}
 
 
 def check_co_attention(model: ViLBERT, run: Path) -> None:
-    """Refuses a model whose words and regions do not meet in co-attention."""
+    """Raises a DataError if the model has no co-attention between tokens and regions."""
     if not model.config.co_attention or not model.config.schedule:
         raise DataError(f"{run} has no co-attention: no attention between words and regions that could be shown")
 
 
 @torch.inference_mode()
 def encode_image_regions(model: ViLBERT, inside: Regions) -> UnimodalEncoding:
-    """The regions of an image, as the vision stream reads them."""
+    """The unimodal encoding of the regions of an image by the vision stream."""
     features, places = (torch.from_numpy(part)[None] for part in prepend_whole_image(inside, MAX_SHOWN_REGIONS))
     return model.vision_prefix(features.to(get_module_device(model)), places.to(get_module_device(model)), None)
 
@@ -109,8 +109,9 @@ def encode_image_regions(model: ViLBERT, inside: Regions) -> UnimodalEncoding:
 def compute_co_attention(
     model: ViLBERT, pieces: Sequence[int], vision: UnimodalEncoding, segments: Sequence[int] | None = None
 ) -> tuple[ViLBERTOutput, list[CoAttentionWeights]]:
-    """A text (or two, told apart by their segments) beside an image: what comes out, and the attention in each
-    co-attention layer, in the precision of the weights."""
+    """The output for a text (or two texts, distinguished by segments) with an image, and the weights of each
+    co-attention layer, in the precision of the model's weights.
+    """
     words = torch.tensor([list(pieces)], device=get_module_device(model))
     parts = torch.zeros_like(words) if segments is None else torch.tensor([list(segments)], device=words.device)
     text = model.text_prefix(words, parts, None)
@@ -127,7 +128,7 @@ def compute_co_attention(
 
 
 def draw_attention(shown: Sequence[AttentionExample], layer: int = -1) -> Figure:
-    """For each example the picture with its boxes, and lit by the attention of its words in one layer."""
+    """For each example the image with its boxes, and the image shaded by the attention of its tokens in one layer."""
     lines = [-(-max(1, len(example.shown)) // NUM_SHOWN_TOKENS) for example in shown]
     figure = Figure(figsize=(2.2 * (NUM_SHOWN_TOKENS + 1), 2.6 * sum(lines)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -151,7 +152,7 @@ def draw_attention(shown: Sequence[AttentionExample], layer: int = -1) -> Figure
 
 
 def draw_boxes(axes: Axes, example: AttentionExample) -> None:
-    """The picture with its regions; the box that is meant stands out."""
+    """The image with its regions; the box that the model grounds to is highlighted."""
     axes.imshow(example.picture)
     for box in example.boxes:
         draw_box_outline(axes, box)
@@ -160,7 +161,7 @@ def draw_boxes(axes: Axes, example: AttentionExample) -> None:
 
 
 def select_attentive_tokens(pieces: list[str], layer: CoAttentionWeights) -> list[int]:
-    """The words (no special ones, no signs) that look at a region more than words do on average, in their order."""
+    """The word tokens that attend to a region more than the average token does, in text order."""
     attention = layer.words[:, 1:]
     real = [i for i, piece in enumerate(pieces) if piece.isalpha() and len(piece) > 2]
     beyond = (attention - attention.mean(0)).max(1, initial=0.0)
@@ -170,7 +171,7 @@ def select_attentive_tokens(pieces: list[str], layer: CoAttentionWeights) -> lis
 def shade_by_attention(
     example: AttentionExample, attention: Float[np.ndarray, "regions"]
 ) -> Float[np.ndarray, "height width 3"]:
-    """The picture, from 0 to 1, dark but where the attention is; the region with the most of it stays as it is."""
+    """The image, from 0 to 1, with brightness by attention. The region with the highest weight keeps its brightness."""
     light = np.full(example.picture.shape[:2], MIN_ATTENTION_BRIGHTNESS)
     weights = attention / max(float(attention.max(initial=0.0)), 1e-9)
     for weight, (left, top, right, bottom) in zip(weights, example.boxes.round().astype(int).tolist(), strict=True):

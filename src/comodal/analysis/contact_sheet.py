@@ -1,4 +1,4 @@
-"""A contact sheet: what is in the shards, at a glance. Each row is a clip: its frames, then its sound."""
+"""A contact sheet of the clips in the shards. Each row shows the frames and the audio of a clip."""
 
 import io
 from pathlib import Path
@@ -22,10 +22,10 @@ def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, sta
 
     Args:
         shards: folder of one split, as `comodal prepare` wrote it.
-        out: the picture to write, .png or .jpg.
-        clips: how many clips, taken at equal distances from `start` on.
-        frames: how many frames of each.
-        start: the first clip.
+        out: the image file to write, .png or .jpg.
+        clips: number of clips, equally spaced from `start` on.
+        frames: number of frames per clip.
+        start: index of the first clip.
 
     Raises:
         DataError: there are no shards, or they are damaged.
@@ -70,7 +70,7 @@ def draw_clip(row: np.ndarray, shards: ShardReader, clip: int) -> None:
 
 
 def draw_waveform(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
-    """The lowest and highest sample of each of 400 pieces."""
+    """The minimum and maximum sample of each of 400 segments."""
     pieces = np.array_split(sound, min(400, len(sound)))
     seconds = np.linspace(0.0, len(sound) / sample_rate, len(pieces))
     axes.fill_between(seconds, [p.min() for p in pieces], [p.max() for p in pieces], color="#3b6ea5", linewidth=0.3)
@@ -79,7 +79,7 @@ def draw_waveform(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate:
 
 
 def draw_spectrogram(axes: Axes, sound: Float[np.ndarray, " samples"], sample_rate: int) -> None:
-    """Decibels from the loudest down to -80, low frequencies at the bottom."""
+    """Decibels from the maximum down to -80, low frequencies at the bottom."""
     window = 1024
     padded = np.pad(sound, (0, max(0, window - len(sound))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[:: max(1, len(padded) // 400)]

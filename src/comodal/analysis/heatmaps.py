@@ -1,4 +1,4 @@
-"""Maps over what they were computed from: pictures and spectrograms, dark but where a map is warm."""
+"""Heatmaps over images and spectrograms: the brightness of a pixel follows the value of the map."""
 
 import matplotlib
 import numpy as np
@@ -7,14 +7,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-MIN_HEAT_BRIGHTNESS = 0.25  # what is left of a picture where the map is cold
+MIN_HEAT_BRIGHTNESS = 0.25  # brightness of an image where the map is zero
 
 
 def resize_maps(maps: Float[Tensor, "maps rows columns"], size: tuple[int, int]) -> Float[Tensor, "maps height width"]:
-    """Maps at the size of what they were computed from.
+    """Resizes maps to the size of the input that they were computed from.
 
-    A cell stands for 1, 2, 4 or 8 pixels either way, counted from the upper left; pixels beyond the last whole cell,
-    which pooling drops, repeat their neighbours.
+    A cell covers 1, 2, 4 or 8 pixels in each direction, counted from the upper left. Pooling drops the pixels beyond
+    the last whole cell; they repeat their neighbors.
     """
     rows, columns = maps.shape[1:]
     cell = max(1, min(size[0] // rows, size[1] // columns))
@@ -26,12 +26,12 @@ def resize_maps(maps: Float[Tensor, "maps rows columns"], size: tuple[int, int])
 def shade_by_heat(
     picture: UInt8[np.ndarray, "height width 3"], warmth: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture as bright as a map from 0 to 1 says."""
+    """An image with its brightness scaled by a map from 0 to 1."""
     return (picture * (MIN_HEAT_BRIGHTNESS + (1 - MIN_HEAT_BRIGHTNESS) * warmth[..., None])).astype(np.uint8)
 
 
 def normalize_map(places: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
-    """From the lowest (0) to the highest (1) value of a map; a flat map is 1 all over."""
+    """Scales a map from its minimum (0) to its maximum (1). A constant map becomes 1."""
     low, high = float(places.min()), float(places.max())
     return (places - low) / (high - low) if high > low else np.ones_like(places)
 
@@ -39,7 +39,7 @@ def normalize_map(places: Float[np.ndarray, "height width"]) -> Float[np.ndarray
 def render_spectrogram(
     spectrum: Float[np.ndarray, "bands frames"], warmth: Float[np.ndarray, "bands frames"], width: int, height: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A spectrogram in colours, low frequencies at the bottom, lit by a map."""
+    """A spectrogram in colors, low frequencies at the bottom, with its brightness scaled by a map."""
     colours = matplotlib.colormaps["magma"](normalize_map(spectrum), bytes=True)[..., :3]
     return np.asarray(
         Image.fromarray(shade_by_heat(colours, warmth)[::-1]).resize((width, height), Image.Resampling.BILINEAR)

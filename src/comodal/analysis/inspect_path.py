@@ -1,4 +1,4 @@
-"""What a path is: shards, a run, a model, a checkpoint, embeddings, a playground, scores, or a media file."""
+"""`comodal inspect`: identifies shards, runs, models, checkpoints, embeddings, synthetic data, scores and media."""
 
 import math
 from collections.abc import Callable
@@ -31,17 +31,17 @@ Description = dict[str, Any]
 
 
 def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
-    """Says what a path is: shards, run, model, checkpoint, embeddings, playground, scores, video, sound or picture.
+    """Identifies and describes a path: shards, run, model, checkpoint, embeddings, synthetic data, scores or media.
 
     Args:
         path: a file or folder.
-        sheet: for shards: a picture (.png or .jpg) to draw with frames and sound of some clips.
+        sheet: for shards: an image file (.png or .jpg) to write, with frames and audio of some clips.
 
     Returns:
-        "kind", and what is known about it: counts, sizes, settings, parameters, metrics.
+        "kind", and the properties of the path: counts, sizes, settings, parameters, metrics.
 
     Raises:
-        DataError: there is nothing, or it is none of these.
+        DataError: the path does not exist, or is of an unknown kind.
 
     Examples:
         comodal inspect shards/
@@ -61,7 +61,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
 
 
 def describe_folder(path: Path) -> Description:
-    """A folder of ours, by the files that only it has."""
+    """Describes a comodal folder, identified by the files that only its kind has."""
     about = read_json_object(path / "about.json") if (path / "about.json").is_file() else {}
     if about.get("kind") == "playground":
         return {**about, "files": count_files_by_suffix(path)}
@@ -80,7 +80,7 @@ def describe_folder(path: Path) -> Description:
 
 
 def describe_file(path: Path) -> Description:
-    """A file of ours, or a media file."""
+    """Describes a comodal file or a media file."""
     readers: dict[str, Callable[[Path], Description]] = {
         ".npz": describe_embedding_file,
         ".tar": describe_tar_shard,
@@ -97,7 +97,7 @@ def describe_file(path: Path) -> Description:
 
 
 def describe_media_file(path: Path) -> Description:
-    """A sound file as soundfile sees it, or else a video."""
+    """Describes an audio file that soundfile can read, or else a video."""
     try:
         sound = soundfile.info(path)
     except soundfile.LibsndfileError:
@@ -115,7 +115,7 @@ def describe_media_file(path: Path) -> Description:
 
 
 def describe_run(path: Path) -> Description:
-    """Settings, how far it is, the last metrics of each split, and the model if there is one."""
+    """Settings, steps done, the latest metrics of each split, and the model if there is one."""
     settings = read_yaml(path / "config.yaml", RecipeError) if (path / "config.yaml").is_file() else {}
     last: dict[str, dict] = {}
     best = 0.0
@@ -133,7 +133,7 @@ def describe_run(path: Path) -> Description:
 
 
 def describe_model(path: Path) -> Description:
-    """Class, configuration, where it came from, parameters; the weights are read and checked."""
+    """Class, configuration, origin and parameters. The weights are read and verified."""
     described = read_model_config(find_model_folder(path))
     model = load_model(path)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
@@ -145,7 +145,7 @@ def describe_model(path: Path) -> Description:
 
 
 def describe_embedding_file(path: Path) -> Description:
-    """Shape, times and values of an embedding."""
+    """Shape, timestamps and statistics of an embedding."""
     arrays = read_npz(path)
     missing = {"embedding", "timestamps"} - set(arrays)
     if missing:
@@ -168,18 +168,18 @@ def describe_embedding_file(path: Path) -> Description:
 
 
 def describe_tar_shard(path: Path) -> Description:
-    """One shard stands for the folder that it lies in."""
+    """Describes the folder of a shard."""
     return {**describe_shards(path.parent), "kind": "shards"}
 
 
 def describe_checkpoint(path: Path) -> Description:
-    """A file for going on with a run; what can be said of it stands in the run's folder."""
+    """Describes a checkpoint by the folder of its run."""
     run = describe_run(path.parent.parent)
     return {**run, "kind": "checkpoint", "bytes": path.stat().st_size, "run": str(path.parent.parent)}
 
 
 def count_files_by_suffix(path: Path) -> dict[str, int]:
-    """How many files of each ending a folder holds."""
+    """The number of files of each suffix in a folder."""
     counts: dict[str, int] = {}
     for file in path.rglob("*"):
         if file.is_file() and not file.name.startswith("."):
@@ -188,7 +188,7 @@ def count_files_by_suffix(path: Path) -> dict[str, int]:
 
 
 def print_description(path: Path, description: Description) -> None:
-    """Names and values, one a line, inner ones with a dot."""
+    """Prints names and values, one per line, with dotted names for nested values."""
     table = Table("", "", header=False)
     print_line(f"{path}: {description['kind']}")
     for name, value in flatten_settings(description, ""):
@@ -198,7 +198,7 @@ def print_description(path: Path, description: Description) -> None:
 
 
 def flatten_settings(value: object, name: str) -> list[tuple[str, str]]:
-    """Leaves of nested settings with their dotted names."""
+    """The leaves of nested settings with their dotted names."""
     if isinstance(value, dict) and value:
         return [row for key, inner in value.items() for row in flatten_settings(inner, f"{name}.{key}".lstrip("."))]
     if isinstance(value, bool) or not isinstance(value, int | float):

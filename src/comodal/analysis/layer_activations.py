@@ -1,4 +1,4 @@
-"""What every layer of L3-Net's two towers gives for pictures and for sounds."""
+"""Activations of every layer of L3-Net's two towers, for images and audio."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower
 from comodal.tasks.evaluation.metrics import check_finite_scores
 
 ACTIVATION_BATCH_SIZE = 8
-POOL4 = VGG_LAYER_NAMES[-1]  # pool4 takes the largest value of each unit of conv4_2
+POOL4 = VGG_LAYER_NAMES[-1]  # pool4 takes the maximum of each unit of conv4_2
 
 
 class TowerInput(NamedTuple):
-    """One of the two towers, and what turns bytes or a waveform into its input."""
+    """One of the two towers, and the function that turns bytes or a waveform into its input."""
 
     tower: VGGTower
     prepare: Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ def build_audio_tower_input(model: L3Net) -> TowerInput:
 
 @contextmanager
 def record_layer_activations(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Shows the map of each layer, after its norm and ReLU, while the tower computes."""
+    """Passes the map of each layer, after its norm and ReLU, to a callback while the tower computes."""
 
     def shown(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _layer, _inputs, output: see(name, output)
@@ -50,7 +50,7 @@ def record_layer_activations(tower: VGGTower, see: Callable[[str, Tensor], None]
 
 @torch.inference_mode()
 def max_channel_activations(side: TowerInput, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
-    """The largest value of each channel of each layer anywhere in its map, for each input."""
+    """The maximum of each channel over the map of each layer, for each input."""
     found: dict[str, list[Tensor]] = {name: [] for name in VGG_LAYER_NAMES}
     device = get_module_device(side.tower)
     with record_layer_activations(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
@@ -63,7 +63,7 @@ def max_channel_activations(side: TowerInput, inputs: Tensor) -> dict[str, Float
 
 
 def compute_layer_map(side: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
-    """Bytes or waveforms to the map of one layer, on the CPU."""
+    """A function from bytes or waveforms to the map of one layer, on the CPU."""
 
     def feature_map(inputs: Tensor) -> Tensor:
         kept: dict[str, Tensor] = {}

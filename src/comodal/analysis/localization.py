@@ -1,16 +1,16 @@
-"""Where in the picture the sound is: what L3-Net's verdict rests on, place by place.
+"""Sound source localization: which positions of the image L3-Net's prediction is based on.
 
-The network pools each tower's map to one vector by the largest value of each unit, so its verdict is a function of the
-picture's vector and the sound's. Two ways lead back to the picture, both exact, neither learnt:
+The network max-pools each tower's map to one vector. Its prediction is a function of the vectors of image and audio.
+Two exact methods map it back to the image. Neither has trained parameters:
 
-- `verdicts_by_place`: every place of conv4_2 holds a vector of the same units. The fusion network judges it with the
-  sound, as if it were the whole picture. (AVE-Net, section 5.1, locates sound by scoring all
-  places against it; L3-Net was not trained so, but its units do not know where they fired.)
-- `contributions`: the verdict itself, handed back. With the hidden units of the fusion network on or off as they are,
-  the margin of "together" over "apart" is a sum over the units of picture and sound (gradient times value); a unit's
-  part lies where it was largest.
+- `predict_by_position`: each position of conv4_2 holds a vector of the same units as the pooled map. The fusion
+  network scores this vector with the audio, as if it were the whole image. AVE-Net (section 5.1) localizes sound by
+  such scores. L3-Net was not trained for it, but its units are computed alike at all positions.
+- `decompose_margin`: attributes the prediction itself. With the active units of the fusion network fixed, the margin
+  (logit of match less that of mismatch) is a sum over the units of image and audio (gradient times value). The
+  contribution of a unit is placed at the position of its maximum.
 
-On the playground the first one points better (docs/analysis.md), so it is what `comodal match` and the report draw.
+On the synthetic data `predict_by_position` is more accurate (docs/analysis.md). `comodal match` and the report draw it.
 """
 
 from typing import NamedTuple
@@ -26,19 +26,19 @@ from comodal.models.l3net.l3net import L3Net
 
 
 class LocalizationResult(NamedTuple):
-    """How far "together" lies above "apart" (logits), for the whole picture and for each of its places."""
+    """The margin (logit of match less that of mismatch), for the whole image and for each position."""
 
     margin: Float[Tensor, " batch"]
     places: Float[Tensor, "batch rows columns"]
 
     @property
     def together(self) -> Float[Tensor, " batch"]:
-        """P(together) of picture and sound."""
+        """P(match) of image and audio."""
         return self.margin.sigmoid()
 
 
 class Contributions(NamedTuple):
-    """Parts of the margin of "together" over "apart"; places, sound and rest add up to it."""
+    """Contributions to the margin of match over mismatch; `places`, `sound` and `rest` add up to it."""
 
     margin: Float[Tensor, " batch"]
     places: Float[Tensor, "batch rows columns"]
@@ -47,7 +47,7 @@ class Contributions(NamedTuple):
 
 
 class AudioVisualMaps(NamedTuple):
-    """conv4_2 of a picture, and what pool4 takes of it and of the sound."""
+    """conv4_2 of an image, and the pooled features of image and audio."""
 
     picture: Float[Tensor, "batch units rows columns"]
     image_features: Float[Tensor, "batch units"]
@@ -58,7 +58,7 @@ class AudioVisualMaps(NamedTuple):
 def predict_by_position(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> LocalizationResult:
-    """The verdict on the whole picture, and on each of its places as if there were no other."""
+    """The margin of the whole image, and of each of its positions alone."""
     maps = encode_both_towers(model, image, sound)
     heard = maps.sound_features
     whole = compute_match_margin(model, maps.image_features, heard)
@@ -72,7 +72,7 @@ def predict_by_position(
 def decompose_margin(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> Contributions:
-    """The margin as a sum: of each place of the picture, of the sound, and of the biases."""
+    """The margin as a sum of contributions: of each position of the image, of the audio, and of the biases."""
     maps = encode_both_towers(model, image, sound)
     features = torch.cat([maps.image_features, maps.sound_features], 1)
     direction = model.fc2.weight[1] - model.fc2.weight[0]
@@ -90,7 +90,7 @@ def decompose_margin(
 def encode_both_towers(
     model: L3Net, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
 ) -> AudioVisualMaps:
-    """Both towers of the verdict, computed where the model is; maps are float32 whatever the precision inside."""
+    """The outputs of both towers, computed on the model's device. Maps are float32 in any precision."""
     device = get_module_device(model)
     picture = model.image_tower(model.normalised(image.to(device))).float()
     heard = model.sound_tower(model.spectrogram(model.checked(sound.to(device)))).amax((2, 3)).float()
@@ -100,13 +100,13 @@ def encode_both_towers(
 def compute_match_margin(
     model: L3Net, image_features: Float[Tensor, "pairs units"], sound_features: Float[Tensor, "pairs units"]
 ) -> Float[Tensor, " pairs"]:
-    """How far "together" lies above "apart" for pairs of pooled features; P(together) is its logistic function."""
+    """Logit of match less logit of mismatch for pairs of pooled features; P(match) is its logistic function."""
     logits = model.fc2(F.relu(model.fc1(torch.cat([image_features, sound_features], 1))))
     return logits[:, 1] - logits[:, 0]
 
 
 def find_map_peak(places: Float[Tensor, "rows columns"], size: tuple[int, int]) -> tuple[float, float]:
-    """x and y, in pixels of the picture, of the highest point of a map brought to its height and width."""
+    """x and y, in pixels of the image, of the maximum of a map that is resized to the image."""
     large = resize_maps(places[None].float(), size)[0]
     row, column = divmod(int(large.argmax()), size[1])
     return column + 0.5, row + 0.5

@@ -1,4 +1,4 @@
-"""Does the network think that they belong together? Held-out pairs with its verdict beside the truth."""
+"""Predictions of audio-visual correspondence on held-out pairs, compared with the ground truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +23,20 @@ CORRECT_COLOR, INCORRECT_COLOR = "#15803d", "#b91c1c"
 
 @dataclass(frozen=True)
 class PairPredictions:
-    """Pairs, and the probability that the model gives to their belonging together."""
+    """Pairs, and the model's probability that each is a match."""
 
     pairs: AudioVisualBatch
     together: Float[np.ndarray, " batch"]
 
     @property
     def accuracy(self) -> float:
-        """Share of the pairs that fall on the right side of one half."""
+        """The fraction of correct predictions, with a threshold of one half."""
         check_finite_scores(self.together, "probabilities of the pairs")
         return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
 
 
 def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
-    """The first pairs of a seed from the clips of a split, as in validation: centre crops, nothing changed."""
+    """The first pairs of a seed from the clips of a split, as in validation: center crops, no augmentation."""
     opened, config = ShardReader(shards), model.config
     sampler = PairSampler(opened, seed, config.sound_seconds)
     clips = ClipPairDataset(opened, sampler, config.image_size, config.sample_rate, None)
@@ -50,7 +50,7 @@ def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPred
 
 
 def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
-    """Picture over spectrogram, P(together) over both, green where the verdict is right."""
+    """Image above spectrogram with P(match) as the title, green where the prediction is correct."""
     shown = min(columns, len(verdicts.together))
     figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -72,7 +72,7 @@ def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int 
 
 
 def draw_probability_histogram(verdicts: PairPredictions) -> Figure:
-    """How P(together) is spread over the pairs that are together and those that are apart."""
+    """Histograms of P(match) over matched and mismatched pairs."""
     figure = Figure(figsize=(6.0, 2.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

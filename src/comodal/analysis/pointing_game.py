@@ -1,12 +1,12 @@
-"""Does the map point at what sounds? Measured where the truth is known, beside baselines.
+"""The pointing game: localization accuracy on scenes of known boxes, compared with baselines.
 
-The pointing game (Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016, section 4.1, here without
-a margin of pixels): a hit is a highest point that lies in the box of an object that sounds. It is played twice:
+A hit is a maximum of the map inside the box of an object that sounds (Zhang et al., Top-down neural attention by
+excitation backprop, ECCV 2016, section 4.1, without their margin of pixels). There are two settings:
 
-- on a picture as it is, with its own sound;
-- on two pictures side by side, of which one is heard. In the playground's videos the object that sounds fills two
-  fifths of the picture, so that the centre hits nearly always; of two pictures nothing but the sound tells which one to
-  point at, and half of what points blindly at an object is wrong.
+- single images, each with its own audio;
+- two images side by side, with the audio of one. In the synthetic videos the sounding object covers two fifths of the
+  image, so that the center is nearly always a hit. Of two images, only the audio shows which one to point at. A map
+  that ignores the audio hits at most half of the time.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.text_files import read_json_lines
 
 PixelBox = tuple[float, float, float, float]
-Pointer = Callable[[Tensor, Tensor], Tensor]  # pictures and sounds to maps
+Pointer = Callable[[Tensor, Tensor], Tensor]  # images and audio to maps
 
 
 class PointingScene(NamedTuple):
-    """A square picture, its second of sound, and the objects that sound: their boxes in pixels and their kinds."""
+    """A square image, its second of audio, and the objects that sound: their boxes in pixels and their kinds."""
 
     key: str
     picture: UInt8[np.ndarray, "size size 3"]
@@ -44,17 +44,17 @@ class PointingScene(NamedTuple):
 
 
 def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
-    """Clips of a split whose boxes are known: the frame that is nearest to a moment of known boxes.
+    """Reads clips of a split whose boxes are known: the frame nearest to a moment of known boxes.
 
     Args:
         shards: Folder of one split.
-        truth: JSON lines as the playground's `worlds.jsonl`: key, height, box_seconds, and objects with kind, sounding
+        truth: JSON Lines as `worlds.jsonl` of synthetic data: key, height, box_seconds, and objects with kind, sounding
             and boxes (left, top, right, bottom in pixels of the video, one for each of box_seconds).
-        model: Whose pictures and sounds these are to be.
-        count: At most so many, from equally spaced clips.
+        model: The model whose input size and sample rate are used.
+        count: Maximum number of scenes, from equally spaced clips.
 
     Raises:
-        DataError: No clip of the split is in the truth, or the truth is of another form.
+        DataError: No clip of the split is in the truth file, or its format is invalid.
     """
     worlds, opened = read_truth_records(truth), ShardReader(shards)
     known = [clip for clip in range(len(opened)) if opened.key(clip) in worlds]
@@ -66,7 +66,7 @@ def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) ->
 
 
 def read_truth_records(truth: Path) -> dict[str, dict]:
-    """The lines by their keys."""
+    """The records by their keys."""
     worlds = {}
     for number, world in read_json_lines(truth):
         absent = {"key", "height", "box_seconds", "objects"} - set(world)
@@ -77,7 +77,7 @@ def read_truth_records(truth: Path) -> dict[str, dict]:
 
 
 def read_pointing_scene(shards: ShardReader, clip: int, world: dict, model: L3Net) -> PointingScene:
-    """One clip, its boxes brought to the square in the middle of the frame."""
+    """Reads one clip, with its boxes relative to the center square of the frame."""
     frames, moments = np.array(shards.record(clip)["frame_seconds"]), np.array(world["box_seconds"])
     apart = np.abs(frames[:, None] - moments[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
     frame, moment = divmod(int(apart.argmin()), len(moments))
@@ -96,7 +96,7 @@ def read_pointing_scene(shards: ShardReader, clip: int, world: dict, model: L3Ne
 
 
 def join_scene_pair(heard: PointingScene, other: PointingScene, left: bool) -> PointingScene:
-    """Two pictures side by side with the sound of the first, which stands on the left or on the right."""
+    """Two images side by side with the audio of the first, which is on the left or on the right."""
     pictures = (heard.picture, other.picture) if left else (other.picture, heard.picture)
     shift = 0 if left else other.picture.shape[1]
     boxes = tuple((box[0] + shift, box[1], box[2] + shift, box[3]) for box in heard.boxes)
@@ -104,7 +104,7 @@ def join_scene_pair(heard: PointingScene, other: PointingScene, left: bool) -> P
 
 
 def pair_scenes(scenes: Sequence[PointingScene], seed: int) -> list[PointingScene]:
-    """Each scene beside one in which nothing of its kinds sounds, left and right by chance; none if there is none."""
+    """Pairs each scene with a random one in which none of its kinds sounds, on a random side, where there is one."""
     rng, pairs = np.random.default_rng(seed), []
     for scene in scenes:
         others = [other for other in scenes if not other.kinds & scene.kinds]
@@ -114,13 +114,13 @@ def pair_scenes(scenes: Sequence[PointingScene], seed: int) -> list[PointingScen
 
 
 def is_inside_boxes(point: tuple[float, float], boxes: Sequence[PixelBox]) -> bool:
-    """Whether a point lies in one of some boxes."""
+    """Whether a point is inside any of the boxes."""
     x, y = point
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
 def compute_pointing_accuracy(pointer: Pointer, scenes: Sequence[PointingScene]) -> float:
-    """Share of the scenes in which the highest point of the map lies in a box of what sounds."""
+    """The fraction of scenes in which the maximum of the map is inside the box of an object that sounds."""
     hits = []
     for scene in scenes:
         image = torch.from_numpy(scene.picture.copy()).permute(2, 0, 1)[None]
@@ -131,13 +131,13 @@ def compute_pointing_accuracy(pointer: Pointer, scenes: Sequence[PointingScene])
 
 
 def score_center_pointing(scenes: Sequence[PointingScene]) -> float:
-    """The same for pointing at the middle of the picture."""
+    """The same accuracy for the center of the image, as a baseline."""
     middles = [(scene.picture.shape[1] / 2, scene.picture.shape[0] / 2) for scene in scenes]
     return float(np.mean([is_inside_boxes(middle, scene.boxes) for middle, scene in zip(middles, scenes, strict=True)]))
 
 
 def build_calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> L3Net:
-    """A network of the same shape with initial weights, whose batch norms fit the scenes."""
+    """A randomly initialized network of the same shape, with batch norms calibrated on the scenes."""
     control = make_untrained_copy(model, seed)
     pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
     calibrate_batch_norms(control, control, pictures, torch.from_numpy(np.stack([scene.sound for scene in scenes])))
@@ -145,7 +145,7 @@ def build_calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed
 
 
 def run_pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Hits of each way to point, on pictures alone ("alone") and on two side by side ("beside").
+    """The accuracy of each method, on single images ("alone") and on two images side by side ("beside").
 
     Args:
         model: The trained network.
@@ -153,7 +153,7 @@ def run_pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int =
         seed: Of the pairs and of the untrained weights.
 
     Raises:
-        ValueError: No two scenes can stand beside each other.
+        ValueError: No two scenes can be paired.
     """
     pairs, untrained = pair_scenes(scenes, seed), build_calibrated_control(model, scenes, seed)
     if not pairs:

@@ -1,7 +1,7 @@
-"""What makes a unit fire: its strongest pictures or sounds, and where in them it fires (L3-Net, section 4.4).
+"""What activates a unit: its strongest images or audio, and the positions in them (L3-Net, section 4.4).
 
-Units are ranked by how far their strongest examples stand above all others, so that units that are dead or fire for
-everything come last.
+Units are ranked by how far their strongest activations are above their mean. Units that are dead or active for every
+input come last.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from comodal.models.l3net.l3net import L3Net
 
 @dataclass(frozen=True)
 class ClipMoments:
-    """One frame of each of many clips, and the second of sound around it; `labels` is empty if a clip has none."""
+    """One frame of each of many clips, and the second of audio around it; `labels` is empty if a clip has none."""
 
     image: UInt8[Tensor, "moments 3 size size"]
     sound: Float[Tensor, "moments samples"]
@@ -33,7 +33,7 @@ class ClipMoments:
 
 @dataclass(frozen=True)
 class UnitActivation:
-    """One channel: the moments at which it fires most, strongest first, and how strongly."""
+    """One channel: the moments of its strongest activations in descending order, and the activations."""
 
     channel: int
     moments: Int[np.ndarray, " top"]
@@ -41,7 +41,7 @@ class UnitActivation:
 
 
 def read_clip_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
-    """The middle of equally spaced clips of a split: its frame, cut as in validation, and the second around it."""
+    """The middle of equally spaced clips of a split: its frame, cropped as in validation, and the second around it."""
     opened, size = ShardReader(shards), model.config.image_size
     images, sounds, names, labels = [], [], [], []
     for clip in np.unique(np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int)).tolist():
@@ -59,10 +59,10 @@ def read_clip_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
 def read_clip_moment(
     shards: ShardReader, clip: int, frame: int, model: L3Net
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
-    """A whole frame, its short side 8/7 of the model's picture as in training, and the second of sound around it.
+    """A whole frame, its short side 8/7 of the model's image size as in training, and the second of audio around it.
 
     Raises:
-        DataError: The sound has another sample rate than the model hears.
+        DataError: The sample rate of the audio is not the model's.
     """
     record, config = shards.record(clip), model.config
     short_side = round(config.image_size * 8 / 7)
@@ -80,7 +80,7 @@ def read_clip_moment(
 
 
 def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top: int) -> list[UnitActivation]:
-    """The units whose `top` strongest moments lie furthest above their mean, in deviations."""
+    """The units whose `top` strongest activations are furthest above their mean, in units of std."""
     order = np.argsort(-activations, axis=0, kind="stable")[:top]
     deviation = activations.std(0)
     above = np.take_along_axis(activations, order, axis=0).mean(0) - activations.mean(0)
@@ -93,7 +93,7 @@ def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, t
 def compute_unit_heatmaps(
     feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: UnitActivation, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
-    """Where the unit fires in each of its moments, at the size of the input; 1 where it fires most."""
+    """The activation map of the unit for each of its moments, at the size of the input, with a maximum of 1."""
     found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
     large = resize_maps(found, size).clamp(min=0.0)
     return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

@@ -1,17 +1,16 @@
-"""Do units go with classes, though no class was ever told? (L3-Net, section 4.4, "Versus random features".)
+"""Class selectivity of units trained without labels (L3-Net, section 4.4, "Versus random features").
 
-The paper asks whether its units could be chance, there being so many to choose from. So everything is counted for the
-trained network, for an untrained one, and for the trained one with shuffled labels. For each layer, whose features are
-the largest values of its units:
+With many units, some prefer a class by chance. Each measure is therefore compared for the trained network, for an
+untrained one, and for the trained one with shuffled labels. The features of a layer are the maxima of its units:
 
-- NMI of clusters: normalised mutual information between labels and k-means clusters of the features;
-- NMI of units: each unit is on for its strongest moments, as many as a class has on average, and off for the others;
-  the mean over the units, and the best one;
-- high preference: units of whose strongest moments at least half are of one class, and the classes that have such
+- NMI of clusters: normalized mutual information between labels and k-means clusters of the features;
+- NMI of units: a unit is on for its strongest moments, as many as an average class has, and off for the others; the
+  mean over the units, and the maximum;
+- high preference: units with at least half of their strongest moments in one class, and the classes that have such
   units.
 
-Departs from the paper where it leaves things open or we could not verify them: as many clusters as classes; a high
-preference is half of the ten strongest moments.
+Departs from the paper where it gives no details or we could not verify them: the number of clusters is the number of
+classes; a high preference is half of the ten strongest moments.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ SELECTIVITY_SYSTEMS = ("trained", "untrained", "shuffled")
 
 
 class LayerSelectivity(NamedTuple):
-    """How the units of one layer go with classes."""
+    """Class selectivity of the units of one layer."""
 
     units: int
     clusters_nmi: float
@@ -43,7 +42,7 @@ class LayerSelectivity(NamedTuple):
 
 
 class SelectivityStudy(NamedTuple):
-    """Of pictures or sounds: for each system the layers from the first to the last; and how much there was to see."""
+    """Results for images or audio: for each system its layers in order, the number of moments, and the classes."""
 
     systems: dict[str, dict[str, LayerSelectivity]]
     moments: int
@@ -51,7 +50,7 @@ class SelectivityStudy(NamedTuple):
 
 
 def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, SelectivityStudy]:
-    """Both towers ("picture", "sound"), beside an untrained network and beside shuffled labels.
+    """Class selectivity of both towers, compared with an untrained network and with shuffled labels.
 
     Args:
         model: The trained network.
@@ -89,7 +88,7 @@ def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, 
 def measure_layer_selectivity(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"], seed: int
 ) -> LayerSelectivity:
-    """How the units of one layer go with the classes of the moments."""
+    """Class selectivity of the units of one layer."""
     classes = int(target.max()) + 1
     clusters = run_kmeans(standardize_units(activations), min(classes, len(target)), seed)[1]
     on = binarize_activations(activations, classes)
@@ -107,7 +106,7 @@ def measure_layer_selectivity(
 
 
 def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[np.ndarray, "moments units"]:
-    """Each unit with mean 0 and deviation 1; one that never changes is 0."""
+    """Scales each unit to mean 0 and std 1; a constant unit is 0."""
     deviation = activations.std(0)
     centred = activations - activations.mean(0)
     return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0).astype(np.float32)
@@ -116,7 +115,7 @@ def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[
 def binarize_activations(
     activations: Float[np.ndarray, "moments units"], classes: int
 ) -> Bool[np.ndarray, "moments units"]:
-    """Each unit is on for its strongest moments, one of `classes`; a tie with the first that is off is off too."""
+    """A unit is on for its strongest moments, one of `classes`; moments tied with the first that is off are off too."""
     count = round(len(activations) / classes)
     threshold = -np.partition(-activations, count, axis=0)[count]
     return activations > threshold
@@ -125,12 +124,12 @@ def binarize_activations(
 def count_active_by_class(
     on: Bool[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
 ) -> Int[np.ndarray, "units classes"]:
-    """For how many moments of each class each unit is on."""
+    """The number of moments of each class for which each unit is on."""
     return on.T.astype(np.int64) @ np.eye(int(target.max()) + 1, dtype=np.int64)[target]
 
 
 def compute_labeling_nmi(first: Sequence[int | str] | np.ndarray, second: Sequence[int | str] | np.ndarray) -> float:
-    """Normalised mutual information of two labellings of the same things."""
+    """Normalized mutual information of two labelings of the same items."""
     rows, columns = np.unique(first, return_inverse=True)[1], np.unique(second, return_inverse=True)[1]
     table = np.zeros((1, rows.max() + 1, columns.max() + 1), np.int64)
     np.add.at(table[0], (rows, columns), 1)
@@ -147,14 +146,14 @@ def compute_nmi_of_counts(table: Int[np.ndarray, "units clusters classes"]) -> F
 
 
 def compute_row_entropy(shares: Float[np.ndarray, "units values"]) -> Float[np.ndarray, " units"]:
-    """Of each row, in nats."""
+    """The entropy of each row, in nats."""
     return -(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)).sum(1)
 
 
 def find_preferred_classes(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
 ) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
-    """The class that most of each unit's strongest moments are of, and their share; 0 for a unit that is constant."""
+    """The most frequent class of each unit's strongest moments, and its fraction; 0 for a constant unit."""
     top = min(NUM_TOP_MOMENTS, len(activations))
     strongest_moments = np.argsort(-activations, axis=0, kind="stable")[:top]
     found = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)

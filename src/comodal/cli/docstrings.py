@@ -1,4 +1,4 @@
-"""The parts of a docstring in Google's style: the text, the arguments, the examples."""
+"""The parts of a Google-style docstring: the text, the arguments, the examples."""
 
 import re
 import textwrap
@@ -12,7 +12,7 @@ class Docstring:
     """A docstring in parts.
 
     Attributes:
-        about: What stands before the first section.
+        about: The text before the first section.
         arguments: One text for each argument, on one line.
         examples: The lines of the examples, without indentation.
     """
@@ -23,7 +23,7 @@ class Docstring:
 
 
 def split_docstring(doc: str) -> Docstring:
-    """Splits a docstring whose indentation has been removed."""
+    """Split a docstring whose indentation has been removed."""
     about, *parts = SECTION_HEADING.split(doc)
     sections = {title: textwrap.dedent(body).strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
     entries = re.split(r"^(\w+):\s", sections.get("Args", ""), flags=re.MULTILINE)[1:]

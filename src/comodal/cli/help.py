@@ -22,12 +22,12 @@ GENERAL_OPTIONS = (
 
 
 class HelpPage:
-    """What the help of one command says.
+    """The content of a command's help.
 
     Args:
-        name: Of the command, such as "embed audio".
-        options: What it takes.
-        docstring: Of its function.
+        name: The command's name, such as "embed audio".
+        options: The command's options.
+        docstring: The docstring of its function.
     """
 
     def __init__(self, name: str, options: Sequence[Option], docstring: Docstring) -> None:
@@ -36,7 +36,7 @@ class HelpPage:
         self.docstring = docstring
 
     def usage(self) -> str:
-        """One line with what is required."""
+        """One line with the required arguments."""
         words = [one.shown + "..." * one.kind.is_list for one in self.options if one.is_positional]
         words += [
             f"{one.flags[0]} {one.kind.placeholder}"
@@ -75,7 +75,7 @@ class HelpPage:
 
 
 def format_invocation(option: Option) -> str:
-    """How an option is written."""
+    """The written form of an option."""
     if option.is_positional:
         return option.shown + "..." * option.kind.is_list
     if option.kind.is_switch:
@@ -84,7 +84,7 @@ def format_invocation(option: Option) -> str:
 
 
 def format_explanation(option: Option) -> str:
-    """What an option means, its choices where they are many, and its default."""
+    """The description of an option, its choices if there are many, and its default."""
     text = option.help
     if option.kind.choices and option.kind.placeholder == "NAME":
         text += f" One of {', '.join(option.kind.choices)}."
@@ -93,7 +93,7 @@ def format_explanation(option: Option) -> str:
 
 
 def format_default(value: Any) -> str:
-    """A default as it would be written; nothing where there is none to show."""
+    """A default as it would be written; empty if there is none to show."""
     if value is None or value is False:
         return ""
     if value is True:
@@ -104,7 +104,7 @@ def format_default(value: Any) -> str:
 
 
 def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
-    """Names, and beside each its wrapped text."""
+    """Two columns: names, and their wrapped descriptions."""
     line = min(shutil.get_terminal_size((100, 24)).columns, MAX_LINE_WIDTH)
     texts = []
     for name, text in rows:
@@ -118,7 +118,7 @@ def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
 
 
 def list_entries(entries: dict[str, CommandEntry], prefix: str = "") -> str:
-    """Names with their sentences."""
+    """Names with their descriptions."""
     rows = [(f"{prefix}{name}", entry.about) for name, entry in entries.items()]
     return format_columns(rows, max(len(name) for name, _ in rows) + 6)
 

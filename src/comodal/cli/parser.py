@@ -1,4 +1,4 @@
-"""Options of a command from the parameters of its function: parsing by argparse, and settings from a YAML file.
+"""Builds command-line options from the parameters of a function: argparse for the flags, and settings from a YAML file.
 
 A flag is a parameter's name with dashes; the name with underscores is accepted as well. `--flag` and `--no-flag` set a
 boolean, and a list takes one or more words.
@@ -23,7 +23,7 @@ POSITIONAL_NAMES = {
 
 
 class UsageError(Exception):
-    """Words that are not a correct command.
+    """Incorrect usage of a command.
 
     Args:
         sentence: What is wrong.
@@ -37,7 +37,7 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter as the command line shows it."""
+    """A parameter as an option of the command line."""
 
     name: str
     kind: ParameterType
@@ -51,7 +51,7 @@ class Option:
 
     @cached_property
     def flags(self) -> list[str]:
-        """With dashes, as help and messages have it, then with underscores. `from_` is the flag --from."""
+        """The flags with dashes, as help and messages show it, then with underscores. `from_` is the flag --from."""
         name = self.name.rstrip("_")
         return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
 
@@ -63,7 +63,7 @@ class Option:
 def build_options(
     parameters: Iterable[inspect.Parameter], helps: Mapping[str, str], flags_only: bool = False
 ) -> tuple[Option, ...]:
-    """The options of a function's parameters: its required inputs are positional, all others flags."""
+    """The options of a function's parameters: required inputs are positional, all others are flags."""
     return tuple(
         Option(
             one.name,
@@ -77,7 +77,7 @@ def build_options(
 
 
 class ParsedArguments(NamedTuple):
-    """The values that were given, and whether they are to be printed only."""
+    """The given values, and whether to print them instead of running the command."""
 
     values: dict[str, Any]
     is_print: bool
@@ -113,7 +113,7 @@ class ConvertedValue(argparse.Action):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that raises UsageError where it would leave the program."""
+    """An argparse parser that raises UsageError instead of exiting."""
 
     def __init__(self, format_help: Callable[[], str] = str, **settings: Any) -> None:
         super().__init__(
@@ -128,7 +128,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def read(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The values of the words, and the words that are left over."""
+        """The parsed values, and the remaining words."""
         try:
             namespace, rest = self.parse_known_args(words)
         except argparse.ArgumentError as error:
@@ -137,10 +137,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class CommandParser:
-    """Parses the words of one command: its flags, wherever they stand, and then what is left as its arguments.
+    """Parses the words of one command: its flags, at any position, then the remaining words as positional arguments.
 
     Args:
-        options: What there is.
+        options: The options of the command.
         format_help: Writes the help page.
     """
 
@@ -154,7 +154,7 @@ class CommandParser:
             self.add(option)
 
     def add(self, option: Option) -> None:
-        """Adds a flag or a positional argument. Which are missing is found out later, as a file may give some."""
+        """Add a flag or a positional argument. Missing arguments are checked later, since a YAML file may set some."""
         settings: dict[str, Any] = {"action": ConvertedValue, "option": option}
         if option.is_positional:
             self.arguments.add_argument(option.name, nargs="*" if option.kind.is_list else "?", **settings)
@@ -166,12 +166,13 @@ class CommandParser:
             self.flags.add_argument(*option.flags, dest=option.name, nargs=nargs, **settings)
 
     def parse(self, words: Sequence[str]) -> ParsedArguments:
-        """What the words and the file of `--config` say; the words come first. Defaults are left out.
+        """The values of the command line and of the file of `--config`; the command line takes precedence. Defaults are
+        omitted.
 
         Raises:
             UsageError: An option is unknown, or a value is of another type.
         """
-        end = words.index("--") if "--" in words else len(words)  # what follows it is not a flag
+        end = words.index("--") if "--" in words else len(words)  # the words after it are not flags
         given, rest = self.flags.read(words[:end])
         unknown = next((word.partition("=")[0] for word in rest if word.startswith("--")), "")
         if unknown:
@@ -187,7 +188,7 @@ class CommandParser:
         return ParsedArguments(settings | given | arguments, is_print)
 
     def missing(self, values: Mapping[str, Any]) -> list[str]:
-        """The required arguments that no value was given for."""
+        """The required arguments without a value."""
         return [option.shown for option in self.options if option.is_required and option.name not in values]
 
 

@@ -1,7 +1,7 @@
-"""Runs a command: its help and its mistakes without importing what computes, then its Python function.
+"""Runs a command: help and usage errors without importing the command's module, then its Python function.
 
-A command is a thin call of a function with the same parameters. Exit statuses: 0 done, 1 failed with one sentence, 2
-wrong usage, 130 interrupted.
+A command calls a function with the same parameters. Exit status: 0 success, 1 failure with a one-line message, 2 usage
+error, 130 interrupted.
 """
 
 import importlib
@@ -29,19 +29,19 @@ from comodal.training.run_config import to_plain_values
 
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
-# Parameters of type Path that name what must be there; others may be written, or are read only sometimes.
+# Parameters of type Path that must exist; others may be written, or are read only sometimes.
 INPUT_OPTIONS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
     *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
 }
 PATTERN_OPTIONS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
-OUTPUT_OPTIONS = ("out", "sheet", "explain")  # named at the end, where they are there
+OUTPUT_OPTIONS = ("out", "sheet", "explain")  # printed at the end, if they exist
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Run one command; returns the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal's encoding lacks
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report_failure(error: BaseException, sentence: str) -> int:
-    """Prints one sentence; COMODAL_DEBUG=1 shows the stack trace instead."""
+    """Print a one-line error message; COMODAL_DEBUG=1 shows the stack trace instead."""
     if os.environ.get("COMODAL_DEBUG"):
         raise error
     print_error(f"comodal: error: {sentence}")
@@ -66,19 +66,21 @@ def report_failure(error: BaseException, sentence: str) -> int:
 
 
 def print_error(sentence: str) -> None:
-    """Prints a sentence that may hold other people's words; what prints is imported only now, as it takes 0.1 s."""
+    """Print a message that may contain text from files. The printing library takes 0.1 s to import, so it is imported
+    here.
+    """
     importlib.import_module("comodal.console").say(sentence, stderr=True)
 
 
 def report_usage(name: str, sentence: str, more: str = "") -> int:
-    """Prints what is wrong with the words of a command, in one line."""
+    """Print a usage error, in one line."""
     print_error(f"comodal{' ' * bool(name)}{name}: error: {sentence}")
     print(more, file=sys.stderr, end="")
     return EXIT_USAGE_ERROR
 
 
 def dispatch_command(words: list[str]) -> int:
-    """Runs what the first words name."""
+    """Run the command that the first words name."""
     match words:
         case [] | ["-h" | "--help" | "help"] | ["help", "-h" | "--help"]:
             print(format_overview(), end="")
@@ -147,7 +149,7 @@ def build_recipe_page(name: str) -> HelpPage:
 
 
 def run_command(name: str, words: list[str]) -> int:
-    """Parses a command's words, and calls its function."""
+    """Parse a command's words and call its function."""
 
     def call(values: dict[str, Any]) -> int:
         import_object(COMMANDS[name].target)(**values)
@@ -157,7 +159,7 @@ def run_command(name: str, words: list[str]) -> int:
 
 
 def run_train(name: str, words: list[str]) -> int:
-    """Parses the words of `comodal train RECIPE`, and trains."""
+    """Parse the words of `comodal train RECIPE` and train."""
     if name not in RECIPES:
         hint = suggest_closest(name, RECIPES) or "; `comodal list recipes` lists them"
         return report_usage("train", f"there is no recipe {name!r}{hint}")
@@ -171,7 +173,7 @@ def run_train(name: str, words: list[str]) -> int:
 
 
 def call_with_options(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
-    """Parses words by a command's options; calls its function where they are complete and correct."""
+    """Parse words by a command's options; call its function if they are complete and correct."""
     parser = CommandParser(page.options, page.full)
     try:
         values, is_print = parser.parse(words)
@@ -193,12 +195,12 @@ def call_with_options(page: HelpPage, words: list[str], call: Callable[[dict[str
 
 
 def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
-    """Every option's value, except of required ones that were not given."""
+    """Every option's value, except for required ones that were not given."""
     return {one.name: values.get(one.name, one.default) for one in options if one.name in values or not one.is_required}
 
 
 def check_inputs(values: dict[str, Any]) -> None:
-    """Refuses files that are not there before anything is imported.
+    """Reject files that do not exist, before anything is imported.
 
     Raises:
         DataError: An input does not exist.

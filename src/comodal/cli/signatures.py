@@ -1,8 +1,9 @@
 """Reads a function's signature and docstring from its source file, without importing the module.
 
-Importing a command imports torch, which takes seconds. Help and wrong usage need names, types and defaults only. These
-are evaluated from the syntax tree: literals, arithmetic, builtins, names of a few standard modules, and names that our
-own modules define in the same ways. The test suite compares the result with `inspect.signature` for every command.
+Importing a command imports torch, which takes seconds. Help and usage errors only need names, types and defaults. These
+are evaluated from the syntax tree: literals, arithmetic, builtins, names of a few standard modules, and names that
+comodal's own modules define in the same ways. The test suite compares the result with `inspect.signature` for every
+command.
 """
 
 import ast
@@ -35,7 +36,7 @@ class SignatureError(Exception):
 
 @dataclass(frozen=True)
 class FunctionSignature:
-    """What the command line needs to know about a function.
+    """The parts of a function that the command line needs.
 
     Attributes:
         parameters: Names, types and defaults, in order.
@@ -48,10 +49,10 @@ class FunctionSignature:
 
 @cache
 def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSignature:
-    """Reads `package.module:function`.
+    """Read the signature of `package.module:function`.
 
     Args:
-        target: Where the function is.
+        target: The function, as `package.module:function`.
         skip: Parameters to leave out.
 
     Raises:
@@ -81,7 +82,7 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
 
 @cache
 def parse_module_source(module: str) -> "ModuleSource":
-    """Parses a module's file; only its parent packages, whose files are empty, are imported."""
+    """Parse a module's file; only its parent packages, whose files are empty, are imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise SignatureError(f"there is no module {module}")
@@ -102,7 +103,7 @@ class ModuleSource:
         """The value of a name of this module.
 
         Raises:
-            SignatureError: It cannot be known without importing something.
+            SignatureError: It cannot be evaluated without importing something.
         """
         node = self.bindings.get(name)
         if isinstance(node, ast.ImportFrom):
@@ -118,7 +119,7 @@ class ModuleSource:
         raise SignatureError(f"{self.module}: {name} cannot be read without importing it")
 
     def evaluate(self, node: ast.expr) -> Any:
-        """The value of an expression, from its syntax."""
+        """The value of an expression, from its syntax tree."""
         match node:
             case ast.Constant():
                 return node.value

@@ -1,13 +1,14 @@
-"""What there is to run: a table of the commands and a table of the recipes, each with its function and one sentence.
+"""The registries of the command line: a table of the commands and a table of the recipes, each with its function and a
+one-line description.
 
-Functions are named by text, `module:function`, so that reading the tables imports nothing.
+Functions are named as text, `module:function`, so that reading the tables imports nothing.
 """
 
 from typing import NamedTuple
 
 
 class CommandEntry(NamedTuple):
-    """A command or a recipe."""
+    """A command or a recipe: its function and its description."""
 
     target: str
     about: str

@@ -1,4 +1,6 @@
-"""The types of parameters: how a word of the command line, or a value of a YAML file, becomes a value of the type."""
+"""The parameter types of the command line: conversion of a word, or of a value from a YAML file, to a value of the
+type.
+"""
 
 import types
 from collections.abc import Callable, Sequence
@@ -7,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-MAX_WORD_LENGTH = 48  # of the choices that stand in a line of help; more of them stand in the text
+MAX_WORD_LENGTH = 48  # of the choices in a line of help; longer lists are in the text
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,11 @@ class ParameterType:
     """A type of parameter.
 
     Attributes:
-        convert: Makes a value of one word; raises ValueError with a sentence.
-        placeholder: What stands for the value in help.
-        choices: The words that are possible, if they are few.
+        convert: Converts one word; raises ValueError with a message.
+        placeholder: The placeholder of the value in help.
+        choices: The possible words, if there are few.
         is_list: Whether the parameter takes one or more words.
-        is_switch: Whether it is on or off, and takes no word.
+        is_switch: Whether it is a boolean flag, which takes no word.
         is_optional: Whether None is a value.
     """
 
@@ -31,7 +33,7 @@ class ParameterType:
     is_optional: bool = False
 
     def read(self, value: object) -> Any:
-        """The value of a YAML file.
+        """Convert a value from a YAML file.
 
         Raises:
             ValueError: It is of another type.
@@ -55,10 +57,10 @@ class ParameterType:
 
 
 def parse_text(word: str) -> str:
-    """A word as it is.
+    """A word, unchanged.
 
     Raises:
-        ValueError: It is the name of a file in another encoding than UTF-8, which no result could hold.
+        ValueError: It is a file name that is not valid UTF-8, which no result could store.
     """
     try:
         word.encode()
@@ -88,10 +90,10 @@ BASIC_TYPES = {
 
 
 def resolve_parameter_type(annotation: Any) -> ParameterType:
-    """The kind of an annotation.
+    """The parameter type of an annotation.
 
     Raises:
-        TypeError: The command line has no way to write such a value.
+        TypeError: The command line does not support this annotation.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in BASIC_TYPES:
@@ -100,7 +102,7 @@ def resolve_parameter_type(annotation: Any) -> ParameterType:
         return make_choice_type(arguments)
     if origin in (Union, types.UnionType):
         given = [one for one in arguments if one is not types.NoneType]
-        is_path = given == [Path, str]  # what Python code may pass for a path
+        is_path = given == [Path, str]  # what the Python API accepts for a path
         kinds = [BASIC_TYPES[Path]] if is_path else [resolve_parameter_type(one) for one in given]
         chosen = kinds[0] if len(kinds) == 1 else make_union_type(kinds)
         return replace(chosen, is_optional=types.NoneType in arguments)
@@ -112,7 +114,7 @@ def resolve_parameter_type(annotation: Any) -> ParameterType:
 
 
 def make_choice_type(values: Sequence[Any]) -> ParameterType:
-    """One of a few values."""
+    """One of several fixed values."""
     words = {str(value): value for value in values}
 
     def convert(word: str) -> Any:
@@ -125,7 +127,7 @@ def make_choice_type(values: Sequence[Any]) -> ParameterType:
 
 
 def make_union_type(kinds: Sequence[ParameterType]) -> ParameterType:
-    """The first of several kinds that can read the word."""
+    """The first of several types that can convert the word."""
     if any(kind.is_list or kind.is_switch for kind in kinds):
         raise TypeError("a command cannot have a parameter that is either one value or a list")
 
@@ -141,6 +143,6 @@ def make_union_type(kinds: Sequence[ParameterType]) -> ParameterType:
 
 
 def suggest_closest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """The end of a sentence that names the closest known word, or nothing."""
+    """The end of a message that suggests the closest known word, or an empty text."""
     close = get_close_matches(word, list(known), 1)
     return f". Did you mean {close[0]}?" if close else ""

@@ -12,7 +12,9 @@ from torch import Tensor
 
 @runtime_checkable
 class Batch(Protocol):
-    """What the trainer needs of a batch: to be moved, and to say which samples it holds when a loss is not finite."""
+    """The interface of a batch for the trainer: it can be moved to a device, and names its samples when a loss is not
+    finite.
+    """
 
     @property
     def keys(self) -> tuple[str, ...]: ...
@@ -25,43 +27,43 @@ AnyBatch = TypeVar("AnyBatch", bound="Tensors")
 
 @dataclass(frozen=True)
 class Tensors:
-    """A batch whose fields are tensors, but for the keys of its samples."""
+    """A batch whose fields are tensors, except for the keys of its samples."""
 
     def to(self: AnyBatch, device: torch.device, non_blocking: bool = True) -> AnyBatch:
-        """The same batch on a device; from pinned memory the copy is not waited for."""
+        """The same batch on a device; from pinned memory the copy is asynchronous."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
-        """The same batch in memory from which a GPU can copy by itself."""
+        """The same batch in pinned memory."""
         return self.map(Tensor.pin_memory)
 
     def map(self: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
-        """The same batch with each of its tensors changed."""
+        """The same batch with a function applied to each tensor."""
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keeps the memory of a batch until the work of another stream on it is done."""
+        """Keep the memory of a batch until the work of another stream on it is done."""
         for tensor in self.tensors().values():
             tensor.record_stream(stream)
 
     def tensors(self) -> dict[str, Any]:
-        """Everything but the keys, by name: tensors."""
+        """All fields except the keys, by name: tensors."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
 
 
 @dataclass(frozen=True)
 class AudioVisualBatch(Tensors):
-    """Pictures and seconds of sound, and whether the two of a pair come from one moment of one clip."""
+    """Images and seconds of audio, and whether the two of a pair come from the same moment of the same clip."""
 
     image: UInt8[Tensor, "batch 3 height width"]
     sound: Float[Tensor, "batch samples"]
     together: Bool[Tensor, "batch"]
-    sources: Int64[Tensor, "batch"]  # the source video of the picture, as a number
-    keys: tuple[str, ...]  # one a pair: the picture's clip and frame, and the sound's clip and start
+    sources: Int64[Tensor, "batch"]  # the id of the image's source video
+    keys: tuple[str, ...]  # one a pair: the image's clip and frame, and the audio's clip and start
 
 
 class TokenInput(IntEnum):
-    """What stands in a batch's visual tokens where there is none; the tokens themselves are counted after these."""
+    """Special values of a batch's visual token inputs; the ids of visual tokens follow after these."""
 
     PADDING = 0
     IMAGE = 1  # row 0, and every region of a store without tokens
@@ -70,10 +72,10 @@ class TokenInput(IntEnum):
 
 @dataclass(frozen=True)
 class CaptionBatch(Tensors):
-    """Captions beside the regions of an image: what the model sees, and what was hidden from it (ViLBERT, section 3.2).
+    """Captions with the regions of an image: the masked inputs of the model, and the targets (ViLBERT, section 3.2).
 
-    Row 0 of the regions is the whole image: the sum of its regions' features over their number, at (0, 0, 1, 1, 1).
-    What was hidden is kept as flat places (row of the batch x its length + column), because most places hide nothing.
+    Row 0 of the regions is the whole image: the mean of its regions' features (0 where masked), at (0, 0, 1, 1, 1).
+    Masked positions are flat indices (row of the batch x its length + column), because most positions are not masked.
     """
 
     words: Int64[Tensor, "batch words"]
@@ -83,24 +85,24 @@ class CaptionBatch(Tensors):
     locations: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
     regions_attended: Bool[Tensor, "batch regions"]
     images: Int64[Tensor, "batch"]  # the row of each image in the store
-    mismatched: Bool[Tensor, "batch"]  # the caption or the image was replaced by another's
-    masked_words: Int64[Tensor, "hidden_words"]  # flat places in `words`
-    word_targets: Int64[Tensor, "hidden_words"]  # the words that stood there
-    masked_regions: Int64[Tensor, "hidden_regions"]  # flat places in `regions`, never row 0
-    region_features: Float[Tensor, "hidden_regions features"]  # what stood there
-    region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities there; no columns if there are none
-    region_tokens: Int64[Tensor, "hidden_tokens"]  # visual tokens there; no rows if the store has none
+    mismatched: Bool[Tensor, "batch"]  # a negative: the caption or the image was replaced
+    masked_words: Int64[Tensor, "hidden_words"]  # flat indices into `words`
+    word_targets: Int64[Tensor, "hidden_words"]  # the original token ids
+    masked_regions: Int64[Tensor, "hidden_regions"]  # flat indices into `regions`, never row 0
+    region_features: Float[Tensor, "hidden_regions features"]  # the original features
+    region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities; no columns if the store has none
+    region_tokens: Int64[Tensor, "hidden_tokens"]  # visual tokens; no rows if the store has none
     tokens: Int64[Tensor, "batch regions"]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
-    attended_words: Int64[Tensor, "words_there"]  # flat places in `words` that are no padding
-    attended_regions: Int64[Tensor, "regions_there"]  # flat places in `regions` that are no padding
+    attended_words: Int64[Tensor, "words_there"]  # flat indices into `words` that are not padding
+    attended_regions: Int64[Tensor, "regions_there"]  # flat indices into `regions` that are not padding
     keys: tuple[str, ...]  # the caption and its image
 
 
 @dataclass(frozen=True)
 class TaskBatch(Tensors):
-    """Texts beside images, and what is right: answers, the one of several texts, or how well each region fits.
+    """Texts with images, and the targets: answers, the index of the correct text, or a score for each region.
 
-    Each image stands once, however many texts meet it. Row 0 of the regions is the whole image.
+    Each image occurs once, however many texts refer to it. Row 0 of the regions is the whole image.
     """
 
     words: Int64[Tensor, "texts words"]
@@ -109,15 +111,15 @@ class TaskBatch(Tensors):
     regions: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"]  # features, or visual tokens
     locations: Float[Tensor, "images regions 5"]
     regions_attended: Bool[Tensor, "images regions"]
-    images: Int64[Tensor, "texts"]  # which image each text meets
-    targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # of one example each; no rows where none are known
-    keys: tuple[str, ...]  # of one example each
+    images: Int64[Tensor, "texts"]  # the image of each text
+    targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # one row per example; no rows without labels
+    keys: tuple[str, ...]  # one per example
 
 
 @dataclass(frozen=True)
 class ClassificationBatch(Tensors):
-    """Pictures or sounds, each of one class."""
+    """Images or audio, each with one class."""
 
     shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
     target: Int64[Tensor, "batch"]
-    keys: tuple[str, ...]  # one a picture or sound: its name
+    keys: tuple[str, ...]  # the name of each image or recording

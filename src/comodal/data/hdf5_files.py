@@ -1,8 +1,8 @@
-"""HDF5 files of other people, opened so that nothing but the file itself is ever read.
+"""HDF5 files from other sources, opened so that only the file itself is read.
 
-HDF5 can name other files: external links, external storage of a dataset, and virtual datasets. Reading them would copy
-whatever the reader may read, or wait on a pipe for ever. All links are looked at before anything is opened through
-them, and a file that has one of these is refused as a whole.
+HDF5 can refer to other files: external links, external storage of a dataset, and virtual datasets. Reading them could
+copy any file that the user may read, or block on a pipe. All links are checked before anything is opened through them,
+and a file that has one of these is refused as a whole.
 """
 
 import io
@@ -30,14 +30,14 @@ DAMAGED_HDF5_ERRORS = (
 
 @contextmanager
 def open_hdf5(path: Path, content: bytes | None = None) -> Iterator[Any]:
-    """A file for reading.
+    """Open a file for reading.
 
     Args:
         path: The file.
-        content: What it holds, where that is packed.
+        content: Its decompressed bytes, if it is compressed.
 
     Raises:
-        DataError: It is damaged, names other files, or h5py is not installed.
+        DataError: It is damaged, refers to other files, or h5py is not installed.
     """
     try:
         import h5py
@@ -54,7 +54,7 @@ def open_hdf5(path: Path, content: bytes | None = None) -> Iterator[Any]:
 
 
 def check_hdf5_links(file: Any, path: Path) -> None:
-    """Looks at every link of a file without following those that lead out of it.
+    """Check every link of a file without following those that leave it.
 
     Raises:
         DataError: One leads to another file, or there are too many.
@@ -83,10 +83,10 @@ def check_hdf5_links(file: Any, path: Path) -> None:
 
 
 def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
-    """Where a dataset lies, and how much of it is unpacked at once.
+    """Check where a dataset is stored, and how much of it is decompressed at once.
 
     Raises:
-        DataError: In other files, or in chunks that are too large.
+        DataError: It is stored in other files, or in chunks that are too large.
     """
     if dataset.external:
         raise DataError(f"{path}: refused, the numbers of {name!r} lie in another file ({dataset.external[0][0]!r})")
@@ -100,7 +100,7 @@ def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
 
 
 def check_hdf5_bytes(dataset: Any, rows: int, name: str) -> None:
-    """Rows of a dataset fit in memory, whatever its header says.
+    """Check that rows of a dataset fit in memory, whatever its header says.
 
     Raises:
         ValueError: They do not.
@@ -113,5 +113,5 @@ def check_hdf5_bytes(dataset: Any, rows: int, name: str) -> None:
 
 
 def summarize_hdf5_error(error: BaseException) -> str:
-    """What h5py says, in one line."""
+    """The error message of h5py, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,7 +1,7 @@
-"""Batches in an order that depends on nothing but the seed: the same for any number of workers and processes.
+"""Batches in an order that depends only on the seed: the same for any number of workers and processes.
 
-Samples are numbered without end; number n is index n % N of epoch n // N, for an epoch of N samples. The state of a
-loader is how many samples are done, so it goes on at the exact sample whatever has changed about the machines.
+Samples are numbered without end; sample n is index n % N of epoch n // N, for an epoch of N samples. The state of a
+loader is the number of samples done, so training resumes at the exact sample even on another number of machines.
 """
 
 import re
@@ -19,7 +19,7 @@ from comodal.data.batch import Batch
 from comodal.errors import ComodalError, DataError
 from comodal.hardware import resolve_loader_workers
 
-GRACE_SECONDS = 60  # that a worker lives on after a SIGTERM
+GRACE_SECONDS = 60  # that a worker keeps running after a SIGTERM
 WORKER_DIED_PATTERN = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 Workers: TypeAlias = int | Literal["auto"]
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ PREFETCHED_BATCHES = 2  # batches that each worker prepares while the model comp
 
 @runtime_checkable
 class Samples(Protocol):
-    """What the loader needs of a data set: any samples of any epoch as one batch."""
+    """The interface of a data set for the loader: any samples of any epoch as one batch."""
 
     def __len__(self) -> int: ...
 
@@ -36,13 +36,13 @@ class Samples(Protocol):
 
 
 class Loader:
-    """Batches of samples, each process its share of them.
+    """Batches of samples, of which each process gets its part.
 
     Args:
         samples: The data set.
-        batch_size: Samples of one step, over all processes together.
-        workers: Processes that prepare batches beside this one; 0 prepares them here, when they are asked for; auto
-            takes as many as the device and the cores call for.
+        batch_size: Samples of one step, over all processes.
+        workers: Worker processes that prepare batches; 0 prepares them in this process, on demand; auto chooses by the
+            device and the number of cores.
         length: End after this many samples, a multiple of batch_size; None never ends.
     """
 
@@ -60,9 +60,9 @@ class Loader:
         """The batches after the first `samples_done` samples.
 
         Args:
-            samples_done: Where to go on.
-            parts: Cut the share of this process into so many batches, for accumulating gradients.
-            device: Which they are for: those of a GPU lie where it can copy them while it computes.
+            samples_done: Where to resume.
+            parts: Split this process's part of each step into this many batches, for gradient accumulation.
+            device: The device of the model: batches for a GPU are pinned, so that they are copied asynchronously.
 
         Raises:
             DataError: A sample cannot be read, or a worker died.
@@ -77,7 +77,7 @@ class Loader:
             pin_memory=device.type == "cuda",
             worker_init_fn=_ignore_stop_signals,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
-            generator=torch.Generator(),  # else making a loader would draw from torch's own chance
+            generator=torch.Generator(),  # else making a loader would draw from torch's global random state
         )
         fetched = iter(loader)
         try:
@@ -116,7 +116,7 @@ class _Order:
 
 
 class _Fetch(Dataset):
-    """Batches by sample numbers. An error is handed over as a value: torch would wrap it in a stack trace."""
+    """Batches by sample ids. An error is returned as a value: torch would wrap it in a stack trace."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -133,7 +133,8 @@ def _return_batch(batch: Any) -> Any:
 
 
 def _ignore_stop_signals(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every process of a job: the trainer answers
-    by saving, and needs its workers until it has."""
+    """Ignore SIGINT and SIGTERM in a worker. Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM
+    every process of a job: the trainer responds by saving a checkpoint, and needs its workers until then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

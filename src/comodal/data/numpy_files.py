@@ -1,4 +1,4 @@
-"""Numpy's .npy and .npz files of other people: no pickle, and no more memory than the file itself can fill."""
+"""NumPy .npy and .npz files from other sources, read without pickle and with a bound on memory."""
 
 import io
 import math
@@ -23,14 +23,14 @@ DAMAGED_NUMPY_ERRORS = (
 
 
 def read_npy(file: io.BufferedIOBase, most: int) -> Shaped[np.ndarray, "..."]:
-    """One array from where a file stands.
+    """Read one array at the current position of a file.
 
     Args:
-        file: What it is read from.
-        most: How many bytes of numbers there can be.
+        file: An open binary file.
+        most: The maximum number of data bytes.
 
     Raises:
-        ValueError: It holds objects, is larger than what is there, or is no array.
+        ValueError: It holds objects, is larger than the data that follows, or is not an array.
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -54,7 +54,7 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Sha
         wanted: Names of the arrays to read; by default all.
 
     Raises:
-        DataError: It is damaged, holds objects, or unpacks to far more than it is.
+        DataError: It is damaged, holds objects, or decompresses to far more than its size.
     """
     try:
         if not path.is_file():

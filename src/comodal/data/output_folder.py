@@ -1,4 +1,4 @@
-"""The folder that a command fills: one command at a time, always the same options, and faults told in a sentence."""
+"""The output folder of a command: a lock, a check that the options are the same, and readable errors."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ def lock_output_folder(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translate_os_errors(out: Path) -> Iterator[None]:
-    """Say in a sentence what the system says with a number."""
+    """Convert an OSError to an error with a readable message."""
     try:
         yield
     except OSError as error:
@@ -37,10 +37,10 @@ def translate_os_errors(out: Path) -> Iterator[None]:
 
 
 def check_same_options(out: Path, fresh: dict[str, Any]) -> bool:
-    """What stands in OUT must have been begun with the same options on the same files; returns whether it is finished.
+    """Check that OUT was begun with the same options on the same files; returns whether it is finished.
 
     Raises:
-        DataError: It was not; says what has changed.
+        DataError: It was not; the message says what has changed.
     """
     about = out / "about.json"
     if not about.is_file():
@@ -63,7 +63,7 @@ def check_same_options(out: Path, fresh: dict[str, Any]) -> bool:
 
 
 def remove_partial_files(out: Path) -> None:
-    """Remove what a killed command left unfinished."""
+    """Remove the unfinished files of an interrupted command."""
     for path in [*out.glob("*/.*.part"), *out.glob(".*.part"), *out.glob("*/.*.progress")]:
         path.unlink(missing_ok=True)
 

@@ -1,10 +1,10 @@
-"""The main job on the synthetic world: both systems are trained, evaluated beside their controls, and reported.
+"""`comodal demo`: trains both models on synthetic data, evaluates them against baselines, and writes a report.
 
-`comodal demo DIR` makes videos, shards and a small L3-Net; of images with captions, regions with the features of that
-L3-Net and a small ViLBERT; the scores of both beside controls, and a page to look at. The short demo trains both with
-the contrastive losses that learn in fewer steps; `--full` trains longer with the papers' objectives, and fine-tunes
-ViLBERT on two tasks with labels. What does not wait for a training runs beside it in a second process. Every part
-continues where it stopped when the command is given again.
+`comodal demo DIR` synthesizes videos and trains a small L3-Net on their shards. It synthesizes images with captions,
+extracts regions with the features of that L3-Net, and trains a small ViLBERT. It evaluates both against baselines and
+writes a page. The short demo trains both with contrastive losses, which need fewer steps. `--full` trains longer with
+the papers' objectives, and fine-tunes ViLBERT on two labeled tasks. Parts that do not depend on a training run in a
+second process at the same time. An interrupted demo continues when it is run again.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ from comodal.text_files import read_log
 from comodal.training.run import Run, train
 from comodal.workers import watch_parent_process
 
-EXTRACT_WORKERS = 1  # a worker process takes longer to start than this network to see a thousand images
+EXTRACT_WORKERS = 1  # starting a worker process takes longer than a thousand images with this network
 WARMUP_STEPS = 50
-CACHE_MEGABYTES = 1000  # all decoded clips of the world
+CACHE_MEGABYTES = 1000  # all decoded clips of the synthetic data
 CAPTION_TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
 TASK_IMAGE_FOLDERS = {
     "coco": "images",
     "flickr30k": "flickr30k-images",
-}  # of the tasks with labels: RefCOCO+ and SNLI-VE
+}  # of the labeled tasks: RefCOCO+ and SNLI-VE
 REFCOCO_PARAMETERS = ("references", "instances", "regions")
 RESULT_KEYS = {
     "vision": ("trained", "untrained", "pixels"),
@@ -72,17 +72,17 @@ def run_demo(
     """Synthetic videos and images, a small L3-Net, a small ViLBERT, their scores and a report, in minutes.
 
     Args:
-        folder: Where everything goes; the same command goes on where it stopped.
-        full: Train for longer with the papers' objectives, and fine-tune ViLBERT on two tasks with labels. By
-            default L3-Net scores all pairs of a batch, and ViLBERT has a contrastive loss: they learn in fewer steps.
-        videos: Synthetic videos; by default 1,000, 1,400 in the full demo.
-        steps: Of L3-Net; by default 350, 1,800 in the full demo.
-        scenes: Images with captions; by default 1,500.
-        caption_steps: Of ViLBERT; by default 300, 1,500 in the full demo.
-        task_epochs: Of each of two tasks with labels (RefCOCO+, SNLI-VE); by default 0 (left out), 4 in the full demo.
-        bert: A Hugging Face BERT that the text stream starts from. By default its weights are random: the few words of
-            this world need no BERT, and six layers of MiniLM take five times as long.
-        seed: Of the world, the pairs and the first weights.
+        folder: Output folder; the same command continues an interrupted demo in it.
+        full: Train longer with the papers' objectives, and fine-tune ViLBERT on two labeled tasks. By default L3-Net
+            scores all pairs of a batch, and ViLBERT has a contrastive loss, which need fewer steps.
+        videos: Number of synthetic videos; by default 1,000, 1,400 in the full demo.
+        steps: Training steps of L3-Net; by default 350, 1,800 in the full demo.
+        scenes: Number of images with captions; by default 1,500.
+        caption_steps: Training steps of ViLBERT; by default 300, 1,500 in the full demo.
+        task_epochs: Epochs of each of two labeled tasks (RefCOCO+, SNLI-VE); by default 0 (none), 4 in the full demo.
+        bert: A Hugging Face BERT to initialize the text stream. By default it is randomly initialized: the small
+            vocabulary of this data needs no BERT, and six layers of MiniLM take five times as long.
+        seed: Of the synthetic data, the pairs and the initial weights.
 
     Returns:
         The flat numbers of results.json.
@@ -130,7 +130,7 @@ def run_demo(
 
 
 class L3NetEvaluation(NamedTuple):
-    """What the second process found: flat numbers, parts of the page, and what was printed."""
+    """The results of the second process: flat numbers, parts of the page, and printed output."""
 
     numbers: dict[str, float]
     page: list[str]
@@ -139,7 +139,7 @@ class L3NetEvaluation(NamedTuple):
 
 @contextlib.contextmanager
 def start_second_process() -> Iterator[ProcessPoolExecutor]:
-    """A process beside this one, with one thread of computation. It ends with this one, however that ends."""
+    """A second process with one compute thread. It ends with this process in every case."""
     pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=prepare_process, initargs=(os.getpid(),))
     try:
         yield pool
@@ -148,14 +148,14 @@ def start_second_process() -> Iterator[ProcessPoolExecutor]:
 
 
 def prepare_process(command: int) -> None:
-    """In the second process: Ctrl-C is for the command that started it."""
+    """Makes the second process ignore Ctrl-C, which the command that started it handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch_parent_process(command)
     torch.set_num_threads(1)
 
 
 def synthesize_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
-    """The synthetic videos, and their shards."""
+    """Synthesizes the videos and writes their shards."""
     print_heading("synthetic data: videos with audio")
     synthesize(
         parts.videos,
@@ -178,7 +178,7 @@ def synthesize_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
 
 
 def synthesize_labeled_media(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
-    """Labelled audio and images, and images with captions."""
+    """Synthesizes labeled audio and images, and images with captions."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         synthesize(
             parts.playground,
@@ -194,7 +194,7 @@ def synthesize_labeled_media(parts: DemoFolders, scale: DemoScale, seed: int) ->
 
 
 def train_l3net(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
-    """A small network, long enough to learn this world; one core computes while the other reads pairs."""
+    """Trains a small L3-Net on the synthetic videos; one core computes while the other reads pairs."""
     settings: dict[str, Any] = {
         "data": parts.shards,
         "variant": "small",
@@ -215,13 +215,13 @@ def train_l3net(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
 def train_to_last_step(
     recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None
 ) -> None:
-    """Trains to the last step. A training that was stopped (Ctrl-C) stops the demo."""
+    """Trains to the last step. An interrupted training (Ctrl-C) ends the demo."""
     if train(recipe, settings, out, resume=True, threads=threads):
         raise KeyboardInterrupt
 
 
 def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed: int) -> None:
-    """Regions with L3-Net's features of what is in their boxes, and a small ViLBERT."""
+    """Extracts regions with L3-Net's features of their boxes, and trains a small ViLBERT."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
     extract_regions(images, parts.regions, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
     settings: dict[str, Any] = {
@@ -242,7 +242,7 @@ def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, se
 
 
 def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
-    """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out pictures."""
+    """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out images."""
     captions = parts.scenes / "captions.jsonl"
     scores: ScoreType = "contrastive" if scale.contrastive_weight else "alignment"
     found = evaluate_retrieval(parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval"))
@@ -256,7 +256,7 @@ def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
 
 
 def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
-    """Which thing an expression means (RefCOCO+), and whether a picture entails a sentence (SNLI-VE)."""
+    """Fine-tunes on referring expressions (RefCOCO+) and visual entailment (SNLI-VE)."""
     for name, images in TASK_IMAGE_FOLDERS.items():
         folder = parts.playground / name
         boxes, out = folder / "boxes.jsonl", parts.task_regions(name)
@@ -279,7 +279,7 @@ def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
 
 
 def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
-    """Accuracy on pictures that were never seen, and of the same networks when one side is blank."""
+    """Accuracy on held-out images, and of the same networks with one modality ablated."""
     run = parts.task_run("grounding")
     found = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
     blind = evaluate_grounding(run, *parts.references, blank="text")
@@ -313,7 +313,7 @@ def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
 
 
 def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
-    """The numbers that the demo is about, under flat keys."""
+    """The demo's main numbers, under flat keys."""
     validation = [line for line in read_log(parts.run / "metrics.jsonl") if line["split"] == "validation"]
     if not validation:
         raise DataError(f"{parts.run}: no validation was logged")
@@ -326,7 +326,7 @@ def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
 
 
 def print_demo_results(numbers: dict[str, float]) -> None:
-    """Trained beside its baselines."""
+    """Prints the scores of the trained models and their baselines."""
     headings = ("", "trained", "untrained", "pixels or raw spectrogram", "log-mel statistics")
     table = Table(*headings, title="L3-Net, trained on videos alone")
     for task, names in RESULT_KEYS.items():
@@ -346,7 +346,7 @@ def print_demo_results(numbers: dict[str, float]) -> None:
 
 
 def print_task_results(numbers: dict[str, float]) -> None:
-    """Accuracy of the two tasks with labels."""
+    """Prints the accuracy of the two labeled tasks."""
     table = Table("", "trained", "without text or image", "chance", title="tasks with labels")
     for name, task in (
         ("grounding", "referring expressions (RefCOCO+)"),

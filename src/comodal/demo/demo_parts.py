@@ -1,4 +1,4 @@
-"""How much the demo makes and trains, and where each part of it lies."""
+"""The sizes of the demo's data and training, and the paths of its parts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,24 +8,24 @@ from comodal.recipes import avc_pretraining
 
 @dataclass(frozen=True)
 class DemoScale:
-    """How much data is made, and how long and by which objectives is trained.
+    """The amount of data, and the objectives and lengths of training.
 
     Args:
-        videos: Of the synthetic world.
-        video_seconds: Of each video: room for a second of audio to begin anywhere.
-        side: Of all synthetic images and frames, in pixels.
+        videos: Number of synthetic videos.
+        video_seconds: Length of a video; a second of audio can start anywhere in it.
+        side: Size of all synthetic images and frames, in pixels.
         frames_per_second: Of these videos.
-        sounds: Clips of the ESC-50 folder.
-        images: Images in each of the splits train and test of the image folder.
+        sounds: Number of clips in the ESC-50 folder.
+        images: Number of images in each of the splits train and test of the image folder.
         windows: Seconds of each clip of the ESC-50 folder that are used.
-        scenes: Images with captions.
-        image_size: Of L3-Net, in pixels; frames are kept at 8/7 of it, which training crops from.
+        scenes: Number of images with captions.
+        image_size: Input size of L3-Net, in pixels; frames are stored at 8/7 of it, for random crops in training.
         objective: Of L3-Net.
         steps: Of L3-Net.
         learning_rate: Of L3-Net.
         caption_steps: Of ViLBERT.
         contrastive_weight: Of ViLBERT's contrastive loss; with it retrieval ranks by the contrastive encodings.
-        task_epochs: Of each of two tasks with labels; 0 leaves them out.
+        task_epochs: Of each of two labeled tasks; 0 leaves them out.
     """
 
     videos: int
@@ -51,7 +51,7 @@ FULL_SCALE = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800
 
 @dataclass(frozen=True)
 class DemoFolders:
-    """Where each part of the demo lies."""
+    """The paths of the parts of the demo."""
 
     folder: Path
 
@@ -62,7 +62,7 @@ class DemoFolders:
 
     @property
     def playground(self) -> Path:
-        """The rest of the synthetic world: labelled audio and images, images with captions."""
+        """The other synthetic data: labeled audio and images, images with captions."""
         return self.folder / "playground"
 
     @property
@@ -87,7 +87,7 @@ class DemoFolders:
 
     @property
     def references(self) -> tuple[Path, Path, Path]:
-        """RefCOCO+'s two files, and the regions of its pictures."""
+        """The two files of RefCOCO+, and the regions of its images."""
         folder = self.playground / "coco" / "refcoco+"
         return folder / "refs(unc).p", folder / "instances.json", self.task_regions("coco")
 

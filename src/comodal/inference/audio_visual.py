@@ -36,9 +36,9 @@ class AudioVisualPipeline:
 
     Args:
         path: Of the run, the model folder or the OpenL3 weights.
-        embedder: The network ready to embed.
+        embedder: The loaded embedder.
         compute: Device and precision.
-        has_fusion: Whether the fusion network was trained: OpenL3's weight files hold towers alone.
+        has_fusion: Whether the fusion network was trained. OpenL3's weight files hold only the towers.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class AudioVisualPipeline:
 
         Raises:
             MediaError: The file cannot be read.
-            TypeError, ValueError: It is no audio, or its sample rate is missing.
+            TypeError, ValueError: The input is not audio, or its sample rate is missing.
         """
         return sound_embedding(audio, sample_rate, self.embedder, hop_seconds, center)
 
@@ -73,12 +73,12 @@ class AudioVisualPipeline:
 
         Raises:
             MediaError: A file cannot be read.
-            TypeError, ValueError: One is no image.
+            TypeError, ValueError: An input is not an image.
         """
         return image_embedding(images, self.embedder)
 
     def embed_video(self, path: Path | str, frames_per_second: float = 1.0, hop_seconds: float = 0.1) -> VideoEmbedding:
-        """Embeddings of the frames and of the audio of a video file, on one clock.
+        """Embeddings of the frames and of the audio of a video file, with timestamps on the same clock.
 
         Raises:
             MediaError: The file cannot be read, or has no video or no audio stream.
@@ -93,7 +93,8 @@ class AudioVisualPipeline:
     def match(
         self, image_or_video: Any, audio: Any = None, sample_rate: int | float | None = None, hop_seconds: float = 1.0
     ) -> MatchResult:
-        """The probability over time that an image or a video corresponds to audio; a video alone to its own audio.
+        """Predicts over time whether an image or a video corresponds to audio; a video alone is matched with its own
+        audio.
 
         Raises:
             CheckpointError: The weights have no fusion network.
@@ -133,7 +134,7 @@ class AudioVisualPipeline:
             return predict_by_position(self.model, images, waveforms).places[0].float().cpu().numpy()
 
     def check_fusion(self) -> None:
-        """Raises a CheckpointError where the weights are of embedding towers alone."""
+        """Raises a CheckpointError if the weights are those of embedding towers only."""
         if not self.has_fusion:
             raise CheckpointError(f"{self.path} holds embedding networks alone; matching needs a trained L3-Net")
 
@@ -141,10 +142,10 @@ class AudioVisualPipeline:
 def load_audio_visual(
     path: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
 ) -> AudioVisualPipeline:
-    """A run or model folder of an L3-Net, or a file of OpenL3 weights, as a pipeline.
+    """Loads a run or model folder of an L3-Net, or a file of OpenL3 weights, as a pipeline.
 
     Raises:
-        CheckpointError: There is no L3-Net, or it is damaged.
+        CheckpointError: The path holds no L3-Net, or it is damaged.
     """
     path = to_path(path)
     embedder = load_embedder(path, EmbedderOptions(device=device, precision=precision))

@@ -1,4 +1,4 @@
-"""Boxes that a phrase means, drawn on the picture (`comodal ground --out`)."""
+"""Draws the boxes that a phrase is grounded to (`comodal ground --out`)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from comodal.inference.vision_language import EncodedImage, GroundedBox
 
 
 def draw_grounded_boxes(seen: EncodedImage, places: Sequence[GroundedBox], phrase: str) -> Figure:
-    """The picture with the boxes."""
+    """The image with the boxes."""
     height, width = seen.picture.shape[:2]
     figure = Figure(figsize=(6, 0.4 + 6 * height / width), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,8 +1,8 @@
-"""Files in, vectors out: `.npz` with `embedding` and `timestamps`, named and windowed as OpenL3's users expect.
+"""Embeds files: writes `.npz` files with `embedding` and `timestamps`, with names and windows as in OpenL3.
 
-Sound of any length is read, embedded and written in bounded memory. Files run in parallel; what cannot be read is
-reported when all the others are written; what exists is not made again. With weights of OpenL3 the files also say
-which windows are silent, and `about` how they were made.
+Audio of any length is read, embedded and written in bounded memory. Files are processed in parallel. Files that cannot
+be read are reported after all others are written. Existing results are skipped. With OpenL3 weights the results also
+store which windows are silent, and in `about` how they were made.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,34 +66,34 @@ def embed_audio(
     precision: EmbedPrecision = "auto",
     engine: EngineChoice = "auto",
 ) -> dict[str, float]:
-    """Embeds sound files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
+    """Embeds audio files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
-    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
-    the endings of the files: a.wav.npz, a.mp3.npz.
+    If several files have the same NAME, or NAME.npz exists and was made from another file, the results keep the
+    suffixes of the files: a.wav.npz, a.mp3.npz.
 
     Args:
-        files: sound files (or videos with sound), folders of them, or tar, Parquet or Arrow files with sound.
-        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
-        out: folder of the results; without it they lie beside the files.
+        files: audio files (or videos with audio), folders of them, or tar, Parquet or Arrow files with audio.
+        model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; by default the folder of each file.
         hop_seconds: time between windows of one second.
-        centre: window k is centred on its timestamp (half a window of silence on the left), otherwise it begins there.
-        batch_size: windows held at a time, by default 32 or on a GPU 256; it bounds memory and changes no result.
-        workers: processes; 0 takes one per core.
-        overwrite: make results again that exist.
-        size: features of a vector; without it all (6144), OpenL3's smaller ones have 512.
-        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
-        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        centre: window k is centered on its timestamp (padded by half a window of silence); otherwise it starts there.
+        batch_size: windows in memory at a time, by default 32 or on a GPU 256; it bounds memory and changes no result.
+        workers: processes; 0 is one per core.
+        overwrite: compute existing results again.
+        size: dimension of the embeddings; by default all features (6144). OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3, including its errors (only for OpenL3 weights).
+        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
             where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
-        DataError: some files could not be read; all the others are written by then.
+        DataError: some files could not be read; all others are written first.
 
     Examples:
         comodal embed audio recordings/ --model RUN --out vectors/
@@ -129,30 +129,30 @@ def embed_image(
     precision: EmbedPrecision = "auto",
     engine: EngineChoice = "auto",
 ) -> dict[str, float]:
-    """Embeds pictures: NAME.npz with `embedding` of one row (and a timestamp of 0).
+    """Embeds images: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
-    Where NAME.npz would be of several files, or is there and was made from a file of another name, the results keep
-    the endings of the files: a.jpg.npz, a.png.npz.
+    If several files have the same NAME, or NAME.npz exists and was made from another file, the results keep the
+    suffixes of the files: a.jpg.npz, a.png.npz.
 
     Args:
-        files: pictures, folders of them, or tar, Parquet or Arrow files with pictures.
-        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
-        out: folder of the results; without it they lie beside the files.
-        workers: processes; 0 takes one per core.
-        overwrite: make results again that exist.
-        size: features of a vector; without it all (8192), OpenL3's smaller ones have 512.
-        as_openl3: reproduce this version of OpenL3 itself, its mistakes included (only for its weights).
+        files: images, folders of them, or tar, Parquet or Arrow files with images.
+        model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; by default the folder of each file.
+        workers: processes; 0 is one per core.
+        overwrite: compute existing results again.
+        size: dimension of the embeddings; by default all features (8192). OpenL3's smaller ones have 512.
+        as_openl3: reproduce this version of OpenL3, including its errors (only for OpenL3 weights).
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
             where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
-        DataError: some files could not be read; all the others are written by then.
+        DataError: some files could not be read; all others are written first.
 
     Examples:
         comodal embed image pictures/ --model RUN --out vectors/
@@ -184,35 +184,35 @@ def embed_video(
     precision: EmbedPrecision = "auto",
     engine: EngineChoice = "auto",
 ) -> dict[str, float]:
-    """Embeds videos: NAME_audio.npz and NAME_image.npz, their timestamps on the video's own clock.
+    """Embeds videos: NAME_audio.npz and NAME_image.npz, with timestamps on the video's own clock.
 
-    Where these would be of several files, or are there and were made from a file of another name, the results keep
-    the endings of the files: a.mp4_audio.npz, a.webm_audio.npz.
+    If several files have the same NAME, or the results exist and were made from another file, the results keep the
+    suffixes of the files: a.mp4_audio.npz, a.webm_audio.npz.
 
     Args:
         files: videos, folders of them, or tar, Parquet or Arrow files with videos.
-        model: run folder or model folder, or a file of OpenL3 (.h5, .h5.gz, .pth.tar).
-        out: folder of the results; without it they lie beside the files.
-        frames_per_second: how often a frame is embedded: what a player shows at that moment.
-        hop_seconds: time between windows of one second of sound.
-        centre: window k is centred on its timestamp.
-        batch_size: windows or frames held at a time, by default 32 or on a GPU 256; it bounds memory and changes no
-            result.
-        workers: processes; 0 takes one per core.
-        overwrite: make results again that exist.
-        as_openl3: reproduce this version of OpenL3 itself, which embeds every frame, squashed to 256 x 256.
-        front_end: how OpenL3's spectrogram is made; without it as its weights were trained (kapre014).
+        model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
+        out: folder of the results; by default the folder of each file.
+        frames_per_second: frames to embed per second; each is the frame that a player shows at that moment.
+        hop_seconds: time between windows of one second of audio.
+        centre: window k is centered on its timestamp.
+        batch_size: windows or frames in memory at a time, by default 32 or on a GPU 256; it bounds memory and changes
+            no result.
+        workers: processes; 0 is one per core.
+        overwrite: compute existing results again.
+        as_openl3: reproduce this version of OpenL3, which embeds every frame, stretched to 256 x 256.
+        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or what `comodal export` wrote for onnx or openvino (which may be in int8). auto takes torch
+        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
             where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
 
     Raises:
-        DataError: some files could not be read; all the others are written by then.
+        DataError: some files could not be read; all others are written first.
 
     Examples:
         comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
@@ -238,7 +238,7 @@ def embed_video(
 
 
 def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerModality) -> Embedder:
-    """Reads the model, so that a wrong one is told before any file is opened."""
+    """Loads the model, so that an unsuitable one is reported before any file is opened."""
     embedder = load_embedder(model, choice)
     for modality in modalities:
         embedder.prepare(modality)
@@ -246,12 +246,12 @@ def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerMo
 
 
 def choose_gpu_batching(work: Callable[[FileJob], int], workers: int, embedder: Embedder) -> BatchedWork | None:
-    """On a GPU, whose memory processes would share out, this process does all unless several are asked for."""
+    """On a GPU this process embeds all files in batches, unless several workers are requested."""
     return BatchedWork(partial(attempt_jobs, work=work), 1) if embedder.on_gpu and workers < 2 else None
 
 
 def describe_output(embedder: Embedder, **made: object) -> dict[str, object] | None:
-    """How a file was made; OpenL3's own files do not say it."""
+    """The settings that a file was made with; None where OpenL3's own files are reproduced."""
     if not embedder.about or embedder.choice.as_openl3:
         return None
     network = {**embedder.about, "front_end": embedder.front_end, "precision": embedder.precision}
@@ -261,7 +261,7 @@ def describe_output(embedder: Embedder, **made: object) -> dict[str, object] | N
 def write_audio_embedding(
     job: FileJob, model: Path, choice: EmbedderOptions, hop_seconds: float, centre: bool, batch_size: int
 ) -> int:
-    """The sound of one file; returns how many windows there are."""
+    """Writes the embedding of the audio of one file; returns the number of windows."""
     embedder = load_embedder(model, choice)
     batches = embed_audio_blocks(read_embedder_audio(job.source, embedder), embedder, hop_seconds, centre, batch_size)
     about = describe_output(embedder, hop_seconds=hop_seconds, centre=centre)
@@ -272,14 +272,14 @@ def write_audio_embedding(
 
 
 def write_image(job: FileJob, model: Path, choice: EmbedderOptions) -> int:
-    """One picture; returns 1."""
+    """Writes the embedding of one image; returns 1."""
     embedder = load_embedder(model, choice)
     (vector,) = embed_image_batches([read_job_image(job, choice)], embedder, 1)
     return write_vector(job, vector, embedder)
 
 
 def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) -> list[FileOutcome]:
-    """Several pictures: read side by side, embedded together."""
+    """Writes the embeddings of several images, which are read in parallel and embedded in one batch."""
     embedder, read = load_embedder(model, choice), dict[int, ImageArray]()
 
     def keep(job: FileJob, place: int) -> int:
@@ -297,10 +297,10 @@ def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) 
 
 
 def read_job_image(job: FileJob, choice: EmbedderOptions) -> ImageArray:
-    """The picture of a job.
+    """The image of a job.
 
     Raises:
-        MediaError: It cannot be read, or OpenL3 would not take it.
+        MediaError: It cannot be read, or OpenL3 would reject it.
     """
     picture = read_image(job.source)
     if choice.as_openl3 and min(picture.shape[:2]) < INPUT_SIDE:
@@ -313,7 +313,7 @@ def read_job_image(job: FileJob, choice: EmbedderOptions) -> ImageArray:
 
 
 def write_vector(job: FileJob, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
-    """The result of one picture; returns 1."""
+    """Writes the embedding of one image; returns 1."""
     seconds = None if embedder.choice.as_openl3 else np.zeros(1)
     return write_embedding_rows(job.results[0], [EmbeddingRows(vector, seconds)], describe_output(embedder), job.source)
 
@@ -327,7 +327,7 @@ def write_video_embeddings(
     centre: bool,
     batch_size: int,
 ) -> int:
-    """Frames, then sound; frames stay written where there is no sound."""
+    """Writes the embeddings of the frames, then of the audio. Those of the frames are kept if there is no audio."""
     sound, picture = job.results
     embedder = load_embedder(model, choice)
     if choice.as_openl3:

@@ -1,4 +1,4 @@
-"""Audio and images in memory, or one file, to vectors; many files go through `embed.py`."""
+"""Embeds audio and images in memory, or single files; `embed_files.py` embeds many files."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,19 +22,19 @@ def sound_embedding(
     centre: bool = True,
     batch_size: int | None = None,
 ) -> tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]:
-    """Vectors of a sound, and their timestamps in seconds; channels are mixed, and resampled to the model's rate.
+    """Embeddings of audio, and their timestamps in seconds. Channels are mixed down, and resampled to the model's rate.
 
     Args:
         sound: A path, an array (samples,) or (samples, channels), or a tensor (samples,) or (channels, samples).
         sample_rate: Of samples in memory; None for a file, which has its own.
-        model: What embeds: an L3Net, an embedder, or the path of a run, a model or a file of OpenL3.
+        model: An L3Net, an embedder, or the path of a run, a model or a file of OpenL3 weights.
         hop_seconds: Time between windows.
-        centre: Window k is centred on its timestamp.
-        batch_size: Windows at a time; by default what suits the device.
+        centre: Window k is centered on its timestamp.
+        batch_size: Windows at a time; by default chosen for the device.
 
     Raises:
-        TypeError: It is something else.
-        ValueError: It has no sample, samples that are not finite, or no sample rate.
+        TypeError: The input is of another type.
+        ValueError: It has no samples, samples that are not finite, or no sample rate.
         MediaError: The file cannot be read.
     """
     embedder = resolve_embedder(model)
@@ -44,17 +44,17 @@ def sound_embedding(
 
 
 def image_embedding(images: Any, model: Model, batch_size: int | None = None) -> Float32[np.ndarray, "images features"]:
-    """Vectors of images of any sizes: each is resized and cropped to the model's square.
+    """Embeddings of images of any size; each is resized and cropped to the model's square.
 
     Args:
         images: One or a list of paths, PIL images, arrays (height, width, 3) or tensors (3, height, width) of bytes; or
             several images in one array or tensor.
-        model: What embeds: an L3Net, an embedder, or the path of a run, a model or a file of OpenL3.
-        batch_size: Images at a time; by default what suits the device.
+        model: An L3Net, an embedder, or the path of a run, a model or a file of OpenL3 weights.
+        batch_size: Images at a time; by default chosen for the device.
 
     Raises:
-        TypeError: One is something else.
-        ValueError: There are none, or one has another shape than an image.
+        TypeError: An input is of another type.
+        ValueError: There are none, or one has not the shape of an image.
         MediaError: A file cannot be read.
     """
     embedder = resolve_embedder(model)
@@ -62,7 +62,7 @@ def image_embedding(images: Any, model: Model, batch_size: int | None = None) ->
 
 
 def resolve_embedder(model: Model) -> Embedder:
-    """What embeds, from any form that a caller may have it in."""
+    """The embedder of a model, an embedder or a path."""
     if isinstance(model, str | Path):
         return load_embedder(Path(model), EmbedderOptions())
     return model if isinstance(model, Embedder) else Embedder(model, EmbedderOptions(), {})

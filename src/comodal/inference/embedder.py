@@ -1,7 +1,7 @@
-"""A network ready to embed: its front end, precision and size chosen, and what OpenL3 does differently.
+"""An embedder: an L3-Net with its frontend, precision and size, and the preprocessing of OpenL3 for its weights.
 
-Weights from OpenL3 get what they were made for: sound resampled by `kaiser_best`, pictures cropped as OpenL3 crops
-them, and the network cut where OpenL3 cuts it.
+OpenL3 weights get the preprocessing that they were trained with: audio resampled by `kaiser_best`, images cropped and
+layers cut as in OpenL3.
 """
 
 import dataclasses
@@ -36,16 +36,16 @@ FULL_GRIDS = {"image": IMAGE_GRID, "sound": AUDIO_GRID}
 
 @dataclass(frozen=True)
 class EmbedderOptions:
-    """What a caller may choose about a network.
+    """The options of an embedder.
 
     Args:
-        as_openl3: Reproduce what this version of OpenL3 itself gives, its mistakes included.
-        front_end: How OpenL3's spectrogram is made; None: as the weights were trained, with `as_openl3` kapre03.
+        as_openl3: Reproduce the embeddings of this version of OpenL3, including its errors.
+        front_end: Spectrogram frontend of OpenL3; None: as the weights were trained, with `as_openl3` kapre03.
         precision: auto takes what the hardware computes fastest (bf16 or fp32), with `as_openl3` fp32.
-        size: Features of a vector; None: all, one vector's worth of each cell of the grid.
-        device: Where PyTorch computes: auto (CUDA, else MPS, else the CPU) or the name of a device.
-        representation: linear, mel128 or mel256, for a file of weights that does not say it.
-        engine: What computes: PyTorch, or an embedder that `comodal export` has written; auto is `resolve_engine`'s.
+        size: Dimension of the embeddings; None: the features of all cells of the grid.
+        device: PyTorch device: auto (CUDA, else MPS, else the CPU) or its name.
+        representation: linear, mel128 or mel256, for a weights file that does not store it.
+        engine: PyTorch, or an engine that `comodal export` has written files for; auto: see `resolve_engine`.
     """
 
     as_openl3: OpenL3Version | None = None
@@ -58,13 +58,13 @@ class EmbedderOptions:
 
 
 class Embedder:
-    """Sound and pictures to vectors.
+    """Embeds audio and images.
 
     Args:
-        model: The network; its weights of this moment are used.
-        choice: See there.
-        about: What is known of weights from OpenL3 (representation, towers, files); empty for our own.
-        exports: The embedders of an engine other than PyTorch.
+        model: The network; its weights at construction are used.
+        choice: The options.
+        about: Metadata of OpenL3 weights (representation, towers, files); empty for comodal models.
+        exports: The exported embedders of an engine other than PyTorch.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Embedder:
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
         self.sound_type = torch.float32
-        if self.front_end == "librosa":  # computes in float64; 80 dB under a pure tone that can be seen
+        if self.front_end == "librosa":  # computes in float64: the difference is visible 80 dB below a pure tone
             self.sound_type = torch.float64
             self.spectrogram.double().window = torch.hann_window(
                 self.config.spectrogram.window_samples, dtype=torch.float64, device=self.device
@@ -101,31 +101,31 @@ class Embedder:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it computes on another device than the CPU."""
+        """Whether the device is not the CPU."""
         return self.device.type != "cpu"
 
     @property
     def batch_size(self) -> int:
-        """Windows or images that are held at a time."""
+        """Number of windows or images in memory at a time."""
         return max(CPU_BATCH, choose_inference_batch_size(self.device))
 
     @property
     def hides_silence(self) -> bool:
-        """In decibels under the loudest, silence is as loud as can be: its vectors mean nothing and are zero here."""
+        """Whether silent windows get zero vectors: relative to its own maximum, silence is amplified to full level."""
         return self.config.spectrogram.scale == "decibels" and not self.choice.as_openl3
 
     @cached_property
     def image_tower(self) -> FusedTower:
-        """The picture's network, prepared when the first picture comes."""
+        """The image tower, prepared on first use."""
         return self._tower("image")
 
     @cached_property
     def sound_tower(self) -> FusedTower:
-        """The sound's network, prepared when the first sound comes."""
+        """The audio tower, prepared on first use."""
         return self._tower("sound")
 
     def prepare(self, modality: TowerModality) -> None:
-        """Reads what sound or pictures need, so that what is missing is told before any of them is opened."""
+        """Loads what a modality needs, so that missing parts are reported before any file is opened."""
         self.grid(modality)
         if self.exports is not None:
             self.exports.open(modality)
@@ -141,7 +141,7 @@ class Embedder:
         return FusedTower(tower, DTYPES[self.precision], self.config.embedding == "convolution")
 
     def grid(self, modality: TowerModality) -> tuple[int, int]:
-        """Cells that a map is pooled to, for the size that was chosen."""
+        """The grid of cells that a map is pooled to, for the chosen size."""
         rows, columns = FULL_GRIDS[modality]
         channels = 8 * self.config.width
         if self.choice.size in (None, rows * columns * channels):
@@ -154,7 +154,7 @@ class Embedder:
     def sound(
         self, windows: Float[np.ndarray, "windows samples"]
     ) -> tuple[Float32[np.ndarray, "windows features"], np.ndarray]:
-        """Vectors of windows at the network's rate, and which of them hold nothing but zeros."""
+        """Embeddings of windows at the network's sample rate, and which windows contain only zeros."""
         if self.exports is not None:
             vectors = self._exported(windows.astype(np.float32, copy=False), "sound")
         else:
@@ -169,12 +169,12 @@ class Embedder:
     def spectra(
         self, decibels: Float32[np.ndarray, "windows 1 bands frames"]
     ) -> Float32[np.ndarray, "windows features"]:
-        """Vectors of spectrograms that someone else made."""
+        """Embeddings of precomputed spectrograms."""
         return self._vectors(self._parts(torch.from_numpy(decibels).to(self.device)), "sound")
 
     @torch.inference_mode()
     def images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
-        """Vectors of pictures of the network's size."""
+        """Embeddings of images of the network's size."""
         if self.exports is not None:
             return self._exported(squares.transpose(0, 3, 1, 2), "image")
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
@@ -182,14 +182,14 @@ class Embedder:
 
     @torch.inference_mode()
     def pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
-        """Vectors of pictures whose values are what the network takes."""
-        if self.exports is not None:  # which take the bytes that these values were made of
+        """Embeddings of images with values in the network's input range."""
+        if self.exports is not None:  # exported networks take bytes
             return self.images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         return self._vectors(self._parts(values), "image")
 
     def _parts(self, batch: Tensor) -> list[Tensor]:
-        """As many rows at a time as are the fastest on this device."""
+        """Splits a batch into the sizes that are fastest on this device."""
         return list(batch.split(choose_inference_batch_size(self.device)))
 
     def _vectors(self, parts: list[Tensor], modality: TowerModality) -> Float32[np.ndarray, "rows features"]:
@@ -199,7 +199,7 @@ class Embedder:
     def _exported(
         self, batch: Shaped[np.ndarray, "rows ..."], modality: TowerModality
     ) -> Float32[np.ndarray, "rows features"]:
-        """What the exported embedder gives; the largest of all cells where one vector's worth is wanted."""
+        """The output of the exported embedder; the maximum over all cells where the size is that of a single cell."""
         assert self.exports is not None
         vectors = self.exports(modality, batch)
         if self.grid(modality) == (1, 1):
@@ -207,7 +207,7 @@ class Embedder:
         return vectors
 
     def resampled(self, sound: Float[np.ndarray, " samples"], rate: int | float) -> Float[np.ndarray, " new_samples"]:
-        """A whole sound at the network's rate."""
+        """A whole waveform resampled to the network's sample rate."""
         if self.about:
             return resample_kaiser(sound, rate, self.config.sample_rate)
         return resample_audio(sound.astype(np.float32), round(rate), self.config.sample_rate)
@@ -215,10 +215,10 @@ class Embedder:
 
 @cache
 def load_embedder(path: Path, choice: EmbedderOptions) -> Embedder:
-    """A network from a run's or model's folder, or from a file of OpenL3; read once in each process.
+    """Loads an embedder from a run or model folder, or from a file of OpenL3 weights; cached in each process.
 
     Raises:
-        CheckpointError: There is none, it is damaged, or it is another kind of model.
+        CheckpointError: There is no model, it is damaged, or it is of another kind.
     """
     if choice.engine not in {"auto", "torch"} and (
         is_openl3_file(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
@@ -238,9 +238,9 @@ def load_embedder(path: Path, choice: EmbedderOptions) -> Embedder:
 
 
 def resolve_engine(path: Path, model: L3Net, choice: EmbedderOptions) -> Engine:
-    """The engine of a choice. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
+    """The engine of the options. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
 
-    Where they do not, and where 8 bits are asked for, it takes an exported engine if there is one of these weights.
+    Where they do not, and for int8, auto takes an exported engine if there is one of the same weights.
     """
     if choice.engine != "auto":
         return choice.engine

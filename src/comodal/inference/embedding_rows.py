@@ -30,7 +30,7 @@ def embed_audio_blocks(
     centre: bool,
     batch_size: int,
 ) -> Iterator[EmbeddingRows]:
-    """Batches of vectors and timestamps of the sound whose consecutive blocks come in."""
+    """Batches of embeddings and timestamps of audio, from its consecutive blocks."""
     places = count()
     rate = embedder.config.sample_rate
     window = round(embedder.config.sound_seconds * rate)
@@ -42,14 +42,14 @@ def embed_audio_blocks(
 
 
 def compute_hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
-    """Samples from window to window; OpenL3 cuts off what is not whole, and gives timestamps as if it did not."""
+    """Samples from window to window. OpenL3 truncates them to an integer, but computes timestamps without it."""
     return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
 
 
 def embed_image_batches(
     images: Iterable[ImageArray], embedder: Embedder, batch_size: int
 ) -> Iterator[Float32[np.ndarray, "images features"]]:
-    """Batches of vectors; a picture is scaled to 8/7 of the model's square (256 for 224), whose middle is taken."""
+    """Batches of embeddings. An image is scaled to 8/7 of the model's square (256 for 224) and center-cropped."""
     if embedder.about:
         prepare = prepare_squares_as_openl3 if embedder.choice.as_openl3 else prepare_squares
         pixels = (prepare(image[None])[0] for image in images)
@@ -63,7 +63,7 @@ def embed_image_batches(
 
 
 def read_embedder_audio(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
-    """The sound of a file at the network's rate, in blocks."""
+    """The audio of a file at the network's sample rate, in blocks."""
     if not embedder.about:
         yield from stream_audio(path, embedder.config.sample_rate)
         return
@@ -79,7 +79,7 @@ def read_embedder_audio(path: Path, embedder: Embedder) -> Iterator[Float[np.nda
 def embed_timed_frames(
     timed: Iterable[tuple[float, ImageArray]], embedder: Embedder, batch_size: int
 ) -> Iterator[EmbeddingRows]:
-    """Vectors of pictures and their times."""
+    """Embeddings of images with their timestamps."""
     times: list[float] = []
 
     def frames() -> Iterator[ImageArray]:
@@ -92,8 +92,9 @@ def embed_timed_frames(
 
 
 def embed_video_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> Iterator[EmbeddingRows]:
-    """Every frame, squashed to 256 x 256, over the largest value of the whole video, on a clock of whole frames a
-    second, as OpenL3 0.4.2 does; the scaler is Pillow's and not FFmpeg's, so that bytes may differ by one."""
+    """Embeds every frame as OpenL3 0.4.2 does: resized to 256 x 256, divided by the maximum of the whole video, with
+    timestamps from an integer frame rate. Pillow resizes instead of FFmpeg, so that bytes may differ by one.
+    """
     rate = read_video_info(path).frames_per_second
 
     def frames() -> Iterator[ImageArray]:

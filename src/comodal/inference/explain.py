@@ -1,7 +1,7 @@
-"""`--explain FILE` of `ask`, `fill`, `align` and `ground`: the model's attention, drawn over the picture.
+"""`--explain FILE` of `ask`, `fill`, `align` and `ground`: the model's attention, drawn over the image.
 
-The answers are those of the usual path; the attention is of the same text beside the same picture (ViLBERT, section
-3.1).
+The predictions are those without the option. The attention is that of the same text with the same image (ViLBERT,
+section 3.1).
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from comodal.inference.vision_language import (
 )
 
 FIGURE_FORMATS = {".png": "png", ".svg": "svg"}
-MAX_FIGURE_ANSWERS = 3  # answers beside a figure; a page has all
+MAX_FIGURE_ANSWERS = 3  # answers in a figure; a page has all
 
 
 class AttentionExplainer:
-    """What draws the words of questions to a file; refuses before anything is computed.
+    """Draws the attention of the tokens of questions to a file; checks the file type and the model first.
 
     Args:
         out: A figure, or a page.
         answerer: The model.
 
     Raises:
-        ValueError: The file is of no kind that is drawn.
-        DataError: The model has no attention between words and regions.
+        ValueError: The file type is not supported.
+        DataError: The model has no attention between tokens and regions.
     """
 
     def __init__(self, out: Path, answerer: VisionLanguagePipeline) -> None:
@@ -41,7 +41,7 @@ class AttentionExplainer:
         self.out, self.answerer = out, answerer
 
     def __call__(self, seen: EncodedImage, questions: Sequence[AnsweredQuestion]) -> None:
-        """Draws what the words of each question look at."""
+        """Draws the attention of the tokens of each question."""
         shown = [build_attention_example(self.answerer, seen, question) for question in questions]
         if self.out.suffix == ".html":
             rows = [
@@ -56,7 +56,7 @@ class AttentionExplainer:
 def build_attention_example(
     answerer: VisionLanguagePipeline, seen: EncodedImage, question: AnsweredQuestion
 ) -> AttentionExample:
-    """The attention of one text; the words to be filled in are shown first."""
+    """The attention of one text; masked tokens are shown first."""
     pieces = answerer.words.encode(question.text)
     _, layers = compute_co_attention(answerer.vilbert, pieces, seen.prefix)
     names = [answerer.words.vocabulary[piece] for piece in pieces]
@@ -71,11 +71,11 @@ def build_attention_example(
 
 
 def format_answer(answer: Prediction | GroundedBox) -> str:
-    """An answer in words."""
+    """A prediction as text."""
     return answer.text if isinstance(answer, Prediction) else "box " + ", ".join(f"{side:.0f}" for side in answer.box)
 
 
 def find_likeliest_box(question: AnsweredQuestion) -> tuple[float, ...] | None:
-    """The box that a phrase most likely means."""
+    """The likeliest box of a phrase."""
     boxes = [answer.box for answer in question.answers if isinstance(answer, GroundedBox)]
     return boxes[0] if boxes else None

@@ -1,4 +1,4 @@
-"""`comodal.load`: the pipeline that fits a model."""
+"""`comodal.load`: loads the pipeline of a model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, read
 def load(
     path: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
 ) -> AudioVisualPipeline | VisionLanguagePipeline:
-    """The pipeline of a model, which takes files, PIL images, arrays and tensors.
+    """Loads the pipeline of a model, which takes files, PIL images, arrays and tensors.
 
     Args:
         path: A run or model folder of an L3-Net or a ViLBERT (pretrained or fine-tuned), or a file of OpenL3 weights.
@@ -21,7 +21,7 @@ def load(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        An AudioVisualPipeline of an L3-Net or OpenL3 weights, else a VisionLanguagePipeline.
+        An AudioVisualPipeline for an L3-Net or OpenL3 weights, else a VisionLanguagePipeline.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of another kind.

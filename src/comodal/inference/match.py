@@ -1,8 +1,8 @@
-"""Do this picture, or this video, and this sound belong together: how surely, when, and where in the picture.
+"""`comodal match`: whether an image or a video corresponds to audio, when, and where in the image.
 
-A moment is a frame and the second of sound around it. The whole frame is judged, at the scale of training (short side
-8/7 of the model's picture), so that the verdict and the map of its places are about the same picture. Held in memory:
-one frame and one second (on a GPU 64 of each), and of each moment its verdict, its map and a JPEG.
+A moment is a frame and the second of audio around it. The whole frame is scored at the scale of training (short side
+8/7 of the model's image size), so that the prediction and its localization map are of the same image. Memory holds one
+frame and one second (on a GPU 64 of each), and for each moment its prediction, its map and a JPEG.
 """
 
 import io
@@ -31,16 +31,16 @@ from comodal.media.user_inputs import to_rgb_array, to_waveform
 from comodal.media.video import MAX_SILENT_PEAK, iterate_frames
 from comodal.models.l3net.l3net import L3Net, load_l3net
 
-MAX_SIDE_RATIO = 16  # a picture may be so many times as long as it is wide, as a video's
+MAX_SIDE_RATIO = 16  # maximum aspect ratio of an image, as of a video
 GPU_MOMENTS = 64  # moments on a GPU; a CPU takes one at a time
-MAX_MISSING_FRACTION = 0.05  # of the shortest sound: coders cut off a few milliseconds
+MAX_MISSING_FRACTION = 0.05  # of the shortest audio: encoders cut off a few milliseconds
 MAX_TABLE_ROWS = 20  # of the printed table
 DRAWING_SUFFIXES = {".png", ".html"}
 
 
 @dataclass(frozen=True)
 class MatchResult:
-    """The verdict on each moment; `together` is the mean of those that are not silent."""
+    """The prediction for each moment; `together` is the mean over those that are not silent."""
 
     medium: Path
     sound: Path
@@ -48,11 +48,11 @@ class MatchResult:
 
     @property
     def together(self) -> float:
-        """P(together), from 0 to 1."""
+        """P(match), from 0 to 1."""
         return float(np.mean([moment.together for moment in self.moments if moment.together is not None]))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; x and y are fractions of the upright picture, from its upper left."""
+        """Values for JSON; x and y are fractions of the upright image, from its upper left."""
         moments = [{"seconds": round(m.seconds, 3), "together": m.together, "x": m.x, "y": m.y} for m in self.moments]
         return {"medium": str(self.medium), "sound": str(self.sound), "together": self.together, "moments": moments}
 
@@ -66,24 +66,24 @@ def match(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> MatchResult:
-    """Says whether a picture or a video and a sound belong together: the probability, over time, and where.
+    """Predicts whether an image or a video corresponds to audio: the probability over time, and the position.
 
     Args:
-        files: A picture or a video, then a sound (or a video, whose sound is taken); a video alone is matched with its
-            own sound.
+        files: An image or a video, then audio (or a video, whose audio is used); a video alone is matched with its own
+            audio.
         model: Run folder or model folder of an L3-Net.
-        hop_seconds: Time from one verdict to the next; each hears one second (or what the model hears).
-        json: Print JSON in place of the table.
-        out: A picture (.png) or a page (.html) to draw: the verdict over time, and frames lit where the sound is.
+        hop_seconds: Time between predictions; each takes one second of audio (or the model's window).
+        json: Print JSON instead of a table.
+        out: An image (.png) or a page (.html) to write: predictions over time, and frames with localization maps.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        The verdicts; `.together` is their mean, silent moments left out.
+        The predictions; `.together` is their mean without silent moments.
 
     Raises:
-        MediaError: A file cannot be read, has no sound or picture, or is silent or too short.
-        DataError: A picture came without a sound, or more than two files came.
+        MediaError: A file cannot be read, has no audio or video stream, or is silent or too short.
+        DataError: An image is given without audio, or more than two files are given.
 
     Examples:
         comodal match video.mp4 --model RUN
@@ -113,21 +113,21 @@ def match(
 def match_files(
     model: L3Net, medium: Any, sound: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
 ) -> MatchResult:
-    """Verdicts on a picture or a video, and a sound or its own.
+    """Predictions for an image or a video with audio, or for a video with its own audio.
 
     Args:
         model: In evaluation mode.
-        medium: The path of a picture or a video; or a PIL image, an array (height, width, 3) or a tensor (3, height,
+        medium: The path of an image or a video; or a PIL image, an array (height, width, 3) or a tensor (3, height,
             width) of bytes.
-        sound: The path of a sound or a video; None for the video's own sound; or an array (samples,) or (samples,
+        sound: The path of an audio file or a video; None for the video's own audio; or an array (samples,) or (samples,
             channels), or a tensor (samples,) or (channels, samples).
-        hop_seconds: Time from one verdict to the next.
-        sample_rate: Of a sound in memory.
+        hop_seconds: Time between predictions.
+        sample_rate: Of audio in memory.
 
     Raises:
-        MediaError: A file cannot be read, has no sound or picture, or is silent or too short.
-        DataError: A picture came without a sound.
-        TypeError: It is something else.
+        MediaError: A file cannot be read, has no audio or video stream, or is silent or too short.
+        DataError: An image is given without audio.
+        TypeError: The input is of another type.
     """
     if not 0.01 <= hop_seconds <= 3600:
         raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
@@ -170,7 +170,7 @@ def score_moments(
     blocks: Iterable[Float[np.ndarray, " _"]],
     hop_seconds: float,
 ) -> Iterator[MatchMoment]:
-    """The moments in the middles of the hops, until sound or picture ends."""
+    """Predictions for the moments at the middle of each hop, until audio or video ends."""
     rate = model.config.sample_rate
     window = round(model.config.sound_seconds * rate)
     begins = (max(0, round(hop_seconds * (place + 0.5) * rate) - window // 2) for place in count())
@@ -186,7 +186,7 @@ def score_moments(
 def resize_frame(
     picture: UInt8[np.ndarray, "height width 3"], short_side: int, medium: Path
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """A whole frame as the network sees it.
+    """A whole frame at the network's scale.
 
     Raises:
         MediaError: It is narrower than 1 : 16.
@@ -202,12 +202,12 @@ def resize_frame(
 def repeat_still_image(
     path: Path, picture: UInt8[np.ndarray, "height width 3"] | None = None
 ) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
-    """A picture (that of the file, unless there is one), as long as it is asked for."""
+    """Repeats an image (that of the file by default) for as long as frames are requested."""
     yield from repeat(read_image(path) if picture is None else picture)
 
 
 def read_hop_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarray, "height width 3"], None, None]:
-    """What a video shows in the middle of each hop."""
+    """The frames of a video at the middle of each hop."""
     for number, (_, picture) in enumerate(iterate_frames(path, 2 / hop_seconds)):
         if number % 2:
             yield picture
@@ -216,10 +216,10 @@ def read_hop_frames(path: Path, hop_seconds: float) -> Generator[UInt8[np.ndarra
 def cut_audio_windows(
     blocks: Iterable[Float[np.ndarray, " _"]], begins: Iterable[int], window: int
 ) -> Iterator[Float[np.ndarray, " window"]]:
-    """The windows that begin at given samples, in ascending order, of the sound whose consecutive blocks come in.
+    """The windows that begin at given samples, in ascending order, of the audio whose consecutive blocks are passed.
 
-    At the end they move back into the sound, as long as their middles lie in it. Of a sound as long as one window, a
-    twentieth may be missing.
+    Windows at the end are shifted back into the audio, as long as their middles lie in it. Audio of one window's length
+    may lack a twentieth of it.
     """
     source, held, first, ended = iter(blocks), np.zeros(0, np.float32), 0, False
     for wanted in begins:
@@ -241,8 +241,9 @@ def cut_audio_windows(
 def predict_moments(
     model: L3Net, some: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
 ) -> list[MatchMoment]:
-    """The verdicts on some moments, each its time, its sound and its frame; frames of one size go through the network
-    together. It is None for a moment that is silent, for silence goes with nothing and with all."""
+    """The predictions for some moments, each with time, audio and frame. Frames of one size are computed in one batch.
+    The prediction of a silent moment is None, for silence is not evidence of match or mismatch.
+    """
     if len({frame.shape for _, _, frame in some}) > 1:
         return [moment for one in some for moment in predict_moments(model, [one])]
     device = next(model.parameters()).device
@@ -268,13 +269,13 @@ def predict_moments(
 
 
 def format_match_title(found: MatchResult) -> str:
-    """What was matched."""
+    """The names of the files that were matched."""
     own = found.sound == found.medium
     return f"{found.medium.name} and {'its own sound' if own else found.sound.name}"
 
 
 def print_match(found: MatchResult) -> None:
-    """The mean, and a table of at most 20 moments at equal distances."""
+    """Prints the mean, and a table of at most 20 equally spaced moments."""
     moments = found.moments
     shown = np.unique(np.linspace(0, len(moments) - 1, min(MAX_TABLE_ROWS, len(moments))).round().astype(int)).tolist()
     silent = sum(moment.together is None for moment in moments)

@@ -1,8 +1,8 @@
-"""The published weights of OpenL3 and its relatives, read without TensorFlow: .h5, .h5.gz, .pth.tar.
+"""Reads the published weights of OpenL3 and related networks without TensorFlow: .h5, .h5.gz, .pth.tar.
 
-Keras' layout of HDF5: the attribute `layer_names` lists groups in their order, each group's `weight_names` its data.
-Versions 0.2 and 0.3 of OpenL3 begin with the constants of the front end; l3embedding's own checkpoints hold the whole
-network, nested once or, where it was trained on several GPUs, twice.
+In Keras' HDF5 layout the attribute `layer_names` lists groups in their order, and each group's `weight_names` its
+data. Files of OpenL3 0.2 and 0.3 begin with the constants of the frontend. l3embedding's own checkpoints hold the
+whole network, nested once or, if it was trained on several GPUs, twice.
 """
 
 import gzip
@@ -33,7 +33,7 @@ from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.spectrogram import Frontend, Representation
 
 HDF5_MAGIC, GZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"
-MAX_WEIGHTS_BYTES = 1_000_000_000  # of a decompressed file; the largest that is known has 60 million
+MAX_WEIGHTS_BYTES = 1_000_000_000  # of a decompressed file; the largest known one has 60 million
 REPRESENTATION_NAME = re.compile(r"(linear|mel128|mel256)(?:_(music|env))?")
 FOLDER_VARIABLE = "COMODAL_OPENL3"
 PUBLISHED_URL = "https://github.com/marl/openl3/raw/models/"
@@ -41,7 +41,7 @@ PUBLISHED_VERSIONS = ("v0_4_0", "v0_3_0", "v0_2_0")
 
 
 class OpenL3Checkpoint(NamedTuple):
-    """A network read from one or two files, what became of their tensors, and what they are."""
+    """A network read from one or two files, the load report of their tensors, and their metadata."""
 
     model: L3Net
     filled: LoadReport
@@ -50,12 +50,12 @@ class OpenL3Checkpoint(NamedTuple):
 
 
 def is_openl3_file(path: Path) -> bool:
-    """Whether a path means a file of weights and not a model's folder."""
+    """Whether a path is a weights file and not a model folder."""
     return path.is_file() and path.name != MODEL_CONFIG_FILE and path.suffix != ".safetensors"
 
 
 def read_openl3_weights(path: Path) -> dict[str, Tensor]:
-    """A file's tensors in the order of its layers, kernels as PyTorch has them.
+    """A file's tensors in the order of its layers, kernels in PyTorch's layout.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or of another kind.
@@ -79,7 +79,7 @@ def read_openl3_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_keras_weights(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
-    """The weights of Keras' layers in their order, from a file or what it unpacks to."""
+    """The weights of Keras' layers in their order, from a file or its decompressed content."""
     state: dict[str, Tensor] = {}
     try:
         with open_hdf5(path, content) as file:
@@ -104,7 +104,7 @@ def read_layer_names(group: Any, attribute: str) -> list[str]:
 
 
 def read_layer_tensor(dataset: Any, name: str) -> Tensor:
-    """One tensor of floats; kernels of (rows, columns, inputs, outputs) are turned, those of (inputs, outputs) too."""
+    """One float tensor; kernels of (rows, columns, inputs, outputs) and of (inputs, outputs) are transposed."""
     if dataset.dtype.kind != "f" or dataset.size * max(dataset.dtype.itemsize, 4) > MAX_WEIGHTS_BYTES:
         raise ValueError(f"{name} is {dataset.dtype} of {dataset.shape}")
     values = np.asarray(dataset[()], dtype=np.float32)
@@ -121,16 +121,16 @@ def load_openl3(
     representation: Representation | None = None,
     front_end: Frontend = "kapre014",
 ) -> OpenL3Checkpoint:
-    """A network from a file of weights; what no file has is zero.
+    """Loads a network from weights files; tensors that no file has are zero.
 
     Args:
-        path: OpenL3's file of the sound or of the picture, torchopenl3's, or a whole network of l3embedding.
+        path: OpenL3's audio or image file, torchopenl3's, or a whole network of l3embedding.
         other: the file of the other modality.
-        representation: the spectrogram that the weights were trained with; without it, what the file or its name says.
-        front_end: how the spectrogram is made; kapre014 is what the weights were trained with.
+        representation: the spectrogram that the weights were trained with; by default read from the file or its name.
+        front_end: spectrogram frontend; kapre014 is the one that the weights were trained with.
 
     Raises:
-        CheckpointError: A file is damaged, of another network, or does not say its representation.
+        CheckpointError: A file is damaged, of another network, or its representation is unknown.
     """
     parts = [
         (match_openl3_weights(read_openl3_weights(file), file), file) for file in (path, other) if file is not None
@@ -152,7 +152,7 @@ def load_openl3(
 
 
 def resolve_representation(parts: list[tuple[OpenL3Weights, Path]], given: Representation | None) -> Representation:
-    """What the caller says, the file's own constants, or its name; a picture's network fits all three."""
+    """The representation from the caller, the file's own constants, or its name; an image network fits all three."""
     for weights, path in parts:
         inside = weights.representation
         if given is not None and inside is not None and inside != given:
@@ -174,17 +174,17 @@ def convert_openl3(
     representation: Representation | None = None,
     front_end: Frontend = "kapre014",
 ) -> dict[str, float]:
-    """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model's folder, with an account of every name.
+    """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model folder, with a report of every tensor.
 
     Args:
         source: an .h5, .h5.gz or .pth.tar file.
-        out: the model's folder; report.txt in it says what became of every tensor.
-        other: the file of the other modality, so that the model has both; otherwise the one that is missing is zero.
-        representation: linear, mel128 or mel256, where neither the file nor its name says it.
-        front_end: kapre014 is what the published weights were trained with.
+        out: the model folder; report.txt in it lists what became of every tensor.
+        other: the file of the other modality, so that the model has both; otherwise the missing tower is zero.
+        representation: linear, mel128 or mel256, if neither the file nor its name shows it.
+        front_end: kapre014 is the one that the published weights were trained with.
 
     Returns:
-        convert.filled, convert.new and convert.unused: how many tensors.
+        convert.filled, convert.new and convert.unused: numbers of tensors.
 
     Raises:
         CheckpointError: A file is damaged or of another network; nothing is written.
@@ -205,7 +205,7 @@ def convert_openl3(
 
 
 def list_weights_folders() -> list[Path]:
-    """Where published files are looked for: $COMODAL_OPENL3, then the cache."""
+    """The folders that are searched for published files: $COMODAL_OPENL3, then the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comodal" / "openl3"
     return [Path(os.environ[FOLDER_VARIABLE]), cache] if os.environ.get(FOLDER_VARIABLE) else [cache]
 
@@ -214,7 +214,7 @@ def find_published_weights(modality: TowerModality, representation: str, content
     """The published file of one network in one of the folders.
 
     Raises:
-        CheckpointError: It is not there; says where to get it and where to put it.
+        CheckpointError: It is missing; the message says where to download it and where to put it.
     """
     stem = f"openl3_{'audio' if modality == 'sound' else 'image'}_{representation}_{content}"
     endings = ["", *(f"-{version}" for version in PUBLISHED_VERSIONS)]

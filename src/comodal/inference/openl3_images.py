@@ -1,6 +1,6 @@
-"""Pictures for OpenL3's networks: the middle 224 x 224 of a picture whose short side is at most 256, in [-1, 1].
+"""Images for OpenL3's networks: the 224 x 224 center crop of an image with a short side of at most 256, in [-1, 1].
 
-OpenL3 0.4.2 gives its networks another range for every picture that is not exactly 224 x 224 (openl3/core.py,
+OpenL3 0.4.2 gives its networks another range for every image that is not exactly 224 x 224 (openl3/core.py,
 `_preprocess_image_batch`); `as_openl3` does the same.
 """
 
@@ -15,14 +15,14 @@ INPUT_SIDE, RESCALED_SIDE = 224, 256
 
 
 def prepare_squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Float32[np.ndarray, "images 224 224 3"]:
-    """What the networks were trained on, from pictures of one size.
+    """The input that the networks were trained on, from images of one size.
 
-    A short side over 256 is scaled to 256, over all the pixels that become one; one under 224 is scaled up to 224.
-    Bytes and unsigned integers fill their range, signed integers are taken as signed. Floats with a negative value
-    are taken as [-1, 1], without as [0, 1], and as [0, 255] if any exceeds 1.
+    A short side over 256 is scaled to 256 by area averaging; one under 224 is scaled up to 224. Bytes and unsigned
+    integers are scaled by their range, signed integers are taken as signed. Floats with a negative value are taken as
+    [-1, 1], without as [0, 1], and as [0, 255] if any exceeds 1.
 
-    Departs from OpenL3: it takes every n-th pixel when it scales down, leaves the range [0, 1], and refuses small
-    pictures.
+    Departs from OpenL3: it takes every n-th pixel when it scales down, leaves the range at [0, 1], and rejects small
+    images.
     """
     short = min(images.shape[1:3])
     size = RESCALED_SIDE if short > RESCALED_SIDE else max(short, INPUT_SIDE)
@@ -42,7 +42,7 @@ def prepare_squares(images: Shaped[np.ndarray, "images rows columns 3"]) -> Floa
 def scale_to_signed_unit(
     images: Shaped[np.ndarray, "images rows columns 3"],
 ) -> Float32[np.ndarray, "images rows columns 3"]:
-    """Numbers of any type in [-1, 1].
+    """Values of any type scaled to [-1, 1].
 
     Raises:
         ValueError: Floats beyond 255, or negative beyond -1.
@@ -60,7 +60,7 @@ def scale_to_signed_unit(
 
 
 def convert_to_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """Integers over the largest of their type, floats as they are: scikit-image's `img_as_float32`."""
+    """Integers divided by the maximum of their type, floats unchanged: scikit-image's `img_as_float32`."""
     if np.issubdtype(images.dtype, np.integer):
         return np.maximum(images / np.float64(np.iinfo(images.dtype).max), -1.0).astype(np.float32)
     return images.astype(np.float32)
@@ -69,10 +69,10 @@ def convert_to_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray,
 def prepare_squares_as_openl3(
     images: Shaped[np.ndarray, "images rows columns 3"],
 ) -> Float32[np.ndarray, "images 224 224 3"]:
-    """What OpenL3 0.4.2 gives its networks, from pictures of one size, at least 224 x 224.
+    """The input that OpenL3 0.4.2 gives its networks, from images of one size, at least 224 x 224.
 
-    Exactly 224 x 224: unsigned integers in [-1, 1]. Everything else: [0, 1]. Where nothing is scaled (a short side up
-    to 256), values beyond 1 are divided by the largest of all these pictures together.
+    Images of exactly 224 x 224: unsigned integers in [-1, 1]. All others: [0, 1]. If nothing is scaled (a short side up
+    to 256), values beyond 1 are divided by the maximum over all these images.
     """
     if images.shape[1:3] == (INPUT_SIDE, INPUT_SIDE):
         batch = convert_to_float(images)
@@ -96,6 +96,6 @@ def rescale_short_side(image: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np
 
 
 def crop_center(images: Shaped[np.ndarray, "images rows columns 3"]) -> Shaped[np.ndarray, "images 224 224 3"]:
-    """The square in the middle, rounded as OpenL3 does."""
+    """The center crop, rounded as in OpenL3."""
     top, left = (side // 2 - INPUT_SIDE // 2 for side in images.shape[1:3])
     return images[:, top : top + INPUT_SIDE, left : left + INPUT_SIDE]

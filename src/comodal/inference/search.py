@@ -1,7 +1,7 @@
-"""`comodal search`: the pictures of a folder by what they show, in words.
+"""`comodal search`: text-to-image retrieval in a folder of images.
 
-The folder's index (search_index.py) is made once. Then a first stage (search_stage.py) ranks all pictures by one matrix
-product, and the model scores the best of them, together with the text; without a first stage it scores them all.
+The folder's index (search_index.py) is built once. A first stage (search_first_stage.py) ranks all images by one matrix
+product, and the model reranks the best of them with the text. Without a first stage the model scores all images.
 """
 
 import html
@@ -38,11 +38,11 @@ from comodal.regions.extract import ExtractionPool, load_extractor_of_model
 from comodal.tasks.retrieval.caption_retrieval import RETRIEVAL_HEAD, select_scoring_head
 from comodal.tasks.retrieval.pair_scores import PairScorer
 
-HIT_THUMBNAIL_SIDE = 224  # short side of a picture on a page, in pixels
+HIT_THUMBNAIL_SIDE = 224  # short side of an image on a page, in pixels
 
 
 class SearchHit(NamedTuple):
-    """A picture that was found: how likely the text belongs to it, or the score of a model fine-tuned for retrieval."""
+    """An image with its score: the probability of a match, or the score of a model fine-tuned for retrieval."""
 
     image: Path
     score: float
@@ -50,17 +50,17 @@ class SearchHit(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best pictures, and what finding them took.
+    """The best images, with statistics of the search.
 
     Args:
-        text: What was searched.
-        score_is: What the scores are.
-        best: The best first.
-        pictures: How many there are.
-        scored: How many the model has scored.
-        first_stage_milliseconds: For all pictures; None where there was no first stage.
-        recall: How often the first stage keeps the right picture, measured on held-out captions; None if it was not.
-        seconds: Of the whole search.
+        text: The query.
+        score_is: The kind of the scores.
+        best: The best images, in descending order.
+        pictures: Number of images in the index.
+        scored: Number of images that the model scored.
+        first_stage_milliseconds: For all images; None without a first stage.
+        recall: Recall of the first stage, measured on held-out captions; None if it was not measured.
+        seconds: Duration of the whole search.
     """
 
     text: str
@@ -75,14 +75,14 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Searcher:
-    """Pictures that are searched by text.
+    """Searches images by text.
 
     Args:
         answerer: The model.
-        pictures: What is searched.
-        stage: What ranks them first; without it the model scores all.
-        rerank: How many of the first stage's best the model scores.
-        compute: Where the model is, and the precision of its layers.
+        pictures: The indexed images.
+        stage: The first stage; without it the model scores all images.
+        rerank: Number of the first stage's best images that the model scores.
+        compute: Device and precision of the model.
     """
 
     answerer: VisionLanguagePipeline
@@ -92,11 +92,11 @@ class Searcher:
     compute: Compute
 
     def search(self, text: str, top: int = 10) -> SearchResult:
-        """The pictures that fit a text best.
+        """The images that match a text best.
 
         Args:
-            text: What they show.
-            top: How many.
+            text: The query.
+            top: Number of images.
         """
         check_query_text(self.answerer, text)
         if top < 1 or (self.stage is not None and top > self.rerank):
@@ -107,7 +107,7 @@ class Searcher:
         if self.stage is not None:
             places = self.stage.nearest(self.answerer, text, self.pictures, self.rerank, self.compute)
             milliseconds = 1000 * (time.perf_counter() - began)
-        places = np.sort(places)  # equal scores stand in the order of the names
+        places = np.sort(places)  # equal scores keep the order of the names
         scores = self.scores(text, places)
         best = np.argsort(-scores, kind="stable")[:top]
         if not self.fine_tuned:
@@ -128,11 +128,11 @@ class Searcher:
 
     @property
     def fine_tuned(self) -> bool:
-        """Whether a head that was trained to choose scores, and not alignment's."""
+        """Whether the scores are those of a head fine-tuned for retrieval, instead of alignment."""
         return isinstance(self.answerer.model, TaskModel)
 
     def scores(self, text: str, places: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
-        """How well a text fits some pictures, by the model."""
+        """The model's scores of a text with some images."""
         found = np.empty(len(places), np.float32)
         for start in range(0, len(places), IMAGES_PER_PART):
             rows = self.pictures.rows[places[start : start + IMAGES_PER_PART]]
@@ -163,36 +163,36 @@ def search(
     json: bool = False,
     out: Path | None = None,
 ) -> SearchResult:
-    """Finds pictures of a folder by a text: how likely it belongs to each, the likeliest first.
+    """Finds the images of a folder that match a text, in descending order of probability.
 
-    The first search makes an index of the folder, which takes as long as `comodal extract`; killed and started again,
-    it goes on. Later ones add pictures that are new or changed, and leave out those that are gone.
+    The first search builds an index of the folder, which takes as long as `comodal extract`. It can be interrupted and
+    resumed. Later searches add new and changed images to the index, and leave out deleted ones.
 
     Args:
-        folder: The folder of pictures.
-        text: What they show.
+        folder: The folder of images.
+        text: The query.
         model: A pretrained run, or one that was fine-tuned by `comodal train retrieval`.
-        index: Where the index lies; by default in .comodal-index within the folder.
-        top: How many pictures are shown.
-        rerank: How many of the first stage's best the model scores.
-        captions: What the first stage is fitted on; by default the captions of the run's training, if they are there.
+        index: Folder of the index; by default .comodal-index in the folder.
+        top: Number of images to return.
+        rerank: Number of the first stage's best images that the model scores.
+        captions: Captions to fit the first stage on; by default those of the run's training data, if they exist.
         regions: The region store of the captions' images.
-        boxes: Where the model has learnt from given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
-            or own, grid or selective. The index remembers it.
-        detector: Where the network that makes the model's regions lies, if it was moved.
-        workers: Processes that make regions; -1 is one per core.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process makes the regions alone.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes the order
-            of pictures that hardly differ.
+        boxes: If the model was trained on given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
+            or own, grid or selective. The index stores it.
+        detector: Path of the network that makes the model's regions, if it was moved.
+        workers: Processes that extract regions; -1 is one per core.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process extracts the regions alone.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 may change the
+            order of images with nearly equal scores.
         json: Print JSON.
-        out: A page (.html) of the pictures.
+        out: A page (.html) of the images.
 
     Returns:
-        What was found.
+        The search result.
 
     Raises:
-        DataError: There are no pictures, or the index is damaged, of another kind, or cannot be written.
-        CheckpointError: There is no ViLBERT, or it is fine-tuned for something else.
+        DataError: There are no images, or the index is damaged, of another kind, or cannot be written.
+        CheckpointError: There is no ViLBERT, or it is fine-tuned for another task.
 
     Examples:
         comodal search photos/ "a dog on a beach" --model runs/vilbert
@@ -224,13 +224,13 @@ def open_index(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> Searcher:
-    """The pictures of a folder, to search them again and again; their index is made or completed first.
+    """A searcher for repeated searches of a folder; the index is built or updated first.
 
     The arguments are those of `search`.
 
     Raises:
-        DataError: There are no pictures, or the index is damaged, of another kind, or cannot be written.
-        CheckpointError: There is no ViLBERT, or it is fine-tuned for something else.
+        DataError: There are no images, or the index is damaged, of another kind, or cannot be written.
+        CheckpointError: There is no ViLBERT, or it is fine-tuned for another task.
     """
     if rerank < 1:
         raise ValueError(f"rerank ({rerank}) must be at least 1")
@@ -253,10 +253,10 @@ def open_index(
 def create_extraction_pool(
     folder: Path, model: Path, detector: str | None, workers: int, device: DeviceName, boxes: str | None
 ) -> ExtractionPool:
-    """What makes the regions of the pictures, of the kind that a model has learnt from.
+    """A pool that extracts regions of the kind that a model was trained on.
 
     Raises:
-        DataError: It has learnt from features that were made elsewhere, or boxes must be given and are not.
+        DataError: The model was trained on features from another source, or boxes are required and not given.
         CheckpointError: There is no such network.
     """
     kind: Any = boxes if boxes in (None, *BOX_SOURCES) else "given"
@@ -267,11 +267,11 @@ def create_extraction_pool(
 
 
 def check_pair_scoring(answerer: VisionLanguagePipeline) -> None:
-    """The model scores pairs of a text and regions.
+    """Checks that the model scores pairs of a text and regions.
 
     Raises:
-        CheckpointError: It is fine-tuned for something else.
-        DataError: It reads something else.
+        CheckpointError: It is fine-tuned for another task.
+        DataError: It takes other inputs.
     """
     model, config = answerer.model, answerer.vilbert.config
     if isinstance(model, TaskModel) and RETRIEVAL_HEAD.name not in model.heads:
@@ -287,7 +287,7 @@ def check_pair_scoring(answerer: VisionLanguagePipeline) -> None:
 
 
 def check_query_text(answerer: VisionLanguagePipeline, text: str) -> None:
-    """There are words, and the model knows some of them; if not, a line says so."""
+    """Checks that the query has words, and prints a warning if the vocabulary has none of them."""
     pieces = answerer.words.encode(text)[1:-1]
     if not pieces:
         raise ValueError("the text is empty: say what the pictures show")
@@ -300,7 +300,7 @@ def check_query_text(answerer: VisionLanguagePipeline, text: str) -> None:
 
 
 def describe_search(opened: Searcher, found: SearchResult) -> list[str]:
-    """How the pictures were searched, in a line or two."""
+    """How the images were searched, in one or two lines."""
     stage, count = opened.stage, found.pictures
     lines = []
     if stage is not None:
@@ -327,7 +327,7 @@ def describe_search(opened: Searcher, found: SearchResult) -> list[str]:
 
 
 def print_search_result(found: SearchResult, as_json: bool) -> None:
-    """Prints what was found for people, or as JSON."""
+    """Prints the result as text or as JSON."""
     if as_json:
         best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
         print_json(vars(found) | {"best": best})
@@ -338,7 +338,7 @@ def print_search_result(found: SearchResult, as_json: bool) -> None:
 
 
 def write_search_page(out: Path, found: SearchResult) -> None:
-    """One page of the pictures, small."""
+    """Writes a page of thumbnails."""
     figures = []
     for place, hit in enumerate(found.best, 1):
         picture = read_image(hit.image)

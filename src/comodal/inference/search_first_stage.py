@@ -1,8 +1,9 @@
-"""The first stage of a search, kept in its index: two linear maps, the pictures' vectors, and what they are good for.
+"""The first stage of a search, stored in its index: two linear maps, the vectors of the images, and the measured
+recall.
 
-The maps (tasks/retrieval/first_stage.py) are fitted once, on captions of the training split. On the held-out captions
-the rank of the right image is measured, so that the cost of the first stage is known for any number of images kept:
-when K of N are, it is how often the right one of H held-out images is among the first K H / N.
+The maps (tasks/retrieval/first_stage.py) are fitted once, on captions of the training split. The ranks of the correct
+images are measured on held-out captions, so that the recall of the first stage is known for any number of images. For
+K of N images it is the fraction of held-out captions whose image is among the first K H / N of H held-out images.
 """
 
 import hashlib
@@ -55,8 +56,8 @@ from comodal.tasks.retrieval.retrieval_ranks import list_text_answers, rank_answ
 from comodal.text_files import parse_json
 
 FIRST_STAGE_FORMAT = 2
-MAX_HELD_OUT = 2_000  # captions, drawn by chance
-IMAGES_PER_PART = 1024  # pictures whose prefixes are in memory
+MAX_HELD_OUT = 2_000  # captions, drawn at random
+IMAGES_PER_PART = 1024  # images whose unimodal encodings are in memory
 FIT_SEED = 0
 ENCODING_SIDES = ("text", "image")
 RANKS_KEY = "ranks"
@@ -71,13 +72,13 @@ class CaptionedRegions(NamedTuple):
 
 @dataclass(frozen=True)
 class FirstStageTraining:
-    """What maps were fitted on.
+    """The data that the maps were fitted on.
 
     Args:
         captions: The file.
         regions: The store of its images.
-        fitted: Captions of the training split.
-        held_out: Images among which the held-out captions were searched.
+        fitted: Number of captions of the training split.
+        held_out: Number of images among which the held-out captions were searched.
     """
 
     captions: str
@@ -88,14 +89,14 @@ class FirstStageTraining:
 
 @dataclass(frozen=True)
 class FirstStage:
-    """Two maps into one space, and where pictures lie in it.
+    """Two linear maps into a joint space, and the vectors of images in it.
 
     Args:
-        learnt: What the maps were fitted on.
+        learnt: The data that the maps were fitted on.
         maps: Of texts and of images.
-        ranks: Of the image of every held-out caption, counted from 0.
-        hashes: Of the ids of pictures.
-        vectors: Of the same pictures; in an index of which nothing is missing, those of the rows of its store.
+        ranks: The rank of the correct image for every held-out caption, from 0.
+        hashes: Of the ids of the images.
+        vectors: Of the same images; in a complete index, in the order of the rows of its store.
     """
 
     learnt: FirstStageTraining
@@ -105,11 +106,11 @@ class FirstStage:
     vectors: Float32[Tensor, "rows dim"]
 
     def share(self, keep: int, pictures: int) -> int:
-        """How many of the held-out images are as large a share as `keep` of the pictures."""
+        """The number of held-out images that is the same fraction of them as `keep` is of the images."""
         return max(1, round(keep * self.learnt.held_out / pictures))
 
     def recall(self, keep: int, pictures: int) -> float | None:
-        """How often the right picture is among those that are kept; None where no captions are held out."""
+        """The fraction of held-out captions whose image is kept; None without held-out captions."""
         if not len(self.ranks):
             return None
         return float((self.ranks < self.share(keep, pictures)).double().mean())
@@ -118,7 +119,7 @@ class FirstStage:
     def nearest(
         self, answerer: VisionLanguagePipeline, text: str, pictures: IndexedImages, keep: int, compute: Compute
     ) -> Int64[np.ndarray, "kept"]:
-        """The places of the pictures that lie nearest to a text, the nearest first."""
+        """The indices of the images nearest to a text, the nearest first."""
         gallery = build_search_gallery(answerer, [(make_query_caption(text), int(pictures.rows[0]))], pictures.store)
         summary = PairScorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
         near = (self.vectors @ self.maps.text(summary)[0]).numpy()[pictures.rows]
@@ -128,16 +129,16 @@ class FirstStage:
 def build_first_stage(
     answerer: VisionLanguagePipeline, pictures: IndexedImages, given: CaptionedRegions | None, compute: Compute
 ) -> FirstStage | None:
-    """The first stage of an index, which is fitted or completed first; None where there are no captions to fit it on.
+    """The first stage of an index, which is fitted or completed first; None if there are no captions to fit it on.
 
     Args:
         answerer: The model.
-        pictures: What is searched.
-        given: What to fit the maps on; by default what the index was fitted on, or what the run was trained on.
-        compute: Where and in which precision.
+        pictures: The indexed images.
+        given: Data to fit the maps on; by default those of the index, or the run's training data.
+        compute: Device and precision.
 
     Raises:
-        DataError: The captions or regions that are given cannot be read or do not fit, or the file is damaged.
+        DataError: The captions or regions cannot be read or do not match, or the file is damaged.
     """
     path = pictures.index / f"first_stage-{hash_encoding_settings(answerer)}.safetensors"
     stage = known_stage = read_first_stage(path)
@@ -158,7 +159,7 @@ def build_first_stage(
 
 
 def fit_on_training_data(answerer: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
-    """The maps by the captions and regions that the run was trained on, where they still are and are as they were."""
+    """Fits the maps on the captions and regions of the run's training data; None if they are missing or changed."""
     parameters = read_model_about(answerer.folder).get("parameters")
     values = parameters if isinstance(parameters, dict) else {}
     captions, regions = values.get("captions"), values.get("data", values.get("regions"))
@@ -175,10 +176,11 @@ def fit_on_training_data(answerer: VisionLanguagePipeline, compute: Compute) -> 
 
 
 def fit_on_captions(answerer: VisionLanguagePipeline, known: CaptionedRegions, compute: Compute) -> FirstStage:
-    """The maps by captions of the training split, measured on the others; no picture lies in their space yet.
+    """Fits the maps on captions of the training split and evaluates them on the others; the stage has no image vectors
+    yet.
 
     Raises:
-        DataError: The captions or their regions cannot be read, do not fit the model, or are of one image alone.
+        DataError: The captions or their regions cannot be read, do not fit the model, or are of a single image.
     """
     store, rng = RegionStore(known.regions), np.random.default_rng(FIT_SEED)
     check_model_inputs(answerer.folder, answerer.vilbert.config, store, answerer.words)
@@ -211,7 +213,7 @@ def add_missing_vectors(
     hashes: Int64[Tensor, "rows"],
     compute: Compute,
 ) -> FirstStage:
-    """The stage with a vector for each row of a store: those that it has, and others made of the store's regions."""
+    """The stage with a vector for each row of a store: existing vectors, and new ones from the store's regions."""
     _, rows, old = np.intersect1d(hashes.numpy(), stage.hashes.numpy(), return_indices=True)
     vectors = torch.empty((len(store), stage.vectors.shape[1]))
     vectors[rows] = stage.vectors[old]
@@ -225,29 +227,29 @@ def add_missing_vectors(
 
 
 def build_search_gallery(answerer: VisionLanguagePipeline, pairs: IndexedCaptions, store: RegionStore) -> Gallery:
-    """Texts and images as `comodal align` reads them."""
+    """Texts and images encoded as in `comodal align`."""
     return build_gallery(pairs, store, answerer.words, answerer.vilbert.config, MAX_INPUT_REGIONS)
 
 
 def make_query_caption(text: str) -> Caption:
-    """A text that is in no file."""
+    """A caption for a text that is in no file."""
     return Caption(("",), text, None, "")
 
 
 def sample_pairs(pairs: IndexedCaptions, most: int, rng: np.random.Generator) -> IndexedCaptions:
-    """Some of them, drawn by chance."""
+    """A random sample of the pairs."""
     return [pairs[i] for i in rng.permutation(len(pairs))[:most].tolist()]
 
 
 def hash_row_ids(store: RegionStore) -> Int64[Tensor, "rows"]:
-    """Of the id of each row."""
+    """Hashes of the ids of all rows."""
     hashes = np.empty(len(store), np.int64)
     hashes[store.ids.order.astype(np.int64)] = store.ids.hashes.view(np.int64)
     return torch.from_numpy(hashes)
 
 
 def hash_encoding_settings(answerer: VisionLanguagePipeline) -> str:
-    """Of all that vectors depend on: weights, sizes, vocabulary and the way in which regions are read."""
+    """A hash of everything that vectors depend on: weights, sizes, vocabulary and the kind of regions."""
     folder = find_model_folder(answerer.folder)
     with safe_open(folder / MODEL_WEIGHTS_FILE, framework="pt") as file:  # read, and checked against this sum, before
         weights = (file.metadata() or {}).get("crc32")
@@ -259,12 +261,12 @@ def hash_encoding_settings(answerer: VisionLanguagePipeline) -> str:
 
 
 def write_first_stage(path: Path, stage: FirstStage, there: int) -> None:
-    """The maps as one file, and the vectors, of which the first `there` are written already."""
+    """Writes the maps as one file, and the vectors, the first `there` of which are already written."""
     manifest, found = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
     if there:
         write_vectors(manifest, found, there)
         return
-    manifest.unlink(missing_ok=True)  # vectors of other maps do not count any more
+    manifest.unlink(missing_ok=True)  # vectors of other maps are invalid
     tensors = {RANKS_KEY: stage.ranks}
     for side, mapped in zip(ENCODING_SIDES, stage.maps, strict=True):
         tensors |= {f"{side}.{name}": tensor.contiguous() for name, tensor in mapped.state_dict().items()}
@@ -275,7 +277,7 @@ def write_first_stage(path: Path, stage: FirstStage, there: int) -> None:
 
 
 def read_first_stage(path: Path) -> FirstStage | None:
-    """What `write_stage` wrote, or None where it has not.
+    """Reads what `write_first_stage` wrote, or returns None if there is none.
 
     Raises:
         DataError: It is damaged.

@@ -1,13 +1,14 @@
-"""The pictures of a folder as regions on disk, kept in step with the folder: what a search reads instead of pictures.
+"""The search index of a folder: the regions of its images on disk, kept in sync with the folder.
 
-about.json             which store is the index; written last, so that what was killed goes on
-regions-N/             that store (data/regions/region_store.py); the id of a picture is its path and a stamp
-refused.jsonl          which pictures could not be read, and why
-first_stage-*          their vectors (search_stage.py)
+about.json             the store of the index; written last, so that an interrupted command can be resumed
+regions-N/             that store (data/regions/region_store.py); the id of an image is its path and a stamp
+refused.jsonl          images that could not be read, with the reason
+first_stage-*          their vectors (search_first_stage.py)
 
-The stamp is of an image's size, time and given boxes. An image with another stamp, or none, is added to the store
-(data/regions/region_appender.py), at a cost that does not depend on the others. One that is gone is no longer found.
-When more than half of the store is of such images, the others are copied into a new store; no image is read twice.
+The stamp is computed from an image's size, modification time and given boxes. An image with a new stamp is added to
+the store (data/regions/region_appender.py), at a cost that does not depend on the other images. Deleted images are
+left out of results. When more than half of the store is outdated, the other images are copied into a new store. No
+image is read twice.
 """
 
 import errno
@@ -40,20 +41,20 @@ from comodal.regions.image_list import ImageList, ImageWithBoxes, list_refused_i
 from comodal.text_files import read_json_lines, read_json_object
 from comodal.workers import select_backend
 
-INDEX_FOLDER = ".comodal-index"  # in the folder of the pictures
+INDEX_FOLDER = ".comodal-index"  # in the folder of the images
 INDEX_KIND = "search index"
 INDEX_INFO_FILE, REFUSED_FILE, STORE_PREFIX = "about.json", "refused.jsonl", "regions-"
-BOX_SOURCES = ("own", "grid", "selective")  # other words are a file
+BOX_SOURCES = ("own", "grid", "selective")  # any other value is a file
 
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index says of itself.
+    """The metadata of an index.
 
     Args:
         store: The folder of its regions, within the index.
-        folder: Of the pictures, from where the index lies.
-        boxes: Where boxes come from, as the command was told.
+        folder: Of the images, relative to the index.
+        boxes: Source of the boxes, as given to the command.
     """
 
     store: str
@@ -63,15 +64,15 @@ class IndexInfo:
 
 @dataclass(frozen=True)
 class IndexedImages:
-    """What can be found.
+    """The images that can be found.
 
     Args:
-        folder: Of the pictures.
-        index: The folder that this is read from.
-        store: Their regions, and those of pictures that are gone.
-        names: Their paths below the folder, sorted.
+        folder: Of the images.
+        index: The folder of the index.
+        store: Their regions, and those of deleted images.
+        names: Their paths relative to the folder, sorted.
         rows: Their rows in the store.
-        refused: How many more there are that cannot be read.
+        refused: Number of images that cannot be read.
     """
 
     folder: Path
@@ -87,11 +88,11 @@ class IndexedImages:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """What the folder holds.
+    """The images of a folder.
 
     Args:
         images: By their ids in the store, in the order of their paths.
-        refused: Those that need no opening to be refused, as lines of the report.
+        refused: Images that are rejected without opening them, as lines of the report.
     """
 
     images: dict[str, ImageWithBoxes]
@@ -105,17 +106,17 @@ def update_index(
     boxes: str | None,
     new_pool: Callable[[str | None], ExtractionPool],
 ) -> IndexedImages:
-    """The pictures of a folder, of which the index is made or completed first.
+    """Builds or updates the index of a folder, and returns its images.
 
     Args:
-        folder: Of the pictures.
-        index: Where they are kept.
-        learnt: What the regions of the model's training were made of.
-        boxes: Where boxes come from: own, grid, selective or a file; by default from where they came before.
-        new_pool: What makes regions with boxes from there; asked only if there is something to make.
+        folder: Of the images.
+        index: Folder of the index.
+        learnt: The metadata of the regions that the model was trained on.
+        boxes: Source of the boxes: own, grid, selective or a file; by default that of the index.
+        new_pool: Creates the extraction pool for a source of boxes; called only if there are images to extract.
 
     Raises:
-        DataError: There is no picture, the index is damaged, of another folder or of other boxes, or cannot be written.
+        DataError: There is no image, the index is damaged, of another folder or of other boxes, or cannot be written.
     """
     about = read_index_info(index)
     if about is not None:
@@ -138,7 +139,7 @@ def update_index(
 def read_indexed_images(
     folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImages
 ) -> IndexedImages | None:
-    """What the index holds of the pictures that are wanted, or None if it lacks some."""
+    """The images of the index that are in the folder, or None if some are missing."""
     if about is None:
         return None
     store, refused = open_index_store(index, about), read_refused_images(index)
@@ -153,7 +154,7 @@ def read_indexed_images(
 def extend_index(
     index: Path, about: IndexInfo | None, wanted: FolderImages, fresh: IndexInfo, pool: ExtractionPool
 ) -> IndexInfo:
-    """Adds what is wanted to the store that is there, or makes a new one where most of that is no longer wanted."""
+    """Adds missing images to the store, or creates a new one if most of the store is outdated."""
     before = None if about is None else open_index_store(index, about)
     if about is not None and before is not None:
         there = before.ids.rows_of(list(wanted.images)) >= 0
@@ -165,7 +166,7 @@ def extend_index(
             return about
     number = 1 + (int(about.store.removeprefix(STORE_PREFIX)) if about else 0)
     out = index / f"{STORE_PREFIX}{number}"
-    if not (out / INDEX_INFO_FILE).exists():  # killed before it became the index
+    if not (out / INDEX_INFO_FILE).exists():  # interrupted before it became the index
         network = pool.extractor.network
         with RegionWriter(out, network.feature_dim, network.num_classes, about=pool.extractor.about) as writer:
             if before is not None:
@@ -189,7 +190,7 @@ def extract_missing_images(
     wanted: FolderImages,
     pool: ExtractionPool,
 ) -> None:
-    """Makes the regions of pictures that are neither known nor were refused, and reports which are refused."""
+    """Extracts the regions of images that are neither known nor rejected, and reports those that are rejected."""
     refused = {name: line for name, line in read_refused_images(index).items() if name in wanted.images}
     todo = {name: given for name, given in wanted.images.items() if name not in known and name not in refused}
     made = track_extraction(pool(list(todo.values())), len(wanted.images), len(todo))
@@ -202,7 +203,7 @@ def extract_missing_images(
 
 
 def copy_unchanged_regions(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> None:
-    """The regions of pictures that are as they were."""
+    """Copies the regions of unchanged images."""
     for row, name in enumerate(before.ids):
         if name in wanted.images and name not in writer.known:
             features, boxes, classes, _, width, height = before.regions(row)
@@ -210,7 +211,7 @@ def copy_unchanged_regions(before: RegionStore, wanted: FolderImages, writer: Re
 
 
 def list_folder_images(folder: Path, boxes: str | None) -> FolderImages:
-    """All pictures of a folder, or those of a file of boxes."""
+    """All images of a folder, or those of a file of boxes."""
     found = find_image_files(folder)
     listed = ImageList(tuple(ImageWithBoxes(name, None) for name in found.names), list_refused_images(found))
     if boxes is not None and boxes not in BOX_SOURCES:
@@ -223,7 +224,7 @@ def list_folder_images(folder: Path, boxes: str | None) -> FolderImages:
 
 
 def fingerprint_image(folder: Path, given: ImageWithBoxes) -> str:
-    """Of a picture's size, time and given boxes; another one means another picture."""
+    """A hash of an image's size, modification time and given boxes; it identifies a version of the image."""
     boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
     try:
         try:
@@ -231,13 +232,13 @@ def fingerprint_image(folder: Path, given: ImageWithBoxes) -> str:
         except NotADirectoryError:
             status = (find_container(folder / given.image) or folder / given.image).stat()
         marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
-    except OSError:  # why not, is told when it is read
+    except OSError:  # the reason is reported when it is read
         marks = f"[{boxes}]"
     return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
 
 
 def read_index_info(index: Path) -> IndexInfo | None:
-    """What an index says of itself, or None where there is none yet.
+    """The metadata of an index, or None if there is none yet.
 
     Raises:
         DataError: It is damaged, or something else.
@@ -260,10 +261,10 @@ def read_index_info(index: Path) -> IndexInfo | None:
 
 
 def open_index_store(index: Path, about: IndexInfo) -> RegionStore:
-    """The regions of an index.
+    """The region store of an index.
 
     Raises:
-        DataError: They are damaged.
+        DataError: It is damaged.
     """
     try:
         return RegionStore(index / about.store)
@@ -272,7 +273,7 @@ def open_index_store(index: Path, about: IndexInfo) -> RegionStore:
 
 
 def read_refused_images(index: Path) -> dict[str, dict[str, str]]:
-    """The lines of the report by the ids of the pictures."""
+    """The lines of the report by the ids of the images."""
     path = index / REFUSED_FILE
     if not path.exists():
         return {}
@@ -283,7 +284,7 @@ def read_refused_images(index: Path) -> dict[str, dict[str, str]]:
 
 
 def check_index_folder(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -> None:
-    """The index is of this folder and of these boxes.
+    """Checks that the index is of this folder and of these boxes.
 
     Raises:
         DataError: It is not.
@@ -297,10 +298,10 @@ def check_index_folder(index: Path, about: IndexInfo, folder: Path, boxes: str |
 
 
 def check_index_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -> None:
-    """The regions are made by the network of the model's own.
+    """Checks that the regions were made by the network of the model's own regions.
 
     Raises:
-        DataError: They are not.
+        DataError: They were not.
     """
     made = open_index_store(index, about).about["made_from"]
     if made.get("fingerprint") != learnt.get("fingerprint"):
@@ -313,7 +314,7 @@ def check_index_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -
 
 @contextmanager
 def explain_write_errors(index: Path) -> Iterator[None]:
-    """Says what to do where the index cannot be written."""
+    """Adds a hint to errors when the index cannot be written."""
     try:
         index.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -324,7 +325,7 @@ def explain_write_errors(index: Path) -> Iterator[None]:
 
 
 def print_index_report(index: Path, store: RegionStore) -> None:
-    """Counts what the index holds and what was refused, by reason."""
+    """Prints the number of images in the index and of rejected ones, by reason."""
     reasons = Counter(line["reason"] for line in read_refused_images(index).values())
     counts = "".join(f", {count:,} refused ({reason})" for reason, count in reasons.most_common())
     print_line(f"{index}: {len(store):,} pictures{counts}", stderr=True)

@@ -1,9 +1,9 @@
-"""The pictures' vectors of a first stage, in a file that grows behind them.
+"""The image vectors of a first stage, in an append-only file.
 
-first_stage-MARK.vectors   of each row of the store the hash of its id and its vector
-first_stage-MARK.json      how many of them count, their checksum, and the name of that file; replaced whole
+first_stage-MARK.vectors   for each row of the store the hash of its id and its vector
+first_stage-MARK.json      the number of valid rows, their checksum, and the name of that file; replaced atomically
 
-What stands behind the rows that count was left by a process that was killed, and is cut off by the next one.
+Rows beyond that number were left by an interrupted process. The next process truncates them.
 """
 
 import json
@@ -23,7 +23,7 @@ from comodal.text_files import read_json_object
 
 
 class ImageVectors(NamedTuple):
-    """Vectors of pictures, by the hashes of the pictures' ids."""
+    """Vectors of images, with the hashes of the images' ids."""
 
     hashes: Int64[Tensor, "rows"]
     vectors: Float32[Tensor, "rows dim"]
@@ -34,7 +34,7 @@ def make_row_dtype(dim: int) -> np.dtype:
 
 
 def read_vectors(manifest: Path, dim: int) -> ImageVectors:
-    """The vectors that count; none where there is no such file.
+    """The valid vectors; none if there is no such file.
 
     Raises:
         DataError: It is damaged.
@@ -58,14 +58,14 @@ def read_vectors(manifest: Path, dim: int) -> ImageVectors:
 
 
 def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
-    """Writes vectors of which the first `there` are in the file already, as `read_vectors` gave them."""
+    """Writes vectors, the first `there` of which are already in the file, as returned by `read_vectors`."""
     path, dim = manifest.with_suffix(".vectors"), found.vectors.shape[1]
     rows = np.empty(len(found.hashes) - there, make_row_dtype(dim))
     rows["hash"], rows["vector"] = found.hashes[there:].numpy(), found.vectors[there:].numpy()
     data = rows.tobytes()
     if there:
         before = read_json_object(manifest)
-        if before["rows"] != there:  # another process has completed them in the meantime
+        if before["rows"] != there:  # another process has written more rows in the meantime
             return
         checksum = zlib.crc32(data, before["crc32"])
         with path.open("r+b") as file:
@@ -75,7 +75,7 @@ def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     else:
-        manifest.unlink(missing_ok=True)  # which is of other rows
+        manifest.unlink(missing_ok=True)  # the manifest is of other rows
         write_bytes_atomically(path, data)
         checksum = zlib.crc32(data)
     about = {"rows": len(found.hashes), "dim": dim, "crc32": checksum}

@@ -1,8 +1,8 @@
-"""One image and a text in; an answer, a word, a verdict or a box out.
+"""The vision-and-language pipeline: visual question answering, masked tokens, image-text alignment and grounding.
 
-A run remembers what its regions were made of (regions.json), so that the regions of any picture can be made the same
-way: by the same detector, in the cells of a grid over the same vision network (kept beside the model), or in the boxes
-that the user gives.
+A run stores what its regions were made of (regions.json), so that the regions of any image can be made the same way:
+by the same detector, in the cells of a grid over the same vision network (stored with the model), or in boxes given by
+the user.
 """
 
 import textwrap
@@ -38,28 +38,28 @@ MAX_INPUT_REGIONS = 100
 
 
 class Prediction(NamedTuple):
-    """Something that the model says, and how sure it is."""
+    """A prediction and its probability."""
 
     text: str
     probability: float
 
 
 class GroundedBox(NamedTuple):
-    """A box in pixels, left, top, right, bottom, and how sure the model is that it is meant."""
+    """A box in pixels, left, top, right, bottom, and the probability that the phrase refers to it."""
 
     box: tuple[float, ...]
     probability: float
 
 
 class AnsweredQuestion(NamedTuple):
-    """A text beside a picture, and what the model said."""
+    """A text about an image, with the model's predictions."""
 
     text: str
     answers: Sequence[Prediction] | Sequence[GroundedBox]
 
 
 class EncodedImage(NamedTuple):
-    """A picture as the model reads it."""
+    """An image with its regions, encoded for the model."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float32[np.ndarray, "regions 4"]
@@ -68,14 +68,14 @@ class EncodedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class VisionLanguagePipeline:
-    """A run that is asked about pictures.
+    """A ViLBERT that takes files, PIL images, arrays and tensors.
 
     Args:
         folder: Of the run or model.
         model: A ViLBERT, with or without heads.
-        words: Its vocabulary.
-        regions: What its regions are made of.
-        compute: Where the model is, and in which precision it computes.
+        words: Its tokenizer.
+        regions: The metadata of its regions.
+        compute: Device and precision of the model.
     """
 
     folder: Path
@@ -86,21 +86,21 @@ class VisionLanguagePipeline:
 
     @property
     def vilbert(self) -> ViLBERT:
-        """The network below the heads."""
+        """The ViLBERT without the heads."""
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
     def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:
-        """Reads a picture and makes its regions.
+        """Reads an image and extracts its regions.
 
         Args:
             image: A path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes.
             boxes: Left, top, right, bottom in pixels; by default the grid of the run's regions.
 
         Raises:
-            DataError: The run's regions cannot be made here, or there are no boxes where it needs some.
-            MediaError: The picture cannot be read or is too thin, or the boxes are no corners in its pixels.
-            TypeError: It is something else.
+            DataError: The run's regions cannot be extracted, or boxes are required and not given.
+            MediaError: The image cannot be read or is too narrow, or the boxes are not corners in its pixels.
+            TypeError: The input is of another type.
         """
         try:
             extractor = load_extractor_for_model(
@@ -123,12 +123,12 @@ class VisionLanguagePipeline:
         return EncodedImage(picture, found.boxes[:MAX_INPUT_REGIONS], prefix)
 
     def seen(self, image: Any) -> EncodedImage:
-        """An image as the model reads it, whether `see` has read it before or not."""
+        """The encoded image, from `see` or from an image."""
         return image if isinstance(image, EncodedImage) else self.see(image)
 
     @torch.inference_mode()
     def meet(self, texts: Sequence[Sequence[int]], seen: EncodedImage) -> ViLBERTOutput:
-        """Both streams after texts of one length met an image."""
+        """The output of both streams for texts of one length with an image."""
         if self.vilbert.config.task_tokens:
             raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
         words = torch.tensor([list(pieces) for pieces in texts], device=self.compute.device)
@@ -139,7 +139,7 @@ class VisionLanguagePipeline:
         return ViLBERTOutput(*(tensor.float() for tensor in output))
 
     def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: EncodedImage) -> Tensor:
-        """What a head says.
+        """The scores of a head.
 
         Raises:
             CheckpointError: The model has no such head.
@@ -151,7 +151,7 @@ class VisionLanguagePipeline:
             return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
 
     def ask(self, image: Any, question: str, most: int = 5) -> list[Prediction]:
-        """The likeliest answers, each right or wrong by itself, about an image or what `see` has made of one."""
+        """The likeliest answers to a question about an image or an encoded image; the probabilities are independent."""
         answers, heads = (
             read_model_vocabulary(self.folder),
             self.model.heads if isinstance(self.model, TaskModel) else (),
@@ -166,7 +166,7 @@ class VisionLanguagePipeline:
         return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def fill(self, image: Any, text: str, most: int = 5) -> list[list[Prediction]]:
-        """The likeliest words for each [MASK] of a text."""
+        """The likeliest tokens for each [MASK] of a text."""
         pieces = self.words.encode(text)
         hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
         if not hidden:
@@ -182,7 +182,7 @@ class VisionLanguagePipeline:
         ]
 
     def align(self, image: Any, texts: str | Sequence[str]) -> list[Prediction]:
-        """How likely each text belongs to the picture; those of one length are computed together."""
+        """The probability that each text matches the image; texts of one length are computed in one batch."""
         texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
         pieces = [self.words.encode(text) for text in texts]
         lengths, likely = np.array([len(text) for text in pieces], np.int64), np.zeros(len(texts))
@@ -194,7 +194,7 @@ class VisionLanguagePipeline:
         return [Prediction(text, float(p)) for text, p in zip(texts, likely, strict=True)]
 
     def ground(self, image: Any, phrase: str, most: int = 1) -> list[GroundedBox]:
-        """The boxes that a phrase most likely means; the whole picture may be one."""
+        """The boxes that a phrase most likely refers to; the whole image may be one."""
         seen = self.seen(image)
         scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
         height, width = seen.picture.shape[:2]
@@ -207,7 +207,7 @@ class VisionLanguagePipeline:
 def load_vision_language(
     run: Path | str, device: DeviceName = "auto", precision: Precision = "auto"
 ) -> VisionLanguagePipeline:
-    """A run or model folder of a ViLBERT as a pipeline.
+    """Loads a run or model folder of a ViLBERT as a pipeline.
 
     Args:
         run: The folder.
@@ -215,7 +215,7 @@ def load_vision_language(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Raises:
-        CheckpointError: There is no ViLBERT, or it does not remember its regions.
+        CheckpointError: There is no ViLBERT, or it has no metadata of its regions.
         DataError: Its vocabulary is missing.
     """
     run = to_path(run)
@@ -230,10 +230,10 @@ def load_vision_language(
 
 
 def select_top_k(scores: Tensor, most: int) -> Any:
-    """The highest of the last dimension and their places, as `topk`; fewer where there are no more.
+    """The highest scores of the last dimension with their indices, as `topk`; fewer if there are no more.
 
     Raises:
-        ValueError: Not one is wanted.
+        ValueError: The number is not positive.
     """
     if most < 1:
         raise ValueError(f"top ({most}) must be at least 1")
@@ -256,7 +256,7 @@ def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | N
 
 
 def print_predictions(guesses: Sequence[Prediction], as_json: bool) -> None:
-    """Prints guesses for people, or as JSON."""
+    """Prints predictions as text or as JSON."""
     if as_json:
         print_json([guess._asdict() for guess in guesses])
         return

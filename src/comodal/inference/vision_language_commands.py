@@ -1,4 +1,4 @@
-"""`comodal ask`, `fill`, `align` and `ground`: one image, one line."""
+"""`comodal ask`, `fill`, `align` and `ground`: predictions for one image and a text."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,16 +31,16 @@ def ask(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Answers a question about a picture, with how likely each answer is.
+    """Answers a question about an image, with the probability of each answer.
 
     Args:
-        image: The picture.
-        question: In words.
+        image: The image.
+        question: In natural language.
         model: A run that was fine-tuned by `comodal train vqa`.
-        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
-        top: How many answers.
+        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
+        top: Number of answers.
         json: Print JSON.
-        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -66,16 +66,16 @@ def fill(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Fills the [MASK]s of a sentence about a picture.
+    """Predicts the [MASK] tokens of a sentence about an image.
 
     Args:
-        image: The picture.
-        text: A sentence with one [MASK] or more.
+        image: The image.
+        text: A sentence with one or more [MASK] tokens.
         model: A pretrained run.
-        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
-        top: How many words for each.
+        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
+        top: Number of predictions for each [MASK].
         json: Print JSON.
-        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -102,15 +102,15 @@ def align(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """How likely each of some texts belongs to a picture, the likeliest first.
+    """Predicts the probability that each text matches an image, in descending order.
 
     Args:
-        image: The picture.
+        image: The image.
         texts: One or more.
         model: A pretrained run.
-        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
+        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
         json: Print JSON.
-        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -137,17 +137,17 @@ def ground(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Finds what a phrase means in a picture: left, top, right, bottom in pixels.
+    """Finds the box that a phrase refers to in an image: left, top, right, bottom in pixels.
 
     Args:
-        image: The picture.
-        phrase: As one would say it.
+        image: The image.
+        phrase: A referring expression.
         model: A run that was fine-tuned by `comodal train grounding`.
-        boxes: Where the model has learnt from given boxes: a JSON list of [left, top, right, bottom].
-        out: A PNG of the picture with the box drawn on it.
-        top: How many boxes.
+        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
+        out: A PNG of the image with the box drawn on it.
+        top: Number of boxes.
         json: Print JSON.
-        explain: Also draw what each word looks at (attention): a .png or .svg, or a page (.html) of every layer.
+        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -169,11 +169,11 @@ def ground(
 def create_attention_drawing(
     out: Path | None, answerer: VisionLanguagePipeline
 ) -> Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]:
-    """What draws the attention of words to a file (`Explanation`); it does nothing where no file is wanted.
+    """A function that draws the attention of tokens to a file (`AttentionExplainer`); it does nothing without a file.
 
     Raises:
-        ValueError: The file is of no kind that is drawn.
-        DataError: The model has no attention between words and regions.
+        ValueError: The file type is not supported.
+        DataError: The model has no attention between tokens and regions.
     """
     if out is None:
         return lambda _seen, _questions: None
@@ -181,7 +181,7 @@ def create_attention_drawing(
 
 
 def print_grounded_boxes(places: list[GroundedBox], as_json: bool) -> None:
-    """Prints boxes for people, or as JSON."""
+    """Prints boxes as text or as JSON."""
     if as_json:
         print_json([place._asdict() for place in places])
         return

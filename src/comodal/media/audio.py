@@ -1,8 +1,7 @@
-"""Sound: read any file as mono at any rate, whole or in blocks of bounded memory; FLAC in and out.
+"""Audio: read any file as a mono waveform at any sample rate, whole or in blocks; encode and decode FLAC.
 
-Files go through PyAV, which decodes what is in them whatever their headers say (container_audio.py); what it does not
-know, and FLAC where PyAV is not installed, goes through soundfile. Channels are mixed by their plain mean, before
-resampling (soxr, high quality).
+PyAV decodes the content of a file whatever its header says (container_audio.py). soundfile reads formats that PyAV does
+not support, and FLAC where PyAV is not installed. Channels are averaged before resampling (soxr, high quality).
 """
 
 import io
@@ -39,16 +38,16 @@ Mono = Float32[np.ndarray, " samples"]
 def read_audio(
     path: Path, sample_rate: int = 48000, start_seconds: float = 0.0, seconds: float | None = None
 ) -> Float32[np.ndarray, " samples"]:
-    """Read a sound file, or the sound of a video, as mono with full scale at 1.
+    """Read an audio file, or the audio track of a video, as a mono waveform with full scale at 1.
 
     Args:
-        path: a sound or video file.
-        sample_rate: of what is returned.
-        start_seconds: where to begin; in a video, on the clock on which the first of picture and sound begins at zero.
-        seconds: how much to read, None for all that there is. A file that ends earlier gives less.
+        path: an audio or video file.
+        sample_rate: of the returned waveform.
+        start_seconds: where to begin; in a video, on the clock that is zero where the first of video and audio begins.
+        seconds: how much to read; None reads all. A file that ends earlier gives less.
 
     Raises:
-        MediaError: missing, unreadable or without sound.
+        MediaError: missing, unreadable or without audio.
     """
     if start_seconds < 0 or (seconds is not None and seconds < 0):
         raise ValueError(f"cannot read {seconds} s from {start_seconds} s")
@@ -67,12 +66,12 @@ def read_audio(
 def stream_audio(
     path: Path, sample_rate: int = 48000, block_seconds: float = 10.0
 ) -> Iterator[Float32[np.ndarray, " samples"]]:
-    """Read like `read_sound`, in consecutive blocks of `block_seconds` (the last is shorter), whatever the length.
+    """Read like `read_audio`, in consecutive blocks of `block_seconds` (the last may be shorter), for any length.
 
-    The blocks joined are the whole, sample for sample: the resampler keeps its state from block to block.
+    The concatenated blocks equal the whole waveform, sample for sample: the resampler keeps its state between blocks.
 
     Raises:
-        MediaError: missing, unreadable or without sound.
+        MediaError: missing, unreadable or without audio.
     """
     size = round(block_seconds * sample_rate)
     if size < 1:
@@ -91,12 +90,12 @@ def stream_audio(
 def resample_audio(
     sound: Float32[np.ndarray, " samples"], rate: int, new_rate: int
 ) -> Float32[np.ndarray, " new_samples"]:
-    """Change the sample rate of a whole sound."""
+    """Change the sample rate of a whole waveform."""
     return sound if rate == new_rate else soxr.resample(sound, rate, new_rate)
 
 
 def encode_flac(sound: Float32[np.ndarray, " samples"], sample_rate: int) -> bytes:
-    """FLAC of 16 bits; what exceeds full scale is clipped."""
+    """Encode as 16-bit FLAC; values beyond full scale are clipped."""
     steps = np.clip(np.rint(sound * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
     memory = io.BytesIO()
     soundfile.write(memory, steps, sample_rate, format="FLAC", subtype="PCM_16")
@@ -106,7 +105,8 @@ def encode_flac(sound: Float32[np.ndarray, " samples"], sample_rate: int) -> byt
 def decode_flac(
     data: bytes, start_seconds: float = 0.0, seconds: float | None = None
 ) -> tuple[Float32[np.ndarray, " samples"], int]:
-    """Decode FLAC, or only a part of it, at about 1 ms for one second anywhere; returns the sound and its sample rate.
+    """Decode FLAC, or a part of it, at about 1 ms for each second, at any offset; returns the waveform and its sample
+    rate.
 
     Raises:
         MediaError: unreadable; the path is "FLAC data", for the caller to replace.
@@ -121,7 +121,7 @@ def decode_flac(
 
 
 def _stream_resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
-    """Mono sound at `sample_rate` in blocks of any size."""
+    """Mono audio at `sample_rate` in blocks of any size."""
     resampler = None
     for rate, block in stream_native_audio(path):
         if resampler is None and rate != sample_rate:
@@ -132,10 +132,10 @@ def _stream_resampled(path: Path, sample_rate: int) -> Generator[Mono, None, Non
 
 
 def stream_native_audio(path: Path) -> Iterator[tuple[int, Mono]]:
-    """Blocks of mono sound with the sample rate of the file, which stays the same.
+    """Blocks of mono audio with the sample rate of the file, which is constant.
 
     Raises:
-        MediaError: missing, unreadable or without sound.
+        MediaError: missing, unreadable or without audio.
     """
     impostor = describe_non_media(read_first_bytes(path))
     if impostor:

@@ -1,9 +1,9 @@
-"""Windows of a stream of sound, as OpenL3 cuts them (openl3/core.py, `_preprocess_audio_batch`), in bounded memory.
+"""Windows of an audio stream, as OpenL3 cuts them (openl3/core.py, `_preprocess_audio_batch`), in bounded memory.
 
-With `centre`, half a window of silence is put on the left, so that window k is centred on its timestamp k * hop. On
-the right there is silence until every sample is covered. A hop may be a fraction of samples: window k starts at the
-sample nearest to k * hop, so that timestamps are right after hours. (OpenL3 hops int(hop * sample_rate) samples and
-gives timestamps of k * hop: they drift apart by up to a sample a hop.)
+With `centre`, half a window of silence is padded on the left, so that window k is centered on its timestamp k * hop.
+On the right, silence is padded until every sample is covered. A hop may be a fractional number of samples: window k
+starts at the sample nearest to k * hop, so timestamps stay exact after hours. (OpenL3 hops int(hop * sample_rate)
+samples and reports timestamps of k * hop, which drift apart by up to one sample a hop.)
 """
 
 import math
@@ -14,16 +14,16 @@ from jaxtyping import Float
 
 
 class EmptyAudioError(ValueError):
-    """There is not one sample."""
+    """The audio has no samples."""
 
 
 def compute_window_start(place: int, hop: int | float) -> int:
-    """The first sample of a window, the silence on the left counted."""
+    """The first sample of a window, counted from the start of the left padding."""
     return math.floor(place * hop + 0.5)
 
 
 def count_windows(samples: int, window: int, hop: int | float, centre: bool) -> int:
-    """How many windows cover a sound of so many samples: at least one."""
+    """Number of windows that cover this many samples: at least one."""
     beyond = samples + (window // 2 if centre else 0) - window
     last = max(0, int(beyond / hop) - 1)
     while compute_window_start(last, hop) < beyond:
@@ -34,13 +34,13 @@ def count_windows(samples: int, window: int, hop: int | float, centre: bool) -> 
 def iterate_windows(
     blocks: Iterable[Float[np.ndarray, " samples"]], window: int, hop: int | float, centre: bool, batch_size: int
 ) -> Iterator[Float[np.ndarray, "windows window"]]:
-    """Batches of consecutive windows of the sound whose consecutive blocks come in.
+    """Batches of consecutive windows of an audio stream that arrives in consecutive blocks.
 
-    Held at a time: one block and one batch, whatever the length of the sound.
+    Memory holds one block and one batch, whatever the length of the audio.
 
     Raises:
         ValueError: the hop is under one sample.
-        EmptySoundError: no sample came in.
+        EmptyAudioError: no sample came in.
     """
     if hop < 1:
         raise ValueError("hop_seconds must be at least one sample")

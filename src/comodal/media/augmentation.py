@@ -1,5 +1,6 @@
-"""Random changes of a picture and a sound that leave alone what they show (L3-Net, section 3.2): crop, flip,
-brightness, saturation and volume. Each takes its chance as a generator."""
+"""Data augmentation of images and audio (L3-Net, section 3.2): random crop, horizontal flip, brightness and saturation
+jitter, gain jitter. Each function takes a random generator.
+"""
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -9,13 +10,13 @@ GRAY_WEIGHTS = (
     0.299,
     0.587,
     0.114,
-)  # luma of ITU-R BT.601, the weights of Pillow's and l3embedding's conversion to grey
+)  # luma of ITU-R BT.601, the weights of Pillow's and l3embedding's conversion to gray
 
 
 def random_crop(
     image: UInt8[np.ndarray, "height width 3"], size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """A square of `size` pixels, every place in the picture as likely as any other."""
+    """A random crop of `size` x `size` pixels; every position is equally likely."""
     if min(image.shape[:2]) < size:
         raise ValueError(f"a crop of {size} pixels does not fit into a picture of {image.shape[1]} x {image.shape[0]}")
     top = int(rng.integers(image.shape[0] - size + 1))
@@ -26,7 +27,7 @@ def random_crop(
 def random_horizontal_flip(
     image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture or its mirror image, with equal chance."""
+    """Flip the image horizontally with probability 0.5."""
     if rng.random() < 0.5:
         return image
     return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))  # numpy takes 3 times as long
@@ -35,10 +36,10 @@ def random_horizontal_flip(
 def jitter_color(
     image: UInt8[np.ndarray, "height width 3"], brightness: float, saturation: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Adds up to `brightness` (1 is white) to every channel and scales the distance from grey by 1 +- `saturation`.
+    """Add up to `brightness` (1 is white) to every channel and scale the distance from gray by 1 +- `saturation`.
 
-    Departs from l3embedding (data/avc/sample.py), which scales the saturation of HSV and clips between the two steps:
-    both steps are one linear map of (red, green, blue) here, five times as fast, and grey stays grey in either.
+    Departs from l3embedding (its data/avc/sample.py), which scales the saturation of HSV and clips between the two
+    steps: both steps are one linear map of (red, green, blue) here, five times as fast. Gray stays gray in either.
     """
     scale = rng.uniform(1 - saturation, 1 + saturation)
     offset = 255 * rng.uniform(-brightness, brightness)
@@ -53,5 +54,5 @@ def jitter_color(
 def jitter_gain(
     sound: Float32[np.ndarray, "samples"], change: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "samples"]:
-    """The sound up to `change` louder or softer (0.1 is 10 %)."""
+    """Scale the waveform by a random gain of up to 1 +- `change` (0.1 is 10 %)."""
     return sound * np.float32(rng.uniform(1 - change, 1 + change))

@@ -1,7 +1,7 @@
-"""Pictures: read upright and in colour, JPEG in and out, resize and crop.
+"""Images: upright RGB from files, JPEG encoding and decoding, resizing and cropping.
 
-JPEG goes through simplejpeg (libjpeg-turbo), which decodes 1.5 to 2 times faster than Pillow and can shrink while it
-decodes; everything else goes through Pillow.
+JPEG goes through simplejpeg (libjpeg-turbo), which decodes 1.5 to 2 times faster than Pillow and can downscale while it
+decodes. All other formats go through Pillow.
 """
 
 import warnings
@@ -18,19 +18,17 @@ from comodal.errors import MediaError
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason, describe_non_media, read_first_bytes
 
-# What is opened. Others of Pillow's formats start programs (EPS: Ghostscript) or are hardly ever pictures.
+# Accepted formats. Other Pillow formats start programs (EPS: Ghostscript) or rarely hold images.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MAX_IMAGE_PIXELS = (
-    100_000_000  # of a declared size; Pillow warns at 89 million, a decompressed picture takes 3 bytes each
-)
-MAX_IMAGE_ASPECT = 100  # of a picture's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
+MAX_IMAGE_PIXELS = 100_000_000  # of a declared size; Pillow warns at 89 million, a decoded image takes 3 bytes each
+MAX_IMAGE_ASPECT = 100  # of an image's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
 Luma: TypeAlias = UInt8[np.ndarray, "rows columns"]
 Chroma: TypeAlias = UInt8[np.ndarray, "half_rows half_columns"]
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Read a picture file as it is meant to be seen: EXIF orientation applied, grey and palettes in RGB, on black where
-    it is transparent. Of an animation, the first picture.
+    """Read an image file as RGB, upright: EXIF orientation is applied, grayscale and palettes are converted,
+    transparency is composited on black. Of an animation, the first frame is read.
 
     Raises:
         MediaError: missing, unreadable, declared larger than 100 million pixels, narrower than 1 : 100, or of floats
@@ -61,16 +59,16 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 @cache
 def list_readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this build of Pillow reads."""
+    """The formats of FORMATS that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def convert_to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB on black; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion clips everything to white.
+    """RGB on black. 16-bit grayscale keeps its upper 8 bits; Pillow's own conversion clips everything to white.
 
-    Floats have no range of their own: from 0 to 255 they are taken as they are, from 0 to 1 (or nan) refused, where
-    Pillow's conversion makes everything black.
+    Float images have no fixed range. Values from 0 to 255 are kept; values from 0 to 1 (or nan) are rejected, because
+    Pillow's conversion would make them all black.
     """
     if picture.mode == "F":
         floats = np.asarray(picture)
@@ -88,22 +86,22 @@ def convert_to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int = 85) -> bytes:
-    """JPEG with chroma at half size in both directions, as video has it."""
+    """Encode RGB as JPEG with 4:2:0 chroma subsampling, as in video."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
 
 
 def encode_jpeg_planes(luma: Luma, blue: Chroma, red: Chroma, quality: int = 85) -> bytes:
-    """JPEG from full-range BT.601 luma and colour differences of half size."""
+    """Encode full-range BT.601 luma and half-size chroma planes as JPEG."""
     return simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality=quality)
 
 
 def decode_jpeg(data: bytes, min_short_side: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a JPEG to RGB.
 
-    With `min_short_side`, a larger picture may come out smaller (by a factor of libjpeg's n/8, which costs less than
-    decoding it whole), its short side never below that.
+    With `min_short_side`, a larger image may be downscaled while decoding (by libjpeg's n/8 factors, cheaper than full
+    decoding). Its short side never falls below that value.
 
     Raises:
         MediaError: unreadable or too large; the path is "JPEG data", for the caller to replace.
@@ -123,7 +121,7 @@ def decode_jpeg(data: bytes, min_short_side: int | None = None) -> UInt8[np.ndar
 def resize_short_side(
     image: UInt8[np.ndarray, "height width 3"], size: int
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Scale a picture, up or down, to a short side of `size`; bilinear, over all the pixels that shrink into one."""
+    """Resize an image, up or down, to a short side of `size`: bilinear, antialiased."""
     height, width, _ = image.shape
     if min(height, width) == size:
         return image
@@ -133,7 +131,7 @@ def resize_short_side(
 
 
 def crop_image_center(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The square of `size` in the middle of a picture that is at least so large."""
+    """The center crop of `size` x `size` pixels; the image must be at least that large."""
     height, width, _ = image.shape
     if min(height, width) < size:
         raise ValueError(f"a square of {size} cannot be cut from a picture of {width} x {height}")

@@ -1,6 +1,6 @@
-"""Decoded pictures made ready: scaled, turned upright, in the colours that JPEG and RGB expect.
+"""Prepares decoded video frames: scaled, upright, in the color space of JPEG or RGB.
 
-Planes go from the decoder to JPEG without a detour through RGB, which costs half as much again.
+Planes go from the decoder to the JPEG encoder without a conversion to RGB, which would cost half as much again.
 """
 
 from fractions import Fraction
@@ -16,7 +16,7 @@ from comodal.errors import MediaError
 from comodal.media.image import Chroma, Luma
 from comodal.media.storage.refused_formats import RefusalReason
 
-MIN_HD_HEIGHT = 720  # a picture that names no colour matrix is BT.709 from here on and BT.601 below, as players assume
+MIN_HD_HEIGHT = 720  # a frame without a color matrix is BT.709 from here on and BT.601 below, as players assume
 # Codes of ITU-T H.273, table 4, as FFmpeg passes them on.
 COLORSPACES = {
     1: Colorspace.ITU709,
@@ -27,15 +27,15 @@ COLORSPACES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-MAX_PIXEL_ASPECT = 16.0  # of a picture's sides; beyond, a short side of 256 would make a picture of any size
+MAX_PIXEL_ASPECT = 16.0  # of a frame's sides; beyond this, a short side of 256 gives an unbounded size
 
 
 class ImageOrienter:
-    """Scales pictures to a short side of `short_side` (None: leaves their size) and turns them as they should be seen.
+    """Scales frames to a short side of `short_side` (None keeps their size) and rotates them upright.
 
-    Smaller pictures are enlarged, so that all pictures of a shard can be cut alike (l3embedding does the same). Pixels
-    that are not square are made square; transparency is dropped. Averages areas: fast bilinear is 7 % faster and three
-    times as far from a Lanczos filter at 720p. One instance per video, because setting up the scaler takes long.
+    Smaller frames are enlarged, so that all frames of a shard can be cropped alike (l3embedding does the same).
+    Non-square pixels are made square; transparency is dropped. Scaling averages areas: fast bilinear is 7 % faster and
+    three times as far from a Lanczos filter at 720p. Use one instance per video, because setting up the scaler is slow.
     """
 
     def __init__(self, path: Path, short_side: int | None, pixel_aspect: Fraction | None) -> None:
@@ -46,22 +46,22 @@ class ImageOrienter:
         self.reformatter = VideoReformatter()
 
     def planes(self, frame: av.VideoFrame) -> tuple[Luma, Chroma, Chroma]:
-        """Full-range BT.601 luma, and blue and red differences at half size: what a JPEG file holds."""
+        """Full-range BT.601 luma, and blue and red chroma at half size: the content of a JPEG file."""
         width, height = (length + length % 2 for length in self.size(frame))
         scaled = self._scale(frame, width, height, "yuv420p")
         luma, blue, red = (apply_display_matrix(_crop_plane_padding(plane), frame) for plane in scaled.planes)
         return luma, blue, red
 
     def rgb(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-        """Red, green and blue, as a screen shows them."""
+        """The frame as RGB."""
         width, height = self.size(frame)
         return apply_display_matrix(self._scale(frame, width, height, "rgb24").to_ndarray(), frame)
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Width and height of a picture after scaling and before turning.
+        """Width and height of a frame after scaling and before rotation.
 
         Raises:
-            MediaError: too large, for a picture narrower than 1 : 16.
+            MediaError: too large, for a frame narrower than 1 : 16.
         """
         width, height = frame.width * self.pixel_aspect, float(frame.height)
         short, long = sorted((width, height))
@@ -93,7 +93,7 @@ class ImageOrienter:
 def apply_display_matrix(
     pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame
 ) -> UInt8[np.ndarray, "..."]:
-    """Turn and mirror pixels as the display matrix of their frame says, to the nearest quarter turn.
+    """Rotate and flip pixels as the display matrix of their frame says, to the nearest quarter turn.
 
     The matrix maps (x, y) to (a x + c y, b x + d y), with y downwards (FFmpeg, libavutil/display.h).
     """

@@ -1,8 +1,8 @@
-"""Resampling as OpenL3's users have it: band-limited interpolation by a Kaiser-windowed sinc (Smith, "Digital Audio
-Resampling Home Page"), with the numbers and the table look-up of resampy 0.2's `kaiser_best`.
+"""Resampling as in OpenL3: band-limited interpolation by a Kaiser-windowed sinc (Smith, "Digital Audio
+Resampling Home Page"), with the coefficients and the table look-up of resampy 0.2's `kaiser_best`.
 
-OpenL3 0.2 to 0.4 resample with it, so their weights have seen it before every embedding. The sound of files that were
-not meant for those weights goes through soxr (audio.py), which is several times as fast.
+OpenL3 0.2 to 0.4 resamples with it, so its published weights expect this filter. All other audio is resampled by soxr
+(audio.py), which is several times as fast.
 """
 
 from fractions import Fraction
@@ -19,17 +19,17 @@ SPLIT = 128  # input samples that a group of output samples spans: its matrix is
 
 
 def build_half_window() -> Float64[np.ndarray, " table"]:
-    """The right half of the filter, from its centre to the last zero crossing."""
+    """The right half of the filter, from its center to the last zero crossing."""
     places = np.linspace(0, ZERO_CROSSINGS, ZERO_CROSSINGS * TABLE_STEPS + 1)
     taper = np.kaiser(2 * len(places) - 1, KAISER_BETA)[len(places) - 1 :]
     return ROLL_OFF * np.sinc(ROLL_OFF * places) * taper
 
 
 class KaiserStream:
-    """Resamples mono sound block by block, in float64; the blocks joined are what the whole would give.
+    """Resamples mono audio block by block, in float64. The concatenated blocks equal the result for the whole waveform.
 
-    The output's places among the input repeat every `down` input samples, after `up` output samples. Each such period
-    is a few products of matrices, whose rows are the filter at those places.
+    The output's positions among the input repeat every `down` input samples, after `up` output samples. Each such
+    period is a few matrix products, whose rows are the filter at those positions.
     """
 
     def __init__(self, rate: int | float, new_rate: int | float) -> None:
@@ -44,7 +44,7 @@ class KaiserStream:
         self.received, self.sent = 0, 0
 
     def _matrices(self) -> list[tuple[int, Float64[np.ndarray, "width places"]]]:
-        """For each group of places its first input sample and its matrix."""
+        """For each group of positions its first input sample and its matrix."""
         steps = np.arange(self.up) * self.down
         whole, part = steps // self.up, (steps % self.up) / self.up
         groups = []
@@ -63,10 +63,10 @@ class KaiserStream:
     def _wings(
         self, part: Float64[np.ndarray, " places"]
     ) -> tuple[Float64[np.ndarray, "places reach"], Float64[np.ndarray, "places reach"]]:
-        """Weights of the samples at and before each place, nearest first, and of those after it.
+        """Weights of the samples at and before each position, nearest first, and of those after it.
 
-        The table is read with linear interpolation, at a whole number of its steps for each input sample, as resampy
-        does; where the rate falls, that bends the filter by less than one part in `STEPS`.
+        The table is read with linear interpolation, at a whole number of its steps for each input sample, as in
+        resampy. When downsampling, that changes the filter by less than one part in `TABLE_STEPS`.
         """
         scale = min(1.0, self.ratio)
         window = build_half_window() * scale
@@ -82,12 +82,12 @@ class KaiserStream:
         return wings[0], wings[1]
 
     def push(self, block: Float[np.ndarray, " samples"]) -> Float64[np.ndarray, " new_samples"]:
-        """What can be said after these samples."""
+        """The output samples that are final after this block."""
         self.received += len(block)
         return self._emit(np.concatenate([self.held, block]))
 
     def finish(self) -> Float64[np.ndarray, " new_samples"]:
-        """The rest; after the end there is silence."""
+        """The remaining output; the input is padded with silence."""
         rest = self._emit(np.concatenate([self.held, np.zeros(self.down + 2 * self.reach)]))
         return rest[: len(rest) - max(0, self.sent - int(self.received * self.ratio))]
 
@@ -107,7 +107,7 @@ class KaiserStream:
 def resample_kaiser(
     sound: Float[np.ndarray, " samples"], rate: int | float, new_rate: int | float
 ) -> Float64[np.ndarray, " new_samples"]:
-    """Changes the sample rate of a whole sound; it keeps int(samples * new_rate / rate) samples."""
+    """Change the sample rate of a whole waveform; the result has int(samples * new_rate / rate) samples."""
     if rate == new_rate:
         return sound.astype(np.float64)
     stream = KaiserStream(rate, new_rate)

@@ -1,8 +1,9 @@
-"""Text as the word pieces of a BERT (WordPiece), between [CLS] and [SEP] (ViLBERT, section 3.1).
+"""WordPiece tokenization as in BERT, with [CLS] and [SEP] around the text (ViLBERT, section 3.1).
 
-Any BERT vocabulary is read: a vocab.txt, a tokenizer.json, or a folder that holds one of them. The cutting is done by
-the `tokenizers` library, with BERT's rules: control characters dropped, Chinese characters apart, accents and capitals
-folded unless the vocabulary says that it is cased, punctuation apart, then the longest pieces from the left.
+Any BERT vocabulary is supported: a vocab.txt, a tokenizer.json, or a folder that holds one of them. The `tokenizers`
+library does the tokenization with BERT's rules: control characters are dropped, Chinese characters are split, letters
+are lower-cased and accents stripped unless the vocabulary is cased, punctuation is split, then the longest tokens are
+matched from the left.
 """
 
 import re
@@ -26,39 +27,39 @@ from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json_object, read_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-UNUSED_TOKEN_PATTERN = re.compile(r"\[unused\d+\]")  # places that BERT's vocabularies keep free
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # the first says more: how capitals and accents are treated
-BLANK_CHARACTERS = " \t"  # other white space, as U+2028, can be a piece
-MAX_VOCABULARY_BYTES = 64 << 20  # of a vocabulary; those of 250,000 pieces have 17 MB
-MAX_WORD_CHARACTERS = 100  # characters; BERT's WordPiece takes longer words as unknown
+UNUSED_TOKEN_PATTERN = re.compile(r"\[unused\d+\]")  # entries that BERT's vocabularies reserve
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # the first also says how case and accents are treated
+BLANK_CHARACTERS = " \t"  # other white space, such as U+2028, can be a token
+MAX_VOCABULARY_BYTES = 64 << 20  # of a vocabulary; those of 250,000 tokens have 17 MB
+MAX_WORD_CHARACTERS = 100  # characters; BERT's WordPiece maps longer words to [UNK]
 CHARACTERS_AT_FIRST, MAX_CHARACTERS = (
     1 << 14,
     1 << 20,
-)  # of a text that are cut into pieces; the first is usually enough
+)  # of a text that are tokenized; the first is usually enough
 DEFAULT_MAX_TOKENS = 36  # the original's --max_seq_length for captions (train_concap.py)
 
 
 class EncodedTexts(NamedTuple):
-    """Many texts as word pieces, one after the other."""
+    """The token ids of many texts, concatenated."""
 
     words: Int32[np.ndarray, "pieces"]
     lengths: Int32[np.ndarray, "texts"]
-    truncated: int  # texts that were longer than allowed
+    truncated: int  # texts that were truncated
 
 
 class WordPieceTokenizer:
-    """A vocabulary of word pieces, and text cut into them.
+    """A WordPiece vocabulary and the tokenizer for it.
 
     Args:
-        vocabulary: The pieces in the order of their numbers; the five special ones must be among them.
-        lower_case: Fold capitals and accents, as BERT's uncased vocabularies need.
-        strip_accents: Fold accents; by default as capitals.
+        vocabulary: The tokens in the order of their ids; it must contain the five special tokens.
+        lower_case: Lower-case the text and strip accents, as BERT's uncased vocabularies need.
+        strip_accents: Strip accents; by default as `lower_case`.
         apart_chinese: Treat each Chinese character as a word.
-        prefix: What a piece begins with that goes on a word.
-        whole: Pieces that are found in a text before it is cut, besides the special ones.
+        prefix: The prefix of tokens that continue a word.
+        whole: Tokens that are matched in a text before it is split, besides the special tokens.
 
     Raises:
-        DataError: A special piece is missing, or a piece is there twice.
+        DataError: A special token is missing, or a token is duplicated.
     """
 
     def __init__(
@@ -96,10 +97,10 @@ class WordPieceTokenizer:
 
     @classmethod
     def read(cls, path: Path) -> "WordPieceTokenizer":
-        """The vocabulary of a vocab.txt, of a tokenizer.json, or of the folder of a BERT or a run that holds one.
+        """Read a vocab.txt, a tokenizer.json, or the folder of a BERT model or a run that holds one.
 
         Raises:
-            DataError: There is none, or it is damaged or not a BERT's.
+            DataError: There is no vocabulary, or it is damaged or not a BERT vocabulary.
         """
         file = _find_vocabulary_file(path)
         is_json = file.suffix == ".json"
@@ -116,7 +117,9 @@ class WordPieceTokenizer:
 
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> "WordPieceTokenizer":
-        """The vocabulary of some texts, where there is no BERT: every word, and every sign to spell others with."""
+        """Build a vocabulary from texts, where no BERT vocabulary is available: every word, and every character as
+        fallback.
+        """
         counts = Counter[str]()
         normalise, cut = BertNormalizer(lowercase=True), BertPreTokenizer()
         for text in texts:
@@ -127,32 +130,32 @@ class WordPieceTokenizer:
 
     @property
     def size(self) -> int:
-        """Pieces in the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return len(self.vocabulary)
 
     @property
     def special(self) -> Int64[np.ndarray, "5"]:
-        """The numbers of padding, unknown, start, end and mask."""
+        """The token ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
         return np.array([self.padding, self.unknown, self.start, self.end, self.mask])
 
     @property
     def ordinary(self) -> Int64[np.ndarray, "pieces"]:
-        """The numbers of all pieces that can stand in a text: neither special nor kept free."""
+        """The ids of all tokens that can occur in a text: neither special nor unused."""
         taken = (
             piece in SPECIAL_TOKENS or UNUSED_TOKEN_PATTERN.fullmatch(piece) is not None for piece in self.vocabulary
         )
         return np.flatnonzero(~np.fromiter(taken, bool, self.size))
 
     def encode(self, text: str, max_words: int = DEFAULT_MAX_TOKENS) -> list[int]:
-        """[CLS], the pieces of the text, [SEP]: at most `max_words` of them, cut off from the end before [SEP].
+        """Token ids of [CLS], the text, [SEP]: at most `max_words` ids, truncated before [SEP].
 
-        Half a surrogate pair, as broken JSON may have it, is read as a question mark.
+        Half a surrogate pair, as in broken JSON, is read as a question mark.
         """
         _check_max_tokens(max_words)
         return [self.start, *self._pieces(text, max_words - 2)[: max_words - 2], self.end]
 
     def encode_all(self, texts: Iterable[str], max_words: int = DEFAULT_MAX_TOKENS) -> EncodedTexts:
-        """What `encode` gives for each text, in flat arrays: 80,000 captions a second."""
+        """`encode` for each text, in flat arrays: 80,000 captions a second."""
         _check_max_tokens(max_words)
         words, lengths, truncated = array("i"), array("i"), 0
         for text in texts:
@@ -165,23 +168,24 @@ class WordPieceTokenizer:
         return EncodedTexts(np.asarray(words, np.int32), np.asarray(lengths, np.int32), truncated)
 
     def decode(self, words: Sequence[int]) -> str:
-        """The text of word pieces, without padding, [CLS] and [SEP]; [MASK] and [UNK] are shown."""
+        """The text of token ids, without [PAD], [CLS] and [SEP]; [MASK] and [UNK] are kept."""
         frame = {self.padding, self.start, self.end}
         shown = [int(word) for word in words if int(word) not in frame]
         return self.tokenizer.decode(shown, skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json into a folder; `transformers` reads it as well."""
+        """Write tokenizer.json into a folder; `transformers` can load it."""
         write_bytes_atomically(folder / VOCABULARY_FILES[0], self.as_json())
 
     def as_json(self) -> bytes:
-        """A whole tokenizer.json."""
+        """The content of tokenizer.json."""
         return self.tokenizer.to_str(pretty=True).encode()
 
     def _pieces(self, text: str, needed: int) -> list[int]:
-        """At least so many pieces of a text, if it has them; what comes later is not looked at.
+        """At least `needed` token ids of a text, if it has that many; the rest of a long text is not tokenized.
 
-        A word of more than LONGEST_WORD characters is one piece, so a cut within a word changes no earlier piece.
+        A word of more than MAX_WORD_CHARACTERS characters is one token, so a cut within a word changes no earlier
+        token.
         """
         pieces: list[int] = []
         for most in (CHARACTERS_AT_FIRST, MAX_CHARACTERS):
@@ -198,7 +202,7 @@ def _check_max_tokens(max_words: int) -> None:
 
 
 def _find_vocabulary_file(path: Path) -> Path:
-    """The file that holds the vocabulary; in a run it lies beside the model."""
+    """The file that holds the vocabulary; in a run it is next to the model."""
     if not path.exists():
         raise DataError(f"{path}: there is no such vocabulary; give a vocab.txt, a tokenizer.json or a BERT's folder")
     if path.is_file():
@@ -211,7 +215,7 @@ def _find_vocabulary_file(path: Path) -> Path:
 
 
 def _load_vocab_txt(lines: list[str], folder: Path) -> WordPieceTokenizer:
-    """A vocab.txt: one piece a line. Whether it is cased stands in the tokenizer_config.json beside it, if at all."""
+    """A vocab.txt: one token a line. The tokenizer_config.json next to it, if any, says whether it is cased."""
     while lines and not lines[-1].strip(BLANK_CHARACTERS):
         lines.pop()
     blank = next((number for number, line in enumerate(lines, start=1) if not line.strip(BLANK_CHARACTERS)), None)
@@ -228,7 +232,7 @@ def _load_vocab_txt(lines: list[str], folder: Path) -> WordPieceTokenizer:
 
 
 def _load_tokenizer_json(content: dict[str, Any]) -> WordPieceTokenizer:
-    """A tokenizer.json: its vocabulary and how it treats letters; limits of length are not taken over."""
+    """A tokenizer.json: its vocabulary and its case handling; its length limits are ignored."""
     model, normalizer = content["model"], content["normalizer"] or {}
     kinds = (model.get("type"), normalizer.get("type"))
     if kinds != ("WordPiece", "BertNormalizer"):

@@ -1,7 +1,7 @@
-"""What people hand to a function that takes an image or audio: a file, a PIL image, an array, a tensor, or a list.
+"""Inputs of the Python API for an image or audio: a path, a PIL image, an array, a tensor, or a list.
 
-Arrays have the layout of the libraries that give them: images (height, width, 3) and audio (samples,) or (samples,
-channels), as Pillow and soundfile; tensors (3, height, width) and (channels, samples), as torchvision and torchaudio.
+Arrays have the layout of Pillow and soundfile: images (height, width, 3), audio (samples,) or (samples, channels).
+Tensors have the layout of torchvision and torchaudio: (3, height, width) and (channels, samples).
 """
 
 import os
@@ -27,17 +27,17 @@ Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Waveform(NamedTuple):
-    """Mono samples with full scale at 1, and how many of them are a second."""
+    """Mono samples with full scale at 1, and their sample rate."""
 
     samples: Float32[np.ndarray, " samples"]
     sample_rate: int | float
 
 
 def to_path(path: Any) -> Path:
-    """A path that may be a text.
+    """A path, given as a Path or a string.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: The value is something else.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"got {describe_value(path)}; pass a path as str or Path")
@@ -45,10 +45,10 @@ def to_path(path: Any) -> Path:
 
 
 def to_paths(paths: Any) -> list[Path]:
-    """One path or a list of them.
+    """One path or a list of paths.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: The value is something else.
     """
     one = isinstance(paths, str | os.PathLike)
     if not one and not isinstance(paths, list | tuple):
@@ -60,8 +60,8 @@ def to_rgb_array(image: Any) -> UInt8[np.ndarray, "height width 3"]:
     """One image, upright and in RGB.
 
     Raises:
-        TypeError: It is no image, or its pixels are not bytes.
-        ValueError: It has another shape than an image, or no pixel.
+        TypeError: The value is not an image, or its pixels are not uint8.
+        ValueError: The shape is not that of an image, or the image is empty.
         MediaError: The file cannot be read.
     """
     if isinstance(image, str | os.PathLike):
@@ -86,11 +86,11 @@ def to_rgb_array(image: Any) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def to_rgb_arrays(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """One image, several in one array or tensor, or a list of images.
+    """One image, a batch of images in one array or tensor, or a list of images.
 
     Raises:
-        TypeError: One is no image, or its pixels are not bytes.
-        ValueError: One has another shape than an image, or there are none.
+        TypeError: A value is not an image, or its pixels are not uint8.
+        ValueError: A shape is not that of an image, or there are no images.
         MediaError: A file cannot be read.
     """
     if isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4):
@@ -101,15 +101,16 @@ def to_rgb_arrays(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
 
 
 def to_waveform(sound: Any, sample_rate: int | float | None = None) -> Waveform:
-    """One sound, its channels mixed to their mean, whole numbers scaled to full scale at 1.
+    """One waveform: channels are averaged, integer samples are scaled to full scale at 1.
 
     Args:
-        sound: See there.
+        sound: A path, an array or a tensor.
         sample_rate: Of samples in memory; a file has its own.
 
     Raises:
-        TypeError: It is no sound.
-        ValueError: It has no sample, samples that are not finite, another shape than a sound, or no sample rate.
+        TypeError: The value is not audio.
+        ValueError: There are no samples, samples are not finite, the shape is not that of audio, or the sample rate is
+            missing.
         MediaError: The file cannot be read.
     """
     if isinstance(sound, str | os.PathLike):
@@ -133,7 +134,7 @@ def to_waveform(sound: Any, sample_rate: int | float | None = None) -> Waveform:
 
 
 def scale_to_unit_range(samples: np.ndarray) -> np.ndarray:
-    """Floating point samples as they are, PCM of 8 (unsigned), 16 and 32 bits from -1 to 1."""
+    """Floating point samples are kept; PCM of 8 (unsigned), 16 and 32 bits is scaled to -1 to 1."""
     if samples.dtype.kind == "f":
         return samples
     middle = 2 ** (8 * samples.dtype.itemsize - 1)
@@ -141,10 +142,10 @@ def scale_to_unit_range(samples: np.ndarray) -> np.ndarray:
 
 
 def read_native_waveform(path: Path) -> Waveform:
-    """The whole of a file, at its own sample rate.
+    """A whole file at its own sample rate.
 
     Raises:
-        MediaError: Missing, unreadable or without sound.
+        MediaError: Missing, unreadable or without audio.
     """
     rate, blocks = 0, []
     for rate, block in stream_native_audio(path):  # noqa: B007
@@ -155,7 +156,7 @@ def read_native_waveform(path: Path) -> Waveform:
 
 
 def describe_value(value: Any) -> str:
-    """A value in a sentence."""
+    """A value, described for an error message."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     return type(value).__name__

@@ -1,18 +1,20 @@
-"""Videos: the pictures and the sound of some seconds, on one clock; or all pictures, one at a time.
+"""Videos: the frames and the audio of a clip on one clock, or all frames, one at a time.
 
-A video is opened once and read in one pass. Its clock starts where the first of picture and sound begins, in the file's
-own timestamps. Every fault of a file is a MediaError whose reason is a `Refusal`:
+A video is opened once and read in one pass. Its clock starts where the first of video and audio begins, in the file's
+own timestamps. Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 
-- *truncated*: of the wanted seconds, more than half a second of what the header promises is not in the file or cannot
-  be decoded. Damage after the wanted seconds does not count, nor do single broken packets, nor sound that is shorter
-  than the picture by the header's own account (the clip ends with the shorter one). Also a file that begins like a
-  video but has no usable index, as an mp4 file of which the end is missing.
-- *silent*: no sample further than 1/1000 of full scale (-60 dB) from the middle.
-- *too short*: picture and sound overlap for less than one second.
-- *too large*: pictures of more than 8192 x 4320 pixels or narrower than 1 : 16, or more than 1,000 a second.
-- *not a video*: FFmpeg knows no such format, or an image, text, a web page, a Git LFS pointer, an empty file.
+- *truncated*: within the requested seconds, more than half a second of what the header promises is missing or cannot
+  be decoded. Three things do not count: damage after the requested seconds, single broken packets, and audio that is
+  shorter than the video according to the header (the clip ends with the shorter one). Also a file that begins like a
+  video but has no usable index, such as an mp4 file without its end.
+- *silent*: no sample exceeds 1/1000 of full scale (-60 dB).
+- *too short*: video and audio overlap for less than one second.
+- *too large*: frames of more than 8192 x 4320 pixels or narrower than 1 : 16, or more than 1,000 frames a second.
+- *not a video*: FFmpeg does not recognize the format, or the file is an image, text, a web page, a Git LFS pointer, or
+  empty.
 - *unreadable*: no permission, not a regular file, no decoder, or no part of a stream can be decoded.
-- *missing*, *no picture* (album covers are none), *no sound*.
+- *missing*: no such file.
+- *no picture*: no video stream (album covers do not count); *no sound*: no audio stream.
 """
 
 import math
@@ -44,18 +46,18 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 MIN_CLIP_SECONDS = 1.0
 MAX_SILENT_PEAK = 1e-3
-MAX_FIRST_FRAME_SECONDS = 0.045  # a first picture that is due so early is shown from the start, as players do
+MAX_FIRST_FRAME_SECONDS = 0.045  # a first frame that starts this early is shown from 0, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
 
 FrameContent = TypeVar("FrameContent")
 
 
 class Clip(NamedTuple):
-    """The first seconds of a video: JPEG pictures and mono sound, all times on one clock.
+    """The first seconds of a video: JPEG frames and mono audio, all times on one clock.
 
-    `frames[i]` is what a player shows at `frame_seconds[i]`, a multiple of 1 / frames_per_second; a picture that stays
-    for several such moments is repeated. `sound` lasts from `sound_start_seconds`, which is 0 unless the file's sound
-    begins after its picture, to `seconds`, where the first of picture and sound ends.
+    `frames[i]` is what a player shows at `frame_seconds[i]`, a multiple of 1 / frames_per_second; a frame that is shown
+    for several of these times is repeated. `sound` lasts from `sound_start_seconds` to `seconds`, where the first of
+    video and audio ends. `sound_start_seconds` is 0 unless the file's audio begins after its video.
     """
 
     frames: list[bytes]
@@ -67,7 +69,7 @@ class Clip(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """What a video says of itself; width and height are those of the upright picture."""
+    """Properties of a video file; width and height are those of the upright frame."""
 
     width: int
     height: int
@@ -92,19 +94,19 @@ def read_clip(
     quality: int = 85,
     sample_rate: int = 48000,
 ) -> Clip:
-    """Read `seconds` of a video that has picture and sound, the first ones unless a start is given.
+    """Read `seconds` of a video with audio, from its beginning or from `start_seconds`.
 
     Args:
         path: the video file.
         start_seconds: where the clip and its clock begin, on the clock of the file.
-        seconds: read at most so much; the clip ends earlier where picture or sound does.
-        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
-        short_side: of the pictures, in pixels; smaller ones are enlarged to it, the aspect is kept.
-        quality: of the JPEG pictures, 1 to 100.
-        sample_rate: of the sound.
+        seconds: maximum length; the clip ends earlier where video or audio ends.
+        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
+        short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
+        quality: of the JPEG frames, 1 to 100.
+        sample_rate: of the audio.
 
     Raises:
-        MediaError: the file is refused; see the top of this file.
+        MediaError: the file is refused; the module docstring lists the reasons.
     """
     if seconds < MIN_CLIP_SECONDS or frames_per_second <= 0 or start_seconds < 0:
         wanted = f"{frames_per_second} pictures a second of {seconds} s from {start_seconds} s"
@@ -138,19 +140,19 @@ def read_clip_with_audio(
     quality: int = 85,
     sample_rate: int = 48000,
 ) -> Clip:
-    """The first seconds of a video without sound, with the sound of another file that begins when its picture does.
+    """The first seconds of a video without audio, with the audio of another file that starts when the video starts.
 
     Args:
         path: the video file.
-        audio: the file of sound.
-        seconds: read at most so much; the clip ends earlier where picture or sound does.
-        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
-        short_side: of the pictures, in pixels; smaller ones are enlarged to it, the aspect is kept.
-        quality: of the JPEG pictures, 1 to 100.
-        sample_rate: of the sound.
+        audio: the audio file.
+        seconds: maximum length; the clip ends earlier where video or audio ends.
+        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
+        short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
+        quality: of the JPEG frames, 1 to 100.
+        sample_rate: of the audio.
 
     Raises:
-        MediaError: one of the files is refused; see the top of this file.
+        MediaError: one of the files is refused; the module docstring lists the reasons.
     """
     with open_container(path) as container:
         video, _ = choose_streams(container, path)
@@ -175,18 +177,18 @@ def read_clip_with_audio(
 def iterate_frames(
     path: Path, frames_per_second: float, short_side: int | None = None
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
-    """Every 1 / frames_per_second seconds, the time and the picture that a player shows then, upright and in RGB.
+    """Every 1 / frames_per_second seconds, the time and the frame that a player shows then, upright and in RGB.
 
-    Holds one picture at a time, whatever the length. Needs no sound, and takes of a broken file what there is. The
-    clock is that of `read_clip`.
+    Memory holds one frame at a time, whatever the length. Audio is not required, and a damaged file is read as far as
+    possible. The clock is that of `read_clip`.
 
     Args:
         path: the video file.
-        frames_per_second: one picture every 1 / frames_per_second: what a player shows at that moment.
-        short_side: of the pictures, in pixels; None leaves their size.
+        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
+        short_side: short side of the frames, in pixels; None keeps their size.
 
     Raises:
-        MediaError: the file cannot be read, or has no picture.
+        MediaError: the file cannot be read, or has no video stream.
     """
     if frames_per_second <= 0:
         raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
@@ -204,10 +206,11 @@ def iterate_frames(
 
 
 def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
-    """Each picture of a video and the time when it begins, whatever the rate; upright, in RGB, one held at a time.
+    """Each frame of a video and its start time, at the native frame rate; upright, in RGB, one frame in memory at a
+    time.
 
     Raises:
-        MediaError: the file cannot be read, or has no picture.
+        MediaError: the file cannot be read, or has no video stream.
     """
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
@@ -222,10 +225,10 @@ def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "h
 
 
 def read_video_info(path: Path) -> VideoInfo:
-    """What a video says of itself, its first picture decoded to know how it is turned.
+    """Properties of a video file; the first frame is decoded to find its orientation.
 
     Raises:
-        MediaError: the file cannot be read, or has no picture.
+        MediaError: the file cannot be read, or has no video stream.
     """
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
@@ -245,7 +248,7 @@ def read_video_info(path: Path) -> VideoInfo:
 
 
 def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The pictures of the first of the tracks on a clock, each with the time when it begins."""
+    """The frames of the first track, each with its start time."""
     track = tracks[0]
     for _, frame in decode_frames(container, tracks, [track]):
         assert isinstance(frame, av.VideoFrame)
@@ -253,9 +256,9 @@ def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) ->
 
 
 class _Screen(Generic[FrameContent]):
-    """What a player shows: the picture that came last, until the next one is due.
+    """What a player shows: the latest frame, until the next one is due.
 
-    Renders a picture when one of the moments k / rate falls on it, and once however many do.
+    A frame is rendered only if one of the times k / rate falls on it, and only once.
     """
 
     def __init__(self, rate: float, render: Callable[[av.VideoFrame], FrameContent]) -> None:
@@ -266,7 +269,7 @@ class _Screen(Generic[FrameContent]):
         self.since = 0.0
 
     def show(self, frame: av.VideoFrame, begins: float) -> list[tuple[float, FrameContent]]:
-        """Put a picture on the screen; returns the moments of the one before it."""
+        """Show a frame; returns the sampled times of the previous one."""
         moments = self.until(begins)
         self.shown, self.since = frame, begins
         if begins > MAX_FIRST_FRAME_SECONDS:
@@ -274,7 +277,7 @@ class _Screen(Generic[FrameContent]):
         return moments
 
     def until(self, end: float) -> list[tuple[float, FrameContent]]:
-        """The moments before `end` at which the picture on the screen is seen, each with the picture."""
+        """The sampled times before `end` at which the current frame is shown, each with the frame."""
         if self.shown is None:
             return []
         last, moments = end - JITTER_SECONDS, []
@@ -290,9 +293,9 @@ class _Screen(Generic[FrameContent]):
 def _read_frames_and_audio(
     container: InputContainer, picture: Track, sound: Track, screen: _Screen[bytes], seconds: float
 ) -> tuple[list[tuple[float, bytes]], AudioJoiner, Float32[np.ndarray, " samples"]]:
-    """Decode picture and sound in one pass, up to `seconds` or to where the picture ends.
+    """Decode video and audio in one pass, up to `seconds` or to the end of the video.
 
-    Returns the moments with their pictures, and the sound as the file has it, with where it begins.
+    Returns the sampled times with their frames, and the audio as the file has it, with its start time.
     """
     joiner = AudioJoiner(sound.path, sound.stream.codec_context.name, until=seconds)
     shown: list[tuple[float, bytes]] = []
@@ -313,7 +316,9 @@ def _read_frames_and_audio(
 
 
 def _check_complete(container: InputContainer, picture: Track, sound: Track, seconds: float) -> None:
-    """Refuse what ends before its header says. Some headers have one length for all streams, that of the longest."""
+    """Refuse a file that ends before its header says. Some headers have one length for all streams, that of the
+    longest.
+    """
     for track in (picture, sound):
         track.check_whole(seconds)
     if container.format.name in SHARED_DURATION_FORMATS and container.duration:

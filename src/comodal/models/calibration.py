@@ -1,7 +1,8 @@
-"""Batch normalisation of a network that was never trained: its statistics from unlabeled inputs.
+"""Calibration of the batch norms of an untrained network on unlabeled inputs.
 
-A fresh batch norm has a running mean of 0 and a variance of 1, whatever its inputs are. As a control such a network is
-weaker than random weights alone make it: its channels are not centered, so that many ReLUs are always on or always off.
+A new batch norm has a running mean of 0 and a variance of 1, whatever its inputs are. Without calibration an untrained
+baseline is weaker than its random weights alone make it: its channels are not centered, so that many ReLUs are always
+or never active.
 """
 
 from collections.abc import Callable
@@ -16,19 +17,19 @@ CALIBRATION_BATCH_SIZE = 32
 def calibrate_batch_norms(module: nn.Module, forward: Callable[..., object], *inputs: Tensor) -> None:
     """Sets the running mean and variance of the batch norms of a module; no weight changes.
 
-    Each norm gets the mean over the batches of the batches' mean and variance, and normalizes by its batch meanwhile
-    (as `torch.optim.swa_utils.update_bn` does). The module is in evaluation mode afterwards.
+    Each norm gets the mean of the batches' means and variances, and normalizes by its batch in the meantime (as
+    `torch.optim.swa_utils.update_bn` does). The module is in evaluation mode afterwards.
 
     Args:
-        module: Whose norms are set.
-        forward: Runs the norms that matter: the module, or a method of the model that it is a part of.
-        inputs: The arguments of `forward`, batch first. A batch has items from all over, so order does not matter much.
+        module: Module whose batch norms are set.
+        forward: Runs the norms: the module, or a method of the model that contains it.
+        inputs: Arguments of `forward`, batch first. Each batch should be a random sample of the data.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches
+        norm.momentum = None  # the unweighted mean over the batches
         norm.train()
     batches = max(1, len(inputs[0]) // CALIBRATION_BATCH_SIZE)
     for start in range(batches):

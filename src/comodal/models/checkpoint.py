@@ -1,7 +1,7 @@
-"""A model as a folder: `model.safetensors` (weights) and `config.json` (class, configuration, where it came from).
+"""Models as folders: `model.safetensors` (weights) and `config.json` (class, configuration, provenance).
 
-Nothing is unpickled, and the class that config.json names is looked up in the table MODELS. Each file is written
-to a temporary name and renamed when whole, the weights first: a folder with a config.json is a model.
+Nothing is unpickled, and the class named in config.json is looked up in the table MODELS. Each file is written to a
+temporary name and renamed when complete, the weights first: a folder with a config.json is a complete model.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ from comodal.text_files import read_json_object
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
 
 MODEL_WEIGHTS_FILE, MODEL_CONFIG_FILE = "model.safetensors", "config.json"
-MAX_CONFIG_VALUE = 1 << 24  # of the numbers of a configuration; the largest vocabularies have 2**18 pieces
+MAX_CONFIG_VALUE = 1 << 24  # maximum of an integer in a configuration; the largest vocabularies have 2**18 tokens
 RANDOM_INIT_FUNCTIONS = {
     nn.init.normal_,
     nn.init.uniform_,
     nn.init.kaiming_uniform_,
-}  # what our models and PyTorch's layers call
-SPARE_PARAMETERS = 1_000  # of modules that a model makes and drops, or shares
-FLOATING_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; 8-bit types are quantized, and need scales
-MODEL_MODULES = {  # the class that config.json names, and its module in comodal.models
+}  # what comodal's models and PyTorch's layers call
+SPARE_PARAMETERS = 1_000  # for modules that a model creates and drops, or shares
+FLOATING_DTYPES = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors; 8-bit types are quantized and need scales
+MODEL_MODULES = {  # class named in config.json -> its module in comodal.models
     "L3Net": "l3net.l3net",
     "L3Classifier": "l3net.l3net_classifier",
     "ViLBERT": "vilbert.vilbert",
@@ -55,9 +55,9 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
     """Writes a model that `load_model` reads.
 
     Args:
-        model: A model of comodal.models; its only argument is its `config`, a dataclass.
-        folder: Made if it is not there; an older model in it is replaced.
-        about: Whatever JSON can hold: recipe, parameters, fingerprint of the data, metrics.
+        model: Model of comodal.models; its only argument is its `config`, a dataclass.
+        folder: Created if it does not exist; an older model in it is replaced.
+        about: Anything that JSON supports: recipe, parameters, fingerprint of the data, metrics.
 
     Raises:
         CheckpointError: A weight is NaN or infinite; nothing is written.
@@ -84,13 +84,13 @@ def save_model(model: nn.Module, folder: Path, about: Mapping[str, object]) -> N
 
 
 def load_model(path: Path) -> nn.Module:
-    """Reads a model, on the CPU and in evaluation mode.
+    """Loads a model on the CPU, in evaluation mode.
 
     Args:
-        path: A run's folder, or a model's.
+        path: Run folder or model folder.
 
     Raises:
-        CheckpointError: There is no model, or it is damaged, or its class, configuration or weights do not fit.
+        CheckpointError: There is no model, it is damaged, or its class, configuration and weights do not match.
     """
     folder = find_model_folder(path)
     described = read_model_config(folder)
@@ -98,14 +98,14 @@ def load_model(path: Path) -> nn.Module:
     config = parse_config_value(config_class, described.get("config"), f"{folder / MODEL_CONFIG_FILE}: config")
     check_shapes(model_class, config, folder)
     weights = read_weights(folder / MODEL_WEIGHTS_FILE)
-    with torch.random.fork_rng(devices=[]), NothingDrawn():  # the weights made here are overwritten
+    with torch.random.fork_rng(devices=[]), NothingDrawn():  # the initial weights are overwritten
         model = model_class(config)
     model.load_state_dict(weights)
     return model.eval()
 
 
 def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> None:
-    """Compares a configuration with the header of the weights before anything of its size is built.
+    """Compares a configuration with the header of the weights before the model is built.
 
     Raises:
         CheckpointError: No model has this configuration, or its parameters are not those of the file.
@@ -135,10 +135,10 @@ def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> 
 
 
 class NothingDrawn(TorchFunctionMode):
-    """New parameters inside are left as they are, where they will be overwritten or have no numbers.
+    """Context manager that skips random initialization, for weights that are overwritten or on the meta device.
 
-    Drawing the weights of ViLBERT's base model takes a second, and drawing on the meta device imports
-    `torch._dynamo`, which takes another.
+    Initializing ViLBERT's base model takes a second. Random initialization on the meta device imports `torch._dynamo`,
+    which takes another second.
     """
 
     def __torch_function__(
@@ -152,7 +152,7 @@ class NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def limit_parameters(parameters: int) -> Iterator[None]:
-    """Stops the construction of a model that has more parameters than the file of its weights could fill."""
+    """Stops the construction of a model with more parameters than the file of its weights could hold."""
     count = 0
 
     def counted(*_: object) -> None:
@@ -169,12 +169,12 @@ def limit_parameters(parameters: int) -> Iterator[None]:
 
 
 def summarize_load_error(error: Exception) -> str:
-    """What went wrong, on one line, without advice on how to load it all the same."""
+    """The error in one line, without PyTorch's advice on how to load the file anyway."""
     return str(error).strip().partition("\n")[0].split(" In PyTorch 2.6")[0]
 
 
 def read_model_about(path: Path) -> dict[str, object]:
-    """What `save_model` was told about a model (recipe, parameters, metrics), and the version that wrote it."""
+    """Reads the metadata of a model (recipe, parameters, metrics), and the version that wrote it."""
     described = read_model_config(find_model_folder(path))
     about = described.get("about")
     if not isinstance(about, dict):
@@ -183,14 +183,14 @@ def read_model_about(path: Path) -> dict[str, object]:
 
 
 def make_untrained_copy(model: ModelType, seed: int) -> ModelType:
-    """A model of the same shape with fresh weights, in evaluation mode: the baseline of every evaluation."""
+    """Returns a randomly initialized model of the same shape, in evaluation mode: the baseline of every evaluation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()
 
 
 def find_model_folder(path: Path) -> Path:
-    """The folder of the model that a path means: itself, or `model` in a run's folder."""
+    """Returns the model folder of a path: the path itself, or `model` in a run folder."""
     for folder in (path, path / "model"):
         if (folder / MODEL_CONFIG_FILE).is_file():
             return folder
@@ -199,18 +199,18 @@ def find_model_folder(path: Path) -> Path:
 
 
 def refuse_packed_run(path: Path) -> None:
-    """Says what to do with a run that somebody has packed to move it."""
+    """Raises an error with advice if the path is a packed run (an archive)."""
     if path.suffix == ".zip":
         raise CheckpointError(f"{path} is packed: unpack it (`unzip {path}`), and give the folder that comes out")
 
 
 def read_model_config(folder: Path) -> dict[str, object]:
-    """The content of config.json."""
+    """Reads config.json."""
     return read_json_object(folder / MODEL_CONFIG_FILE, CheckpointError)
 
 
 def resolve_model_class(name: object, folder: Path) -> tuple[type[nn.Module], type]:
-    """A model's class, from the table, and the dataclass that is its only argument.
+    """Returns a model's class from the table, and its config dataclass.
 
     Raises:
         CheckpointError: The table has no such class.
@@ -224,9 +224,9 @@ def resolve_model_class(name: object, folder: Path) -> tuple[type[nn.Module], ty
 
 
 def parse_config_value(wanted: typing.Any, value: object, where: str) -> typing.Any:
-    """A value of JSON as the type that a dataclass's field declares: plain, Literal, tuple[X, ...] or a dataclass.
+    """Converts a JSON value to the type of a dataclass field: plain, Literal, tuple[X, ...] or a dataclass.
 
-    Every field must be there: a model must not change because a default did.
+    Every field is required, so that a changed default cannot change a saved model.
     """
     if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
         types_of = typing.get_type_hints(wanted)
@@ -252,7 +252,7 @@ def parse_config_value(wanted: typing.Any, value: object, where: str) -> typing.
 
 
 def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """The shape of each tensor of a safetensors file, and whether it is of floating point; no tensor is read.
+    """Reads the shape of each tensor of a safetensors file and whether it is floating point; no tensor is read.
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
@@ -268,7 +268,7 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file whose checksum is right."""
+    """Reads all tensors of a safetensors file and verifies their checksum."""
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -282,10 +282,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_finite_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """No weight is NaN or infinite.
+    """Checks that no weight is NaN or infinite.
 
     Raises:
-        CheckpointError: One is; it is named.
+        CheckpointError: A weight is not finite; the message names it.
     """
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
@@ -302,7 +302,7 @@ def compute_weights_checksum(weights: Mapping[str, Tensor]) -> int:
 
 @contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turns what safetensors says of a disk into the system's own error, with the name of the file."""
+    """Turns safetensors' write errors into the system's OSError, with the name of the file."""
     try:
         yield
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""Features of boxes in a picture, pooled from a network's feature map (RoIAlign: Mask R-CNN, section 3)."""
+"""Box features pooled from a network's feature map of an image (RoIAlign: Mask R-CNN, section 3)."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from comodal.models.detectors.box_ops import roi_align
 def pool_boxes(
     feature_maps: Float[Tensor, "images channels rows columns"], boxes: Sequence[Float[Tensor, "_ 4"]], cells: int
 ) -> Float[Tensor, "regions features"]:
-    """The mean of a map in each cell of a box, in the order (row, column, channel); computed where the maps are.
+    """Returns the mean of a map in each cell of a box, in the order (row, column, channel).
 
     Args:
-        feature_maps: Of whole pictures.
-        boxes: Of each picture; left, top, right, bottom as fractions of it.
-        cells: A box is cut into so many rows and columns.
+        feature_maps: Feature maps of whole images.
+        boxes: Boxes of each image: left, top, right, bottom as fractions of it.
+        cells: Rows and columns of the grid on a box.
     """
     rows, columns = feature_maps.shape[2:]
     sides = boxes[0].new_tensor([columns, rows, columns, rows])
@@ -27,6 +27,6 @@ def pool_boxes(
 
 
 def make_unit_grid_boxes(rows: int, columns: int) -> Float[Tensor, "cells 4"]:
-    """The cells of a grid as left, top, right, bottom, in fractions of the picture, row by row."""
+    """Returns the cells of a grid as left, top, right, bottom, in fractions of the image, row by row."""
     top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
     return torch.stack([left, top, left + 1 / columns, top + 1 / rows], -1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Alignment: does this caption describe this image? (ViLBERT, section 3.2)"""
+"""Image-text alignment: does this caption describe this image? (ViLBERT, section 3.2)"""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 
 class AlignmentLoss(NamedTuple):
-    """Cross-entropy, and how often the likelier answer is right."""
+    """Cross-entropy and accuracy."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
 def compute_alignment_loss(scores: Float[Tensor, "batch 2"], mismatched: Bool[Tensor, "batch"]) -> AlignmentLoss:
-    """Of both answers: class 0 is a pair that belongs together, class 1 one that was mixed up (the original too)."""
+    """Cross-entropy over two classes: 0 is a matched pair, 1 a mismatched pair, as in the original."""
     scores, target = scores.float(), mismatched.long()
     return AlignmentLoss(F.cross_entropy(scores, target), (scores.argmax(1) == target).float().mean())

@@ -1,4 +1,4 @@
-"""Audio-visual correspondence: do this picture and this sound come from one moment (L3-Net, section 2)?"""
+"""Audio-visual correspondence: are an image and a second of audio from the same moment? (L3-Net, section 2)"""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from comodal.objectives.contrastive import compute_contrastive_loss
 
 
 def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
-    """Cross-entropy of the two answers, and how often the likelier one is right (half is chance)."""
+    """Cross-entropy over mismatch and match, and the accuracy (chance level: 0.5)."""
     logits, target = logits.float(), together.long()
     return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
 
 
 class AudioVisualCorrespondence(nn.Module):
-    """The paper's objective: one image and one second of audio a sample, half of them matched.
+    """The paper's objective: one image and one second of audio per sample, half of them matched.
 
-    Needs a model whose output for (image, sound) has `logits` of (batch, 2): apart, together.
+    Needs a model whose output for (image, audio) has `logits` of (batch, 2): mismatch, match.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,22 +34,23 @@ class AudioVisualCorrespondence(nn.Module):
 class AllPairs(nn.Module):
     """Scores every image of a batch with every audio: the towers run on B matched pairs, the fusion network on B x B.
 
-    Departs from the paper: the margin (match less mismatch) of a matched pair is compared with those of the other
-    audio, and of the other images, by a softmax over the batch (symmetric InfoNCE). That leaves a constant of all
-    margins open, so the paper's cross-entropy is added, half of its weight on the matched pairs. Clips of one source
-    video are no negatives. In evaluation the loss and the accuracy are the paper's, on its pairs.
+    Departs from the paper: the margin of a pair is its match logit minus its mismatch logit. A softmax over the batch
+    compares the margin of a matched pair with those of the other audio and of the other images (symmetric InfoNCE). It
+    ignores a constant added to all margins, so the paper's cross-entropy is added, with half of its weight on the
+    matched pairs. Clips of one source video are not used as negatives of each other. In evaluation the loss and the
+    accuracy are the paper's, on its pairs.
 
-    Training needs batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `image_features`,
+    Training requires batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `image_features`,
     `sound_features` and `fuse_all`.
 
     Args:
-        model: What to train.
-        pair_weight: Of the cross-entropy.
+        model: The model to train.
+        pair_weight: Weight of the cross-entropy.
     """
 
     def __init__(self, model: nn.Module, pair_weight: float = 1.0) -> None:
         super().__init__()
-        self.model: Any = model  # its towers are more than a Module promises
+        self.model: Any = model  # its towers are no part of Module's interface
         self.pair_weight = pair_weight
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
@@ -72,7 +73,7 @@ class AllPairs(nn.Module):
 def compute_all_pairs_loss(
     margins: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"]
 ) -> dict[str, Tensor]:
-    """Cross-entropy and accuracy of the two answers; matched pairs (the diagonal) and all others weigh the same."""
+    """Cross-entropy and accuracy; matched pairs (the diagonal) and all mismatched pairs have equal total weight."""
     matched, count = margins.diagonal(), negatives.sum().clamp(min=1)
     losses = F.softplus(-matched).mean(), (F.softplus(margins) * negatives).sum() / count
     correct = (matched > 0).float().mean(), ((margins < 0) & negatives).sum() / count

@@ -1,6 +1,7 @@
-"""Contrastive learning within a batch: every row is to be told from the others, in both directions (InfoNCE).
+"""Contrastive learning within a batch, in both directions (InfoNCE).
 
-The loss of B indistinguishable rows is log B. Negatives come from the batch of one process.
+Each row's positive is compared with the other rows of the batch. The loss of B indistinguishable rows is log B.
+Negatives come from the batch of one process.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class ContrastiveLoss(NamedTuple):
-    """A loss, and how often a row's own score is its highest; both are means over both directions, 0 without rows."""
+    """The loss, and the fraction of rows whose positive scores highest; means over both directions, 0 without rows."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
@@ -20,12 +21,12 @@ class ContrastiveLoss(NamedTuple):
 def compute_contrastive_loss(
     scores: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"], counted: Bool[Tensor, "batch"]
 ) -> ContrastiveLoss:
-    """Cross-entropy of the diagonal, within its row and within its column.
+    """Cross-entropy of the diagonal within its row and within its column.
 
     Args:
-        scores: Of every row's first modality with every row's second one; the diagonal holds the positives.
-        negatives: Which scores a positive is compared with. Must be symmetric in which rows it leaves out.
-        counted: Rows whose loss is counted. Without any the loss is a zero that gradients can flow through.
+        scores: Score of every row's first modality with every row's second one; the diagonal holds the positives.
+        negatives: Which scores a positive is compared with. The rows that it excludes must be symmetric.
+        counted: Rows whose loss is counted. Without any the loss is a zero that carries gradients.
     """
     positives = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     compared = scores.float().masked_fill(~(negatives | positives), -torch.inf)

@@ -1,7 +1,7 @@
-"""Masked words and masked regions: say what stood at the hidden places (ViLBERT, sections 2.1 and 3.2).
+"""Losses of masked tokens and masked regions (ViLBERT, sections 2.1 and 3.2).
 
-Every loss is a mean over hidden places and computed only there. Where nothing is hidden it is a zero that gradients
-can flow through, because processes that train together all need every gradient.
+Each loss is a mean over masked positions and is computed only there. Without masked positions it is a zero that carries
+gradients, because distributed training needs a gradient for every parameter in every process.
 """
 
 from typing import Literal, NamedTuple
@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RegionTarget = Literal["classes", "features", "contrast", "tokens"]
-ACROSS, INSIDE = 0.7, 0.3  # of the negatives, from other images and from the same one (the original's code)
+ACROSS, INSIDE = 0.7, 0.3  # fractions of negatives from other images and from the same image (the original's code)
 
 
 class MaskedLoss(NamedTuple):
-    """A loss, and how often the likeliest answer is right; both are means over the hidden places, 0 without any."""
+    """Loss and accuracy; both are means over the masked positions, 0 without any."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
 def make_masked_loss(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> MaskedLoss:
-    """The means, given the sum of the losses."""
+    """Returns the means, given the sum of the losses."""
     places = max(len(right), 1)
     return MaskedLoss(total / places, right.sum().float() / places)
 
 
 def compute_masked_class_loss(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> MaskedLoss:
-    """Cross-entropy of hidden words, or of the visual tokens of hidden regions."""
+    """Cross-entropy of masked tokens, or of the visual tokens of masked regions."""
     scores = scores.float()
     return make_masked_loss(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
 
@@ -37,7 +37,7 @@ def compute_masked_class_loss(scores: Float[Tensor, "places classes"], target: I
 def compute_masked_distribution_loss(
     scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]
 ) -> MaskedLoss:
-    """Divergence from the detector's class probabilities (the paper's target); right is its likeliest class."""
+    """KL divergence from the detector's class probabilities (the paper's target); accuracy of its likeliest class."""
     scores = scores.float()
     total = F.kl_div(scores.log_softmax(1), target.float(), reduction="sum")
     return make_masked_loss(total, scores.argmax(1) == target.argmax(1))
@@ -46,7 +46,7 @@ def compute_masked_distribution_loss(
 def compute_masked_feature_loss(
     predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]
 ) -> MaskedLoss:
-    """Mean squared error; right is a prediction nearer to its own region than to any other that is hidden."""
+    """Mean squared error; a prediction is correct if its own region is the nearest of all masked regions."""
     predicted, target = predicted.float(), target.float()
     total = F.mse_loss(predicted, target, reduction="sum") / target.shape[1]
     if len(target) == 0:
@@ -58,7 +58,7 @@ def compute_masked_feature_loss(
 
 
 class RegionNegatives(NamedTuple):
-    """Regions that a prediction must not point at, as rows of all regions, and which of them exist."""
+    """Negatives of each prediction, as rows of all regions, and which of them exist."""
 
     rows: Int64[Tensor, "places negatives"]
     exist: Bool[Tensor, "places negatives"]
@@ -70,13 +70,13 @@ def compute_masked_contrastive_loss(
     positives: Int64[Tensor, "places"],
     negatives: RegionNegatives,
 ) -> MaskedLoss:
-    """Cross-entropy of finding the hidden region among others by the dot product with their features.
+    """Cross-entropy of identifying the masked region among negatives by the dot product with their features.
 
     Args:
-        predicted: For each hidden place.
-        regions: The features of all regions of the batch, nothing hidden.
-        positives: The row of `regions` that was hidden at each place.
-        negatives: The rows that it is compared with.
+        predicted: Prediction at each masked position.
+        regions: Features of all regions of the batch, without masking.
+        positives: Row of `regions` that was masked at each position.
+        negatives: Rows that it is compared with.
     """
     scores = predicted.float() @ regions.float().T
     rows = torch.cat([positives.unsqueeze(1), negatives.rows], 1)
@@ -91,31 +91,31 @@ def draw_region_negatives(
     count: int,
     generator: torch.Generator,
 ) -> RegionNegatives:
-    """Draws regions of other images (70 %) and others of the same image (30 %), each with equal odds.
+    """Draws regions of other images (70 %) and other regions of the same image (30 %), each uniformly.
 
-    Departs from the original: it draws padding too, and stops at a batch of one image. Here an image without others
-    has negatives from itself alone.
+    Departs from the original, which also draws padding and fails on a batch of one image. Here an image without others
+    has negatives only from itself.
 
     Args:
-        places: Flat places of the hidden regions in `candidates`, all of them candidates.
-        candidates: The regions that can be drawn.
-        count: Negatives of a place; both parts are rounded down.
-        generator: On the CPU, so that every device draws the same. No shape depends on a value, so that a GPU need not
-            be waited for.
+        places: Flat indices of the masked regions in `candidates`; all of them must be candidates.
+        candidates: Regions that can be drawn.
+        count: Negatives of a position; both parts are rounded down.
+        generator: Random generator on the CPU, so that every device draws the same. No shape depends on a value, so
+            that the CPU never waits for a GPU.
     """
     available = candidates.flatten()
     rows = (~available).byte().argsort(stable=True)  # the candidates in their order, then all others
     total = available.sum()
-    rank = available.cumsum(0) - 1  # of a flat place among the candidates
+    rank = available.cumsum(0) - 1  # index of a flat position among the candidates
     sizes = candidates.sum(1)
     image = places // candidates.shape[1]
     size = sizes[image].unsqueeze(1)
     first = (sizes.cumsum(0) - sizes)[image].unsqueeze(1)
     own = rank[places].unsqueeze(1)
     across = draw_bounded_integers(total - size, int(count * ACROSS), generator)
-    across = torch.where(across >= first, across + size, across)  # steps over the place's own image
+    across = torch.where(across >= first, across + size, across)  # skips the position's own image
     inside = first + draw_bounded_integers(size - 1, int(count * INSIDE), generator)
-    inside = torch.where(inside >= own, inside + 1, inside)  # steps over the place itself
+    inside = torch.where(inside >= own, inside + 1, inside)  # skips the position itself
     exist = torch.cat([(total > size).expand_as(across), (size > 1).expand_as(inside)], 1)
     chosen = torch.cat([across, inside], 1).minimum((total - 1).clamp(min=0))
     return RegionNegatives(rows[chosen], exist)
@@ -124,8 +124,8 @@ def draw_region_negatives(
 def draw_bounded_integers(
     sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator
 ) -> Int64[Tensor, "places count"]:
-    """Whole numbers from 0 up to each size, without it; 0 where the size is 0."""
+    """Draws integers from 0 up to each size, exclusive; 0 where the size is 0."""
     draws = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64)
-    if sizes.device.type == "mps":  # which knows no float64
+    if sizes.device.type == "mps":  # MPS has no float64
         return (draws * sizes.cpu()).long().to(sizes.device)
     return (draws.to(sizes.device, non_blocking=True) * sizes).long()

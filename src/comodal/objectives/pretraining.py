@@ -1,4 +1,4 @@
-"""ViLBERT's pretext tasks together: hidden words, hidden regions, alignment (section 3.2), and a contrastive loss."""
+"""ViLBERT's pretraining objective: masked tokens, masked regions, alignment (section 3.2), and a contrastive loss."""
 
 import zlib
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ from comodal.objectives.masked import (
 def count_target_columns(
     targets: Sequence[RegionTarget], features: int, classes: int, tokens: int
 ) -> dict[RegionTarget, int]:
-    """How many numbers the region head gives for each target; their sum is the model's `region_targets`.
+    """Returns the outputs of the region head for each target; their sum is the model's `region_targets`.
 
     Args:
         targets: In the order of the head's columns.
-        features: Features of a region.
-        classes: Classes of the detector.
-        tokens: Visual tokens of the codebook.
+        features: Length of a region's feature.
+        classes: Number of the detector's classes.
+        tokens: Number of the codebook's visual tokens.
     """
     sizes: dict[RegionTarget, int] = {"classes": classes, "features": features, "contrast": features, "tokens": tokens}
     if not targets or len(set(targets)) < len(targets):
@@ -43,36 +43,35 @@ def count_target_columns(
 
 
 MIN_DIM_TO_DROP_PADDING = (
-    512  # features of the text stream; in narrower models leaving tokens out takes longer than computing them
+    512  # width of the text stream; in narrower models skipping padding takes longer than computing it
 )
 
 
 def select_unpadded_tokens(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
-    """The index of the attended tokens on a CPU, whose time is matrix products; None, for all, elsewhere or if that is
-    all."""
+    """Returns the index of the tokens that are not padding, on a CPU only; None stands for all tokens."""
     return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
 
 
 class ViLBERTPretraining(nn.Module):
-    """The weighted sum of the three losses, and how often each likeliest answer is right.
+    """The weighted sum of the pretraining losses, with the accuracy of each.
 
-    `region_loss` sums the named targets; `region_accuracy` is that of the first: the detector's likeliest class, the
-    visual token, the nearest of the batch's hidden regions (`features`), or the right one among the negatives
-    (`contrast`). Accuracies of a batch that hides nothing are 0.
+    `region_loss` sums the named targets. `region_accuracy` is that of the first target: the detector's likeliest class,
+    the visual token, the nearest of the batch's masked regions (`features`), or the positive among the negatives
+    (`contrast`). Accuracies of a batch without masked positions are 0.
 
-    Needs a model with ViLBERT's forward, heads and `config`.
+    Requires a model with ViLBERT's forward, heads and `config`.
 
     Args:
-        model: What to train.
-        region_targets: What is to be said of a hidden region, one or more.
-        word_weight: Of the loss of hidden words.
-        region_weight: Of the loss of hidden regions.
-        alignment_weight: Of the loss of alignment.
-        negatives: Regions that `contrast` compares with (the original: 128, of which 127 are drawn).
-        contrastive_weight: Of the contrast between the mean encodings of texts and images before the first
-            co-attention layer (not in the paper), over the matched pairs of the batch of one process. Captions of one
-            image are no negatives of each other. It needs a model with `contrastive_dim`. 0 leaves it out.
-        seed: With the keys of a batch it decides which regions those are.
+        model: The model to train.
+        region_targets: One or more targets of masked regions.
+        word_weight: Weight of the loss of masked tokens.
+        region_weight: Weight of the loss of masked regions.
+        alignment_weight: Weight of the alignment loss.
+        negatives: Number of regions that `contrast` compares (the original: 128, of which 127 are drawn).
+        contrastive_weight: Weight of the contrastive loss between the mean encodings of texts and images before the
+            first co-attention layer (not in the paper), over the matched pairs of one process's batch. Captions of one
+            image are not negatives of each other. It requires a model with `contrastive_dim`. 0 disables it.
+        seed: Random seed of the drawn negatives, used with the keys of a batch.
     """
 
     weights: Tensor
@@ -90,10 +89,10 @@ class ViLBERTPretraining(nn.Module):
     ) -> None:
         super().__init__()
         count_target_columns(region_targets, 1, 1, 1)
-        self.model: Any = model  # its heads are more than a Module promises
+        self.model: Any = model  # its heads are no part of Module's interface
         self.region_targets = tuple(region_targets)
         weights = torch.tensor([word_weight, region_weight, alignment_weight])
-        self.register_buffer("weights", weights, persistent=False)  # on the device, so that no step has to copy them
+        self.register_buffer("weights", weights, persistent=False)  # on the device, so that no step copies them
         self.negatives = negatives
         self.seed = seed
         self.contrastive_weight = contrastive_weight
@@ -133,14 +132,14 @@ class ViLBERTPretraining(nn.Module):
         return metrics
 
     def compare(self, text: UnimodalEncoding, vision: UnimodalEncoding, batch: CaptionBatch) -> ContrastiveLoss:
-        """The contrast of the matched pairs."""
+        """The contrastive loss of the matched pairs."""
         matched = ~batch.mismatched
         negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
         encodings = [compute_mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
         return compute_contrastive_loss(self.model.contrastive_head(*encodings), negatives, matched)
 
     def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[MaskedLoss]:
-        """Each target's loss, from its columns of the region head."""
+        """The loss of each target, from its outputs of the region head."""
         features, classes = batch.region_features.shape[1], batch.region_classes.shape[1]
         known = sum(count_target_columns(self.region_targets, features, classes, 0).values())
         columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - known)
@@ -155,7 +154,7 @@ class ViLBERTPretraining(nn.Module):
     def region(
         self, target: RegionTarget, predicted: Float[Tensor, "places columns"], batch: CaptionBatch
     ) -> MaskedLoss:
-        """One target's loss."""
+        """The loss of one target."""
         if target == "classes":
             return compute_masked_distribution_loss(predicted, batch.region_classes)
         if target == "features":
@@ -165,7 +164,7 @@ class ViLBERTPretraining(nn.Module):
                 raise ValueError("the regions have no visual tokens; `comodal prepare tokens` makes them")
             return compute_masked_class_loss(predicted, batch.region_tokens)
         candidates = batch.regions_attended.clone()
-        candidates[:, 0] = False  # the whole image is never hidden
+        candidates[:, 0] = False  # the whole image is never masked
         generator = torch.Generator().manual_seed(zlib.crc32("\n".join((str(self.seed), *batch.keys)).encode()))
         shown = batch.regions.flatten(0, 1).index_copy(0, batch.masked_regions, batch.region_features)
         negatives = draw_region_negatives(batch.masked_regions, candidates, self.negatives, generator)

@@ -1,7 +1,7 @@
-"""OpenL3 without TensorFlow: change `import openl3` to `import comodal.openl3 as openl3`, and nothing else.
+"""OpenL3 without TensorFlow: a drop-in replacement. Change `import openl3` to `import comodal.openl3 as openl3`.
 
-Functions, parameters, defaults and results are those of OpenL3 0.4.2 (openl3/core.py); its mistakes are not, unless
-`with openl3.settings(as_openl3="0.4.2")` asks for them. docs/openl3.md says what differs and why.
+Functions, parameters, defaults and results are those of OpenL3 0.4.2 (openl3/core.py) without its bugs; `with
+openl3.settings(as_openl3="0.4.2")` reproduces these too. docs/openl3.md lists the differences and the reasons.
 """
 
 import math
@@ -62,7 +62,7 @@ sys.modules[f"{__name__}.models"] = models  # for `from comodal.openl3.models im
 TARGET_SR = 48_000
 Array = Shaped[np.ndarray, "..."]
 Arrays = Array | list[Array]
-Checked = Any  # by hand: whatever does not fit is told by an OpenL3Error, as in OpenL3
+Checked = Any  # checked by hand: invalid values raise an OpenL3Error, as in OpenL3
 
 
 def get_audio_embedding(
@@ -78,10 +78,10 @@ def get_audio_embedding(
     frontend: str = "kapre",
     verbose: Checked = True,
 ) -> tuple[Arrays, Arrays]:
-    """Vectors of sound, (windows, features), and their timestamps; lists of both for a list of sounds.
+    """Returns embeddings of audio, (windows, features), and their timestamps; lists of both for a list of audio.
 
-    A window of nothing but zeros gives a vector of zeros: in decibels under its own maximum it would look like the
-    loudest noise, as it does in OpenL3.
+    A window of zeros gives an embedding of zeros. OpenL3 scales decibels to the window's own maximum, so that digital
+    silence looks like the loudest noise.
     """
     model = pick_sound_model(model, input_repr, content_type, embedding_size, frontend)
     one_of("verbosity level", verbose, (0, 1))
@@ -102,7 +102,7 @@ def get_audio_embedding(
 def preprocess_audio(
     audio: Checked, sr: Checked, hop_size: Checked = 0.1, input_repr: str | None = None, center: Checked = True
 ) -> Array:
-    """Windows of one second, (windows, 1, 48000); with `input_repr` librosa's decibels, (windows, bands, frames, 1)."""
+    """Returns windows of one second, (windows, 1, 48000), or librosa's decibels, (windows, bands, frames, 1)."""
     mono = checked_sound(audio, sr, hop_size, center)
     hop = compute_hop_samples(float(hop_size), TARGET_SR, CURRENT.get(DEFAULT).as_openl3)
     windows = np.concatenate(list(iterate_windows([mono], TARGET_SR, hop, bool(center), 32)))
@@ -125,8 +125,8 @@ def get_image_embedding(
     batch_size: int = 32,
     verbose: Checked = True,
 ) -> Arrays | tuple[Arrays, Arrays]:
-    """Vectors of a picture (rows, columns, 3) or of several of one size, or a list of such arrays; with a frame rate
-    also timestamps. Bytes, and floats in [0, 1] or [-1, 1], mean the same picture whatever its size."""
+    """Returns embeddings of one image (rows, columns, 3), of images of one size, or of a list of such arrays; with a
+    frame rate also timestamps. Images are uint8, or floats in [0, 1] or [-1, 1]."""
     model = pick_image_model(model, input_repr, content_type, embedding_size)
     one_of("verbosity level", verbose, (0, 1))
     check_batch(batch_size)
@@ -161,7 +161,7 @@ def process_audio_file(
     frontend: str = "kapre",
     verbose: Checked = True,
 ) -> None:
-    """NAME[_suffix].npz with `embedding` and `timestamps` of each sound file, of any length in bounded memory."""
+    """Writes NAME[_suffix].npz with `embedding` and `timestamps` for each audio file, in bounded memory."""
     embedder = pick_sound_model(model, input_repr, content_type, embedding_size, frontend).embedder
     check_windows(hop_size, center)
     check_batch(batch_size)
@@ -187,7 +187,7 @@ def process_image_file(
     overwrite: bool = False,
     verbose: Checked = True,
 ) -> None:
-    """NAME[_suffix].npz with `embedding` of each picture file, read and written one by one (`batch_size` is unused)."""
+    """Writes NAME[_suffix].npz with `embedding` for each image file, one by one (`batch_size` is unused)."""
     embedder = pick_image_model(model, input_repr, content_type, embedding_size).embedder
     check_batch(batch_size)
 
@@ -221,7 +221,7 @@ def process_video_file(
     overwrite: bool = False,
     verbose: Checked = True,
 ) -> None:
-    """NAME_audio[_suffix].npz and NAME_image[_suffix].npz of each video: every frame, on the video's own clock."""
+    """Writes NAME_audio[_suffix].npz and NAME_image[_suffix].npz for each video, with every frame."""
     hears = pick_sound_model(audio_model, input_repr, content_type, audio_embedding_size, audio_frontend).embedder
     sees = pick_image_model(image_model, input_repr or "mel256", content_type, image_embedding_size).embedder
     check_windows(audio_hop_size, audio_center)
@@ -248,8 +248,7 @@ def process_video_file(
 
 
 def get_output_path(filepath: str, suffix: str, output_dir: str | None = None) -> str:
-    """The path of a result: the folder, the file's name without its ending, an underscore unless a dot follows, and
-    the suffix."""
+    """Returns the output path: folder, file name without extension, an underscore unless a dot follows, suffix."""
     source = Path(filepath)
     name = source.stem + ("" if suffix.startswith(".") else "_") + suffix
     return str(Path(output_dir or source.parent) / name)
@@ -262,10 +261,10 @@ def process(
     overwrite: bool,
     verbose: bool,
 ) -> None:
-    """Does each piece of work on each file unless its result is there; a file that fails keeps no other from its own.
+    """Runs each task on each file whose output does not exist. A file that fails does not stop the others.
 
     Raises:
-        OpenL3Error: A file is missing, or could not be read; all the others are written by then.
+        OpenL3Error: A file is missing or could not be read; the outputs of all other files are written first.
     """
     paths = [filepath] if isinstance(filepath, str) else filepath
     if not isinstance(paths, list) or not all(isinstance(path, str | Path) for path in paths):
@@ -293,7 +292,7 @@ def process(
 def pick_sound_model(
     model: Checked, input_repr: str | None, content_type: str, embedding_size: Checked, frontend: str
 ) -> EmbeddingModel:
-    """The model that was given, or the one that is asked for."""
+    """Returns the given audio model, or loads the requested one."""
     one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
     if frontend == "librosa" and input_repr is None:
         raise OpenL3Error("You must specify input_repr for a librosa frontend.")
@@ -309,7 +308,7 @@ def pick_sound_model(
 
 
 def pick_image_model(model: Checked, input_repr: str, content_type: str, embedding_size: Checked) -> EmbeddingModel:
-    """The model that was given, or the one that is asked for."""
+    """Returns the given image model, or loads the requested one."""
     one_of("input representation", input_repr, VALID_INPUT_REPRS)
     one_of("content type", content_type, VALID_CONTENT_TYPES)
     one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
@@ -317,14 +316,14 @@ def pick_image_model(model: Checked, input_repr: str, content_type: str, embeddi
 
 
 def checked_model(model: object) -> EmbeddingModel:
-    """Refuses what is no model of ours."""
+    """Raises an error unless the model is one of comodal's."""
     if not isinstance(model, EmbeddingModel):
         raise OpenL3Error(f"Invalid model of type {type(model)}; comodal.openl3.models loads those that fit")
     return model
 
 
 def checked_sound(audio: object, sr: object, hop_size: object, center: object) -> Array:
-    """Mono sound at 48 kHz."""
+    """Converts audio to mono at 48 kHz."""
     if not isinstance(audio, np.ndarray) or audio.ndim not in (1, 2) or audio.size == 0:
         raise OpenL3Error(f"audio must be an array of 1 or 2 dimensions that is not empty, got {describe(audio)}")
     if audio.dtype.kind not in "biuf" or not (np.abs(audio) <= MAX_AMPLITUDE).all():
@@ -346,20 +345,20 @@ def checked_sound(audio: object, sr: object, hop_size: object, center: object) -
 
 
 def check_windows(hop_size: object, center: object) -> None:
-    """How windows are cut: at least one sample apart."""
+    """Checks that the hop size is at least one sample."""
     if not isinstance(hop_size, Real) or not 1 <= float(hop_size) * TARGET_SR < math.inf:
         raise OpenL3Error(f"Invalid hop size {hop_size}")
     one_of("center value", center, (True, False))
 
 
 def check_batch(batch_size: object) -> None:
-    """How many windows or pictures are held at a time: a whole number of them."""
+    """Checks that the batch size is a positive integer."""
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise OpenL3Error(f"Invalid batch size {batch_size}")
 
 
 def checked_picture(picture: object) -> Array:
-    """Pictures (images, rows, columns, 3)."""
+    """Converts images to (images, rows, columns, 3)."""
     if not isinstance(picture, np.ndarray) or picture.ndim not in (3, 4) or picture.size == 0:
         raise OpenL3Error(f"image must be an array of 3 or 4 dimensions that is not empty, got {describe(picture)}")
     if picture.dtype.kind not in "biuf":
@@ -376,7 +375,7 @@ def checked_picture(picture: object) -> Array:
 
 
 def pixels_of(pictures: Array, batch_size: int, model: EmbeddingModel) -> Iterator[Array]:
-    """What the network takes, in batches. The range of floats is that of all pictures together."""
+    """The network's input, in batches. The range of floats is determined over all images together."""
     if model.embedder.choice.as_openl3 or pictures.dtype != np.uint8:
         try:
             ready = (prepare_squares_as_openl3 if model.embedder.choice.as_openl3 else prepare_squares)(pictures)
@@ -390,12 +389,12 @@ def pixels_of(pictures: Array, batch_size: int, model: EmbeddingModel) -> Iterat
 
 
 def as_list(value: object, what: str) -> list:
-    """A list of one, or the list that came."""
+    """Returns a list: of one value, or the given list."""
     if not isinstance(value, np.ndarray | list):
         raise OpenL3Error(f"{what} must be type list[np.ndarray] or np.ndarray. Got {type(value)}")
     return value if isinstance(value, list) else [value]
 
 
 def describe(value: object) -> str:
-    """What came instead."""
+    """Describes a value for messages."""
     return f"shape {value.shape}" if isinstance(value, np.ndarray) else str(type(value))

@@ -1,7 +1,7 @@
-"""Which network and front end made an embedding, as far as can be told, and how far it is from the faithful one.
+"""Diagnosis of an embedding file: which network and frontend made it, and its distance from the reference.
 
-OpenL3's weights were trained with kapre 0.1.4 and have been run with two other front ends since; nothing in its files
-says which. With the sound or picture and the weights at hand, all candidates are computed again and ranked.
+OpenL3's weights were trained with kapre 0.1.4 and have since been run with two other frontends; its files do not record
+which. Given the audio or image and the weights, all candidates are computed and ranked.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from comodal.media.image import read_image
 from comodal.models.l3net.spectrogram import Frontend
 from comodal.text_files import parse_json
 
-MAX_COMPARED_SECONDS = 60.0  # of the sound that is computed again
+MAX_COMPARED_SECONDS = 60.0  # of the audio that is embedded again
 MAX_DISTANCE, MAX_BF16_DISTANCE = 1e-4, 2e-2  # relative distance
 WEIGHTS_SUFFIXES = (".h5", ".h5.gz", ".pth.tar")
 CANDIDATE_FRONTENDS: tuple[Frontend, ...] = ("kapre014", "kapre03", "librosa")
@@ -41,7 +41,7 @@ SIZE_DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class EmbeddingCandidate:
-    """A way in which the file may have been made, and how far its vectors then are."""
+    """A combination of network and settings, and the distance of its embeddings from the file's."""
 
     weights: str
     how: str
@@ -53,21 +53,21 @@ class EmbeddingCandidate:
 def diagnose_embedding(
     path: Path, sound: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
 ) -> dict[str, Any]:
-    """Says which front end and network made an embedding, as far as can be told, and how far it is from the right one.
+    """Reports which frontend and network made an embedding, and its distance from the reference.
 
     Args:
         path: an .npz file of OpenL3 or comodal.
-        sound: the sound file that it was made from; some windows of it are embedded again in every way.
-        image: the picture that it was made from.
-        model: a file of weights, a folder of such files, or a model's folder; without it the files of OpenL3 that are
-            found in $COMODAL_OPENL3 and in the cache.
-        rows: vectors that are compared.
+        sound: the audio file that it was made from; some of its windows are embedded with every candidate.
+        image: the image file that it was made from.
+        model: a weights file, a folder of weights files, or a model folder; by default the OpenL3 files in
+            $COMODAL_OPENL3 and in the cache.
+        rows: number of embeddings to compare.
 
     Returns:
-        What the file itself tells, and with the medium "best", "best.distance", "faithful.distance" and "verdict".
+        Metadata of the file; with the audio or image also "best", "best.distance", "faithful.distance" and "verdict".
 
     Raises:
-        DataError: it is no embedding, or does not fit the medium.
+        DataError: it is not an embedding, or does not match the audio or image.
         CheckpointError: there are no weights.
 
     Examples:
@@ -93,10 +93,10 @@ def diagnose_embedding(
 
 
 def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The arrays of a file; nothing in it is unpickled.
+    """Reads the arrays of a file; nothing is unpickled.
 
     Raises:
-        DataError: there is no such file, it is damaged, or it has no vectors.
+        DataError: there is no such file, it is damaged, or it has no embeddings.
     """
     arrays = read_npz(path)
     vectors = arrays.get("embedding")
@@ -109,7 +109,7 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
 
 
 def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
-    """What can be told from the file alone."""
+    """Reports what can be inferred from the file alone."""
     vectors = arrays["embedding"]
     found: dict[str, Any] = {
         "vectors": len(vectors),
@@ -140,7 +140,7 @@ def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, An
 
 
 def describe_metadata(about: Shaped[np.ndarray, "..."]) -> str:
-    """What a file of comodal says of itself, in words."""
+    """Describes the metadata of a file written by comodal."""
     try:
         said = parse_json(str(about), "about")
         front_end = FRONTEND_DESCRIPTIONS.get(said["front_end"], said["front_end"])
@@ -151,7 +151,7 @@ def describe_metadata(about: Shaped[np.ndarray, "..."]) -> str:
 
 
 def list_weights_paths(model: Path | None) -> list[Path]:
-    """The files and folders of weights that a path means."""
+    """Lists the weights files and model folders of a path."""
     folders = list_weights_folders() if model is None else [model]
     found = [
         file
@@ -168,14 +168,14 @@ def list_weights_paths(model: Path | None) -> list[Path]:
 def load_candidate_embedders(
     paths: list[Path], features: int, modality: str, front_ends: bool
 ) -> Iterator[tuple[Path, Embedder]]:
-    """Networks of the modality that give so many numbers; a file that is none is only refused if it is the only one."""
+    """Loads networks of the modality with this embedding size; an invalid file is skipped if there are others."""
     for path in paths:
         for front_end in CANDIDATE_FRONTENDS if front_ends else CANDIDATE_FRONTENDS[:1]:
             try:
                 embedder = load_embedder(path, EmbedderOptions(precision="fp32", size=features))
                 if front_ends and embedder.about:
                     if embedder.about["representation"] == "linear" and front_end != "kapre014":
-                        continue  # the same in all three
+                        continue  # the same in all three frontends
                     embedder = load_embedder(path, EmbedderOptions(None, front_end, "fp32", features))
                 elif front_end != "kapre014":
                     continue
@@ -191,7 +191,7 @@ def load_candidate_embedders(
 def compare_with_audio(
     path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], sound: Path, paths: list[Path], rows: int
 ) -> list[EmbeddingCandidate]:
-    """Some windows of the sound in every way: networks, front ends, centred or not."""
+    """Embeds some windows of the audio with every candidate: networks, frontends, centered or not."""
     vectors, times = arrays["embedding"], arrays.get("timestamps")
     if times is None:
         raise DataError(f"{path}: has no timestamps, so it was not made from a sound")
@@ -209,7 +209,7 @@ def compare_with_audio(
                 for row, start in enumerate(starts)
                 if samples[max(start, 0) : start + rate].any() and (heard_whole or start + rate <= len(samples))
             ]
-            if not inside:  # silence, of which nothing can be told
+            if not inside:  # silence does not distinguish candidates
                 continue
             chosen = [inside[place] for place in np.linspace(0, len(inside) - 1, min(rows, len(inside))).astype(int)]
             windows = np.stack([cut_padded_window(samples, int(starts[row]), rate) for row in chosen])
@@ -223,7 +223,7 @@ def compare_with_audio(
 
 
 def read_first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
-    """The beginning of a sound at the network's rate."""
+    """Reads the beginning of a recording at the network's sample rate."""
     pieces: list[np.ndarray] = []
     for block in read_embedder_audio(sound, embedder):
         pieces.append(block)
@@ -235,7 +235,7 @@ def read_first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " sa
 def cut_padded_window(
     samples: Float[np.ndarray, " samples"], start: int, size: int
 ) -> Float[np.ndarray, " cut_padded_window"]:
-    """One window, with silence before the beginning and after the end."""
+    """Returns one window, zero-padded before the beginning and after the end."""
     cut = samples[max(start, 0) : start + size]
     before = max(0, -start)
     return np.pad(cut, (before, size - before - len(cut)))
@@ -244,7 +244,7 @@ def cut_padded_window(
 def compare_with_image(
     path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], image: Path, paths: list[Path]
 ) -> list[EmbeddingCandidate]:
-    """The picture in every way: networks, ranges, ways to scale."""
+    """Embeds the image with every candidate: networks, pixel ranges, resizing methods."""
     vectors = arrays["embedding"]
     if len(vectors) != 1:
         raise DataError(f"{path}: {len(vectors)} vectors, and a picture gives one")
@@ -271,7 +271,7 @@ def measure_candidate(
     ours: Float[np.ndarray, "rows features"],
     theirs: Float[np.ndarray, "rows features"],
 ) -> EmbeddingCandidate:
-    """How far the file's vectors are from a candidate's: the norm of the difference over the candidate's own."""
+    """Relative distance of the file's embeddings from a candidate's: norm of the difference over the candidate's."""
     norm, other = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
     distance = float(np.linalg.norm(ours - theirs)) / max(norm, 1e-12)
     cosine = float((ours * theirs).sum()) / max(norm * other, 1e-12)
@@ -279,7 +279,7 @@ def measure_candidate(
 
 
 def rank_candidates(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
-    """The nearest candidate, and how far the file is from what that network gives as it was trained."""
+    """Returns the nearest candidate, and the file's distance from the same network with its training frontend."""
     candidates.sort(key=lambda candidate: candidate.distance)
     best = candidates[0]
     faithful = next(other for other in candidates if other.weights == best.weights and other.faithful)
@@ -302,7 +302,7 @@ def rank_candidates(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
 
 
 def print_diagnosis(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
-    """What was found, and the candidates from near to far."""
+    """Prints the diagnosis, and the candidates by distance."""
     table = Table("", "", header=False)
     for name, value in found.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))

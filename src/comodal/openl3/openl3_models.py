@@ -1,7 +1,7 @@
-"""`comodal.openl3.models`: OpenL3's networks by the names and parameters of its own functions (openl3/models.py).
+"""`comodal.openl3.models`: OpenL3's networks under the names and parameters of its own functions (openl3/models.py).
 
-There is nothing to download here: the published files are looked for in the folder that $COMODAL_OPENL3 names and in
-the cache. A network is read once in each process, however often it is asked for.
+Nothing is downloaded: the published files are searched in the folder $COMODAL_OPENL3 and in the cache. Each process
+loads a network only once.
 """
 
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ VALID_INPUT_REPRS = ("linear", "mel128", "mel256")
 VALID_CONTENT_TYPES = ("music", "env")
 VALID_AUDIO_EMBEDDING_SIZES = (6144, 512)
 VALID_IMAGE_EMBEDDING_SIZES = (8192, 512)
-FRONT_ENDS = ("librosa", "kapre014", "kapre03")  # ours; OpenL3's kapre is the one that its weights were trained with
+FRONT_ENDS = ("librosa", "kapre014", "kapre03")  # "kapre" is the version of the training
 
 
 class OpenL3Error(ComodalError):
-    """What OpenL3 raises."""
+    """The exception class of OpenL3's functions."""
 
 
 class OpenL3Warning(Warning):
-    """What OpenL3 warns of: sound or pictures of zeros, sound that is shorter than a window."""
+    """Warnings of OpenL3's functions: audio or images of zeros, audio shorter than a window."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ DEFAULT = OpenL3Settings()
 def settings(
     as_openl3: OpenL3Version | None = None, precision: Precision = "fp32", device: str = "auto"
 ) -> Iterator[None]:
-    """While it lasts, networks are loaded so.
+    """Context manager that sets how networks are loaded.
 
     Args:
-        as_openl3: "0.4.2": what that version itself gives, its front end and its range of pictures included.
-        precision: fp32, bf16 (vectors have a cosine of 0.9999 with those in fp32), or auto: bf16 where it is native.
+        as_openl3: "0.4.2": reproduce that version, including its frontend and its pixel range.
+        precision: fp32, bf16 (embeddings have a cosine of 0.9999 with those in fp32), or auto: bf16 where it is native.
         device: auto (CUDA, else MPS, else the CPU) or the name of a device.
     """
     token = CURRENT.set(OpenL3Settings(as_openl3, precision, device))
@@ -67,14 +67,14 @@ def settings(
 
 
 class EmbeddingModel:
-    """Takes the place of OpenL3's Keras models, for its functions and for `predict`."""
+    """Replaces OpenL3's Keras models in its functions and in `predict`."""
 
     def __init__(self, embedder: Embedder, modality: TowerModality, frontend: str) -> None:
         self.embedder, self.modality, self.frontend = embedder, modality, frontend
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """Of what `predict` takes: windows of sound, spectrograms in decibels (librosa), or pixels in [-1, 1]."""
+        """Shape of the input of `predict`: audio windows, spectrograms in decibels (librosa), or pixels in [-1, 1]."""
         if self.modality == "image":
             return (None, 224, 224, 3)
         if self.frontend != "librosa":
@@ -86,14 +86,14 @@ class EmbeddingModel:
 
     @property
     def output_shape(self) -> tuple[None, int]:
-        """Of what `predict` gives."""
+        """Shape of the output of `predict`."""
         rows, columns = self.embedder.grid(self.modality)
         return (None, rows * columns * 8 * self.embedder.config.width)
 
     def predict(
         self, x: Shaped[np.ndarray, "rows ..."], batch_size: int = 32, verbose: int = 0
     ) -> Float32[np.ndarray, "rows features"]:
-        """Vectors of what `preprocess_audio` made, or of pixels; `verbose` changes nothing."""
+        """Returns embeddings of `preprocess_audio`'s output, or of pixels; `verbose` is ignored."""
         if x.shape[1:] != self.input_shape[1:]:
             raise OpenL3Error(f"this model takes {self.input_shape}, not {x.shape} (verbose {verbose})")
         parts = [self._vectors(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
@@ -110,16 +110,16 @@ class EmbeddingModel:
 def load_audio_embedding_model(
     input_repr: str, content_type: str, embedding_size: object, frontend: str = "kapre"
 ) -> EmbeddingModel:
-    """The published network of sound of that name.
+    """Loads a published audio network.
 
     Args:
         input_repr: linear, mel128 or mel256.
         content_type: music or env.
         embedding_size: 6144 or 512.
-        frontend: kapre (0.1.4, with which the weights were trained) or librosa; kapre03 is OpenL3's own since 0.4.
+        frontend: kapre (0.1.4, with which the weights were trained) or librosa; OpenL3 uses kapre03 since 0.4.
 
     Raises:
-        OpenL3Error: There is no such network, or its file is not there; says where to get it.
+        OpenL3Error: There is no such network, or its file is missing; the message says where to get it.
     """
     path = get_audio_embedding_model_path(input_repr, content_type)
     return load_audio_embedding_model_from_path(path, input_repr, embedding_size, frontend)
@@ -128,7 +128,7 @@ def load_audio_embedding_model(
 def load_audio_embedding_model_from_path(
     model_path: str | Path, input_repr: str, embedding_size: object, frontend: str = "kapre"
 ) -> EmbeddingModel:
-    """A network of sound from a file (.h5, .h5.gz, .pth.tar) or a model's folder."""
+    """Loads an audio network from a file (.h5, .h5.gz, .pth.tar) or a model folder."""
     one_of("input representation", input_repr, VALID_INPUT_REPRS)
     one_of("embedding size", embedding_size, VALID_AUDIO_EMBEDDING_SIZES)
     one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
@@ -146,14 +146,14 @@ def load_audio_embedding_model_from_path(
 
 
 def load_image_embedding_model(input_repr: str, content_type: str, embedding_size: object) -> EmbeddingModel:
-    """The published network of pictures that was trained beside that network of sound; sizes are 8192 and 512."""
+    """Loads a published image network by the audio network it was trained with; sizes are 8192 and 512."""
     return load_image_embedding_model_from_path(
         get_image_embedding_model_path(input_repr, content_type), embedding_size
     )
 
 
 def load_image_embedding_model_from_path(model_path: str | Path, embedding_size: object) -> EmbeddingModel:
-    """A network of pictures from a file (.h5, .h5.gz) or a model's folder."""
+    """Loads an image network from a file (.h5, .h5.gz) or a model folder."""
     one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
     now = CURRENT.get(DEFAULT)
     choice = EmbedderOptions(now.as_openl3, None, now.precision, embedding_size, now.device)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def load_image_embedding_model_from_path(model_path: str | Path, embedding_size:
 
 
 def loaded(path: Path, choice: EmbedderOptions, modality: TowerModality) -> Embedder:
-    """A network, read once."""
+    """Loads a network once per process."""
     try:
         embedder = load_embedder(path, choice)
         embedder.grid(modality)
@@ -175,17 +175,17 @@ def loaded(path: Path, choice: EmbedderOptions, modality: TowerModality) -> Embe
 
 
 def get_audio_embedding_model_path(input_repr: str, content_type: str) -> str:
-    """Where the published file of a network of sound is."""
+    """Path of the published file of an audio network."""
     return published("sound", input_repr, content_type)
 
 
 def get_image_embedding_model_path(input_repr: str, content_type: str) -> str:
-    """Where the published file of a network of pictures is."""
+    """Path of the published file of an image network."""
     return published("image", input_repr, content_type)
 
 
 def published(modality: TowerModality, input_repr: str, content_type: str) -> str:
-    """The path of a published file that is there."""
+    """Path of a published file, which must exist."""
     one_of("input representation", input_repr, VALID_INPUT_REPRS)
     one_of("content type", content_type, VALID_CONTENT_TYPES)
     try:
@@ -195,6 +195,6 @@ def published(modality: TowerModality, input_repr: str, content_type: str) -> st
 
 
 def one_of(what: str, value: object, valid: tuple[object, ...]) -> None:
-    """Refuses any other value."""
+    """Raises an error for any other value."""
     if value not in valid:
         raise OpenL3Error(f"Invalid {what} {value!r}; it must be one of {', '.join(map(repr, valid))}")

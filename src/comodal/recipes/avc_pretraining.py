@@ -1,10 +1,11 @@
-"""L3-Net: audio-visual correspondence on clips of video (Look, Listen and Learn, ICCV 2017).
+"""Pretraining of L3-Net by audio-visual correspondence on clips of video (Look, Listen and Learn, ICCV 2017).
 
 The paper, section 3.2: Adam, learning rate 1e-4, l2 of 1e-5, batches of 256 over 16 GPUs, 60 million pairs in two days.
-Expect there: 78 % of held-out pairs right on Flickr-SoundNet, 74 % on Kinetics-Sounds; half is chance.
+Its accuracy on held-out pairs is 78 % on Flickr-SoundNet and 74 % on Kinetics-Sounds; the chance level is 50 %.
 
-From l3embedding (jobs/retrain_feb2019, 03_train_embedding.py), which trained OpenL3's weights: batches of 64, 300
-epochs of 4,096 batches, learning rate 1e-5, and the ranges of brightness and saturation.
+l3embedding (jobs/retrain_feb2019, 03_train_embedding.py), which trained OpenL3's weights, uses batches of 64, 300
+epochs of 4,096 batches, and a learning rate of 1e-5. The ranges of brightness and saturation jitter are also from
+there.
 """
 
 from dataclasses import replace
@@ -43,7 +44,7 @@ Objective = Literal["avc", "all_pairs"]
 
 
 class AVCDefaults(NamedTuple):
-    """What is trained how long, for parameters that are None."""
+    """Defaults of a variant, for parameters that are None."""
 
     steps: int
     batch_size: int
@@ -54,12 +55,12 @@ class AVCDefaults(NamedTuple):
 PAPER_PAIRS = 60_000_000
 PAPER_AVC_DEFAULTS = AVCDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
 L3EMBEDDING_AVC_DEFAULTS = AVCDefaults(300 * 4096, 64, 1e-5, 500)
-SMALL_AVC_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the rate of the demo, which has a warm-up
+SMALL_AVC_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the learning rate of the demo, which has a warmup
 AVC_DEFAULTS = dict.fromkeys(AVC_VARIANTS, L3EMBEDDING_AVC_DEFAULTS) | {
     "paper": PAPER_AVC_DEFAULTS,
     "small": SMALL_AVC_DEFAULTS,
 }
-AVC_VALIDATION_SEED_OFFSET = 1  # keeps the chance of the validation pairs apart from that of the training pairs
+AVC_VALIDATION_SEED_OFFSET = 1  # separates the random state of the validation pairs from that of the training pairs
 
 
 def recipe(
@@ -83,34 +84,34 @@ def recipe(
     cache_megabytes: int = 0,
     seed: int = 0,
 ) -> Run:
-    """Trains L3-Net to tell whether a picture and a second of sound come from one moment of one clip.
+    """Pretrains L3-Net to predict whether an image and one second of audio are from the same moment of a clip.
 
     Args:
-        data: A folder that `comodal prepare` made, with train and validation.
-        variant: The network: the paper's, one that learns on two cores, l3embedding's (ReLU before the norm in
-            conv1_2), or OpenL3's.
-        width: Filters of the first block of layers; by default the variant's, 16 in small and 64 in all others.
-        image_size: Side of the pictures, which are cut from frames resized to 8/7 of it; by default the variant's, 64
-            in small and 224 in all others.
-        objective: avc scores the paper's pairs, half of them matched; all_pairs scores every image of the batch of a
-            process with every audio, which learns in fewer steps. Validation is avc in both.
-        steps: Updates of the weights; by default 234,375 for paper (60 million pairs), 3,000 for small and, as in
-            l3embedding, 1,228,800 for all other variants.
-        batch_size: Pairs in a step, over all processes, half of them matched (in all_pairs all of them); by default
-            256 for paper, 64 for small and, as in l3embedding, for all other variants.
-        learning_rate: Of Adam; by default 1e-4 for paper, 1e-3 for small and, as in l3embedding, 1e-5 for all other
-            variants.
-        weight_decay: Of kernels alone. Keras' l2 of 1e-5, the paper's, is a decay of 2e-5.
-        warm_up_steps: Steps in which the learning rate rises from 0.
-        final_fraction: The learning rate falls along a cosine to this fraction of itself; 1 keeps it constant.
-        mirror: Mirror every other picture. Not for digits and letters.
-        brightness: Make pictures up to so much brighter or darker; 1 is white. The range is l3embedding's.
-        saturation: Change the saturation of pictures by up to this fraction, l3embedding's.
-        volume: Change the volume of sounds by up to this fraction.
-        validation_pairs: Fixed pairs of the validation clips, rounded up to whole batches; 0 for none.
-        workers: Processes that read data, each some 400 pairs a second; auto: two for a CPU, more for a GPU.
-        cache_megabytes: Decoded training clips that each worker keeps in memory. A small data set is then decoded once.
-        seed: Of the first weights, the pairs and the augmentation.
+        data: Folder written by `comodal prepare`, with a train and a validation split.
+        variant: Network: paper is the paper's, small trains on two CPU cores, l3embedding has the ReLU before the norm
+            in conv1_2, and the others are OpenL3's.
+        width: Filters of the first convolution block; by default 16 for small and 64 for all others.
+        image_size: Side of the images in pixels. They are cropped from frames resized to 8/7 of it; by default 64 for
+            small and 224 for all others.
+        objective: avc classifies the paper's pairs, half of them matched. all_pairs scores every image of a process's
+            batch with every audio and trains in fewer steps. Validation uses avc in both cases.
+        steps: Optimizer steps; by default 234,375 for paper (60 million pairs), 3,000 for small and, as in l3embedding,
+            1,228,800 for all other variants.
+        batch_size: Pairs in a step over all processes. Half of them are matched with avc, all of them with all_pairs.
+            By default 256 for paper, and 64 for small and, as in l3embedding, for all other variants.
+        learning_rate: Learning rate of Adam; by default 1e-4 for paper, 1e-3 for small and, as in l3embedding, 1e-5 for
+            all other variants.
+        weight_decay: Weight decay of the kernels only. Keras' l2 of 1e-5, the paper's, is a weight decay of 2e-5.
+        warm_up_steps: Warmup steps, in which the learning rate rises from 0.
+        final_fraction: Final learning rate of the cosine schedule as a fraction of the full one; 1 keeps it constant.
+        mirror: Flip half of the images horizontally. Unsuitable for digits and letters.
+        brightness: Brightness jitter: the largest change, where 1 is white. The default is l3embedding's range.
+        saturation: Saturation jitter: the largest change, as a fraction. The default is l3embedding's.
+        volume: Gain jitter of the audio: the largest change, as a fraction.
+        validation_pairs: Fixed pairs of validation clips, rounded up to whole batches; 0 for no validation.
+        workers: Data loader processes, each for some 400 pairs a second; auto: two for a CPU, more for a GPU.
+        cache_megabytes: Memory of each worker for decoded training clips. A small data set is then decoded once.
+        seed: Random seed of the initial weights, the pairs and the augmentation.
 
     Examples:
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
@@ -155,7 +156,7 @@ def make_clip_pairs(
     sampler: type[PairSampler] = PairSampler,
     cache_bytes: int = 0,
 ) -> ClipPairDataset:
-    """The pairs of one split.
+    """Returns the pairs of one split.
 
     Raises:
         DataError: There are no shards, or too few clips to make pairs.

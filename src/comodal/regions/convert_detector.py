@@ -1,6 +1,6 @@
-"""A detector's published weights into a model folder: read once, whoever wrote them, checked, and safe from then on.
+"""`comodal convert detector`: converts a detector's published weights to a model folder.
 
-`comodal extract` reads the published files as they are; a folder is smaller than most of them, opens faster, and says
+`comodal extract` also reads the published files. A model folder is smaller than most of them, loads faster, and lists
 in report.txt what became of every tensor.
 """
 
@@ -15,7 +15,7 @@ LOAD_REPORT_FILE = "report.txt"
 
 
 def convert_detector(source: Path, out: Path) -> dict[str, float]:
-    """Writes the weights of a Visual Genome detector, bottom-up attention's or 12-in-1's, as a model's folder.
+    """Writes the weights of a Visual Genome detector, bottom-up attention's or 12-in-1's, as a model folder.
 
     Args:
         source: Caffe's .caffemodel, Hugging Face's pytorch_model.bin, py-bottom-up-attention's .pkl, MILVLG's .pth,
@@ -23,7 +23,7 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
         out: The folder to write; `comodal extract --detector OUT` reads it.
 
     Returns:
-        convert.filled and convert.unused: how many tensors.
+        convert.filled and convert.unused: numbers of tensors.
 
     Raises:
         CheckpointError: The file is damaged, holds more than tensors, or is another network; nothing is written.

@@ -1,7 +1,7 @@
-"""Files of detectors, whoever wrote them: Caffe, PyTorch, safetensors, Detectron2. Nothing of them is run.
+"""Reads detector weights from Caffe, PyTorch, safetensors and Detectron2 files, without executing code from them.
 
-Detectron2 keeps weights as a pickle of numpy arrays, which its users open with `pickle.load`; here the restricted
-reader does, and refuses all that is not numbers.
+Detectron2 stores weights as a pickle of numpy arrays. The restricted unpickler (data/regions/safe_unpickler.py) only
+rebuilds arrays; everything else is rejected.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ from comodal.models.detectors.detector_fpn import FPN
 
 CAFFEMODEL_SUFFIX = ".caffemodel"
 CLASS_SCORES_KEY = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
-PICKLE_MAGIC = b"\x80"  # how a pickle begins; PyTorch's own are a zip, or begin with a number of theirs
+PICKLE_MAGIC = b"\x80"  # first byte of a pickle; PyTorch's files are zips or begin with a magic number
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:
-    """The Visual Genome detector of a file of any container, and what became of every tensor of it.
+    """The Visual Genome detector of a file in any container, with the load report of its tensors.
 
     Raises:
         CheckpointError: It is damaged, holds more than tensors, or is another network.
@@ -38,7 +38,7 @@ def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:
 
 
 def read_detector(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a detector, or of the one in a folder, under their usual names.
+    """The tensors of a detector file, or of the one in a folder, under their standard names.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or it holds more than tensors.

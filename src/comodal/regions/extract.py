@@ -1,9 +1,9 @@
-"""`comodal extract`: a folder of images in, a region store out.
+"""`comodal extract`: extracts a region store from a folder of images.
 
-Pictures are read and their regions made in parallel, on one machine or many; one process writes the store, in the order
-of the names. So the store is the same to the last byte whatever the number of workers, and however often the command
-was killed on its way: each network computes with one thread, for sums depend on how they are shared out. Features that
-others have extracted come in through data/regions/convert_features.py.
+Images are read and their regions extracted in parallel, on one machine or many. One process writes the store, in the
+order of the names. The store is identical for any number of workers and after any interruption: each network computes
+with one thread, because sums depend on the number of threads. Features that were extracted elsewhere are imported by
+data/regions/convert_features.py.
 """
 
 import functools
@@ -46,16 +46,16 @@ from comodal.regions.region_network import copy_network_to_store, load_extractor
 from comodal.text_files import read_json_lines
 from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, get_result_or_none, run_one_by_one, select_backend
 
-IMAGES_PER_PROCESS = 32  # images that are worth the start of a process
-MAX_SUSPECTS = 16  # images that are read one by one after a worker died: more than two processes have begun
-IMAGES_PER_ROUND = 256  # images between two looks, where a backend gives its results only when it has all
+IMAGES_PER_PROCESS = 32  # images that justify starting a process
+MAX_SUSPECTS = 16  # images that are read one by one after a worker died: those that were in progress
+IMAGES_PER_ROUND = 256  # images per call of a backend that returns all results at the end
 MISMATCHED_FEATURES = "numbers that do not fit"
 EXTRACTION_REPORT_FILE = "report.jsonl"
-NAME_SETTINGS = ("detector", "boxes_from")  # what they name is the same where the fingerprints are
+NAME_SETTINGS = ("detector", "boxes_from")  # names and paths, which may differ where the fingerprints are equal
 
 
 class ExtractionResult(NamedTuple):
-    """The regions of an image, or why there are none."""
+    """The regions of an image, or the reason why it was rejected."""
 
     image: str
     regions: Regions | None
@@ -83,11 +83,11 @@ def extract_regions(
     backend: Backend = "loky",
     device: DeviceName = "auto",
 ) -> dict[str, int]:
-    """Make a region store of a folder of images.
+    """Extract a region store from a folder of images.
 
-    Killed and started again, the command goes on; the store does not depend on the number of workers. What cannot be
-    read is refused, each with its reason, in OUT/report.jsonl. The id of an image is its path below the folder, without
-    the suffix; in a container, the path of that and the key (`00000.tar/000000123`).
+    An interrupted command continues when it is run again; the store does not depend on the number of workers. Images
+    that cannot be read are listed with the reason in OUT/report.jsonl. The id of an image is its path relative to the
+    folder, without the suffix; in a container, the container's path and the key (`00000.tar/000000123`).
 
     Args:
         images: A folder of images, of tar shards (WebDataset, img2dataset) or of Parquet or Arrow files (Hugging Face),
@@ -96,25 +96,26 @@ def extract_regions(
         detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
             of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a file of bottom-up attention's
             or 12-in-1's Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/detectors.md).
-        boxes: own (a detector's; the default where there are any), grid (the default elsewhere), selective (selective
-            search; extra `selective`), or JSON Lines of `image` (a path below the folder) and `boxes` (left, top,
-            right, bottom in pixels of the image as it is seen, upright).
+        boxes: own (a detector's; the default for detectors), grid (the default otherwise), selective (selective
+            search; extra `selective`), or JSON Lines of `image` (a path relative to the folder) and `boxes` (left, top,
+            right, bottom in pixels of the upright image).
         grid: Rows and columns of the grid.
-        cells: Of a vision network: a box is cut into so many rows and columns, whose features stand one behind the
-            other.
-        size: Short side of the images as the network sees them; by default its own.
-        dtype: How features are kept.
-        most: Own boxes and those of selective search: at most so many of an image.
-        fewest: Of the Visual Genome detector: at least so many, and between the two those that are sure (10 and 100 in
-            the published features of COCO); by default as many as at most.
-        rules: Of the same: caffe (the default: the regions ViLBERT has learnt from) or lxmert (Hugging Face's).
-        head: Of the same: precision of its last stage, fp32 (the default, as regions must not depend on the machine) or
-            bf16, faster where the hardware computes it natively.
-        maps: Of a vision network: last (the default), or all: those of earlier stages as well, which know colours and
-            small things better.
-        like: A run or model: make regions of the kind that it has learnt from, by the network beside it or where that
-            lay then. --detector says where it lies if it was moved; the other settings are the model's.
-        also_for: A run or model that may read the store although it has learnt from another network's features.
+        cells: For a vision network: a box is divided into this number of rows and columns, whose features are
+            concatenated.
+        size: Short side of the images as the network's input; by default the network's own.
+        dtype: Type of the stored features.
+        most: Maximum number of regions per image, for own boxes and selective search.
+        fewest: For the Visual Genome detector: minimum number of regions; between minimum and maximum the confident
+            ones are kept (10 and 100 in the published features of COCO). By default equal to the maximum.
+        rules: For the same: post-processing, caffe (the default: that of ViLBERT's features) or lxmert (Hugging
+            Face's).
+        head: For the same: precision of its last stage, fp32 (the default, so that regions do not depend on the
+            machine) or bf16, faster where the hardware computes it natively.
+        maps: For a vision network: last (the default), or all: also those of earlier stages, which represent colors and
+            small objects better.
+        like: A run or model: extract regions of the kind that it was trained on, by the network stored with it or at
+            its original path. --detector gives its path if it was moved; the other settings are the model's.
+        also_for: A run or model that may read the store although it was trained on another network's features.
         workers: Processes; -1 is one per core.
         backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process computes alone.
@@ -159,10 +160,10 @@ def extract_regions(
 
 
 def load_extractor_of_model(model: Path, detector: str | None, boxes: Places | None, device: str) -> LoadedExtractor:
-    """What makes regions that a model can read.
+    """The extractor of regions that a model can read.
 
     Raises:
-        DataError: The model has learnt from features that were made elsewhere, or does not say from which.
+        DataError: The model was trained on features from another source, or does not name their source.
     """
     learnt = read_training_regions(find_model_folder(model))
     if learnt is None:
@@ -172,12 +173,12 @@ def load_extractor_of_model(model: Path, detector: str | None, boxes: Places | N
 
 @dataclass(frozen=True)
 class ExtractionPool:
-    """Makes the regions of images in parallel, and gives them in the order of the images.
+    """Extracts the regions of images in parallel, and returns them in the order of the images.
 
     Args:
-        extractor: What makes them, as this process has loaded it.
+        extractor: The extractor, loaded in this process.
         images: The folder of the images.
-        device: Where the workers' networks compute; on a GPU this process does it alone.
+        device: Device of the workers' networks; on a GPU this process computes alone.
         workers: Processes; -1 is one per core.
         backend: Where they run.
     """
@@ -205,11 +206,11 @@ class ExtractionPool:
         yield from self.in_workers(todo, processes)
 
     def in_workers(self, todo: Sequence[ImageWithBoxes], processes: int) -> Iterator[ExtractionResult]:
-        """By worker processes. Where one dies, the next images are read one by one: what ends a process by itself is
-        refused.
+        """Extracts in worker processes. If one dies, the next images are read one by one; an image that ends a process
+        by itself is rejected.
 
         Raises:
-            DataError: Workers die without an image to blame, or with all of them.
+            DataError: Workers die for no single image, or for all images.
         """
         fingerprint = self.extractor.network.fingerprint
         work = partial(
@@ -219,7 +220,7 @@ class ExtractionPool:
             device=self.device,
             fingerprint=fingerprint,
         )
-        streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
+        streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray returns all at the end
         done, failures = 0, 0
         while done < len(todo):
             pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")  # not used again
@@ -247,16 +248,16 @@ class ExtractionPool:
 def extract_in_worker(
     image: ImageWithBoxes, images: Path, source: ExtractorSource, device: str, fingerprint: str
 ) -> ExtractionResult:
-    """In a worker, which keeps its network from image to image."""
+    """Extracts one image in a worker, which keeps its network from image to image."""
     return extract_image_regions(image, images, load_worker_extractor(source, device, fingerprint))
 
 
 @functools.lru_cache(maxsize=1)
 def load_worker_extractor(source: ExtractorSource, device: str, fingerprint: str) -> LoadedExtractor:
-    """A worker's network.
+    """The network of a worker.
 
     Raises:
-        CheckpointError: It is not the one that the command has read.
+        CheckpointError: It is not the network that the command has loaded.
     """
     torch.set_num_threads(1)
     extractor = load_extractor(source, device)
@@ -267,7 +268,7 @@ def load_worker_extractor(source: ExtractorSource, device: str, fingerprint: str
 
 @contextmanager
 def use_single_thread() -> Iterator[None]:
-    """As the workers compute."""
+    """Limits PyTorch to one thread, as in the workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -289,7 +290,7 @@ def extract_image_regions(image: ImageWithBoxes, images: Path, extractor: Loaded
 def extract_batch_regions(
     todo: Sequence[ImageWithBoxes], images: Path, extractor: LoadedExtractor, network: PooledRegions, size: int
 ) -> Iterator[ExtractionResult]:
-    """The regions of images on a GPU: so many at once are read and scaled side by side and go through it together."""
+    """The regions of images on a GPU; batches of `size` images are read and scaled in parallel."""
 
     def scaled(image: ImageWithBoxes) -> ScaledImage | ExtractionResult:
         try:
@@ -309,10 +310,10 @@ def extract_batch_regions(
 
 
 def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: FeatureType) -> None:
-    """Makes what is not there yet.
+    """Adds the missing images to the store.
 
     Raises:
-        DataError: OUT was made otherwise.
+        DataError: OUT was made with other settings.
     """
     network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint(pool.images)}
     if listed.boxes_from is not None:
@@ -327,7 +328,7 @@ def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: Featur
             write_bytes_atomically(
                 out / EXTRACTION_REPORT_FILE, b"".join(encode_json_line(line._asdict()) for line in sorted(refused))
             )
-    for path in (out / JOURNAL_FILE, *out.glob(".*.[0-9]*.part")):  # what killed commands left
+    for path in (out / JOURNAL_FILE, *out.glob(".*.[0-9]*.part")):  # left by interrupted commands
         path.unlink(missing_ok=True)
     made = RegionStore(out).about["made_from"]
     changed = [
@@ -344,7 +345,7 @@ def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: Featur
 def add_extraction_result(
     writer: RegionWriter | RegionAppender, made: ExtractionResult, name: str | None = None
 ) -> RefusedImage | None:
-    """Adds an image to the store, under its path without the suffix or another name, or says why not."""
+    """Adds an image to the store, under its path without the suffix or another name, or returns why it was rejected."""
     if made.regions is None:
         return RefusedImage(made.image, made.reason, made.detail)
     features, boxes, classes, _, width, height = made.regions
@@ -356,12 +357,12 @@ def add_extraction_result(
 
 
 def track_extraction(made: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
-    """How far, and how long yet."""
+    """Shows the progress and the remaining time."""
     yield from track_progress(made, "regions", total=total, completed=total - todo)
 
 
 def count_extracted_images(out: Path) -> dict[str, int]:
-    """Counts what is in the store and what was refused, by reason."""
+    """The numbers of images in the store and of rejected ones, by reason."""
     store = RegionStore(out)
     try:
         reasons = Counter(line["reason"] for _, line in read_json_lines(out / EXTRACTION_REPORT_FILE))

@@ -1,8 +1,9 @@
-"""Any source of regions by one word: a vision network, torchvision's Faster R-CNN, Hugging Face's DETR, our detectors.
+"""Loads any region extractor by name or path: vision networks, torchvision's Faster R-CNN, Hugging Face's DETR, and the
+Visual Genome detectors.
 
-Two things make regions: what gives the features (a network), and where the boxes are (the network's own, a grid,
-selective search, or given ones). Every pair goes together, but for two: a vision network has no boxes of its own, and
-DETR cannot take any.
+An extractor has a network for the features and a source of boxes: the network's own, a grid, selective search, or given
+boxes. All combinations are supported except two: a vision network has no boxes of its own, and DETR takes no given
+boxes.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ MAX_SETTINGS = {
     "size": 4096,
     "most": 10_000,
     "fewest": 10_000,
-}  # each with what it is at most
+}  # each with its maximum
 SETTING_CHOICES = {"rules": get_args(RuleNames), "head": get_args(HeadTypes), "maps": get_args(Maps)}
 DETECTOR_CLASSES = ("C4", "FPN")
 OPTIONAL_SETTINGS = ("fewest", "rules", "head", "maps")  # stores of other networks lack them
@@ -53,19 +54,19 @@ DEFAULT_MAX_REGIONS = 36  # the regions of an image in ViLBERT's own features
 
 @dataclass(frozen=True)
 class ExtractorSource:
-    """How regions are made: whatever another machine needs to make the same.
+    """The settings of an extractor: everything that another machine needs to make the same regions.
 
     Args:
-        detector: efficientnet_lite0, or where the network lies.
-        boxes: Where boxes come from when none are given; None for the usual: own, or a grid where there are no own.
+        detector: efficientnet_lite0, or the path of the network.
+        boxes: Source of the boxes where none are given; None for the default: own, or a grid for vision networks.
         grid: Rows and columns of a grid.
-        cells: Of a vision network: a box is cut into so many rows and columns.
-        size: Short side of the pictures as the network sees them; None for the usual.
-        most: Own boxes and those of selective search: at most so many, the surest.
-        fewest: Own boxes of bottom-up attention's detector: at least so many; None for as many as at most.
-        rules: Of the same: whose regions; None for ViLBERT's.
-        head: Of the same: the precision of its last stage; None for fp32.
-        maps: Of a vision network: those that are pooled; None for the last one.
+        cells: For a vision network: number of rows and columns that a box is divided into.
+        size: Short side of the images as the network's input; None for the default.
+        most: Maximum number of own boxes and of those of selective search; the most confident are kept.
+        fewest: Minimum number of own boxes of bottom-up attention's detector; None: equal to the maximum.
+        rules: For the same: post-processing; None for ViLBERT's.
+        head: For the same: precision of its last stage; None for fp32.
+        maps: For a vision network: the maps that are pooled; None for the last one.
     """
 
     detector: str
@@ -82,12 +83,12 @@ class ExtractorSource:
 
 @dataclass(frozen=True)
 class LoadedExtractor:
-    """A source of regions as it is used: with boxes for pictures that come without.
+    """A region extractor with its network and its source of boxes.
 
     Args:
-        source: What was asked for, nothing left open.
-        network: What gives the features.
-        boxes_of: Boxes of a picture; None for the network's own.
+        source: The settings, with all defaults resolved.
+        network: The network that computes the features.
+        boxes_of: Function from an image to boxes; None for the network's own.
     """
 
     source: ExtractorSource
@@ -96,16 +97,16 @@ class LoadedExtractor:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a store says of its features, and a model of those that it has learnt from."""
+        """Metadata of the features, for a store and for models that are trained on it."""
         return asdict(self.source) | {"name": self.network.name, "fingerprint": self.network.fingerprint}
 
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """The regions of a picture that stands upright, in given boxes (cut off at its edges) or its own.
+        """The regions of an upright image, in given boxes (clipped to the image) or its own.
 
         Raises:
-            MediaError: The picture is too thin, a box lies outside it, or the boxes are no corners in pixels.
+            MediaError: The image is too narrow, a box lies outside it, or the boxes are not corners in pixels.
             DataError: There are no boxes.
         """
         return self.network(picture, self.boxes_in(picture, boxes))
@@ -113,7 +114,7 @@ class LoadedExtractor:
     def boxes_in(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
     ) -> Float32[np.ndarray, "regions 4"] | None:
-        """Where the regions of a picture are; None where the network finds that out. Raises what a call raises."""
+        """The boxes of an image; None where the network finds its own. Raises the same errors as a call."""
         check_image_shape(picture)
         if boxes is not None:
             boxes = clip_boxes(boxes, picture.shape[1], picture.shape[0])
@@ -125,16 +126,16 @@ class LoadedExtractor:
 
 
 def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtractor:
-    """Reads the network of a source.
+    """Loads the network of a source.
 
     Args:
-        source: What is wanted.
-        device: Where PyTorch computes: auto or the name of a device.
+        source: The settings.
+        device: PyTorch device: auto or its name.
 
     Raises:
         CheckpointError: There is no such network, or it is damaged.
         DataError: A package is not installed.
-        ValueError: The source does not fit together.
+        ValueError: The settings are inconsistent.
     """
     check_source_numbers(source)
     network = load_region_network(source, str(find_device(device)))
@@ -155,7 +156,7 @@ def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtra
 
 
 def load_region_network(source: ExtractorSource, device: str) -> RegionExtractor:
-    """What gives the features, recognised from what lies there."""
+    """The network that computes the features, recognized by its files."""
     path = Path(source.detector)
     if source.detector == LITE0:
         return PooledRegions(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
@@ -186,7 +187,7 @@ def load_region_network(source: ExtractorSource, device: str) -> RegionExtractor
 
 
 def create_detector_extractor(source: ExtractorSource, model: nn.Module, device: str) -> C4Extractor | FPNExtractor:
-    """A Visual Genome detector as a source asks for it."""
+    """The extractor of a Visual Genome detector with the settings of a source."""
     if isinstance(model, FPN):
         return FPNExtractor(model, build_fpn_postprocessing(source.size, source.most), device)
     assert isinstance(model, C4)
@@ -195,10 +196,10 @@ def create_detector_extractor(source: ExtractorSource, model: nn.Module, device:
 
 
 def parse_extractor_source(made: dict[str, Any]) -> ExtractorSource:
-    """How regions of a store were made, to make others alike.
+    """The extractor settings of a store, to extract regions of the same kind.
 
     Raises:
-        DataError: They were made elsewhere, from features that others had extracted.
+        DataError: The features were extracted by other software.
     """
     try:
         values = {name: made[name] for name in ExtractorSource.__dataclass_fields__ if name not in OPTIONAL_SETTINGS}
@@ -215,17 +216,17 @@ def parse_extractor_source(made: dict[str, Any]) -> ExtractorSource:
 def load_extractor_like(
     made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> LoadedExtractor:
-    """What makes regions like those of a store, which may have been made elsewhere and by a network that was moved.
+    """Loads an extractor of the same kind as that of a store, which may be from another machine or have another path.
 
     Args:
-        made: What the store, or a model that has learnt from it, says of its regions.
-        detector: Where the network lies; by default where it was then.
-        boxes: Where boxes come from; by default from where they came then.
-        device: Where PyTorch computes: auto or the name of a device.
+        made: The metadata of the regions, from the store or from a model that was trained on it.
+        detector: Path of the network; by default its original path.
+        boxes: Source of the boxes; by default the original one.
+        device: PyTorch device: auto or its name.
 
     Raises:
-        CheckpointError: There is no such network, or another one.
-        DataError: They are features that others had extracted.
+        CheckpointError: There is no such network, or it is another one.
+        DataError: The features were extracted by other software.
     """
     source = parse_extractor_source(made)
     source = replace(source, detector=detector or source.detector, boxes=boxes or source.boxes)
@@ -238,7 +239,7 @@ def load_extractor_like(
 
 
 def check_source_numbers(source: ExtractorSource) -> None:
-    """All are positive, and none is larger than what memory could hold."""
+    """Checks that all numbers are positive and that none exceeds the memory."""
     for name, most in MAX_SETTINGS.items():
         number = getattr(source, name)
         if number is not None and not 1 <= number <= most:

@@ -1,7 +1,8 @@
-"""The Visual Genome detector of bottom-up attention as a source of regions: ViLBERT's own, and LXMERT's.
+"""The Visual Genome detector of bottom-up attention as a region extractor: the source of ViLBERT's and LXMERT's
+features.
 
-Its weights come in five containers (models/convert/convert_c4.py). By default the post-processing is Caffe's, as in the
-features that ViLBERT was trained on; LXMERT's post-processing is there for those who use LXMERT's features.
+Its weights are published in five formats (models/convert/convert_c4.py). The default post-processing is Caffe's, as
+for the features that ViLBERT was trained on. LXMERT's post-processing is for models trained on LXMERT's features.
 """
 
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from comodal.regions.region_extractor import fingerprint_extractor
 RuleNames = Literal["caffe", "lxmert"]
 HeadTypes = Literal["fp32", "bf16"]
 NO_REGIONS = "no regions"
-MAX_SIDES_RATIO = 5 / 3  # the long side of a picture to its short side, at most: 1000 to 600
+MAX_SIDES_RATIO = 5 / 3  # maximum of long side over short side: 1000 to 600
 BOX_SETTINGS = (
     "fewest",
     "most",
@@ -42,13 +43,14 @@ BOX_SETTINGS = (
 
 
 class C4Extractor:
-    """Regions of the network.
+    """Extracts regions by a C4 detector.
 
     Args:
         model: In evaluation mode.
-        rules: How they are found.
-        head: Precision of nine tenths of the work; in bf16 features have a cosine of 0.9999 with the exact ones.
-        device: Where PyTorch computes.
+        rules: The post-processing.
+        head: Precision of the last stage, nine tenths of the computation; bf16 features have a cosine of 0.9999 with
+            fp32.
+        device: PyTorch device.
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class C4Extractor:
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """Its own regions or given boxes, with features and class probabilities.
+        """The detector's regions or those of given boxes, with features and class probabilities.
 
         Raises:
-            MediaError: The picture is smaller than the smallest region.
+            MediaError: The image is smaller than the smallest region.
         """
         height, width = picture.shape[:2]
         pixels = torch.from_numpy(picture.copy()).to(self.device)
@@ -88,16 +90,16 @@ class C4Extractor:
 def build_c4_postprocessing(
     rules: RuleNames | None = None, size: int | None = None, fewest: int | None = None, most: int = 36
 ) -> C4Postprocessing | LXMERTPostprocessing:
-    """The rules with a caller's wishes.
+    """The post-processing with a caller's settings.
 
     Args:
         rules: ViLBERT's (Caffe's) by default.
-        size: Short side of the pictures; by default 600. The long side is limited to 5/3 of it.
-        fewest: Own regions at least; by default as many as at most.
-        most: Own regions at most.
+        size: Short side of the images; by default 600. The long side is limited to 5/3 of it.
+        fewest: Minimum number of own regions; by default the maximum.
+        most: Maximum number of own regions.
 
     Raises:
-        ValueError: There would be more at least than at most.
+        ValueError: The minimum exceeds the maximum.
     """
     fewest = most if fewest is None else fewest
     if fewest > most:

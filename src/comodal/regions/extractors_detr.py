@@ -1,9 +1,9 @@
-"""Hugging Face's DETR family as a source of regions (Carion et al., ECCV 2020), from a model's folder (extra `detr`).
+"""Hugging Face's DETR family as region extractors (Carion et al., ECCV 2020), from a model folder (extra `detr`).
 
-A region is a query of the decoder: its last state, its box, and where the network has them its class probabilities.
-DETR names "no object" last, a store names it first. Networks that score every class by itself (RT-DETR, Deformable and
-Conditional DETR) have no probabilities that sum to one, and none are made up: `comodal prepare tokens` gives the store
-visual tokens instead. A query finds its own box, so none can be given.
+A region is a query of the decoder: its last hidden state, its box, and class probabilities if the network has them.
+DETR has "no object" as the last class, a store as the first. Networks that score each class independently (RT-DETR,
+Deformable and Conditional DETR) have no probabilities that sum to one; for these `comodal prepare tokens` adds visual
+tokens to the store. Queries predict their own boxes, so boxes cannot be given.
 """
 
 from pathlib import Path
@@ -29,17 +29,17 @@ PROCESSOR_SETTINGS = (
 
 
 class DetrExtractor:
-    """Regions of a network that transformers loads for object detection.
+    """Extracts regions by a network that transformers loads for object detection.
 
     Args:
-        name: Its type, for people.
+        name: Display name of its type.
         model: In evaluation mode.
-        processor: Scales and normalises pictures for it.
-        most: At most so many regions, the surest queries.
-        device: Where its weights are.
+        processor: Scales and normalizes images for it.
+        most: Maximum number of regions; the most confident queries are kept.
+        device: Device of its weights.
 
     Raises:
-        ValueError: It does not say what its queries hold.
+        ValueError: The numbers of its hidden states and of its boxes differ.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, most: int, device: str = "cpu") -> None:
@@ -61,7 +61,7 @@ class DetrExtractor:
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """The surest queries."""
+        """The most confident queries."""
         if boxes is not None:
             raise ValueError(f"{self.name} finds its own boxes and cannot tell the features of others")
         height, width = picture.shape[:2]
@@ -79,7 +79,7 @@ class DetrExtractor:
     def _queries(
         self, picture: UInt8[np.ndarray, "height width 3"]
     ) -> tuple[Float[Tensor, "states features"], Float[Tensor, "queries classes"], Float[Tensor, "queries 4"]]:
-        """States, logits and boxes (centre and size as fractions of the picture)."""
+        """Hidden states, logits and boxes (center and size as fractions of the image)."""
         pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)
         inputs = self.processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
         output = self.model(**inputs.to(self.device))
@@ -89,17 +89,17 @@ class DetrExtractor:
 
 
 def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> DetrExtractor:
-    """A network of the DETR family from the folder that `save_pretrained` wrote or the hub holds; nothing is fetched.
+    """Loads a network of the DETR family from a folder of `save_pretrained` or the hub; nothing is downloaded.
 
     Args:
         path: The folder.
-        size: Short side of the pictures; by default what its preprocessor says. The long side keeps its limit's ratio.
-        most: At most so many regions.
-        device: Where PyTorch computes.
+        size: Short side of the images; by default that of its preprocessor. The ratio to the long side's limit is kept.
+        most: Maximum number of regions.
+        device: PyTorch device.
 
     Raises:
-        CheckpointError: It is damaged, not whole, or another kind of network.
-        DataError: transformers, or what it needs for this network, is not installed.
+        CheckpointError: It is damaged, incomplete, or another kind of network.
+        DataError: transformers, or a package that it needs for this network, is not installed.
     """
     try:
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -114,7 +114,7 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
         raise DataError(f"{path}: {summarize_load_error(error)}") from error
     except (*DAMAGED_WEIGHTS_ERRORS, UnpicklingError) as error:
         raise CheckpointError(f"{path}: not a network of the DETR family: {summarize_load_error(error)}") from error
-    if missing := sorted(told["missing_keys"]):  # transformers would draw them by chance and go on
+    if missing := sorted(told["missing_keys"]):  # transformers would initialize them randomly and continue
         raise CheckpointError(f"{path}: missing weights {missing[:3]}")
     if size is not None:
         sides = read_processor_size(processor)
@@ -126,5 +126,5 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
 
 
 def read_processor_size(processor: Any) -> dict[str, int]:
-    """How large a preprocessor makes pictures: height and width, or their shortest and longest edge."""
+    """The image size of a preprocessor: height and width, or the shortest and longest edge."""
     return {name: int(side) for name, side in dict(processor.size).items() if side}

@@ -1,7 +1,7 @@
-"""The ResNeXt-152-FPN detector as a source of regions: those of 12-in-1 and MMF.
+"""The ResNeXt-152-FPN detector of 12-in-1 and MMF as a region extractor.
 
-The hundred surest in the original (`most`); a region has the 2,048 features of fc6 and 1,601 class probabilities,
-"nothing" first. Boxes may end a little outside the picture, as those that features have been learnt from.
+The original keeps the hundred most confident regions (`most`). A region has the 2,048 features of fc6 and 1,601 class
+probabilities, background first. Boxes may extend slightly beyond the image, as in the features used for training.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ from comodal.regions.region_extractor import fingerprint_extractor
 
 
 class FPNExtractor:
-    """Regions of the network.
+    """Extracts regions by the ResNeXt-152-FPN detector.
 
     Args:
         model: In evaluation mode.
-        rules: How they are found.
-        device: Where PyTorch computes.
+        rules: The post-processing.
+        device: PyTorch device.
     """
 
     def __init__(self, model: FPN, rules: FPNPostprocessing, device: str = "cpu") -> None:
@@ -37,7 +37,7 @@ class FPNExtractor:
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """Its own regions or given boxes, with features and class probabilities."""
+        """The detector's regions or those of given boxes, with features and class probabilities."""
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
         found = detect_fpn_regions(self.model, pixels, self.rules, given)
@@ -47,11 +47,11 @@ class FPNExtractor:
 
 
 def build_fpn_postprocessing(size: int | None = None, most: int = FPNPostprocessing.most) -> FPNPostprocessing:
-    """The rules with a caller's wishes.
+    """The post-processing with a caller's settings.
 
     Args:
-        size: Short side of the pictures; by default 800. The long side is limited to 1333/800 of it.
-        most: Own regions at most.
+        size: Short side of the images; by default 800. The long side is limited to 1333/800 of it.
+        most: Maximum number of own regions.
     """
     size = size or FPNPostprocessing.size
     return FPNPostprocessing(size=size, longest=size * FPNPostprocessing.longest // FPNPostprocessing.size, most=most)

@@ -1,7 +1,7 @@
-"""Boxes without any training: selective search (Uijlings et al., IJCV 2013), by OpenCV (extra `selective`).
+"""Boxes without training: selective search (Uijlings et al., IJCV 2013), by OpenCV (extra `selective`).
 
-Departs from OpenCV's order, which is drawn by chance anew in every call: the same boxes come largest first, and those
-that overlap a larger one by more than 0.7 are left out.
+Departs from OpenCV's order, which is random in every call: the same boxes are sorted by area in descending order, and
+those that overlap a larger one by more than 0.7 are dropped.
 """
 
 import numpy as np
@@ -12,13 +12,13 @@ from PIL import Image
 from comodal.errors import DataError
 from comodal.models.detectors.box_ops import nms
 
-SEARCH_SIDE = 200  # short side that is searched: 0.4 s a picture, 300 takes 0.9 s
-MIN_BOX_SIDE = 10  # pixels of that
+SEARCH_SIDE = 200  # short side of the searched image: 0.4 s per image; 300 takes 0.9 s
+MIN_BOX_SIDE = 10  # in pixels of the searched image
 MAX_BOX_OVERLAP = 0.7
 
 
 def run_selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int) -> Float32[np.ndarray, "regions 4"]:
-    """Boxes in pixels, the largest first; the whole picture where nothing is found.
+    """Boxes in pixels, the largest first; the whole image if nothing is found.
 
     Raises:
         DataError: OpenCV with its contributed modules is not installed.
@@ -32,7 +32,7 @@ def run_selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int
     size = (max(SEARCH_SIDE, round(width * scale)), max(SEARCH_SIDE, round(height * scale)))
     searched = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
     search = ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(np.ascontiguousarray(searched[..., ::-1]))  # OpenCV's colours are blue, green, red
+    search.setBaseImage(np.ascontiguousarray(searched[..., ::-1]))  # OpenCV takes BGR
     search.switchToSelectiveSearchFast()
     found = np.array(search.process(), np.float32).reshape(-1, 4)  # left, top, width, height
     found = found[(found[:, 2:] >= MIN_BOX_SIDE).all(1)]
@@ -45,7 +45,7 @@ def run_selective_search(picture: UInt8[np.ndarray, "height width 3"], most: int
 
 
 def select_largest_boxes(boxes: Float32[np.ndarray, "boxes 4"], most: int) -> Float32[np.ndarray, "chosen 4"]:
-    """The largest boxes, none of which overlaps a larger one by more than 0.7."""
+    """The largest boxes, without those that overlap a larger one by more than 0.7."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     ordered = boxes[np.argsort(-areas, kind="stable")]
     places = torch.arange(len(ordered), dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""Torchvision's Faster R-CNN as a source of regions, from a file of weights (Ren et al., NIPS 2015).
+"""Torchvision's Faster R-CNN as a region extractor, from a file of weights (Ren et al., NIPS 2015).
 
-A region is a box of the proposal network with the 1,024 features that the head makes of it, before it is named, and its
-class probabilities, "nothing" first: box and features belong together, which those of the final detections would not,
-whose boxes have been moved since. Of proposals that overlap by more than half, the surest stays.
+A region is a box of the proposal network with the 1,024 features of the box head and its class probabilities,
+background first. The features are computed in this box; the boxes of final detections are regressed afterwards and do
+not correspond to the features. Of proposals that overlap by more than half, the most confident is kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from comodal.regions.backbones import fingerprint_weights
 from comodal.regions.detector_files import CLASS_SCORES_KEY
 from comodal.regions.region_extractor import fingerprint_extractor
 
-FASTER_RCNN_BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a name that only its file has
+FASTER_RCNN_BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a tensor name that only its file has
     "roi_heads.box_head.0.0.weight": fasterrcnn_resnet50_fpn_v2,
     "backbone.body.layer1.0.conv1.weight": fasterrcnn_resnet50_fpn,
     "backbone.body.0.0.weight": fasterrcnn_mobilenet_v3_large_fpn,
@@ -36,13 +36,13 @@ NMS_THRESHOLD = 0.5
 
 
 class FasterRCNNExtractor:
-    """Regions of a Faster R-CNN of torchvision.
+    """Extracts regions by a Faster R-CNN of torchvision.
 
     Args:
-        name: Of the function that builds it.
-        model: In evaluation mode; its own settings for sizes and proposals.
-        most: At most so many own boxes, the surest.
-        device: Where its weights are.
+        name: Name of its builder function.
+        model: In evaluation mode, with its own settings for sizes and proposals.
+        most: Maximum number of own boxes; the most confident are kept.
+        device: Device of its weights.
     """
 
     def __init__(self, name: str, model: FasterRCNN, most: int, device: str = "cpu") -> None:
@@ -83,21 +83,21 @@ class FasterRCNNExtractor:
 def select_likeliest_boxes(
     boxes: Float[Tensor, "boxes 4"], shares: Float[Tensor, "boxes classes"], most: int
 ) -> Int64[Tensor, " chosen"]:
-    """The boxes that are likeliest to hold something, the surest first, none that overlaps a surer one by half."""
+    """The boxes that most likely hold an object, in descending order, after suppression of overlaps above one half."""
     return nms(boxes, shares[:, 1:].amax(1), NMS_THRESHOLD)[:most]
 
 
 def load_faster_rcnn(
     path: Path, state: Mapping[str, Tensor], size: int | None, most: int, device: str = "cpu"
 ) -> FasterRCNNExtractor:
-    """A Faster R-CNN of the weights of a file.
+    """Loads a Faster R-CNN from the weights of a file.
 
     Args:
-        path: The file, for messages.
-        state: What is in it.
-        size: Short side of the pictures; by default 800. The long side is limited to 5/3 of it.
-        most: At most so many own boxes.
-        device: Where PyTorch computes.
+        path: The file, for error messages.
+        state: Its state dict.
+        size: Short side of the images; by default 800. The long side is limited to 5/3 of it.
+        most: Maximum number of own boxes.
+        device: PyTorch device.
 
     Raises:
         CheckpointError: They are the weights of another network.
@@ -106,7 +106,7 @@ def load_faster_rcnn(
     if builder is None or CLASS_SCORES_KEY not in state:
         names = ", ".join(build.__name__ for build in FASTER_RCNN_BUILDERS.values())
         raise CheckpointError(f"{path}: not the weights of {names}")
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+    with torch.random.fork_rng(devices=[]):  # these initial weights are overwritten
         model = builder(weights=None, weights_backbone=None, num_classes=state[CLASS_SCORES_KEY].shape[0])
     try:
         missing, unknown = model.load_state_dict(dict(state), strict=False)
@@ -128,10 +128,10 @@ def load_faster_rcnn(
 
 
 def list_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """All batch normalisations."""
+    """All batch norms."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def list_batch_norm_epsilons(model: nn.Module) -> list[float]:
-    """What batch normalisations add to the variance; no weight tells it."""
+    """The epsilons of the batch norms, which no weight shows."""
     return sorted({norm.eps for norm in list_batch_norms(model)})

@@ -1,4 +1,4 @@
-"""Which images regions are made of: all of a folder, or those of a list with their boxes."""
+"""Lists the images to extract regions of: all images of a folder, or those of a file with their boxes."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ EXAMPLE_LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
 
 
 class ImageWithBoxes(NamedTuple):
-    """An image with its boxes in pixels, or None where they are to be found."""
+    """An image with its boxes in pixels, or None if none are given."""
 
-    image: str  # below the folder
+    image: str  # relative to the folder
     boxes: Float32[np.ndarray, "regions 4"] | None
 
 
 class RefusedImage(NamedTuple):
-    """A line of the report."""
+    """A line of the report: an image that was rejected, with the reason."""
 
     image: str
     reason: str
@@ -46,14 +46,14 @@ class RefusedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images in their order, those that need no opening to be refused, and where given boxes are from."""
+    """Images in order, those that are rejected without opening them, and the source of given boxes."""
 
     images: tuple[ImageWithBoxes, ...]
     refused: tuple[RefusedImage, ...]
     boxes_from: str | None = None
 
     def fingerprint(self, folder: Path) -> str:
-        """Of the names, the given boxes and the files, so that nothing else is taken for what was begun."""
+        """A fingerprint of the names, the given boxes and the files; it must be the same to resume an extraction."""
         digest, stamps = hashlib.sha256(), dict[Path, str]()
         for image, boxes in self.images:
             digest.update(json.dumps([image, None if boxes is None else boxes.tolist()]).encode())
@@ -81,7 +81,7 @@ def list_images(images: Path) -> ImageList:
 
 
 def list_refused_images(found: FoundImages) -> tuple[RefusedImage, ...]:
-    """Lines of the report about what is damaged in containers."""
+    """Report lines for damaged parts of containers."""
     return tuple(RefusedImage(path, *fault) for path, fault in found.damaged)
 
 
@@ -89,8 +89,8 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
     """Images with their boxes.
 
     Raises:
-        DataError: There is no such folder, the file cannot be read, a line is not as it should be, or the boxes are no
-            corners in pixels.
+        DataError: There is no such folder, the file cannot be read, a line is invalid, or the boxes are not corners in
+            pixels.
     """
     check_folder_exists(folder)
     given, origin = dict[int, ImageWithBoxes](), path.name
@@ -108,7 +108,7 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
 
 
 def check_image_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
-    """The boxes of all lines, judged together, are corners in pixels, and none is empty.
+    """Checks that the boxes of all lines are corners in pixels, and that none is empty.
 
     Raises:
         DataError: They are not, or a line has an empty box.
@@ -124,7 +124,7 @@ def check_image_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
 
 
 def find_box_fault(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault | None:
-    """What the boxes of an image of any size look like, if not like corners in pixels."""
+    """The fault of the boxes of an image of any size, if they are not corners in pixels."""
     if boxes is None:
         return None
     if has_inverted_box(boxes):
@@ -133,14 +133,14 @@ def find_box_fault(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault |
 
 
 def check_folder_exists(folder: Path) -> Path:
-    """A folder that is there."""
+    """Checks that a folder exists, and returns it."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of images")
     return folder
 
 
 def drop_duplicate_ids(given: Iterable[ImageWithBoxes]) -> ImageList:
-    """Of images that differ in their suffix alone, or stand in the list twice, the first."""
+    """Keeps the first of images that are listed twice or differ only in their suffix."""
     first: dict[str, ImageWithBoxes] = {}
     refused = []
     for image in given:

@@ -1,4 +1,4 @@
-"""`comodal prepare regions`: a region store out of other people's features, or, as `comodal extract`, out of images."""
+"""`comodal prepare regions`: makes a region store from published features, or from images as `comodal extract` does."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,23 +24,23 @@ def prepare_regions(
     """Make a store of region features, boxes and class probabilities, from features or from images.
 
     Features: LMDB (vilbert-multi-task's, vilbert_beta's, MMF's, tensorpack's), bottom-up-attention's TSV with 6 or 7
-    columns, LXMERT's with 10, folders of .npy, HDF5. Pickles in them are read without running anything. Images: a grid
-    of boxes, or given boxes, as `comodal extract` makes them. Killed and started again, the command goes on; what was
-    not taken, and why, is in OUT/report.jsonl.
+    columns, LXMERT's with 10, folders of .npy, HDF5. Pickles in them are read without executing code. Images: a grid of
+    boxes, or given boxes, as in `comodal extract`. An interrupted command continues when it is run again. Rejected
+    images are listed with the reason in OUT/report.jsonl.
 
     Args:
         source: A file or folder of features, or a folder of images.
         out: The store to make.
-        from_: What the source is; by default features in a layout that is recognised. grid and boxes are images.
-        network: For images: efficientnet_lite0 (ImageNet; extra `lite`), or whatever else `comodal extract` takes.
+        from_: Kind of the source; by default features in a layout that is recognized. grid and boxes are images.
+        network: For images: efficientnet_lite0 (ImageNet; extra `lite`), or any other detector of `comodal extract`.
         boxes: For images: JSON Lines of `image` and `boxes` (left, top, right, bottom in pixels).
         grid: For images: rows and columns of the grid.
-        cells: For images: a box is cut into so many rows and columns, whose features stand one behind the other.
-        size: For images: their short side as the network sees them.
-        dtype: How features are kept.
+        cells: For images: a box is divided into this number of rows and columns, whose features are concatenated.
+        size: For images: their short side as the network's input.
+        dtype: Type of the stored features.
 
     Returns:
-        How many images were taken, and how many not.
+        The numbers of stored and of rejected images.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.

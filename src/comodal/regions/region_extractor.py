@@ -1,8 +1,8 @@
-"""What every source of regions is: a picture in, its boxes with features out, whoever finds the boxes.
+"""The interface of region extractors: from an image to boxes with features.
 
-A picture at a time: detectors that pad a batch with zeros answer otherwise beside other pictures. Two stores can be
-read by one model if their fingerprints are the same; where the boxes of a picture are is another matter, for a model
-that was trained on a detector's boxes may well be asked about given ones (VCR, RefCOCO+).
+Images are processed one at a time, because detectors that pad a batch with zeros give other results for it. A model can
+read two stores if their fingerprints are equal. The source of the boxes is not part of the fingerprint: a model that
+was trained on a detector's boxes may be evaluated on given ones (VCR, RefCOCO+).
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 
 TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the picture"
-MAX_ASPECT_RATIO = 50  # long side to short side: beyond, a network that scales the short side up would need gigabytes
+MAX_ASPECT_RATIO = 50  # long side over short side; more would need gigabytes once the short side is scaled up
 
 
 @runtime_checkable
 class RegionExtractor(Protocol):
-    """A source of regions.
+    """A region extractor.
 
     Attributes:
-        name: What it is, for people.
-        size: Short side of the pictures as its network sees them.
+        name: Display name.
+        size: Short side of its network's input images.
         feature_dim: Features of a region.
-        num_classes: Classes of its probabilities, "nothing" first; 0 where it has none.
-        finds_boxes: It has boxes of its own.
-        takes_boxes: It can tell the features of boxes that are given.
+        num_classes: Number of its classes, background first; 0 without class probabilities.
+        finds_boxes: Whether it has boxes of its own.
+        takes_boxes: Whether it computes features of given boxes.
         fingerprint: Of its weights and of every setting that changes the features of a box.
     """
 
@@ -52,28 +52,28 @@ class RegionExtractor(Protocol):
     def __call__(
         self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
-        """The regions of a picture that stands upright.
+        """The regions of an upright image.
 
         Args:
-            picture: As `comodal.media.image.read_image` reads it.
-            boxes: Left, top, right, bottom in pixels of it, or None for the source's own boxes.
+            picture: An image as read by `comodal.media.image.read_image`.
+            boxes: Left, top, right, bottom in its pixels, or None for the extractor's own boxes.
 
         Returns:
-            Features, boxes in pixels, and class probabilities or None; given boxes in their order.
+            Features, boxes in pixels, and class probabilities or None; given boxes keep their order.
         """
         ...
 
 
 def fingerprint_extractor(weights: str, settings: dict[str, Any]) -> str:
-    """Of weights and settings together."""
+    """A fingerprint of weights and settings."""
     return hashlib.sha256((weights + json.dumps(settings, sort_keys=True, default=str)).encode()).hexdigest()[:16]
 
 
 def check_image_shape(picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Refuses a picture that is all edge; the path is "the picture", for the caller to replace.
+    """Rejects an image that is too narrow; the path in the error is "the picture", for the caller to replace.
 
     Raises:
-        MediaError: It is more than 50 times as long as wide.
+        MediaError: Its long side is more than 50 times its short side.
     """
     height, width = picture.shape[:2]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
@@ -81,11 +81,11 @@ def check_image_shape(picture: UInt8[np.ndarray, "height width 3"]) -> None:
 
 
 def clip_boxes(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 4"]:
-    """Boxes cut off at the edges of the picture.
+    """Boxes clipped to the image.
 
     Raises:
-        MediaError: They are no corners in pixels, or nothing is left of one of them: they are of another picture, or of
-            one that was turned.
+        MediaError: They are not corners in pixels, or one of them lies outside the image: they are of another image, or
+            of a rotated one.
     """
     try:
         check_box_units(boxes, width, height)

@@ -1,6 +1,6 @@
-"""The network that made regions, kept beside them, and found again beside the models that have learnt from them.
+"""The network that extracted the regions: stored with them, and found again with the models trained on them.
 
-Wherever it lies, its fingerprint must be that of the regions.
+Its fingerprint must always be that of the regions.
 """
 
 import shutil
@@ -19,10 +19,10 @@ MAX_NETWORK_BYTES = 200_000_000  # larger networks stay where they are
 
 
 def copy_network_to_store(extractor: LoadedExtractor, store: Path) -> None:
-    """Puts the network into the store of its regions, if it is a model folder of comodal and not very large.
+    """Copies the network into the store of its regions, if it is a model folder of comodal and not too large.
 
     Raises:
-        CheckpointError: The folder holds another network than when the regions were made.
+        CheckpointError: The folder holds another network than when the regions were extracted.
     """
     path, kept = Path(extractor.source.detector), store / STORE_NETWORK_FOLDER
     if extractor.source.detector == LITE0 or not path.is_dir() or (kept / MODEL_CONFIG_FILE).is_file():
@@ -42,18 +42,18 @@ def copy_network_to_store(extractor: LoadedExtractor, store: Path) -> None:
 def load_extractor_for_model(
     model: Path, made: dict[str, Any], detector: str | None = None, boxes: Places | None = None, device: str = "auto"
 ) -> LoadedExtractor:
-    """What makes regions of the kind that a model has learnt from.
+    """Loads the extractor of the regions that a model was trained on.
 
     Args:
         model: Run or model folder.
-        made: What it says of its regions.
-        detector: Where the network lies; by default beside the model, or else where it lay then.
-        boxes: Where boxes come from; by default from where they came then.
-        device: Where PyTorch computes: auto or the name of a device.
+        made: The model's metadata of its regions.
+        detector: Path of the network; by default in the model folder, or else its original path.
+        boxes: Source of the boxes; by default the original one.
+        device: PyTorch device: auto or its name.
 
     Raises:
         CheckpointError: There is no such network, or it is damaged, or another one.
-        DataError: They are features that others had extracted.
+        DataError: The features were extracted by other software.
     """
     then, beside = str(made.get("detector")), find_model_folder(model) / MODEL_NETWORK_FOLDER
     lies = detector or next(map(str, find_networks_beside(beside, Path(then).name)), then)
@@ -67,16 +67,16 @@ def load_extractor_for_model(
 
 
 def find_networks_beside(beside: Path, name: str) -> list[Path]:
-    """The network beside a model: a model folder, or what somebody has put there under its own name."""
+    """The network stored with a model: a model folder, or a file that a user has put there under its own name."""
     return [path for path in (beside, beside / name) if (path / MODEL_CONFIG_FILE).is_file() or path.is_file()]
 
 
 def check_network_beside(model: Path) -> None:
-    """Checks the network beside a model, if there is one.
+    """Checks the network stored with a model, if there is one.
 
     Raises:
         CheckpointError: It is damaged, or another network than that of the model's regions.
-        DataError: The model does not say of what regions it has learnt.
+        DataError: The model has no metadata of its regions.
     """
     beside = find_model_folder(model) / MODEL_NETWORK_FOLDER
     if (beside / MODEL_CONFIG_FILE).is_file():

@@ -1,7 +1,8 @@
-"""Visual tokens of a region store: fit a codebook or take one, give every region its token, and show what they are.
+"""`comodal prepare tokens`: fits or loads a codebook, assigns a visual token to every region, and writes a page about
+them.
 
-The store is read in blocks, so that memory does not grow with it. A store's tokens are taken back before anything is
-replaced: a killed command leaves a store without tokens or with the right ones, and running it again finishes the work.
+The store is read in blocks, so that memory does not grow with it. The old tokens of a store are removed before any file
+is replaced: an interrupted command leaves a store without tokens or with complete ones, and can be run again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,26 +52,26 @@ def prepare_tokens(
     classes: bool = False,
     images: Path | None = None,
 ) -> dict[str, float]:
-    """Gives every region of a store a visual token: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
+    """Assigns a visual token to every region of a store: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
 
     Args:
         store: region store.
         tokens: size of the codebook; up to 2,000 by plain k-means, beyond by a tree (20736 is 12^4).
         depth: levels of the tree; 1 is plain k-means.
-        projection: principal axes that are compared.
-        whitening: each axis is divided by its standard deviation to this power.
-        sample: regions that the codebook is fitted to; 1 GB of memory a million.
-        per_image: of these, at most so many from one image.
-        smallest: regions below this share of the image's area are left out of the sample.
+        projection: number of principal components that distances are computed in.
+        whitening: each component is divided by its std to this power.
+        sample: number of regions that the codebook is fitted on; a million take 1 GB of memory.
+        per_image: maximum number of these from one image.
+        smallest: regions below this fraction of the image's area are left out of the sample.
         seed: of the sample and of k-means.
-        apply: fit nothing and take this codebook, or that of this store.
-        classes: write class probabilities too, a soft assignment to the nearest tokens, for a store without a
-            classifier's; 2 bytes for each region and token.
+        apply: use this codebook, or that of this store, instead of fitting one.
+        classes: also write class probabilities, a soft assignment to the nearest tokens, for a store without those of a
+            classifier; 2 bytes for each region and token.
         images: folder of the images, for a page that shows regions.
 
     Returns:
         tokens.tokens, tokens.used, tokens.perplexity, tokens.largest, tokens.smallest, and tokens.inertia.LEVEL of a
-        codebook that was fitted.
+        fitted codebook.
 
     Raises:
         DataError: there is no store, it has too few regions, or its features do not fit the codebook.
@@ -107,7 +108,7 @@ def prepare_tokens(
 
 
 def check_sample_size(store: RegionStore, regions: int, tokens: int, per_image: int) -> None:
-    """Refuses a sample that cannot fill the codebook."""
+    """Raises a DataError if the sample is too small for the codebook."""
     if regions < tokens:
         raise DataError(
             f"{store.folder}: {regions:,} regions (of {len(store):,} images, at most {per_image} each) cannot "
@@ -116,7 +117,7 @@ def check_sample_size(store: RegionStore, regions: int, tokens: int, per_image: 
 
 
 def load_matching_codebook(path: Path, store: RegionStore) -> Codebook:
-    """A codebook that takes the features of a store."""
+    """A codebook that fits the features of a store."""
     codebook = load_codebook(path)
     if codebook.config.dim != store.dim:
         raise DataError(
@@ -128,7 +129,7 @@ def load_matching_codebook(path: Path, store: RegionStore) -> Codebook:
 def sample_regions(
     store: RegionStore, sample: int, per_image: int, smallest: float, seed: int
 ) -> list[tuple[int, Int[np.ndarray, " regions"]]]:
-    """Images in the order of the store, and which of their regions: of random images at most `per_image` each."""
+    """Images in the order of the store with their sampled regions: at most `per_image` each, from random images."""
     generator = np.random.default_rng(seed)
     chosen: list[tuple[int, np.ndarray]] = []
     missing = sample
@@ -146,7 +147,7 @@ def sample_regions(
 def read_feature_blocks(
     store: RegionStore, chosen: Iterable[tuple[int, Int[np.ndarray, " regions"] | slice]]
 ) -> Iterator[Float[Tensor, "regions dim"]]:
-    """Features of chosen regions, some 8,192 at a time."""
+    """Features of chosen regions, about 8,192 at a time."""
     parts, count = [], 0
     for image, rows in chosen:
         features = np.asarray(store.regions(image).features[rows])
@@ -162,13 +163,13 @@ def read_feature_blocks(
 
 
 def write_tokens(store: RegionStore, codebook: Codebook, classes: bool, about: dict[str, object]) -> TokenUse:
-    """Writes the codebook, tokens.bin and, if asked for, classes.bin; only the last step makes them the store's."""
+    """Writes the codebook, tokens.bin and, if requested, classes.bin; the last step adds them to the store."""
     folder, count = store.folder, codebook.config.tokens
     remove_visual_tokens(folder)
     for left in [
         *folder.glob(f".{TOKENS_FILE}.*.part"),
         *folder.glob(f".{CLASSES_FILE}.*.part"),
-    ]:  # by a killed command
+    ]:  # by an interrupted command
         left.unlink()
     if store.about.get("classes_from_tokens"):
         (folder / CLASSES_FILE).unlink(missing_ok=True)
@@ -202,7 +203,7 @@ def read_all_feature_blocks(store: RegionStore) -> Iterator[Float[Tensor, "regio
 
 
 def collect_token_examples(store: RegionStore, use: TokenUse) -> dict[int, list[TokenRegion]]:
-    """The regions that the page shows of its tokens."""
+    """The regions of each token that the page shows."""
     examples = {}
     for token in use.shown(MAX_SHOWN_TOKENS):
         examples[token] = [get_token_region(store, int(row)) for row in use.rows[token] if row >= 0]
@@ -218,7 +219,7 @@ def get_token_region(store: RegionStore, row: int) -> TokenRegion:
 
 
 def print_token_statistics(use: TokenUse, inertia: Sequence[float]) -> None:
-    """The figures at the end of the command."""
+    """Prints the statistics at the end of the command."""
     table = Table("visual tokens", "", right=[1])
     for name, value in use.summary().items():
         table.add_row(name, f"{value:,.1f}" if name == "perplexity" else f"{value:,.0f}")

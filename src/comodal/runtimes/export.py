@@ -1,7 +1,7 @@
-"""`comodal export`: the networks of a model as files for other runtimes, each compared with the model at once.
+"""`comodal export`: exports the networks of a model to other runtimes, and compares each with the model.
 
-A folder of exports holds the files and export.json: what each takes and gives, how far it is from the model, and of
-which weights it is. Nothing is left of an export whose numbers differ.
+An export folder holds the files and export.json: the inputs and outputs of each network, its difference from the model,
+and the fingerprint of the weights. Exports that differ from the model are deleted.
 """
 
 import shutil
@@ -54,27 +54,28 @@ EMBEDDER_NETWORKS = ("image", "sound")
 def export(
     run: Path, to: Format, out: Path | None = None, only: list[str] | None = None, int8: Path | None = None
 ) -> dict[str, float]:
-    """Writes the networks of a model as files for another runtime, and compares each with the model.
+    """Exports the networks of a model to another runtime, and compares each with the model.
 
-    L3-Net gives three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole. ViLBERT gives
-    `vilbert`: both streams, both pooled, and alignment; with heads for tasks one network for each head. The batch is of
-    any size, and so are words and regions. `comodal embed --engine onnx` or `openvino` computes with the embedders. The
-    Visual Genome detectors give what is computed of a picture and of the cells of its regions (docs/export.md).
+    L3-Net has three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole model. ViLBERT has
+    `vilbert`: both streams, both pooled outputs, and alignment; with task heads there is one network for each head.
+    Batch size and numbers of tokens and regions are dynamic. `comodal embed --engine onnx` or `openvino` uses the
+    embedders. The Visual Genome detectors have one network for the image and one for the cells of its regions
+    (docs/export.md).
 
     Args:
         run: Run folder or model folder.
-        to: onnx, openvino, or torch (`torch.export`'s programs).
-        out: Folder of the files; without it `export/FORMAT` in the model's folder, where `comodal embed` looks.
-        only: Names of the networks to write, such as vqa; without it all. What export.json does not name is no part
-            of an export.
-        int8: A folder of sounds and pictures like those to come: L3-Net's embedders are also written in 8 bits, ranges
-            taken from half of its files; how much is lost is measured on the other half.
+        to: onnx, openvino, or torch (a program of `torch.export`).
+        out: Output folder; by default `export/FORMAT` in the model folder, where `comodal embed` finds it.
+        only: Names of the networks to export, such as vqa; by default all. Only networks in export.json are part of an
+            export.
+        int8: A folder of representative audio and images: L3-Net's embedders are also exported in 8 bits. Ranges are
+            calibrated on half of its files; the loss is measured on the other half.
 
     Returns:
-        The largest relative difference of each network, and what 8 bits lose.
+        The maximum relative difference of each network, and the loss by 8 bits.
 
     Raises:
-        CheckpointError: There is no model, nothing is known of its kind, a package is missing, or the numbers differ.
+        CheckpointError: There is no model, its kind is not supported, a package is missing, or the outputs differ.
 
     Examples:
         comodal export RUN --to onnx
@@ -112,7 +113,7 @@ def export(
 
 @contextmanager
 def create_scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder in another for what is not finished; those that killed commands left are removed first."""
+    """A temporary folder inside another; those that interrupted commands left are removed first."""
     scratch = folder / ".scratch.part"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -123,7 +124,7 @@ def create_scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def select_networks(networks: list[ExportableNetwork], only: list[str] | None) -> list[ExportableNetwork]:
-    """Those of these names, or all."""
+    """The networks of these names, or all."""
     known = [network.name for network in networks]
     if unknown := sorted(set(only or ()) - set(known)):
         raise ValueError(f"no network is called {', '.join(unknown)}; this model's are {', '.join(known)}")
@@ -133,7 +134,7 @@ def select_networks(networks: list[ExportableNetwork], only: list[str] | None) -
 def write_network(
     network: ExportableNetwork, to: Format, path: Path, given: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
-    """Writes one network and compares it; with examples of its input also in 8 bits."""
+    """Writes one network and compares it with the model; with examples of its input also in 8 bits."""
     program, onnx = trace_network(network), path.with_suffix(".onnx")
     if to == "torch":
         write_torch(program, path)
@@ -161,7 +162,7 @@ def write_network(
 
 
 def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
-    """Types and shapes of what a network takes, with names where an axis may vary."""
+    """Types and shapes of a network's inputs, with names for dynamic axes."""
     tensors = network.sample(torch.Generator().manual_seed(0), network.trials[0])
     return {
         name: {
@@ -173,7 +174,7 @@ def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, A
 
 
 def open_network(path: Path, to: Format) -> Run:
-    """A file as a function, in float32."""
+    """An exported file as a function, in float32."""
     ways: dict[str, Callable[[], Run]] = {
         "onnx": lambda: open_onnx(path),
         "openvino": lambda: open_openvino(path, "fp32"),
@@ -183,7 +184,7 @@ def open_network(path: Path, to: Format) -> Run:
 
 
 def measure_difference(network: ExportableNetwork, run: Run) -> float:
-    """The largest difference of any output, relative to that output's largest value, over all sizes to try."""
+    """The maximum difference of any output, relative to that output's maximum, over all trial sizes."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):
         inputs = network.sample(torch.Generator().manual_seed(seed), sizes)
@@ -198,7 +199,7 @@ def measure_difference(network: ExportableNetwork, run: Run) -> float:
 
 
 def replace_export_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
-    """Puts the files in place, export.json last: a folder with one is whole."""
+    """Moves the files into the folder, export.json last: a folder with it is complete."""
     (folder / EXPORT_MANIFEST_FILE).unlink(missing_ok=True)
     about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(made.iterdir())}
     for name in about["files"]:
@@ -208,7 +209,7 @@ def replace_export_files(made: Path, folder: Path, about: dict[str, Any]) -> Non
 
 
 def print_export_report(table: Table, networks: dict[str, Any], folder: Path) -> None:
-    """What was written, how far it is from the model, and what 8 bits lose."""
+    """Prints what was written, its difference from the model, and the loss by 8 bits."""
     table.show()
     for name in EMBEDDER_NETWORKS:
         described = networks.get(name, {})

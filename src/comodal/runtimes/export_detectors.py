@@ -1,7 +1,7 @@
-"""What can be exported of the region detectors: what is computed of a picture, and what of the cells of its regions.
+"""The exportable networks of the region detectors: one for the image, and one for the cells of its regions.
 
-Between the two lie proposals, suppression and pooling. They are no network and have no weights, each runtime has its
-own of them, and features have been learnt from one way alone (models/detectors/detector_rules.py, detector_pool.py).
+Proposals, suppression and pooling lie between the two. They have no weights, each runtime implements them differently,
+and features are only compatible with one implementation (models/detectors/detector_rules.py, roi_pooling.py).
 """
 
 import torch
@@ -23,11 +23,11 @@ FPN_IMAGE_PARTS = ("res5", "across", "smooth", *C4_IMAGE_PARTS)
 FPN_REGION_PARTS = ("fc6", "fc7", "class_scores", "box_deltas")
 TRIED_MAP_SIZES = tuple({"rows": rows, "columns": columns} for rows, columns in ((4, 5), (3, 6), (7, 4)))  # times 32
 MAP_SIZE_LIMITS: dict[str, tuple[int, int | None]] = {"rows": (2, None), "columns": (2, None)}
-PIXEL_SCALE = 128.0  # pixels are bytes less their mean
+PIXEL_SCALE = 128.0  # inputs are bytes minus the channel means
 
 
 class C4MapNetwork(nn.Module):
-    """A picture as `blue_green_red` gives it to its map, and scores and deltas of all anchors."""
+    """From an image as returned by `to_centered_bgr` to its map, and scores and deltas of all anchors."""
 
     def __init__(self, model: C4) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class C4MapNetwork(nn.Module):
 
 
 class C4RegionNetwork(nn.Module):
-    """Cells of regions (the largest values in them) to features, classes, deltas and attributes."""
+    """From the cells of regions (max-pooled) to features, classes, deltas and attributes."""
 
     def __init__(self, model: C4) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class C4RegionNetwork(nn.Module):
 
 
 class FPNMapNetwork(nn.Module):
-    """A picture filled up to multiples of 32 to its five maps, and scores and deltas of all anchors of each."""
+    """From an image padded to multiples of 32 to its five maps, and scores and deltas of all anchors of each."""
 
     def __init__(self, model: FPN) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class FPNMapNetwork(nn.Module):
 
 
 class FPNRegionNetwork(nn.Module):
-    """Cells of regions to features, scores of classes and deltas."""
+    """From the cells of regions to features, class scores and deltas."""
 
     def __init__(self, model: FPN) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class FPNRegionNetwork(nn.Module):
 
 
 def list_fpn_networks(model: FPN) -> list[ExportableNetwork]:
-    """The two networks of the ResNeXt's detector."""
+    """The two networks of the ResNeXt detector."""
 
     def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         height, width = SIZE_DIVISOR * sizes["rows"], SIZE_DIVISOR * sizes["columns"]
@@ -102,7 +102,7 @@ def list_fpn_networks(model: FPN) -> list[ExportableNetwork]:
 
 
 def list_c4_networks(model: C4) -> list[ExportableNetwork]:
-    """The two networks of the Visual Genome detector."""
+    """The two networks of the C4 detector."""
     channels = 16 * model.config.width
 
     def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Programs of `torch.export` as files of ONNX, OpenVINO or PyTorch, and such files as functions of arrays."""
+"""Writes programs of `torch.export` as ONNX, OpenVINO or PyTorch files, and opens such files as functions of arrays."""
 
 import sys
 import warnings
@@ -17,7 +17,7 @@ from comodal.hardware import EmbedPrecision
 from comodal.runtimes.exportable import ExportableNetwork
 
 Format = Literal["onnx", "openvino", "torch"]
-Engine = Format  # what a file is written for is what runs it
+Engine = Format  # the engine of a file is its format
 EngineChoice = Literal["auto", "torch", "onnx", "openvino"]
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
@@ -31,10 +31,10 @@ RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openv
 
 
 def require_packages(packages: tuple[str, ...], format_: str) -> None:
-    """Says what to install.
+    """Checks that packages are installed, and says how to install them.
 
     Raises:
-        CheckpointError: A package is not there.
+        CheckpointError: A package is missing.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
@@ -42,7 +42,7 @@ def require_packages(packages: tuple[str, ...], format_: str) -> None:
 
 
 def trace_network(network: ExportableNetwork) -> ExportedProgram:
-    """A network as a program whose batch, words and regions may be of any number."""
+    """Traces a network to a program with dynamic batch size and numbers of tokens and regions."""
     names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
     dims = {name: Dim(name) for name in names}
     dims |= {name: Dim(name, min=least, max=most) for name, (least, most) in network.limits.items()}
@@ -58,7 +58,7 @@ def trace_network(network: ExportableNetwork) -> ExportedProgram:
 
 
 def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path) -> None:
-    """Weights of more than 2 GB stand in a file beside it."""
+    """Writes an ONNX file; weights of more than 2 GB are stored in a second file."""
     names = tuple(
         {place: axis for place, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values()
     )
@@ -69,26 +69,26 @@ def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path)
             verbose=False,
             input_names=list(network.axes),
             output_names=list(network.outputs),
-            dynamic_shapes=names,  # of an exported program it only names the axes
+            dynamic_shapes=names,  # for an exported program it only names the axes
         )
     assert exported is not None
     exported.save(str(path))
 
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
-    """What `torch.export.load` reads."""
+    """Writes a file for `torch.export.load`."""
     with silence_exporter_warnings(), path.open("wb") as file:
         torch.export.save(program, file)
 
 
 def write_openvino(onnx: Path, path: Path) -> None:
-    """An ONNX file as .xml and .bin, in float32."""
+    """Converts an ONNX file to .xml and .bin, in float32."""
     openvino = import_openvino(path)
     openvino.save_model(openvino.Core().read_model(str(onnx)), str(path), compress_to_fp16=False)
 
 
 def open_torch(path: Path) -> Run:
-    """A saved program, by the names of its inputs."""
+    """A saved program as a function of its named inputs."""
     with silence_exporter_warnings():
         program = torch.export.load(str(path))
     module = program.module()
@@ -102,7 +102,7 @@ def open_torch(path: Path) -> Run:
 
 
 def open_onnx(path: Path) -> Run:
-    """An ONNX file on ONNX Runtime, with as many threads as PyTorch has.
+    """An ONNX file on ONNX Runtime, with as many threads as PyTorch.
 
     Raises:
         CheckpointError: It is damaged.
@@ -132,9 +132,9 @@ def open_onnx(path: Path) -> Run:
 
 
 def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
-    """An OpenVINO model on the CPU; in bfloat16 (of one input) only from the first convolution on.
+    """An OpenVINO model on the CPU; bfloat16 (for networks of one input) begins at the first convolution.
 
-    A spectrogram in bfloat16 is noise, and OpenVINO takes bfloat16 for everything wherever the CPU has it.
+    A spectrogram in bfloat16 is too inaccurate, and OpenVINO uses bfloat16 for all layers where the CPU supports it.
 
     Raises:
         CheckpointError: It is damaged.
@@ -165,7 +165,7 @@ def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
 
 
 def split_at_first_convolution(model: Any, openvino: Any) -> list[tuple[Any, str]]:
-    """A network before and from its first convolution, and the precision of each."""
+    """Splits a network before its first convolution; returns both parts with their precision."""
     first = next((op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"), None)
     if first is None:
         return [(model, "bf16")]
@@ -179,7 +179,7 @@ def split_at_first_convolution(model: Any, openvino: Any) -> list[tuple[Any, str
 
 
 def import_openvino(path: Path) -> Any:
-    """OpenVINO without `openvino_telemetry`, which would report every import over the network.
+    """Imports OpenVINO without `openvino_telemetry`, which reports every import over the network.
 
     Raises:
         CheckpointError: It is not installed.
@@ -194,14 +194,14 @@ def import_openvino(path: Path) -> Any:
 
 
 def make_damaged_error(path: Path, error: Exception) -> CheckpointError:
-    """One line of what a runtime says in many."""
+    """A one-line error from a runtime's longer message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return CheckpointError(f"{path}: a damaged file, or none of its format ({lines[-1][:200]}); export it again")
 
 
 @contextmanager
 def silence_exporter_warnings() -> Iterator[None]:
-    """Exporters warn about their own future."""
+    """Suppresses the deprecation warnings of exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

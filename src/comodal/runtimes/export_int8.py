@@ -1,7 +1,7 @@
-"""Convolutions in 8 bits: ranges from examples, and what is lost measured on others.
+"""Post-training quantization of convolutions to 8 bits: ranges from calibration examples, the loss measured on others.
 
-ONNX Runtime quantises (weights per filter, activations per tensor, smallest to largest value seen); OpenVINO reads the
-same file. Only convolutions are changed, so that the spectrogram stays in float32.
+ONNX Runtime quantizes (weights per filter, activations per tensor, by minimum and maximum); OpenVINO reads the same
+file. Only convolutions are quantized, so that the spectrogram stays in float32.
 """
 
 from collections.abc import Iterator, Set
@@ -22,11 +22,11 @@ from comodal.models.l3net.l3net import L3NetConfig
 from comodal.runtimes.export_formats import Run, silence_exporter_warnings
 from comodal.tasks.evaluation.metrics import check_finite_scores
 
-WINDOWS_PER_FILE, MAX_EXAMPLE_FILES = 4, 64  # windows of a file, and files of a kind
+WINDOWS_PER_FILE, MAX_EXAMPLE_FILES = 4, 64  # windows per file, and files per modality
 
 
 class QuantizationLoss(NamedTuple):
-    """What 8 bits cost: cosines with the float32 vectors, and how often the nearest other example is the same one."""
+    """The loss by 8 bits: cosines with the float32 embeddings, and the fraction of unchanged nearest neighbors."""
 
     cosine: float
     least: float
@@ -35,10 +35,10 @@ class QuantizationLoss(NamedTuple):
 
 
 def read_calibration_examples(folder: Path, config: L3NetConfig) -> dict[str, list[np.ndarray]]:
-    """One batch for each file, by the name of the network that takes it; of a file its first windows.
+    """One batch for each file, by the name of the network that takes it; the first windows of an audio file.
 
     Raises:
-        DataError: There are not two files of a kind: one to take ranges from, one to measure on.
+        DataError: There are fewer than two files of a kind: one for calibration, one for measuring the loss.
         MediaError: A file cannot be read.
     """
     if not folder.is_dir():
@@ -69,21 +69,21 @@ def has_files_with_suffix(folder: Path, suffixes: Set[str]) -> bool:
 
 
 def read_network_image(path: Path, config: L3NetConfig) -> np.ndarray:
-    """A picture as the network takes it: (1, 3, size, size) bytes."""
+    """An image as the network's input: (1, 3, size, size) bytes."""
     size = config.image_size
     square = crop_image_center(resize_short_side(read_image(path), round(size * 8 / 7)), size)
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
 
 
 def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "read_first_windows samples"]:
-    """The first windows of a sound, one after the other; as in earnest the first is half silent."""
+    """The first windows of an audio file in order; the first is half silent, as in `comodal embed`."""
     samples = round(config.sound_seconds * config.sample_rate)
     batches = iterate_windows(stream_audio(path, config.sample_rate), samples, samples, True, 1)
     return np.concatenate(list(islice(batches, WINDOWS_PER_FILE)))
 
 
 def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> None:
-    """A network with its convolutions in 8 bits."""
+    """Writes a network with its convolutions in 8 bits."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -112,7 +112,7 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
 
 
 def measure_quantization_loss(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> QuantizationLoss:
-    """What 8 bits lose on examples that gave no range."""
+    """The loss by 8 bits on examples that were not used for calibration."""
     exact, rough = (
         normalize_rows(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small)
     )
@@ -124,12 +124,12 @@ def measure_quantization_loss(name: str, batches: list[np.ndarray], whole: Run, 
 
 
 def normalize_rows(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:
-    """Vectors of length one; those of zeros stay."""
+    """Vectors of length one; zero vectors stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def find_nearest_rows(vectors: Float32[np.ndarray, "rows features"]) -> np.ndarray:
-    """The row whose vector is the most alike to each, itself left out."""
+    """The index of the nearest other row for each row."""
     alike = vectors @ vectors.T
     np.fill_diagonal(alike, -np.inf)
     return alike.argmax(1)

@@ -1,6 +1,6 @@
-"""What can be exported of each model: its networks, which axes may vary, and inputs to try them with.
+"""The exportable networks of each model, with their dynamic axes and sample inputs.
 
-Another kind of model is one more entry of NETWORKS.
+A new kind of model is added to NETWORK_LISTERS.
 """
 
 import copy
@@ -31,7 +31,7 @@ def list_model_networks(model: nn.Module) -> list[ExportableNetwork]:
     """The networks of a model.
 
     Raises:
-        CheckpointError: Nothing is known of its kind.
+        CheckpointError: Its kind is not supported.
     """
     for kind, networks in NETWORK_LISTERS.items():
         if isinstance(model, kind):
@@ -43,7 +43,7 @@ def list_model_networks(model: nn.Module) -> list[ExportableNetwork]:
 def pool_grid_cells(
     feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch features"]:
-    """`pooled`, cell by cell: ONNX has no pooling of cells that overlap, as a map of 4 columns in 3 cells has them."""
+    """`max_pool_to_grid`, cell by cell: ONNX cannot pool overlapping cells, such as a map of 4 columns in 3 cells."""
     rows, columns = feature_map.shape[2:]
     down, across = min(grid[0], rows), min(grid[1], columns)
     parts = [
@@ -55,7 +55,7 @@ def pool_grid_cells(
 
 
 class ImageEmbedder(nn.Module):
-    """Pictures to `embed_image`."""
+    """From images to the output of `embed_image`."""
 
     def __init__(self, model: L3Net) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ImageEmbedder(nn.Module):
 
 
 class AudioEmbedder(nn.Module):
-    """Waveforms to `embed_sound`."""
+    """From waveforms to the output of `embed_sound`."""
 
     def __init__(self, model: L3Net) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class AudioEmbedder(nn.Module):
 
 
 class CorrespondenceNetwork(nn.Module):
-    """A picture and a sound to the scores (apart, together) and both sides' features."""
+    """From an image and audio to the scores (mismatch, match) and the features of both towers."""
 
     def __init__(self, model: L3Net) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class CorrespondenceNetwork(nn.Module):
 
 
 def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
-    """The embedders of pictures and of sound, and the whole."""
+    """The image embedder, the audio embedder, and the whole model."""
     config = model.config
     portable = copy.deepcopy(model)
     portable.spectrogram = PortableSpectrogram(config.spectrogram)
@@ -101,7 +101,7 @@ def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
         return torch.randint(0, 256, (sizes["batch"], 3, size, size), generator=generator, dtype=torch.uint8)
 
     def sound(generator: torch.Generator, sizes: Sizes) -> Tensor:
-        """Noise from loud to quiet, with a tone over it."""
+        """Noise from loud to quiet, with an added tone."""
         levels = torch.logspace(-1, -3, sizes["batch"]).unsqueeze(1)
         tone = torch.sin(2 * torch.pi * 440 / config.sample_rate * torch.arange(samples))
         return levels * (torch.randn(sizes["batch"], samples, generator=generator) + tone)
@@ -130,7 +130,7 @@ def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
 
 
 class ViLBERTEncoder(nn.Module):
-    """Both streams, both pooled, and the two scores of alignment: aligned and not."""
+    """Both streams, both pooled outputs, and the two scores of alignment: aligned and not."""
 
     def __init__(self, model: ViLBERT | SingleStream) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class ViLBERTEncoder(nn.Module):
 
 
 class HeadScores(nn.Module):
-    """The scores of one head; text i meets image i."""
+    """The scores of one head; text i is paired with image i."""
 
     def __init__(self, model: TaskModel, head: str) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class HeadScores(nn.Module):
 
 
 def list_vilbert_networks(model: ViLBERT | SingleStream) -> list[ExportableNetwork]:
-    """The encoder with its pooled outputs and the scores of alignment."""
+    """The encoder with its pooled outputs and the alignment scores."""
     outputs = ("words_out", "regions_out", "text", "vision", "alignment")
     return [build_pair_network("vilbert", ViLBERTEncoder(model), model.config, outputs, "batch")]
 
@@ -194,14 +194,14 @@ def list_task_networks(model: TaskModel) -> list[ExportableNetwork]:
 def build_pair_network(
     name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str
 ) -> ExportableNetwork:
-    """A network on texts beside images, of any number of words and regions."""
+    """A network on texts with images, with any number of tokens and regions."""
     axes: dict[str, tuple[str, ...]] = dict.fromkeys(("words", "segments", "words_attended"), (batch, "words"))
     axes["regions"] = (batch, "regions") if config.region_tokens else (batch, "regions", "")
     axes |= {"locations": (batch, "regions", ""), "regions_attended": (batch, "regions")}
     if config.task_tokens:
         axes["tasks"] = (batch,)
     longest = config.positions - config.first_position
-    shortest = 3 if config.task_tokens else 2  # a task stands between the first word and the others
+    shortest = 3 if config.task_tokens else 2  # the task token is between the first token and the others
     count = batch.split("*")[-1]
     trials = [
         {count: rows, "words": min(words, longest), "regions": regions}
@@ -209,7 +209,7 @@ def build_pair_network(
     ]
     limits: dict[str, tuple[int, int | None]] = {"words": (shortest, longest)}
     if batch != count:
-        limits[count] = (2, None)  # torch.export cannot keep a single pair open
+        limits[count] = (2, None)  # torch.export specializes an axis of size 1
 
     def sample(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         rows = sizes[count] * (1 if batch == count else 2)
@@ -221,7 +221,7 @@ def build_pair_network(
 def make_pair_inputs(
     generator: torch.Generator, config: PairConfig, rows: int, words: int, regions: int
 ) -> tuple[Tensor, ...]:
-    """Texts and images of different lengths: row i lacks its last i words and regions."""
+    """Texts and images of different lengths: the last i tokens and regions of row i are padding."""
 
     def chosen(below: int, *shape: int) -> Tensor:
         return torch.randint(0, below, shape, generator=generator)

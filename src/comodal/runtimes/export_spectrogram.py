@@ -1,8 +1,8 @@
-"""The spectrogram in operations that every runtime has: a Fourier transform of two small matrix products.
+"""The spectrogram in operations that every runtime supports: a Fourier transform of two small matrix products.
 
-ONNX has a Fourier transform, but OpenVINO cannot read it and other runtimes lack it. One of n = outer x inner samples
-is `outer` short ones, a turn, and `inner` short ones (Cooley and Tukey, 1965): as exact as an FFT in float32, and with
-tables of a few kilobytes, where the matrix of a whole transform has megabytes.
+ONNX has a Fourier transform, but OpenVINO cannot read it and other runtimes lack it. A transform of n = outer x inner
+samples is computed as `outer` short ones, twiddle factors, and `inner` short ones (Cooley and Tukey, 1965). It is as
+exact as an FFT in float32. Its tables take a few kilobytes; the matrix of a full transform takes megabytes.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A network of a model as it is exported: what goes in, which axes may vary, and inputs to try it with."""
+"""A network to export: its inputs, its dynamic axes, and sample inputs."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ class ExportableNetwork(NamedTuple):
 
     Args:
         name: Of its file.
-        module: What is exported: tensors in, tensors out.
-        reference: What it must equal: the model's own function.
-        axes: For each input the names of its axes that may vary, "" for the others; "N*NAME" for multiples of N.
-        outputs: Names of what it gives.
-        sample: Inputs of some sizes, as they come in earnest.
-        trials: Sizes to try; it is traced with the first.
-        limits: The smallest and largest value of an axis, where there are such.
+        module: The module to export: tensors in, tensors out.
+        reference: The model's own function, which the outputs are compared with.
+        axes: For each input the names of its dynamic axes, "" for static ones; "N*NAME" for multiples of N.
+        outputs: Names of the outputs.
+        sample: Function that makes realistic inputs of given sizes.
+        trials: Sizes to test; the first is used for tracing.
+        limits: The minimum and maximum of an axis, where it has any.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ExportableNetwork(NamedTuple):
 
 
 def copy_without_parts(model: ModelType, *parts: str) -> ModelType:
-    """A copy that lacks what a network has no use for, since a program keeps all weights."""
+    """A copy without the parts that a network does not use, because a program stores all weights."""
     less = copy.deepcopy(model)
     for part in parts:
         delattr(less, part)

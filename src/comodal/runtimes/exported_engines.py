@@ -1,4 +1,4 @@
-"""Exported embedders of a model, where `comodal export` puts them: whole, and of the model's very weights."""
+"""The exported embedders of a model in its folder, checked to be complete and of the same weights."""
 
 import zlib
 from importlib.util import find_spec
@@ -27,11 +27,11 @@ EXPORT_ENGINES: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one firs
 
 
 class ExportedEmbedders:
-    """The embedders of a model that another engine runs; each is opened when it is first used.
+    """The embedders of a model on another engine; each is opened on first use.
 
     Args:
         run: The model's or run's folder.
-        model: What is in it.
+        model: The model in it.
         engine: onnx or openvino.
         precision: auto takes bf16 with OpenVINO where the CPU computes it natively, else fp32.
     """
@@ -56,14 +56,14 @@ class ExportedEmbedders:
         return self.opened[name]
 
     def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
-        """Vectors of a batch of its inputs."""
+        """The embeddings of a batch of inputs."""
         run = self.open(name)
         parts = (batch[start : start + CPU_MICRO_BATCH] for start in range(0, len(batch), CPU_MICRO_BATCH))
         return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
 
 
 def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
-    """An engine that is installed and for which these very weights were exported, in 8 bits if they are wanted."""
+    """The fastest installed engine with an export of the same weights, in 8 bits if requested."""
     for engine in EXPORT_ENGINES:
         if (precision == "bf16" and engine == "onnx") or any(
             find_spec(name) is None for name in RUNTIME_PACKAGES[engine]
@@ -80,7 +80,7 @@ def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> E
 
 
 def open_exported_embedder(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
-    """An exported embedder of a model, whose files are whole and of these very weights.
+    """Opens an exported embedder of a model, after checking that its files are complete and of the same weights.
 
     Raises:
         CheckpointError: There is none, or it is damaged or of other weights.

@@ -1,13 +1,13 @@
-"""A playground folder: videos with their truth, a sound folder in ESC-50's layout and a tree of images by class.
+"""Generates a synthetic data folder: videos with ground truth, ESC-50 style audio, and images by class.
 
 videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
-worlds.jsonl                    the truth about each video: objects, boxes, events, captions
-sounds/meta/esc50.csv, audio/   sounds of worlds that are in no video
-images/{train,test}/KIND/       pictures of worlds that are in no video
-scenes/                         pictures with captions and boxes (see synthetic/scenes/caption_scenes.py)
-vocab.txt                       every word that is said about them, as a BERT's vocabulary
+worlds.jsonl                    the ground truth of each video: objects, boxes, events, captions
+sounds/meta/esc50.csv, audio/   audio of worlds that are in no video, in the layout of ESC-50
+images/{train,test}/KIND/       images of worlds that are in no video
+scenes/                         images with captions and boxes (see synthetic/scenes/caption_scenes.py)
+vocab.txt                       every word of the texts, as a BERT vocabulary
 
-and, where asked for, the task sets in official formats (see synthetic/formats/task_sets.py and docs/playground.md).
+With `tasks`, also task data sets in official formats (see synthetic/formats/task_sets.py and docs/playground.md).
 """
 
 import csv
@@ -59,29 +59,29 @@ def synthesize(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Make a world of short videos in which what is seen causes what is heard, with the truth about it.
+    """Generate short synthetic videos in which visible objects cause the audio, with the ground truth.
 
-    A run that was killed goes on when started again; a finished folder is left as it is, but for task sets that are
-    asked for and not there yet.
+    An interrupted run resumes when started again. A finished folder is left unchanged, except that missing task data
+    sets are added.
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: where to write; created if it does not exist.
         videos: number of videos; eight of ten are for training, one for validation, one for testing.
         seconds: length of each video.
-        sounds: clips in the ESC-50 folder, rounded down to whole rounds of five folds and all kinds.
-        images: pictures in each of the splits train and test of the image folder.
-        scenes: pictures with captions and boxes; split as the videos are. Also the pictures of each of the task sets
-            coco, flickr30k, vcr and nlvr2 (there in whole sets of eight).
-        side: of the square pictures, in pixels (even).
-        frames_per_second: rate of the videos.
-        sound_seconds: length of each clip of the ESC-50 folder and of the sound task sets.
-        tasks: sets to write in other people's formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
+        sounds: clips in the ESC-50 folder, rounded down to complete sets of five folds and all kinds.
+        images: images in each of the splits train and test of the image folder.
+        scenes: images with captions and boxes; split as the videos are. Also the number of images of each task set:
+            coco, flickr30k, vcr and nlvr2 (in complete sets of eight).
+        side: of the square images, in pixels (even).
+        frames_per_second: frame rate of the videos.
+        sound_seconds: length of each clip of the ESC-50 folder and of the audio task sets.
+        tasks: task sets to write in official formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
             (retrieval, SNLI-VE), vcr, nlvr2, dcase2013, tau, urbansound8k; or all.
-        seed: another seed is another world.
+        seed: random seed; another seed gives other data.
         workers: processes; the result does not depend on their number.
 
     Raises:
-        DataError: the folder holds a playground of other options, another command writes there, or the disk is full.
+        DataError: the folder holds synthetic data of other options, another command writes there, or the disk is full.
 
     Examples:
         comodal synthesize world/
@@ -104,7 +104,7 @@ def synthesize(
 
 
 def _make_missing_media(folder: Path, options: SynthesisOptions, sets: Sequence[str], workers: int) -> None:
-    """Makes what is not there yet."""
+    """Make the missing files."""
     if not (folder / "videos.jsonl").exists():
         _remove_partial_media(folder)
         _run_jobs(_list_media_jobs(folder, options), workers, "playground")
@@ -130,13 +130,13 @@ def _list_media_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[
 
 
 def _remove_partial_media(folder: Path) -> None:
-    """Removes what a killed run left half written."""
+    """Remove incomplete files of an interrupted run."""
     for partial_file in folder.rglob(".*.part"):
         partial_file.unlink()
 
 
 def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
-    """Write the options down, or compare them with those of the playground that is there."""
+    """Write the options, or compare them with those of the existing folder."""
     about = folder / "about.json"
     wanted = {"kind": "playground", **asdict(options)}
     if about.exists():
@@ -152,7 +152,7 @@ def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
 
 
 def _run_jobs(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
-    """Do all jobs in a number of processes, with a progress bar."""
+    """Run all jobs in a number of processes, with a progress bar."""
     with (
         select_backend("loky"),
         Progress(name, len(jobs)) as progress,
@@ -206,12 +206,12 @@ def assign_video_split(index: int) -> str:
 
 
 def make_clip_name(index: int) -> str:
-    """File name of a clip as in ESC-50: fold, source, take, target; each round of all kinds goes to the next fold."""
+    """File name of a clip as in ESC-50: fold, source, take, target; each set of all kinds goes to the next fold."""
     return f"{index // len(SOUNDING_KINDS) % ESC50_FOLDS + 1}-{100000 + index}-A-{index % len(SOUNDING_KINDS)}.wav"
 
 
 def _write_media_lists(folder: Path, options: SynthesisOptions) -> None:
-    """The lists of what was made; videos.jsonl last, since it says that all is there."""
+    """The lists of all files; videos.jsonl is last and marks the folder as complete."""
     worlds, sources = [], []
     for index in range(options.videos):
         world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)

@@ -1,7 +1,7 @@
-"""Every word that is said in this world, as the vocab.txt of a BERT.
+"""Every word of the synthetic data, as the vocab.txt of a BERT.
 
-A model that learns from the captions alone would have to spell what the tasks ask: `comodal train vilbert --words
-world/vocab.txt` gives it their words as well.
+A vocabulary built from the captions alone would have to spell the words of the tasks. `comodal train vilbert --words
+world/vocab.txt` uses this one, which includes them.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ TEMPLATE_VOCABULARY = """
 
 
 def write_vocabulary(path: Path) -> None:
-    """Writes one word piece a line: the special ones, every sign to spell others with, and the words."""
+    """Write one token a line: the special tokens, every character as fallback, and the words."""
     kinds = [*SOUNDING_KINDS, *SILENT_KINDS]
     said = [
         *kinds,

@@ -1,7 +1,7 @@
-"""ViLBERT's published weights into our folders and back: both original repositories', 12-in-1's, MMF's, VOLTA's.
+"""Converts published ViLBERT weights to comodal's model folders and back (both original releases, 12-in-1, MMF, VOLTA).
 
-Nothing of a file is run. Every tensor is accounted for in OUT/report.txt, and the conversion is proven at once: what
-was written is read again, turned back, and compared with the file tensor by tensor.
+No code in a file is executed. OUT/report.txt accounts for every tensor. Each conversion is verified: the written model
+is loaded, converted back, and compared with the file tensor by tensor.
 """
 
 import json
@@ -58,21 +58,21 @@ def convert(
 
     Args:
         source: pretrained_model.bin, multi_task_model.bin or a fine-tuned one of either original repository, of MMF or
-            VOLTA, or as safetensors; or a run or model folder of ours, which is turned back.
-        out: The folder to write: a model for all commands, or pytorch_model.safetensors and config.json as the original
+            VOLTA, or as safetensors; or a run or model folder of comodal, which is converted back.
+        out: The output folder: a comodal model, or pytorch_model.safetensors and config.json as the original
             loads them.
         original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
-        words: The BERT vocabulary that belongs to them (vocab.txt or a BERT's folder), so that the model can read.
-        answers: What the numbers of the answer head mean: trainval_label2ans.pkl, or the same as JSON.
-        allow_missing: Initialize tensors of the encoder at random that the file does not have; without it that is an
+        words: The BERT vocabulary of the weights (vocab.txt or a BERT folder), for the tokenizer.
+        answers: The answer of each output of the answer head: trainval_label2ans.pkl, or the same as JSON.
+        allow_missing: Randomly initialize encoder tensors that the file lacks; without it, a missing tensor is an
             error. Poolers, heads and co-attention as a whole may be missing.
 
     Returns:
-        How many parameters were filled, are new, and were not used, and the largest difference after the way back.
+        Numbers of loaded, new and unused parameters, and the largest difference after converting back.
 
     Raises:
-        CheckpointError: The file is damaged, holds more than tensors, or is of another configuration.
-        DataError: The vocabulary or the answers cannot be read, or do not fit.
+        CheckpointError: The file is damaged, holds more than tensors, or does not match the configuration.
+        DataError: The vocabulary or the answers cannot be read, or do not match the weights.
 
     Examples:
         comodal convert vilbert pretrained_model.bin vilbert/ --original-config bert_base_6layer_6conect.json
@@ -89,7 +89,7 @@ def convert(
 def import_original_weights(
     source: Path, out: Path, config: Path, words: Path | None, answers: Path | None, allow_missing: bool
 ) -> dict[str, float]:
-    """A model folder from somebody's weights."""
+    """Writes a model folder from published weights."""
     state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta_config(values):
         values, state = convert_volta_to_vilbert(values, state, config)
@@ -133,8 +133,9 @@ def import_original_weights(
 
 
 def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
-    """The configuration with what the original's scripts decide by flags: the width of the region head, and task tokens
-    unless the file says whether there are any."""
+    """Adds to the configuration what the original's scripts set by flags: the width of the region head, and task tokens
+    unless the file specifies them.
+    """
     decoder, tasks = state.get(REGION_DECODER_KEY), state.get(TASK_EMBEDDINGS_KEY)
     if decoder is not None:
         config = replace(config, region_targets=len(decoder))
@@ -144,14 +145,14 @@ def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by
 def load_original_tensors(
     model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool
 ) -> LoadReport:
-    """What became of every tensor."""
+    """Loads the tensors and reports what each was used for."""
     if isinstance(model, TaskModel):
         return load_original_weights(model.vilbert, state, source, model.heads, allow_missing)
     return load_original_weights(model, state, source, allow_missing=allow_missing)
 
 
 def verify_conversion(folder: Path, state: dict[str, Tensor]) -> tuple[float, int]:
-    """The largest difference between a file and what was made of it, read again and turned back; and of how many.
+    """Loads the written model, converts it back and compares: the largest difference, and the number of tensors.
 
     Raises:
         CheckpointError: A tensor differs.
@@ -165,7 +166,7 @@ def verify_conversion(folder: Path, state: dict[str, Tensor]) -> tuple[float, in
 
 
 def build_original_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict that the original loads."""
+    """The state dict that the original code loads."""
     if isinstance(model, TaskModel):
         return export_original_state(model.vilbert, model.heads)
     if isinstance(model, ViLBERT):
@@ -174,7 +175,7 @@ def build_original_state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def export_original_files(source: Path, out: Path) -> dict[str, float]:
-    """The original's files from one of our folders."""
+    """Writes the original's files from a comodal model folder."""
     model = load_model(source)
     state = build_original_state(model)
     config = model.vilbert.config if isinstance(model, TaskModel) else model.config

@@ -1,9 +1,9 @@
-"""The C library's allocator, told to keep what it has.
+"""Settings of the C library's allocator (glibc) for training on a CPU.
 
 A training step on a CPU frees and allocates the same hundreds of megabytes again and again. By default glibc returns
-blocks above 32 MiB to the system at once and asks for them again, zeroed, a page fault for every 4 KiB: 818,000 faults
-a step of the full L3-Net, 161 with the settings below, which make the step 1.5 (fp32) to 1.8 times (bf16) as fast and
-the peak of memory 25 to 50 % higher.
+blocks above 32 MiB to the system and requests them again, with a page fault for every 4 KiB. A step of the full L3-Net
+has 818,000 page faults by default and 161 with the settings below. They make a step 1.5 (fp32) to 1.8 times (bf16) as
+fast and raise the peak memory by 25 to 50 %.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ HEAP_GROWTH_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Whether it could be told: it is glibc's, on Linux."""
+    """Makes glibc keep freed memory; returns whether that succeeded (Linux with glibc only)."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

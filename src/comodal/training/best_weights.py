@@ -1,4 +1,4 @@
-"""The best weights of a run, where its recipe chooses by held-out examples."""
+"""Selection of the best weights of a run by a validation metric, for recipes that use one."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from comodal.models.checkpoint import MODEL_CONFIG_FILE, read_model_about, save_
 
 
 class BestWeights:
-    """The weights that did best on held-out examples, in a folder of their own; of equals the first.
+    """Keeps the weights with the best validation metric in their own folder; the first of equal ones.
 
     Args:
-        folder: Where they lie.
-        metric: What is compared, the higher the better; nothing is kept where it is empty.
+        folder: Folder of the weights.
+        metric: Metric to compare, where higher is better; nothing is kept if it is empty.
 
     Attributes:
-        found: The step that they are of, and what they reached.
+        found: Step of the best weights, and their metric.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:
@@ -29,13 +29,13 @@ class BestWeights:
             self.found = chosen if isinstance(chosen, dict) else {}
 
     def offer(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps the weights if they are better than those before."""
+        """Saves the weights if they are better than the best so far."""
         if self.metric and metrics[self.metric] > self.found.get(self.metric, -math.inf):
             self.found = {"step": step, self.metric: metrics[self.metric]}
             save_model(model, self.folder, {"chosen": self.found})
 
     def told(self) -> str:
-        """For people."""
+        """Describes the best weights for messages."""
         if not self.found:
             return ""
         return f", of step {self.found['step']:,}, {self.metric} {self.found[self.metric]:.3f} on held-out examples"

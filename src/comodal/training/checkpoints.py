@@ -1,7 +1,7 @@
-"""Checkpoints of a run: everything that the next step depends on, in one file each, the last two kept.
+"""Checkpoints of a run: the full training state in one file each; the last two are kept.
 
-A checkpoint is written under a temporary name, forced to the disk and renamed, so that a file of the final name is
-whole. Loading one runs no code: `weights_only` unpickles tensors, numbers and texts and refuses everything else.
+A checkpoint is written under a temporary name, synced to disk and renamed, so that a file of the final name is
+complete. Loading a checkpoint runs no code: `weights_only` only unpickles tensors, numbers and strings.
 """
 
 import pickle
@@ -22,16 +22,16 @@ MAX_KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run is after `step` steps."""
+    """The training state after `step` steps."""
 
     step: int
-    samples: int  # done in all, over all processes: the place in the data
-    seconds: float  # of training, over all sittings
+    samples: int  # samples so far over all processes: the position in the data
+    seconds: float  # training time, including earlier sessions
     objective: dict[str, Any]
     optimizer: dict[str, Any]
-    chance: dict[str, torch.Tensor]  # states of the generators, by the kind of device
+    chance: dict[str, torch.Tensor]  # states of the random generators, by device type
     fingerprint: str  # of the data
-    sums: dict[str, float]  # of the metrics since the last line of the log
+    sums: dict[str, float]  # sums of the metrics since the last line of the log
 
 
 class Checkpoints:
@@ -41,14 +41,14 @@ class Checkpoints:
         self.folder = folder
 
     def files(self) -> list[Path]:
-        """Oldest first."""
+        """The checkpoint files, oldest first."""
         return sorted(self.folder.glob("[0-9]*.pt"))
 
     def save(self, state: TrainingState) -> None:
-        """Writes a checkpoint, and deletes the oldest when it is safe.
+        """Writes a checkpoint, and then deletes the oldest.
 
         Raises:
-            CheckpointError: It cannot be written; the ones before it are as they were.
+            CheckpointError: It cannot be written; the earlier checkpoints are unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{state.step:09d}.pt"
@@ -64,17 +64,18 @@ class Checkpoints:
                 f"{path} cannot be written ({reason}); {last}: make room, then go on with --resume"
             ) from error
         files = self.files()
-        later = [old for old in files if int(old.stem) > state.step]  # damaged: the run went on from an older one
+        later = [old for old in files if int(old.stem) > state.step]  # damaged: the run was resumed from an older one
         for old in [*files[: -MAX_KEPT_CHECKPOINTS - len(later)], *later]:
             old.unlink()
 
     def load(self) -> TrainingState | None:
-        """The last whole checkpoint, on the CPU; None if there is none. A damaged one is skipped with a warning.
+        """Returns the last valid checkpoint, on the CPU, or None if there is none. A damaged one is skipped with a
+        warning.
 
         Raises:
-            CheckpointError: All are damaged, or none of ours.
+            CheckpointError: All checkpoints are damaged, or were not written by comodal.
         """
-        for left in self.folder.glob(".*.part"):  # of a process that was killed
+        for left in self.folder.glob(".*.part"):  # temporary files of a killed process
             left.unlink(missing_ok=True)
         files = self.files()
         for path in reversed(files):
@@ -88,13 +89,13 @@ class Checkpoints:
 
 
 def read_training_state(path: Path) -> TrainingState:
-    """One checkpoint.
+    """Reads one checkpoint.
 
     Raises:
-        CheckpointError: It is damaged, or not one of ours.
+        CheckpointError: It is damaged, or was not written by comodal.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not verify them
             if archive.testzip():
                 raise zipfile.BadZipFile("wrong checksum")
         return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish, which the loop fulfils when a step is whole."""
+"""Handling of Ctrl-C and SIGTERM: training stops at the end of the current step."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ INTERRUPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptHandler:
-    """While this is entered, a signal only leaves a note; a second Ctrl-C ends the process at once."""
+    """Context manager in which a signal is only recorded; a second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -24,11 +24,11 @@ class InterruptHandler:
         self.signal = number
 
     def agreed(self, device: torch.device) -> int:
-        """The signal that any process got, 0 if none did; the same in all processes."""
+        """Returns the signal that any process received, 0 if none did; the same in all processes."""
         return round(distributed.all_reduce_max(float(self.signal), device))
 
     def __enter__(self) -> "InterruptHandler":
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set handlers
             self.before = {number: signal.signal(number, self.wish) for number in INTERRUPT_SIGNALS}
         return self
 

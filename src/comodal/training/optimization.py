@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizer, and the learning rate as a function of the step."""
+"""Parameter groups, optimizers and learning rate schedules."""
 
 import math
 from collections.abc import Callable, Collection
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels of convolutions and linear layers, which decay, and everything else (biases, norms), which does not.
+    """Splits parameters into kernels, which have weight decay, and all others (biases, norms), which have none.
 
-    Keras, with which l3embedding trains, puts its l2 on kernels alone, and its l2 of c is c times the sum of squares,
-    without the half: the gradient is that of a weight decay of 2c.
+    Keras, which l3embedding trains with, applies its l2 to kernels only. Its l2 of c is c times the sum of squares,
+    without the factor 1/2, so its gradient is that of a weight decay of 2c.
     """
     kernels = {
         layer.weight
@@ -25,7 +25,7 @@ def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[s
 
 
 def make_adam(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
-    """Adam with the decay in the gradient (not AdamW's), as Keras' l2 is; one fused kernel instead of a dozen."""
+    """Adam with l2 in the gradient (not AdamW's decoupled decay), as in Keras; fused into one kernel."""
     return torch.optim.Adam(make_parameter_groups(module, weight_decay), lr=learning_rate, fused=True)
 
 
@@ -37,10 +37,11 @@ def make_adamw(
     pretrained: Collection[nn.Parameter] = (),
     pretrained_share: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW whose pretrained parameters learn at a share of the rate; biases and norms do not decay.
+    """AdamW with a lower learning rate for pretrained parameters; biases and norms have no weight decay.
 
-    The groups are made of the parameters themselves, so that wrapping the module in DDP changes nothing. (The original,
-    train_concap.py, cuts 12 letters off each name, which fits names in a wrapper alone.) The betas are the original's.
+    The groups are made from the parameters themselves, so that wrapping the module in DDP changes nothing. (The
+    original, train_concap.py, removes 12 characters of each name, which is only correct for names in a DDP wrapper.)
+    The betas are the original's.
     """
     known = set(pretrained)
     decaying = {p for p in module.parameters() if p.requires_grad and p.ndim > 1}
@@ -54,9 +55,9 @@ def make_adamw(
 
 
 def make_linear_schedule(learning_rate: float, steps: int, warm_up_steps: int) -> Callable[[int], float]:
-    """The learning rate of each step: a straight rise, then a straight fall to nothing (BERT; ViLBERT, section 3.2).
+    """Linear warmup and linear decay to 0: learning rate by step (BERT; ViLBERT, section 3.2).
 
-    The first step already moves: step k of the rise has (k + 1) / warm_up_steps of the rate.
+    Step k of the warmup uses (k + 1) / warm_up_steps of the learning rate, so that the first step is not 0.
     """
     if not 0 <= warm_up_steps <= steps:
         raise ValueError(f"warm_up_steps ({warm_up_steps}) must lie between 0 and steps ({steps})")
@@ -72,7 +73,7 @@ def make_linear_schedule(learning_rate: float, steps: int, warm_up_steps: int) -
 def make_cosine_schedule(
     learning_rate: float, steps: int, warm_up_steps: int = 0, final_fraction: float = 1.0
 ) -> Callable[[int], float]:
-    """The learning rate of each step: a straight rise, then half a cosine down to a fraction of the full rate.
+    """Linear warmup and cosine decay to a fraction of the learning rate: learning rate by step.
 
     The default is the paper's: constant.
     """

@@ -1,8 +1,6 @@
-"""A run: what a recipe returns, and the folder that training it fills.
+"""A training run: what a recipe returns, and the run folder that training writes.
 
-RUN/config.yaml (settings), environment.json (hardware and versions), metrics.jsonl and tensorboard/ (log), checkpoints/
-(exact resume), best/ (the weights that did best on held-out examples, where the recipe chooses by them), model/ (what
-is served).
+The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, best/ (by validation), model/.
 """
 
 import time
@@ -45,12 +43,12 @@ from comodal.training.throughput import Throughput, format_rough_count, format_r
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 
 ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
-EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell counts a signal's number from 128
+EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to train, on what, for how long."""
+    """What a recipe returns: the objective, the data, and the training settings."""
 
     objective: nn.Module  # keeps the model as `.model`
     batches: Loader
@@ -60,10 +58,10 @@ class Run:
     steps: int
     seed: int
     fingerprint: str  # of the data
-    files: Mapping[str, bytes | Path] = field(default_factory=dict)  # what serving needs beside the weights
-    resolved: Mapping[str, Any] = field(default_factory=dict)  # parameters that were None, by the model's variant
-    validate_every: int = 500  # where the trainer is not told
-    chosen_by: str = ""  # a metric of validation: where it was highest, that is the model; else the last weights are
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
+    resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
+    validate_every: int = 500  # unless the trainer's option is set
+    chosen_by: str = ""  # validation metric that selects the best weights as the model
 
 
 def train(
@@ -81,32 +79,27 @@ def train(
     checkpoint_minutes: float = 10.0,
     threads: int | None = None,
 ) -> int:
-    """Trains what a recipe describes, and returns the exit status: 0 when done, 130 or 143 when stopped by a signal.
+    """Trains a recipe, and returns the exit status: 0 when done, 130 or 143 when stopped by a signal.
 
-    Ctrl-C and SIGTERM save a checkpoint and leave; --resume goes on at the exact sample. Several processes or machines:
-    `torchrun --nproc_per_node 4 -m comodal train ...` with the same options.
+    Ctrl-C and SIGTERM save a checkpoint and stop; --resume continues at the exact sample. Supports torchrun.
 
     Args:
-        recipe: A function that returns a Run.
-        parameters: Its arguments.
-        out: The run's folder.
-        resume: Go on where the run in this folder stopped; begin if there is none.
+        recipe: Function that returns a Run.
+        parameters: Arguments of the recipe.
+        out: Run folder.
+        resume: Resume the run in this folder; start a new one if there is none.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32; a resumed run keeps its own), fp32 or
-            bf16: convolutions and matrix products in bfloat16 (autocast), weights stay fp32.
-        accumulate: Cut each process's share of a batch into so many parts: less memory, the same samples per step.
-        compile: Use torch.compile; auto does on CUDA alone, for on a CPU it is slower.
-        memory_layout: Order of the weights of convolutions in memory; auto takes the fastest for the model and the
-            machine, and a resumed run keeps its own.
-        log_every: Steps between two lines of the log; they hold the mean over the steps between. On a GPU metrics are
-            read then alone, so that a loss that is not finite is found up to so many steps later.
-        validate_every: Steps between two validations, besides one at the end; by default the variant's, 500 or, for
-            small ones, 250.
-        checkpoint_minutes: Minutes between two checkpoints; there is one at the end in any case.
-        threads: Threads of computation of this process; by default the cores that no other process uses.
+        precision: fp32, bf16 (autocast, fp32 weights), or auto: bf16 where it is native; a resumed run keeps its own.
+        accumulate: Gradient accumulation: split each process's part of a batch into so many.
+        compile: Use torch.compile; auto uses it on CUDA only, since it is slower on a CPU.
+        memory_layout: Memory format of convolution weights; auto takes the fastest, and a resumed run keeps its own.
+        log_every: Steps between two lines of the log, which hold means; a GPU is only synchronized then.
+        validate_every: Steps between two validations; by default the variant's, 500 or, for small ones, 250.
+        checkpoint_minutes: Minutes between two checkpoints; a last one is always written at the end.
+        threads: Compute threads of this process; by default the cores that no other process uses.
 
     Raises:
-        RecipeError: The folder holds a run and `resume` is not set, or settings have changed that must not.
+        RecipeError: The folder holds a run and `resume` is not set, or settings changed that must stay the same.
         CheckpointError: A checkpoint cannot be read or written.
         DataError: A sample cannot be read.
         FloatingPointError: The loss is not finite; not_finite.json in the run's folder holds the samples' keys.
@@ -157,7 +150,7 @@ def train(
 
 
 def check_run_folder(out: Path, resume: bool) -> None:
-    """Looks whether a run may begin or go on in the folder."""
+    """Checks whether a run can be started or resumed in the folder."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file, not a folder")
     is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
@@ -177,16 +170,16 @@ def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often what happens."""
+    """Intervals of logging, validation and checkpoints, and of gradient accumulation."""
 
-    parts: int  # of a step
+    parts: int  # batches in a step
     log_steps: int
     validate_steps: int
     checkpoint_seconds: float
 
 
 class Trainer:
-    """From where a run stands to its end, or to a signal."""
+    """Trains a run to its end, or until a signal."""
 
     def __init__(
         self, run: Run, out: Path, compute: Compute, every: Intervals, layout: MemoryLayout, about: dict[str, Any]
@@ -237,7 +230,7 @@ class Trainer:
         return EXIT_DONE
 
     def about_run(self) -> list[str]:
-        """What is trained, where and on what, for people who want to know before they wait."""
+        """Describes the model, the data and the device, as lines for the log."""
         run, model = self.run, self.run.objective.get_submodule("model")
         weights = sum(parameter.numel() for parameter in model.parameters())
         where = f"{self.compute.device}, {self.compute.precision}, {torch.get_num_threads()} threads"
@@ -253,7 +246,7 @@ class Trainer:
         ]
 
     def expected_time(self) -> str:
-        """How long the steps that are left may take, before one of them was timed."""
+        """Estimates the remaining training time before any step was timed."""
         if self.throughput is None:
             return f"{self.out}: the expected time follows after the first step"
         samples = self.run.batches.batch_size / distributed.count_processes()
@@ -264,7 +257,7 @@ class Trainer:
         )
 
     def finish(self) -> None:
-        """Writes the model and what serving needs beside it."""
+        """Writes the model and the files that inference needs besides it."""
         lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
         about = {**self.about, "steps": self.run.steps, "metrics": lines}
         last = self.run.objective.get_submodule("model")
@@ -276,7 +269,7 @@ class Trainer:
             write_bytes_atomically(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
     def batches(self) -> Iterator[Batch]:
-        """The batches that are left; the first is kept, to see by it how much there is to compute."""
+        """The remaining batches; the first is kept to count its operations."""
         done = self.step * self.run.batches.batch_size
         left = self.run.batches.batches(done, self.every.parts, self.compute.device)
         self.first = next(left, None) if self.step < self.run.steps else None
@@ -290,7 +283,7 @@ class Trainer:
         self.first = None
 
     def parallel(self, compile: bool) -> nn.Module:
-        """The objective as it is called: compiled, and over all processes."""
+        """The objective, compiled and wrapped in DDP where requested."""
         objective = self.run.objective
         if compile:
             objective.compile()
@@ -299,12 +292,12 @@ class Trainer:
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
     def is_read(self, step: int) -> bool:
-        """Whether something happens after so many steps for which metrics must be known."""
+        """Whether metrics are read after this step."""
         validates = self.run.validation is not None and step % self.every.validate_steps == 0
         return step == self.run.steps or step % self.every.log_steps == 0 or validates
 
     def steps(self, compile: bool, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
-        """The steps that are left; returns the signal that stopped them, or 0."""
+        """Runs the remaining steps; returns the signal that stopped them, or 0."""
         run, every, left = self.run, self.every, range(self.step, self.run.steps)
         batches = self.batches()
         self.measure()
@@ -332,13 +325,13 @@ class Trainer:
         return 0
 
     def count(self, values: dict[str, float], seconds: float) -> None:
-        """Adds a step to the sums of which the log shows the means."""
+        """Adds a step to the sums from which the log computes means."""
         self.seconds += seconds
         for name, value in {**values, "seconds": seconds, "steps": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def report(self, progress: Progress, log: RunLog | None) -> None:
-        """One line of the log, and the progress."""
+        """Writes one line of the log, and updates the progress."""
         steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
         means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.compute.device)
         self.sums = {}
@@ -363,7 +356,7 @@ class Trainer:
             self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)
 
     def save(self) -> None:
-        """A checkpoint by the main process; the others hold the same, but for their chance."""
+        """Writes a checkpoint in the main process; the other processes only differ in their random states."""
         self.saved_at = time.monotonic()
         if not distributed.is_main_process():
             return
@@ -384,7 +377,7 @@ class Trainer:
         )
 
     def restore(self) -> None:
-        """Everything as it was at the last checkpoint, if there is one."""
+        """Restores the training state of the last checkpoint, if there is one."""
         state = self.checkpoints.load()
         if state is None:
             return
@@ -401,7 +394,7 @@ class Trainer:
                 torch.cuda.set_rng_state(state.chance["cuda"], self.compute.device)
 
     def explain(self, error: NotFiniteError) -> FloatingPointError:
-        """Writes down which samples the step had."""
+        """Writes the keys of the step's samples to not_finite.json."""
         keys, path = distributed.all_gather_texts(error.keys), self.out / "not_finite.json"
         if distributed.is_main_process():
             write_bytes_atomically(path, encode_settings_json({"step": error.step, "error": str(error), "keys": keys}))

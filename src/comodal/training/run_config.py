@@ -1,4 +1,4 @@
-"""The resolved settings of a run, as `config.yaml` in its folder: a file that `comodal train --config` reads."""
+"""The resolved settings of a run, as `config.yaml` in its folder, which `comodal train --config` reads."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ CHANGEABLE_PARAMETERS = {
     "data",
     "workers",
     "steps",
-}  # parameters that leave the order of the data and each step as they were
+}  # parameters that change neither the order of the data nor a step
 
 
 def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a recipe: what is given, and the defaults of the rest."""
+    """All parameters of a recipe: the given values, and the defaults of the rest."""
     try:
         bound = inspect.signature(recipe).bind(**parameters)
     except TypeError as error:
@@ -29,7 +29,7 @@ def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[
 
 
 def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as YAML and JSON can hold them."""
+    """Converts values to types that YAML and JSON support."""
 
     def as_text(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -40,18 +40,18 @@ def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_recipe_name(recipe: Callable) -> str:
-    """As it is called on the command line: its module's name."""
+    """The recipe's name on the command line: the name of its module."""
     return recipe.__module__.rpartition(".")[2]
 
 
 def write_run_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    """Writes the settings, whole or not at all."""
+    """Writes the settings atomically."""
     command = f"# comodal train {get_recipe_name(recipe)} --config {path.name} --out ANOTHER_RUN\n"
     write_bytes_atomically(path, (command + yaml.safe_dump(to_plain_values(values), sort_keys=False)).encode())
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
-    """The settings that a run was started with; empty where there are none yet.
+    """Reads the settings that a run was started with; empty if there are none yet.
 
     Raises:
         RecipeError: The file is damaged.
@@ -60,15 +60,15 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 def describe_changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """What differs from the settings that a run was started with, as sentences.
+    """Lists the differences from the settings that a run was started with, as sentences.
 
     Args:
         path: The run's config.yaml.
-        parameters: Of the recipe; most of them must not change.
-        options: Of the trainer; they may.
+        parameters: Parameters of the recipe; most of them must not change.
+        options: Options of the trainer, which may change.
 
     Raises:
-        RecipeError: A parameter that decides about the data or the steps has changed.
+        RecipeError: A parameter that affects the data or the steps has changed.
     """
     before = read_run_config(path)
     if not before:

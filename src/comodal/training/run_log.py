@@ -1,4 +1,4 @@
-"""What a run says while it works: lines of JSON, TensorBoard events, and a note for the progress."""
+"""The log of a run: JSON Lines, TensorBoard events, and a note for the progress bar."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ class RunLog:
     """Writes `metrics.jsonl` and `tensorboard/` in a run's folder.
 
     Args:
-        folder: The run's.
-        step: Where the run goes on; what was written after that step, before the run was killed, is dropped.
+        folder: Run folder.
+        step: Step at which the run resumes; entries after that step, written before the run was killed, are dropped.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -27,7 +27,7 @@ class RunLog:
         self.events = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
-        """One line, and one event for each metric."""
+        """Writes one line, and one event for each metric."""
         self.file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         for name, value in metrics.items():
             self.events.add_scalar(f"{split}/{name}", value, step)
@@ -38,6 +38,6 @@ class RunLog:
 
 
 def format_metrics_note(metrics: dict[str, float]) -> str:
-    """The metrics that the progress shows."""
+    """Formats metrics for the progress bar."""
     shown = {name: metrics[name] for name in PROGRESS_METRICS if name in metrics}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())

@@ -1,7 +1,7 @@
-"""How well a run uses its device: floating point operations a second, as a fraction of what the device can do (MFU).
+"""Model FLOPs utilization (MFU): operations per second, as a fraction of the device's peak.
 
 Operations are counted once, on fake tensors, which have shapes and no values: a forward and a backward pass of the
-first batch. Model FLOPs utilisation is defined in PaLM (Chowdhery et al., 2022), section 4.1.
+first batch. MFU is defined in PaLM (Chowdhery et al., 2022), section 4.1.
 """
 
 import time
@@ -40,7 +40,7 @@ PEAK_TFLOPS = {
     "RTX 3090": (71, 35.6),
 }
 BENCHMARK_MATRIX_SIZE = (
-    1024  # rows of the matrices that are multiplied where the table does not help: 20 ms on one core
+    1024  # rows of the matrices of the timed product for devices not in the table: 20 ms on one core
 )
 BENCHMARK_REPEATS = 3
 # Of the peak in training, to estimate by: on CPUs small networks reach 0.2 and full-width ones 0.4 to 0.8
@@ -52,11 +52,11 @@ SI_PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a sample costs, and what a process's device can do.
+    """The cost of a sample, and the peak of a process's device.
 
     Args:
         sample_flops: Operations of a forward and a backward pass of one sample.
-        peak_flops: Operations a second.
+        peak_flops: Peak operations per second of the device.
     """
 
     sample_flops: float
@@ -64,21 +64,21 @@ class Throughput:
 
     @classmethod
     def measured(cls, objective: nn.Module, batch: Batch, samples: int, compute: Compute) -> "Throughput | None":
-        """Of an objective and a batch of so many samples; None where they cannot be counted."""
+        """Measures an objective on a batch; None if its operations cannot be counted."""
         flops = count_flops(objective, batch)
         return cls(flops / samples, estimate_peak_flops(compute)) if flops else None
 
     def mfu(self, samples_per_second: float) -> float:
-        """The fraction of the device's peak, at so many samples a second on it."""
+        """The fraction of the device's peak that a number of samples per second reaches."""
         return samples_per_second * self.sample_flops / self.peak_flops
 
     def expected_seconds(self, samples: float) -> float:
-        """An estimate of how long a process trains on so many samples, at a typical utilisation of its device."""
+        """Estimates the training time of a process for a number of samples, at a typical utilization."""
         return samples * self.sample_flops / (TYPICAL_UTILIZATION * self.peak_flops)
 
 
 def count_flops(objective: nn.Module, batch: Batch) -> int:
-    """Of a forward and a backward pass; 0 where a shape depends on values. Neither module nor random state changes."""
+    """Operations of a forward and a backward pass; 0 if a shape depends on values. Has no side effects."""
     if not isinstance(batch, Tensors):
         return 0
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -96,7 +96,7 @@ def count_flops(objective: nn.Module, batch: Batch) -> int:
 
 
 def estimate_peak_flops(compute: Compute) -> float:
-    """Operations a second of a device in a precision: of a GPU that is known as its maker says, else as measured."""
+    """Peak operations per second of a device in a precision: from the data sheet of a known GPU, else measured."""
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
         known = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
@@ -104,7 +104,7 @@ def estimate_peak_flops(compute: Compute) -> float:
             return 1e12 * known[0 if compute.precision == "bf16" else 1]
     left = torch.ones(BENCHMARK_MATRIX_SIZE, BENCHMARK_MATRIX_SIZE, dtype=compute.dtype, device=compute.device)
     seconds = []
-    for _ in range(BENCHMARK_REPEATS + 1):  # the first one builds the kernel
+    for _ in range(BENCHMARK_REPEATS + 1):  # the first product builds the kernel
         started = time.perf_counter()
         (left @ left)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
@@ -112,13 +112,13 @@ def estimate_peak_flops(compute: Compute) -> float:
 
 
 def format_rough_duration(seconds: float) -> str:
-    """A rough duration for people, in the largest unit of which there are at least two: about 3 h, about 100 min."""
+    """Formats a rough duration in the largest unit of which there are at least two: about 3 h, about 100 min."""
     unit = next((name for name, length in TIME_UNITS.items() if seconds >= 2 * length), "s")
     return f"about {max(1.0, float(f'{seconds / TIME_UNITS[unit]:.1g}')):,.0f} {unit}"
 
 
 def format_rough_count(number: float) -> str:
-    """A number with two digits and the prefix of its unit, such as "1.2 T"."""
+    """Formats a number with two digits and a unit prefix, such as "1.2 T"."""
     rounded = float(f"{number:.2g}")
     prefix = next((name for name, size in SI_PREFIXES.items() if rounded >= size), "M")
     return f"{rounded / SI_PREFIXES[prefix]:,g} {prefix}"

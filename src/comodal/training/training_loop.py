@@ -1,6 +1,6 @@
-"""The loop: any objective, any batches.
+"""The training loop, for any objective and any batches.
 
-An objective is a module that turns a batch into a dict with "loss"; the other entries are only reported.
+An objective is a module that turns a batch into a dict with "loss"; the other entries are metrics.
 """
 
 import math
@@ -19,7 +19,7 @@ from comodal.hardware import Compute
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss or a gradient that is not a finite number; `keys` are those of the step's samples on this process."""
+    """A loss or a gradient is not finite; `keys` are the keys of the step's samples on this process."""
 
     def __init__(self, step: int, loss: float, norm: float, keys: tuple[str, ...]) -> None:
         super().__init__(f"at step {step} the loss is {loss} and the norm of its gradient {norm}")
@@ -28,7 +28,7 @@ class NotFiniteError(FloatingPointError):
 
 
 class PendingMetrics:
-    """Metrics of steps that are still on the device, and the keys of the samples of those steps."""
+    """Metrics of steps that are still on the device, and the keys of those steps' samples."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, dict[str, Tensor], tuple[str, ...]]] = []
@@ -37,10 +37,10 @@ class PendingMetrics:
         self.steps.append((step, metrics, keys))
 
     def read(self) -> list[dict[str, float]]:
-        """The numbers of all these steps in one copy, the only time that the device is waited for.
+        """Copies the metrics of all these steps at once, which is the only synchronization with the device.
 
         Raises:
-            NotFiniteError: The first of them whose loss or gradient is not finite.
+            NotFiniteError: Raised for the first step whose loss or gradient is not finite.
         """
         steps, self.steps = self.steps, []
         found = torch.stack([torch.stack(list(metrics.values())) for _, metrics, _ in steps]).cpu().tolist()
@@ -66,21 +66,22 @@ def train_steps(
     clip_norm: float = float("inf"),
     is_read: Callable[[int], bool] = is_always_read,
 ) -> Iterator[list[dict[str, float]]]:
-    """Trains, and yields the metrics of the steps since the last time.
+    """Trains, and yields the metrics of the steps since the last yield.
 
-    On a CPU that is after each step, and a step whose loss is not finite changes no weight. Elsewhere it is after the
-    steps that `is_read` names: in between the host never waits for the device, and such a step is found out then.
+    On a CPU it yields after each step, and a step whose loss is not finite changes no weight. On other devices it
+    yields after the steps that `is_read` selects. Between them the host never waits for the device, and a loss that is
+    not finite is only detected at the next yield.
 
     Args:
-        objective: What to minimise.
-        batches: `parts` of them are one step; their gradients are averaged.
-        optimizer: Over the parameters of the objective.
-        learning_rate: Of each step; a group of parameters takes its `share_of_rate` of it, if it has one.
-        steps: The numbers of the steps to do.
-        compute: Where and how to compute.
-        parts: Batches in a step.
-        clip_norm: Gradients with a larger norm are scaled down to it.
-        is_read: Whether metrics are read after so many steps; the last step should be among them.
+        objective: The objective to minimize.
+        batches: `parts` of them make one step; their gradients are averaged.
+        optimizer: Optimizer of the objective's parameters.
+        learning_rate: Learning rate by step; a parameter group with a `share_of_rate` scales it by that.
+        steps: Indices of the steps to run.
+        compute: Device and precision.
+        parts: Batches in a step (gradient accumulation).
+        clip_norm: Maximum norm of the gradient; larger gradients are scaled down.
+        is_read: Whether metrics are read after a step; the last step should be selected.
 
     Raises:
         NotFiniteError: The loss or the norm of its gradient is infinite or not a number.
@@ -111,15 +112,15 @@ def train_steps(
 
 
 def clip_gradients(objective: nn.Module, most: float) -> Float[Tensor, ""]:
-    """The norm of the gradient; gradients with a larger norm than `most` are scaled down to it."""
+    """Returns the norm of the gradient; gradients with a norm above `most` are scaled down to it."""
     norm = nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
-    if most < math.inf:  # else the gradients would be read and written once more for nothing
+    if most < math.inf:  # avoids reading and writing all gradients once more
         nn.utils.clip_grads_with_norm_(objective.parameters(), most, norm)
     return norm
 
 
 def copy_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a device. A GPU copies them on a stream of its own, while it still computes the step before."""
+    """Copies batches to a device. On a GPU the copy overlaps the computation of the previous step."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
     for batch in batches:
         if stream is None or not isinstance(batch, Tensors):
@@ -134,16 +135,16 @@ def copy_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[B
 
 
 def defer_gradient_sync(objective: nn.Module, now: bool) -> AbstractContextManager:
-    """Lets the processes average their gradients in the last part of a step alone."""
+    """Averages gradients over processes only in the last part of a step."""
     return objective.no_sync() if isinstance(objective, DistributedDataParallel) and not now else nullcontext()
 
 
 @torch.no_grad()
 def validate_objective(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
-    """The mean of each metric over the samples of the batches of all processes.
+    """Returns the mean of each metric over the samples of the batches of all processes.
 
     Raises:
-        FloatingPointError: The loss is not finite, so that no other metric means anything.
+        FloatingPointError: The loss is not finite.
     """
     objective.eval()
     found: list[tuple[int, dict[str, Tensor]]] = []

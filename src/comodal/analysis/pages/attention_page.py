@@ -1,4 +1,4 @@
-"""A page about the attention between words and regions: every co-attention layer, in both directions."""
+"""A page about the attention between tokens and regions: every co-attention layer, in both directions."""
 
 import html
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights, 
 from comodal.analysis.pages.html_page import embed_figure, embed_photo, format_section, write_page
 from comodal.media.image import resize_short_side
 
-REGION_THUMBNAIL_PIXELS = 150  # short side of a lit picture, in pixels
+REGION_THUMBNAIL_PIXELS = 150  # short side of a shaded image, in pixels
 
 
 def write_attention_page(
     out: Path, shown: Sequence[AttentionExample], answers: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
-    """One self-contained page.
+    """Writes one self-contained page.
 
     Args:
         out: The page to write.
-        shown: Texts beside a picture.
-        answers: What the model says of each, and how likely.
+        shown: Texts with their images.
+        answers: The predictions for each example, with their probabilities.
     """
     parts = ["<h1>What the words look at</h1>"]
     for example, said in zip(shown, answers, strict=True):
@@ -47,7 +47,7 @@ ATTENTION_LEGEND = (
 
 
 def draw_example_regions(example: AttentionExample) -> Figure:
-    """The picture with its regions, large."""
+    """The image with its regions, large."""
     height, width = example.picture.shape[:2]
     figure = Figure(figsize=(5, 5 * height / width), layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,7 +58,7 @@ def draw_example_regions(example: AttentionExample) -> Figure:
 
 
 def format_layers(example: AttentionExample) -> str:
-    """All layers, the last one first and open, the others folded away."""
+    """All layers, the last one first and open, the others collapsed."""
     small = shrink_example(example)
     parts = []
     for number in reversed(range(len(example.layers))):
@@ -72,7 +72,7 @@ def format_layers(example: AttentionExample) -> str:
 
 
 def shrink_example(example: AttentionExample) -> AttentionExample:
-    """The same on a small picture."""
+    """The same example with a small image."""
     height, width = example.picture.shape[:2]
     resized = resize_short_side(example.picture, min(REGION_THUMBNAIL_PIXELS, height, width))
     scale = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
@@ -80,7 +80,7 @@ def shrink_example(example: AttentionExample) -> AttentionExample:
 
 
 def format_token_attention(example: AttentionExample, layer: CoAttentionWeights) -> str:
-    """The picture as each word sees it."""
+    """The image shaded by the attention of each token."""
     figures = []
     for word in example.shown:
         weights, name = layer.words[word], example.pieces[word]
@@ -93,7 +93,7 @@ def format_token_attention(example: AttentionExample, layer: CoAttentionWeights)
 
 
 def format_region_attention(example: AttentionExample, layer: CoAttentionWeights, row: int) -> str:
-    """One region, and how much it attends to each word."""
+    """One region, and its attention to each token."""
     name = f"region {row}" if row else "the whole image"
     cells = "".join(
         f'<tr><td>{html.escape(piece)}</td><td class="number">{weight:.3f}</td>'
@@ -107,7 +107,7 @@ def format_region_attention(example: AttentionExample, layer: CoAttentionWeights
 
 
 def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> int:
-    """The region that is meant, or else the one that the shown words look at most; 0 is the whole image."""
+    """The grounded region, or else the one with the highest attention from the shown tokens; 0 is the whole image."""
     if example.pointed is None:
         return 1 + int(layer.words[example.shown, 1:].mean(0).argmax())
     found = (example.boxes == np.array(example.pointed, example.boxes.dtype)).all(1)
@@ -115,5 +115,5 @@ def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> i
 
 
 def render_attention_png(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
-    """The lit picture in bytes."""
+    """The shaded image as bytes."""
     return (shade_by_attention(example, attention) * 255).round().astype(np.uint8)

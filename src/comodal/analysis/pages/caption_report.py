@@ -1,4 +1,4 @@
-"""The parts of a report about a ViLBERT: curves of its three tasks, retrieval, and where its words look."""
+"""The parts of a report about a ViLBERT: curves of its three tasks, retrieval, and co-attention."""
 
 import html
 from pathlib import Path
@@ -15,7 +15,7 @@ OBJECTIVE_TITLES = {"word": "hidden words", "region": "hidden regions", "alignme
 def build_caption_parts(
     run: Path, model: ViLBERT, regions: Path | None, captions: Path | None, images: Path | None, results: list[Path]
 ) -> list[str]:
-    """Header, curves, and of what is given: retrieval, and attention over the pictures."""
+    """Header and curves; with the files given, also retrieval scores and attention over the images."""
     parts = [
         format_run_header(
             run,

@@ -14,7 +14,7 @@ def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
 
     Args:
         lines: one for each entry: step, split, loss, accuracy.
-        chance: accuracy of a guess, and the loss that goes with it, drawn dotted; None where it is not one number.
+        chance: chance level of the accuracy; it is drawn dotted, with its loss. None where it is not a single number.
     """
     figure = Figure(figsize=(10.0, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,7 +35,7 @@ def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
 
 
 def draw_task_accuracies(lines: list[dict], tasks: dict[str, str]) -> Figure:
-    """Accuracy of several tasks (`NAME_accuracy` of the log), one beside the other.
+    """Accuracy of several tasks (`NAME_accuracy` of the log), side by side.
 
     Args:
         lines: one for each entry.
@@ -56,7 +56,7 @@ def draw_task_accuracies(lines: list[dict], tasks: dict[str, str]) -> Figure:
 
 
 def draw_split_curve(axes: Axes, lines: list[dict], split: str, name: str) -> None:
-    """One curve; the many points of training get a running mean."""
+    """Draws one curve; training metrics are smoothed by a running mean."""
     points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
     if not points:
         return

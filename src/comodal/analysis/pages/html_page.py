@@ -1,4 +1,4 @@
-"""Parts of a page: figures, tables and sections of one HTML file that needs nothing else."""
+"""Building blocks of a self-contained HTML page: figures, tables, sections and audio players."""
 
 import base64
 import html
@@ -51,7 +51,7 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def write_page(out: Path, title: str, parts: list[str]) -> None:
-    """One HTML file of some parts."""
+    """Writes one HTML file of some parts."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -62,25 +62,25 @@ def write_page(out: Path, title: str, parts: list[str]) -> None:
 
 
 def embed_figure(figure: Figure, words: str) -> str:
-    """A figure within the page."""
+    """A figure embedded in the page."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
     return embed_png(png.getvalue(), words)
 
 
 def embed_png(png: bytes, words: str) -> str:
-    """A PNG within the page."""
+    """A PNG embedded in the page."""
     return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def embed_photo(image: UInt8[np.ndarray, "height width 3"], words: str) -> str:
-    """A picture within the page, as JPEG: a tenth of a PNG."""
+    """An image embedded in the page as JPEG, a tenth of the size of a PNG."""
     data = base64.b64encode(encode_jpeg(image, quality=85)).decode()
     return f'<img alt="{html.escape(words)}" src="data:image/jpeg;base64,{data}">'
 
 
 def embed_audio_player(sound: Float[np.ndarray, " samples"], sample_rate: int) -> str:
-    """A sound within the page, as MP3, which every browser plays: about 15 kB a second."""
+    """Audio embedded in the page as MP3, which every browser plays: about 15 kB per second."""
     memory = io.BytesIO()
     soundfile.write(memory, np.clip(sound, -1.0, 1.0), sample_rate, format="MP3")
     data = base64.b64encode(memory.getvalue()).decode()
@@ -88,18 +88,18 @@ def embed_audio_player(sound: Float[np.ndarray, " samples"], sample_rate: int) -
 
 
 def format_section(title: str, text: str, body: str) -> str:
-    """A titled part of the page."""
+    """A titled section of the page."""
     return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>{body}</section>"
 
 
 def format_run_header(run: Path, sentence: str, metric: str, meaning: str) -> str:
-    """A run's name and its main figures.
+    """A run's name and its main metrics.
 
     Args:
         run: the run's folder.
-        sentence: what was learnt from what.
-        metric: of the validation, to be shown first.
-        meaning: what it is.
+        sentence: what was trained, and on which data.
+        metric: the validation metric to show first.
+        meaning: its description.
     """
     found = describe_run(run)
     facts = []
@@ -119,7 +119,7 @@ def format_run_header(run: Path, sentence: str, metric: str, meaning: str) -> st
 
 
 def format_run_settings(run: Path) -> str:
-    """The resolved settings, folded away."""
+    """The resolved settings, collapsed."""
     path = run / "config.yaml"
     values = read_yaml(path, RecipeError) if path.is_file() else {}
     rows = "".join(

@@ -1,4 +1,4 @@
-"""The part of a report about where in the picture the sound is."""
+"""The part of a report about sound source localization."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ POINTER_TITLES = {
 def build_localization_parts(
     model: L3Net, moments: ClipMoments, scenes: Sequence[PointingScene], seed: int = 0
 ) -> list[str]:
-    """Maps over held-out pictures; with scenes whose truth is known, also how often they point at what sounds."""
+    """Maps over held-out images; with scenes of known boxes, also the score of the pointing game."""
     text = (
         "Held-out pictures with their own sound; bright where that place alone goes best with the sound, from the "
         "worst to the best place of each picture, and a cross at the best."
@@ -44,7 +44,7 @@ def build_localization_parts(
 
 
 def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> str:
-    """The pointing game as a table, and some of the pictures side by side."""
+    """The pointing game as a table, with some pairs of images side by side."""
     found = run_pointing_game(model, scenes, seed)
     text = (
         f"How often the highest point of the map lies in the box of an object that sounds: in {len(scenes)} held-out "
@@ -61,7 +61,7 @@ def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed
 
 
 def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:
-    """Each scene's picture, lit by its map, with its boxes."""
+    """Each scene's image, shaded by its map, with its boxes."""
     columns = columns if scenes[0].picture.shape[1] < 1.5 * scenes[0].picture.shape[0] else columns // 2
     rows = -(-len(scenes) // columns)
     figure = Figure(
@@ -83,7 +83,7 @@ def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6)
 
 
 def draw_audio_source(axes: Axes, shown: np.ndarray, source: LocalizationResult) -> None:
-    """A picture lit by its map, a cross at the best place, P(together) above it."""
+    """An image shaded by its map, a cross at the maximum, P(match) above it."""
     size = shown.shape[:2]
     warmth = normalize_map(resize_maps(source.places, size)[0].numpy())
     x, y = find_map_peak(source.places[0], size)

@@ -1,4 +1,4 @@
-"""Verdicts over time, drawn: the curve of P(together), and frames lit where the sound is."""
+"""Figures of correspondence over time: the curve of P(match), and frames shaded by localization."""
 
 import html
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
 
 
 class MatchMoment(NamedTuple):
-    """The verdict on a frame and the second of sound around it; nothing but the frame where the sound is silent."""
+    """The prediction for a frame and the second of audio around it; only the frame where the audio is silent."""
 
     seconds: float
     together: float | None
-    x: float | None  # of the place that goes best with the sound, as fractions of the picture
+    x: float | None  # of the best matching position, as fractions of the image
     y: float | None
     places: Float[np.ndarray, "rows columns"] | None
     jpeg: bytes
 
 
 def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
-    """The curve over time above at most 18 frames at equal distances."""
+    """The curve over time above at most 18 equally spaced frames."""
     chosen = np.unique(
         np.linspace(0, len(moments) - 1, min(MAX_SHOWN_FRAMES, len(moments))).round().astype(int)
     ).tolist()
@@ -49,7 +49,7 @@ def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
 
 
 def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
-    """P(together) by second; a gap where there is silence."""
+    """P(match) by second, with a gap where the audio is silent."""
     values = [np.nan if moment.together is None else moment.together for moment in moments]
     axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
     axes.axhline(0.5, color="#999999", linestyle=":", linewidth=1.0)
@@ -60,7 +60,7 @@ def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
 
 
 def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
-    """A frame, lit where its places go best with the sound, a cross at the best."""
+    """A frame, shaded by the match of each position with the audio, with a cross at the maximum."""
     frame = decode_jpeg(moment.jpeg)
     axes.set_axis_off()
     if moment.together is None or moment.places is None or moment.x is None or moment.y is None:
@@ -75,7 +75,7 @@ def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
 
 
 def write_match_page(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
-    """A page with the drawing and all moments in a table."""
+    """Writes a page with the figure and a table of all moments."""
     text = (
         "P(together) of each frame and the second of sound around it; frames are bright where that place alone goes "
         "best with the sound, from the worst to the best place of each, and a cross is at the best."

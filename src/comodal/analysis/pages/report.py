@@ -1,4 +1,4 @@
-"""One page that shows what a run has learnt; a single HTML file that needs nothing else."""
+"""`comodal report`: one self-contained HTML page about a run."""
 
 import html
 from pathlib import Path
@@ -43,26 +43,25 @@ def write_report(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Writes one HTML page about a run: curves, scores, verdicts on held-out pairs, what single units see and hear
-    (with sounds to play), whether they go with classes, and where in the picture the sound is.
+    """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, the inputs that activate single
+    units (with audio to play), their selectivity for classes, and sound source localization.
 
     Args:
         run: the run's folder.
         out: the page to write.
-        data: what it was trained on (or other): shards, of which pairs and activations of units are shown;
-            or a region store.
-        results: folders that `evaluate ... --out` wrote, with results cards or without.
-        captions: of a ViLBERT's region store, for its attention between words and regions.
-        images: the folder of their images; of a task's run, of its region store's: examples are then shown.
-        pairs: how many held-out pairs are judged.
-        seed: of the pairs, and of the untrained network that stands beside.
-        truth: where what sounds is, `worlds.jsonl` of a playground: the map of the sound's place is then scored.
-        moments: of how many clips, at most, units and places are studied.
+        data: training or other data: shards, for predictions on pairs and activations of units; or a region store.
+        results: folders that `evaluate ... --out` wrote, with or without results cards.
+        captions: of a ViLBERT's region store, for its attention between tokens and regions.
+        images: the folder of the images of the region store or of the task's run, for examples.
+        pairs: number of held-out pairs with predictions.
+        seed: of the pairs, and of the untrained network that serves as the baseline.
+        truth: `worlds.jsonl` of synthetic data, with the boxes of the objects that sound; localization is scored by it.
+        moments: maximum number of clips that units and positions are studied on.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Raises:
-        DataError: the run, its data or the results are not there, or do not belong together.
+        DataError: the run, its data or the results are missing or do not match.
 
     Examples:
         comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
@@ -166,7 +165,7 @@ def find_validation_split(data: Path) -> Path:
 
 
 def build_curves_part(run: Path) -> str:
-    """Loss and accuracy by step; of a run on all pairs the loss of pairs, which is what validation has."""
+    """Loss and accuracy by step. For a training loss over all pairs of a batch, shows the pair loss of validation."""
     lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
     figure = draw_curves(lines)
     text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
@@ -174,7 +173,7 @@ def build_curves_part(run: Path) -> str:
 
 
 def build_scores_part(results: list[Path]) -> str:
-    """Each evaluation's systems, the trained one beside its baselines."""
+    """The systems of each evaluation: the trained model compared with its baselines."""
     rows = []
     for folder in results:
         found = read_json_object(folder / "results.json")
@@ -205,7 +204,7 @@ def build_confusion_part(results: list[Path]) -> str:
 
 
 def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> str:
-    """Held-out pairs with the model's verdict."""
+    """Held-out pairs with the model's predictions."""
     found = predict_pairs(model, split, pairs, seed)
     text = (
         f"Of {len(found.together)} held-out pairs drawn for this page, {found.accuracy:.1%} are judged rightly (green)."

@@ -1,8 +1,8 @@
-"""Examples of a fine-tuned run on its page: what it answers, what is right, and where its words look.
+"""Examples of a fine-tuned run on its page: predictions, ground truth and attention.
 
-The examples are those that the run was validated on: its recipe reads them again, with the run's own settings. The
-answers are those of `comodal evaluate`; the attention is the co-attention of the same texts beside the same regions
-(ViLBERT, section 3.1).
+The examples are from the run's validation data. The run's recipe reads them with the run's own settings. The
+predictions are those of `comodal evaluate`. The attention is the co-attention of the same texts and regions (ViLBERT,
+section 3.1).
 """
 
 import html
@@ -54,19 +54,19 @@ TASK_MODULES: dict[str, Callable[..., Any]] = {
     "vqa": vqa, "gqa": gqa, "visual_genome": visual_genome, "vcr": vcr, "grounding": grounding, "phrases": phrases,
     "retrieval": retrieval, "nlvr2": nlvr2, "entailment": entailment,
 }  # fmt: skip
-MAX_EVALUATED_EXAMPLES = 200  # examples, among which right and wrong ones are chosen
-NUM_SHOWN_EXAMPLES = 3  # of either
+MAX_EVALUATED_EXAMPLES = 200  # examples, from which correct and incorrect ones are chosen
+NUM_SHOWN_EXAMPLES = 3  # of correct and of incorrect ones
 NUM_SHOWN_ANSWERS = 5  # answers of an example
 MIN_CORRECT_SCORE = 0.5  # of an answer's soft score, or of a region's overlap
 
 
 class TaskPrediction(NamedTuple):
-    """What a model says of an example.
+    """The predictions of a model for an example.
 
     Args:
-        names: What it could say: answers, classes, texts or regions.
-        shares: How likely each is.
-        truth: How right each is, from 0 to 1.
+        names: The candidates: answers, classes, texts or regions.
+        shares: The probability of each candidate.
+        truth: The correctness of each candidate, from 0 to 1.
     """
 
     names: Sequence[str]
@@ -75,20 +75,20 @@ class TaskPrediction(NamedTuple):
 
     @property
     def best(self) -> int:
-        """The one that it says."""
+        """The index of the likeliest candidate."""
         return int(self.shares.argmax())
 
     @property
     def right(self) -> bool:
-        """Whether that counts as right."""
+        """Whether the likeliest candidate counts as correct."""
         return bool(self.truth[self.best] > MIN_CORRECT_SCORE)
 
 
 def build_example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[str]:
-    """Right and wrong examples of a run, each a part of its page.
+    """Correct and incorrect examples of a run, each as a part of its page.
 
     Raises:
-        DataError: The run does not tell its task, its files are not there, or an image has no picture.
+        DataError: The run does not name its task, its files are missing, or an image is missing.
     """
     if task not in TASK_MODULES:
         raise DataError(f"{run} does not say for which task it was fine-tuned, so no examples of it can be shown")
@@ -118,7 +118,7 @@ def build_example_parts(run: Path, task: str, images: Path, compute: Compute) ->
 
 
 def parse_recipe_arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings as its recipe takes them: paths are text in config.yaml."""
+    """The settings of a run with the types that its recipe takes: paths are text in config.yaml."""
     hints, found = get_type_hints(recipe), {}
     for name in signature(recipe).parameters:
         if name in told:
@@ -130,7 +130,7 @@ def parse_recipe_arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> 
 
 
 def predict_example(run: Path, head: Head, one: EvaluatedExample, seen: TaskDataset) -> TaskPrediction:
-    """Scores as probabilities: each by itself for answers and regions, one of all for classes and texts."""
+    """Scores as probabilities: a sigmoid for answers and regions, a softmax for classes and texts."""
     scores, target, example = one.scores.astype(np.float64), one.example.target, one.example
     if head.kind in ("answers", "regions"):
         assert isinstance(target, np.ndarray)
@@ -159,13 +159,13 @@ def format_region_name(place: int) -> str:
 
 
 def decode_example_text(seen: TaskDataset, example: TaskExample, place: int) -> str:
-    """A text of an example, put together from its word pieces."""
+    """A text of an example, decoded from its tokens."""
     pieces = [seen.words.vocabulary[piece] for piece in example.texts[place].words[1:-1]]
     return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
 
 
 def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> str:
-    """How many are right among those that were asked."""
+    """The number of correct predictions among the evaluated examples."""
     right = sum(verdict.right for verdict in verdicts)
     text = (
         f"Of {len(verdicts)} examples of its {of}, asked for this page, {right} are answered rightly. Below are some "
@@ -185,7 +185,7 @@ def build_example_part(
     files: dict[str, Path],
     images: Path,
 ) -> str:
-    """One example: the answers in a table, and each text beside its picture."""
+    """One example: the answers in a table, and each text with its image."""
     colour, mark = (CORRECT_COLOR, "right") if verdict.right else (INCORRECT_COLOR, "wrong")
     choices = head.kind == "linear" and len(example.texts) > 1
     drawn = [verdict.best] if choices else range(len(example.texts))
@@ -208,7 +208,7 @@ def build_example_part(
 def mark_predicted_region(
     shown: co_attention.AttentionExample, verdict: TaskPrediction
 ) -> tuple[co_attention.AttentionExample, np.ndarray | None]:
-    """The box that was chosen, and the one that fits best, if any does; row 0 is the whole image."""
+    """The predicted box, and the one that overlaps the ground truth best, if any does; row 0 is the whole image."""
     height, width = shown.picture.shape[:2]
     boxes = np.concatenate([[[0.0, 0.0, width, height]], shown.boxes])
     fits = int(verdict.truth.argmax())
@@ -217,7 +217,7 @@ def mark_predicted_region(
 
 
 def format_answer_table(verdict: TaskPrediction) -> str:
-    """The likeliest answers, and the right one wherever it stands."""
+    """The likeliest answers, and the correct one at any rank."""
     order = verdict.shares.argsort()[::-1].tolist()
     best_truth = int(verdict.truth.argmax())
     listed = order[:NUM_SHOWN_ANSWERS] + (
@@ -232,7 +232,7 @@ def format_answer_table(verdict: TaskPrediction) -> str:
 
 
 def describe_correctness(verdict: TaskPrediction, place: int) -> str:
-    """How right one answer is, in words."""
+    """The correctness of one answer as text."""
     share = float(verdict.truth[place])
     return "" if share == 0 else "right" if share == 1 else f"right to {share:.2f}"
 
@@ -241,7 +241,7 @@ def describe_correctness(verdict: TaskPrediction, place: int) -> str:
 def format_text_attention(
     asked: LoadedTaskModel, seen: TaskDataset, example: TaskExample, place: int, files: dict[str, Path], images: Path
 ) -> co_attention.AttentionExample:
-    """One text of an example beside its picture, as the model reads both."""
+    """The attention of one text of an example with its image."""
     row, text = example.rows[place], seen.seen(example.texts[place])
     features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
     device = asked.compute.device

@@ -1,4 +1,4 @@
-"""The parts of a report about a model that was fine-tuned for a task with words and pictures."""
+"""The parts of a report about a model that was fine-tuned for a vision-and-language task."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ START_DESCRIPTIONS = {"pretrained": "from the weights of {}", "scratch": "from c
 
 
 def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[str]:
-    """Header and curves, and with the folder of its images examples of what it answers."""
+    """Header and curves; with the folder of its images, also examples with predictions."""
     told, about = read_yaml(run / "config.yaml", RecipeError), read_model_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
     begun = START_DESCRIPTIONS.get(str(told.get("start")), "").format(Path(str(told.get("model"))).name)
@@ -33,7 +33,7 @@ def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[s
     without = "" if blank == "nothing" else f", without the {blank}"
     sentence = f"Fine-tuned on labels: {TASK_TITLES.get(task, task)}; begun {begun}{without}."
     chosen = about.get("chosen") if isinstance(about, dict) else None
-    if isinstance(chosen, dict):  # the weights that did best, not the last ones, whose accuracy stands below
+    if isinstance(chosen, dict):  # the best weights; the accuracy of the last ones is shown below
         sentence += f" The model is that of step {chosen['step']:,}: accuracy {chosen['accuracy']:.3f} on validation."
     lines = read_log(run / "metrics.jsonl")
     return [

@@ -1,4 +1,4 @@
-"""What the tokens of a region store are like: how often each is used, and the regions nearest to its centre."""
+"""The visual tokens of a region store: how often each is used, and the regions nearest to its center."""
 
 import base64
 import html
@@ -29,7 +29,7 @@ TOKEN_PAGE_STYLE = """
 
 
 class TokenRegion(NamedTuple):
-    """Where a region is: an image's id and size in pixels, and a box x1, y1, x2, y2."""
+    """A region: the id and size in pixels of its image, and its box x1, y1, x2, y2."""
 
     image: str
     width: int
@@ -38,7 +38,7 @@ class TokenRegion(NamedTuple):
 
 
 class TokenUse:
-    """Counts tokens as they are assigned, and keeps the rows of the regions nearest to each centre."""
+    """Counts tokens as they are assigned, and keeps the rows of the regions nearest to each center."""
 
     def __init__(self, tokens: int, examples: int) -> None:
         self.counts = np.zeros(tokens, np.int64)
@@ -48,7 +48,7 @@ class TokenUse:
     def add(
         self, first_row: int, tokens: Int[np.ndarray, " regions"], distances: Float[np.ndarray, " regions"]
     ) -> None:
-        """Regions in consecutive rows of the store, and how far they lie from the centres of their tokens."""
+        """Adds regions in consecutive rows of the store, with their distances from the centers of their tokens."""
         counts = np.bincount(tokens, minlength=len(self.counts))
         self.counts += counts
         order = np.lexsort((distances, tokens))
@@ -64,7 +64,7 @@ class TokenUse:
         self.rows, self.distances = np.take_along_axis(rows, best, 1), np.take_along_axis(far, best, 1)
 
     def summary(self) -> dict[str, float]:
-        """Tokens, how many are used, perplexity, smallest and largest."""
+        """Number of tokens, used tokens, perplexity, smallest and largest count."""
         return {
             "tokens": float(len(self.counts)),
             "used": float((self.counts > 0).sum()),
@@ -74,14 +74,14 @@ class TokenUse:
         }
 
     def shown(self, count: int) -> list[int]:
-        """Used tokens at equal distances from the most to the least frequent."""
+        """Used tokens, equally spaced from the most to the least frequent."""
         order = np.argsort(-self.counts, kind="stable")[: int((self.counts > 0).sum())]
         places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
         return order[places].tolist()
 
 
 def compute_perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
-    """The exponential of the entropy of how often each token is used: the number of tokens if all are equally."""
+    """The exponential of the entropy of token frequencies: the number of tokens if all are equally frequent."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -89,13 +89,13 @@ def compute_perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
 def build_token_page(
     title: str, use: TokenUse, inertia: Sequence[float], examples: dict[int, list[TokenRegion]], images: Path | None
 ) -> str:
-    """One HTML page that needs nothing else.
+    """One self-contained HTML page.
 
     Args:
         title: Of the page.
         use: Counts of the tokens.
-        inertia: Mean squared distance at each level, if the codebook was fitted here.
-        examples: Regions nearest to the centre of each token that is shown.
+        inertia: Mean squared distance at each level, if the codebook was fitted by this command.
+        examples: Regions nearest to the center of each token that is shown.
         images: Folder of the images, for crops.
     """
     facts = "".join(
@@ -154,13 +154,13 @@ def format_inertia_table(inertia: Sequence[float]) -> str:
 def format_token_row(
     token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[TokenRegion], files: dict[str, Path]
 ) -> str:
-    """One token: its number, its size, its nearest regions."""
+    """One token: its id, its count, its nearest regions."""
     cells = "".join(format_region_cell(region, files) for region in regions)
     return f'<div class="token"><b>token {token}<span>{counts[token]:,} regions</span></b><div>{cells}</div></div>'
 
 
 def format_region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
-    """A crop where the image is there and can be read, and where the region is."""
+    """A crop if the image can be read, and the position of the region."""
     box = ", ".join(f"{side:.0f}" for side in region.box)
     words = html.escape(f"{region.image}: {box}")
     names = (region.image, region.image.rpartition(".")[0], Path(region.image).name, Path(region.image).stem)
@@ -173,7 +173,7 @@ def format_region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
 
 
 def crop_region(path: Path, region: TokenRegion) -> bytes | None:
-    """The region as a small JPEG, or None if it cannot be cut. The file may have another size than the store says."""
+    """The region as a small JPEG, or None if it cannot be cropped. The file may have another size than in the store."""
     try:
         image = read_image(path)
     except MediaError:
@@ -191,7 +191,7 @@ def crop_region(path: Path, region: TokenRegion) -> bytes | None:
 
 
 def index_images_by_name(folder: Path) -> dict[str, Path]:
-    """Pictures below a folder by their names without suffix, with the folders inside it and without them."""
+    """The images of a folder by name without suffix, with and without their subfolders."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in CROPPED_IMAGE_SUFFIXES]
     whole = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {path.stem: path for path in paths} | whole

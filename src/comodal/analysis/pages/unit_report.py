@@ -1,4 +1,4 @@
-"""The part of a report about L3-Net's units: what fires them, and how they go with classes (L3-Net, section 4.4)."""
+"""The part of a report about L3-Net's units: what activates them, and class selectivity (L3-Net, section 4.4)."""
 
 import html
 from collections.abc import Callable
@@ -29,14 +29,14 @@ from comodal.hardware import get_module_device
 from comodal.media.image import resize_short_side
 from comodal.models.l3net.l3net import L3Net
 
-NUM_UNIT_EXAMPLES = 6  # of each unit, its strongest moments
-NUM_UNITS_BY_LAYER = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # how many units of which layers
-UNIT_THUMBNAIL_PIXELS = 112  # pixels
+NUM_UNIT_EXAMPLES = 6  # moments per unit, those with the strongest activations
+NUM_UNITS_BY_LAYER = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # number of units per layer
+UNIT_THUMBNAIL_PIXELS = 112  # side of a thumbnail, in pixels
 Cells = Callable[[TowerInput, str, UnitActivation], list[str]]
 
 
 def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[str]:
-    """What fires the units, and, if the moments have labels of several classes, how they go with them."""
+    """Inputs that activate the units, and, if the moments have labels of several classes, class selectivity."""
     about = (
         f"Of {{}}, the units that stand out most, each with its strongest of {len(moments.names)} held-out moments, "
         "bright where the unit fires."
@@ -53,7 +53,7 @@ def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[
 
 
 def build_unit_gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
-    """Rows of units of pool4, and of some other layers folded away."""
+    """Rows of units of pool4, and of some other layers, collapsed."""
     activations, shown = max_channel_activations(side, inputs), ""
     for layer, count in NUM_UNITS_BY_LAYER.items():
         rows = "".join(
@@ -65,7 +65,7 @@ def build_unit_gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
 
 
 def make_image_cells(moments: ClipMoments) -> Cells:
-    """The strongest pictures of a unit, lit where it fires."""
+    """The images with the strongest activations of a unit, shaded by its activation map."""
 
     def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         size = moments.image.shape[2]
@@ -79,12 +79,12 @@ def make_image_cells(moments: ClipMoments) -> Cells:
 
 
 def render_unit_thumbnail(image: Tensor, warmth: np.ndarray) -> np.ndarray:
-    """A picture of the network as a lit thumbnail."""
+    """An input image of the network as a shaded thumbnail."""
     return resize_short_side(shade_by_heat(image.permute(1, 2, 0).numpy(), warmth), UNIT_THUMBNAIL_PIXELS)
 
 
 def make_audio_cells(model: L3Net, moments: ClipMoments) -> Cells:
-    """Spectrograms of a unit's strongest seconds, lit where it fires, each to be heard."""
+    """Spectrograms of a unit's strongest seconds, shaded by its activation map, each with an audio player."""
 
     def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
         sounds = moments.sound[torch.from_numpy(unit.moments)]
@@ -114,7 +114,7 @@ def format_unit_cell(body: str, name: str) -> str:
 
 
 def build_selectivity_part(studies: dict[str, SelectivityStudy]) -> str:
-    """The table over the layers of both towers, each number beside an untrained network and shuffled labels."""
+    """The table over the layers of both towers, compared with an untrained network and with shuffled labels."""
     any_study = next(iter(studies.values()))
     text = (
         f"No class was ever told; do units go with the {len(any_study.classes)} classes of {any_study.moments} "

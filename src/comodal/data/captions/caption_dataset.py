@@ -1,12 +1,12 @@
-"""Captions beside the regions of an image, with words and regions hidden (ViLBERT, sections 3.1 and 3.2).
+"""Captions with the regions of an image, with masked tokens and regions (ViLBERT, sections 3.1 and 3.2).
 
-Every sample is a function of (seed, epoch, index): which caption meets which image (caption_pairs.py), and what is
-hidden of both. A batch is as long as its longest caption and as wide as its richest image.
+Every sample is a function of (seed, epoch, index): its caption and image (caption_pairs.py), and what is masked. A
+batch is padded to its longest caption and its largest number of regions.
 
-Row 0 of the regions is the whole image: the sum of the features that can be seen over the number of regions, as in the
-paper's code (vilbert_beta). `faithful` is the original's later code (vilbert-multi-task) where that differs from the
-paper: a random word may be any number of the vocabulary, and row 0 is divided by `max_regions` less the regions that
-overlap a chosen one, padding counted. (That a mismatched caption may be of the same image is chosen in `Mismatches`.)
+Row 0 of the regions is the whole image: the sum of the visible features over the number of regions, as in the
+paper's code (vilbert_beta). `faithful` follows the original's later code (vilbert-multi-task) where it differs from the
+paper: a random token may be any id of the vocabulary, and row 0 is divided by `max_regions` minus the regions that
+overlap a chosen one, padding included. (`NegativeSampling` sets whether a negative caption may be of the same image.)
 """
 
 from collections.abc import Sequence
@@ -32,23 +32,23 @@ from comodal.data.captions.masking import (
 from comodal.data.regions.region_store import Regions, RegionStore, compute_locations
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 
-MASKING_SEED = 2  # keeps this chance apart from that of the order
+MASKING_SEED = 2  # separates this random stream from that of the order
 MAX_REGIONS = 36  # the original's features have 36 regions an image
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """How much is hidden.
+    """How much is masked.
 
     Attributes:
-        words: Share of the words that the model is to tell.
-        regions: Share of the regions that the model is to tell.
-        overlap: Hide also the regions whose IoU with one of these is above this, without asking for them. 12-in-1 has
-            0.4; the paper and the original's code do not hide them.
-        tell_mismatched: Ask for what is hidden in pairs that do not belong together, too, as the paper does. 12-in-1
-            does not; there, too, words and regions are hidden, or else a [MASK] would tell that a pair belongs.
-        faithful: Random words and row 0 as in the original's code.
+        words: Fraction of the tokens that the model has to predict.
+        regions: Fraction of the regions that the model has to predict.
+        overlap: Also zero the regions whose IoU with one of these is above this, without predicting them. 12-in-1 uses
+            0.4; the paper and the original's code do not.
+        tell_mismatched: Also compute the masked losses for mismatched pairs, as in the paper. 12-in-1 does not. Tokens
+            and regions of mismatched pairs are masked in both cases, or else a [MASK] would reveal a match.
+        faithful: Random tokens and row 0 as in the original's code.
     """
 
     words: float = MASKING_PROBABILITY
@@ -63,7 +63,7 @@ class MaskingConfig:
 
 
 class _Draws(NamedTuple):
-    """Uniform draws; 1, which chooses nothing, where there is no word or region."""
+    """Uniform draws; 1, which chooses nothing, where there is no token or region."""
 
     words: Float[np.ndarray, "batch words"]
     replacements: Float[np.ndarray, "batch words"]
@@ -81,18 +81,18 @@ class _Regions(NamedTuple):
 
 
 class CaptionDataset:
-    """Batches of any (epoch, index); read from the first on, they are a validation set that never changes.
+    """Batches of any (epoch, index). Read from the first sample on, they are a fixed validation set.
 
     Args:
         captions: Captions, each with the row of its image in the store.
         store: The regions of the images.
-        words: The vocabulary.
-        seed: Of the order, the mismatches and what is hidden.
-        batch_size: Samples of one step, over all processes together: so many captions of similar length stand together.
-        max_words: Word pieces of a caption with [CLS] and [SEP]; longer ones lose their end.
-        max_regions: Regions of an image; further ones are left out, so a store should have its best regions first.
-        hiding: What is hidden.
-        mismatches: How many pairs do not belong together.
+        words: The tokenizer.
+        seed: Of the order, the negatives and the masking.
+        batch_size: Samples of one step, over all processes: the size of the groups of captions of similar length.
+        max_words: Maximum number of tokens of a caption with [CLS] and [SEP]; longer ones are truncated.
+        max_regions: Maximum number of regions of an image; the first are kept, so a store should be sorted by score.
+        hiding: What is masked.
+        mismatches: How negatives are sampled.
 
     Raises:
         DataError: There are no captions, or all are of one image.
@@ -128,7 +128,7 @@ class CaptionDataset:
 
     @property
     def truncated(self) -> int:
-        """Captions that were longer than `max_words` and lost their end."""
+        """Number of captions that were longer than `max_words` and were truncated."""
         return self.encoded.truncated
 
     def batch(self, places: Sequence[tuple[int, int]]) -> CaptionBatch:
@@ -168,11 +168,11 @@ class CaptionDataset:
         )
 
     def key(self, caption: int, row: int) -> str:
-        """What a sample is made of, to find it again by hand."""
+        """A description of a sample's caption and image, to look it up."""
         return f"image {self.store.ids[row]}, caption {self.keys[caption].decode()}"
 
     def _pairs(self, places: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Captions, rows of images, and whether they do not belong together."""
+        """Captions, rows of images, and whether they are mismatched."""
         every = [(self.pairs.epoch(epoch), index) for epoch, index in places]
         return (
             np.array([epoch.captions[index] for epoch, index in every], np.int64),
@@ -183,7 +183,7 @@ class CaptionDataset:
     def _words(
         self, captions: Int64[np.ndarray, "batch"]
     ) -> tuple[Int64[np.ndarray, "batch words"], Bool[np.ndarray, "batch words"]]:
-        """The captions as they are, padded to the longest, and where they are."""
+        """The unmasked captions, padded to the longest, and the mask of their positions."""
         lengths = self.encoded.lengths[captions]
         columns = np.arange(lengths.max())
         attended = columns < lengths[:, None]
@@ -197,7 +197,7 @@ class CaptionDataset:
         words: Bool[np.ndarray, "batch words"],
         regions: Bool[np.ndarray, "batch regions"],
     ) -> _Draws:
-        """Each sample's own chance: as many numbers as it has words and regions, whatever else is in the batch."""
+        """The uniform draws of each sample: one for each token and region, independent of the rest of the batch."""
         draws = _Draws(np.ones(words.shape), np.zeros(words.shape), np.ones(regions.shape))
         lengths, counts = words.sum(axis=1).tolist(), regions.sum(axis=1).tolist()
         for row, ((epoch, index), length, count) in enumerate(zip(places, lengths, counts, strict=True)):
@@ -216,12 +216,12 @@ class CaptionDataset:
         return mask_tokens(*flat, self.mask, self.hiding.words)
 
     def _regions(self, rows: Int64[np.ndarray, "batch"]) -> _Regions:
-        """The regions of images, padded to the most."""
+        """The regions of images, padded to the maximum of the batch."""
         images = [self.store.regions(row) for row in rows.tolist()]
         counts = self.counts[rows]
         attended = np.arange(counts.max()) < counts[:, None]
         shape = (len(images), attended.shape[1] + 1)
-        features = torch.empty((*shape, self.store.dim))  # _finish makes row 0
+        features = torch.empty((*shape, self.store.dim))  # _finish fills row 0
         self.store.fill(rows.tolist(), features[:, 1:])
         boxes = np.zeros((*attended.shape, 4), np.float32)
         fractions = np.zeros((*shape, 5), np.float32)
@@ -243,7 +243,7 @@ class CaptionDataset:
         return MaskedRegions(chosen, hidden)
 
     def _finish(self, seen: _Regions, hidden: MaskedRegions) -> None:
-        """Hides what is hidden and makes row 0, in place."""
+        """Zero the masked regions and fill row 0, in place."""
         seen.features[:, 1:][hidden.hidden] = 0
         seen.tokens[:, 1:][hidden.hidden] = TokenInput.HIDDEN
         if self.hiding.faithful:
@@ -261,7 +261,7 @@ class CaptionDataset:
         images: Int64[np.ndarray, "hidden"],
         regions: Int64[np.ndarray, "hidden"],
     ) -> Float32[np.ndarray, "hidden classes"]:
-        """The class probabilities of the hidden regions alone: those of all are too many numbers to read."""
+        """The class probabilities of the masked regions only: reading those of all regions is too slow."""
         if self.store.probabilities is None:
             return np.empty((len(images), 0), np.float32)
         return self.store.probabilities[self.store.firsts[rows[images]] + regions].astype(np.float32)
@@ -280,7 +280,7 @@ def _find_overlapping_regions(
 def prepend_whole_image(
     inside: Regions, most: int
 ) -> tuple[Float32[np.ndarray, "rows features"], Float32[np.ndarray, "rows 5"]]:
-    """Features and locations of one image's first regions, nothing hidden, behind row 0 for the whole of it."""
+    """Features and locations of the first regions of one image, unmasked, after row 0 for the whole image."""
     count = min(len(inside.boxes), most)
     features = np.zeros((count + 1, inside.features.shape[1]), np.float32)
     features[1:] = inside.features[:count]

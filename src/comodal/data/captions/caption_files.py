@@ -1,26 +1,26 @@
-"""Captions of images, from the files that people have; which image each belongs to is decided by a region store.
+"""Reads captions of images in the usual file formats; a region store decides which image each belongs to.
 
-The layout is recognised from the content:
+The layout is detected from the content:
 
-- Conceptual Captions TSV (`caption <tab> url`, or `url <tab> caption` as in CC12M): an image is called by the CRC-32 of
-  its URL, as in the original's features, or by its row, counted from 0. In place of the URL may stand a file, as in
+- Conceptual Captions TSV (`caption <tab> url`, or `url <tab> caption` as in CC12M): an image is named by the CRC-32 of
+  its URL, as in the original's features, or by its row, counted from 0. A file may replace the URL, as in
   Flickr8k's and Flickr30k's `name.jpg#0 <tab> caption`.
 - Karpathy's JSON of COCO, Flickr30k and Flickr8k (`images`, each with `sentences`); `restval` counts as training.
 - COCO's own JSON (`images` and `annotations`).
 - JSON Lines, or a JSON array: `image` with `caption` or `captions`, if known `id` and `split`; or the original's
   `img_path` with `sentences` and `id`.
 - The original's caption_train.json: `{image id: caption}`, or a list of captions.
-- CSV or TSV with a line of names: Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment`, and
+- CSV or TSV with a header line: Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment`, and
   others (caption_tables.py); a folder with such a metadata.csv or metadata.jsonl (Hugging Face's ImageFolder).
 - Parquet and Arrow with the same columns, and img2dataset's table of a download (`key`, `caption`, `status`).
 - Tar shards (WebDataset, img2dataset) and Hugging Face's Parquet and Arrow files with the images in them, in a folder,
-  by a pattern or alone (stored_examples.py).
-- A folder with `name.txt` beside `name.jpg`, a caption a line; its first folders may be the splits.
+  by a pattern or alone (archive_examples.py).
+- A folder with `name.txt` next to `name.jpg`, a caption a line; its first folders may be the splits.
 - Flickr30k Entities' folder of sentences (Plummer et al., ICCV 2015): `ID.txt`, a caption a line in which phrases are
-  marked as `[/EN#ENTITY/KIND words]`; train.txt, val.txt and test.txt in it or beside it list the ids of the splits.
+  marked as `[/EN#ENTITY/KIND words]`; train.txt, val.txt and test.txt in it or next to it list the ids of the splits.
 
-An image has many names: its number, its file's name with and without folder and suffix. A caption carries all of them,
-in the same order in the whole file; caption_matching.py takes the kind that most captions share with a region store.
+An image has several names: its id, its file name with and without folder and suffix. A caption has all of them,
+in the same order in the whole file; caption_matching.py uses the kind that most captions share with a region store.
 """
 
 import re
@@ -73,10 +73,10 @@ class Caption(NamedTuple):
     """A sentence about an image.
 
     Attributes:
-        image: What the image may be called, each kind of name at its own place; "" where that kind is missing.
+        image: The names of the image, each kind of name at its own index; "" where that kind is missing.
         caption: The sentence, on one line.
         split: "train", "validation" or "test" where the file says so.
-        key: Where the sentence stands in the file.
+        key: Where the sentence is in the file.
     """
 
     image: tuple[str, ...]
@@ -87,7 +87,7 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """The captions of a file in its order, and what was not taken, counted by reason."""
+    """The captions of a file in its order, and what was skipped, counted by reason."""
 
     layout: str
     captions: list[Caption] = field(default_factory=list)
@@ -100,7 +100,7 @@ class CaptionFile:
         return iter(self.captions)
 
     def take(self, image: tuple[str, ...], captions: Any, split: str | None, key: str) -> None:
-        """Adds the caption or captions of an image, or counts why not."""
+        """Add the caption or captions of an image, or count why they are skipped."""
         several = captions if isinstance(captions, list) else [captions]
         if not several:
             self.refused["image without caption"] += 1
@@ -120,7 +120,7 @@ def read_captions(path: Path) -> CaptionFile:
     """All captions of a file or a folder.
 
     Raises:
-        DataError: It is not there, damaged, or of no known layout, or holds no caption.
+        DataError: It does not exist, is damaged, has no known layout, or holds no caption.
     """
     if is_path_pattern(path):
         read = _read_containers(*list_media_files(path))
@@ -137,7 +137,7 @@ def read_captions(path: Path) -> CaptionFile:
 
 
 def list_image_names(file: str, number: Any = None) -> tuple[str, ...]:
-    """What an image may be called: its number, and its file's name in several forms."""
+    """The names of an image: its id, and its file name in several forms."""
     path = PurePosixPath(file.replace("\\", "/"))
     last = TRAILING_NUMBER_PATTERN.search(path.stem)
     return (
@@ -160,16 +160,16 @@ def _read_caption_file(path: Path) -> CaptionFile:
 
 
 def _open_table_without_media(path: Path) -> TableFile | None:
-    """A Parquet or Arrow file that only names its images."""
+    """A Parquet or Arrow file that names its images without containing them."""
     try:
         container = open_container_file(path)
-    except (DataError, OSError):  # which is told where its examples are read
+    except (DataError, OSError):  # reported where its examples are read
         return None
     return container if isinstance(container, TableFile) and not container.media else None
 
 
 def _read_containers(root: Path, files: Sequence[str]) -> CaptionFile:
-    """The examples of tar, Parquet and Arrow files; an image is called by the path that `comodal extract` gives it."""
+    """The examples of tar, Parquet and Arrow files; an image is named by the path that `comodal extract` gives it."""
     read = CaptionFile("examples of tar, Parquet or Arrow files")
     for file in filter(is_container, files):
         if table := _open_table_without_media(root / file):
@@ -200,14 +200,14 @@ def _read_containers(root: Path, files: Sequence[str]) -> CaptionFile:
 
 
 def _list_names_in_container(file: str, image: PurePosixPath) -> tuple[str, ...]:
-    """Never the name in the container alone: many data sets count their images from 0 in each."""
+    """Never the name in the container without the container: many data sets count their images from 0 in each."""
     inner = image.with_suffix("")
     short, full = PurePosixPath(file).name, PurePosixPath(file)
     return "", f"{short}/{inner}", f"{short}/{image}", f"{full}/{inner}", f"{full}/{image}"
 
 
 def _parse_caption_text(path: Path, text: str) -> CaptionFile:
-    """By the first sign: braces are JSON, a tab in the first line is TSV."""
+    """Detect the format by the first character: braces are JSON, a tab in the first line is TSV."""
     start = text.lstrip()[:1]
     try:
         if start == "[":
@@ -261,7 +261,7 @@ def _parse_caption_entries(entries: Iterable[Any], layout: str) -> CaptionFile:
 
 
 def _parse_karpathy(content: dict[str, Any]) -> CaptionFile:
-    """`imgid` is a running number, so it stands last: the image's own number or file is the better name."""
+    """`imgid` is a running number, so it is the last name: the image's own id or file name is more specific."""
     read = CaptionFile("Karpathy's JSON")
     for number, image in enumerate(content["images"]):
         file = PurePosixPath(str(image.get("filepath", ""))) / str(image.get("filename", ""))
@@ -287,7 +287,7 @@ def _parse_coco(content: dict[str, Any]) -> CaptionFile:
 
 
 def _parse_tsv(text: str) -> CaptionFile:
-    """The first line tells which column is the image: the first if that is a URL or an image file, else the second."""
+    """The first line shows which column is the image: the first if that is a URL or an image file, else the second."""
     read = CaptionFile("TSV")
     rows = [line.split("\t") for line in text.split("\n") if line.strip()]
     column = 0 if IMAGE_REFERENCE_PATTERN.search(rows[0][0]) and not IMAGE_REFERENCE_PATTERN.search(rows[0][1]) else 1
@@ -299,7 +299,7 @@ def _parse_tsv(text: str) -> CaptionFile:
 
 
 def _parse_caption_table(path: Path, text: str, columns: CaptionColumns) -> CaptionFile:
-    """A table with a line of names."""
+    """A table with a header line."""
     return _parse_caption_rows(iterate_table_rows(path, text, columns), "table with a line of names")
 
 
@@ -317,7 +317,7 @@ def _parse_caption_rows(rows: Iterable[CaptionRow], layout: str) -> CaptionFile:
 
 
 def _list_names_in_cell(image: str, number: int) -> tuple[str, ...]:
-    """What the image of a row may be called: a URL by its CRC-32 or its row, as in the original's features."""
+    """The names of a row's image: a URL by its CRC-32 or its row index, as in the original's features."""
     if "://" in image:
         return str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(number)
     return list_image_names(CAPTION_INDEX_PATTERN.sub("", image)) if image else ("",)
@@ -343,7 +343,7 @@ def _read_metadata_files(folder: Path, files: Sequence[PurePosixPath]) -> Captio
 
 
 def _read_sidecar_captions(folder: Path) -> CaptionFile:
-    """Text files beside images of the same name; an image without one is counted too."""
+    """Text files next to images of the same name; an image without one is counted too."""
     read = CaptionFile("folder")
     names = [PurePosixPath(name) for name in walk_folder(folder)]
     metadata = [name for name in names if name.name in METADATA_FILE_NAMES]
@@ -368,7 +368,7 @@ def _read_sidecar_captions(folder: Path) -> CaptionFile:
 
 
 def _read_entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
-    """The sentences without their marks; a file whose name is a split's lists the images of that split."""
+    """The sentences without their markup; a file named after a split lists the images of that split."""
     read = CaptionFile("Flickr30k Entities")
     lists = [path for place in (folder, folder.parent) for path in place.glob("*.txt") if path.stem in SPLITS]
     split_of = {image: SPLITS[path.stem] for path in lists for image in read_text(path).split()}
@@ -390,7 +390,7 @@ def _normalize_split_name(name: Any) -> str | None:
 
 
 def _collect_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; where a name occurs twice, which JSON permits, both values as a list, so that none is lost."""
+    """A JSON object; where a key is duplicated, which JSON permits, both values are kept as a list."""
     once = dict(pairs)
     if len(once) == len(pairs):
         return once

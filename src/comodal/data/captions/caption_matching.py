@@ -1,7 +1,7 @@
-"""Which image of a region store each caption belongs to, and which split.
+"""Matches captions to the images of a region store, and to splits.
 
-A caption carries all names of its image, in the same order in the whole file. Taken is the kind of name that most
-captions share with the store; to take the first that fits, caption by caption, would join an image's running number to
+A caption has all names of its image, in the same order in the whole file. Matching uses the one kind of name that most
+captions share with the store. Using the first matching name of each caption could match one image's running number to
 another image's id.
 """
 
@@ -18,10 +18,8 @@ NUMBER_NAME_KINDS = (
     0,
     5,
     6,
-)  # places of an image's names that are numbers, which another data set's images have as well
-MIN_MATCHED_FRACTION = (
-    0.1  # fewer captions and fewer images than this share of either side look like names of another kind
-)
+)  # positions of numeric names, which images of another data set have as well
+MIN_MATCHED_FRACTION = 0.1  # matching fewer than this fraction of captions and of images suggests another kind of name
 MAX_IDS_SHOWN = 3
 
 
@@ -32,16 +30,16 @@ class MatchedCaptions(NamedTuple):
     unmatched: list[Caption]
 
     def not_taken(self, refused: Counter[str]) -> str:
-        """How many captions are left out, by reason, to be said behind something else; "" where all are taken."""
+        """How many captions are left out, by reason, as the end of a message; "" where none are."""
         reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
         return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
 
 
 def match_captions(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:
-    """Finds the image of each caption in a store, by the kind of name that most captions share with it.
+    """Find the image of each caption in a store, by the kind of name that most captions share with it.
 
     Raises:
-        DataError: Next to nothing fits: the names are of another kind.
+        DataError: Almost nothing matches: the names are of another kind.
     """
     every = list(captions)
     rows: dict[str, int] = {}
@@ -87,9 +85,10 @@ def _strip_parent_folder(image: str) -> str:
 def split_matched_captions(
     pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation: float, test: float
 ) -> dict[str, list[tuple[Caption, int]]]:
-    """The captions of each split: all captions of an image in one.
+    """The captions of each split; all captions of an image are in one split.
 
-    The split is the file's; that which is held out most if it gives several for one image; else by hash of the id.
+    The split is that of the file. If it gives several for one image, test takes precedence over validation over train.
+    If it gives none, the split is chosen by a hash of the id.
     """
     every = list(pairs)
     own: dict[int, set[str | None]] = {}

@@ -1,12 +1,12 @@
-"""Which caption meets which image, and in which order (ViLBERT, section 3.2: alignment; batches by length are ours).
+"""Pairs of captions and images, and their order (ViLBERT, section 3.2: alignment; grouping by length is our addition).
 
-An epoch shows every caption once, beside its image or, in half of the pairs, with the caption or the image replaced by
-another's. All of it is a function of (seed, epoch, batch size), so resuming, workers and tests are free.
+An epoch contains every caption once, with its image or, in half of the pairs, as a negative: the caption or the image
+is replaced. All of it is a function of (seed, epoch, batch size), so resuming is exact for any number of workers.
 
-Captions of similar length stand together, so that little of a batch is padding: the captions of an epoch are shuffled,
-cut into pools of many batches, each pool sorted by length and cut into batches, and the batches shuffled. The loader
-numbers samples without end, so unless the epoch is a multiple of the batch, one batch begins in one epoch and ends in
-the next; what goes into it is taken from the shortest captions of a pool at either end.
+Captions of similar length are batched together, which reduces padding. The captions of an epoch are shuffled and split
+into pools of many batches. Each pool is sorted by length and split into batches, and the batches are shuffled. The
+loader numbers samples without end. So unless the epoch is a multiple of the batch, one batch spans two epochs; it gets
+the shortest captions of a pool in either epoch.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from jaxtyping import Bool, Int32, Int64
 from comodal.errors import DataError
 
 POOL_BATCHES = 100
-PAIR_ORDER_SEED = 1  # keeps this chance apart from that of the samples
+PAIR_ORDER_SEED = 1  # separates this random stream from that of the samples
 MAX_CACHED_EPOCHS = 2  # a batch may hold the end of one epoch and the beginning of the next
 
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """Pairs of a caption and another's image.
+    """How negatives are sampled: pairs of a caption and another image.
 
     Attributes:
-        share: How many pairs are mismatched.
+        share: The fraction of mismatched pairs.
         replaced: The caption, as in the original's code, the image, or either of them as in the paper.
         other_image: Never replace by another caption of the same image, or by the caption itself. The original does,
-            and calls the pair mismatched.
+            and labels the pair mismatched.
     """
 
     share: float = 0.5
@@ -43,7 +43,7 @@ class NegativeSampling:
 
 
 class EpochPairs(NamedTuple):
-    """The pairs of an epoch in order: numbers of captions, rows of images in the store, and whether they belong."""
+    """The pairs of an epoch in order: caption indices, rows of images in the store, and whether they are mismatched."""
 
     captions: Int32[np.ndarray, "pairs"]
     rows: Int32[np.ndarray, "pairs"]
@@ -55,14 +55,14 @@ class CaptionPairs:
 
     Args:
         rows: The row of each caption's image in the store.
-        lengths: Word pieces of each caption.
-        regions: Regions of each row of the store: among captions of one length, images of similar size go together.
-        seed: Of the order and of the mismatches.
-        batch_size: Samples of one step, over all processes together.
-        mismatches: Pairs that do not belong together.
+        lengths: Number of tokens of each caption.
+        regions: Number of regions of each row of the store: captions of one length are grouped by it.
+        seed: Of the order and of the negatives.
+        batch_size: Samples of one step, over all processes.
+        mismatches: How negatives are sampled.
 
     Raises:
-        DataError: There are no captions, or all are of one image and mismatches are wanted.
+        DataError: There are no captions, or negatives are requested and all captions are of one image.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class CaptionPairs:
     def _make(self, epoch: int) -> EpochPairs:
         rng = np.random.default_rng((self.seed, epoch, 0, PAIR_ORDER_SEED))
         captions, rows, mismatched = self._paired(rng)
-        head = min(-epoch * len(self) % self.batch_size, len(self))  # what the last batch of the epoch before lacks
+        head = min(-epoch * len(self) % self.batch_size, len(self))  # missing in the previous epoch's last batch
         order = order_by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
         return EpochPairs(captions[order].astype(np.int32), rows[order].astype(np.int32), mismatched[order])
 
     def _paired(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every caption the one that is shown, the image that is shown, and whether they do not belong."""
+        """For every caption the caption and the image of its pair, and whether they are mismatched."""
         count, replaced = len(self), self.mismatches.replaced
         mine = np.arange(count)
         mismatched = rng.random(count) < self.mismatches.share
@@ -120,7 +120,7 @@ class CaptionPairs:
         return captions, rows, mismatched
 
     def _others(self, rng: np.random.Generator) -> np.ndarray:
-        """For every caption one of another image, all such alike: counted on from the end of its image's captions."""
+        """For every caption one of another image, uniformly: an offset from the end of its own image's captions."""
         if not self.mismatches.other_image:
             return rng.integers(len(self), size=len(self))
         if self.same[0] == len(self):

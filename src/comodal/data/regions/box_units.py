@@ -1,7 +1,7 @@
-"""Boxes are left, top, right, bottom in pixels; those of other units are found by what such boxes cannot be.
+"""Boxes are left, top, right, bottom in pixels; boxes in other units are detected and refused.
 
-Normalized boxes lie within the first pixel of a large image. Boxes of left, top, width, height (xywh) end before they
-begin when they are read as corners, though not every single one: a source of many images is judged as a whole.
+Normalized boxes lie within the first pixel of a large image. Boxes of left, top, width, height (xywh), read as corners,
+often end before they begin, but not always: the decision is made for all images of a source.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from comodal.errors import DataError
 BoxFault = Literal["boxes are fractions", "boxes are not corners"]
 BOXES_ARE_FRACTIONS: BoxFault = "boxes are fractions"
 BOXES_ARE_NOT_CORNERS: BoxFault = "boxes are not corners"
-MAX_BOX_FRACTION = 1.01  # of fractions that were rounded
-MIN_IMAGE_PIXELS = 32  # of a side: in larger images boxes that end within the first pixel are fractions
-MAX_FAULTY_FRACTION = 0.25  # of the images: fewer are faults of single ones
+MAX_BOX_FRACTION = 1.01  # of normalized boxes that were rounded
+MIN_IMAGE_PIXELS = 32  # of a side: in larger images, boxes that end within the first pixel are normalized
+MAX_FAULTY_FRACTION = 0.25  # of the images: fewer are faults of single images
 
 
 class BoxUnitsError(ValueError):
@@ -35,20 +35,20 @@ class BoxUnitsError(ValueError):
 
 
 def has_inverted_box(boxes: Float[np.ndarray, "regions 4"]) -> bool:
-    """Whether a box does, read as corners."""
+    """Whether a box, read as corners, ends before it begins."""
     return bool((boxes[:, 2:] < boxes[:, :2]).any())
 
 
 def has_normalized_boxes(boxes: Float[np.ndarray, "regions 4"]) -> bool:
-    """Whether there are boxes, none is empty, and none ends behind the first pixel."""
+    """Whether there are boxes, none is empty, and none ends beyond the first pixel."""
     return len(boxes) > 0 and bool((boxes[:, 2:] > boxes[:, :2]).all()) and float(boxes.max()) <= MAX_BOX_FRACTION
 
 
 def check_box_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: int) -> None:
-    """The boxes of one image are corners in pixels, as far as they show it.
+    """Check that the boxes of one image are corners in pixels, as far as they show it.
 
     Raises:
-        BoxUnitsError: They are fractions, or end before they begin.
+        BoxUnitsError: They are normalized, or end before they begin.
     """
     if has_inverted_box(boxes):
         detail = (
@@ -61,15 +61,15 @@ def check_box_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: i
 
 
 def check_source_units(source: Path, faults: Mapping[str, int], taken: int) -> None:
-    """Judges the boxes of a source as a whole: where many are of other units, the rest only looks as if it were not.
+    """Check the boxes of a whole source: where many are in other units, the rest only looks valid.
 
     Args:
         source: The file or folder, for the error.
-        faults: Of how many images the boxes are fractions, or no corners.
-        taken: Of how many they are neither.
+        faults: The number of images whose boxes are normalized, or not corners.
+        taken: The number of images whose boxes are valid.
 
     Raises:
-        DataError: They are fractions, or most likely left, top, width, height.
+        DataError: They are normalized, or most likely left, top, width, height.
     """
     fractions, corners = faults.get(BOXES_ARE_FRACTIONS, 0), faults.get(BOXES_ARE_NOT_CORNERS, 0)
     of = taken + fractions + corners

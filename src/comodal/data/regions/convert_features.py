@@ -1,4 +1,4 @@
-"""Other people's feature files -> a region store: streaming, resumable, with a report of what was not taken."""
+"""Converts feature files of other projects to a region store: streaming, resumable, with a report of skips."""
 
 import json
 import time
@@ -20,8 +20,8 @@ from comodal.files import fingerprint_files, write_bytes_atomically
 from comodal.progress import Progress
 from comodal.text_files import parse_json, read_json_lines
 
-SAMPLED_RECORDS = 25  # records that tell how many features a region has
-PARTIAL_REPORT_SUFFIX = ".report.part"  # what was skipped so far
+SAMPLED_RECORDS = 25  # records used to infer the number of features
+PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
 
 
 def convert_regions(
@@ -29,20 +29,20 @@ def convert_regions(
 ) -> dict[str, int]:
     """Make a region store of features that others have extracted.
 
-    Killed and started again, it goes on after the last record. What was not taken, and why, is in OUT/report.jsonl; a
-    record that could run code is refused by name, and nothing of it is run.
+    The command can be interrupted and resumed. OUT/report.jsonl lists the skipped records and why. A record that could
+    run code is refused by name, and none of it is run.
 
     Args:
         source: LMDB, TSV, HDF5, or a folder of .npy files.
         out: The store to make.
-        layout: Of the source; by default recognised.
-        dtype: How features are kept.
+        layout: Of the source; by default detected.
+        dtype: The type of stored features.
 
     Returns:
-        How many records were taken, and how many not, by reason.
+        How many records were converted, and how many were skipped, by reason.
 
     Raises:
-        DataError: The source cannot be read, no record can be taken, OUT holds something else, or the disk is full.
+        DataError: The source cannot be read, no record can be used, OUT holds something else, or the disk is full.
     """
     source, out = Path(source), Path(out)
     layout = layout or detect_feature_layout(source)
@@ -57,7 +57,7 @@ def convert_regions(
             out / PARTIAL_REPORT_SUFFIX,
             out / JOURNAL_FILE,
             *out.glob(".*.[0-9]*.part"),
-        ):  # what killed commands left
+        ):  # left by interrupted commands
             path.unlink(missing_ok=True)
         store = RegionStore(out)
         if store.about["made_from"] != about:
@@ -71,12 +71,12 @@ def convert_regions(
 
 
 def count_source_bytes(source: Path) -> int:
-    """How large a source is."""
+    """The size of a source in bytes."""
     return sum(path.stat().st_size for path in list_source_files(source))
 
 
 def list_source_files(source: Path) -> list[Path]:
-    """The files of a source; a lock that a reader left is no part of it."""
+    """The files of a source, without lock files of readers."""
     files = [source] if source.is_file() else sorted(source.rglob("*"))
     return [path for path in files if path.is_file() and path.name != "lock.mdb"]
 
@@ -84,7 +84,7 @@ def list_source_files(source: Path) -> list[Path]:
 def write_region_store(
     source: Path, out: Path, layout: FeatureLayout, dtype: FeatureType, about: dict[str, Any]
 ) -> None:
-    """Takes all records that are whole and of the usual size."""
+    """Write all records that are complete and of the usual size."""
     dim, classes = infer_feature_sizes(source, layout)
     with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as notes:
         start = len(writer.images) + len(notes.lines)
@@ -99,10 +99,10 @@ def write_region_store(
 
 
 def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
-    """Features and classes of a region, as most of the first records have them.
+    """Number of features and classes of a region, by the majority of the first records.
 
     Raises:
-        DataError: No record can be taken.
+        DataError: No record can be used.
     """
     sizes, reasons, units = Counter[tuple[int, int]](), [], Counter[str]()
     with closing(read_records(source, layout)) as records:
@@ -121,7 +121,7 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
 
 
 def add_record(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordError | None:
-    """Adds a record to the store, or says why not."""
+    """Add a record to the store, or return why not."""
     if record.image in writer.known:
         return SkippedRecordError(record.image, "id twice", "an earlier record has the same id")
     try:
@@ -132,7 +132,7 @@ def add_record(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordErro
 
 
 class SkippedLog:
-    """Lines about what was skipped, each whole on disk before the next record, so that a killed command goes on."""
+    """Lines about skipped records, each flushed to disk before the next record, so that the command can resume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -156,7 +156,7 @@ class SkippedLog:
 
 
 class ReadProgress:
-    """What a reader tells of its place, for the bar."""
+    """The position of a reader, for the progress bar."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         self.progress, self.records, self.before, self.start = progress, before, before, time.monotonic()
@@ -168,7 +168,7 @@ class ReadProgress:
 
 @contextmanager
 def show_read_progress(before: int) -> Iterator[ReadProgress]:
-    """How far, how fast, how long yet."""
+    """Progress, speed and remaining time."""
     with Progress("reading", 1.0) as progress:
         meter = ReadProgress(progress, before)
         yield meter

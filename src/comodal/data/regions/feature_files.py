@@ -1,4 +1,4 @@
-"""Region features as people have them, read record by record; no pickle is trusted (restricted.py).
+"""Reads region features in common file layouts, record by record; pickles are restricted (safe_unpickler.py).
 
 | layout | what |
 |---|---|
@@ -6,10 +6,10 @@
 | tensorpack | the original's pretraining LMDB: msgpack records of features, classes, boxes, sizes, id |
 | npy | files of the original's extractor, or MMF's pairs NAME.npy and NAME_info.npy, in a folder |
 | tsv | bottom-up-attention's TSV with 6 columns, 7 (class probabilities) or LXMERT's 10 |
-| hdf5 | image_features with image_bb and spatial_features, of fixed or of `pos_boxes` rows; imgid2idx.pkl beside it |
+| hdf5 | image_features with image_bb and spatial_features, of fixed or of `pos_boxes` rows; imgid2idx.pkl next to it |
 
-A folder of several LMDB or TSV files is read as one, in the order of their names. None holds the whole image as a
-region: the original's readers add it, and so do ours (data/captions/caption_dataset.py).
+A folder of several LMDB or TSV files is read as one, in the order of their names. No layout has the whole image as a
+region: the original's readers add it, as comodal does (data/captions/caption_dataset.py).
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -41,17 +41,15 @@ HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
 TSV_HEADER_NAMES = ("image_id", "img_id")
 MISSING_LEGACY_EXTRA = 'needs the extra: pip install "comodal[legacy]"'
 
-FeatureEntries = Iterator[
-    tuple[str, Callable[[], FeatureRecord]]
-]  # a name, and what makes the record when it is wanted
-ReportProgress = Callable[[float], object]  # which part of the source is read
+FeatureEntries = Iterator[tuple[str, Callable[[], FeatureRecord]]]  # a name, and a function that reads the record
+ReportProgress = Callable[[float], object]  # the fraction of the source that is read
 
 
 def detect_feature_layout(source: Path) -> FeatureLayout:
     """The layout of a file or folder.
 
     Raises:
-        DataError: It is not there, or none that is read.
+        DataError: It does not exist, or its layout is not supported.
     """
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder")
@@ -76,7 +74,7 @@ def detect_feature_layout(source: Path) -> FeatureLayout:
 def read_records(
     source: Path, layout: FeatureLayout, start: int = 0, tell: ReportProgress = lambda _share: None
 ) -> Generator[FeatureRecord | SkippedRecordError, None, None]:
-    """All records of a source from one on, one at a time; what cannot be taken comes as Skipped.
+    """All records of a source from an index on, one at a time; an unusable record is yielded as a SkippedRecordError.
 
     Raises:
         DataError: The source as a whole cannot be read.
@@ -100,7 +98,7 @@ def read_records(
 
 
 def iterate_lmdb(source: Path, tell: ReportProgress) -> FeatureEntries:
-    """Any of the LMDBs; its own list of keys, which a killed writer leaves out, is not needed."""
+    """Any of the LMDB layouts. The stored list of keys, which an interrupted writer omits, is not needed."""
     try:
         import lmdb
     except ImportError as error:
@@ -125,7 +123,7 @@ def iterate_lmdb(source: Path, tell: ReportProgress) -> FeatureEntries:
 
 
 def check_lmdb_length(source: Path, environment: Any) -> None:
-    """Whoever reads behind the end of a cut LMDB is killed by the system, so that has to be seen before."""
+    """Check for truncation first: reading beyond the end of a truncated LMDB kills the process."""
     wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     found = (source / "data.mdb" if source.is_dir() else source).stat().st_size
     if found < wanted:
@@ -133,7 +131,7 @@ def check_lmdb_length(source: Path, environment: Any) -> None:
 
 
 def check_key_list(keys: bytes) -> Callable[[], FeatureRecord] | None:
-    """The list of keys is not needed, but a dangerous one tells what the file is."""
+    """The list of keys is not needed, but an unsafe one reveals an unsafe file."""
     try:
         load_pickle(keys)
     except DataError as error:
@@ -142,7 +140,7 @@ def check_key_list(keys: bytes) -> Callable[[], FeatureRecord] | None:
 
 
 def raise_error(error: DataError) -> FeatureRecord:
-    """Raises an error when its turn has come."""
+    """Raise an error, deferred until its record is read."""
     raise error
 
 
@@ -158,7 +156,7 @@ def parse_lmdb_record(value: memoryview, name: str) -> FeatureRecord:
 
 
 def parse_tensorpack_record(data: bytes) -> FeatureRecord:
-    """The pretraining records: features, classes, boxes, number, height, width, id, caption."""
+    """The pretraining records: features, classes, boxes, number of boxes, height, width, id, caption."""
     try:
         import msgpack
     except ImportError as error:
@@ -173,7 +171,7 @@ def parse_tensorpack_record(data: bytes) -> FeatureRecord:
 
 
 def decode_msgpack_array(value: dict) -> Any:
-    """msgpack_numpy's way to say an array; objects (which it pickles) are refused."""
+    """The array encoding of msgpack_numpy; object arrays (which it pickles) are refused."""
     fields = {(name.decode() if isinstance(name, bytes) else name): item for name, item in value.items()}
     if "nd" not in fields:
         return value
@@ -187,7 +185,7 @@ def decode_msgpack_array(value: dict) -> Any:
 
 
 def iterate_npy(source: Path, tell: ReportProgress) -> FeatureEntries:
-    """One file an image, or two; the id is the one in it, or the file's path below the folder."""
+    """One or two files for each image; the id is the one in the file, or the file's path below the folder."""
     files = [source] if source.is_file() else sorted(source.rglob("*.npy"))
     root = source.parent if source.is_file() else source
     for number, path in enumerate(files):
@@ -198,7 +196,7 @@ def iterate_npy(source: Path, tell: ReportProgress) -> FeatureEntries:
 
 
 def read_npy_record(path: Path, image: str) -> FeatureRecord:
-    """The original's dictionary in a file, or features with MMF's dictionary beside them."""
+    """The original's dictionary in a file, or features with MMF's dictionary in a second file."""
     value = load_npy(path)
     if isinstance(value, dict):
         return parse_feature_record(value, image)
@@ -209,7 +207,7 @@ def read_npy_record(path: Path, image: str) -> FeatureRecord:
 
 
 def iterate_tsv(source: Path, tell: ReportProgress) -> FeatureEntries:
-    """A line an image, base64 in its columns."""
+    """One line for each image, with base64 columns."""
     size, done = source.stat().st_size, 0
     with source.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -229,7 +227,7 @@ def parse_tsv_record(cells: list[bytes]) -> FeatureRecord:
 
 
 def iterate_hdf5(source: Path, tell: ReportProgress) -> FeatureEntries:
-    """Rows of all images, or a block of rows for each; sizes follow from the boxes in pixels and in fractions."""
+    """Rows of all images, or a block of rows for each; image sizes follow from the boxes in pixels and in fractions."""
     with open_hdf5(source) as file:
         lacking = [name for name in HDF5_COLUMNS if name not in file]
         if lacking:
@@ -265,10 +263,10 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
 
 
 def read_image_ids(source: Path, count: int) -> list[str]:
-    """The images' ids from NAME_imgid2idx or imgid2idx, .pkl or .json, beside the file.
+    """The images' ids from NAME_imgid2idx or imgid2idx, .pkl or .json, next to the file.
 
     Raises:
-        DataError: There is none, it does not say the id of every row, or could run code.
+        DataError: There is none, it lacks the id of a row, or it could run code.
     """
     names = [f"{stem}{suffix}" for stem in (f"{source.stem}_imgid2idx", "imgid2idx") for suffix in (".pkl", ".json")]
     path = next((source.parent / name for name in names if (source.parent / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""One record of other people's feature files: numbers that fit together, whatever its writer called them."""
+"""One record of another project's feature file: its arrays, checked for consistency, whatever the field names are."""
 
 import binascii
 from collections.abc import Callable
@@ -19,7 +19,7 @@ FIELD_NAMES = {
     "classes": ("cls_prob",),
     "image": ("image_id",),
 }
-MIN_SPREAD_VALUES = 16  # that show how features spread
+MIN_SPREAD_VALUES = 16  # needed to measure the spread of features
 MAX_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
 MAX_OUTSIDE_FRACTION = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
 
@@ -36,7 +36,7 @@ class FeatureRecord(NamedTuple):
 
 
 class SkippedRecordError(NamedTuple):
-    """A record that is not taken."""
+    """A record that is skipped."""
 
     image: str
     reason: Literal["refused", "damaged", "does not fit", "id twice", "boxes are fractions", "boxes are not corners"]
@@ -44,7 +44,7 @@ class SkippedRecordError(NamedTuple):
 
 
 def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
-    """A record, or why it is not one."""
+    """A record, or the reason why it is skipped."""
     try:
         record = make()
         check_record(record)
@@ -60,7 +60,7 @@ def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> Featu
 
 
 def check_record(record: FeatureRecord) -> None:
-    """Raises a ValueError unless all numbers fit together."""
+    """Raise a ValueError unless all arrays are consistent."""
     rows = len(record.features)
     classes = rows if record.classes is None else len(record.classes)
     if record.features.ndim != 2 or record.boxes.shape != (rows, 4) or classes != rows:
@@ -75,10 +75,10 @@ def check_record(record: FeatureRecord) -> None:
 
 
 def check_record_boxes(record: FeatureRecord) -> None:
-    """Boxes are corners in pixels, within the image.
+    """Check that boxes are corners in pixels, within the image.
 
     Raises:
-        BoxUnitsError: They are fractions, or end before they begin.
+        BoxUnitsError: They are normalized, or end before they begin.
         ValueError: They leave the image.
     """
     check_box_units(record.boxes, record.width, record.height)
@@ -90,7 +90,7 @@ def check_record_boxes(record: FeatureRecord) -> None:
 
 
 def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
-    """Numbers that were read with another width than they were written with differ by tens of orders of magnitude.
+    """Check the range of magnitudes: values that were read with the wrong dtype differ by tens of orders of magnitude.
 
     Raises:
         ValueError: These do.
@@ -106,10 +106,10 @@ def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
 
 
 def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
-    """A record of a dictionary, whatever its writer called things; text is base64 of float32.
+    """A record from a dictionary, with any of the known field names; text is base64 of float32.
 
     The original's extractor always writes 100 rows and counts in num_boxes those with a score above 0; its readers
-    take all rows, and so does this one.
+    use all rows, and so does this one.
     """
     found: dict[str, Any] = {
         ours: next((values[name] for name in names if values.get(name) is not None), None)
@@ -138,7 +138,7 @@ def parse_integer_field(value: Any) -> int:
 
 
 def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
-    """Numbers in so many rows and columns as float32, of an array or of base64; None is as many as there are."""
+    """A float32 matrix of this shape, from an array or from base64; None stands for any number."""
     if isinstance(value, str | bytes):
         data = binascii.a2b_base64(value, strict_mode=True)
         if rows and columns and len(data) != 4 * rows * columns:

@@ -1,9 +1,9 @@
-"""Images added to a region store that is whole, at the same cost however many it holds.
+"""Appends images to a finished region store, at a cost that does not depend on its size.
 
-Rows go behind those that are there, and a line for each image into `added-N.jsonl`, N being the images of the index
-file. Nothing of that counts before about.json says so, which is replaced whole: a process that is killed leaves the
-store of its last commit, and the next one cuts off what stands behind. When more images were added than the index file
-has, a new index file is written, so that opening a store stays fast.
+Rows are appended to the data files, and a line for each image to `added-N.jsonl`, N being the number of images in the
+index file. They become visible when about.json is replaced atomically. An interrupted process leaves the store of its
+last commit, and the next one truncates everything after it. When more images were appended than the index file has, a
+new index file is written, so that opening a store stays fast.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from comodal.data.regions.region_store import (
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 
-COMMIT_SECONDS = 10.0  # how much work a killed process may lose
+COMMIT_SECONDS = 10.0  # how much work an interrupted process may lose
 
 
 class RegionAppender:
-    """Adds images to a store.
+    """Appends images to a store.
 
     Args:
-        store: As it was opened; one without visual tokens, which are made of all regions.
+        store: An open store without visual tokens, which are computed from all regions.
 
     Raises:
         DataError: It has visual tokens, or cannot be written.
@@ -50,7 +50,7 @@ class RegionAppender:
         self.known: set[str] = set()
         self.files: dict[str, BinaryIO] = {}
         self.lines: list[bytes] = []
-        self.regions = 0  # of the images that wait for a commit
+        self.regions = 0  # of the uncommitted images
         self.committed = time.monotonic()
 
     def __enter__(self) -> "RegionAppender":
@@ -58,7 +58,7 @@ class RegionAppender:
             if "added" not in self.about:
                 self.about |= {"added": 0, "added_file": f"added-{self.about['images']}.jsonl"}
                 self.about |= {"indexed": self.about["images"]}
-                write_store_about(self.folder, self.about)  # from here on files may be longer than what counts
+                write_store_about(self.folder, self.about)  # from here on files may be longer than the committed data
             for name, width in compute_row_bytes(self.about).items():
                 self.files[name] = file = (self.folder / name).open("r+b")
                 file.truncate(self.about["regions"] * width)
@@ -88,10 +88,10 @@ class RegionAppender:
         height: int,
         classes: Float[np.ndarray, "regions classes"] | None = None,
     ) -> None:
-        """Adds an image.
+        """Append an image.
 
         Raises:
-            ValueError: It is there already, or numbers do not fit or are not finite.
+            ValueError: It is there already, or shapes do not match or numbers are not finite.
         """
         if image in self.known or self.store.find(image) is not None:
             raise ValueError(f"image {image} is in the store already")
@@ -106,7 +106,7 @@ class RegionAppender:
                 self.commit()
 
     def commit(self) -> None:
-        """Makes the images that were added so far part of the store."""
+        """Make the images that were appended so far part of the store."""
         if not self.lines:
             return
         data = b"".join(self.lines)
@@ -121,7 +121,7 @@ class RegionAppender:
         self.about, self.lines, self.regions, self.committed = fresh, [], 0, time.monotonic()
 
     def _write_index(self) -> None:
-        """One index file of all images; its predecessors are removed when it counts."""
+        """Write one index file of all images; older ones are removed afterwards."""
         old = [self.folder / self.about.get("index", INDEX_FILE), self.folder / self.about["added_file"]]
         images = self.about["images"]
         fresh: dict[str, Any] = {"index": f"index-{images}.bin", "added_file": f"added-{images}.jsonl"}

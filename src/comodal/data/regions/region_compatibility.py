@@ -1,8 +1,8 @@
-"""Whether a model may read the regions of a store: those of another network are numbers without a meaning to it.
+"""Checks that a model can use the regions of a store: features of another network are meaningless to it.
 
-Training writes beside the model what its regions were made of (regions.json, `RegionStore.described`); every store says
-the same of itself. The fingerprint is of the weights and of what changes the features of a box. Where the boxes are is
-not part of it: the same network over other boxes is what VCR and RefCOCO+ ask about.
+Training writes the origin of its regions next to the model (regions.json, `RegionStore.described`); every store records
+the same. The fingerprint covers the weights and all settings that change the features of a box. The boxes themselves
+are not part of it: VCR and RefCOCO+ use the same network with other boxes.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ BOX_SETTING_KEYS = ("boxes", "grid", "most")
 
 
 def read_training_regions(model: Path) -> dict[str, Any] | None:
-    """What the regions of a model's training were made of, or None where it does not say.
+    """The origin of the regions that a model was trained on, or None if it is not recorded.
 
     Args:
         model: The model's own folder, with its config.json.
@@ -37,14 +37,14 @@ def read_training_regions(model: Path) -> dict[str, Any] | None:
 
 
 def check_same_regions(model: Path, store: RegionStore) -> None:
-    """Refuses features that the model was not trained on; what cannot be told is said in a line.
+    """Refuse features that the model was not trained on; log a warning if that is unknown.
 
     Args:
         model: The model's own folder, with its config.json.
-        store: What it is to read.
+        store: The store that the model is to read.
 
     Raises:
-        DataError: The store's features are of other weights or settings, and nobody has said that they will do.
+        DataError: The store's features are of other weights or settings, and the store does not allow this model.
         CheckpointError: regions.json is damaged.
     """
     learnt, made = read_training_regions(model), store.about["made_from"]
@@ -72,10 +72,10 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
 
 
 def allow_incompatible_regions(store: Path, model: Path) -> None:
-    """Writes into a store that a model may read it, although its features are of other weights or settings.
+    """Record in a store that a model may read it, although its features are of other weights or settings.
 
     Raises:
-        DataError: The model does not say what it has learnt from.
+        DataError: The model does not say which regions it was trained on.
     """
     known = (read_training_regions(model) or {}).get("fingerprint")
     if known is None:
@@ -85,7 +85,7 @@ def allow_incompatible_regions(store: Path, model: Path) -> None:
 
 
 def describe_regions(made: dict[str, Any]) -> str:
-    """What regions were made of, in a few words."""
+    """The origin of regions, in a few words."""
     if "fingerprint" not in made:
         return " ".join(str(made[name]) for name in ("layout", "source") if name in made) or "an unknown kind"
     shown = {name: made[name] for name in ("size", "cells", "maps") if made.get(name)}
@@ -94,12 +94,12 @@ def describe_regions(made: dict[str, Any]) -> str:
 
 
 def describe_box_source(made: dict[str, Any]) -> str:
-    """Where boxes are, in a few words."""
+    """The source of the boxes, in a few words."""
     number = {"grid": "grid", "own": "most", "selective": "most"}.get(str(made.get("boxes")))
     return f"{made.get('boxes')} {made.get(number) if number else ''}".strip()
 
 
 def log_warning(sentence: str) -> None:
-    """A line for people, once for all processes."""
+    """Log a warning once for all processes."""
     if distributed.is_main_process():
         print_line(sentence, stderr=True)

@@ -1,4 +1,4 @@
-"""The index of a region store: the ids of its images, where their rows stand, and their sizes; flat arrays."""
+"""The index of a region store: the ids of its images, their rows, and their sizes, as flat arrays."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ class IndexedImage(NamedTuple):
 
 
 class ImageIds(Sequence[str]):
-    """The images' ids in the order of the store, and the way back; flat arrays that processes share."""
+    """The images' ids in the order of the store, with a lookup by hash; flat arrays that processes share."""
 
     def __init__(self, id_bytes: np.ndarray, id_ends: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
         self.id_bytes, self.id_ends, self.hashes, self.order = id_bytes, id_ends, hashes, order
@@ -54,7 +54,7 @@ class ImageIds(Sequence[str]):
         return None
 
     def rows_of(self, images: Sequence[str]) -> Int64[np.ndarray, " images"]:
-        """The rows of many ids at once, -1 for those that are not there."""
+        """The rows of many ids at once, -1 for unknown ids."""
         rows = np.full(len(images), -1, np.int64)
         if not len(self):
             return rows
@@ -68,13 +68,13 @@ class ImageIds(Sequence[str]):
 
 
 def hash_image_id(image: str) -> np.uint64:
-    """Eight bytes of an id; one less than the largest, so that one more can be counted."""
+    """Eight bytes of a hash of an id; below the maximum, so that adding one does not overflow."""
     number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
     return np.uint64(min(number, 2**64 - 2))
 
 
 def build_index_arrays(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
-    """What is kept of images: their ids, where their rows begin, their sizes, and hashes of the ids to find them by."""
+    """The arrays of an index: image ids, first rows, sizes, and hashes of the ids for lookup."""
     listed = list(images)
     names = [image[0].encode() for image in listed]
     hashes = np.array([hash_image_id(image[0]) for image in listed], np.uint64)
@@ -90,7 +90,7 @@ def build_index_arrays(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
 
 
 def concatenate_indexes(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of two lists of images as those of one list."""
+    """The arrays of two indexes as those of one."""
     hashes = np.concatenate([first["hashes"], second["hashes"]])
     order = np.argsort(hashes, kind="stable")
     rows = np.concatenate([first["order"], second["order"] + np.uint64(len(first["order"]))])
@@ -105,7 +105,7 @@ def concatenate_indexes(first: dict[str, np.ndarray], second: dict[str, np.ndarr
 
 
 def pack_region_index(arrays: dict[str, np.ndarray]) -> bytes:
-    """The index file: numpy arrays one behind the other, none of objects."""
+    """The bytes of the index file: concatenated NumPy arrays, without objects."""
     file = io.BytesIO()
     for name in INDEX_ARRAY_NAMES:
         np.save(file, arrays[name], allow_pickle=False)
@@ -123,7 +123,7 @@ def read_region_index(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_appended_images(path: Path, size: int) -> list[IndexedImage]:
-    """The images that were added behind an index file: so many bytes of lines, whatever stands behind them."""
+    """The images that were appended after the index file was written: the first bytes of a file of lines."""
     try:
         with path.open("rb") as file:
             data = file.read(size)

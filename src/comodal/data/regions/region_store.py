@@ -1,14 +1,14 @@
 """A store of image regions: features, boxes, class probabilities and visual tokens in flat memory-mapped files.
 
-features.bin   rows x dim, fp16 or fp32; the regions of an image lie together, images in the order of the index
+features.bin   rows x dim, fp16 or fp32; the regions of an image are consecutive, images in the order of the index
 boxes.bin      rows x 4 fp32: left, top, right, bottom in pixels of the image
-classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (where there are any)
-tokens.bin     rows of uint16 or uint32 (where `comodal prepare tokens` has been)
-index.bin      of each image its id, its first row, its number of rows, its width and height (region_index.py)
-network/       the network that made them, where that is a model folder (tasks/vision_language/region_record.py)
-about.json     what all that is; written last, so that a store without it is not one yet
+classes.bin    rows x classes fp16: probabilities of a detector's classes, or of visual tokens (optional)
+tokens.bin     rows of uint16 or uint32 (written by `comodal prepare tokens`)
+index.bin      the id of each image, its first row, its number of rows, its width and height (region_index.py)
+network/       the network that extracted them, where that is a model folder (tasks/vision_language/region_record.py)
+about.json     the metadata of the store; written last, so a store without it is unfinished
 
-Processes that open one store share its pages; nothing is read before it is asked for, and nothing is a pickle.
+Processes that open one store share its pages. Data is read on demand, and no file is a pickle.
 """
 
 import hashlib
@@ -41,12 +41,12 @@ from comodal.text_files import read_json_object
 FEATURES_FILE, BOXES_FILE, CLASSES_FILE, TOKENS_FILE, INDEX_FILE, JOURNAL_FILE = (
     "features.bin", "boxes.bin", "classes.bin", "tokens.bin", "index.bin", ".journal.part",
 )  # fmt: skip
-MAX_SIDE_PIXELS = 2**31 - 1  # of a side
+MAX_SIDE_PIXELS = 2**31 - 1  # of an image's side
 FeatureType = Literal["float16", "float32"]
 
 
 class Regions(NamedTuple):
-    """The regions of one image; views of the files, not copies. Classes and tokens are None where there are none."""
+    """The regions of one image; views of the files, not copies. Classes and tokens are None if the store has none."""
 
     features: Float[np.ndarray, "regions dim"]
     boxes: Float32[np.ndarray, "regions 4"]
@@ -69,7 +69,7 @@ class RegionStore:
     """Reads a store.
 
     Args:
-        folder: What a RegionWriter made.
+        folder: A folder written by a RegionWriter.
 
     Raises:
         DataError: There is no store, or it is damaged or not finished.
@@ -95,11 +95,11 @@ class RegionStore:
         )
 
     def __len__(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.ids)
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
-        """A worker opens the files anew, and shares their pages."""
+        """A worker reopens the files and shares their pages."""
         return RegionStore, (self.folder,)
 
     @property
@@ -112,7 +112,7 @@ class RegionStore:
         return self.ids.find(image)
 
     def described(self) -> bytes:
-        """What the regions are, for a model that learns from them: it can tell others apart, and make its own."""
+        """The origin of the regions; a model trained on them keeps it, to reject others and to extract its own."""
         about = {"dim": self.dim, "made_from": self.about["made_from"], "fingerprint": self.fingerprint}
         return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -129,7 +129,7 @@ class RegionStore:
         )
 
     def fill(self, rows: Sequence[int], out: Float32[Tensor, "batch most dim"]) -> None:
-        """Writes the features of images into a batch: of each its first `most` regions, and 0 where it has fewer."""
+        """Write the features of images into a batch: the first `most` regions of each, and 0 where it has fewer."""
         most = out.shape[1]
         for image, row in zip(out, rows, strict=True):
             first, last = int(self.firsts[row]), int(self.firsts[row + 1])
@@ -138,7 +138,7 @@ class RegionStore:
             image[count:].zero_()
 
     def _tensor(self, rows: int) -> Float[Tensor, "regions dim"]:
-        """The features as torch reads them: the same pages, and no copy."""
+        """The features as a torch tensor: the same pages, without a copy."""
         kind = torch.float16 if self.features.dtype == np.float16 else torch.float32
         if not rows:
             return torch.empty((0, self.dim), dtype=kind)
@@ -158,14 +158,14 @@ class RegionStore:
 
 
 class RegionWriter:
-    """Writes a store image by image; one that was killed goes on after the last whole image.
+    """Writes a store image by image; an interrupted writer resumes after the last complete image.
 
     Args:
-        folder: The store; made if it is not there.
-        dim: Features of a region.
-        classes: Class probabilities of a region; 0 for none.
-        dtype: How features are kept. fp16 keeps 11 bits, and half the disk.
-        about: What the features are, for people and for `comodal inspect`: JSON values.
+        folder: The store; created if it does not exist.
+        dim: Number of features of a region.
+        classes: Number of class probabilities of a region; 0 for none.
+        dtype: The type of stored features. fp16 keeps 11 bits, and needs half the disk space.
+        about: What the features are, for users and for `comodal inspect`: JSON values.
 
     Raises:
         DataError: The folder holds another store, or something else, or the disk is full.
@@ -196,7 +196,7 @@ class RegionWriter:
             rows = sum(image.regions for image in self.images)
             for name, width in compute_row_bytes(self.about).items():
                 part = self.folder / f".{name}.part"
-                if (self.folder / name).exists():  # killed while it gave the files their names
+                if (self.folder / name).exists():  # killed while it renamed the files
                     (self.folder / name).replace(part)
                 file = part.open("ab")
                 self.files[name] = file
@@ -225,10 +225,10 @@ class RegionWriter:
         height: int,
         classes: Float[np.ndarray, "regions classes"] | None = None,
     ) -> None:
-        """Adds an image.
+        """Add an image.
 
         Raises:
-            ValueError: It is there already, or numbers do not fit or are not finite.
+            ValueError: It is there already, or shapes do not match or numbers are not finite.
         """
         if image in self.known:
             raise ValueError(f"image {image} is in the store already")
@@ -241,9 +241,9 @@ class RegionWriter:
         self.known.add(image)
 
     def _recall(self) -> None:
-        """Reads which images a killed writer left whole."""
+        """Read which images an interrupted writer completed."""
         path, begun = self.folder / JOURNAL_FILE, json.dumps(self.about, sort_keys=True)
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # behind the last end stands what was cut
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last line may be incomplete
         if lines:
             if lines[0].decode() != begun:
                 raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
@@ -275,7 +275,7 @@ class RegionWriter:
 
 
 def read_store_index(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a store's index, with the images that were added behind it (region_appender.py)."""
+    """The arrays of a store's index, including images that were appended later (region_appender.py)."""
     arrays = read_region_index(folder / about.get("index", INDEX_FILE))
     added = read_appended_images(folder / about["added_file"], about["added"]) if "added" in about else []
     return concatenate_indexes(arrays, build_index_arrays(added)) if added else arrays
@@ -290,13 +290,13 @@ def check_regions_fit_store(
     height: int,
     classes: np.ndarray | None,
 ) -> None:
-    """The regions of an image fit a store.
+    """Check that the regions of an image fit a store.
 
     Raises:
         ValueError: They do not, or numbers are not finite.
     """
     rows, dim, columns, dtype = len(boxes), about["dim"], about["classes"], np.dtype(about["dtype"])
-    half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold what no file can
+    half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold text that no file can
     if half_a_sign or max(width, height) > MAX_SIDE_PIXELS:
         raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
     if features.shape != (rows, dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
@@ -324,7 +324,7 @@ def compute_row_bytes(about: dict[str, Any]) -> dict[str, int]:
 def write_regions(
     files: dict[str, BinaryIO], dtype: np.dtype, features: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None
 ) -> None:
-    """The regions of an image behind those that are there, out of this process's hands."""
+    """Append the regions of an image, and flush them."""
     files[FEATURES_FILE].write(encode_features(features, dtype))
     files[BOXES_FILE].write(boxes.astype("<f4").tobytes())
     if classes is not None:
@@ -334,14 +334,14 @@ def write_regions(
 
 
 def encode_features(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
-    """Numbers as they stand in a file. Torch rounds to fp16 a hundred times as fast as numpy, to the same bits."""
+    """Numbers as stored in a file. Torch rounds to fp16 a hundred times as fast as NumPy, to the same bits."""
     if dtype.itemsize == 2:
         return torch.from_numpy(numbers.astype(np.float32)).half().numpy().tobytes()
     return numbers.astype(dtype).tobytes()
 
 
 def read_store_about(folder: Path) -> dict[str, Any]:
-    """What a store says of itself."""
+    """The metadata of a store."""
     path = folder / "about.json"
     if not path.is_file():
         begun = (folder / JOURNAL_FILE).exists()
@@ -354,17 +354,17 @@ def read_store_about(folder: Path) -> dict[str, Any]:
 
 
 def write_store_about(folder: Path, about: dict[str, Any]) -> None:
-    """about.json, whole or as it was."""
+    """Write about.json atomically."""
     write_bytes_atomically(folder / "about.json", encode_settings_json(about))
 
 
 def choose_token_dtype(tokens: int) -> np.dtype:
-    """How visual tokens are kept, by how many there are."""
+    """The dtype of stored visual tokens, by vocabulary size."""
     return np.dtype("<u2" if tokens <= 2**16 else "<u4")
 
 
 def remove_visual_tokens(folder: Path) -> None:
-    """Before new tokens are written: the store has none, and no class probabilities that were made of them."""
+    """Remove visual tokens before new ones are written, with class probabilities that were derived from them."""
     about = read_store_about(folder)
     made = bool(about.get("classes_from_tokens"))
     write_store_about(
@@ -373,6 +373,6 @@ def remove_visual_tokens(folder: Path) -> None:
 
 
 def register_visual_tokens(folder: Path, tokens: int, classes: int) -> None:
-    """Tokens.bin is whole, and so are class probabilities made of tokens if `classes` is not 0."""
+    """Record that tokens.bin is complete, and class probabilities derived from tokens if `classes` is not 0."""
     about = read_store_about(folder) | {"tokens": tokens}
     write_store_about(folder, about | ({"classes": classes, "classes_from_tokens": True} if classes else {}))

@@ -1,7 +1,7 @@
-"""Pickles without trust: plain values and numpy arrays are read, everything else is refused by its name.
+"""Reads untrusted pickles: only plain values and NumPy arrays are rebuilt; everything else is rejected by name.
 
-A pickle is a program; whoever opens a downloaded feature file with `pickle.load` runs what its writer chose. Here its
-only functions are our own, which rebuild arrays, and OrderedDict, so that nothing else can be called.
+A pickle is a program: `pickle.load` on a downloaded feature file runs what its author chose. This unpickler only offers
+OrderedDict and its own functions, which rebuild arrays, so nothing else can be called.
 """
 
 import io
@@ -32,19 +32,19 @@ class RefusedPickleError(DataError):
 
 
 def encode_latin1_text(text: str, encoding: str) -> bytes:
-    """How old protocols keep bytes: as text in Latin-1."""
+    """Bytes as old protocols store them: as Latin-1 text."""
     if encoding != "latin1":
         raise ValueError(f"bytes kept as {encoding}")
     return text.encode("latin1")
 
 
 def make_empty_bytes() -> bytes:
-    """How old protocols keep no bytes: as a call of `bytes`, which would take a length too."""
+    """Empty bytes as old protocols store them: as a call of `bytes`, which would accept a length too."""
     return b""
 
 
 class AllowedFunction:
-    """A function as a pickle sees it: it can be called, and nothing of it can be changed."""
+    """A function as a pickle sees it: it can be called, but its attributes cannot be changed."""
 
     __slots__ = ("function",)
 
@@ -59,7 +59,7 @@ class AllowedFunction:
 
 
 class DtypeStandIn:
-    """Stands for numpy.dtype: numbers, text and objects, and their order of bytes."""
+    """Stands for numpy.dtype: numbers, text and objects, with their byte order."""
 
     def __init__(self, code: str | bytes, *_flags: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
@@ -74,12 +74,12 @@ class DtypeStandIn:
 
     @property
     def real(self) -> np.dtype:
-        """What it stands for."""
+        """The dtype that it stands for."""
         return np.dtype(f"{self.order}{self.code}" if self.order in "<>" else self.code)
 
 
 class ArrayStandIn:
-    """Stands for an array until the whole pickle is read, so that no pickle reaches into numpy."""
+    """Stands for an array until the whole pickle is read, so that no pickle accesses NumPy."""
 
     def __init__(self) -> None:
         self.state: tuple[tuple[int, ...], DtypeStandIn, bool, Any] | None = None
@@ -91,7 +91,7 @@ class ArrayStandIn:
         self.state = shape, dtype, bool(fortran), data
 
     def real(self, whole: Callable[[Any], Any]) -> np.ndarray:
-        """What it stands for; `whole` makes real what an array of objects holds."""
+        """The array that it stands for; `whole` converts the items of an object array."""
         if self.state is None:
             raise ValueError("an array without content")
         shape, dtype, fortran, data = self.state
@@ -105,22 +105,22 @@ class ArrayStandIn:
 
 
 def reject_ndarray_call(*_values: Any) -> Any:
-    """Stands for numpy.ndarray, of which a pickle may speak, but which it may not call."""
+    """Stands for numpy.ndarray, which a pickle may refer to but may not call."""
     raise RefusedPickleError("refused: it calls numpy.ndarray")
 
 
 def make_empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) -> ArrayStandIn:
-    """The array that is filled next."""
+    """The array that the next instruction fills."""
     return ArrayStandIn()
 
 
 def rebuild_array(data: bytes | bytearray, dtype: DtypeStandIn, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """Protocol 5's way to say an array."""
+    """The array encoding of protocol 5."""
     return np.frombuffer(data, dtype.real).reshape(shape, order="F" if order == "F" else "C")
 
 
 def rebuild_scalar(dtype: DtypeStandIn, data: bytes | str) -> Any:
-    """One number."""
+    """A NumPy scalar."""
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real, 1)[0]
 
 
@@ -138,7 +138,7 @@ for _package in ("numpy.core", "numpy._core"):  # the name before numpy 2, and s
 
 
 class ArrayBuilder:
-    """Makes real what stands for arrays; what stands in two places is made once, so that no pickle unfolds forever."""
+    """Converts stand-ins to arrays. A stand-in that is referenced twice is converted once, which bounds the work."""
 
     def __init__(self) -> None:
         self.made: dict[int, Any] = {}
@@ -165,7 +165,7 @@ class ArrayBuilder:
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Finds nothing but what is allowed."""
+    """An unpickler that resolves only allowed names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
@@ -177,10 +177,10 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def check_pickle_memo(data: bytes) -> None:
-    """No place in the memo is beyond the pickle's own length: its table is as long as its last place, whoever wrote it.
+    """Check that no memo index exceeds the pickle's length: the memo table is as long as its largest index.
 
     Raises:
-        ValueError: One is; nine bytes could take all memory.
+        ValueError: One does; nine bytes could use all memory.
     """
     for operation, place, _ in pickletools.genops(data):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > len(data):
@@ -191,7 +191,7 @@ def load_pickle(data: bytes) -> Any:
     """The value of a pickle of plain values and arrays.
 
     Raises:
-        RefusedPickleError: It asks for something else; nothing of it was run.
+        RefusedPickleError: It refers to something else; none of it was run.
         DataError: It is damaged.
     """
     try:
@@ -202,7 +202,7 @@ def load_pickle(data: bytes) -> Any:
 
 
 def load_npy(path: Path) -> Any:
-    """An .npy file; what np.save made of a dictionary comes back as one.
+    """An .npy file; a dictionary saved with np.save is returned as one.
 
     Raises:
         RefusedPickleError: It holds objects that could run code.

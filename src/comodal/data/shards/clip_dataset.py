@@ -1,4 +1,4 @@
-"""Pairs of a frame and a second of sound, read out of shards (L3-Net, sections 2 and 3.2)."""
+"""Pairs of a frame and a second of audio, read from shards (L3-Net, sections 2 and 3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from comodal.media.augmentation import jitter_color, jitter_gain, random_crop, r
 from comodal.media.image import crop_image_center, decode_jpeg, resize_short_side
 
 ROUNDING_SAMPLES = 2  # times in records are rounded
-AUGMENTATION_SEED = 1  # keeps the chance of the augmentation apart from that of the pairs
+AUGMENTATION_SEED = 1  # separates the random stream of the augmentation from that of the pairs
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much a picture and a sound are changed at random, besides the crop.
+    """Random augmentation of an image and audio, besides the crop.
 
-    The paper names the kinds and the 10 %; the ranges of brightness and saturation are l3embedding's
-    (data/avc/sample.py).
+    The paper names the kinds and the 10 %; the ranges of brightness and saturation are those of l3embedding
+    (its data/avc/sample.py).
     """
 
     mirror: bool = True
@@ -37,12 +37,12 @@ class ClipPairDataset:
     """Batches of any (epoch, index) of a sequence of pairs.
 
     Args:
-        shards: Clips of frames (JPEG) and sound (FLAC), as `comodal prepare` writes them.
-        pairs: Which frame meets which second of sound.
-        image_size: Side of the pictures; they are cut from frames resized to 8/7 of it (the paper: 224 from 256).
-        sample_rate: Of the sound that the model hears.
-        augmentation: None for evaluation: centre crops, and no chance but in the pair.
-        cache_bytes: Decoded frames and audio that stay in memory; then audio is decoded whole.
+        shards: Clips of frames (JPEG) and audio (FLAC), as `comodal prepare` writes them.
+        pairs: The pair sampler: which frame is paired with which second of audio.
+        image_size: Side of the images; they are cropped from frames resized to 8/7 of it (the paper: 224 from 256).
+        sample_rate: Of the audio input of the model.
+        augmentation: None for evaluation: center crops, and no randomness except in the pairs.
+        cache_bytes: Size of the in-memory cache of decoded frames and audio; with a cache, audio is decoded whole.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ClipPairDataset:
         )
 
     def read(self, pair: ClipPair, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The picture and the second of sound of a pair, changed at random if they are augmented."""
+        """The image and the second of audio of a pair, augmented at random if requested."""
         if self.cache is None:
             image, sound = self.image(pair), self.sound(pair)
         else:
@@ -117,15 +117,15 @@ class ClipPairDataset:
         return image
 
     def sound(self, pair: ClipPair) -> np.ndarray:
-        """The second of sound of a pair."""
+        """The second of audio of a pair."""
         return self.second_of(pair, self.decode(pair.sound_clip, pair.start_seconds, self.pairs.sound_seconds))
 
     def whole_sound(self, clip: int) -> np.ndarray:
-        """All of a clip's sound."""
+        """The whole audio of a clip."""
         return self.decode(clip, 0.0, None)
 
     def decode(self, clip: int, start_seconds: float, seconds: float | None) -> np.ndarray:
-        """Sound of a clip, or a part of it."""
+        """The audio of a clip, or a part of it."""
         data = self.shards.read(clip, "flac")
         try:
             sound, sample_rate = decode_flac(data, start_seconds, seconds)
@@ -139,7 +139,7 @@ class ClipPairDataset:
         return sound
 
     def second_of(self, pair: ClipPair, sound: np.ndarray) -> np.ndarray:
-        """The first second of this sound; a sample or two may be missing, for times are rounded."""
+        """The first second of this audio; one or two missing samples are padded, since times are rounded."""
         length = round(self.pairs.sound_seconds * self.sample_rate)
         missing = length - len(sound)
         if missing > ROUNDING_SAMPLES:
@@ -147,10 +147,10 @@ class ClipPairDataset:
         return np.pad(sound, (0, missing)) if missing > 0 else sound[:length]
 
     def place(self, clip: int) -> str:
-        """Where to look for a clip."""
+        """The shard and sample of a clip, for error messages."""
         return f"{self.shards.folder}: clip {self.shards.key(clip)}"
 
     def key(self, pair: ClipPair) -> str:
-        """What a pair is made of, to find it again by hand."""
+        """A description of a pair's frame and audio, to look it up."""
         image_key, sound_key = self.shards.key(pair.image_clip), self.shards.key(pair.sound_clip)
         return f"{image_key} frame {pair.frame}, {sound_key} sound from {pair.start_seconds:.3f} s"

@@ -1,4 +1,4 @@
-"""Decoded frames and audio that stay in memory: small data sets are decoded once instead of in every epoch."""
+"""An in-memory cache of decoded frames and audio: small data sets are decoded once instead of in every epoch."""
 
 from collections.abc import Callable, Hashable
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 class DecodedCache:
-    """Arrays by key, until they take `max_bytes`; later ones are decoded anew each time.
+    """Arrays by key, up to `max_bytes`; further ones are decoded each time.
 
-    An epoch asks for every clip alike, so the first ones are as good to keep as any. Arrays are read-only.
+    Every clip is read equally often in an epoch, so the first ones are as good to keep as any. Arrays are read-only.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """Videos to shards: `comodal prepare videos`.
 
-The first seconds of each video become a clip: frames at a chosen rate as JPEG and mono sound as FLAC, with their times
-on one clock, so that a frame and its second of sound can be cut anywhere without the video (L3-Net, section 3: 10 s).
+The first seconds of each video become a clip: frames at a chosen rate as JPEG and mono audio as FLAC, with timestamps
+on one clock. So any frame and second of audio can be read without the video (L3-Net, section 3: 10 s).
 """
 
 import hashlib
@@ -38,13 +38,13 @@ from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import MIN_CLIP_SECONDS, Clip, read_clip, read_clip_with_audio, read_video_info
 from comodal.workers import Backend
 
-CUT_MARGIN_SECONDS = 1.0  # clips are cut at key frames
+CUT_MARGIN_SECONDS = 1.0  # clips in files are cut at key frames
 MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
 
 
 @dataclass(frozen=True)
 class ClipParameters:
-    """What a clip is: the parameters of `read_clip`."""
+    """The parameters of a clip, as in `read_clip`."""
 
     seconds: float
     frames_per_second: float
@@ -75,8 +75,8 @@ def prepare_videos(
 ) -> dict[str, Any]:
     """Make shards of clips from a folder or a list of videos.
 
-    Killed and started again, the command goes on; when all is done it does nothing. The result does not depend on the
-    number of workers. What was refused, and why, is in OUT/report.jsonl.
+    The command can be interrupted and resumed; when all is done it does nothing. The result does not depend on the
+    number of workers. OUT/report.jsonl lists the refused files and why.
 
     Args:
         source: A folder of videos, of tar shards (WebDataset, video2dataset) or of Parquet or Arrow files (Hugging
@@ -84,25 +84,25 @@ def prepare_videos(
             VGGSound, AudioSet CSV, Flickr-SoundNet URLs, or JSON Lines.
         out: The folder of shards to make.
         files: The folder that holds the files of a list; by default the list's own folder.
-        list_format: The format of the list; by default it is recognised.
+        list_format: The format of the list; by default it is detected.
         lists: Further lists of the same files, such as the lists of the other splits.
-        classes: Labels to keep; kinetics-sounds stands for the 34 classes of the paper.
-        limit: Take this many videos alone, chosen by the hash of their keys.
+        classes: Labels to keep; kinetics-sounds selects the 34 classes of the paper.
+        limit: Use only this many videos, chosen by the hash of their keys.
         split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
             rest by a hash; hash splits all by a hash. Clips of one source video are never in two splits.
-        validation: The part of the source videos that a hash puts into validation.
-        test: The part of the source videos that a hash puts into test.
+        validation: The fraction of the source videos that a hash puts into validation.
+        test: The fraction of the source videos that a hash puts into test.
         seconds: How much of each video is taken, from its beginning or the list's start.
-        frames_per_second: Pictures per second.
-        short_side: Smaller side of the pictures.
+        frames_per_second: Frames per second.
+        short_side: Short side of the frames, in pixels.
         quality: JPEG quality, 1 to 100.
-        sample_rate: Of the sound, in Hz.
+        sample_rate: Of the audio, in Hz.
         videos_per_shard: Videos that one task reads and one tar file holds.
-        workers: Processes; -1 is one per core.
+        workers: Worker processes; -1 is one per core.
         backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
 
     Returns:
-        What about.json holds: options, clips and seconds taken by split, files refused by reason.
+        The content of about.json: options, clips and seconds by split, refused files by reason.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.
@@ -135,7 +135,7 @@ def prepare_videos(
 
 
 def select_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:
-    """Sources with one of these labels; says which classes the sources do not have."""
+    """The sources with one of these labels; reports the classes that the sources do not have."""
     if not classes:
         return sources
     wanted = {
@@ -155,7 +155,7 @@ def select_classes(sources: list[VideoSource], classes: list[str]) -> list[Video
 
 
 def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[VideoSource]:
-    """Which video goes into which shard; in each split in an order that a hash of the key gives."""
+    """Assign videos to shards; in each split they are ordered by a hash of the key."""
     sources = sorted(make_unique_keys(sources), key=lambda source: (hash_to_fraction(source.key), source.key))
     sources = sources[: options["limit"]]
     validation, test = options["validation"], options["test"]
@@ -185,7 +185,7 @@ def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[
 
 
 def make_unique_keys(sources: list[VideoSource]) -> list[VideoSource]:
-    """Keys without dots, slashes and blanks, each once: those that would be equal get a hash of their path."""
+    """Unique keys without dots, slashes and blanks; duplicates get a hash of their path."""
     keys = [re.sub(r"[^\w+=@,-]+", "_", source.key) for source in sources]
     repeated = {key for key, count in Counter(keys).items() if count > 1}
     return [
@@ -223,7 +223,7 @@ def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) ->
 
 
 def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str, Any]) -> Clip:
-    """A clip of a video in a container; its sound may be a file of its own beside it, as video2dataset stores it."""
+    """A clip of a video in a container; its audio may be a separate file, as in video2dataset."""
     path, audio = root / source.path, root / (source.audio or "")
     places = {path: source.place, audio: source.audio_place}
     with remember_locations({path: place for path, place in places.items() if place is not None}):
@@ -236,14 +236,13 @@ def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str,
 
 
 def is_whole_video(source: VideoSource, path: Path) -> bool:
-    """Whether a file is all of the source video rather than the part that the list means: people store both under the
-    bare id."""
+    """Whether a file is the whole source video rather than the listed part; both may be stored under the bare id."""
     length = read_video_info(path).seconds
     return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
 
 
 def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:
-    """The members and the record of a clip: the sound from time 0 to the end, the frames within it."""
+    """The members and the record of a clip: the audio from time 0 to the end, and the frames in that time."""
     sound = np.concatenate([np.zeros(round(clip.sound_start_seconds * clip.sample_rate), np.float32), clip.sound])
     sound = sound[: round(clip.seconds * clip.sample_rate)]
     times = [round(time, 6) for time in clip.frame_seconds if time < clip.seconds]

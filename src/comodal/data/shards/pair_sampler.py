@@ -1,15 +1,15 @@
-"""Which frame meets which second of sound (L3-Net, section 2: audio-visual correspondence).
+"""Samples pairs of a frame and a second of audio (L3-Net, section 2: audio-visual correspondence).
 
-A pair is a function of (seed, epoch, index), so resuming, workers and tests are free. All pairs of all epochs are
-numbered on; those of even number go together and those of odd number are apart. So exactly half of any even batch is of
-either kind, and half of any even number of epochs of an odd number of clips.
+A pair is a function of (seed, epoch, index), so resuming is exact for any number of workers. Pairs are numbered through
+all epochs; even numbers are positives and odd numbers are negatives. So exactly half of any even batch is of either
+kind. The same holds over any even number of epochs of an odd number of clips.
 
-A network is quick to find what else tells the two kinds apart. AVE-Net (Objects that Sound, section 3.1) reports one
-such shortcut: if only the sounds of positives start on the grid of the video's frames, the network learns the grid.
-Here no such difference can be, because a negative is two halves of positives: both kinds draw two clips, and in each of
-them a frame and a second of sound that overlaps it; a positive takes picture and sound of the first clip, a negative
-the picture of the first and the sound of the second. The two clips are drawn symmetrically, so the law of the pictures
-and the law of the sounds are the same in both kinds, whatever the clips' lengths, frames and groups are.
+A network easily learns shortcuts that distinguish the two kinds. AVE-Net (Objects that Sound, section 3.1) reports one:
+if only the audio of positives starts on the grid of the video's frames, the network learns the grid. Here such
+shortcuts are excluded, because a negative consists of two halves of positives. Both kinds draw two clips, and in each
+of them a frame and a second of audio that overlaps it. A positive takes image and audio of the first clip; a negative
+takes the image of the first and the audio of the second. The two clips are drawn symmetrically, so the distributions of
+the images and of the audio are the same in both kinds, whatever the clips' lengths, frames and groups are.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,9 @@ from comodal.errors import DataError
 
 @runtime_checkable
 class ClipRecords(Protocol):
-    """What the sampler needs of a data set: each clip's source, and its record with `frame_seconds` and `seconds`."""
+    """The interface of a data set for the sampler: each clip's source, and its record with `frame_seconds` and
+    `seconds`.
+    """
 
     @property
     def groups(self) -> Sequence[str]: ...
@@ -33,7 +35,7 @@ class ClipRecords(Protocol):
 
 
 class ClipPair(NamedTuple):
-    """A frame of one clip and a second of sound of the same or another clip."""
+    """A frame of one clip and a second of audio of the same or another clip."""
 
     image_clip: int
     frame: int
@@ -43,7 +45,7 @@ class ClipPair(NamedTuple):
 
 
 class PairMoment(NamedTuple):
-    """A frame of a clip and where a second of sound that overlaps it begins."""
+    """A frame of a clip and the start of a second of audio that overlaps it."""
 
     frame: int
     start_seconds: float
@@ -53,8 +55,8 @@ class PairSampler:
     """The pair of (epoch, index) for one seed.
 
     Departs from the paper in what it leaves open: clips of one group (cut from the same source video) are never used as
-    a negative, and a clip is drawn in proportion to the number of clips outside its group, so that a sound of a large
-    group is as often a positive as a negative.
+    a negative. A clip is drawn in proportion to the number of clips outside its group, so the audio of a large group is
+    as often a positive as a negative.
     """
 
     def __init__(self, records: ClipRecords, seed: int, sound_seconds: float = 1.0) -> None:
@@ -75,7 +77,7 @@ class PairSampler:
         return ClipPair(first, mine.frame, second, other.start_seconds, together=False)
 
     def two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Two clips of different groups, every such ordered pair as likely as any other."""
+        """Two clips of different groups; every such ordered pair is equally likely."""
         while True:
             first, second = (int(clip) for clip in rng.integers(len(self.records), size=2))
             if self.groups[first] != self.groups[second]:
@@ -83,7 +85,7 @@ class PairSampler:
 
 
 class MatchedPairSampler(PairSampler):
-    """Matched pairs alone, each clip as often as in `Pairs`: for an objective with negatives from the batch."""
+    """Only matched pairs, each clip as often as in `PairSampler`: for an objective with in-batch negatives."""
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
@@ -93,9 +95,9 @@ class MatchedPairSampler(PairSampler):
 
 
 def draw_pair_moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> PairMoment:
-    """A frame at random, and sound that begins up to a second before it and ends within the clip.
+    """A random frame, and audio that begins up to a second before it and ends within the clip.
 
-    All starts that do so are equally likely, also near the ends of the clip.
+    All possible starts are equally likely, also near the ends of the clip.
     """
     frame_seconds: Sequence[float] = record["frame_seconds"]
     latest = record["seconds"] - sound_seconds

@@ -1,8 +1,8 @@
-"""Pictures and sounds that belong together without a video: `comodal prepare pairs`.
+"""Pairs of images and audio without a video: `comodal prepare pairs`.
 
-Both come in class folders, or in containers with labels; a picture and a sound of the same class make a pair, written
-like a clip with one frame.
-With handwritten and spoken digits this is a controlled study of audio-visual correspondence that runs in minutes.
+Both are in class folders, or in containers with labels. An image and a recording of the same class form a pair, written
+like a clip with one frame. With handwritten and spoken digits this is a controlled experiment on audio-visual
+correspondence that runs in minutes.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from comodal.media.storage.open_media import find_container, is_container
 from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.workers import Backend
 
-MIN_AUDIO_SECONDS = 1.0  # what the network hears (L3-Net, section 3)
+MIN_AUDIO_SECONDS = 1.0  # the audio input of the network (L3-Net, section 3)
 MAX_CACHED_AUDIO = 1024  # of 10 to 70 kB each
 
 FilesByClass = dict[tuple[str, str], list[str]]  # by split and class
@@ -42,7 +42,7 @@ FilesByClass = dict[tuple[str, str], list[str]]  # by split and class
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """A picture and a sound of one class."""
+    """An image and an audio file of one class."""
 
     key: str
     image: str
@@ -56,7 +56,7 @@ class PairedFiles:
 
 @dataclass(frozen=True)
 class PairedMediaParameters:
-    """How pictures and sounds are written."""
+    """The format in which images and audio are written."""
 
     seconds: float
     short_side: int
@@ -80,38 +80,38 @@ def prepare_pairs(
     workers: int = -1,
     backend: Backend = "loky",
 ) -> dict[str, Any]:
-    """Make shards of pairs from pictures in class folders and sounds in class folders.
+    """Make shards of pairs from images in class folders and audio in class folders.
 
     Folders are `class/file`, or `train/class/file`, `validation/class/file` and `test/class/file`; files outside such
     folders are split by a hash of their path. No file is in two splits. In each split every file of the kind that has
     more files is used before any is used again; its partner is drawn from those of the same class.
 
     Args:
-        images: Folder of pictures; or tar shards, Parquet or Arrow files of pictures with labels (a folder of them, one
+        images: Folder of images; or tar shards, Parquet or Arrow files of images with labels (a folder of them, one
             file, or a pattern).
-        sounds: The same of sounds. Those shorter than a second get silence on both sides.
+        sounds: The same for audio. Audio shorter than a second is padded with silence on both sides.
         out: The folder of shards to make.
-        pairs: Pairs in each split; by default as many as there are pictures or sounds, whichever are more.
-        seed: Of the draw of partners.
-        validation: The part of the files that a hash puts into validation.
-        test: The part of the files that a hash puts into test.
-        seconds: How much of a sound is kept, from its beginning.
-        short_side: Smaller side of the pictures, which are made smaller or larger.
+        pairs: Pairs in each split; by default as many as the larger of the numbers of images and audio files.
+        seed: Of the random pairing.
+        validation: The fraction of the files that a hash puts into validation.
+        test: The fraction of the files that a hash puts into test.
+        seconds: Maximum length of the audio, from its beginning.
+        short_side: Short side of the images, which are resized to it.
         quality: JPEG quality, 1 to 100.
-        sample_rate: Of the sound, in Hz.
+        sample_rate: Of the audio, in Hz.
         pairs_per_shard: Pairs that one task makes and one tar file holds.
-        workers: Processes; -1 is one per core.
+        workers: Worker processes; -1 is one per core.
         backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
 
     Returns:
-        What about.json holds: options, pairs and seconds taken by split, files refused by reason.
+        The content of about.json: options, pairs and seconds by split, refused files by reason.
 
     Raises:
         DataError: A folder cannot be read or no class has both, OUT holds something else, or the disk is full.
 
     Examples:
-        comodal prepare pairs mnist/ spoken_digits/ shards/ --short_side 36
-        comodal prepare pairs mnist.parquet spoken_digits.parquet shards/ --short_side 36
+        comodal prepare pairs mnist/ spoken_digits/ shards/ --short-side 36
+        comodal prepare pairs mnist.parquet spoken_digits.parquet shards/ --short-side 36
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
@@ -141,7 +141,7 @@ def group_by_split_and_class(
     folder: Path, validation: float, test: float, kind: Kind
 ) -> tuple[FilesByClass, list[dict[str, Any]]]:
     """The files of `[split/]class/.../file`, and the media of one kind in containers by their labels; by split and
-    class. Also lines of the report about what is damaged in containers.
+    class. Also report lines about damage in containers.
 
     Raises:
         DataError: There is no such folder or file, or nothing in it has a class.
@@ -171,7 +171,7 @@ def group_by_split_and_class(
 def add_archive_media(
     found: FilesByClass, stored: ArchiveExample, kind: Kind, validation: float, test: float
 ) -> Iterator[dict[str, Any]]:
-    """Add the media of an example to the files of its class, or give a line of the report that says why not."""
+    """Add the media of an example to the files of its class, or return a report line with the reason why not."""
     fault, labels, split = stored.example.fault, get_example_labels(stored.example), None
     try:
         split = get_example_split(stored)
@@ -211,7 +211,7 @@ def draw_file_pairs(
 
 
 def report_unpaired_classes(images: FilesByClass, sounds: FilesByClass) -> Iterator[dict[str, Any]]:
-    """Lines of the report about files whose class has nothing of the other kind in their split."""
+    """Report lines about files whose class has no file of the other kind in their split."""
     for ours, others, other in ((images, sounds, "sound"), (sounds, images, "picture")):
         for (split, label), names in sorted(ours.items()):
             if (split, label) not in others:
@@ -223,10 +223,10 @@ def report_unpaired_classes(images: FilesByClass, sounds: FilesByClass) -> Itera
 
 
 def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaParameters) -> ShardSample:
-    """One pair as a clip of one frame, which stands in the middle.
+    """One pair as a clip of one frame, at the middle of the audio.
 
     Raises:
-        MediaError: The picture or the sound cannot be used.
+        MediaError: The image or the audio cannot be used.
     """
     picture = resize_short_side(read_image(images / pair.image), media.short_side)
     flac, samples = _read_as_flac(sounds / pair.sound, media.seconds, media.sample_rate)
@@ -249,7 +249,7 @@ def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedM
 
 @lru_cache(MAX_CACHED_AUDIO)
 def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int]:
-    """A sound and its number of samples; sounds are few and each is in several pairs."""
+    """Audio as FLAC and its number of samples; cached, since each file is in several pairs."""
     sound = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
     if not np.any(sound):
         raise MediaError(path, "silent", "every sample is zero")
@@ -257,6 +257,6 @@ def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, 
 
 
 def pad_to_one_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
-    """The sound with silence before and after it, as much on both sides, if it is shorter than a second."""
+    """Pad audio shorter than a second with silence, equally on both sides."""
     lacking = max(round(MIN_AUDIO_SECONDS * sample_rate) - len(sound), 0)
     return np.pad(sound, (lacking // 2, lacking - lacking // 2))

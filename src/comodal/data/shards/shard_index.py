@@ -1,9 +1,9 @@
-"""The index that lies beside a tar shard: where each member of each sample stands, and its checksum.
+"""The index of a tar shard: the offset of each member of each sample, and its checksum.
 
 One flat little-endian file: a header, `firsts` (the first member of each sample, and one more), one row per member, the
 keys, the groups and the member names as lines of text, and a CRC-32 of all that. A sample of a 10 s clip has 52
 members, so 500,000 clips have 26 million rows: rows stay in the file and are read for one sample at a time. Such a set
-opens in a second and takes some 50 MB of a process. Nothing in it is pickled.
+opens in a second and needs about 50 MB per process. Nothing in it is pickled.
 """
 
 import struct
@@ -25,7 +25,7 @@ MEMBER_DTYPE = np.dtype([("block", "<u4"), ("size", "<u4"), ("checksum", "<u4"),
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is kept in memory of one shard's index file."""
+    """The part of one shard's index file that is kept in memory."""
 
     path: Path
     tar_bytes: int
@@ -46,7 +46,7 @@ class ShardIndex:
         return self.keys[start : int(self.key_ends[sample])].decode()
 
     def span(self, sample: int) -> tuple[int, int]:
-        """Where the member rows of one sample stand in the index file: the first byte, and how many."""
+        """The position of a sample's member rows in the index file: the first byte, and the number of rows."""
         first, last = int(self.firsts[sample]), int(self.firsts[sample + 1])
         return self.rows_start + first * MEMBER_DTYPE.itemsize, (last - first) * MEMBER_DTYPE.itemsize
 
@@ -61,7 +61,7 @@ def format_index_damage(path: Path, what: str) -> str:
 def pack_shard_index(
     tar_bytes: int, samples: list[tuple[str, str, int]], members: list[tuple[int, int, int, str]]
 ) -> bytes:
-    """Bytes of an index file.
+    """The bytes of an index file.
 
     Args:
         tar_bytes: Size of the tar file.
@@ -83,7 +83,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     """Read and check an index file.
 
     Raises:
-        DataError: It is missing, cut short, of another format, or a bit in it has flipped.
+        DataError: It is missing, truncated, of another format, or corrupted.
     """
     try:
         data = path.read_bytes()
@@ -115,5 +115,5 @@ def read_shard_index(path: Path) -> ShardIndex:
 
 
 def find_line_ends(lines: bytes) -> np.ndarray:
-    """Where each line ends, the last one at the end of the bytes. In UTF-8 a line break is no part of another sign."""
+    """Where each line ends, the last one at the end of the bytes. In UTF-8 no other character contains a line break."""
     return np.append(np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n")), len(lines)).astype(np.uint32)

@@ -1,8 +1,8 @@
-"""Tar shards in the WebDataset convention, with an index beside each for checked random access.
+"""Tar shards in the WebDataset convention, each with an index file for verified random access.
 
 A sample is several members whose names share a key: `key.0000.jpg`, `key.flac`, `key.json`. The webdataset library and
-`tar` read the shards front to back; `Shards` reads any member of any sample with one `pread`, in any order, from forked
-or spawned workers, and compares its checksum.
+`tar` read the shards sequentially; `ShardReader` reads any member of any sample with one `pread`, in any order, from
+forked or spawned workers, and verifies its checksum.
 """
 
 import hashlib
@@ -35,9 +35,10 @@ MAX_SHARD_MEMBER_BYTES = 2**32 - 1  # the index keeps sizes in 32 bits
 
 
 class ShardWriter:
-    """Writes one shard; the tar and its index take their names when both are whole.
+    """Writes one shard; the tar and its index are renamed to their final names when both are complete.
 
-    The same samples give the same bytes: times, owners and modes in the tar are fixed. No samples, no file.
+    The same samples give the same bytes: times, owners and modes in the tar are fixed. Without samples, no file is
+    written.
 
     Examples:
         >>> with ShardWriter(Path("train/000000.tar")) as shard:
@@ -55,7 +56,7 @@ class ShardWriter:
         self.file = self.temporary.open("wb")
 
     def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
-        """Append a sample; the record becomes its member `json`, and its `group` stands in the index as well (there a
+        """Append a sample; the record becomes its member `json`, and its `group` is in the index as well (there a
         line break in it is written `\\n`)."""
         text = self.check(key, members, record)
         group = str(record.get("group", key)).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
@@ -113,7 +114,7 @@ class ShardWriter:
 
 
 class _Handle:
-    """An open file, closed when nobody holds it any more, so that a thread may read while another opens files."""
+    """An open file, closed when nobody refers to it, so that one thread may read while another opens files."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -133,10 +134,10 @@ class ShardReader:
     May be pickled, forked and read from several threads.
 
     Args:
-        folder: For example OUT/train, as `comodal prepare` made it.
+        folder: For example OUT/train of `comodal prepare`.
 
     Raises:
-        DataError: The folder has no shards, a tar is missing or cut short, an index is damaged, or the preparation of
+        DataError: The folder has no shards, a tar is missing or truncated, an index is damaged, or the preparation of
             the folder has not finished.
     """
 
@@ -170,7 +171,9 @@ class ShardReader:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any byte of any sample does: a hash of the indexes, which hold the members' checksums."""
+        """A hash that changes when any byte of any sample does; it covers the indexes, which hold the members'
+        checksums.
+        """
         text = "".join(f"{index.path.name} {index.checksum:08x}\n" for index in self.indexes)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -189,7 +192,7 @@ class ShardReader:
         """One member of one sample.
 
         Raises:
-            DataError: The bytes are not those that were written, or the sample has no such member.
+            DataError: The checksum does not match, or the sample has no such member.
         """
         index, _ = self._locate(i)
         rows = self._rows(i)

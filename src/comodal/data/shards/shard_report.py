@@ -1,4 +1,4 @@
-"""What a folder of shards holds, and what was refused: as a table, and as numbers."""
+"""The content of a folder of shards, and the refused files: as a table, and as numbers."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ def print_shard_report(about: dict[str, Any]) -> None:
 
 
 def describe_shards(folder: Path) -> dict[str, Any]:
-    """What a folder of shards holds: OUT of `comodal prepare`, or one split of it.
+    """The content of a folder of shards: OUT of `comodal prepare`, or one split of it.
 
     Raises:
         DataError: There are no shards, or they are damaged.

@@ -1,8 +1,8 @@
-"""Carries out a plan of shards: in parallel, resumable, and with a report of what was refused and why.
+"""Runs a plan of shards: in parallel, resumable, and with a report of refused items and why.
 
-One shard is one task. Its tar, its index and its part of the report take their names when they are whole, the report
-last, which says that the shard is finished: killed at any moment and run again, the work goes on with the next shard
-and ends with the same bytes, whatever the number of workers.
+One shard is one task. Its tar, its index and its part of the report are renamed to their final names when they are
+complete. The report is last and marks the shard as finished. An interrupted run resumes with the next shard and ends
+with the same bytes, for any number of workers.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, run_one_by_one, 
 
 @runtime_checkable
 class ShardItem(Protocol):
-    """Something that becomes one sample; a dataclass of plain values."""
+    """An item that becomes one sample; a dataclass of plain values."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -71,13 +71,13 @@ class ShardPlan(Generic[ItemType]):
 
 @dataclass(frozen=True)
 class RunPlan(Generic[ItemType]):
-    """All that is to be done, decided before any file is opened."""
+    """The whole run, planned before any file is opened."""
 
     kind: str  # "clips" or "pairs"
-    options: dict[str, Any]  # as JSON; another value makes other shards
+    options: dict[str, Any]  # as JSON; other values give other shards
     shards: tuple[ShardPlan[ItemType], ...]
-    refused: tuple[dict[str, Any], ...]  # lines of the report about what needs no opening
-    contents: str = ""  # a stamp of the files, so that one that was replaced is no longer the same
+    refused: tuple[dict[str, Any], ...]  # report lines about items that are refused without being opened
+    contents: str = ""  # a stamp of the files, which changes when one is replaced
 
     def fingerprint(self) -> str:
         items = [[shard.split, shard.number, [asdict(item) for item in shard.items]] for shard in self.shards]
@@ -104,13 +104,13 @@ def format_refusal(item: ShardItem, split: str, reason: str, detail: str) -> dic
 def make_shards(
     plan: RunPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, workers: int, backend: Backend
 ) -> dict[str, Any]:
-    """Make what is not there yet, merge the report, print its summary and return it.
+    """Make the missing shards, merge the report, print its summary and return it.
 
     Args:
-        plan: What to make.
+        plan: The shards to make.
         read: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
         out: The folder of the shards.
-        workers: Processes; -1 is one per core.
+        workers: Worker processes; -1 is one per core.
         backend: Where the workers run, by joblib's name.
 
     Raises:
@@ -143,7 +143,7 @@ def make_pending_shards(
     out: Path,
     workers: int,
 ) -> None:
-    """Make shards in parallel; a file that kills its worker is found, refused and left out."""
+    """Make shards in parallel; a file that crashes its worker is found, refused and left out."""
     for split in {shard.split for shard in todo}:
         (out / split).mkdir(parents=True, exist_ok=True)
     workers = joblib.cpu_count() if workers == -1 else workers
@@ -153,9 +153,9 @@ def make_pending_shards(
     with Progress("clips", total, counter.before, counter.poll):
         while todo:
             crashed = read_known_crashes(out)
-            streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray gives all at the end
+            streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray returns all at the end
             returned = "generator_unordered" if streams else "list"
-            # one job would run in this process, which a crash of the decoder would end: so two, one waiting
+            # one job would run in this process, which a decoder crash would end: so two, one idle
             pool = joblib.Parallel(n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as=returned)
             try:
                 for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
@@ -211,7 +211,7 @@ def format_accepted_item(item: ShardItem, split: str, sample: ShardSample) -> di
 def find_crashing_items(
     todo: list[ShardPlan[ItemType]], read: Callable[[ItemType], ShardSample], out: Path
 ) -> frozenset[str]:
-    """Of the items that were being read when a worker died, those that kill a process of their own."""
+    """Of the items that were being read when a worker died, those that crash a process of their own."""
     blamed = set()
     for shard in todo:
         progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
@@ -222,7 +222,7 @@ def find_crashing_items(
 
 
 def is_crashing_item(read: Callable[[ItemType], ShardSample], item: ItemType) -> bool:
-    """Whether an item ends the process that reads it; what it raises is told when its shard is made again."""
+    """Whether an item crashes the process that reads it; exceptions are reported when its shard is made again."""
     (found,) = run_one_by_one(read, [item])
     return isinstance(found.exception(), BrokenProcessPool)
 
@@ -233,7 +233,7 @@ def read_known_crashes(out: Path) -> frozenset[str]:
 
 
 class ClipCounter:
-    """Counts what finished shards report and what unfinished ones have come to.
+    """Counts the items of finished shards and of unfinished ones.
 
     Args:
         out: The folder of the shards.
@@ -246,12 +246,12 @@ class ClipCounter:
         self.start = time.monotonic()
 
     def add(self, items: int, seconds: float) -> None:
-        """A shard is finished."""
+        """Record a finished shard."""
         self.items += items
         self.seconds += seconds
 
     def poll(self) -> tuple[int, str]:
-        """Items in all, and how fast they come."""
+        """The total number of items, and the rate."""
         items, seconds = count_started_items(self.out)
         items, seconds = self.items + items, self.seconds + seconds
         self.seen = max(self.seen, items)
@@ -260,7 +260,7 @@ class ClipCounter:
 
 
 def count_started_items(out: Path) -> tuple[int, float]:
-    """How many items, and how many seconds of media, the shards that are being made have come to."""
+    """The number of items, and of seconds of media, in unfinished shards."""
     seconds = []
     for path in out.glob("*/.*.progress"):
         with contextlib.suppress(DataError, ValueError):
@@ -273,7 +273,7 @@ def get_report_path(tar: Path) -> Path:
 
 
 def is_shard_finished(shard: ShardPlan, out: Path) -> bool:
-    """Its report is there, and unless it refused everything, so are the tar and the index."""
+    """Whether its report exists, and unless it refused everything, the tar and the index."""
     tar = shard.path(out)
     if not get_report_path(tar).is_file():
         return False

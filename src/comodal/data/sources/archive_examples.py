@@ -1,14 +1,14 @@
-"""Examples of tar, Parquet and Arrow files as the rest of the package knows them: label, split, group and captions.
+"""Examples of tar, Parquet and Arrow files with the package's fields: label, split, group and captions.
 
 | field | from the JSON member or the columns |
 |---|---|
 | label | `label`, `labels`, `class_name`, `class` or `category`: a text, a number or a list; else a `.cls` member |
 | split | `split` or `subset`; else a folder or the beginning of the file's name, as in `train-00000-of-00004.parquet` |
-| group | `group`, else what names the source video: `video_id`, `videoID`, `youtube_id` or `url` |
+| group | `group`, else the name of the source video: `video_id`, `videoID`, `youtube_id` or `url` |
 | captions | `caption` or `captions`; else the `.txt` member, a caption a line; else other columns of captions |
 
-Left out are what stands beside containers and is not data: img2dataset's and video2dataset's table and statistics of
-each tar (`00000.parquet` or `00000_stats.json` beside `00000.tar`), the JSON files of `save_to_disk`, and its cache.
+Files next to containers that are not data are skipped: img2dataset's and video2dataset's table and statistics of
+each tar (`00000.parquet` or `00000_stats.json` next to `00000.tar`), the JSON files of `save_to_disk`, and its cache.
 """
 
 import re
@@ -33,7 +33,7 @@ CONTAINER_RELATED_SUFFIXES = (
     ".arrow",
     ".parquet",
     ".json",
-)  # a Path of each of 100,000 files takes half a second
+)  # creating 100,000 Path objects takes half a second
 CACHE_FILE_PATTERN = re.compile(r"(cache|tmp)-?.*\.arrow|.*-indices.*\.arrow")
 
 
@@ -45,7 +45,7 @@ class ArchiveExample(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of the example in a report."""
+        """The path of the example in reports."""
         return f"{self.file}/{self.example.name}" if self.example.name else self.file
 
 
@@ -74,7 +74,7 @@ def read_archive_examples(root: Path, name: str) -> Iterator[ArchiveExample]:
 
 
 def drop_side_files(names: Iterable[str]) -> list[str]:
-    """The files of a folder without those that only describe a container beside them."""
+    """The files of a folder without those that only describe a container next to them."""
     every = list(names)
     concerned = {name: PurePosixPath(name) for name in every if name.lower().endswith(CONTAINER_RELATED_SUFFIXES)}
     tars = {path.with_suffix("") for path in concerned.values() if path.suffix.lower() == ".tar"}
@@ -95,7 +95,7 @@ def drop_side_files(names: Iterable[str]) -> list[str]:
 
 
 def select_containers(names: Iterable[str]) -> list[str]:
-    """Those of the files of a folder that are containers and no side files."""
+    """The containers among the files of a folder, without side files."""
     return [name for name in drop_side_files(names) if is_container(name)]
 
 
@@ -109,7 +109,7 @@ def get_example_labels(example: ArchiveSample) -> tuple[str, ...]:
 
 
 def get_example_group(stored: ArchiveExample) -> str:
-    """What an example is a part of, such as its source video: all of it goes into one split."""
+    """The group of an example, such as its source video: a group is never divided between splits."""
     value = get_first_field(stored.example.metadata, GROUP_FIELDS)
     return str(value) if isinstance(value, str | int) and value != "" else stored.path
 
@@ -118,7 +118,7 @@ def get_example_split(stored: ArchiveExample) -> str | None:
     """The split of an example: its own, or that of its file.
 
     Raises:
-        ValueError: Its own is not known.
+        ValueError: Its own split name is unknown.
     """
     own = get_first_field(stored.example.metadata, SPLIT_FIELDS)
     if own is not None and own != "":
@@ -132,7 +132,7 @@ def get_example_split(stored: ArchiveExample) -> str | None:
 
 
 def get_example_captions(example: ArchiveSample) -> Any:
-    """The caption or the captions of an example, None without any."""
+    """The caption or captions of an example, or None."""
     own = get_first_field(example.metadata, ("caption", "captions"))
     if own is None and example.texts.get("txt", "").strip():
         return [line for line in example.texts["txt"].split("\n") if line.strip()]

@@ -1,7 +1,8 @@
-"""Captions in tables: CSV and TSV files with a line of names, and the same names in JSON Lines.
+"""Captions in tables: CSV and TSV files with a header line, and the same fields in JSON Lines.
 
-Read are Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment` and `raw,sentids,split,filename`,
-Hugging Face's metadata.csv and metadata.jsonl (`file_name,text`), open_clip's `filepath <tab> title`, and their like.
+Supported are Flickr8k's `image,caption`, Flickr30k's `image_name| comment_number| comment` and
+`raw,sentids,split,filename`, Hugging Face's metadata.csv and metadata.jsonl (`file_name,text`), open_clip's
+`filepath <tab> title`, and similar tables.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ TABLE_DELIMITERS = ("\t", "|", ",", ";")
 
 
 class CaptionRow(NamedTuple):
-    """An image with its caption or captions; None where the row is cut short."""
+    """An image with its caption or captions; None where the row is truncated."""
 
     image: str | None
     captions: Any
@@ -30,7 +31,7 @@ class CaptionRow(NamedTuple):
 
 
 class CaptionColumns(NamedTuple):
-    """Where the cells stand, and how they are separated."""
+    """The columns of the image and the caption, and the delimiter."""
 
     delimiter: str
     image: int
@@ -40,12 +41,12 @@ class CaptionColumns(NamedTuple):
 
 
 def get_first_field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first of some names that an entry has, or None."""
+    """The value of the first of these fields that an entry has, or None."""
     return next((entry[name] for name in names if entry.get(name) is not None), None)
 
 
 def detect_caption_columns(text: str) -> CaptionColumns | None:
-    """The columns that the first line of a text names, or None if it is no line of names."""
+    """The columns that the first line of a text names, or None if it is not a header."""
     first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
     for delimiter in TABLE_DELIMITERS:
         names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
@@ -58,12 +59,12 @@ def detect_caption_columns(text: str) -> CaptionColumns | None:
 
 
 def iterate_table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterator[CaptionRow]:
-    """The rows below the line of names; commas that nobody has quoted stay in a caption that stands last.
+    """The rows below the header; unquoted commas are kept in a caption in the last column.
 
     Raises:
         DataError: It is not a table.
     """
-    if columns.delimiter in "|\t":  # these files quote nothing
+    if columns.delimiter in "|\t":  # these files have no quoting
         rows = (line.split(columns.delimiter) for line in split_lines(text) if line.strip())
     else:
         rows = (row for _, row in parse_csv(text, path, columns.delimiter))
@@ -79,8 +80,8 @@ def iterate_table_rows(path: Path, text: str, columns: CaptionColumns) -> Iterat
 
 
 def iterate_container_rows(path: Path, container: Archive) -> Iterator[CaptionRow]:
-    """The rows of a Parquet or Arrow file without media. An image is called by `key` where img2dataset names it by its
-    URL, and what could not be downloaded has none.
+    """The rows of a Parquet or Arrow file without media. With the columns `url` and `key` (img2dataset), an image is
+    named by its `key`. Rows with a failed download have no image.
 
     Raises:
         DataError: It has no columns of images and captions.
@@ -103,7 +104,7 @@ def iterate_container_rows(path: Path, container: Archive) -> Iterator[CaptionRo
 
 
 def parse_caption_cell(cell: str) -> Any:
-    """A cell that is a JSON list of captions as a list; any other as it is."""
+    """A cell with a JSON list of captions as a list; any other unchanged."""
     text = cell.strip()
     if not (text.startswith('["') and text.endswith('"]')):
         return cell

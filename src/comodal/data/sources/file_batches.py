@@ -1,7 +1,7 @@
-"""Many files through one piece of work: what is to be done, in parallel, and a report of what could not be read.
+"""Applies one function to many files: plans the jobs, runs them in parallel, and reports the files that cannot be read.
 
-OpenL3 lost the pending results of other files when the last one was already there (its `process_audio_file`); here
-every file is written by itself, under a temporary name that is renamed when whole.
+OpenL3 lost the pending results of other files when the last one existed already (its `process_audio_file`). Here each
+result is written separately, under a temporary name that is renamed when it is complete.
 """
 
 import json
@@ -32,14 +32,14 @@ COPY_BYTES = 1 << 20
 
 
 class FileJob(NamedTuple):
-    """A file and what is made of it."""
+    """A file and its results."""
 
     source: Path
     results: tuple[Path, ...]
 
 
 class FileOutcome(NamedTuple):
-    """How a job went: rows written, or why not; and what was noticed, as that a file is truncated."""
+    """The outcome of a job: rows written, or the error; and notes, for example that a file is truncated."""
 
     job: FileJob
     rows: int
@@ -48,7 +48,7 @@ class FileOutcome(NamedTuple):
 
 
 class FileJobs(NamedTuple):
-    """What is to be done, and the suffixes of the files in the folders that are not of the kind."""
+    """The jobs, and the suffixes of the files in the folders that are of another kind."""
 
     jobs: list[FileJob]
     left_out: Counter[str]
@@ -56,16 +56,16 @@ class FileJobs(NamedTuple):
 
 
 def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> FileJobs:
-    """One job for each file; a folder stands for all files in it with one of the suffixes, and a tar, Parquet or Arrow
-    file, given or in a folder, for all members of the kind.
+    """One job for each file. A folder stands for all files in it with one of the suffixes. A tar, Parquet or Arrow
+    file, given or in a folder, stands for all members of the kind.
 
-    Results lie beside the file, or in `out` (the inner folders of a folder are kept); those of a container in a folder
-    of its name without the suffix. `name_results` says how they are called.
+    Results are written next to the file, or to `out` (subfolders are kept). Those of a container are written to a
+    folder of its name without the suffix. `assign_result_paths` chooses the names.
 
     Raises:
-        DataError: nothing is to be done, or two files would have the same result.
+        DataError: there is nothing to do, or two files would have the same result.
     """
-    wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, by itself and with its folder
+    wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, directly and by its folder
     left_out, damaged = Counter[str](), list[FileOutcome]()
     for given in files:
         every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
@@ -91,8 +91,9 @@ def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endi
 def list_container_members(
     container: Path, suffixes: Set[str]
 ) -> tuple[list[tuple[Path, PurePosixPath]], list[FileOutcome]]:
-    """The paths of a container's members of the kind that the suffixes are of, each with its folder in the container;
-    and what is damaged."""
+    """The members of a container that have the media kind of the suffixes, each with its folder in the container; and
+    the damaged members.
+    """
     kind = detect_media_kind(next(iter(suffixes)))
     members, damaged = [], []
     for stored in read_archive_examples(container.parent, container.name):
@@ -105,10 +106,10 @@ def list_container_members(
 
 
 def assign_result_paths(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
-    """Of files, and the folders of their results, the jobs: results are called NAME + ending + .npz.
+    """Jobs for files and the folders of their results: results are named NAME + ending + .npz.
 
-    Where a result would be of several files, or is there and was made from a file of another name, results keep the
-    suffixes of their files (a.wav.npz, a.mp3.npz); one that is there under such a name is kept.
+    Where a result would be of several files, or exists and was made from a file of another name, results keep the
+    suffixes of their files (a.wav.npz, a.mp3.npz); an existing result with such a name is kept.
 
     Raises:
         DataError: files of the same name would have the same result.
@@ -137,12 +138,12 @@ def assign_result_paths(wanted: Sequence[tuple[Path, Path]], endings: tuple[str,
 
 
 def attempt_jobs(jobs: Sequence[FileJob], work: Callable[[FileJob], int]) -> list[FileOutcome]:
-    """Runs jobs in this process."""
+    """Run jobs in this process."""
     return [attempt_job(job, work) for job in jobs]
 
 
 def attempt_job(job: FileJob, work: Callable[[FileJob], int]) -> FileOutcome:
-    """Runs one job; what goes wrong with its file is an outcome."""
+    """Run one job; an error with its file becomes an outcome."""
     with collect_media_warnings() as notes:
         try:
             with wrap_item_errors(job.source):
@@ -153,7 +154,7 @@ def attempt_job(job: FileJob, work: Callable[[FileJob], int]) -> FileOutcome:
 
 
 class BatchedWork(NamedTuple):
-    """Work on several files at once in this process, for a GPU, and on how many."""
+    """A function that processes several files at once in this process, for a GPU, and how many."""
 
     work: Callable[[Sequence[FileJob]], list[FileOutcome]]
     size: int
@@ -166,19 +167,19 @@ def run_file_jobs(
     overwrite: bool,
     together: BatchedWork | None = None,
 ) -> dict[str, float]:
-    """Runs the jobs whose results are not all there, and reports.
+    """Run the jobs whose results are missing, and report.
 
     Args:
-        planned: what to do.
-        work: writes the results of a job and returns how many rows there are.
-        workers: processes; 0 takes one per core.
-        overwrite: make results again that exist.
-        together: does the same for several jobs at once, in this process. Without it more than one job is done by
-            worker processes, so that a file that crashes its decoder costs itself alone.
+        planned: the jobs.
+        work: writes the results of a job and returns the number of rows.
+        workers: processes; 0 uses one per core.
+        overwrite: replace existing results.
+        together: does the same for several jobs at once, in this process. Without it, worker processes run the jobs if
+            there is more than one, so that a file that crashes its decoder loses only its own result.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, as of a truncated one) and
-        embed.left_out (files in the folders whose names do not end like the kind's).
+        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, for example truncated ones) and
+        embed.left_out (files in the folders with suffixes of another kind).
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
@@ -221,7 +222,7 @@ def run_file_jobs(
 def report_outcomes(
     refused: list[FileOutcome], noted: list[FileOutcome], written: int, skipped: int, left_out: Counter[str]
 ) -> None:
-    """One line of counts, and tables of the files that could not be read, and of those that are not whole."""
+    """One line of counts, and tables of the unreadable files and of the incomplete ones."""
     print_line(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
     if left_out:
         endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
@@ -239,7 +240,7 @@ def report_outcomes(
 
 
 class EmbeddingRows(NamedTuple):
-    """A batch of vectors, their times, and which of them are of silence; None where the file is not to say it."""
+    """A batch of vectors, their timestamps, and which of them are of silence; None for fields that are not stored."""
 
     vectors: Float32[np.ndarray, "rows features"]
     seconds: Float[np.ndarray, " rows"] | None
@@ -247,7 +248,7 @@ class EmbeddingRows(NamedTuple):
 
 
 def is_job_done(job: FileJob) -> bool:
-    """Whether all results are there and are of the file as it is, and not of another that had its name before."""
+    """Whether all results exist and were made from the current version of the file."""
     if not all(result.is_file() for result in job.results):
         return False
     stamps = [read_result_source(result)[0] for result in job.results]
@@ -255,17 +256,17 @@ def is_job_done(job: FileJob) -> bool:
 
 
 def compute_source_stamp(source: Path) -> str:
-    """Of a file, or of the container that holds a member."""
+    """The stamp of a file, or of the container that holds a member."""
     return fingerprint_file(find_container(source) or source)
 
 
 def list_result_sources(job: FileJob) -> set[str]:
-    """The names of the files that the results were made from, as far as they are there."""
+    """The names of the files that the existing results were made from."""
     return {read_result_source(result)[1] for result in job.results if result.is_file()}
 
 
 def read_result_source(result: Path) -> tuple[str, str]:
-    """The stamp and the name of the file that a result was made from; "" where it does not say them."""
+    """The stamp and the name of the file that a result was made from; "" where they are not recorded."""
     try:
         with zipfile.ZipFile(result) as archive:
             stamp, _, name = archive.comment.partition(b" ")
@@ -280,10 +281,11 @@ def write_embedding_rows(
     about: Mapping[str, object] | None = None,
     source: Path | None = None,
 ) -> int:
-    """Writes vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns how many rows.
+    """Write vectors as `embedding`, with `timestamps`, `silent` and `about` (JSON) if given; returns the number of
+    rows.
 
-    The rows pass through a scratch file beside the result and not through memory: an hour of sound at 0.1 s is 880 MB.
-    Nothing is written if no row comes. The archive's comment is the stamp and the name of the source, if that is given.
+    The rows are written to a temporary file next to the result, not kept in memory: an hour of audio at a hop of 0.1 s
+    is 880 MB. Nothing is written without rows. The archive's comment is the stamp and the name of the source, if given.
     """
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
     count, features, stamp = 0, 0, "" if source is None else compute_source_stamp(source)  # before it is read

@@ -13,7 +13,7 @@ from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 
 
 class FoundImages(NamedTuple):
-    """Images below a folder, in the order of the files, and what is damaged in containers."""
+    """Images below a folder, in the order of the files, and the damage in containers."""
 
     root: Path
     names: list[str]
@@ -21,7 +21,7 @@ class FoundImages(NamedTuple):
 
 
 def find_image_root(images: Path) -> Path:
-    """What the paths of images are relative to: a folder itself, else the folder of a container or a pattern."""
+    """The folder that image paths are relative to: a folder itself, else the folder of a container or a pattern."""
     return find_media_root(images, None) if is_path_pattern(images) or images.is_file() else images
 
 

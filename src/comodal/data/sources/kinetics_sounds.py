@@ -1,8 +1,8 @@
 """The 34 classes of Kinetics-Sounds (Look, Listen and Learn, appendix A.1) by their names in Kinetics.
 
 The paper chose them from an early version of Kinetics whose names differ from those of Kinetics-400, -600 and -700.
-Four were renamed. Three (typing, fingerpicking, patting) are neither in Kinetics-400 nor in -700, which is why later
-work counts 31 or 32 classes.
+Four were renamed. Three (typing, fingerpicking, patting) are neither in Kinetics-400 nor in -700, so later
+work has 31 or 32 classes.
 """
 
 KINETICS_SOUNDS: dict[str, str | None] = {

@@ -1,4 +1,4 @@
-"""What data sets call their splits."""
+"""The names that data sets use for their splits."""
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {

@@ -1,4 +1,4 @@
-"""Which clip is for training, which for validation and which for testing.
+"""Assigns clips to training, validation and test.
 
 A split is a property of the source video, never of a clip: two clips of one video look and sound alike.
 """
@@ -11,12 +11,12 @@ SPLITS_HELD_OUT_FIRST = ("test", "validation", "train")
 
 
 def hash_to_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, evenly spread over texts."""
+    """A number in [0, 1) that depends only on the text, uniformly distributed over texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def split_by_hash(group: str, validation: float, test: float) -> str:
-    """The split of a source video: the same whatever else is in the data, so that a set may grow."""
+    """The split of a source video; it does not depend on the other data, so a data set may grow."""
     place = hash_to_fraction(group)
     if place < test:
         return "test"
@@ -26,8 +26,8 @@ def split_by_hash(group: str, validation: float, test: float) -> str:
 def assign_group_splits(sources: list[VideoSource], validation: float, test: float) -> dict[str, str]:
     """The split of each group: its own where the list or the folders give one, else by hash.
 
-    A group that is listed in several splits belongs to the one that is held out most: what a model is tested on stays
-    as the list has it, and nothing of it is trained on.
+    If a group is listed in several splits, test takes precedence over validation over train. So the listed test set is
+    complete, and nothing of it is trained on.
     """
     own: dict[str, set[str]] = {}
     for source in sources:

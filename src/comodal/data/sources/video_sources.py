@@ -1,6 +1,6 @@
-"""What to ingest: a folder of videos, or an official list with the folder that holds its files.
+"""The videos to ingest: a folder of videos, or an official list with the folder that holds its files.
 
-Lists that are recognised from their first lines:
+The format of a list is detected from its first lines:
 
 - Kinetics CSV (`label,youtube_id,time_start,time_end,split[,is_cc]`); files are `<id>_<start:06d>_<end:06d>.mp4`, in
   folders by label (with spaces or underscores), by split, or flat.
@@ -11,8 +11,8 @@ Lists that are recognised from their first lines:
 - Flickr-SoundNet's urls_public.txt (`http://www.flickr.com/videos/<owner>/<photo id>/...`); files are `<photo id>.mp4`.
 - JSON Lines: `path`, and if known `key`, `label` (one or a list), `group` (the source video), `split`, `start`.
 
-A file is looked for anywhere below the folder. A name with times is the clip itself; under the bare id may stand the
-clip or the whole source video, which its length tells.
+Files are searched anywhere below the folder. A name with times is the clip itself. A file named by the bare id may be
+the clip or the whole source video; its length decides.
 """
 
 import os
@@ -48,7 +48,7 @@ FLICKR_URL_PATTERN = re.compile(r"https?://(www\.)?flickr\.com/videos/", re.IGNO
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A video, or a part of one, that is to become a clip."""
+    """A video, or a part of one, that becomes a clip."""
 
     path: str  # below the folder of files; of a missing file, its name in the list
     key: str
@@ -57,11 +57,11 @@ class VideoSource:
     split: str | None = None
     start_seconds: float = 0.0  # where the clip is in the source video, if the file may be all of that
     clip_seconds: float | None = None
-    missing: bool = False  # the list names it, and there is no such file
+    missing: bool = False  # the list names it, and the file does not exist
 
     @property
     def file(self) -> str:
-        """The file that holds it, below the folder of files."""
+        """Its file, below the folder of files."""
         return self.path
 
 
@@ -71,7 +71,7 @@ class ArchiveVideoSource(VideoSource):
 
     container: str = ""
     place: MemberLocation | None = None
-    audio: str | None = None  # the audio of a video without any, below the folder of files
+    audio: str | None = None  # a separate audio file for a silent video, below the folder of files
     audio_place: MemberLocation | None = None
     captions: tuple[str, ...] = ()
     fault: SampleFault | None = None  # why it cannot be used
@@ -84,13 +84,13 @@ class ArchiveVideoSource(VideoSource):
 def read_sources(
     source: Path, files: Path | None = None, list_format: ListFormat = "auto", leave_out: Path | None = None
 ) -> list[VideoSource]:
-    """Everything that a folder or a list names, in its own order; files that a list names in vain are `missing`.
+    """All videos that a folder or a list names, in its order; files of a list that do not exist are `missing`.
 
     Args:
         source: A folder or a list.
         files: The folder that holds a list's files; by default the folder of the list.
-        list_format: What `source` is; by default recognised.
-        leave_out: A folder below `source` that is not looked into.
+        list_format: The format of `source`; by default detected.
+        leave_out: A folder below `source` that is skipped.
 
     Raises:
         DataError: There is no such folder or list, it cannot be read, or its format is not known.
@@ -127,14 +127,14 @@ def read_sources(
 
 
 def find_media_root(source: Path, files: Path | None) -> Path:
-    """What the paths of the sources are relative to."""
+    """The folder that the paths of the sources are relative to."""
     if is_path_pattern(source):
         return expand_pattern(source).root
     return source if source.is_dir() else files or source.parent
 
 
 def list_media_files(source: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
-    """The files of a folder, of a pattern, or a file alone, with the folder that their paths are relative to."""
+    """The files of a folder or a pattern, or a single file, with the folder that their paths are relative to."""
     if is_path_pattern(source):
         return expand_pattern(source)
     if source.is_dir():
@@ -167,7 +167,7 @@ def detect_list_format(source: Path, text: str) -> ListFormat:
 
 
 def walk_folder(folder: Path, leave_out: Path | None = None) -> list[str]:
-    """All files below a folder, also through links, as sorted relative paths."""
+    """All files below a folder, links followed, as sorted relative paths."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: {error.strerror}") from error
@@ -196,7 +196,7 @@ def _iterate_file_sources(root: Path, names: list[str]) -> Iterator[VideoSource]
 
 
 def _make_archive_source(stored: ArchiveExample) -> ArchiveVideoSource:
-    """The video of an example, with the audio beside it."""
+    """The video of an example, with its separate audio if any."""
     example = stored.example
     name, place = example.members.get("video", (example.name, None))
     audio, audio_place = example.members.get("audio", (None, None))
@@ -245,7 +245,7 @@ class FileFinder:
             self.by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, stem: str, label: str = "") -> str | None:
-        """The file of that name; among several a video rather than a side file, in the folder of the label."""
+        """The file of that name; among several, a video in the folder of the label is preferred."""
         found = self.by_stem.get(stem, [])
         return min(found, key=lambda path: _rank_candidate(path, label)).as_posix() if found else None
 
@@ -259,7 +259,7 @@ def _rank_candidate(path: PurePosixPath, label: str) -> tuple[bool, bool, str]:
 
 
 def normalize_label(label: str) -> str:
-    """Folders of a label are written with spaces or underscores."""
+    """A label with spaces and underscores unified, since folders use either."""
     return label.replace("_", " ").strip().casefold()
 
 

@@ -1,9 +1,9 @@
-"""Decoded blocks of audio, mixed down and put where their timestamps say.
+"""Decoded audio blocks, mixed to mono and placed by their timestamps.
 
-The number of samples is the better clock from block to block: containers round timestamps to milliseconds, Vorbis
-timestamps are off by 10 ms where the size of blocks changes, and some recorders write them with a jitter of 20 ms. The
-timestamps are the better clock in the long run: audio has pauses, starts late, and its sample rate is not exact. So a
-deviation counts when the next second of audio agrees with it.
+The sample count is the better clock from block to block: containers round timestamps to milliseconds, Vorbis
+timestamps are off by 10 ms where the block size changes, and some recorders write a jitter of 20 ms. The timestamps are
+the better clock in the long run: audio has pauses, starts late, and its sample rate is not exact. So a deviation counts
+when the next second of audio agrees with it.
 """
 
 from collections import deque
@@ -19,10 +19,10 @@ from jaxtyping import Float32
 from comodal.errors import MediaError
 from comodal.media.storage.refused_formats import MAX_AMPLITUDE, MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
-MAX_AUDIO_PLANES = 8  # channels that lie apart in memory; PyAV cannot tell where more of them end
+MAX_AUDIO_PLANES = 8  # planar channels; PyAV does not know where further planes end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
-TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger lasting deviation is a pause or an overlap
-CODEC_TOLERANCE_SECONDS = {"vorbis": 0.025}  # FFmpeg takes the delay between a long and a short block for none
+TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger constant deviation is a pause or an overlap
+CODEC_TOLERANCE_SECONDS = {"vorbis": 0.025}  # FFmpeg ignores the delay between a long and a short block
 AGREEING_SECONDS = 1.0
 MAX_PENDING = 256  # blocks
 SILENCE_SAMPLES = 1 << 16  # at a time
@@ -31,13 +31,13 @@ Mono: TypeAlias = Float32[np.ndarray, " samples"]
 
 
 class AudioJoiner:
-    """Joins blocks of audio: silence for pauses, overlaps cut, jitter ignored.
+    """Concatenates audio blocks: pauses become silence, overlaps are cut, jitter is ignored.
 
     Args:
         path: for messages.
         codec: the name of the decoder.
-        until: nothing is given out behind these seconds.
-        from_zero: give silence until the audio begins.
+        until: nothing is returned after this time, in seconds.
+        from_zero: return silence until the audio begins.
     """
 
     def __init__(self, path: Path, codec: str, until: float = float("inf"), from_zero: bool = False) -> None:
@@ -57,10 +57,10 @@ class AudioJoiner:
         return self.origin + self.samples / max(self.rate, 1)
 
     def join(self, frame: av.AudioFrame, begins: float) -> Iterator[Mono]:
-        """What is certain, given the next frame, which begins at `begins` seconds.
+        """The samples that are final, given the next frame, which begins at `begins` seconds.
 
         Raises:
-            MediaError: unreadable, for a sample rate that is absurd or changes.
+            MediaError: unreadable, for a sample rate that is implausible or changes.
         """
         if not self.rate:
             self.rate = check_sample_rate(self.path, frame.sample_rate)
@@ -75,7 +75,7 @@ class AudioJoiner:
         yield from self._settle(last=False)
 
     def finish(self) -> Iterator[Mono]:
-        """The rest."""
+        """The remaining samples."""
         yield from self._settle(last=True)
 
     def _settle(self, last: bool) -> Iterator[Mono]:
@@ -93,7 +93,7 @@ class AudioJoiner:
             yield from self._put(block)
 
     def _agreed_deviation(self) -> float:
-        """The smallest deviation of the pending blocks from where they would lie, if all deviate to one side."""
+        """The smallest deviation of the pending blocks from their expected positions, if all have the same sign."""
         expected, smallest = self.end, 0.0
         for number, (begins, block) in enumerate(self.pending):
             deviation = begins - expected
@@ -120,7 +120,7 @@ class AudioJoiner:
 
 
 class AudioChain:
-    """Joins blocks of audio as they come, whatever their timestamps say, at the sample rate of the first one."""
+    """Concatenates audio blocks in order, whatever their timestamps, at the sample rate of the first one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,10 +129,10 @@ class AudioChain:
         self.resampler: soxr.ResampleStream | None = None
 
     def join(self, frame: av.AudioFrame, _begins: float) -> Iterator[Mono]:
-        """What comes next.
+        """The next samples.
 
         Raises:
-            MediaError: unreadable, for a sample rate that is absurd.
+            MediaError: unreadable, for an implausible sample rate.
         """
         if frame.sample_rate != self.source_rate:
             yield from self.finish()
@@ -144,14 +144,14 @@ class AudioChain:
         yield block if self.resampler is None else self.resampler.resample_chunk(block)
 
     def finish(self) -> Iterator[Mono]:
-        """The rest of what has another sample rate."""
+        """The remaining samples of a block with another sample rate."""
         if self.resampler is not None:
             yield self.resampler.resample_chunk(np.zeros(0, np.float32), last=True)
         self.resampler = None
 
 
 def check_sample_rate(path: Path, rate: int) -> int:
-    """A sample rate that can be.
+    """Check that a sample rate is plausible.
 
     Raises:
         MediaError: unreadable.
@@ -162,13 +162,13 @@ def check_sample_rate(path: Path, rate: int) -> int:
 
 
 def mix_to_mono(path: Path, frame: av.AudioFrame) -> Mono:
-    """The plain mean of all channels (as OpenL3 does, core.py `preprocess_audio`), full scale at 1.
+    """The mean of all channels (as in OpenL3, core.py `preprocess_audio`), full scale at 1.
 
     Raises:
-        MediaError: unreadable, for more than 8 planes, or floats that are no audio.
+        MediaError: unreadable, for more than 8 planes, or floats that are not audio.
     """
     channels, sample_type = frame.layout.nb_channels, SAMPLE_TYPES[frame.format.packed.name]
-    if frame.format.is_planar:  # PyAV's own to_ndarray takes what lies in memory behind the eighth plane for a ninth
+    if frame.format.is_planar:  # PyAV's own to_ndarray reads memory after the eighth plane as a ninth
         if channels > MAX_AUDIO_PLANES:
             detail = f"{channels} channels of audio, the limit is {MAX_AUDIO_PLANES}"
             raise MediaError(path, RefusalReason.UNREADABLE, detail)
@@ -187,7 +187,7 @@ def mix_to_mono(path: Path, frame: av.AudioFrame) -> Mono:
 
 
 def check_audio_level(path: Path, mono: Mono) -> Mono:
-    """Floats that can be audio.
+    """Check that float samples can be audio.
 
     Raises:
         MediaError: unreadable.

@@ -1,7 +1,7 @@
-"""Containers (mp4, mkv, webm, avi, mpg, ...) through PyAV, guarded against what files in the wild do.
+"""Containers (mp4, mkv, webm, avi, mpg, ...) through PyAV, guarded against malformed files.
 
-Whatever a file claims, reading it ends: sizes, rates, counts of pictures and of packets are bounded, only local files
-of known formats are opened, and every fault of FFmpeg becomes a MediaError.
+Reading terminates for every file: sizes, rates and the numbers of frames and packets are bounded. Only local files of
+known formats are opened. Every FFmpeg error becomes a MediaError.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,26 +19,26 @@ from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_non_media, read_first_bytes
 
-av.logging.set_level(av.logging.PANIC)  # what matters is raised; FFmpeg's own lines would tear the progress bar
+av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log lines would break the progress bar
 
-MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 pictures of a stream at once
-MAX_FRAMES_PER_SECOND = 1_000  # of picture or sound frames: Opus has at most 400
-MAX_IDLE_PACKETS = 2_000  # of the stream that is whole already, while the other one is waited for
+MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
+MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
+MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
 SHARED_DURATION_FORMATS = {
     "matroska,webm",
     "flv",
-}  # formats whose header tells the length of the whole, not of each stream
-MAX_LOST_SECONDS = 0.5  # of picture or sound may be missing before a file counts as truncated
+}  # formats whose header has one length for the file, not one for each stream
+MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
 CONCATENABLE_FORMATS = {
     "matroska,webm",
     "flv",
     "avi",
     "mpegts",
     "mpeg",
-}  # whose packets go on to the end, but for an index
+}  # whose packets continue to the end of the file, except for an index
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_TIMEOUT_SECONDS = 30.0
-PREROLL_SECONDS = 2.0  # decoded before a place in the middle: sound lies apart from its picture and starts distorted
+PREROLL_SECONDS = 2.0  # decoded before a start in the middle: audio is stored apart from its frames
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 CONTAINER_FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,ogg,flv,asf,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,"
@@ -63,10 +63,10 @@ MP4_BOX_TYPES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 class Track:
     """One stream of a container while it is read. Seconds are on the clock of the clip.
 
-    `last` is where the presentation ends, on the clock of the file. `start` is None until something was decoded; `end`
-    is where the last decoded frame ends; `lost_since` is the time of the first packet that could not be decoded, until
-    a later one could (decoders give out what came before it late); `losses` counts such packets, of which there may be
-    any number unless `strict`. Whoever reads sets `done` when nothing more of the stream is wanted.
+    `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
+    where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
+    later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
+    number is allowed. The caller sets `done` when nothing more of the stream is needed.
     """
 
     path: Path
@@ -84,15 +84,15 @@ class Track:
 
     @property
     def kind(self) -> str:
-        """What the stream is, in a reader's words."""
+        """The kind of stream, as error messages name it."""
         return "picture" if self.stream.type == "video" else "sound"
 
     @property
     def promised_end(self) -> float | None:
-        """Where the stream ends by its own header, if that says."""
+        """Where the stream ends according to its header, if the header says so."""
         stream = self.stream
         format_name = stream.container.format.name
-        if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's guess overlooks that timestamps start again
+        if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's estimate ignores that timestamps restart
             return None
         in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
         if in_avi and stream.frames and stream.average_rate:
@@ -110,11 +110,11 @@ class Track:
         return None if end is None else end - self.zero
 
     def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
-        """Note a decoded frame and return when it begins.
+        """Record a decoded frame and return its start time.
 
         Raises:
-            MediaError: truncated, if too much was lost before it; too large, if frames come without end; unreadable, if
-                it is hours from the one before it.
+            MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
+                is hours from the one before it.
         """
         begins = self.end if frame.time is None else float(frame.time) - self.zero
         if begins - self.end > MAX_GAP_SECONDS:
@@ -143,7 +143,7 @@ class Track:
         return float(1 / rate) if rate else max(begins - self.end, 0.0)
 
     def lose(self, packet: av.Packet, failure: str) -> None:
-        """Note that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
+        """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
             self.losses += 1
@@ -151,7 +151,7 @@ class Track:
             self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
 
     def check_whole(self, seconds: float) -> None:
-        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` where it is longer."""
+        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""
         if self.start is None:
             raise self.nothing_decoded()
         promised = self.promised_end
@@ -160,7 +160,7 @@ class Track:
             raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
 
     def nothing_decoded(self) -> MediaError:
-        """Why the stream is refused when not one frame came out of it."""
+        """Why the stream is refused when no frame could be decoded."""
         if self.failure:
             return MediaError(self.path, RefusalReason.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
         if self.promised_end:
@@ -176,7 +176,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     """Open a local media file.
 
     Raises:
-        MediaError: missing, unreadable, not a video, or truncated (a known container whose index is not there).
+        MediaError: missing, unreadable, not a video, or truncated (a known container without its index).
     """
     head = read_first_bytes(path)
     impostor = describe_non_media(head)
@@ -200,7 +200,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 
 
 def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
-    """The main picture and the main sound of its program, as FFmpeg would choose; album covers are no picture.
+    """The main video stream and the main audio stream of its program, as FFmpeg chooses them; album covers are skipped.
 
     Raises:
         MediaError: too large, or unreadable if there is no decoder.
@@ -221,7 +221,7 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
     if audio is not None:
         _clear_channel_order(audio)
         if audio.codec_context.name == "alac" and container.format.name == "caf":
-            # A last packet holds as many samples as it says, and FFmpeg 8.1 cuts off the rest of a full one once more.
+            # The last packet already has the right number of samples; FFmpeg 8.1 would trim a full one twice.
             audio.codec_context.options |= {"flags2": "skip_manual"}
     if video is not None:
         _check_frame_size(container, path, video.codec_context.width, video.codec_context.height)
@@ -229,7 +229,7 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
 
 
 def _clear_channel_order(audio: av.AudioStream) -> None:
-    """Leave of an unusual order of channels its number alone, which is all that the mean of the channels needs.
+    """Reduce an unusual channel order to its channel count, which is all that averaging the channels needs.
 
     PyAV 18 frees the list of such an order once for every frame and so crashes. The replaced one is freed here, once.
     """
@@ -239,7 +239,7 @@ def _clear_channel_order(audio: av.AudioStream) -> None:
 
 
 def _check_frame_size(container: InputContainer, path: Path, width: int, height: int) -> None:
-    """Refuse what is too large. FFmpeg puts 0 for a size that it refuses itself, after logging it to nobody."""
+    """Refuse frames that are too large. FFmpeg reports size 0 for a size that it refuses itself."""
     if width * height > MAX_FRAME_PIXELS:
         raise MediaError(
             path, RefusalReason.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_FRAME_PIXELS:,} pixels"
@@ -251,7 +251,7 @@ def _check_frame_size(container: InputContainer, path: Path, width: int, height:
 
 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
-    """Tracks on one clock; its zero is where the first of the streams begins."""
+    """Tracks on one clock, which is zero where the first of the streams begins."""
     there = [stream for stream in streams if stream is not None]
     starts = [_ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
     zero, ends = min(starts, default=0.0), {}
@@ -261,13 +261,13 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
 
 
 def seek_container(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
-    """Let the clock of tracks begin `start_seconds` later, and reading at a key frame some time before that.
+    """Move the clock of the tracks to `start_seconds`, and the reading position to a key frame before that.
 
-    What is decoded before has negative times. Where a format cannot be searched, or its timestamps may start again,
-    reading begins at the beginning.
+    Frames that are decoded before the start have negative times. Where a format cannot seek, or its timestamps may
+    restart, reading begins at the start of the file.
 
     Raises:
-        MediaError: too short, if a stream ends before that by its own header.
+        MediaError: too short, if a stream ends before that according to its header.
     """
     for track in tracks:
         promised = track.promised_end
@@ -289,11 +289,11 @@ def decode_frames(
 
     Args:
         container: the open file.
-        tracks: all that are on the clock, also those that are not wanted.
-        wanted: those to decode; by default all.
+        tracks: all tracks on the clock, including those that are not decoded.
+        wanted: the tracks to decode; by default all.
 
     Raises:
-        MediaError: unreadable, if the timestamps of one track alone start again, or tracks appear in the middle.
+        MediaError: unreadable, if the timestamps of only one track restart, or tracks appear in the middle.
     """
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
     timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
@@ -312,7 +312,7 @@ def decode_frames(
 
 
 def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
-    """Packets in the order of the file. One that breaks off ends there, and what its decoders still hold comes out."""
+    """Packets in the order of the file. A broken packet ends the file, and the decoders are flushed."""
     read = 0
     try:
         for packet in container.demux([track.stream for track in tracks]):
@@ -332,7 +332,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
 
 
 def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
-    """Refuse a video of which FFmpeg reads the first part alone, as it does where files of some formats are joined."""
+    """Refuse a video of which FFmpeg reads only the first part, as it does for concatenated files of some formats."""
     unread = container.size - read
     joined = container.format.name in CONCATENABLE_FORMATS and any(track.kind == "picture" for track in tracks)
     if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
@@ -349,18 +349,18 @@ def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | lis
 
 
 def _ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
-    """Ticks of a stream or a frame in seconds; 0 where it has none."""
+    """Ticks of a stream or a frame in seconds; 0 where there are none."""
     base = timed.time_base
     return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
 
 def _describe_ffmpeg_error(error: av.FFmpegError) -> str:
-    """What FFmpeg said last, without the path, which is told anyway."""
+    """The last message of FFmpeg without the path, which the caller adds."""
     return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
 
 
 def _parse_clock_seconds(text: str) -> float | None:
-    """Seconds of a clock reading such as 00:01:02.500000000; None if it is none."""
+    """Seconds of a clock reading such as 00:01:02.500000000; None if the text is not one."""
     try:
         hours, minutes, seconds = text.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)

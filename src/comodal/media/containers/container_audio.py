@@ -1,7 +1,7 @@
-"""The audio of a container, block by block, with a warning for what is not there.
+"""The audio of a container, block by block, with a warning for missing parts.
 
-A file of audio alone, in a format without a timeline of its own (mp3, wav, flac, ogg, ...), is the samples that are in
-it one after another, whatever its header says. In a video, and in mp4 and Matroska, audio is where its timestamps say.
+An audio-only file in a format without a timeline (mp3, wav, flac, ogg, ...) is read as its samples in order, whatever
+its header says. In a video, and in mp4 and Matroska, audio is placed by its timestamps.
 """
 
 import struct
@@ -26,7 +26,7 @@ from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
 TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
-# Formats whose header says how long the audio is. Elsewhere FFmpeg guesses from the bit rate.
+# Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
 FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
     "w64",
     "flac",
@@ -45,13 +45,13 @@ XING_TAGS = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file that says ho
 
 
 def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
-    """The sound of a container, block by block with its sample rate, from zero on the clock of its picture and sound.
+    """The audio of a container, block by block with its sample rate, from zero on the clock of its video and audio.
 
     Warns:
         MediaWarning: the file ends before its header says, or a part of it cannot be decoded.
 
     Raises:
-        MediaError: the file cannot be opened, or has no sound.
+        MediaError: the file cannot be opened, or has no audio.
     """
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
@@ -74,9 +74,9 @@ def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
 
 
 def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
-    """Say what the header promises and the file does not hold."""
+    """Report what the header promises and the file does not hold."""
     promised = sound.promised_end if _has_known_duration(container, sound.path) else None
-    if container.format.name == "wav":  # of which FFmpeg tells the length that is there
+    if container.format.name == "wav":  # FFmpeg reports the actual length for these
         promised = _read_wav_seconds(sound.path)
     if promised is not None and sound.end < promised - MAX_LOST_SECONDS:
         detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
@@ -87,7 +87,7 @@ def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
 
 
 def _has_known_duration(container: InputContainer, path: Path) -> bool:
-    """Whether the length of the audio is in the header, and not a guess."""
+    """Whether the header has the duration of the audio, so that it is not an estimate."""
     if container.format.name != "mp3":
         return container.format.name in FORMATS_WITH_DURATION
     with open_media(path) as file:
@@ -100,7 +100,7 @@ def _has_known_duration(container: InputContainer, path: Path) -> bool:
 
 
 def _read_wav_seconds(path: Path) -> float | None:
-    """What the header of a WAV file says; None where it was written before the length was known, or is damaged."""
+    """The duration in the header of a WAV file; None if it was written before the length was known, or is damaged."""
     bytes_a_second = 0
     with open_media(path) as file:
         file.seek(12)

@@ -1,8 +1,8 @@
 """Edit lists of mp4 and mov files: which part of a track is presented, and from when (ISO/IEC 14496-12, 8.6.6).
 
-FFmpeg lets the picture of an edit that begins inside a frame begin with the next frame, and so shifts it against the
-sound by up to the length of a frame. Where each track has one edit, as nearly always, its timestamps are the exact ones
-if it applies the offset alone (`advanced_editlist=0`); then only the end of the edit is left to observe.
+FFmpeg moves the start of an edit that begins inside a frame to the next frame, and so shifts the video against the
+audio by up to one frame. Where each track has one edit, the usual case, timestamps are exact if only the offset is
+applied (`advanced_editlist=0`); then only the end of the edit has to be applied here.
 """
 
 import os
@@ -17,17 +17,17 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 MP4_CONTAINER_BOXES = {b"moov", b"trak", b"edts"}
 MAX_MP4_BOXES = 10_000
-MAX_EDITS = 3  # of a track; more than an empty one and another are FFmpeg's task
+MAX_EDITS = 3  # of a track; FFmpeg handles more than an empty edit and another one
 NORMAL_PLAYBACK_RATE = 1 << 16
 
 
 def read_edit_ends(path: Path) -> dict[int, float] | None:
-    """Track numbers with the seconds at which their presentation ends, as far as it has an end.
+    """Track ids with the seconds at which their presentation ends, where it has an end.
 
     Returns None where a track has several edits, or one at another speed, or the boxes are damaged.
 
     Raises:
-        MediaError: unreadable, for several files in one: their fragments cannot be told apart.
+        MediaError: unreadable, for several concatenated files, whose fragments cannot be told apart.
     """
     ends: dict[int, float] = {}
     scale = track = movies = 0

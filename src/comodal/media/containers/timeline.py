@@ -1,15 +1,15 @@
-"""One clock for the streams of a container whose timestamps start again, or leap, in the middle of the file.
+"""One clock for the streams of a container whose timestamps restart, or jump, in the middle of the file.
 
 Segments of MPEG-TS that were joined byte by byte are the usual case: each has timestamps of its own. All streams of a
-segment share one offset, which puts the segment behind the one before it. So picture and sound stay together, and
+segment share one offset, which places the segment after the previous one. So video and audio stay in sync, and
 nothing is lost.
 
 - A decoding timestamp that is smaller than the one before it in its stream starts a new segment, in every format.
-- In MPEG-TS and MPEG-PS, where timestamps have no zero, so does a leap forward of more than 10 s (FFmpeg's rule).
-- Elsewhere a leap forward is a pause in the stream, and stays one.
+- In MPEG-TS and MPEG-PS, where timestamps have no zero, so does a forward jump of more than 10 s (FFmpeg's rule).
+- Elsewhere a forward jump is a pause in the stream, and is kept.
 
-A leap counts where all streams make it. If one stream leaps forward alone, it has a pause; if it leaps back alone,
-picture and sound cannot be put on one clock, and the file is refused.
+A jump counts where all streams have it. If only one stream jumps forward, it has a pause. If only one jumps back, video
+and audio cannot be put on one clock, and the file is refused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,34 +26,34 @@ from comodal.media.storage.refused_formats import RefusalReason
 FORMATS_WITHOUT_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
 MAX_BACKWARD_SECONDS = 0.1  # muxers repeat timestamps by less
 MAX_FORWARD_SECONDS = 10.0
-MAX_WAIT_SECONDS = 3.0  # streams of one segment are less apart in the file
+MAX_WAIT_SECONDS = 3.0  # streams of one segment are interleaved more closely than this
 MAX_HELD_PACKETS = 2_000
 MAX_HELD_BYTES = 1 << 26
-MAX_SEAM_SECONDS = 0.045  # by so much may one stream of a segment run into the next one: one picture and 5 ms
+MAX_SEAM_SECONDS = 0.045  # a stream of a segment may overlap the next segment by this: one frame and 5 ms
 
 
 @dataclass
 class _Course:
-    """Where a stream stands, in seconds of its own timestamps."""
+    """The state of a stream, in seconds of its own timestamps."""
 
     stream: Stream
     segment: int = 0
     last: float | None = None  # decoding time of the last packet
     due: float = 0.0  # when the next one is expected
-    end: float = 0.0  # of what was presented in this segment
-    held: list[av.Packet] = field(default_factory=list)  # of the next segment
+    end: float = 0.0  # presentation end in this segment
+    held: list[av.Packet] = field(default_factory=list)  # packets of the next segment
     advance: float = 0.0  # since another stream is held
 
     def __post_init__(self) -> None:
         base = self.stream.time_base or Fraction(0)
-        self.ratio = base.numerator, base.denominator  # the same numbers as by Fraction, at a tenth of its time
+        self.ratio = base.numerator, base.denominator  # the same values as with Fraction, in a tenth of the time
 
     def seconds(self, ticks: int) -> float:
         numerator, denominator = self.ratio
         return ticks * numerator / denominator
 
     def follow(self, packet: av.Packet) -> None:
-        """Note a packet that continues the segment."""
+        """Record a packet that continues the segment."""
         if packet.dts is None:
             return
         begins = self.seconds(packet.dts)
@@ -64,7 +64,7 @@ class _Course:
         self.last, self.due = begins, begins + length
 
     def first_shown(self) -> float:
-        """When what is held begins to be presented."""
+        """When the held packets begin to be presented."""
         return self._shown(self.held[0])
 
     def restart(self, segment: int) -> None:
@@ -76,9 +76,9 @@ class _Course:
 
 
 class Timeline:
-    """Gives the packets of some streams timestamps that go on through the whole file.
+    """Gives the packets of some streams continuous timestamps through the whole file.
 
-    Packets are held only where a stream has leapt and another one has not come there yet.
+    Packets are held only where one stream has jumped and another one has not yet.
     """
 
     def __init__(self, path: Path, streams: Sequence[Stream], format_name: str) -> None:
@@ -94,7 +94,7 @@ class Timeline:
         """The packets, their timestamps changed in place.
 
         Raises:
-            MediaError: unreadable, if the timestamps of one stream alone start again.
+            MediaError: unreadable, if the timestamps of only one stream restart.
         """
         for packet in packets:
             if packet.size == 0 and packet.dts is None:  # the file has ended
@@ -106,7 +106,7 @@ class Timeline:
     def _place(self, packet: av.Packet) -> Iterator[av.Packet]:
         course = self.courses[packet.stream_index]
         if course.held or self._leaps(course, packet):
-            if not course.held and course.segment < self.segment:  # the others are there already
+            if not course.held and course.segment < self.segment:  # the other streams have reached it
                 course.restart(self.segment)
             else:
                 yield from self._hold(course, packet)
@@ -136,7 +136,7 @@ class Timeline:
             yield from self._meet()
 
     def _meet(self) -> Iterator[av.Packet]:
-        """All streams have come to the new segment, or give nothing more: put it behind the one before it."""
+        """All streams have reached the new segment, or have ended: place it after the previous one."""
         leapt = [course for course in self.courses.values() if course.held]
         if not leapt:
             return
@@ -151,7 +151,7 @@ class Timeline:
         yield from self._release()
 
     def _stay(self) -> Iterator[av.Packet]:
-        """One stream has leapt, and another one goes on as before: what leapt has a pause."""
+        """One stream has jumped and another one continues: the jump is a pause."""
         for course in self.courses.values():
             if course.held and course.first_shown() < (course.last or 0.0):
                 kind = "picture" if course.stream.type == "video" else "sound"

@@ -1,4 +1,4 @@
-"""What every kind of container gives: examples with their members, in order, and the bytes of one member."""
+"""The interface of every kind of container: examples with their members, in order, and the bytes of one member."""
 
 import io
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ MAX_TEXT_BYTES = 1 << 20  # of the JSON or the caption of one example
 
 
 class MemberLocation(NamedTuple):
-    """Where a member lies in its container: in a tar its first byte and its size, in a table its row and column."""
+    """Where a member is in its container: in a tar its first byte and its size, in a table its row and column."""
 
     start: int
     size: int
 
 
 class SampleFault(NamedTuple):
-    """Why an example cannot be used, as a report has it: a few words to count, and the detail."""
+    """Why an example cannot be used: a short reason that reports count, and the detail."""
 
     reason: str
     detail: str
@@ -30,13 +30,13 @@ class SampleFault(NamedTuple):
 
 @dataclass
 class ArchiveSample:
-    """Members that belong together. With a fault it is not to be used.
+    """The members of one example. An example with a fault must not be used.
 
     Attributes:
         key: Its name in the container.
-        members: The name in the container of its image, audio and video, each with its place.
+        members: The name in the container of its image, audio and video, each with its location.
         metadata: The values of its JSON member, or of the other columns.
-        texts: Its text members by their ending: `txt` (a caption), `cls` (a class).
+        texts: Its text members by their suffix: `txt` (a caption), `cls` (a class).
         fault: Why it cannot be used.
     """
 
@@ -48,28 +48,30 @@ class ArchiveSample:
 
     @property
     def name(self) -> str:
-        """What a report calls it: a member, or the key of an example without one."""
+        """Its name in reports: a member, or the key of an example without one."""
         return next((name for name, _ in self.members.values()), self.key)
 
 
 @runtime_checkable
 class Archive(Protocol):
-    """A file of examples. A further kind is one class of this shape, and a line in `stored.open_media.CONTAINERS`."""
+    """A file of examples. A further kind needs one class with this interface and an entry in
+    `comodal.media.storage.open_media`.
+    """
 
     def __init__(self, path: Path) -> None: ...
 
     def examples(self) -> Iterator[ArchiveSample]:
-        """All examples in the order of the file. Damage is an example with a fault."""
+        """All examples in the order of the file. Damage is reported as an example with a fault."""
 
     def find(self, name: str) -> MemberLocation:
-        """The place of a member; a KeyError if there is none of that name."""
+        """The location of a member; raises KeyError if there is none of that name."""
 
     def open(self, place: MemberLocation) -> OpenFile:
         """The bytes of a member."""
 
 
 def detect_media_kind(name: str) -> Kind | None:
-    """What a member holds by the suffix of its name."""
+    """The media kind of a member, by the suffix of its name."""
     suffix = f".{name.lower().rpartition('.')[2]}"
     if suffix in IMAGE_SUFFIXES:
         return "image"
@@ -79,6 +81,6 @@ def detect_media_kind(name: str) -> Kind | None:
 
 
 def sanitize_member_name(name: str) -> str:
-    """The name of a member as it stands in paths and reports; it is never the name of a file that is opened."""
+    """The name of a member as paths and reports show it; it is never used to open a file."""
     parts = name.replace("\0", "").replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))

@@ -1,7 +1,7 @@
-"""Parquet and Arrow files by group of rows and column, through pyarrow (extra `parquet`).
+"""Parquet and Arrow files by row group and column, through pyarrow (extra `parquet`).
 
-Only the columns that are asked for are read. Arrow files (`save_to_disk` of `datasets`: a stream, or the file format)
-are mapped into memory, and each batch is validated before a value of it is used.
+Only the requested columns are read. Arrow files (`save_to_disk` of `datasets`: the stream or the file format) are
+memory-mapped, and each batch is validated before a value of it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 from comodal.errors import DataError
 
 MISSING_PARQUET_EXTRA = "Parquet and Arrow files need the extra: pip install 'comodal[parquet]'"
-MAX_GROUP_BYTES = 8 << 30  # of a column in one group of rows, which is read as a whole
-MAX_ROWS = 10_000_000  # of a file, which are all given names
-ROWS_PER_BATCH = 1000  # turned into Python values at a time
+MAX_GROUP_BYTES = 8 << 30  # of a column in one row group, which is read as a whole
+MAX_ROWS = 10_000_000  # of a file; every row gets a name
+ROWS_PER_BATCH = 1000  # converted to Python values at a time
 ARROW_MAGIC = b"ARROW1"
 
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """A table whose rows come in groups."""
+    """A table whose rows are read in groups."""
 
     schema: Any
     groups: list[int]  # rows in each
@@ -91,7 +91,7 @@ def is_part_of_column(path: str, names: Sequence[str]) -> bool:
 
 @contextmanager
 def translate_arrow_errors(path: Path) -> Iterator[None]:
-    """What pyarrow raises on a damaged file as a DataError; names and texts in it may be no UTF-8."""
+    """Convert what pyarrow raises on a damaged file to a DataError; names and texts in it may be invalid UTF-8."""
     import pyarrow
 
     try:
@@ -101,7 +101,7 @@ def translate_arrow_errors(path: Path) -> Iterator[None]:
 
 
 def open_columns(path: Path) -> ArrowTable:
-    """A Parquet or Arrow file, by the suffix of its name.
+    """Open a Parquet or Arrow file, by the suffix of its name.
 
     Raises:
         DataError: pyarrow is not installed, or the file is damaged.

@@ -1,4 +1,4 @@
-"""A part of a file, read as if it were a file of its own."""
+"""A byte range of a file, readable as a file of its own."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FileWindow(io.RawIOBase):
-    """The bytes `start` to `start + size` of a file; reading never leaves them."""
+    """The bytes `start` to `start + size` of a file; reads never leave this range."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class FileWindow(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte of the part."""
+        """Seek within the range."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"cannot go to byte {base + offset}")
@@ -32,7 +32,7 @@ class FileWindow(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the part has bytes."""
+        """Fill a buffer from the range, up to its end."""
         count = min(len(buffer), max(self._size - self._at, 0))
         self._file.seek(self._start + self._at)
         read = self._file.readinto(memoryview(buffer)[:count]) or 0
@@ -45,5 +45,5 @@ class FileWindow(io.RawIOBase):
 
 
 def open_file_window(path: Path, start: int, size: int) -> io.BufferedReader:
-    """A part of a file with a buffer."""
+    """A buffered byte range of a file."""
     return io.BufferedReader(FileWindow(path, start, size))

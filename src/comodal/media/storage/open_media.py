@@ -1,7 +1,7 @@
-"""Media by path, whether a file of its own or a member of a container: `shards/00000.tar/000001.mp4`.
+"""Media by path, for a file or for a member of a container: `shards/00000.tar/000001.mp4`.
 
-The path of a member is that of its container and its name in it. The readers of images, audio and video open all they
-read here.
+The path of a member is the path of its container plus its name in it. The readers of images, audio and video open
+everything through this module.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _known_locations: ContextVar[dict[Path, MemberLocation]] = ContextVar("_known", 
 
 
 def open_media(path: Path) -> OpenFile:
-    """The bytes of a file, or of a member of a container.
+    """Open a file, or a member of a container, for reading bytes.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
@@ -45,7 +45,7 @@ def open_media(path: Path) -> OpenFile:
 
 @contextmanager
 def remember_locations(places: dict[Path, MemberLocation]) -> Iterator[None]:
-    """Spare the search for members whose place is known."""
+    """Register members whose location is known, so that they need not be searched."""
     token = _known_locations.set(places)
     try:
         yield
@@ -54,7 +54,7 @@ def remember_locations(places: dict[Path, MemberLocation]) -> Iterator[None]:
 
 
 def find_container(path: Path) -> Path | None:
-    """The container whose member a path is, or None if it is no path of a member."""
+    """The container of a member's path, or None if the path is not a member's."""
     for parent in path.parents:
         if parent.suffix.lower() in CONTAINER_TYPES and parent.is_file():
             return parent
@@ -62,12 +62,12 @@ def find_container(path: Path) -> Path | None:
 
 
 def is_container(name: str) -> bool:
-    """Whether a file is a container by its name; asked of every file of a folder, so that a Path is made of few."""
+    """Whether a file is a container by its name. Called for every file of a folder, so it creates few Path objects."""
     return name.lower().endswith(tuple(CONTAINER_TYPES)) and Path(name).suffix.lower() in CONTAINER_TYPES
 
 
 def open_container_file(path: Path) -> Archive:
-    """A container; the same object until the file changes.
+    """An open container; the same object until the file changes.
 
     Raises:
         OSError: It cannot be read.

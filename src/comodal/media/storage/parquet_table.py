@@ -1,8 +1,8 @@
 """Parquet and Arrow files of Hugging Face's `datasets`: a row is an example.
 
-Media stand in a column of `{"bytes", "path"}` (Image, Audio and Video of `datasets`), or of plain bytes. Columns of
-text, numbers and lists of text are metadata; numbers of a ClassLabel become its names. A row is called by the name of
-its media file where each row has another one, else by its number.
+Media are in a column of `{"bytes", "path"}` (Image, Audio and Video of `datasets`), or of bytes. Columns of text,
+numbers and lists of text are metadata; ids of a ClassLabel become class names. A row is named after its media file if
+those names are unique, else by its row index.
 """
 
 import io
@@ -90,7 +90,7 @@ class TableFile:
 
     @cached_property
     def _paths(self) -> dict[Kind, list[str]]:
-        """The names of the media files of each row, "" without."""
+        """The names of the media files of each row, "" where there is none."""
         found: dict[Kind, list[str]] = {}
         for kind, column in self.media.items():
             field = self.columns.schema.field(column)
@@ -103,7 +103,7 @@ class TableFile:
 
     @cached_property
     def _keys(self) -> list[str]:
-        """What each row is called."""
+        """The key of each row."""
         for paths in self._paths.values():
             stems = [PurePosixPath(path).stem for path in paths]
             if all(stems) and len({*stems}) == len(stems) and max(map(len, stems)) <= MAX_NAME_LENGTH:
@@ -115,12 +115,12 @@ class TableFile:
         return {key: row for row, key in enumerate(self._keys)}
 
     def _name(self, row: int, kind: Kind) -> str:
-        """The key with the suffix of the row's file if that tells the kind, else with the kind."""
+        """The key with the suffix of the row's file if that suffix shows the kind, else with the kind."""
         path = self._paths[kind][row] if kind in self._paths else ""
         return f"{self._keys[row]}{PurePosixPath(path).suffix if detect_media_kind(path) == kind else f'.{kind}'}"
 
     def _named(self, column: str, value: Any) -> Any:
-        """The name of a class, of a value that is a number of `datasets`' ClassLabel."""
+        """The class name for a value that is an id of a ClassLabel of `datasets`."""
         names = self.features.get(column, {}).get("names")
         if isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names):
             return names[value]
@@ -128,7 +128,7 @@ class TableFile:
 
 
 def read_datasets_features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` says of the columns in the file, if anything."""
+    """The `datasets` features stored in the file, if any."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"].decode(), "huggingface")["info"]["features"]
         return {name: one for name, one in features.items() if isinstance(one, dict)}
@@ -137,7 +137,7 @@ def read_datasets_features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def find_media_columns(schema: Any, features: dict[str, dict[str, Any]]) -> dict[Kind, int]:
-    """The column of each kind of media: the first that `datasets` calls so, or whose name and type say so."""
+    """The column of each kind of media: the first with that `datasets` feature, or with a matching name and type."""
     found: dict[Kind, int] = {}
     for number, field in enumerate(schema):
         named = MEDIA_FEATURES.get(str(features.get(field.name, {}).get("_type"))) or MEDIA_COLUMN_NAMES.get(
@@ -162,7 +162,7 @@ def is_media_struct_type(kind: Any) -> bool:
 
 
 def is_metadata_type(kind: Any) -> bool:
-    """Text, a number, a truth value, or a list of them."""
+    """Text, a number, a boolean, or a list of them."""
     import pyarrow.types as types
 
     if types.is_list(kind) or types.is_large_list(kind):

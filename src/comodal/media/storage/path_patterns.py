@@ -1,6 +1,6 @@
-"""Which files a folder, a file or a pattern stands for: `cc3m/{00000..00331}.tar`, `train-*.parquet`.
+"""The files that a folder, a file or a pattern stands for: `cc3m/{00000..00331}.tar`, `train-*.parquet`.
 
-Braces are those of the shell and of webdataset: a range of numbers, padded with zeros as it is written, or a list.
+Braces work as in the shell and in webdataset: a range of numbers with its zero padding, or a list.
 """
 
 import re
@@ -24,12 +24,12 @@ class MatchedPaths(NamedTuple):
 
 
 def is_path_pattern(path: Path) -> bool:
-    """Whether a path names several files; something of that very name is no pattern."""
+    """Whether a path names several files; an existing file of that exact name is not a pattern."""
     return WILDCARD_PATTERN.search(str(path)) is not None and not path.exists()
 
 
 def expand_pattern(pattern: Path) -> MatchedPaths:
-    """The files that a pattern names. Those of a range or a list are named whether they are there or not.
+    """The files that a pattern names. Those of a range or a list are returned whether they exist or not.
 
     Raises:
         DataError: There are none, or too many.

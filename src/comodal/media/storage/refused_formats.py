@@ -1,4 +1,4 @@
-"""Why a file is refused, in a few words that a report counts, and what files are that hold no media at all."""
+"""Reasons why a file is refused, as reports count them, and the detection of files that hold no media."""
 
 import os
 import stat
@@ -9,15 +9,15 @@ from comodal.errors import MediaError
 from comodal.media.storage.open_media import open_media
 
 SIGNATURE_BYTES = 512
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of sound; beyond them a header is broken, or a trap
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000  # of audio; outside this range a header is broken or malicious
 MAX_AMPLITUDE = (
-    1e10  # of floats, where full scale is 1 and some files have 32 bits' worth; spectra of louder ones overflow
+    1e10  # of floats; full scale is 1, but some files have the range of 32-bit integers; larger values overflow
 )
-MAX_GAP_SECONDS = 6 * 3600.0  # for which a picture may stay, or audio pause; a longer one is a broken timestamp
+MAX_GAP_SECONDS = 6 * 3600.0  # for which a frame may stay, or audio pause; a longer gap is a broken timestamp
 
 
 class RefusalReason(StrEnum):
-    """The `reason` of every MediaError that reading media raises."""
+    """The `reason` of every MediaError raised by reading media."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -31,10 +31,10 @@ class RefusalReason(StrEnum):
 
 
 def read_first_bytes(path: Path) -> bytes:
-    """The first bytes of a regular file that can be read.
+    """The first bytes of a regular file.
 
     Raises:
-        MediaError: missing, or unreadable (a folder, a pipe, no permission, a name that is no text).
+        MediaError: missing, or unreadable (a folder, a pipe, no permission, an invalid file name).
     """
     try:
         str(path).encode()
@@ -53,7 +53,7 @@ def read_first_bytes(path: Path) -> bytes:
 
 
 def is_special_file(path: Path) -> bool:
-    """Whether there is something of that name which is no regular file: a folder, a pipe that would wait, a device."""
+    """Whether the path exists and is not a regular file: a folder, a pipe (which would block), a device."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except NotADirectoryError:  # a member of a container
@@ -61,7 +61,7 @@ def is_special_file(path: Path) -> bool:
 
 
 def describe_non_media(head: bytes) -> str | None:
-    """What a file is that begins with `head`, when that alone shows that it holds no media."""
+    """What a file that begins with `head` is, when its first bytes show that it holds no media."""
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""How the names of media files end: what a folder is searched for, in every command."""
+"""The suffixes of media files, which every command uses to search a folder."""
 
 AUDIO_SUFFIXES = frozenset({
     ".wav", ".wave", ".w64", ".rf64", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".m4a",

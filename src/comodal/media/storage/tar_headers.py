@@ -1,7 +1,7 @@
 """The headers of a tar archive, read past damage (POSIX.1-2017, pax; GNU's long names).
 
 Python's `tarfile` ends silently at a damaged header and reads extended headers of any size. Here each header is parsed
-by itself, what cannot be one is skipped up to the next that can, and all that was skipped is told.
+by itself. Bytes that are not a valid header are skipped up to the next valid one, and everything skipped is reported.
 """
 
 import os
@@ -14,7 +14,7 @@ TAR_BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(TAR_BLOCK_BYTES)
 READ_AHEAD_BYTES = 16 * TAR_BLOCK_BYTES  # header, text and the next header often lie in one
 MAX_EXTENDED_BYTES = 1 << 20  # of a long name or a pax header
-SKIP_BYTES = 1 << 20  # of the zeros behind the end, at a time
+SKIP_BYTES = 1 << 20  # of the zeros after the end, at a time
 FILES, FOLDERS = (b"0", b"\0", b"7"), b"5"  # kinds of members
 LINKS, SPARSE, WITHOUT_DATA = b"12", b"S", b"123456"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL = b"L", b"K", (b"x", b"X"), b"g"
@@ -23,7 +23,7 @@ COMPRESSION_SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz
 
 
 class TarHeader(NamedTuple):
-    """A member: its name as the archive has it, where its bytes lie, and why it cannot be read."""
+    """A member: its name in the archive, its location, and why it cannot be read."""
 
     name: str
     start: int
@@ -33,14 +33,14 @@ class TarHeader(NamedTuple):
 
 
 class TarDamage(NamedTuple):
-    """Bytes that no member accounts for, or an end that is not one."""
+    """Bytes that belong to no member, or an invalid end of the archive."""
 
     reason: str
     detail: str
 
 
 class HeaderFields(NamedTuple):
-    """What is used of a header block."""
+    """The fields of a header block that are used."""
 
     name: str
     size: int
@@ -71,7 +71,7 @@ class TarReader:
         self.at = 0
         self.extended: dict[str, str] = {}  # of the next member
         self.lost_from: int | None = None
-        self.ended = False  # behind the zeros that end an archive
+        self.ended = False  # after the zeros that end an archive
 
     def read(self, at: int, size: int) -> bytes:
         """Bytes of the archive; fewer at its end."""
@@ -81,7 +81,7 @@ class TarReader:
         return self.ahead[first : first + size]
 
     def members(self) -> Iterator[TarHeader | TarDamage]:
-        """The members that are files or links, in the order of the archive, and what is damaged between them."""
+        """The members that are files or links, in the order of the archive, and the damage between them."""
         packed = next(
             (name for magic, name in COMPRESSION_SIGNATURES.items() if self.read(0, 8).startswith(magic)), None
         )
@@ -114,7 +114,7 @@ class TarReader:
             yield TarDamage("truncated", f"it ends at byte {self.end:,}, inside a header: members are missing")
 
     def skip_zeros(self) -> None:
-        """Go to the first block with something in it."""
+        """Go to the first block that is not all zeros."""
         while self.at + TAR_BLOCK_BYTES <= self.end:
             part = self.read(self.at, SKIP_BYTES)
             filled = len(part) - len(part.lstrip(b"\0"))
@@ -124,14 +124,14 @@ class TarReader:
         self.at = self.end
 
     def lost(self, until: int) -> Iterator[TarDamage]:
-        """What was skipped because it is no header."""
+        """The bytes that were skipped because they are not a header."""
         if self.lost_from is not None and (self.lost_from or until < self.end):
             yield TarDamage("damaged", f"bytes {self.lost_from:,} to {until:,} hold no header: members there are lost")
             self.ended = True
         self.lost_from = None
 
     def member(self, header: HeaderFields) -> Iterator[TarHeader | TarDamage]:
-        """Take one header with what belongs to it, and go behind it."""
+        """Read one header with its extended headers, and move past the member."""
         kind, start, size = header.kind, self.at + TAR_BLOCK_BYTES, self.size_of(header)
         self.at = start if kind in WITHOUT_DATA else start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
         if kind in (LONG_NAME, LONG_LINK, PAX_OF_ALL, *PAX):
@@ -152,14 +152,14 @@ class TarReader:
             yield TarHeader(name, start, size)
 
     def size_of(self, header: HeaderFields) -> int:
-        """A pax header's size counts where the number is too large for the header."""
+        """The size of a member; a pax header's size takes precedence where the number is too large for the header."""
         text = self.extended.get("size", "")
         return int(text) if text.isdecimal() and len(text) < 20 else header.size
 
     def extend(self, kind: bytes, start: int, size: int) -> Iterator[TarDamage]:
-        """Read what an extended header says of the next member."""
+        """Read what an extended header says about the next member."""
         if size > MAX_EXTENDED_BYTES or start + size > self.end:
-            self.at = start  # the size is not to be believed
+            self.at = start  # the size is not valid
             yield TarDamage("damaged", f"an extended header of {size:,} bytes at byte {start:,}")
             return
         data = self.read(start, size)

@@ -1,8 +1,8 @@
-"""Tar shards in the WebDataset convention: members whose names are equal up to the first dot belong together.
+"""Tar shards in the WebDataset convention: members whose names are equal up to the first dot form one example.
 
 webdataset, video2dataset (`000001.mp4`, `.json`, `.txt`, `.m4a`) and img2dataset (`000001.jpg`, `.json`, `.txt`) write
-them. Members are read where they lie, and none is unpacked. Unlike the webdataset library, members of one key need not
-stand side by side.
+them. Members are read in place; nothing is unpacked. Unlike in the webdataset library, the members of one key need not
+be adjacent.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class TarShard:
         self._places: dict[str, MemberLocation] | None = None
 
     def examples(self) -> Iterator[ArchiveSample]:
-        """Examples in the order of their first members; damage stands where it is found."""
+        """Examples in the order of their first members; damage is reported where it is found."""
         samples: dict[str, dict[str, TarHeader]] = {}
         found: list[ArchiveSample] = []
         with open_tar(self.path) as tar:
@@ -55,7 +55,7 @@ class TarShard:
         yield from found
 
     def find(self, name: str) -> MemberLocation:
-        """The place of a member; the first of several of one name."""
+        """The location of a member; the first one if several have that name."""
         if self._places is None:
             self._places = {}
             with open_tar(self.path) as tar:
@@ -67,12 +67,12 @@ class TarShard:
         return self._places[name]
 
     def open(self, place: MemberLocation) -> OpenFile:
-        """The bytes of a member, read from the archive as they are needed."""
+        """The bytes of a member, read from the archive on demand."""
         return open_file_window(self.path, place.start, place.size)
 
 
 def build_archive_sample(tar: TarReader, key: str, members: dict[str, TarHeader]) -> ArchiveSample:
-    """The members of one key; a text of them is read."""
+    """The members of one key; a text member is read."""
     example = ArchiveSample(key)
     for ending in sorted(members, key=lambda ending: "." in ending):  # 1.jpg before 1.depth.png
         kind, member = detect_media_kind(ending), members[ending]
@@ -96,7 +96,7 @@ def find_member_fault(member: TarHeader, ending: str) -> SampleFault | None:
 
 
 def add_sample_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHeader) -> SampleFault | None:
-    """Read a text or JSON into an example, or say why not."""
+    """Read a text or JSON member into an example, or return the reason why it cannot be read."""
     try:
         text = tar.read(member.start, member.size).decode("utf-8-sig")
         if ending != "json":
@@ -112,7 +112,7 @@ def add_sample_text(tar: TarReader, example: ArchiveSample, ending: str, member:
 
 
 def is_wanted_ending(ending: str) -> bool:
-    """Whether members of that ending are read."""
+    """Whether members of that suffix are read."""
     return ending == "json" or ending in TEXT_ENDINGS or detect_media_kind(ending) is not None
 
 

@@ -1,9 +1,9 @@
 """Fits a codebook: principal axes of a sample of region features, then k-means at each node of a tree.
 
-Features behind a ReLU differ in length and are far from centred, so they are scaled to length 1, centred, turned to
-their principal axes, partly whitened, and scaled to length 1 again before they are clustered. The clustering is
-scikit-learn's, from k-means++ starts. Memory: the sample once in projected form (1 GB for a million regions of 256
-numbers), and once more while the first level is fitted.
+Features after a ReLU differ in length and are far from centered. Before clustering they are scaled to length 1,
+centered, projected to their principal axes, partly whitened, and scaled to length 1 again. The clustering is
+scikit-learn's with k-means++ initialization. Memory: the projected sample (1 GB for a million regions of 256
+dimensions), and a copy of it while the first level is fitted.
 """
 
 import math
@@ -23,16 +23,16 @@ from torch.nn import functional as F
 
 from comodal.models.codebook.codebook import Codebook, CodebookConfig, project_features
 
-MAX_FLAT_TOKENS = 2000  # tokens; beyond, a tree unless one asks for depth 1
+MAX_FLAT_TOKENS = 2000  # tokens; above it a tree, unless depth 1 is requested
 DEFAULT_BRANCHING = 12  # VideoBERT's
-MIN_MEMBERS_PER_CHILD = 40  # a node is split if its sample has so many for each child
+MIN_MEMBERS_PER_CHILD = 40  # a node is split if its sample has this many per child
 KMEANS_BATCH_SIZE, MAX_KMEANS_PASSES = (
     16_384,
     20,
-)  # of mini-batch k-means: regions at a time, times over the sample at most
+)  # of mini-batch k-means: batch size, maximum number of epochs
 KMEANS_RESTARTS = 3
-MAX_LLOYD_DISTANCES = 20_000_000  # distances an iteration: below, all points at every iteration; above, mini-batches
-MIN_VARIANCE = 1e-6  # of an axis, of features of length 1: what lies below is rounding
+MAX_LLOYD_DISTANCES = 20_000_000  # distances per iteration: below, full batches; above, mini-batches
+MIN_VARIANCE = 1e-6  # std of an axis, for features of length 1: below it is rounding error
 
 FeatureBlocks: TypeAlias = Callable[[], Iterable[Tensor]]
 
@@ -45,7 +45,7 @@ class FittedCodebook(NamedTuple):
 
 
 class ClusterTree(NamedTuple):
-    """Nodes level by level: centres, children of each, how many stand on the first level, inertia by level."""
+    """Nodes level by level: centers, children of each, number of nodes on the first level, inertia by level."""
 
     centres: Float32[np.ndarray, "nodes projection"]
     children: list[list[int]]
@@ -54,9 +54,9 @@ class ClusterTree(NamedTuple):
 
 
 def choose_tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
-    """Children of each node and levels for so many tokens.
+    """Branching factor and depth for a number of tokens.
 
-    Without a depth: plain k-means up to 2,000 tokens, and beyond that the tree whose branching is nearest to 12.
+    Without a depth: plain k-means up to 2,000 tokens, and above it the tree whose branching factor is nearest to 12.
     """
     if tokens < 2 or (depth is not None and depth < 1):
         raise ValueError(f"tokens ({tokens}) must be at least 2 and depth ({depth}) at least 1")
@@ -84,12 +84,12 @@ def fit_codebook(
     """Fits a codebook to a sample of features.
 
     Args:
-        blocks: Called twice; gives the sample in blocks of (regions, dim), so that it need not fit into memory.
-        tokens: How many; the tree may end with fewer where its nodes have few members or features repeat.
-        depth: Levels; see `tree_shape`.
-        projection: Principal axes that are kept.
-        whitening: Each axis is divided by its standard deviation to this power: 0 leaves it, 1 whitens.
-        seed: Of the k-means++ starts; the same seed and sample give the same codebook.
+        blocks: Called twice; yields the sample in blocks of (regions, dim), so that it need not fit into memory.
+        tokens: Number of tokens; the tree may have fewer if its nodes have few members or features repeat.
+        depth: Depth of the tree; see `choose_tree_shape`.
+        projection: Number of principal axes to keep.
+        whitening: Each axis is divided by its std to this power: 0 for no whitening, 1 for full whitening.
+        seed: Random seed of k-means++; the same seed and sample give the same codebook.
     """
     branching, levels = choose_tree_shape(tokens, depth)
     mean, axes = compute_principal_axes(blocks(), projection, whitening)
@@ -103,7 +103,7 @@ def fit_codebook(
 def compute_principal_axes(
     blocks: Iterable[Float[Tensor, "_ dim"]], projection: int, whitening: float
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim projection"]]:
-    """Mean of the features scaled to length 1, and their principal axes, each divided by its deviation**whitening."""
+    """Mean of the features scaled to length 1, and their principal axes, each divided by its std**whitening."""
     count, total, products = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for block in blocks:
         rows = F.normalize(block.float())
@@ -117,14 +117,14 @@ def compute_principal_axes(
     if not kept.any():
         raise ValueError("all region features are the same; there is nothing to cluster")
     variances, axes = variances[kept], axes[:, kept]
-    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # LAPACK leaves them open
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # LAPACK leaves the signs open
     return mean.float(), (axes * signs * variances ** (-whitening / 2)).float()
 
 
 def grow_cluster_tree(
     points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int
 ) -> ClusterTree:
-    """Splits nodes level by level; one with too few members, or with one distinct feature, stays a leaf."""
+    """Splits nodes level by level; a node with too few members, or with one distinct feature, stays a leaf."""
     centres: list[np.ndarray] = []
     children: list[list[int]] = []
     inertia: list[float] = []
@@ -155,9 +155,9 @@ def grow_cluster_tree(
 def run_kmeans(
     points: Float32[np.ndarray, "regions projection"], clusters: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """k-means of one node: centres that are nearest to some point, and each point's centre and squared distance.
+    """k-means of one node: the centers of non-empty clusters, and each point's center and squared distance.
 
-    One OpenMP thread: with more, scikit-learn adds up in an order that changes from run to run.
+    Runs in one OpenMP thread: with more, scikit-learn's order of summation differs between runs.
     """
     if len(points) * clusters <= MAX_LLOYD_DISTANCES:
         fit = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=seed)
@@ -171,7 +171,7 @@ def run_kmeans(
             random_state=seed,
         )
     with threadpool_limits(1, "openmp"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: told by the table
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: the table reports it
         centres = fit.fit(points).cluster_centers_.astype(np.float32)
         nearest, squared = pairwise_distances_argmin_min(points, centres, metric="sqeuclidean")
     used, nearest = np.unique(nearest, return_inverse=True)
@@ -179,7 +179,7 @@ def run_kmeans(
 
 
 def build_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
-    """The tree's tensors, with the leaves numbered."""
+    """The tree's tensors, with leaves numbered by token id."""
     leaves = [node for node, inside in enumerate(tree.children) if not inside]
     levels = np.zeros(len(tree.children), np.int64)
     for node, inside in enumerate(tree.children):

@@ -1,10 +1,10 @@
-"""Visual tokens: a codebook over region features, searched as a tree (what ViLBERT, section 2.2, discusses and turns
-down as its input).
+"""Visual tokens: a codebook over region features, searched as a tree (ViLBERT, section 2.2, discusses it as an input
+and rejects it).
 
-Here tokens are a target for masked regions, an input to compare with, and stand in for the class probabilities of
-regions that no classifier has seen. Hierarchical k-means is VideoBERT's (Sun et al., 2019, section 4.2: branching 12,
-depth 4): a feature is compared with 4 x 12 centres instead of 20,736. Depth 1 is plain k-means.
-`models/codebook/clustering.py` fits a codebook.
+Tokens are used as targets for masked regions, as an alternative input, and in place of class probabilities for regions
+without a classifier. Hierarchical k-means is VideoBERT's (Sun et al., 2019, section 4.2: branching 12, depth 4): a
+feature is compared with 4 x 12 centers instead of 20,736. Depth 1 is plain k-means. `models/codebook/clustering.py`
+fits a codebook.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 
-MAX_ROWS_AT_ONCE = (
-    1024  # regions searched at a time: their children's centres take 42 MB at branching 40 and 256 dimensions
-)
+MAX_ROWS_AT_ONCE = 1024  # batch size of regions: their children's centers take 42 MB at branching 40 and 256 dimensions
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,12 @@ class CodebookConfig:
 
     Args:
         dim: Length of a region's feature.
-        projection: Length after the projection.
-        tokens: Leaves of the tree.
-        nodes: All nodes below the root.
-        roots: Nodes of the first level, which come first.
-        branching: Most children of any of these nodes; 0 in a tree of depth 1.
-        depth: Levels.
+        projection: Length of a feature after the projection.
+        tokens: Number of leaves.
+        nodes: Number of nodes below the root.
+        roots: Number of nodes on the first level, which come first.
+        branching: Maximum number of children of a node; 0 in a tree of depth 1.
+        depth: Number of levels.
     """
 
     dim: int
@@ -47,7 +45,7 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """Nodes stand level by level; tokens number the leaves in that order, without gaps, siblings side by side."""
+    """Nodes are ordered by level; token ids number the leaves in that order, without gaps."""
 
     mean: Tensor
     axes: Tensor
@@ -67,11 +65,11 @@ class Codebook(nn.Module):
         self.register_buffer("token", torch.full((config.nodes,), -1))  # -1: not a leaf
 
     def forward(self, features: Float[Tensor, "regions dim"]) -> Int64[Tensor, " regions"]:
-        """The token of each region: the leaf where a walk ends that takes the nearest child at every node."""
+        """The token of each region: the leaf reached by choosing the nearest child at every node."""
         return self.descend(self.projected(features))
 
     def projected(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions projection"]:
-        """Features as the tree compares them: of length 1, centred, on the principal axes, of length 1 again."""
+        """Projects features: to length 1, centered, to the principal axes, to length 1 again."""
         if features.shape[1] != self.config.dim:
             raise ValueError(f"features of {features.shape[1]} numbers; this codebook takes {self.config.dim}")
         return project_features(features, self.mean, self.axes)
@@ -81,7 +79,7 @@ class Codebook(nn.Module):
         return torch.cat([self.token[self.leaf(part)] for part in points.split(MAX_ROWS_AT_ONCE)])
 
     def leaf(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
-        """The nodes at which walks end."""
+        """The leaf node of each projected feature."""
         node = torch.cdist(points, self.centres[: self.config.roots]).argmin(1)
         for _ in range(self.config.depth - 1):
             children = self.below[node]  # (regions, branching)
@@ -91,20 +89,20 @@ class Codebook(nn.Module):
         return node
 
     def leaf_centres(self) -> Float[Tensor, "tokens projection"]:
-        """The centre of each token, in projected features."""
+        """The center of each token, in projected features."""
         return self.centres[self.token >= 0]
 
     def distances(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions tokens"]:
-        """Euclidean distance of each region to each token's centre, both projected.
+        """Euclidean distance of each region to each token's center, both projected.
 
-        The smallest is not always `forward`'s choice: a walk down a tree may pass the nearest leaf by.
+        The nearest token is not always that of `forward`, since the tree search is greedy.
         """
         return torch.cdist(self.projected(features), self.leaf_centres())
 
     def probabilities(
         self, features: Float[Tensor, "regions dim"], nearest: int = 8, temperature: float = 0.1
     ) -> Float[Tensor, "regions tokens"]:
-        """A soft assignment: exp(-distance / temperature) over the nearest tokens, 0 for all others; sums to 1."""
+        """Soft assignment: exp(-distance / temperature) over the nearest tokens, 0 for all others; sums to 1."""
         if nearest < 1 or temperature <= 0:
             raise ValueError(f"nearest ({nearest}) must be at least 1 and temperature ({temperature}) positive")
         distances = self.distances(features)
@@ -115,19 +113,19 @@ class Codebook(nn.Module):
 def project_features(
     features: Float[Tensor, "regions dim"], mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]
 ) -> Float[Tensor, "regions projection"]:
-    """Length 1, centre, principal axes, length 1; in single precision, whatever the features and autocast say."""
+    """Scales to length 1, centers, projects and scales again, in single precision also under autocast."""
     with torch.autocast(features.device.type, enabled=False):
         return F.normalize((F.normalize(features.float()) - mean) @ axes)
 
 
 def find_codebook_folder(path: Path) -> Path:
-    """Where the codebook of a region store lies; any other path is taken for a codebook's own."""
+    """The codebook folder of a region store; any other path is taken as a codebook's own folder."""
     inside = path / "codebook"
     return inside if inside.is_dir() else path
 
 
 def load_codebook(path: Path) -> Codebook:
-    """Reads a codebook from its folder, or from a region store that has one.
+    """Loads a codebook from its folder, or from a region store that has one.
 
     Raises:
         CheckpointError: There is none, it is damaged, or it is another kind of model.

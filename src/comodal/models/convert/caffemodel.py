@@ -1,8 +1,8 @@
-"""A `.caffemodel` without Caffe: the protobuf wire format of its weights, and nothing else of it.
+"""Reads the weights of a `.caffemodel` without Caffe, from the protobuf wire format.
 
-NetParameter has a layer in each field 100 (those of Caffe before 2014 in field 2, which nobody wrote these networks
-with), LayerParameter its name in 1 and weights in 7, BlobProto its numbers in 5 (packed or one by one) or as doubles in
-8, its shape in 7, or as four numbers in 1 to 4 (caffe.proto; protobuf.dev/programming-guides/encoding).
+NetParameter has layers in field 100 (Caffe before 2014 used field 2, which is not supported). LayerParameter has its
+name in 1 and weights in 7. BlobProto has values in 5 (packed or not) or as doubles in 8, and its shape in 7, or as four
+integers in 1 to 4 (caffe.proto; protobuf.dev/programming-guides/encoding).
 """
 
 import math
@@ -20,12 +20,12 @@ from comodal.errors import CheckpointError
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 LAYER_FIELD, NAME, BLOBS, SHAPE, FLOATS_FIELD, DOUBLES = 100, 1, 7, 7, 5, 8
 LEGACY_SHAPE_FIELDS = (1, 2, 3, 4)
-MAX_CAFFEMODEL_BYTES = 2**31  # Caffe itself reads no more
+MAX_CAFFEMODEL_BYTES = 2**31  # Caffe's own limit
 MAX_CAFFE_LAYERS, MAX_CAFFE_FIELDS, MAX_TENSOR_AXES = 10_000, 200_000, 32
 
 
 class ProtobufField(NamedTuple):
-    """One field of a message: its number, how it is kept, and an integer or bytes."""
+    """One field of a message: its number, wire type, and value (integer or bytes)."""
 
     number: int
     kind: int
@@ -33,10 +33,10 @@ class ProtobufField(NamedTuple):
 
 
 def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
-    """The weights of each layer that has any, by its name.
+    """Reads the weights of each layer that has any, by layer name.
 
     Raises:
-        CheckpointError: It cannot be read, or is no whole file of Caffe.
+        CheckpointError: It cannot be read, or is not a complete Caffe model.
     """
     try:
         if not path.is_file() or path.stat().st_size > MAX_CAFFEMODEL_BYTES:
@@ -53,9 +53,9 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
 
 
 def parse_layers(data: bytes) -> dict[str, list[Tensor]]:
-    """Layers with weights."""
+    """Parses layers with weights."""
     layers: dict[str, list[Tensor]] = {}
-    allowed = iter(range(MAX_CAFFE_FIELDS))  # of the whole file, since each takes a hundred bytes and some time
+    allowed = iter(range(MAX_CAFFE_FIELDS))  # limit for the whole file, since each takes a hundred bytes and some time
     for field in iterate_fields(memoryview(data), allowed):
         if field.number == LAYER_FIELD:
             inside = list(iterate_fields(get_field_bytes(field), allowed))
@@ -71,7 +71,7 @@ def parse_layers(data: bytes) -> dict[str, list[Tensor]]:
 
 
 def iterate_fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
-    """The fields of a message, one behind the other, as long as more are allowed."""
+    """Iterates over the fields of a message, up to a limit."""
     place = 0
     while place < len(data):
         if next(allowed, None) is None:
@@ -95,7 +95,7 @@ def iterate_fields(data: memoryview, allowed: Iterator[int]) -> Iterator[Protobu
 
 
 def parse_varint(data: memoryview, place: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, and where the next begins."""
+    """Parses a varint (7 bits per byte); returns it and the next offset."""
     number = 0
     for shift in range(0, 70, 7):
         byte = data[place]
@@ -107,14 +107,14 @@ def parse_varint(data: memoryview, place: int) -> tuple[int, int]:
 
 
 def get_field_bytes(field: ProtobufField) -> memoryview:
-    """What a field must hold to be read further."""
+    """The bytes of a length-delimited field."""
     if isinstance(field.value, int):
         raise ValueError(f"field {field.number} is a number")
     return field.value
 
 
 def parse_blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
-    """One tensor of numbers."""
+    """Parses one tensor."""
     found: dict[int, list[ProtobufField]] = {}
     for field in iterate_fields(data, allowed):
         found.setdefault(field.number, []).append(field)
@@ -141,10 +141,10 @@ def parse_blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
 
 
 def parse_dimensions(field: ProtobufField) -> list[int]:
-    """Of a shape: packed, or one by one."""
+    """Parses a shape, packed or not."""
     if isinstance(field.value, int):
         return [field.value]
-    if len(field.value) > 10 * MAX_TENSOR_AXES:  # a number has ten bytes at most
+    if len(field.value) > 10 * MAX_TENSOR_AXES:  # a varint has at most ten bytes
         raise ValueError(f"a shape of {len(field.value):,} bytes")
     place, found = 0, []
     while place < len(field.value):

@@ -1,4 +1,4 @@
-"""A pretrained BERT as the text stream (ViLBERT, section 3.1), from any Hugging Face checkpoint of BERT or RoBERTa."""
+"""Initializes the text stream from a pretrained BERT or RoBERTa of Hugging Face (ViLBERT, section 3.1)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,16 +41,16 @@ BERT_CONFIG_DEFAULTS: dict[str, object] = {
     "position_embedding_type": "absolute",
     "model_type": "bert",
 }
-ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions follow the padding word
+ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions start after the padding token
 
 
 def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
-    """A configuration whose text stream is that of a BERT.
+    """Returns a configuration whose text stream has the sizes of a BERT.
 
     Args:
         bert: The folder of a Hugging Face checkpoint, or a file in it.
-        like: Everything else. Its co-attention layers keep their places in the vision stream, and stand before the
-            last layers of the BERT.
+        like: Configuration of everything else. Its co-attention layers keep their positions in the vision stream, and
+            are inserted before the last layers of the BERT.
 
     Raises:
         CheckpointError: There is no config.json, or it is not a BERT's, or it has fewer layers than co-attention needs.
@@ -87,18 +87,18 @@ def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
 
 
 def load_bert_weights(model: nn.Module, path: Path, allow_missing: bool = False) -> LoadReport:
-    """Puts a BERT's weights into the text stream of a model, and into its word head where the file has one.
+    """Copies a BERT's weights into the text stream of a model, and into its token head if the file has one.
 
     Args:
-        model: A ViLBERT, or another model with its text stream.
+        model: ViLBERT, or another model with its text stream.
         path: The folder of a Hugging Face checkpoint, or its model.safetensors or pytorch_model.bin.
-        allow_missing: Leave tensors of the text stream that the file does not have at random.
+        allow_missing: Leave tensors that the file lacks randomly initialized.
 
     Returns:
-        What became of every weight; `filled` are the model's parameters that came from BERT.
+        A report on every weight; `filled` are the model's parameters that came from BERT.
 
     Raises:
-        CheckpointError: The file is damaged, holds more than tensors, lacks some, or is not a BERT that fits the model.
+        CheckpointError: The file is damaged, holds more than tensors, lacks some, or does not match the model.
     """
     state = {normalize_bert_name(name): tensor for name, tensor in read_tensors(path).items()}
     names = map_names_to_bert(model)
@@ -110,12 +110,12 @@ def load_bert_weights(model: nn.Module, path: Path, allow_missing: bool = False)
 
 
 def map_names_to_bert(model: nn.Module) -> dict[str, str]:
-    """Our name -> BERT's, of the text stream and the word head."""
+    """Our name -> BERT's, for the text stream and the token head."""
     return {ours: theirs for ours, theirs in map_names_to_original(model).items() if ours.startswith(TEXT_PREFIXES)}
 
 
 def normalize_bert_name(name: str) -> str:
-    """A name as BERT with its heads has it."""
+    """Normalizes a name to that of BERT with its heads."""
     for theirs, usual in ROBERTA_RENAMES.items():
         if name.startswith(theirs):
             return usual + name.removeprefix(theirs)

@@ -1,10 +1,10 @@
-"""Published weights of the Visual Genome Faster R-CNN into our C4, whoever wrote the file.
+"""Converts published weights of the Visual Genome Faster R-CNN to C4, from all of its file formats.
 
-Five containers of one network: Caffe's own layers (peteanderson80, jiasenlu), and Detectron2's names with "nothing"
-last and box deltas ten and five times as large (Hugging Face's frcnn-vg-finetuned, airsplay's py-bottom-up-attention)
-or with Caffe's numbers (MILVLG's bottom-up-attention.pytorch). Ours has "nothing" first, deltas as they are used, one
-score of each anchor, and batch normalisation folded into the convolutions. Loading is strict: every tensor of the
-network comes from the file, and what is left over is told.
+There are three naming schemes of one network: Caffe's layers (peteanderson80, jiasenlu), and Detectron2's names, either
+with background last and box deltas ten and five times as large (Hugging Face's frcnn-vg-finetuned, airsplay's
+py-bottom-up-attention) or with Caffe's values (MILVLG's bottom-up-attention.pytorch). Ours has background first,
+unscaled deltas, one objectness score per anchor, and batch normalization folded into the convolutions. Loading is
+strict: every tensor of the network must come from the file, and unused tensors are reported.
 """
 
 import re
@@ -21,7 +21,7 @@ from comodal.models.detectors.detector_boxes import make_cell_anchors
 from comodal.models.detectors.detector_c4 import C4, C4_STRIDE, C4Config
 
 C4_NORM_EPS = 1e-5  # caffe.proto's BatchNormParameter, and Detectron2's FrozenBatchNorm2d
-BOX_DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # Detectron2's box weights are one through these
+BOX_DELTA_SCALES = (0.1, 0.1, 0.2, 0.2)  # the inverse of Detectron2's box weights
 CAFFE_ANCHOR_SCALES = (4, 8, 16, 32)  # of anchors (experiments/cfgs/faster_rcnn_end2end_resnet.yml)
 STEM, HEAD = "backbone.stem.conv1", "roi_heads.box_predictor"
 C4_NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -51,18 +51,16 @@ CAFFE_LAYERS = {  # Caffe's layers -> ours
 }
 CAFFE_BLOCK_PATTERN = re.compile(r"([2-5])([a-z])(\d*)_branch(1|2[abc])")
 CAFFE_BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
-IGNORED_NAMES_PATTERN = re.compile(
-    r".*\.num_batches_tracked|pixel_mean|pixel_std"
-)  # no part of what the network computes
+IGNORED_NAMES_PATTERN = re.compile(r".*\.num_batches_tracked|pixel_mean|pixel_std")  # not used in the forward pass
 
 
 @dataclass(frozen=True)
 class C4StateDict:
-    """A file's tensors by our modules: `stem.weight`, `res2.0.conv1.norm.running_mean`, `cell_anchors`.
+    """A file's tensors by our names: `stem.weight`, `res2.0.conv1.norm.running_mean`, `cell_anchors`.
 
     Args:
         tensors: Our name -> tensor.
-        unused: The file's names for which we have no place.
+        unused: Names of the file's tensors that have no counterpart.
     """
 
     tensors: dict[str, Tensor]
@@ -70,12 +68,12 @@ class C4StateDict:
 
 
 def is_c4_state_dict(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file's names are those of Detectron2's C4 with a head for attributes."""
+    """Whether names are those of Detectron2's C4 with an attribute head."""
     return f"{STEM}.weight" in state and f"{HEAD}.cls_score.weight" in state
 
 
 def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, LoadReport]:
-    """The network of a file under Detectron2's names.
+    """Builds the network from a file with Detectron2's names.
 
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
@@ -86,12 +84,12 @@ def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, LoadReport]:
 def build_c4_from_caffe(
     layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...] = CAFFE_ANCHOR_SCALES
 ) -> tuple[C4, LoadReport]:
-    """The network of a `.caffemodel`, which does not hold its anchors.
+    """Builds the network from a `.caffemodel`, which does not contain its anchors.
 
     Args:
-        layers: Tensors of each layer.
-        path: Of the file, for messages.
-        scales: Of the anchors, in cells.
+        layers: Tensors by layer.
+        path: Path of the file, for messages.
+        scales: Scales of the anchors, in cells.
 
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
@@ -100,7 +98,7 @@ def build_c4_from_caffe(
 
 
 def rename_from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
-    """By our modules; norms are called `norm` there, too."""
+    """Renames Detectron2's tensors; norms are called `norm` there, too."""
     tensors, unused = {}, []
     for name, tensor in state.items():
         if ANCHORS_PATTERN.fullmatch(name):
@@ -117,10 +115,10 @@ def rename_from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
 
 
 def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tuple[int, ...]) -> C4StateDict:
-    """By our modules: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
+    """Renames Caffe's tensors: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
 
     Raises:
-        CheckpointError: A layer has more or fewer tensors than its kind.
+        CheckpointError: A layer has the wrong number of tensors for its kind.
     """
     tensors, unused = {"cell_anchors": make_cell_anchors(C4_STRIDE, scales)}, []
     for name, blobs in layers.items():
@@ -145,7 +143,7 @@ def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tu
 
 
 def parse_caffe_layer_name(name: str) -> tuple[str, str | None]:
-    """What a layer of Caffe is (bn, scale, or neither), and of which of our modules."""
+    """The kind of a Caffe layer (bn, scale, or neither), and its module in our network."""
     for kind in ("bn", "scale"):
         if name == f"{kind}_conv1":
             return kind, "stem"
@@ -164,16 +162,16 @@ def parse_caffe_block(found: re.Match[str]) -> str:
 
 
 def squeeze_dense_weight(weight: Tensor, module: str) -> Tensor:
-    """Old files give dense weights four dimensions, the first two of them 1."""
+    """Squeezes dense weights, which have four dimensions in old files, the first two of them 1."""
     dense = module in ("class_scores", "box_deltas", "class_embedding", "attribute", "attribute_scores")
     return weight.reshape(weight.shape[-2:]) if dense and weight.ndim > 2 else weight
 
 
 def build_c4_network(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
-    """The network that a file's shapes ask for, with its weights."""
+    """Builds the network from the shapes of a file, with its weights."""
     tensors = move_background_first(merge_objectness_scores(parts.tensors, path), path)
     folded_in = fold_batch_norms(tensors, path)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
         model = C4(infer_c4_config(folded_in, path)).eval()
     names = {name: name for name in model.state_dict()}
     report = copy_matching_weights(model, folded_in, names, path)
@@ -183,14 +181,14 @@ def build_c4_network(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
 
 
 def get_required_c4_tensor(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
-    """A tensor that the network cannot do without."""
+    """Returns a required tensor."""
     if name not in tensors:
         raise CheckpointError(f"{path}: a tensor is missing: {name}")
     return tensors[name]
 
 
 def merge_objectness_scores(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Caffe scores nothing and something of every anchor; their difference is what the softmax of both says."""
+    """Merges Caffe's two scores per anchor (background, object) into their difference, for a sigmoid."""
     tensors, anchors = dict(tensors), len(get_required_c4_tensor(tensors, "cell_anchors", path))
     for name in ("proposal_scores.weight", "proposal_scores.bias"):
         scores = get_required_c4_tensor(tensors, name, path)
@@ -200,7 +198,7 @@ def merge_objectness_scores(tensors: Mapping[str, Tensor], path: Path) -> dict[s
 
 
 def move_background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Where "nothing" has no box it is the last class and attribute, and deltas are Detectron2's."""
+    """Moves background from last to first, and rescales deltas, if background has no box (Detectron2)."""
     tensors = dict(tensors)
     boxes, classes = (
         get_required_c4_tensor(tensors, "box_deltas.weight", path),
@@ -220,7 +218,7 @@ def move_background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str
 
 
 def fold_batch_norms(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Convolutions with their batch normalisation inside; sums in double precision."""
+    """Folds batch normalization into the convolutions, in double precision."""
     kept = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
     modules = {name.partition(".norm.")[0] for name in tensors if ".norm." in name}
     for module in modules | {name.removesuffix(".weight") for name in kept if re.match(r"stem\.|res\d", name)}:
@@ -237,7 +235,7 @@ def fold_batch_norms(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Ten
 
 
 def infer_c4_config(tensors: Mapping[str, Tensor], path: Path) -> C4Config:
-    """What the shapes ask for."""
+    """Infers the configuration from the shapes."""
     blocks = tuple(
         1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
         for stage in (2, 3, 4, 5)

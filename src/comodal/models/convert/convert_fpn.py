@@ -1,8 +1,8 @@
-"""Published weights of the ResNeXt-152-32x8d-FPN detector (vqa-maskrcnn-benchmark: 12-in-1, MMF) into our FPN.
+"""Converts published weights of the ResNeXt-152-32x8d-FPN detector (vqa-maskrcnn-benchmark: 12-in-1, MMF) to FPN.
 
-Any widths, depths and groups, as the shapes tell. Loading is strict: every tensor of the network comes from the
-file, its anchors too, and what is left over is told; the original's own loader matches by the ends of names and keeps
-random weights where nothing matches.
+Supports any widths, depths and groups, inferred from the shapes. Loading is strict: every tensor of the network,
+including the anchors, must come from the file, and unused tensors are reported. The original's loader matches suffixes
+of names and leaves random weights where nothing matches.
 """
 
 import re
@@ -19,7 +19,7 @@ from comodal.models.detectors.detector_fpn import FPN, FPN_STRIDES, FPNConfig
 
 FPN_MARKER = "backbone.fpn.fpn_inner1.weight"
 BODY, HEAD = r"backbone\.body\.", r"roi_heads\.box\.(?:feature_extractor|predictor)\."
-FPN_RENAMES = (  # theirs, ours, and by how much our number of the stage or map is larger
+FPN_RENAMES = (  # theirs, ours, and the offset of our stage or map number
     (BODY + r"stem\.conv1\.(\w+)", "stem.0.{}", 0),
     (BODY + r"stem\.bn1\.(\w+)", "stem.1.{}", 0),
     (BODY + r"layer([1-4])\.(\d+)\.(conv\d)\.(\w+)", "res{}.{}.{}.0.{}", 1),
@@ -38,16 +38,16 @@ FPN_RENAMES = (  # theirs, ours, and by how much our number of the stage or map 
 
 
 def is_fpn_state_dict(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file's names are those of maskrcnn-benchmark's feature pyramid."""
+    """Whether names are those of maskrcnn-benchmark's feature pyramid."""
     return FPN_MARKER in state
 
 
 def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]:
-    """The network of a file.
+    """Builds the network from a file.
 
     Args:
-        state: Its tensors under maskrcnn-benchmark's names.
-        path: Of the file, for messages.
+        state: Tensors under maskrcnn-benchmark's names.
+        path: Path of the file, for messages.
 
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
@@ -55,7 +55,7 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
     named = {theirs: ours for theirs in state if (ours := rename_fpn_tensor(theirs)) is not None}
     tensors = merge_anchors({ours: state[theirs].float() for theirs, ours in named.items()}, path)
     config = infer_fpn_config(tensors, path)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
         model = FPN(config).eval()
     names = {name: name for name in model.state_dict()}
     report = copy_matching_weights(model, tensors, names, path)
@@ -65,7 +65,7 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
 
 
 def rename_fpn_tensor(theirs: str) -> str | None:
-    """What the original's tensor is in our network (a norm stands behind its convolution), or None."""
+    """The name of the original's tensor in our network (a norm follows its convolution), or None."""
     for pattern, ours, larger in FPN_RENAMES:
         if found := re.fullmatch(pattern, theirs):
             first, *rest = found.groups()
@@ -74,7 +74,7 @@ def rename_fpn_tensor(theirs: str) -> str | None:
 
 
 def merge_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The anchors of the five maps together."""
+    """Merges the anchors of the five maps."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("cell_anchors.")}
     anchors = [get_required_c4_tensor(tensors, f"cell_anchors.{level}", path) for level in range(len(FPN_STRIDES))]
     shapes = {tuple(one.shape) for one in anchors}
@@ -84,10 +84,10 @@ def merge_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
 
 
 def infer_fpn_config(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
-    """What the shapes ask for.
+    """Infers the configuration from the shapes.
 
     Raises:
-        CheckpointError: They are of another kind of network.
+        CheckpointError: The shapes are of another kind of network.
     """
     blocks = tuple(
         1 + max((int(name.split(".")[1]) for name in tensors if name.startswith(f"res{stage}.")), default=-1)
@@ -115,10 +115,10 @@ def infer_fpn_config(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:
 
 
 def get_tensor_shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, path: Path) -> torch.Size:
-    """The shape of a tensor that the network cannot do without.
+    """Returns the shape of a required tensor.
 
     Raises:
-        CheckpointError: It is missing or empty, or has more or fewer dimensions.
+        CheckpointError: It is missing, empty, or has the wrong number of dimensions.
     """
     shape = get_required_c4_tensor(tensors, name, path).shape
     if len(shape) != dimensions or 0 in shape:

@@ -1,8 +1,9 @@
-"""Weights of OpenL3, torchopenl3 and l3embedding into an L3-Net: found by their order and kind, never by their name.
+"""Converts weights of OpenL3, torchopenl3 and l3embedding to an L3-Net, by order and kind of the tensors, not by layer
+name.
 
-Keras numbers its layers as the session went (`conv2d_8`, `batch_normalization_10`), nests models in models and puts the
-trainable weights of a nested one first. What stays the same is the last part of a name and the order among tensors of
-one kind: the k-th kernel belongs to the k-th convolution, the k-th gamma to the k-th norm.
+Keras numbers its layers by session (`conv2d_8`, `batch_normalization_10`), nests models and puts the trainable weights
+of a nested model first. Only the last part of a name and the order among tensors of one kind are stable: the k-th
+kernel belongs to the k-th convolution, the k-th gamma to the k-th norm.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ NamedTensor = tuple[str, Tensor]
 
 @dataclass
 class TensorsByKind:
-    """The tensors of one kind in the order of the file, each with its name; convolutions are OIHW."""
+    """The tensors of one kind in the order of the file, with their names; convolutions are OIHW."""
 
     kernels: list[NamedTensor] = dataclasses.field(default_factory=list)
     dense: list[NamedTensor] = dataclasses.field(default_factory=list)
@@ -52,15 +53,15 @@ class TensorsByKind:
 
 @dataclass(frozen=True)
 class OpenL3Weights:
-    """What a file holds: our names for its tensors, and what they say of the network.
+    """The tensors of a file by our names, and the inferred properties of the network.
 
     Args:
         tensors: Our name -> its name and the tensor.
-        towers: Of which there are weights.
-        input_norm: Towers with a norm of their input; l3embedding's first models have none.
-        whole: Whether the fusion network is there, too.
-        representation: What the front end's own constants say, None where the file has none.
-        unused: The file's tensors for which we have no place.
+        towers: Towers that the file has weights of.
+        input_norm: Towers with batch normalization of their input; l3embedding's first models have none.
+        whole: Whether the file also has the fusion network.
+        representation: Spectrogram according to the file's frontend constants, None if it has none.
+        unused: The file's tensors that have no counterpart.
     """
 
     tensors: dict[str, NamedTensor]
@@ -72,11 +73,11 @@ class OpenL3Weights:
 
 
 def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weights:
-    """Which tensor of a file is which of ours.
+    """Matches the tensors of a file to ours.
 
     Args:
         state: The file's tensors in its order, Keras' kernels as OIHW (two dimensions: outputs, inputs).
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
 
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
@@ -108,7 +109,7 @@ def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weigh
 
 
 def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
-    """Tensors by the last part of their names and their number of dimensions."""
+    """Groups tensors by the last part of their names and their number of dimensions."""
     kinds = TensorsByKind()
     for name, tensor in state.items():
         last = name.split("/")[-1].split(".")[-1].split(":")[0]
@@ -131,7 +132,7 @@ def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
 
 
 def separate_norm_betas(kinds: TensorsByKind) -> TensorsByKind:
-    """PyTorch calls a norm's beta a bias as well: where betas are wanting, they are what follows a gamma."""
+    """Separates betas, which PyTorch calls biases as well: without betas they are the tensors after a gamma."""
     gammas = {name.rsplit(".", 1)[0] for name, _ in kinds.norms["gamma"]}
     for named in list(kinds.biases):
         if named[0].rsplit(".", 1)[0] in gammas:
@@ -143,7 +144,7 @@ def separate_norm_betas(kinds: TensorsByKind) -> TensorsByKind:
 def assign_convolutions(
     kinds: TensorsByKind, place: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
 ) -> int:
-    """The eight convolutions of a tower from one place on; returns the place after them."""
+    """Assigns the eight convolutions of a tower from an index on; returns the next index."""
     channels = kinds.kernels[place][1].shape[1]
     width = kinds.kernels[place][1].shape[0]
     for index, layer in enumerate(VGG_LAYER_NAMES):
@@ -167,7 +168,8 @@ def assign_convolutions(
 def assign_norms(
     kinds: TensorsByKind, norm: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
 ) -> int:
-    """The norms of a tower: of its input (or none), of seven layers, and of conv4_2 unless the network is cut there."""
+    """Assigns a tower's norms: of its input (or none), of seven layers, and of conv4_2 unless the network ends before
+    it."""
     channels = 3 if modality == "image" else 1
     sizes = [len(tensor) for _, tensor in kinds.norms["gamma"]]
     names = [f"{modality}_tower.layers.{layer}.norm" for layer in VGG_LAYER_NAMES]
@@ -187,7 +189,7 @@ def assign_norms(
 
 
 def assign_fusion_layers(kinds: TensorsByKind, towers: int, tensors: dict[str, NamedTensor], path: Path) -> bool:
-    """The two layers behind both towers, where they are."""
+    """Assigns the two layers of the fusion network, if the file has them."""
     if not kinds.dense:
         return False
     biases = kinds.biases[towers * len(VGG_LAYER_NAMES) :]
@@ -200,13 +202,13 @@ def assign_fusion_layers(kinds: TensorsByKind, towers: int, tensors: dict[str, N
 
 
 def check_vector_size(named: NamedTensor, size: int, where: str, path: Path) -> None:
-    """Refuses a vector of another length."""
+    """Raises an error for a vector of the wrong length."""
     if tuple(named[1].shape) != (size,):
         raise CheckpointError(f"{path}: {named[0]} has the shape {tuple(named[1].shape)}, and {where} ({size},)")
 
 
 def make_foreign_file_error(path: Path, kinds: TensorsByKind) -> CheckpointError:
-    """Says what the file holds instead."""
+    """An error that describes the file's content."""
     shapes = [tuple(kernel.shape) for _, kernel in kinds.kernels]
     held = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
     held += f", and {len(kinds.norms['gamma'])} norms"
@@ -216,7 +218,7 @@ def make_foreign_file_error(path: Path, kinds: TensorsByKind) -> CheckpointError
 
 
 def infer_representation(constants: list[NamedTensor]) -> Representation | None:
-    """kapre and torchopenl3 store their mel filters, or only the DFT of a linear spectrogram."""
+    """Infers the spectrogram: kapre and torchopenl3 store mel filters, or only the DFT of a linear spectrogram."""
     for _, tensor in constants:
         if tensor.ndim == 2 and OPENL3_FFT_BINS in tensor.shape:
             bands = min(tensor.shape)
@@ -225,7 +227,7 @@ def infer_representation(constants: list[NamedTensor]) -> Representation | None:
 
 
 def infer_openl3_config(parts: list[OpenL3Weights], representation: Representation, front_end: Frontend) -> L3NetConfig:
-    """The configuration that the tensors ask for; l3embedding's `cnn_L3_orig` is linear without norms of the input."""
+    """Infers the configuration; l3embedding's `cnn_L3_orig` is linear without input norms."""
     config = openl3_config(representation, front_end)
     if not any(weights.input_norm for weights in parts):
         config = dataclasses.replace(config, input_norm=False)
@@ -240,10 +242,10 @@ def infer_openl3_config(parts: list[OpenL3Weights], representation: Representati
 
 @torch.no_grad()
 def build_openl3(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -> tuple[L3Net, LoadReport]:
-    """An L3-Net with the weights of one or two files. Whatever no file has is zero, so that it cannot be mistaken.
+    """Builds an L3-Net with the weights of one or two files. Weights that no file has are zero.
 
     Raises:
-        CheckpointError: Two files hold the same tower, or a tensor has another shape than ours.
+        CheckpointError: Two files hold the same tower, or a tensor has the wrong shape.
     """
     with torch.random.fork_rng(devices=[]):
         model = L3Net(config).eval()
@@ -268,7 +270,7 @@ def build_openl3(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -
 
 
 def set_identity_input_norm(model: L3Net, weights: OpenL3Weights) -> None:
-    """Towers that have no norm of their input get one that changes nothing."""
+    """Sets the input norm to the identity for towers without one."""
     for modality in weights.towers:
         if modality not in weights.input_norm:
             norm = model.get_submodule(f"{modality}_tower.input_norm")

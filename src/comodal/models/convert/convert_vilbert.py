@@ -1,7 +1,7 @@
-"""Configurations and weights of facebookresearch/vilbert-multi-task, read and written.
+"""Converts configurations and weights of facebookresearch/vilbert-multi-task, in both directions.
 
-The whole conversion is the tables of names below. The original's vision is number 1 and its text number 2, so
-that the keys which the text queries are `key1`.
+The conversion is defined by the tables of names below. In the original, vision is number 1 and text number 2, so that
+`key1` holds the keys which the text attends to.
 """
 
 import re
@@ -84,11 +84,11 @@ TASK_HEAD_NAMES = {
     "regions": "vision_logit",
     "words": "linguisic_logit",
 }
-TIED_WEIGHTS = {  # once more -> what it is
+TIED_WEIGHTS = {  # tied copy -> its source
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-UNUSED_LAYERS = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer beside them
+UNUSED_LAYERS = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; shaped like the layer next to them
 
 
 def map_names_to_original(model: torch.nn.Module) -> dict[str, str]:
@@ -97,7 +97,7 @@ def map_names_to_original(model: torch.nn.Module) -> dict[str, str]:
 
 
 def get_original_name(ours: str) -> str:
-    """The original's name of a parameter, or nothing if it has none."""
+    """The original's name of a parameter, or None if it has none."""
     module, leaf = ours.rsplit(".", 1)
     if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
         stack, number, part = stacked.groups()
@@ -114,7 +114,7 @@ def map_task_heads_to_original(heads: TaskHeads) -> dict[str, str]:
 
 
 def find_task_heads(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
-    """The heads of 12-in-1 whose weights a state holds, as large as they are there."""
+    """The heads of 12-in-1 whose weights a state dict holds, with their sizes."""
     found = []
     for head in make_twelve_in_one_heads(1):
         last = f"{TASK_HEAD_NAMES[head.name]}.3.weight" if head.hidden else f"{TASK_HEAD_NAMES[head.name]}.weight"
@@ -126,7 +126,7 @@ def find_task_heads(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
     return tuple(found)
 
 
-VILBERT_BETA_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalised
+VILBERT_BETA_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalized
 MMF_HEAD_NAMES = {  # a head of two layers under MMF's names
     "classifier.0.dense": "vil_prediction.logit_fc.0",
     "classifier.0.LayerNorm": "vil_prediction.logit_fc.2",
@@ -135,9 +135,9 @@ MMF_HEAD_NAMES = {  # a head of two layers under MMF's names
 
 
 def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of vilbert_beta or MMF under the names of vilbert-multi-task.
+    """Renames a state dict of vilbert_beta or MMF to the names of vilbert-multi-task.
 
-    vilbert_beta normalises the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
+    vilbert_beta normalizes the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
     """
     named = dict(state)
     for theirs in list(named):
@@ -161,17 +161,18 @@ def load_original_weights(
     heads: TaskHeads | None = None,
     allow_missing: bool = False,
 ) -> LoadReport:
-    """Puts the original's weights into a model, and into task heads if there are any.
+    """Copies the original's weights into a model, and into task heads if there are any.
 
     Args:
-        model: Its configuration is that of the state.
-        state: As `read_tensors` gives it.
-        path: Where the state came from, for messages.
+        model: Model with the state dict's configuration.
+        state: State dict, as returned by `read_tensors`.
+        path: Path of the file, for messages.
         heads: The heads of 12-in-1.
-        allow_missing: Leave tensors of the encoder that the state does not have at random.
+        allow_missing: Leave tensors of the encoder that the state dict lacks randomly initialized.
 
     Raises:
-        CheckpointError: The state is of another configuration, lacks a tensor of the encoder, or is not a ViLBERT's.
+        CheckpointError: The state dict is of another configuration, lacks a tensor of the encoder, or is not a
+            ViLBERT's.
     """
     state = drop_tied_copies(state)
     report = copy_matching_weights(model, state, map_names_to_original(model), path)
@@ -188,7 +189,7 @@ def load_original_weights(
 
 
 def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state without the copies that a word head tied to the embeddings leaves in it; a copy that differs stays."""
+    """Drops tied copies, such as the token head's copy of the embeddings; a copy that differs is kept."""
     once = dict(state)
     for again, name in TIED_WEIGHTS.items():
         if again in once and (name not in once or torch.equal(once[again], once[name])):
@@ -199,13 +200,13 @@ def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def export_original_state(
     model: ViLBERT, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The state dict that the original's code loads.
+    """Exports a state dict that the original's code loads.
 
     Args:
-        model: What to write.
+        model: Model to export.
         heads: The heads of 12-in-1.
-        source: Where the model came from: what we hold no place for is kept from it. Without it the layers that the
-            original never uses are zeros.
+        source: Original state dict of the model: its tensors without a counterpart are kept. Without it the layers that
+            the original never uses are zeros.
     """
     own = model.state_dict()
     state = {theirs: own[ours] for ours, theirs in map_names_to_original(model).items()}
@@ -223,12 +224,12 @@ def export_original_state(
 
 
 def is_unused_parameter(name: str) -> bool:
-    """Whether a parameter is one that no output of the original depends on."""
+    """Whether no output of the original depends on a parameter."""
     return any(f".biOutput.{unused}." in name for unused in UNUSED_LAYERS)
 
 
 class OriginalConfig(NamedTuple):
-    """A configuration of the original, and the keys of its file that nothing of the original's model reads."""
+    """A configuration of the original, and the keys of its file that the original's model does not read."""
 
     config: ViLBERTConfig
     ignored: tuple[str, ...]
@@ -260,7 +261,7 @@ MODEL_CONFIG_KEYS = {
 }
 CO_ATTENTION_SCHEDULE_KEYS = ("v_biattention_id", "t_biattention_id")
 TASK_TOKENS_KEY = "task_specific_tokens"
-NUM_TASK_TOKENS = 20  # written into the original's code
+NUM_TASK_TOKENS = 20  # hard-coded in the original
 ORIGINAL_CONFIG_DEFAULTS: dict[str, object] = {
     "fusion_method": "mul",
     "dynamic_attention": False,
@@ -286,16 +287,16 @@ def read_original_config(path: Path) -> OriginalConfig:
     """Reads a JSON configuration of the original.
 
     Raises:
-        CheckpointError: A key is missing, or the sizes do not fit together.
+        CheckpointError: A key is missing, or the sizes are inconsistent.
     """
     return parse_original_config(read_json_object(path, CheckpointError), path)
 
 
 def parse_original_config(written: Mapping[str, object], path: Path) -> OriginalConfig:
-    """The same of what a file says.
+    """Parses the content of the original's JSON configuration.
 
     Raises:
-        CheckpointError: A key is missing, or the sizes do not fit together.
+        CheckpointError: A key is missing, or the sizes are inconsistent.
     """
     values = ORIGINAL_CONFIG_DEFAULTS | dict(written)
     needed = {
@@ -329,7 +330,7 @@ def parse_original_config(written: Mapping[str, object], path: Path) -> Original
 
 
 def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
-    """A configuration as a JSON file of the original has it.
+    """Converts a configuration to the original's JSON format.
 
     Raises:
         ValueError: The original has no such model.

@@ -1,13 +1,13 @@
-"""Configurations and weights of e-bug/volta's ViLBERT, under the names of facebookresearch/vilbert-multi-task.
+"""Converts configurations and weights of e-bug/volta's ViLBERT to the names of facebookresearch/vilbert-multi-task.
 
-VOLTA (Bugliarello et al., "Multimodal Pretraining Unmasked", TACL 2021) numbers sub-layers, attention or feed-forward,
-and its configuration lists which streams each has: words that look at words and regions that look at regions are layers
-of the streams, words that look at regions and regions that look at words a co-attention layer. In a sub-layer the
-regions' weights are those with `v_`.
+VOLTA (Bugliarello et al., "Multimodal Pretraining Unmasked", TACL 2021) numbers sub-layers (attention or feed-forward),
+and its configuration lists which modality attends to which in each. Attention within text and within regions is a layer
+of a stream; attention between text and regions is a co-attention layer. In a sub-layer the regions' weights start with
+`v_`.
 
-Departs from VOLTA where co-attention is narrower than the pooled streams (its controlled setup: 12 heads of 64 beside
-1,024 units), which the original's configuration cannot say: heads of zeros make up the difference. They add nothing to
-any output, and no gradient reaches them.
+Departs from VOLTA where co-attention is narrower than the pooled streams (its controlled setup: 12 heads of 64, and
+1,024 units), which the original's configuration cannot express: co-attention is padded with heads of zeros. They add
+nothing to any output, and receive no gradient.
 """
 
 import re
@@ -47,11 +47,11 @@ OPTIONAL_CONFIG_KEYS = {
     "itm_dim",
     "layer_norm_eps",
 }  # VOLTA's own defaults are those above
-IGNORED_VOLTA_KEYS = {  # how it begins and is trained, and sizes that the weights show
+IGNORED_VOLTA_KEYS = {  # initialization, training, and sizes that are inferred from the weights
     *("bert_layer2attn_sublayer", "bert_layer2ff_sublayer", "bert_model", "v_pooler_size", "clf_hidden_size"),
     *("v_initializer_range", "visual_target_weights"),
 }
-VOLTA_TASK_HEADS = {  # VOLTA's numbers of tasks -> the original's heads
+VOLTA_TASK_HEADS = {  # VOLTA's task ids -> the original's heads
     "vil_prediction": (1, 2),
     "vil_prediction_gqa": (15,),
     "vil_binary_prediction": (12, 16),
@@ -64,7 +64,7 @@ DECODER_PATTERN = re.compile(r"cls\.imagePredictions\.decoder_dict\.\d+\.(\w+)")
 
 
 class AttentionIndices(NamedTuple):
-    """For each layer the number of its attention; its feed-forward network has the next one."""
+    """For each layer the index of its attention sub-layer; its feed-forward sub-layer is the next one."""
 
     text: tuple[int, ...]
     vision: tuple[int, ...]
@@ -73,22 +73,22 @@ class AttentionIndices(NamedTuple):
 
 
 def is_volta_config(values: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of VOLTA's."""
+    """Whether a configuration is VOLTA's."""
     return ATTENTION_SUBLAYER_KEYS[0] in values
 
 
 def convert_volta_to_vilbert(
     values: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A configuration and weights as vilbert-multi-task has them.
+    """Converts a configuration and weights to those of vilbert-multi-task.
 
     Args:
-        values: Of VOLTA's JSON file.
-        state: As `read_tensors` gives it.
-        path: Of the configuration, for messages.
+        values: Content of VOLTA's JSON configuration.
+        state: State dict, as returned by `read_tensors`.
+        path: Path of the configuration, for messages.
 
     Raises:
-        CheckpointError: It is another of VOLTA's models, or lacks something.
+        CheckpointError: It is another of VOLTA's models, or is incomplete.
     """
     check_volta_architecture(values, path)
     check_config_types(values, path)
@@ -127,7 +127,7 @@ def convert_volta_to_vilbert(
 
 
 def check_config_types(values: Mapping[str, Any], path: Path) -> None:
-    """Sizes are numbers, places lists of numbers, and what differs from place to place objects of numbers."""
+    """Checks the types: sizes are integers, positions lists of integers, and per-layer values objects of integers."""
     for name in (
         "hidden_size",
         "num_attention_heads",
@@ -149,7 +149,7 @@ def check_config_types(values: Mapping[str, Any], path: Path) -> None:
 
 
 def check_volta_architecture(values: Mapping[str, Any], path: Path) -> None:
-    """Refuses VOLTA's other models (LXMERT, UNITER, VisualBERT, VL-BERT, multilingual ones)."""
+    """Raises an error for VOLTA's other models (LXMERT, UNITER, VisualBERT, VL-BERT, multilingual ones)."""
     needed = {
         *ATTENTION_SUBLAYER_KEYS,
         *FEED_FORWARD_SUBLAYER_KEYS,
@@ -168,7 +168,7 @@ def check_volta_architecture(values: Mapping[str, Any], path: Path) -> None:
 
 
 def parse_sublayer_indices(values: Mapping[str, Any], path: Path) -> AttentionIndices:
-    """Which sub-layers are which layer."""
+    """Maps sub-layers to layers."""
     lists: dict[str, list[int]] = {
         name: values[name] for name in (*ATTENTION_SUBLAYER_KEYS, *FEED_FORWARD_SUBLAYER_KEYS)
     }
@@ -192,7 +192,7 @@ def parse_sublayer_indices(values: Mapping[str, Any], path: Path) -> AttentionIn
 
 
 def infer_co_attention_size(values: Mapping[str, Any], places: AttentionIndices, path: Path) -> tuple[int, int]:
-    """Units and heads of co-attention, the same in all of its layers."""
+    """Infers width and heads of co-attention, which must be the same in all of its layers."""
     found = []
     for name, stream in ((WIDTHS, "hidden_size"), (CO_ATTENTION_HEADS_KEY, "num_attention_heads")):
         others = dict(values.get(name, {}))
@@ -230,7 +230,7 @@ def iterate_module_names(places: AttentionIndices) -> Iterator[tuple[str, str]]:
 
 
 def map_volta_head_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """VOLTA's parameters -> the original's, of heads of tasks and of the first decoder of regions."""
+    """VOLTA's parameters -> the original's, for task heads and the first region decoder."""
     names: dict[str, str] = {}
     for theirs in sorted(state):
         ours = ""
@@ -246,7 +246,7 @@ def map_volta_head_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def pad_co_attention_heads(name: str, tensor: Tensor, more: int) -> Tensor:
-    """A weight of co-attention with heads of zeros at its end; any other as it is."""
+    """Pads a co-attention weight with heads of zeros; other weights are returned unchanged."""
     if more and re.search(r"\.biattention\.\w+\.(weight|bias)", name):
         return F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, more))
     if more and re.search(r"\.biOutput\.dense\d\.weight", name):

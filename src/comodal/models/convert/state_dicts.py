@@ -1,4 +1,4 @@
-"""Weights of other people's files into our models, with an account of every name. Nothing is unpickled but tensors."""
+"""Reads third-party weights into our models, with a report on every name. Only tensors are unpickled."""
 
 import pickle
 import struct
@@ -23,17 +23,17 @@ from comodal.models.checkpoint import (
 )
 from comodal.text_files import read_json_object
 
-WEIGHT_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")  # what a folder of Hugging Face holds
-INDEX_SUFFIX = ".index.json"  # of a model in several files: {"weight_map": {name: file}}
+WEIGHT_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")  # weight files in a Hugging Face folder
+INDEX_SUFFIX = ".index.json"  # index of a sharded model: {"weight_map": {name: file}}
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.", "0.auto_model.")  # DDP, MMF, torch.compile, SentenceTransformer
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others are quantized
 ENCODER_PREFIXES = ("text_embeddings.", "text_layers.", "region_embeddings.", "vision_layers.", "vision_gates.")
 TASK_TOKENS, CO_LAYERS = "text_embeddings.tasks.", "co_layers."
-LEGACY_NAME_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}  # of normalisation, in the first PyTorch BERTs
+LEGACY_NAME_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}  # layer norms of the first PyTorch BERTs
 MAX_WEIGHT_INDEX_BYTES = 64 << 20
 NESTED_STATE_KEYS = ("model_state_dict", "state_dict", "model")  # where training checkpoints keep their weights
 
-DAMAGED_WEIGHTS_ERRORS = (  # what the two readers raise for a damaged file, found by changing bytes
+DAMAGED_WEIGHTS_ERRORS = (  # exceptions of the two readers for damaged files, found by fuzzing
     OSError,
     RuntimeError,
     EOFError,
@@ -50,12 +50,12 @@ DAMAGED_WEIGHTS_ERRORS = (  # what the two readers raise for a damaged file, fou
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every weight of a file, and where every weight of a model comes from.
+    """A report on every weight of a file, and the source of every weight of a model.
 
     Args:
-        filled: Our parameters that came from the file.
-        new: Our parameters that the file does not have.
-        unused: The file's tensors for which we have no place.
+        filled: Parameters that came from the file.
+        new: Parameters that the file does not have.
+        unused: The file's tensors that have no counterpart.
     """
 
     filled: tuple[str, ...]
@@ -63,14 +63,14 @@ class LoadReport:
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """A line for each name, and a first one that counts them."""
+        """A summary line with counts, then a line for each name."""
         counts = f"{len(self.filled)} filled, {len(self.new)} new, {len(self.unused)} of the file not used"
         names = {"filled": self.filled, "new": self.new, "not used": self.unused}
         return [counts, *(f"{what}: {name}" for what, group in names.items() for name in group)]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights, or of the one in a folder, under their usual names.
+    """Reads the tensors of a weights file, or of the one in a folder, under their normalized names.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or it holds more than tensors.
@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_state_file(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file under its own names."""
+    """Reads the tensors of one file under its own names."""
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -102,7 +102,7 @@ def read_state_file(file: Path) -> dict[str, Tensor]:
 
 
 def read_sharded_weights(index: Path) -> dict[str, Tensor]:
-    """The tensors of a model in several files, each from the file that the index names."""
+    """Reads the tensors of a sharded model, each from the file that the index names."""
     places = read_json_object(index, CheckpointError, MAX_WEIGHT_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index}: an index has a weight_map of names with files")
@@ -118,7 +118,7 @@ def read_sharded_weights(index: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that `read_tensors` reads; of one safetensors file nothing but the header is read.
+    """Reads the shapes of the tensors of `read_tensors`; of a single safetensors file only the header is read.
 
     Raises:
         CheckpointError: As `read_tensors`.
@@ -135,13 +135,13 @@ def check_config_against_shapes(
     shapes: Mapping[str, tuple[int, ...]],
     path: Path,
 ) -> None:
-    """Compares what a configuration would build with the shapes of a file, before anything of its size is built.
+    """Compares the parameters of a configuration with the shapes of a file before the model is built.
 
     Args:
-        build: Makes the model.
-        names_of: Our name -> theirs, of the parameters of a model.
-        shapes: Of the file's tensors.
-        path: Of the file, for messages.
+        build: Builds the model.
+        names_of: Our name -> theirs, for the parameters of a model.
+        shapes: Shapes of the file's tensors.
+        path: Path of the file, for messages.
 
     Raises:
         CheckpointError: A tensor has another shape, or no model has this configuration.
@@ -161,7 +161,7 @@ def check_config_against_shapes(
 
 
 def find_weights_file(path: Path) -> Path:
-    """The file that a path means; of a model in several files their index."""
+    """The weights file of a path; for a sharded model its index."""
     if not path.is_dir():
         return path
     for name in (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES)):
@@ -171,10 +171,10 @@ def find_weights_file(path: Path) -> Path:
 
 
 def normalize_tensor_name(name: str) -> str:
-    """A name without what wraps the model, and in the words of later versions."""
+    """Removes wrapper prefixes from a name, and renames old names to later ones."""
     while wrapper := next((prefix for prefix in WRAPPER_PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(wrapper)
-    name = name.replace("._orig_mod.", ".")  # of a part that was compiled by itself
+    name = name.replace("._orig_mod.", ".")  # prefix of a submodule that was compiled separately
     for old, usual in LEGACY_NAME_SUFFIXES.items():
         if name.endswith(old):
             return name.removesuffix(old) + usual
@@ -188,10 +188,10 @@ def copy_matching_weights(
     """Copies tensors into a model's parameters.
 
     Args:
-        model: Its parameters are overwritten where the state has them.
+        model: Model whose parameters are overwritten if the state dict has them.
         state: Tensors under their own names.
         names: Our name -> theirs.
-        path: Where the state came from, for messages.
+        path: Path of the file, for messages.
 
     Raises:
         CheckpointError: A tensor has another shape than the parameter, is quantized, or is not finite.
@@ -209,10 +209,10 @@ def copy_matching_weights(
 
 
 def check_weight_tensor(name: str, tensor: Tensor, path: Path) -> None:
-    """A weight is a finite number of floating point.
+    """Checks that a weight is floating point and finite.
 
     Raises:
-        CheckpointError: It is quantized, or NaN or infinite.
+        CheckpointError: It is quantized, NaN or infinite.
     """
     if tensor.dtype not in FLOAT_DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -223,16 +223,16 @@ def check_weight_tensor(name: str, tensor: Tensor, path: Path) -> None:
 def check_encoder_complete(
     filled: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False
 ) -> LoadReport:
-    """All of the encoder came from the file: poolers, heads, task tokens and co-attention as a whole may be new.
+    """Checks that the file has the whole encoder; poolers, heads, task tokens and all of co-attention may be missing.
 
     Args:
-        filled: What became of every weight.
+        filled: Report of the loaded weights.
         names: Our name -> theirs.
-        path: Where the weights came from, for messages.
-        allow_missing: Leave what is missing to chance.
+        path: Path of the file, for messages.
+        allow_missing: Accept missing tensors, which stay randomly initialized.
 
     Raises:
-        CheckpointError: A tensor of the encoder is not in the file.
+        CheckpointError: The file lacks a tensor of the encoder.
     """
     has_co_layers = any(name.startswith(CO_LAYERS) for name in filled.filled)
     needed = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
@@ -248,6 +248,6 @@ def check_encoder_complete(
 
 
 def exclude_names(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names that are not among the known, in their order."""
+    """Names that are not among the known ones, in their order."""
     excluded = set(known)
     return tuple(name for name in names if name not in excluded)

@@ -1,8 +1,8 @@
-"""RoIAlign and non-maximum suppression: torchvision's kernels, without importing torchvision.
+"""RoIAlign and non-maximum suppression with torchvision's kernels, without importing torchvision.
 
-Importing it takes a second and a half, for models and data sets that nobody asked for; its kernels are one library,
-which its own package loads in the same way. Where that is not found, torchvision is imported. Neither has gradients,
-nor a meaning for fake tensors, until torchvision is imported.
+Importing torchvision takes 1.5 seconds for models and data sets that are not used here. Its kernels are one library,
+which is loaded directly; where it is not found, torchvision is imported. The kernels have no gradients and no support
+for fake tensors until torchvision is imported.
 """
 
 import importlib
@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-TORCHVISION_LIBRARIES = ("_C_stable.so", "_C.so")  # by version of torchvision
+TORCHVISION_LIBRARIES = ("_C_stable.so", "_C.so")  # names of the library, by version of torchvision
 
 
 @cache
 def load_torchvision_kernels() -> None:
-    """Makes them known to PyTorch."""
+    """Registers torchvision's kernels with PyTorch."""
     found = find_spec("torchvision")
     folders = [] if found is None else found.submodule_search_locations or []
     paths = [path for folder in folders for name in TORCHVISION_LIBRARIES if (path := Path(folder) / name).is_file()]
@@ -35,7 +35,7 @@ def load_torchvision_kernels() -> None:
 
 
 def nms(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], threshold: float) -> Int64[Tensor, " kept"]:
-    """The boxes that overlap no surer one by more than the threshold, the surest first (`torchvision.ops.nms`)."""
+    """Indices of the boxes kept by non-maximum suppression, by descending score (`torchvision.ops.nms`)."""
     load_torchvision_kernels()
     return torch.ops.torchvision.nms(boxes, scores, threshold)
 
@@ -48,15 +48,15 @@ def roi_align(
     samples: int = -1,
     aligned: bool = True,
 ) -> Float[Tensor, "regions channels cells cells"]:
-    """Boxes of each map as so many cells a side (`torchvision.ops.roi_align`).
+    """Pools boxes from feature maps to a grid of cells (`torchvision.ops.roi_align`).
 
     Args:
-        feature_maps: One for each image.
-        boxes: For each image, left, top, right, bottom.
-        cells: Of each side.
-        scale: From the pixels of boxes to those of maps.
-        samples: Of each side of a cell; -1 takes as many as it has pixels.
-        aligned: Boxes are moved by half a pixel, as is right (Detectron2); Caffe2's and Detectron's are not.
+        feature_maps: One feature map for each image.
+        boxes: Boxes of each image: left, top, right, bottom.
+        cells: Cells on each side of the grid.
+        scale: Scale from the pixels of boxes to the cells of maps.
+        samples: Sampling points on each side of a cell; -1 chooses them from the size of the box.
+        aligned: Shift boxes by half a pixel, as Detectron2 does; Caffe2 and Detectron do not.
     """
     load_torchvision_kernels()
     numbers = [box.new_full((len(box), 1), image) for image, box in enumerate(boxes)]

@@ -1,9 +1,9 @@
-"""Boxes as the detectors of region features reckon them: anchors, decoding, suppression, levels, and their resizing.
+"""Box operations of the detectors: anchors, box decoding, suppression, pyramid levels, and image resizing.
 
 Faster R-CNN in Caffe (Ren et al., NIPS 2015: generate_anchors.py, proposal_layer.py, bbox_transform.py, test.py),
-maskrcnn-benchmark and Detectron2 agree on what these are and differ in pixels: the first two count both ends of a box,
-so that [0, 0, 9, 9] is ten pixels wide. torchvision's own detectors do not; its suppression serves all three, with
-boxes moved by that pixel. Boxes are left, top, right, bottom.
+maskrcnn-benchmark and Detectron2 use the same operations with different pixel conventions. In the first two the ends of
+a box are inclusive, so that [0, 0, 9, 9] is ten pixels wide. In torchvision they are not; its suppression is used for
+all three, with the ends of boxes shifted by that pixel. Boxes are left, top, right, bottom.
 """
 
 import math
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from comodal.models.detectors.box_ops import nms
 
-BGR_MEAN = (102.9801, 115.9465, 122.7717)  # of ImageNet's blue, green and red, in bytes (py-faster-rcnn's config.py)
-MAX_LOG_SCALE = math.log(1000 / 16)  # how much a box may grow: maskrcnn-benchmark and Detectron2; Caffe has no limit
+BGR_MEAN = (102.9801, 115.9465, 122.7717)  # ImageNet, 0..255 (py-faster-rcnn's config.py)
+MAX_LOG_SCALE = math.log(1000 / 16)  # maskrcnn-benchmark's and Detectron2's limit of growth
 Weights: TypeAlias = tuple[int | float, int | float, int | float, int | float]
 UNIT_BOX_WEIGHTS = (1, 1, 1, 1)
-LEVEL_4_PIXELS = 224  # side of a box that belongs to P4 (FPN: Lin et al., CVPR 2017, equation 1)
+LEVEL_4_PIXELS = 224  # side of a box that is assigned to P4 (FPN: Lin et al., CVPR 2017, equation 1)
 
 
 def make_cell_anchors(
     stride: int, scales: Sequence[int | float], ratios: Sequence[int | float] = (0.5, 1, 2)
 ) -> Float[Tensor, "all 4"]:
-    """Anchors of the first cell of a map, the ratios (height to width) outermost, sides rounded as in Caffe.
+    """Anchors of the first cell of a map, ordered by aspect ratio first; sides are rounded as in Caffe.
 
     Args:
         stride: Side of the square that is the first cell, [0, 0, stride - 1, stride - 1].
-        scales: How many times as large as that square anchors are.
-        ratios: Of the shapes.
+        scales: Anchor sizes as multiples of that square.
+        ratios: Aspect ratios (height to width).
     """
     centre = (stride - 1) / 2
     anchors = []
@@ -45,15 +45,14 @@ def make_cell_anchors(
 
 
 def tile_anchors(cell: Float[Tensor, "anchors 4"], rows: int, columns: int, stride: int) -> Float[Tensor, "all 4"]:
-    """Anchors of every cell of a map, row by row, those of a cell together."""
+    """Anchors of every cell of a map, row by row; the anchors of a cell are adjacent."""
     down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     shifts = torch.stack([across, down, across, down], -1).to(cell) * stride
     return (shifts[:, :, None] + cell).flatten(0, 2)
 
 
 def decode_caffe(boxes: Float[Tensor, "boxes 4"], deltas: Float[Tensor, "boxes fours"]) -> Float[Tensor, "boxes fours"]:
-    """Boxes moved and scaled by deltas (of one class after the other) as in Caffe: right and bottom come out one pixel
-    too far, and how much a box grows has no limit."""
+    """Decodes boxes from deltas as Caffe does: right and bottom are one pixel too large, growth is unlimited."""
     return decode_deltas(boxes, deltas, 1.0, 0.0, UNIT_BOX_WEIGHTS, math.inf)
 
 
@@ -62,7 +61,7 @@ def decode_mask_rcnn(
     deltas: Float[Tensor, "boxes fours"],
     weights: Weights = UNIT_BOX_WEIGHTS,
 ) -> Float[Tensor, "boxes fours"]:
-    """As in maskrcnn-benchmark: both ends count, before and after; deltas are divided by the weights."""
+    """Decodes boxes as maskrcnn-benchmark does: inclusive ends; deltas are divided by the weights."""
     return decode_deltas(boxes, deltas, 1.0, 1.0, weights, MAX_LOG_SCALE)
 
 
@@ -71,7 +70,7 @@ def decode_detectron2(
     deltas: Float[Tensor, "boxes fours"],
     weights: Weights = UNIT_BOX_WEIGHTS,
 ) -> Float[Tensor, "boxes fours"]:
-    """As in Detectron2: the ends of a box are coordinates; deltas are divided by the weights."""
+    """Decodes boxes as Detectron2 does: ends are coordinates; deltas are divided by the weights."""
     return decode_deltas(boxes, deltas, 0.0, 0.0, weights, MAX_LOG_SCALE)
 
 
@@ -83,15 +82,15 @@ def decode_deltas(
     weights: Weights,
     largest: float,
 ) -> Float[Tensor, "boxes fours"]:
-    """What the three have in common.
+    """Decodes boxes from deltas.
 
     Args:
-        boxes: Before.
-        deltas: Of the centre in sides of the box, and of the logarithms of the sides.
-        counted: The sides are so much longer than the difference of the ends.
-        end: Is taken off the right and the bottom.
-        weights: Deltas are so many times what they mean.
-        largest: Limit of the logarithms.
+        boxes: Boxes to transform (anchors or proposals).
+        deltas: Shifts of the center in units of the sides, and logarithms of the scales of the sides.
+        counted: 1 if the ends are inclusive: added to the difference of the ends.
+        end: Subtracted from right and bottom.
+        weights: Divisors of the deltas.
+        largest: Upper limit of the logarithms.
     """
     corner, sides = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2] + counted
     shift, growth = (deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(weights)).split(2, -1)
@@ -102,7 +101,7 @@ def decode_deltas(
 def clip_boxes_to_image(
     boxes: Float[Tensor, "boxes fours"], right: int | float, bottom: int | float
 ) -> Float[Tensor, "boxes fours"]:
-    """Boxes cut off at 0 and at the two ends: size - 1 where both ends count, else size."""
+    """Clips boxes to the image: to 0 and size - 1 with inclusive ends, else to 0 and size."""
     limits = boxes.new_tensor([right, bottom, right, bottom])
     return torch.minimum(boxes.unflatten(1, (-1, 4)).clamp(min=0), limits).flatten(1)
 
@@ -110,9 +109,9 @@ def clip_boxes_to_image(
 def nms_inclusive(
     boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], threshold: float
 ) -> Int64[Tensor, " kept"]:
-    """Suppression where both ends of a box count; the surest first.
+    """Non-maximum suppression with inclusive box ends; returns indices by descending score.
 
-    An overlap of exactly the threshold stays, as in both originals on a GPU; on a CPU they drop it.
+    A box whose overlap equals the threshold is kept, as both originals do on a GPU; on a CPU they drop it.
     """
     return nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)
 
@@ -125,15 +124,15 @@ def select_top_proposals(
     threshold: float,
     after: int,
 ) -> Int64[Tensor, " kept"]:
-    """Which boxes Caffe's ProposalLayer proposes, the surest first.
+    """Selects proposals as Caffe's ProposalLayer does, by descending score.
 
     Args:
-        boxes: Decoded and cut off at the edges.
-        scores: Of each.
-        smallest: Both sides are at least so long, in pixels of what the network sees; asked before anything is counted.
-        before: So many are compared,
-        threshold: of which those stay that overlap a surer one by no more than this,
-        after: and of these so many.
+        boxes: Decoded and clipped boxes.
+        scores: Objectness scores.
+        smallest: Minimum length of both sides, in pixels of the network's input; applied first.
+        before: Number of proposals before NMS,
+        threshold: IoU threshold of NMS,
+        after: Number of proposals after NMS.
     """
     large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= smallest).all(1).nonzero().flatten()
     order = large[scores[large].argsort(descending=True, stable=True)[:before]]
@@ -141,27 +140,27 @@ def select_top_proposals(
 
 
 def assign_fpn_levels(boxes: Float[Tensor, "boxes 4"], lowest: int = 2, highest: int = 5) -> Int64[Tensor, " boxes"]:
-    """To which map of a feature pyramid a box belongs (maskrcnn-benchmark's LevelMapper: both ends count)."""
+    """Assigns boxes to levels of the feature pyramid (maskrcnn-benchmark's LevelMapper: inclusive ends)."""
     sides = (boxes[:, 2:] - boxes[:, :2] + 1).prod(1).sqrt()
     return (4 + torch.log2(sides / LEVEL_4_PIXELS + 1e-6)).floor().clamp(lowest, highest).long()
 
 
 def compute_resize_scale(height: int, width: int, size: int, longest: int) -> float:
-    """What makes the short side `size`, or less, so that the long side does not pass `longest`."""
+    """The scale that makes the short side `size`, or less if the long side would exceed `longest`."""
     scale = size / min(height, width)
     return longest / max(height, width) if round(scale * max(height, width)) > longest else scale
 
 
 def to_centered_bgr(picture: UInt8[Tensor, "height width 3"]) -> Float32[Tensor, "3 height width"]:
-    """A picture (red, green, blue) as the networks were trained with: blue first, less the mean."""
+    """Converts an RGB image to BGR and subtracts the mean, as in the training of the networks."""
     return picture.flip(2).permute(2, 0, 1).float() - torch.tensor(BGR_MEAN, device=picture.device)[:, None, None]
 
 
 def resize_like_opencv(
     picture: Float32[Tensor, "channels height width"], scale: float
 ) -> Float32[Tensor, "channels new_height new_width"]:
-    """A picture scaled as OpenCV's INTER_LINEAR scales it by a factor: of the two nearest pixels, also where it
-    shrinks, at places that the factor decides and not the rounded size."""
+    """Resizes an image by a factor as OpenCV's INTER_LINEAR does: bilinear without antialiasing, at positions given by
+    the factor and not by the rounded size."""
     for axis in (2, 1):
         low, high, share = find_interpolation_neighbors(picture.shape[axis], scale)
         share = share.to(picture).unsqueeze(1 if axis == 1 else 0)
@@ -173,7 +172,7 @@ def resize_like_opencv(
 def find_interpolation_neighbors(
     length: int, scale: float
 ) -> tuple[Int64[Tensor, " new"], Int64[Tensor, " new"], Float64[Tensor, " new"]]:
-    """Of each new pixel of a side the two old ones, and the share of the second."""
+    """The two source pixels of each target pixel of a side, and the weight of the second."""
     places = (torch.arange(max(1, round(length * scale)), dtype=torch.float64) + 0.5) / scale - 0.5
     places = places.clamp(0, length - 1)
     low = places.floor().long()

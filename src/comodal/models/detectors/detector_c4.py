@@ -1,10 +1,11 @@
-"""Faster R-CNN over the fourth stage of a ResNet (Anderson et al., CVPR 2018: "bottom-up attention", section 3.1).
+"""Faster R-CNN on the C4 map of a ResNet (Anderson et al., CVPR 2018: "bottom-up attention", section 3.1).
 
-The network that has made ViLBERT's regions: ResNet-101 up to res4, proposals from its map, of each a square of 14 x 14
-cells through res5, whose mean is the region's feature; 1,601 classes, "nothing" first, and 401 attributes, none first.
-It was trained in Caffe (models/vg/ResNet-101/faster_rcnn_end2end_final/test.prototxt of peteanderson80): strides are in
-the first convolution of a block, the pooling of the stem rounds its size up, and res5 keeps its size and looks twice as
-far instead. Batch normalisation stands still and is part of the convolutions (models/convert/convert_c4.py).
+This network computed ViLBERT's region features. ResNet-101 up to res4 gives the feature map and the proposals. Each
+proposal is pooled to 14 x 14 cells and passed through res5; the mean is the region's feature. There are 1,601 classes
+with background first, and 401 attributes with none first. It was trained in Caffe
+(models/vg/ResNet-101/faster_rcnn_end2end_final/test.prototxt of peteanderson80): the stride is in the first convolution
+of a block, the pooling of the stem rounds its size up, and res5 has stride 1 and dilation 2. Batch normalization is
+frozen and folded into the convolutions (models/convert/convert_c4.py).
 """
 
 from dataclasses import dataclass
@@ -17,27 +18,25 @@ from torch.nn import functional as F
 
 from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
 
-C4_STRIDE = 16  # pixels to a cell of the map
+C4_STRIDE = 16  # pixels per cell of the map
 C4_ROI_CELLS = 14  # rows and columns of a region
-C4_REGIONS_AT_ONCE = (
-    20  # regions through res5 at once: as fast as all, little memory, and none is asked of the system again
-)
+C4_REGIONS_AT_ONCE = 20  # batch size of regions in res5: as fast as all at once, with little memory
 
 
 @dataclass(frozen=True)
 class C4Config:
-    """The published network; others have other widths.
+    """The defaults are the published network.
 
     Args:
-        blocks: Of res2, res3, res4 and res5.
+        blocks: Blocks of res2, res3, res4 and res5.
         stem: Channels of the first convolution.
-        width: Channels inside a block of res2; four times as many leave it, twice as many are in each further stage.
-        proposal_channels: Of the convolution that proposals are made of.
-        anchors: Of each cell.
-        classes: With "nothing", the first.
-        attributes: With none, the first.
-        embedding: Features of a class, as attributes are told by it.
-        attribute_channels: Of the layer before the attributes.
+        width: Bottleneck channels of res2; its output has four times as many, and each further stage twice as many.
+        proposal_channels: Channels of the proposal network's convolution.
+        anchors: Anchors per cell.
+        classes: Number of classes with background, which is first.
+        attributes: Number of attributes with none, which is first.
+        embedding: Width of the class embedding in the attribute head.
+        attribute_channels: Width of the attribute head's hidden layer.
     """
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
@@ -52,34 +51,34 @@ class C4Config:
 
     @property
     def feature_dim(self) -> int:
-        """Features of a region."""
+        """Length of a region's feature."""
         return 32 * self.width
 
 
 class C4Proposals(NamedTuple):
-    """What the map says of its anchors, in the order of `anchors_on`."""
+    """Objectness and box deltas of all anchors, in the order of `tile_anchors`."""
 
-    scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
+    scores: Float[Tensor, " anchors"]  # objectness logits
     deltas: Float[Tensor, "anchors 4"]
 
 
 class C4DetectorOutput(NamedTuple):
-    """What there is in regions."""
+    """Predictions of the detector for regions."""
 
     classes: Float[Tensor, "regions classes"]  # probabilities
-    deltas: Float[Tensor, "regions fours"]  # of the box, for each class
+    deltas: Float[Tensor, "regions fours"]  # box deltas, for each class
     attributes: Float[Tensor, "regions attributes"]  # before the softmax
 
 
 class C4Bottleneck(nn.Module):
-    """A bottleneck whose stride is in its first convolution.
+    """A bottleneck block with the stride in its first convolution.
 
     Args:
-        channels: That come in.
-        width: Inside; four times as many go out.
-        stride: Of the first block of a stage.
-        dilation: Of the middle convolution.
-        first: It is the first of its stage: what comes in is projected.
+        channels: Input channels.
+        width: Bottleneck channels; the output has four times as many.
+        stride: Stride of the first block of a stage.
+        dilation: Dilation of the middle convolution.
+        first: Whether the block is the first of its stage, with a projection shortcut.
     """
 
     def __init__(self, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
@@ -103,7 +102,7 @@ def make_resnet_stage(channels: int, width: int, blocks: int, stride: int, dilat
 
 
 class C4(nn.Module):
-    """Map, proposals, features and names of regions."""
+    """The detector: feature map, proposals, region features and predictions."""
 
     cell_anchors: Tensor
 
@@ -129,13 +128,13 @@ class C4(nn.Module):
         self.register_buffer("cell_anchors", torch.zeros(config.anchors, 4))
 
     def feature_map(self, pixels: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 channels rows columns"]:
-        """The map of a picture as `blue_green_red` gives it."""
+        """The feature map of an image in the format of `to_centered_bgr`."""
         x = F.relu_(self.stem(pixels))
-        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # sizes rounded up; `ceil_mode` cannot be exported for any size
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # rounds up; `ceil_mode` has no dynamic export
         return self.res4(self.res3(self.res2(x)))
 
     def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> C4Proposals:
-        """What the map says of all anchors."""
+        """Objectness and box deltas of all anchors."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
         return C4Proposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
@@ -143,11 +142,11 @@ class C4(nn.Module):
     def features(
         self, feature_map: Float[Tensor, "1 channels rows columns"], boxes: Float[Tensor, "regions 4"]
     ) -> Float[Tensor, "regions features"]:
-        """Of boxes in pixels of what the network sees; computed as exactly as res5's weights are kept."""
+        """Features of boxes in pixels of the network's input, in the precision of res5's weights."""
         dtype = next(self.res5.parameters()).dtype
         table = build_maxima(
             feature_map.to(dtype), C4_ROI_CELLS
-        )  # rounding keeps the order: the largest is the same rounded
+        )  # rounding preserves order, so the maximum is the same value rounded
         means = [boxes.new_empty(0, self.config.feature_dim)]
         for some in boxes.split(C4_REGIONS_AT_ONCE):
             cells = pool_regions(table, some, C4_ROI_CELLS, 1 / C4_STRIDE)
@@ -155,7 +154,7 @@ class C4(nn.Module):
         return torch.cat(means)
 
     def told(self, features: Float[Tensor, "regions features"]) -> C4DetectorOutput:
-        """Classes, boxes and attributes; the attributes are told by the likeliest class."""
+        """Predicts classes, boxes and attributes; the attributes depend on the likeliest class."""
         scores = self.class_scores(features)
         together = torch.cat([features, self.class_embedding(scores.argmax(1))], 1)
         attributes = self.attribute_scores(F.relu_(self.attribute(together)))
@@ -163,7 +162,7 @@ class C4(nn.Module):
 
 
 def optimize_c4_layout(model: C4, head: torch.dtype = torch.float32) -> C4:
-    """A network in the layout that is fastest, its res5 (nine tenths of the work) in a precision of its own."""
+    """Converts a network to the fastest memory format, and its res5 (90 % of the work) to its own precision."""
     model = model.eval().to(memory_format=torch.channels_last)
     model.res5.to(head)
     return model

@@ -1,11 +1,12 @@
-"""Faster R-CNN over a feature pyramid of a ResNeXt (Lin et al., CVPR 2017; Xie et al., CVPR 2017).
+"""Faster R-CNN on a feature pyramid of a ResNeXt (Lin et al., CVPR 2017; Xie et al., CVPR 2017).
 
-The network that has made the regions of 12-in-1 (Lu et al., CVPR 2020) and MMF: ResNeXt-152-32x8d, maps of 512 channels
-at a quarter to a sixty-fourth of the picture, proposals from each, and of each proposal 7 x 7 cells of the map of its
-size through two dense layers, of which the first (fc6) is the region's feature; 1,601 classes, "nothing" first
-(vqa-maskrcnn-benchmark, configs/visual_genome_vqa/e2e_faster_rcnn_X-152-32x8d-FPN_1x_MLP_2048_FPN_512_test.yaml).
-Strides are in the middle convolution of a block, and batch normalisation stands still: `laid_out` makes it part of the
-convolutions, which rounds otherwise and is faster.
+This network computed the regions of 12-in-1 (Lu et al., CVPR 2020) and MMF. ResNeXt-152-32x8d gives maps of 512
+channels with strides of 4 to 64, and proposals from each. Each proposal is pooled to 7 x 7 cells of the map of its size
+and passed through two dense layers, of which the first (fc6) is the region's feature. There are 1,601 classes with
+background first (vqa-maskrcnn-benchmark,
+configs/visual_genome_vqa/e2e_faster_rcnn_X-152-32x8d-FPN_1x_MLP_2048_FPN_512_test.yaml). The stride is in the middle
+convolution of a block, and batch normalization is frozen. `optimize_fpn_layout` folds it into the convolutions, which
+is faster and rounds differently.
 """
 
 from dataclasses import dataclass
@@ -20,27 +21,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from comodal.models.detectors.box_ops import roi_align
 from comodal.models.detectors.detector_boxes import assign_fpn_levels
 
-FPN_STRIDES = (4, 8, 16, 32, 64)  # pixels to a cell of P2 to P6
-SIZE_DIVISOR = 32  # both sides of a picture are multiples of it, so that a map is twice the one above
+FPN_STRIDES = (4, 8, 16, 32, 64)  # pixels per cell of P2 to P6
+SIZE_DIVISOR = 32  # both sides of the input are multiples of it, so that each map is twice the next
 FPN_ROI_CELLS = 7  # rows and columns of a region
-ROI_ALIGN_SAMPLES = 2  # rows and columns of places of a cell where the map is read
-FPN_REGIONS_AT_ONCE = 250  # regions through the dense layers at once
+ROI_ALIGN_SAMPLES = 2  # sampling points on each side of a cell
+FPN_REGIONS_AT_ONCE = 250  # batch size of regions in the dense layers
 
 
 @dataclass(frozen=True)
 class FPNConfig:
-    """The published network; others have other widths.
+    """The defaults are the published network.
 
     Args:
-        blocks: Of res2, res3, res4 and res5.
+        blocks: Blocks of res2, res3, res4 and res5.
         stem: Channels of the first convolution.
-        groups: Of the middle convolution of a block.
-        group_width: Channels of such a group in res2; twice as many in each further stage.
-        channels: That leave res2; twice as many in each further stage.
-        pyramid: Channels of every map.
-        anchors: Of each cell.
-        dense: Features of a region.
-        classes: With "nothing", the first.
+        groups: Groups of the middle convolution of a block.
+        group_width: Channels of a group in res2; twice as many in each further stage.
+        channels: Output channels of res2; twice as many in each further stage.
+        pyramid: Channels of each pyramid map.
+        anchors: Anchors per cell.
+        dense: Length of a region's feature.
+        classes: Number of classes with background, which is first.
     """
 
     blocks: tuple[int, ...] = (3, 8, 36, 3)
@@ -55,23 +56,23 @@ class FPNConfig:
 
 
 class FPNProposals(NamedTuple):
-    """What a map says of its anchors, in the order of `anchors_on`."""
+    """Objectness and box deltas of a map's anchors, in the order of `tile_anchors`."""
 
-    scores: Float[Tensor, " anchors"]  # of something against nothing, before the sigmoid
+    scores: Float[Tensor, " anchors"]  # objectness logits
     deltas: Float[Tensor, "anchors 4"]
 
 
 class FPNDetectorOutput(NamedTuple):
-    """What there is in regions."""
+    """Predictions of the detector for regions."""
 
     fc6: Float[Tensor, "regions dense"]
     fc7: Float[Tensor, "regions dense"]
     scores: Float[Tensor, "regions classes"]  # before the softmax
-    deltas: Float[Tensor, "regions fours"]  # of the box, for each class
+    deltas: Float[Tensor, "regions fours"]  # box deltas, for each class
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalisation that never learns; it adds nothing to the variance (layers/batch_norm.py)."""
+    """Frozen batch normalization without epsilon (layers/batch_norm.py)."""
 
     weight: Tensor
     bias: Tensor
@@ -89,20 +90,20 @@ class FrozenNorm(nn.Module):
 
 
 def make_conv_with_norm(channels: int, out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution with its norm."""
+    """A convolution with frozen batch normalization."""
     convolution = nn.Conv2d(channels, out, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, FrozenNorm(out))
 
 
 class FPNBottleneck(nn.Module):
-    """A bottleneck in groups whose stride is in its middle convolution.
+    """A grouped bottleneck block with the stride in its middle convolution.
 
     Args:
-        channels: That come in.
-        inside: Of the middle convolution.
-        out: That leave.
-        groups: Of the middle convolution.
-        stride: Of the first block of a stage.
+        channels: Input channels.
+        inside: Channels of the middle convolution.
+        out: Output channels.
+        groups: Groups of the middle convolution.
+        stride: Stride of the first block of a stage.
     """
 
     def __init__(self, channels: int, inside: int, out: int, groups: int, stride: int) -> None:
@@ -126,7 +127,7 @@ def make_resnext_stage(channels: int, inside: int, out: int, groups: int, blocks
 
 
 class FPN(nn.Module):
-    """Maps, proposals, features and names of regions."""
+    """The detector: pyramid maps, proposals, region features and predictions."""
 
     cell_anchors: Tensor
 
@@ -154,7 +155,7 @@ class FPN(nn.Module):
         self.register_buffer("cell_anchors", torch.zeros(len(FPN_STRIDES), config.anchors, 4))
 
     def maps(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Float[Tensor, "1 pyramid _rows _columns"]]:
-        """P2 to P6 of a picture as `blue_green_red` gives it; both sides are multiples of 32."""
+        """P2 to P6 of an image in the format of `to_centered_bgr`; both sides are multiples of 32."""
         x = F.max_pool2d(F.relu_(self.stem(pixels)), 3, 2, 1)
         bottom_up = []
         for part in (self.res2, self.res3, self.res4, self.res5):
@@ -168,7 +169,7 @@ class FPN(nn.Module):
         return [*found, F.max_pool2d(found[-1], 1, 2)]
 
     def proposed(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> FPNProposals:
-        """What a map says of all its anchors."""
+        """Objectness and box deltas of all anchors of a map."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
         return FPNProposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
@@ -176,7 +177,7 @@ class FPN(nn.Module):
     def pooled(
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> Float[Tensor, "regions pyramid cells cells"]:
-        """Of boxes in pixels of what the network sees, each from the map of its size."""
+        """Pools boxes in pixels of the network's input, each from the map of its size."""
         levels = assign_fpn_levels(boxes)
         cells = boxes.new_empty(len(boxes), self.config.pyramid, FPN_ROI_CELLS, FPN_ROI_CELLS)
         for level, (feature_map, stride) in enumerate(zip(maps[:4], FPN_STRIDES, strict=False), start=2):
@@ -187,7 +188,7 @@ class FPN(nn.Module):
         return cells
 
     def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> FPNDetectorOutput:
-        """Features of regions from their cells, and what they say."""
+        """Features and predictions from the pooled cells of regions."""
         fc6 = F.relu(self.fc6(cells.flatten(1)))
         fc7 = F.relu(self.fc7(fc6))
         return FPNDetectorOutput(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
@@ -195,14 +196,14 @@ class FPN(nn.Module):
     def told(
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> FPNDetectorOutput:
-        """Features of boxes and what they say."""
+        """Features and predictions of boxes."""
         some = [self.named(self.pooled(maps, few)) for few in boxes.split(FPN_REGIONS_AT_ONCE)]
         return FPNDetectorOutput(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
 
 @torch.no_grad()
 def optimize_fpn_layout(model: FPN) -> FPN:
-    """A network in the layout that is fastest, its norms inside its convolutions."""
+    """Converts a network to the fastest memory format, and folds its norms into its convolutions."""
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) and isinstance(module[-1], FrozenNorm):
             convolution, norm = module[0], module[-1]

@@ -1,10 +1,10 @@
-"""What becomes regions of a picture in the ResNeXt's detector: the way of 12-in-1.
+"""Post-processing of the ResNeXt-FPN detector as in 12-in-1: from proposals to the regions of an image.
 
-Regions are proposals as they were proposed, each as sure as the surest class in which no surer proposal overlaps it
-(vilbert-multi-task, script/extract_features.py); the hundred surest. Proposals end where the picture ends that was
-filled up with zeros, so that some lie partly outside the picture: vqa-maskrcnn-benchmark (structures/image_list.py)
-takes the size after padding, and features have been learnt from such boxes. A picture at a time: in the original what
-a picture gives depends on those beside it.
+A region is a proposal without box refinement. Its score is the highest class score that is left after NMS within each
+class (vilbert-multi-task, script/extract_features.py); the 100 highest are kept. Proposals are clipped to the padded
+image and not to the image, so that some lie partly outside it: vqa-maskrcnn-benchmark (structures/image_list.py) uses
+the size after padding, and published features were computed from such boxes. Images are processed one at a time: in the
+original the result depends on the other images of a batch.
 """
 
 import math
@@ -31,17 +31,17 @@ from comodal.models.detectors.detector_rules import C4Postprocessing, select_caf
 
 @dataclass(frozen=True)
 class FPNPostprocessing:
-    """How regions are found; the defaults are 12-in-1's.
+    """Post-processing parameters; the defaults are 12-in-1's.
 
     Args:
-        size: Short side of the picture as the network sees it.
-        longest: Its long side at most.
-        before: So many of the surest proposals of a map are compared.
-        of_a_map: So many at most are left of it.
-        proposals: So many of all maps.
-        overlap: Which may overlap a surer one of the same map by this.
-        class_overlap: The same of regions, within a class.
-        most: Regions at most.
+        size: Short side of the network's input in pixels.
+        longest: Maximum of its long side.
+        before: Proposals of a map before NMS.
+        of_a_map: Maximum number of proposals of a map after NMS.
+        proposals: Maximum number of proposals of all maps.
+        overlap: IoU threshold of NMS between proposals of a map.
+        class_overlap: IoU threshold of NMS between regions, within a class.
+        most: Maximum number of regions.
     """
 
     size: int = 800
@@ -55,34 +55,34 @@ class FPNPostprocessing:
 
 
 class FPNFeatureMaps(NamedTuple):
-    """A picture as the network sees it."""
+    """The feature maps of an image."""
 
     maps: list[Float[Tensor, "1 pyramid _rows _columns"]]  # P2 to P6
-    height: int  # filled up
+    height: int  # with padding
     width: int
-    scale: float  # pixels of what the network sees to a pixel of the picture
+    scale: float  # pixels of the network's input per pixel of the image
 
 
 class ProposalBoxes(NamedTuple):
-    """Boxes in pixels of what the network sees, the surest first."""
+    """Boxes in pixels of the network's input, by descending score."""
 
     boxes: Float[Tensor, "proposals 4"]
     sureness: Float[Tensor, " proposals"]
 
 
 class FPNDetections(NamedTuple):
-    """The regions of a picture: boxes in its own pixels, and which proposals they are."""
+    """The regions of an image: boxes in its own pixels, and the indices of their proposals."""
 
     boxes: Float[Tensor, "regions 4"]
     features: Float[Tensor, "regions dense"]
-    classes: Float[Tensor, "regions classes"]  # probabilities, "nothing" first
+    classes: Float[Tensor, "regions classes"]  # probabilities, background first
     kept: Int64[Tensor, " regions"]
 
 
 def compute_fpn_feature_maps(
     model: FPN, picture: UInt8[Tensor, "height width 3"], rules: FPNPostprocessing
 ) -> FPNFeatureMaps:
-    """The mean is taken off, OpenCV scales, and zeros fill up to multiples of 32 on the right and at the bottom."""
+    """Subtracts the mean, resizes as OpenCV, pads with zeros to multiples of 32, and runs the backbone."""
     height, width, _ = picture.shape
     scale = compute_resize_scale(height, width, rules.size, rules.longest)
     pixels = resize_like_opencv(to_centered_bgr(picture), scale)
@@ -92,7 +92,7 @@ def compute_fpn_feature_maps(
 
 
 def propose_fpn_boxes(model: FPN, seen: FPNFeatureMaps, rules: FPNPostprocessing) -> ProposalBoxes:
-    """The surest boxes of each map, and of those the surest of all."""
+    """The top proposals of each map, and of those the top ones over all maps."""
     boxes, sureness = [], []
     for feature_map, cell, stride in zip(seen.maps, model.cell_anchors, FPN_STRIDES, strict=True):
         logits, deltas = model.proposed(feature_map)
@@ -114,13 +114,13 @@ def detect_fpn_regions(
     rules: FPNPostprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
 ) -> FPNDetections:
-    """The regions of a picture as 12-in-1's were made.
+    """Detects the regions of an image as 12-in-1 does.
 
     Args:
         model: The network.
-        picture: Red, green, blue.
-        rules: How they are found.
-        given: Boxes in pixels of the picture: all are described, in their order.
+        picture: RGB image.
+        rules: Post-processing parameters.
+        given: Boxes in pixels of the image; features and predictions are computed for all, in their order.
     """
     seen = compute_fpn_feature_maps(model, picture, rules)
     boxes = propose_fpn_boxes(model, seen, rules).boxes if given is None else given * seen.scale

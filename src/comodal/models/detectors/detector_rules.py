@@ -1,10 +1,10 @@
-"""What becomes regions of a picture: Caffe's way, which made ViLBERT's features, and LXMERT's in Hugging Face.
+"""Post-processing of the C4 detector: from proposals to the regions of an image, as in Caffe and as in LXMERT.
 
-Caffe (tools/generate_tsv.py and lib/fast_rcnn/test.py of jiasenlu/bottom-up-attention): a region is a proposal as it
-was proposed; it is as sure as the surest class in which no surer proposal overlaps it. LXMERT (modeling_frcnn.py of
-huggingface/transformers-research-projects): a region has the features of a proposal and the box that its likeliest
-class makes of it, and overlaps are asked without regard to classes. A picture at a time: in both originals what a
-picture gives depends on those beside it.
+Caffe computed ViLBERT's features (tools/generate_tsv.py and lib/fast_rcnn/test.py of jiasenlu/bottom-up-attention): a
+region is a proposal without box refinement, and its score is the highest class score that is left after NMS within each
+class. LXMERT (modeling_frcnn.py of huggingface/transformers-research-projects): a region has the features of a proposal
+and the box refined for its likeliest class, and NMS ignores classes. Images are processed one at a time: in both
+originals the result depends on the other images of a batch.
 """
 
 import math
@@ -30,24 +30,24 @@ from comodal.models.detectors.detector_boxes import (
 )
 from comodal.models.detectors.detector_c4 import C4, C4_STRIDE
 
-MAX_BOX_CLASS_PAIRS = 20_000  # beyond, class by class is faster
+MAX_BOX_CLASS_PAIRS = 20_000  # above it, NMS class by class is faster
 
 
 @dataclass(frozen=True)
 class C4Postprocessing:
-    """How regions are found; the defaults are ViLBERT's.
+    """Post-processing parameters; the defaults are ViLBERT's.
 
     Args:
-        size: Short side of the picture as the network sees it.
-        longest: Its long side at most.
-        smallest: Proposals have such sides at least, in pixels of the picture as it was.
-        before: So many of the surest proposals are compared.
-        proposals: So many at most are left.
-        overlap: Which may overlap a surer one by this.
-        class_overlap: The same of regions, within a class.
-        fewest: Regions at least (of all proposals).
-        most: Regions at most.
-        sure: Between those two, regions that are as sure as this.
+        size: Short side of the network's input in pixels.
+        longest: Maximum of its long side.
+        smallest: Minimum side of a proposal, in pixels of the original image.
+        before: Proposals before NMS.
+        proposals: Maximum number of proposals after NMS.
+        overlap: IoU threshold of NMS between proposals.
+        class_overlap: IoU threshold of NMS between regions, within a class.
+        fewest: Minimum number of regions.
+        most: Maximum number of regions.
+        sure: Score threshold, applied between the minimum and the maximum number.
     """
 
     size: int = 600
@@ -64,17 +64,17 @@ class C4Postprocessing:
 
 @dataclass(frozen=True)
 class LXMERTPostprocessing:
-    """How LXMERT's regions are found.
+    """LXMERT's post-processing parameters.
 
     Args:
-        size: Short side of the picture as the network sees it.
-        longest: Its long side at most.
-        before: So many of the surest proposals are compared.
-        proposals: So many at most are left.
-        overlap: Which may overlap a surer one by this.
-        class_overlaps: The same of regions, whatever their class: the first that leaves enough.
-        fewest: Regions are enough.
-        most: Regions at most.
+        size: Short side of the network's input in pixels.
+        longest: Maximum of its long side.
+        before: Proposals before NMS.
+        proposals: Maximum number of proposals after NMS.
+        overlap: IoU threshold of NMS between proposals.
+        class_overlaps: IoU thresholds of class-agnostic NMS between regions; the first that leaves enough is used.
+        fewest: Number of regions that is enough.
+        most: Maximum number of regions.
     """
 
     size: int = 600
@@ -92,17 +92,17 @@ class LXMERTPostprocessing:
 
 
 class C4Detections(NamedTuple):
-    """The regions of a picture: boxes in its own pixels, and which proposals they are."""
+    """The regions of an image: boxes in its own pixels, and the indices of their proposals."""
 
     boxes: Float[Tensor, "regions 4"]
     features: Float[Tensor, "regions features"]
-    classes: Float[Tensor, "regions classes"]  # probabilities, "nothing" first
-    attributes: Float[Tensor, "regions attributes"]  # probabilities; LXMERT's without those of none
+    classes: Float[Tensor, "regions classes"]  # probabilities, background first
+    attributes: Float[Tensor, "regions attributes"]  # probabilities; LXMERT's without "none"
     kept: Int64[Tensor, " regions"]
 
 
 class C4FeatureMap(NamedTuple):
-    """A picture as a network sees it: its map, and what pixels of the picture are multiplied by."""
+    """The feature map of an image, and the scale from its pixels to the network's input."""
 
     feature_map: Float[Tensor, "1 channels rows columns"]
     height: int
@@ -113,7 +113,7 @@ class C4FeatureMap(NamedTuple):
 def compute_caffe_feature_map(
     model: C4, picture: UInt8[Tensor, "height width 3"], rules: C4Postprocessing
 ) -> C4FeatureMap:
-    """The mean is taken off first, then OpenCV scales (lib/fast_rcnn/test.py, _get_image_blob)."""
+    """Subtracts the mean first, then resizes as OpenCV (lib/fast_rcnn/test.py, _get_image_blob)."""
     height, width, _ = picture.shape
     scale = compute_resize_scale(height, width, rules.size, rules.longest)
     pixels = resize_like_opencv(to_centered_bgr(picture), scale)
@@ -123,7 +123,7 @@ def compute_caffe_feature_map(
 def compute_lxmert_feature_map(
     model: C4, picture: UInt8[Tensor, "height width 3"], rules: LXMERTPostprocessing
 ) -> C4FeatureMap:
-    """Both sides are rounded, and each is scaled by itself (processing_image.py, Preprocess)."""
+    """Rounds both sides and scales each separately (processing_image.py, Preprocess)."""
     height, width = picture.shape[:2]
     scale = rules.size / min(height, width)
     scale = min(scale, rules.longest / max(height, width))
@@ -135,7 +135,7 @@ def compute_lxmert_feature_map(
 def compute_c4_feature_map(
     model: C4, pixels: Float[Tensor, "3 height width"], scale: Float[Tensor, " 4"]
 ) -> C4FeatureMap:
-    """The map of pixels."""
+    """The feature map of pixels."""
     _, height, width = pixels.shape
     laid_out = pixels[None].contiguous(memory_format=torch.channels_last)
     return C4FeatureMap(model.feature_map(laid_out), height, width, scale.to(pixels))
@@ -148,7 +148,7 @@ def make_map_anchors(model: C4, seen: C4FeatureMap) -> Float[Tensor, "anchors 4"
 
 
 def propose_caffe(model: C4, seen: C4FeatureMap, rules: C4Postprocessing) -> Float[Tensor, "proposals 4"]:
-    """Caffe's ProposalLayer: the surest boxes in pixels of what the network sees."""
+    """Caffe's ProposalLayer: the top boxes in pixels of the network's input."""
     scores, deltas = model.proposed(seen.feature_map)
     anchors = make_map_anchors(model, seen)
     boxes = clip_boxes_to_image(decode_caffe(anchors, deltas), seen.width - 1, seen.height - 1)
@@ -157,7 +157,7 @@ def propose_caffe(model: C4, seen: C4FeatureMap, rules: C4Postprocessing) -> Flo
 
 
 def propose_lxmert(model: C4, seen: C4FeatureMap, rules: LXMERTPostprocessing) -> Float[Tensor, "proposals 4"]:
-    """Detectron2's: cut off at the sizes themselves, empty boxes dropped after the surest were taken."""
+    """Detectron2's proposals: clipped to the size; empty boxes are dropped after the top ones were selected."""
     scores, deltas = model.proposed(seen.feature_map)
     anchors = make_map_anchors(model, seen)
     order = scores.argsort(descending=True, stable=True)[: rules.before]
@@ -174,13 +174,14 @@ def detect_caffe_regions(
     rules: C4Postprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
 ) -> C4Detections:
-    """The regions of a picture as ViLBERT's were made.
+    """Detects the regions of an image as in ViLBERT's features.
 
     Args:
         model: The network.
-        picture: Red, green, blue.
-        rules: How they are found.
-        given: Boxes in pixels of the picture: all are described, in their order (test_gt.prototxt).
+        picture: RGB image.
+        rules: Post-processing parameters.
+        given: Boxes in pixels of the image; features and predictions are computed for all, in their order
+            (test_gt.prototxt).
     """
     seen = compute_caffe_feature_map(model, picture, rules)
     boxes = propose_caffe(model, seen, rules) if given is None else given * seen.scale
@@ -200,7 +201,7 @@ def detect_lxmert_regions(
     rules: LXMERTPostprocessing,
     given: Float[Tensor, "regions 4"] | None = None,
 ) -> C4Detections:
-    """The regions of a picture as LXMERT's code finds them; given boxes, which it cannot take, are described."""
+    """Detects the regions of an image as LXMERT does; also supports given boxes, which LXMERT does not."""
     seen = compute_lxmert_feature_map(model, picture, rules)
     proposals = propose_lxmert(model, seen, rules) if given is None else given * seen.scale
     features = model.features(seen.feature_map, proposals)
@@ -223,8 +224,8 @@ def detect_lxmert_regions(
 def select_caffe_regions(
     boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Int64[Tensor, " regions"]:
-    """Which proposals are regions (generate_tsv.py): all sure ones in their order if they are neither too few nor too
-    many, else the surest."""
+    """Selects the proposals that are regions (generate_tsv.py): all above the score threshold in their order, or the
+    top ones if these are too few or too many."""
     sureness = compute_max_class_scores(boxes, classes, rules)
     sure = (sureness >= rules.sure).nonzero().flatten()
     if rules.fewest <= len(sure) <= rules.most:
@@ -236,10 +237,11 @@ def select_caffe_regions(
 def compute_max_class_scores(
     boxes: Float[Tensor, "boxes 4"], classes: Float[Tensor, "boxes classes"], rules: C4Postprocessing
 ) -> Float[Tensor, " boxes"]:
-    """How sure the surest class of each box is in which it is not suppressed; exact for what `chosen` asks.
+    """The highest class score of each box after NMS within each class; exact for what `chosen` selects.
 
-    Only pairs of box and class above a threshold are compared, all classes at once; it falls until enough boxes stand
-    out. What lies below it cannot suppress what lies above: those boxes, and their order, are as if all were compared.
+    Only pairs of box and class above a score threshold are compared, for all classes at once. The threshold is lowered
+    until enough boxes are found. Pairs below it cannot suppress pairs above it, so the selected boxes and their order
+    are exact.
     """
     scores, enough = classes[:, 1:], min(rules.fewest, len(boxes))
     pairs = 4 * max(rules.most, 1)
@@ -259,10 +261,10 @@ def compute_max_class_scores(
 def compute_unsuppressed_scores(
     boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes classes"], threshold: float, overlap: float
 ) -> Float[Tensor, " boxes"]:
-    """The surest class of each box among the pairs of box and class from a threshold on; 0 where there is none."""
+    """The highest unsuppressed class score of each box among the pairs above a threshold; 0 where there is none."""
     pairs = (scores >= threshold).nonzero()
     places, sureness = boxes[pairs[:, 0]].double(), scores[pairs[:, 0], pairs[:, 1]]
-    apart = pairs[:, 1:] * (places.max() + 2)  # classes lie beside each other; in double precision that moves nothing
+    apart = pairs[:, 1:] * (places.max() + 2)  # moves classes apart; exact in double precision
     kept = nms_inclusive(places + apart, sureness.double(), overlap)
     found = boxes.new_zeros(len(boxes))
     return found.scatter_reduce(0, pairs[kept, 0], sureness[kept], "amax")

@@ -1,9 +1,9 @@
-"""RoIPool of many boxes on one map, all channels of a cell at once: bit for bit what torchvision's gives.
+"""RoIPool of many boxes on one map, vectorized over channels, with the same bits as torchvision's.
 
-The largest value in a rectangle is the largest of four windows in it whose sides are powers of two; those of a map are
-few, and are made once (a sparse table). A bin of a region is then four rows of numbers, where the usual loop reads each
-pixel of it, channel by channel (RoIPool: Girshick, ICCV 2015, section 2.1). It computes in bfloat16, too, which
-torchvision's cannot, and gives the layout that convolutions want: more than twice as fast there.
+The maximum of a rectangle is the maximum of four windows in it whose sides are powers of two. These windows are
+computed once for the map (a sparse table). A bin of a region then needs four rows of the table, where the usual loop
+reads each pixel of the bin, channel by channel (RoIPool: Girshick, ICCV 2015, section 2.1). It also supports bfloat16,
+which torchvision's does not, and returns channels_last, which makes the following convolutions more than twice as fast.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Maxima(NamedTuple):
-    """The largest values of a map in windows of 1, 2, 4, ... rows and columns from each place on."""
+    """Sparse table: maxima of a map in windows of 1, 2, 4, ... rows and columns from each position on."""
 
     values: Float[Tensor, "windows_and_places channels"]
     levels: int
@@ -23,16 +23,16 @@ class Maxima(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """Parts of the sides of regions: first place, how many, each with one dimension for regions and one for bins."""
+    """Bins on one axis of the regions: first position and length, of shape (regions, bins)."""
 
     firsts: Int64[Tensor, "regions bins"]
     counts: Int64[Tensor, "regions bins"]
 
 
 def build_maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: int) -> Maxima:
-    """The table of a map that is enough for regions of so many bins a side."""
+    """Builds the table of a map for regions with this number of bins per side."""
     rows, columns = feature_map.shape[2:]
-    largest = max(rows, columns) // bins + 2  # places of a bin
+    largest = max(rows, columns) // bins + 2  # positions in a bin
     levels = largest.bit_length()
     places = feature_map[0].permute(1, 2, 0).contiguous()
     table = []
@@ -48,7 +48,7 @@ def build_maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: in
 def double_windows(
     windows: Float[Tensor, "rows columns channels"], axis: int, size: int
 ) -> Float[Tensor, "rows columns channels"]:
-    """Windows twice their size on an axis: each with the one behind it, where there is one."""
+    """Doubles the windows on an axis: the maximum of each window and the next one, where there is one."""
     both = windows.shape[axis] - size
     if both <= 0:
         return windows
@@ -60,13 +60,13 @@ def double_windows(
 def pool_regions(
     table: Maxima, boxes: Float[Tensor, "regions 4"], bins: int, scale: float
 ) -> Float[Tensor, "regions channels bins bins"]:
-    """The largest value in each bin of each box, 0 where a bin lies outside; in the layout channels_last.
+    """The maximum in each bin of each box, 0 where a bin is outside the map; in the layout channels_last.
 
     Args:
-        table: Of the map.
-        boxes: In pixels.
-        bins: A side of a box is cut into so many.
-        scale: Cells of the map to a pixel.
+        table: Table of the map.
+        boxes: Boxes in pixels.
+        bins: Bins on each side of a box.
+        scale: Cells of the map per pixel.
     """
     down = compute_bins(boxes[:, 1], boxes[:, 3], bins, scale, table.rows)
     across = compute_bins(boxes[:, 0], boxes[:, 2], bins, scale, table.columns)
@@ -89,7 +89,7 @@ def pool_regions(
 def compute_bins(
     starts: Float[Tensor, " regions"], ends: Float[Tensor, " regions"], bins: int, scale: float, length: int
 ) -> Bins:
-    """Where the bins of a side lie on the map: ends are rounded to cells and both count; bins may share a cell."""
+    """Bins of a side on the map: ends are rounded to cells and are inclusive; bins may share a cell."""
     first, last = round_half_away(starts * scale), round_half_away(ends * scale)
     size = (last - first + 1).clamp(min=1) / bins
     steps = torch.arange(bins + 1, device=starts.device, dtype=starts.dtype)
@@ -99,10 +99,10 @@ def compute_bins(
 
 
 def round_half_away(x: Float[Tensor, " regions"]) -> Float[Tensor, " regions"]:
-    """To the nearest, halves away from 0, as C rounds."""
+    """Rounds to the nearest integer, halves away from 0, as C does."""
     return x.trunc() + ((x - x.trunc()).abs() >= 0.5) * x.sign()
 
 
 def compute_table_level(count: Int64[Tensor, "regions bins"]) -> Int64[Tensor, "regions bins"]:
-    """The largest power of two that fits in."""
+    """The exponent of the largest power of two that fits."""
     return count.clamp(min=1).double().log2().floor().long()

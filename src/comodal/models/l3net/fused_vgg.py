@@ -1,7 +1,7 @@
-"""The same embeddings, faster, on a CPU: batch normalisation folded into convolutions, ReLU fused, bf16, small batches.
+"""Faster L3-Net embeddings on a CPU: batch normalization folded into convolutions, fused ReLU, bf16, small batches.
 
-Each layer of a tower becomes one call of oneDNN on weights that were laid out once for each input size. The calls are
-private to PyTorch (`torch.ops.mkldnn`); where they are missing or do not run on this CPU, the same layer is a
+Each layer of a tower becomes one call of oneDNN on weights that were packed once for each input size. The calls are
+private to PyTorch (`torch.ops.mkldnn`). Where they are missing or do not run on this CPU, the same layer is a
 convolution and a ReLU.
 """
 
@@ -17,11 +17,11 @@ from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, max_pool_t
 from comodal.models.l3net.vgg import VGG_LAYER_NAMES, ConvLayer, VGGTower
 
 UNIT_STRIDE = [1, 1]  # padding, stride and dilation are all one pixel
-MAX_PACKED_SHAPES = 4  # input shapes whose weights a layer keeps laid out: full batches and a last one, of two sizes
+MAX_PACKED_SHAPES = 4  # input shapes for which a layer keeps packed weights: full batches and a last one, of two sizes
 
 
 class Affine(NamedTuple):
-    """Batch normalisation in evaluation mode: x * scale + shift, for each channel."""
+    """Batch normalization in evaluation mode: x * scale + shift, for each channel."""
 
     scale: Float[Tensor, "channels 1 1"]
     shift: Float[Tensor, "channels 1 1"]
@@ -31,7 +31,7 @@ class Affine(NamedTuple):
 
 
 def fold_norm_to_affine(norm: nn.BatchNorm2d) -> Affine:
-    """What a trained batch normalisation does to its channels."""
+    """Converts a trained batch normalization to an affine map of its channels."""
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     shift = norm.bias - norm.running_mean * scale
@@ -39,10 +39,10 @@ def fold_norm_to_affine(norm: nn.BatchNorm2d) -> Affine:
 
 
 class FusedLayer:
-    """A convolution with its batch normalisation folded in, and its ReLU.
+    """A convolution with its batch normalization folded in, and its ReLU.
 
-    Where the ReLU stands before the norm, the norm stays an operation of its own: the next convolution cannot take it
-    in, because zero padding comes after it.
+    If the ReLU is before the norm, the norm stays a separate operation: the zero padding of the next convolution comes
+    after it, so it cannot be folded into that convolution.
     """
 
     def __init__(self, layer: ConvLayer, dtype: torch.dtype, bare: bool) -> None:
@@ -59,10 +59,10 @@ class FusedLayer:
         self.packings: dict[torch.Size, Tensor] = {}
 
     def packed(self, shape: torch.Size) -> Tensor:
-        """The weights laid out for inputs of this shape.
+        """The weights packed for inputs of this shape.
 
-        oneDNN picks its kernel when it lays them out: for another batch or map, or with no shape at all, the layout may
-        be several times slower.
+        oneDNN chooses its kernel when it packs the weights: for another batch size or map, or without a shape, the
+        layout may be several times slower.
         """
         found = self.packings.pop(shape, None)
         if found is None:
@@ -87,7 +87,7 @@ class FusedLayer:
 
 
 class FusedTower:
-    """A tower up to what embeddings pool (conv4_2 after its ReLU, or the bare convolution), or to a layer before."""
+    """A tower up to the layer that embeddings pool (conv4_2 with or without norm and ReLU), or to an earlier layer."""
 
     def __init__(self, tower: VGGTower, dtype: torch.dtype, bare: bool) -> None:
         self.dtype = dtype
@@ -115,7 +115,7 @@ class FusedTower:
 
 
 class FastL3Net:
-    """Embeds like the model that it was made from, with the weights of that moment; it cannot be trained."""
+    """A copy of an L3-Net for embedding only, with the weights at the time of the copy."""
 
     def __init__(self, model: L3Net, dtype: torch.dtype) -> None:
         self.config, self._model = model.config, model
@@ -137,7 +137,7 @@ class FastL3Net:
     def image_map(
         self, image: UInt8[Tensor, "batch 3 height width"], layer: str = VGG_LAYER_NAMES[-1]
     ) -> Float[Tensor, "batch channels rows columns"]:
-        """The map of any layer, before the pooling behind it."""
+        """The map of any layer, before the next pooling."""
         return self._image_tower(self._model.normalised(image), layer)
 
     @torch.inference_mode()
@@ -152,5 +152,5 @@ class FastL3Net:
 
 
 def make_fast_l3net(model: L3Net, dtype: torch.dtype = torch.float32) -> FastL3Net:
-    """A copy of a model for embedding alone; in bfloat16 its embeddings have a cosine of 0.9999 with the model's."""
+    """Copies a model for embedding only; in bfloat16 its embeddings have a cosine of 0.9999 with the model's."""
     return FastL3Net(model, dtype)

@@ -1,7 +1,7 @@
-"""L3-Net: do this picture and this second of sound belong together? (Look, Listen and Learn, ICCV 2017, section 3.1.)
+"""L3-Net: a network for audio-visual correspondence (Look, Listen and Learn, ICCV 2017, section 3.1).
 
 Two towers without shared weights, 512 features each, and a fusion network of two fully connected layers. The variants
-of l3embedding and OpenL3, and small ones for two cores, are the same class with another Config.
+of l3embedding and OpenL3, and small ones for two CPU cores, are the same class with another L3NetConfig.
 """
 
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class L3NetConfig:
     """The defaults are the paper's: 9,508,738 trainable parameters.
 
     Args:
-        image_size: Height and width of a picture in training; other sizes work too.
-        sound_seconds: Length of a sound.
-        spectrogram: How sound becomes a picture.
-        width: Filters of the first block; 512 features come from 8 x 64.
+        image_size: Height and width of an image in training; other sizes work too.
+        sound_seconds: Duration of the audio.
+        spectrogram: Configuration of the spectrogram.
+        width: Filters of the first block; the paper's 512 features are 8 x 64.
         fusion: Units of the first fully connected layer.
-        input_norm: Batch normalisation of pixels and spectrogram (l3embedding's later models, OpenL3).
-        relu_before_norm: Layers of the picture tower whose ReLU stands before their batch normalisation.
-        embedding: What embeddings pool: conv4_2 after its ReLU (the paper), or the bare convolution (OpenL3).
-        norm_eps: Added to the variance in batch normalisation.
-        norm_momentum: Weight of a new batch in the running mean and variance, as PyTorch counts it.
+        input_norm: Batch normalization of pixels and spectrogram (l3embedding's later models, OpenL3).
+        relu_before_norm: Layers of the image tower with the ReLU before the batch normalization.
+        embedding: Layer that embeddings pool: conv4_2 after its ReLU (the paper), or before its norm (OpenL3).
+        norm_eps: Epsilon of batch normalization.
+        norm_momentum: Momentum of batch normalization, in PyTorch's definition.
     """
 
     image_size: int = 224
@@ -53,14 +53,14 @@ class L3NetConfig:
 
     @property
     def sample_rate(self) -> int:
-        """Samples of sound a second."""
+        """Sample rate of the audio in Hz."""
         return self.spectrogram.sample_rate
 
 
 MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
 PAPER_L3NET_CONFIG = L3NetConfig()
 
-# Keras' batch normalisation (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
+# Keras' batch normalization (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
 L3EMBEDDING_L3NET_CONFIG = L3NetConfig(
     spectrogram=front_ends.L3EMBEDDING_SPECTROGRAM_CONFIG,
     relu_before_norm=("conv1_2",),
@@ -70,7 +70,7 @@ L3EMBEDDING_L3NET_CONFIG = L3NetConfig(
 
 
 def make_openl3_config(representation: Representation, front_end: Frontend = "kapre014") -> L3NetConfig:
-    """The networks of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
+    """Configurations of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
     return L3NetConfig(
         spectrogram=front_ends.make_openl3_spectrogram_config(representation, front_end),
         input_norm=True,
@@ -82,12 +82,12 @@ def make_openl3_config(representation: Representation, front_end: Frontend = "ka
 
 
 def make_small_l3net_config(width: int = 16, image_size: int = 64) -> L3NetConfig:
-    """A network that learns on two cores: fewer filters, smaller pictures, 64 mel bands by 32 frames of sound."""
+    """A network that trains on two CPU cores: fewer filters, smaller images, 64 mel bands by 32 frames."""
     return L3NetConfig(image_size=image_size, spectrogram=front_ends.SMALL_SPECTROGRAM_CONFIG, width=width)
 
 
 class L3NetOutput(NamedTuple):
-    """Class scores (apart, together), and each side's features after the last pooling."""
+    """Logits (mismatch, match), and the features of each tower after the last pooling."""
 
     logits: Float[Tensor, "batch 2"]
     image: Float[Tensor, "batch features"]
@@ -97,14 +97,14 @@ class L3NetOutput(NamedTuple):
 def max_pool_to_grid(
     feature_map: Float[Tensor, "batch channels rows columns"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch features"]:
-    """Maximum in each cell of a grid no finer than the map, flattened in the order (row, column, channel)."""
+    """Max-pools a map to a grid no finer than the map, flattened in the order (row, column, channel)."""
     rows, columns = feature_map.shape[2:]
     cells = F.adaptive_max_pool2d(feature_map, (min(grid[0], rows), min(grid[1], columns)))
     return cells.permute(0, 2, 3, 1).flatten(1)
 
 
 class L3Net(nn.Module):
-    """Pictures are bytes and sounds are waveforms: normalisation and spectrogram are part of the model."""
+    """The network. Images are uint8 and audio is a waveform: normalization and spectrogram are part of the model."""
 
     def __init__(self, config: L3NetConfig) -> None:
         super().__init__()
@@ -134,38 +134,38 @@ class L3Net(nn.Module):
         return L3NetOutput(self.fc2(hidden), image_features, sound_features)
 
     def image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """What the fusion network takes of an image."""
+        """The features of an image that the fusion network takes."""
         return self.image_tower(self.normalised(image)).amax((2, 3))
 
     def sound_features(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """What the fusion network takes of a second of audio."""
+        """The features of a second of audio that the fusion network takes."""
         return self.sound_tower(self.spectrogram(self.checked(sound))).amax((2, 3))
 
     def fuse_all(
         self, image: Float[Tensor, "images features"], sound: Float[Tensor, "sounds features"]
     ) -> Float[Tensor, "images sounds 2"]:
-        """The logits of every image with every audio; the first layer is linear, so each side passes it once."""
+        """The logits of every image with every audio; the first layer is linear, so each modality passes it once."""
         of_image, of_sound = self.fc1.weight.split([image.shape[1], sound.shape[1]], 1)
         hidden = F.linear(image, of_image, self.fc1.bias)[:, None] + F.linear(sound, of_sound)
         return self.fc2(F.relu(hidden))
 
     def normalised(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Bytes to [-1, 1] (l3embedding, data/avc/sample.py).
+        """Scales uint8 to [-1, 1] (l3embedding, data/avc/sample.py).
 
         Raises:
-            TypeError: They are not bytes.
+            TypeError: The images are not uint8.
         """
         if image.dtype != torch.uint8:
             raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalised")
         return image.to(self.fc1.weight.dtype) * (2 / 255) - 1
 
     def checked(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
-        """The sound, if this model can take it. Values are looked at in evaluation on a CPU alone: a GPU would have to
-        be waited for, and in training the loss is checked.
+        """Validates the audio. Sample values are only checked in evaluation mode on a CPU: on a GPU the check would
+        synchronize, and in training the loss is checked.
 
         Raises:
-            TypeError: Its samples are not floating point numbers.
-            ValueError: It is longer or shorter than `sound_seconds`, or has samples that are not finite.
+            TypeError: The samples are not floating point.
+            ValueError: The audio is longer or shorter than `sound_seconds`, or has samples that are not finite.
         """
         samples = round(self.config.sound_seconds * self.config.sample_rate)
         if not sound.is_floating_point():
@@ -186,25 +186,25 @@ class L3Net(nn.Module):
         return tower(x) if self.config.embedding == "relu" else tower.raw(x)
 
     def sound_map(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch channels rows columns"]:
-        """The map of conv4_2 that sound embeddings pool; rows are frequencies from low to high, columns are time."""
+        """The map of conv4_2 that audio embeddings pool; rows are frequencies from low to high, columns are time."""
         tower, x = self.sound_tower, self.spectrogram(self.checked(sound))
         return tower(x) if self.config.embedding == "relu" else tower.raw(x)
 
     def embed_image(
         self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
     ) -> Float[Tensor, "batch features"]:
-        """Features for other tasks: conv4_2 max-pooled to a grid, 8192 of them; OpenL3's 512 have a grid of (1, 1)."""
+        """Image embeddings: conv4_2 max-pooled to a grid, 8192 features; OpenL3's 512 features use a grid of (1, 1)."""
         return max_pool_to_grid(self.image_map(image), grid)
 
     def embed_sound(
         self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
     ) -> Float[Tensor, "batch features"]:
-        """Features for other tasks: conv4_2 max-pooled to a grid, 6144 of them; OpenL3's 512 have a grid of (1, 1)."""
+        """Audio embeddings: conv4_2 max-pooled to a grid, 6144 features; OpenL3's 512 features use a grid of (1, 1)."""
         return max_pool_to_grid(self.sound_map(sound), grid)
 
 
 def load_l3net(path: Path) -> L3Net:
-    """Reads an L3-Net from a run's or a model's folder, in evaluation mode.
+    """Loads an L3-Net from a run folder or model folder, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.

@@ -1,7 +1,7 @@
-"""An L3-Net that tells classes of pictures or of sounds: what fine-tuning trains end to end.
+"""An L3-Net with a linear classification head for images or audio, for end-to-end fine-tuning.
 
-The same features that a frozen probe reads (conv4_2 max-pooled to a grid; L3-Net, sections 4.2 and 4.3), normalised
-over the batch as the probe z-scores them, and one linear layer.
+The features are those of a linear probe (conv4_2 max-pooled to a grid; L3-Net, sections 4.2 and 4.3), batch-normalized
+as the probe z-scores them.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ class L3ClassifierConfig:
     """An L3-Net and its classes.
 
     Args:
-        l3net: The network below; one of its two towers is used.
-        modality: Which one.
-        features: Of the pooled map.
-        classes: How many there are.
-        dropout: Of the features.
+        l3net: Backbone; one of its two towers is used.
+        modality: Tower that is used.
+        features: Number of features of the pooled map.
+        classes: Number of classes.
+        dropout: Dropout of the features.
     """
 
     l3net: l3net.L3NetConfig
@@ -40,7 +40,7 @@ class L3ClassifierConfig:
 
 
 class L3Classifier(nn.Module):
-    """Pictures are bytes and sounds are waveforms, as for L3-Net."""
+    """The classifier. Images are uint8 and audio is a waveform, as for L3-Net."""
 
     def __init__(self, config: L3ClassifierConfig) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class L3Classifier(nn.Module):
         return self.classifier(self.dropout(self.norm(embed(shown))))
 
     def trained_tower(self) -> nn.Module:
-        """The part of the L3-Net that its classes depend on."""
+        """The tower that the classes depend on."""
         return self.l3net.image_tower if self.config.modality == "picture" else self.l3net.sound_tower
 
 
 def build_l3_classifier(model: L3Net, modality: Modality, classes: int, dropout: float) -> L3Classifier:
-    """A classifier that begins with the weights of a network, its last layer with nothing."""
+    """Returns a classifier with a pretrained backbone and a new head of zeros."""
     features = count_pooled_features(model, modality)
     with torch.random.fork_rng(devices=[]):
         made = L3Classifier(L3ClassifierConfig(model.config, modality, features, classes, dropout))
@@ -73,7 +73,7 @@ def build_l3_classifier(model: L3Net, modality: Modality, classes: int, dropout:
 
 
 def count_pooled_features(model: L3Net, modality: Modality) -> int:
-    """How many features the pooled map of a training crop, or of a second of sound, has."""
+    """Number of features of the pooled map of a training crop, or of a second of audio."""
     config = model.config
     with torch.inference_mode():
         if modality == "picture":
@@ -83,7 +83,7 @@ def count_pooled_features(model: L3Net, modality: Modality) -> int:
 
 
 def load_any_l3net(path: Path) -> L3Net:
-    """An L3-Net, or the one below the classes of a fine-tuned model, in evaluation mode.
+    """Loads an L3-Net, or the backbone of a fine-tuned classifier, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.
@@ -96,7 +96,7 @@ def load_any_l3net(path: Path) -> L3Net:
 
 
 def load_l3_classifier(path: Path, modality: Modality) -> L3Classifier:
-    """Reads a classifier from a run's or a model's folder, in evaluation mode.
+    """Loads a classifier from a run folder or model folder, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.

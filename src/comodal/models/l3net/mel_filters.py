@@ -1,6 +1,7 @@
-"""Mel filter banks: triangles of equal area, evenly spaced in mel (HTK book, section 5.4; Slaney's Auditory Toolbox).
+"""Mel filter banks: triangular filters of equal area, evenly spaced in mel (HTK book, section 5.4; Slaney's Auditory
+Toolbox).
 
-Both scales and the area normalisation are those of librosa's `filters.mel(norm="slaney")`, which kapre and OpenL3 use.
+Both scales and the area normalization are those of librosa's `filters.mel(norm="slaney")`, which kapre and OpenL3 use.
 """
 
 from typing import Literal
@@ -19,7 +20,7 @@ SLANEY_LOG_STEP = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
 
 
 def hertz_to_mel(hertz: Float[Tensor, "..."], scale: MelScale) -> Float[Tensor, "..."]:
-    """Where frequencies lie on the mel scale."""
+    """Converts frequencies from Hz to mel."""
     if scale == "htk":
         return 2595 * torch.log10(1 + hertz / 700)
     above = SLANEY_BREAK_MEL + torch.log(hertz.clamp(min=SLANEY_BREAK_HERTZ) / SLANEY_BREAK_HERTZ) / SLANEY_LOG_STEP
@@ -27,7 +28,7 @@ def hertz_to_mel(hertz: Float[Tensor, "..."], scale: MelScale) -> Float[Tensor, 
 
 
 def mel_to_hertz(mel: Float[Tensor, "..."], scale: MelScale) -> Float[Tensor, "..."]:
-    """The inverse of `hertz_to_mel`."""
+    """Converts frequencies from mel to Hz."""
     if scale == "htk":
         return 700 * (10 ** (mel / 2595) - 1)
     above = SLANEY_BREAK_HERTZ * torch.exp((mel - SLANEY_BREAK_MEL) * SLANEY_LOG_STEP)
@@ -35,7 +36,7 @@ def mel_to_hertz(mel: Float[Tensor, "..."], scale: MelScale) -> Float[Tensor, ".
 
 
 def make_mel_filter_bank(sample_rate: int, n_fft: int, bands: int, scale: MelScale) -> Float[Tensor, "bands bins"]:
-    """Triangular filters from 0 Hz to half the sample rate, each of area 1 (per hertz), to be applied to an FFT's bins.
+    """Returns triangular filters over FFT bins from 0 Hz to half the sample rate, each of area 1 (per Hz).
 
     Narrow filters may fall between two bins and stay empty: with n_fft 2048 at 48 kHz, 2 of 256 HTK bands do.
     """

@@ -1,6 +1,6 @@
-"""Waveform to log-spectrogram, inside the model: the paper's (L3-Net, section 3.1) and those of its descendants.
+"""Log-spectrogram of a waveform, inside the model: the paper's (L3-Net, section 3.1) and those of its successors.
 
-The descendants are l3embedding's `cnn_L3_orig` and the three front ends of OpenL3: kapre 0.1.4, with which its weights
+The successors are l3embedding's `cnn_L3_orig` and the three frontends of OpenL3: kapre 0.1.4, with which its weights
 were trained, and kapre 0.3 and librosa, with which OpenL3 runs them.
 """
 
@@ -26,9 +26,10 @@ MIN_MAGNITUDE = 1e-10  # the same, amin
 class SpectrogramConfig:
     """The defaults are the paper's: 257 bands by 199 frames of one second at 48 kHz.
 
-    The window is 10 ms, half overlapping (section 3.1). Its shape is not published: a periodic Hann window, as in
-    l3embedding. Nor is the floor: 1e-4 is what rounding to 16 bits leaves in a bin (2**-15 / sqrt(12) times the
-    window's norm, 13.4), so that silence and rounding noise look alike.
+    Windows are 10 ms with half overlap (section 3.1). The paper does not publish the window function; we use a periodic
+    Hann window, as l3embedding does. Nor does it publish the floor of the logarithm. We use 1e-4, the rounding error of
+    16-bit audio in a bin (2**-15 / sqrt(12) times the window's norm, 13.4), so that silence and rounding noise have the
+    same value.
     """
 
     sample_rate: int = 48_000
@@ -56,10 +57,11 @@ SMALL_SPECTROGRAM_CONFIG = SpectrogramConfig(
 
 
 def make_openl3_spectrogram_config(representation: Representation, front_end: Frontend) -> SpectrogramConfig:
-    """One of OpenL3's inputs; `kapre014` is the one that its published weights were trained with.
+    """OpenL3's spectrograms; its published weights were trained with `kapre014`.
 
-    The linear spectrogram is the same in all three. The mel ones differ by up to 80 dB in places: in where the zeros
-    stand, in the mel scale, and in what the filters add up, power or magnitude. librosa pads with zeros from 0.10 on.
+    The linear spectrogram is the same in all three frontends. The mel spectrograms differ by up to 80 dB in places,
+    because of the zero padding, the mel scale, and whether the filters sum power or magnitude. librosa pads with zeros
+    from 0.10 on.
     """
     if representation == "linear":
         return SpectrogramConfig(window_samples=512, hop_samples=242, scale="decibels")
@@ -78,19 +80,19 @@ def make_openl3_spectrogram_config(representation: Representation, front_end: Fr
 
 
 def magnitude_to_decibels(magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
-    """10 log10 of the magnitude (kapre takes 10, not 20), relative to the window's loudest value, no lower than -80.
+    """10 log10 of the magnitude (kapre uses 10, not 20), relative to the window's maximum, at least -80.
 
-    The trap: a window of zeros becomes 0 dB everywhere, which looks like the loudest white noise, in every version
-    of OpenL3. Whoever embeds sound that may be digitally silent should mask those windows.
+    A window of zeros becomes 0 dB everywhere, which looks like the loudest white noise, in every version of OpenL3.
+    Mask digitally silent windows before embedding.
     """
     level = 10 * torch.log10(magnitude.clamp(min=MIN_MAGNITUDE))
     return (level - level.amax((-2, -1), keepdim=True)).clamp(min=MIN_DECIBELS)
 
 
 class Spectrogram(nn.Module):
-    """A fixed front end without parameters; always in the sound's own precision, whatever autocast says.
+    """A fixed frontend without parameters; computed in the waveform's own precision, also under autocast.
 
-    `torch.stft` would need whole windows of n_fft samples and give 198 frames for the paper's setting.
+    `torch.stft` requires whole windows of n_fft samples and would give 198 frames with the paper's settings.
     """
 
     window: Tensor
@@ -103,7 +105,7 @@ class Spectrogram(nn.Module):
         if not (0 < config.n_fft <= MAX_FFT and 0 <= config.mel_bands <= MAX_FFT and config.hop_samples > 0):
             raise ValueError(f"n_fft and mel_bands are at most {MAX_FFT:,} and hop_samples is at least 1, got {config}")
         self.config = config
-        # Made on the meta device, it imports `torch._dynamo`, which takes a second.
+        # On the meta device this would import `torch._dynamo`, which takes a second.
         self.register_buffer("window", torch.hann_window(config.window_samples, device="cpu"), persistent=False)
         if config.mel_bands:
             filters = make_mel_filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
@@ -111,7 +113,7 @@ class Spectrogram(nn.Module):
 
     def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
         config = self.config
-        with torch.autocast(sound.device.type, enabled=False):  # a DFT or mel sum in bf16 is off by whole log units
+        with torch.autocast(sound.device.type, enabled=False):  # a DFT or mel sum in bf16 has errors of whole log units
             if config.zeros_before or config.zeros_after:
                 sound = F.pad(sound, (config.zeros_before, config.zeros_after))
             frames = (
@@ -129,7 +131,7 @@ class Spectrogram(nn.Module):
     def power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
         """The squared magnitude of each frame's Fourier transform."""
         spectrum = torch.fft.rfft(frames, n=self.config.n_fft).mT
-        return spectrum.real.square() + spectrum.imag.square()  # a third of the time of spectrum.abs()
+        return spectrum.real.square() + spectrum.imag.square()  # takes a third of the time of spectrum.abs()
 
     def _compress(self, magnitude: Float[Tensor, "batch bands frames"]) -> Float[Tensor, "batch bands frames"]:
         if self.config.scale == "decibels":

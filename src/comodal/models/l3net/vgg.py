@@ -1,7 +1,7 @@
 """The convolutional tower of both L3 subnetworks (L3-Net, section 3.1 and figure 2).
 
-Four blocks of two 3x3 convolutions, each with batch normalisation and ReLU; the number of filters doubles from block to
-block, and 2x2 max pooling without padding halves the map between them. The last pooling belongs to the caller.
+Four blocks of two 3x3 convolutions, each with batch normalization and ReLU. The number of filters doubles from block to
+block, and 2x2 max pooling without padding halves the map between blocks. The caller applies the last pooling.
 """
 
 import math
@@ -16,7 +16,7 @@ VGG_LAYER_NAMES = tuple(f"conv{block}_{layer}" for block in range(1, NUM_VGG_BLO
 
 
 def init_conv_weights(layer: nn.Conv2d | nn.Linear) -> None:
-    """Keras' he_normal, as in l3embedding: a normal of variance 2 / inputs, cut off at two sigma; biases of zero."""
+    """Keras' he_normal, as in l3embedding: a normal of variance 2 / fan_in, truncated at 2 std; biases of zero."""
     deviation = math.sqrt(2 / layer.weight[0].numel())
     nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     assert layer.bias is not None
@@ -24,7 +24,7 @@ def init_conv_weights(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class ConvLayer(nn.Module):
-    """A 3x3 convolution, batch normalisation and ReLU, the last two in either order."""
+    """A 3x3 convolution, batch normalization and ReLU, the last two in either order."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class ConvLayer(nn.Module):
 
 
 class VGGTower(nn.Module):
-    """Picture or spectrogram to the map of conv4_2: an eighth of the size, with eight times the filters of conv1_1.
+    """Image or spectrogram to the map of conv4_2: an eighth of the size, with eight times the filters of conv1_1.
 
     Args:
-        channels: Channels of the input, 3 for a picture and 1 for a spectrogram.
+        channels: Input channels, 3 for an image and 1 for a spectrogram.
         width: Filters of the first block, 64 in the paper.
-        input_norm: Whether a batch normalisation stands before everything (l3embedding, OpenL3).
-        relu_before_norm: Layers whose ReLU stands before the batch normalisation (OpenL3's picture tower).
-        norm_eps: Added to the variance.
-        norm_momentum: Weight of a new batch in the running mean and variance.
+        input_norm: Whether the input is batch-normalized (l3embedding, OpenL3).
+        relu_before_norm: Layers with the ReLU before the batch normalization (OpenL3's image tower).
+        norm_eps: Epsilon of batch normalization.
+        norm_momentum: Momentum of batch normalization, in PyTorch's definition.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class VGGTower(nn.Module):
         return self.layers["conv4_2"](self.before_last(x))
 
     def raw(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
-        """What conv4_2's convolution gives, before its norm and ReLU: OpenL3 cuts the network here."""
+        """The output of conv4_2 before its norm and ReLU, which OpenL3 uses as the embedding layer."""
         last = self.layers["conv4_2"]
         assert isinstance(last, ConvLayer)
         return last.convolution(self.before_last(x))

@@ -1,4 +1,4 @@
-"""Words and image regions as the tokens of two streams (ViLBERT, section 3.1)."""
+"""Embeddings of tokens and of image regions, the inputs of the two streams (ViLBERT, section 3.1)."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and segment as one vector; a task stands as a token of its own after the first word.
+    """Sum of token, position and segment embeddings; a task token is inserted after the first token.
 
-    RoBERTa counts positions after its padding word: `first_position` is 2 there and the padding word 1.
+    RoBERTa counts positions after its padding token: `first_position` is 2 there, and the id of the padding token is 1.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TextEmbeddings(nn.Module):
 
 
 class RegionEmbeddings(nn.Module):
-    """A region's feature (or visual token) and its place in the image as one vector."""
+    """Sum of the embeddings of a region's feature (or visual token) and of its location in the image."""
 
     def __init__(self, dim: int, features: int, tokens: int = 0, dropout: float = 0.1, norm_eps: float = 1e-12) -> None:
         super().__init__()

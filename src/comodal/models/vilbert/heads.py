@@ -1,4 +1,4 @@
-"""What is predicted from the two streams: hidden words, hidden regions, alignment, and the tasks of 12-in-1.
+"""Prediction heads on the two streams: masked tokens, masked regions, alignment, and the tasks of 12-in-1.
 
 ViLBERT, sections 3.1 and 3.2; the task heads are those of facebookresearch/vilbert-multi-task (`VILBertForVLTasks`).
 """
@@ -16,19 +16,19 @@ from torch.nn import functional as F
 from comodal.models.vilbert.transformer import ACTIVATIONS, MASKED_LOGIT, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
-TASK_HEAD_DROPOUT = 0.1  # written into the original's code, whatever its configuration says
-INITIAL_TEMPERATURE = 0.07  # of the contrastive head: CLIP's and ALBEF's
-MAX_LOGIT_SCALE = 100.0  # of its similarities, CLIP's: a temperature of 0.01
+TASK_HEAD_DROPOUT = 0.1  # hard-coded in the original, whatever its configuration says
+INITIAL_TEMPERATURE = 0.07  # initial temperature of the contrastive head: CLIP's and ALBEF's
+MAX_LOGIT_SCALE = 100.0  # maximum scale of its similarities, CLIP's: a temperature of 0.01
 VILBERT_BETA_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
 
 
 def make_prediction_transform(dim: int, activation: Activation, norm_eps: float = 1e-12) -> nn.Sequential:
-    """The layer before a vocabulary of words or regions."""
+    """The layer before the output layer of the token or region head."""
     return nn.Sequential(nn.Linear(dim, dim), ACTIVATIONS[activation](), nn.LayerNorm(dim, norm_eps))
 
 
 class TokenHead(nn.Module):
-    """Scores of every word of the vocabulary, by the word embeddings themselves (BERT)."""
+    """Logits over the vocabulary, with the token embeddings as output weights (BERT)."""
 
     def __init__(self, dim: int, vocabulary: int, activation: Activation, norm_eps: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TokenHead(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """Scores of the detector's classes, or a region's feature, or scores of visual tokens."""
+    """Logits of the detector's classes, a region's feature, or logits of visual tokens."""
 
     def __init__(self, dim: int, targets: int, activation: Activation) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class RegionHead(nn.Module):
 def fuse_pooled_streams(
     text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"], fusion: Fusion
 ) -> Float[Tensor, "batch joint"]:
-    """Both pooled streams as one vector (ViLBERT, section 3.1: their product)."""
+    """Fuses both pooled streams into one vector (ViLBERT, section 3.1: their product)."""
     return text * vision if fusion == "mul" else text + vision
 
 
 class AlignmentHead(nn.Module):
-    """Does the caption describe the image? Class 0 says yes and class 1 no, as in the original."""
+    """Logits of image-text alignment. Class 0 is a match and class 1 a mismatch, as in the original."""
 
     def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = TASK_HEAD_DROPOUT) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class AlignmentHead(nn.Module):
 class ContrastiveHead(nn.Module):
     """Projects the mean encodings of both streams to one space (image-text contrastive learning, ALBEF, section 3.2).
 
-    Two linear projections to unit length, and a learned temperature. Departs from ALBEF: the mean over the tokens in
-    place of the first token, no momentum encoder.
+    Two linear projections to unit length, and a trainable temperature. Departs from ALBEF: the mean over the tokens
+    instead of the first token, and no momentum encoder.
     """
 
     def __init__(self, text_dim: int, vision_dim: int, dim: int) -> None:
@@ -87,24 +87,24 @@ class ContrastiveHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
     def embed_text(self, encoding: Float[Tensor, "batch text_dim"]) -> Float[Tensor, "batch dim"]:
-        """Unit vectors of texts."""
+        """Returns unit-length embeddings of texts."""
         return F.normalize(self.text(encoding).float())
 
     def embed_image(self, encoding: Float[Tensor, "batch vision_dim"]) -> Float[Tensor, "batch dim"]:
-        """Unit vectors of images."""
+        """Returns unit-length embeddings of images."""
         return F.normalize(self.vision(encoding).float())
 
     def forward(
         self, text: Float[Tensor, "texts text_dim"], image: Float[Tensor, "images vision_dim"]
     ) -> Float[Tensor, "texts images"]:
-        """The cosine of every text with every image, over the temperature."""
+        """The cosine similarity of every text with every image, divided by the temperature."""
         return self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE) * (self.embed_text(text) @ self.embed_image(image).T)
 
 
 def compute_mean_encoding(
     tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, "batch dim"]:
-    """The mean over the tokens that are there; None says that all are."""
+    """The mean over the unmasked tokens; None stands for a mask of all tokens."""
     if attended is None:
         return tokens.mean(1)
     present = attended.unsqueeze(2).to(tokens.dtype)
@@ -116,16 +116,16 @@ HeadKind = Literal["answers", "linear", "pairs", "regions", "words"]
 
 @dataclass(frozen=True)
 class Head:
-    """One head of a task.
+    """The specification of a task head.
 
     Args:
-        name: Under which its weights are kept.
-        kind: `answers` are two layers on both pooled streams (VQA), `linear` is one (VCR, retrieval, entailment);
-            `pairs` are two layers on both pooled streams of rows 0 and 1, of rows 2 and 3, ... (NLVR2); `regions` and
+        name: Name of its weights.
+        kind: `answers` is two layers on both pooled streams (VQA), `linear` is one (VCR, retrieval, entailment);
+            `pairs` is two layers on both pooled streams of rows 0 and 1, of rows 2 and 3, ... (NLVR2); `regions` and
             `words` score each token of a stream (referring expressions).
-        outputs: Scores that it gives.
+        outputs: Number of outputs.
         hidden: Units between the two layers of `answers` and `pairs`.
-        activation: Between them. The original's first code (vilbert_beta) has relu and no normalisation there.
+        activation: Activation between them. The original's first code (vilbert_beta) uses relu without normalization.
     """
 
     name: str
@@ -136,12 +136,12 @@ class Head:
 
 
 def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
-    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of some width."""
+    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of the given width."""
     return (
         Head("vqa", "answers", 3129, 2 * joint_dim),
         Head("gqa", "answers", 1533, 2 * joint_dim),
         Head("pairs", "pairs", 2, 2 * joint_dim),
-        Head("score", "linear", 1),  # VCR and retrieval choose the pair with the highest
+        Head("score", "linear", 1),  # VCR and retrieval choose the pair with the highest score
         Head("entailment", "linear", 3),
         Head("regions", "regions", 1),
         Head("words", "words", 1),
@@ -149,14 +149,14 @@ def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
 
 
 class TaskHeads(nn.ModuleDict):
-    """Heads of tasks, from the outputs of a ViLBERT; each is kept under its name.
+    """Task heads on the outputs of a ViLBERT, each under its name.
 
     Args:
-        text_dim: Features of a word.
-        vision_dim: Features of a region.
-        joint_dim: Features of either pooled stream.
-        fusion: How the pooled streams become one vector.
-        heads: Which heads; by default those of 12-in-1.
+        text_dim: Width of the text stream.
+        vision_dim: Width of the vision stream.
+        joint_dim: Width of either pooled stream.
+        fusion: Fusion of the pooled streams.
+        heads: Specifications of the heads; by default those of 12-in-1.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class TaskHeads(nn.ModuleDict):
         vision: Float[Tensor, "batch joint"],
         regions_attended: Bool[Tensor, "batch regions"] | None,
     ) -> Float[Tensor, "rows *outputs"]:
-        """The scores of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
+        """The outputs of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
             scores = head(self.dropped(regions)).squeeze(2)
@@ -192,12 +192,12 @@ class TaskHeads(nn.ModuleDict):
         return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """Some features left out while it learns."""
+        """Applies dropout in training."""
         return F.dropout(x, self.dropout, self.training)
 
 
 def build_head(inputs: int, head: Head) -> nn.Module:
-    """The layers of one head."""
+    """Builds the layers of one head."""
     if head.kind not in ("answers", "pairs"):
         return nn.Linear(inputs, head.outputs)
     if head.hidden < 1:

@@ -1,8 +1,7 @@
-"""One BERT over words and visual tokens: the baseline that ViLBERT argues against (section 2.2).
+"""One BERT over tokens and visual tokens: the single-stream baseline of the ViLBERT paper (section 2.2).
 
-Regions are quantised (`comodal prepare tokens`) and their tokens are appended to the vocabulary, so that both
-modalities pass through the same layers from the start. Forward and heads are ViLBERT's, so that whatever trains or
-measures the one does the other.
+Regions are quantized (`comodal prepare tokens`) and their tokens are appended to the vocabulary, so that both
+modalities share all layers. It has ViLBERT's forward and heads, so that the same code trains and evaluates both.
 """
 
 from dataclasses import dataclass
@@ -27,19 +26,19 @@ BERT_BASE = StreamConfig(768, 12, 12, 3072)
 
 @dataclass(frozen=True)
 class SingleStreamConfig:
-    """The defaults are BERT-base and 1,600 visual tokens beside padding, the whole image and a hidden region.
+    """The defaults are BERT-base, 1,600 visual tokens, and tokens for padding, the whole image and a masked region.
 
     Args:
-        vocabulary: Words.
-        positions: Positions of words.
-        first_position: Position of the first word: 0 in BERT, 2 in RoBERTa.
-        segments: Kinds of text.
+        vocabulary: Size of the vocabulary.
+        positions: Number of text positions.
+        first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
+        segments: Number of segment types.
         text: Sizes of the stream.
-        region_tokens: Visual tokens, with those that stand where there is none (data.batch.TokenInput).
-        region_targets: Numbers that the region head gives.
-        joint_dim: Features of the pooled words and of the pooled regions.
-        fusion: How they meet in the alignment head.
-        initializer_range: Deviation of the first weights.
+        region_tokens: Number of visual tokens, including the special ones (data.batch.TokenInput).
+        region_targets: Number of outputs of the region head.
+        joint_dim: Width of the pooled text and of the pooled regions.
+        fusion: Fusion of the two in the alignment head.
+        initializer_range: Std of the initial weights.
     """
 
     vocabulary: int = 30_522
@@ -55,17 +54,17 @@ class SingleStreamConfig:
 
     @property
     def task_tokens(self) -> int:
-        """It has no embeddings of tasks."""
+        """Always 0: the model has no task tokens."""
         return 0
 
     @property
     def region_features(self) -> int:
-        """It reads visual tokens, not features."""
+        """Always 0: the model takes visual tokens."""
         return 0
 
 
 class SingleStream(nn.Module):
-    """Words and visual tokens in one sequence; a token's location stands where a word has its position."""
+    """Tokens and visual tokens in one sequence; a visual token has a location embedding for its position."""
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
@@ -114,7 +113,7 @@ class SingleStream(nn.Module):
         locations: Float[Tensor, "batch regions 5"],
         regions_attended: Mask,
     ) -> ViLBERTOutput:
-        """Words and regions. Masks are True (or 1) where there is a token, None where nothing is padding."""
+        """Encodes text and regions. Masks are True (or 1) for tokens that are not padding; None means no padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended),
             self.vision_prefix(regions, locations, regions_attended),
@@ -127,9 +126,9 @@ class SingleStream(nn.Module):
         attended: Mask,
         index: Index = None,
     ) -> UnimodalEncoding:
-        """What does not depend on the image: the embeddings alone, since both meet in the first layer.
+        """The unimodal encoding of texts: their embeddings only, since both modalities share the first layer.
 
-        With an index of the attended words, and one of the attended regions, `join` does not compute padding.
+        With an index of the unpadded tokens, and one of the unpadded regions, `join` skips padding.
         """
         return UnimodalEncoding(self.text_embeddings(words, segments), to_bool_mask(attended), index)
 
@@ -140,15 +139,15 @@ class SingleStream(nn.Module):
         attended: Mask,
         index: Index = None,
     ) -> UnimodalEncoding:
-        """What does not depend on the text."""
+        """The unimodal encoding of images."""
         return UnimodalEncoding(self.region_embeddings(regions, locations), to_bool_mask(attended), index)
 
     def join(
         self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
     ) -> ViLBERTOutput:
-        """Every layer, for pairs of prefixes.
+        """Runs all layers on pairs of unimodal encodings.
 
-        Only the `wanted` tokens and the first ones come out of the last layer; the others are zeros.
+        Only the `wanted` tokens and the first ones are computed in the last layer; the others are zeros.
         """
         x, attended, index = self.through(text, vision, len(self.text_layers) - 1)
         last = index
@@ -164,7 +163,7 @@ class SingleStream(nn.Module):
     def join_pooled(
         self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
-        """The `text` and `vision` of `join`, for less: the last layer is computed for the first tokens alone."""
+        """The `text` and `vision` of `join`; faster, since the last layer is only computed for the first tokens."""
         x, attended, _ = self.through(text, vision, len(self.text_layers) - 1)
         first = x[:, [0, text.tokens.shape[1]]]
         for layer in self.text_layers[-1:]:
@@ -172,7 +171,7 @@ class SingleStream(nn.Module):
         return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
 
     def through(self, text: UnimodalEncoding, vision: UnimodalEncoding, layers: int) -> UnimodalEncoding:
-        """Both as one sequence after the first layers, and which of its tokens are there."""
+        """Concatenates both modalities and runs the first layers; returns the sequence and its mask."""
         x = torch.cat([text.tokens, vision.tokens], 1)
         attended = None
         if text.attended is not None or vision.attended is not None:
@@ -189,12 +188,12 @@ class SingleStream(nn.Module):
         return UnimodalEncoding(x, attended, index)
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
-        """Scores of every word at some places of the text."""
+        """Logits over the vocabulary at some positions of the text."""
         return self.word_scores(x, self.text_embeddings.words.weight)
 
 
 def merge_stream_indices(text: UnimodalEncoding, vision: UnimodalEncoding, words: Index, regions: Index) -> Index:
-    """The index of words and the index of regions in the sequence of both; None if both are."""
+    """Merges the indices of tokens and of regions into an index of the joint sequence; None if both are."""
     if words is None and regions is None:
         return None
     (batch, of_text), of_vision = text.tokens.shape[:2], vision.tokens.shape[1]
@@ -206,7 +205,7 @@ def merge_stream_indices(text: UnimodalEncoding, vision: UnimodalEncoding, words
 
 
 def load_pretrained(path: Path) -> ViLBERT | SingleStream:
-    """Reads a ViLBERT or a single stream from a run's or a model's folder, in evaluation mode.
+    """Loads a ViLBERT or a single-stream model from a run folder or model folder, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.

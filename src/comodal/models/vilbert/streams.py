@@ -1,4 +1,4 @@
-"""What the parts of a model of two streams give each other: prefixes, chosen tokens, and both streams at the end."""
+"""Outputs of the parts of a two-stream model: unimodal encodings, output indices, and both final streams."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from comodal.models.vilbert.transformer import Index
 
 
 class ViLBERTOutput(NamedTuple):
-    """Both streams after their last layers, and each pooled at its first token."""
+    """Both streams after their last layers, and the pooled first token of each."""
 
     words: Float[Tensor, "batch words text_dim"]
     regions: Float[Tensor, "batch regions vision_dim"]
@@ -19,25 +19,25 @@ class ViLBERTOutput(NamedTuple):
 
 
 class UnimodalEncoding(NamedTuple):
-    """A stream before it meets the other, and which of its tokens are there: to be kept, repeated and joined."""
+    """A stream before the first co-attention layer, with its mask. It can be cached and paired with others."""
 
     tokens: Float[Tensor, "batch tokens dim"]
     attended: Bool[Tensor, "batch tokens"] | None  # None: all of them
-    chosen: Index = None  # the attended tokens, where the others are not computed and hold zeros
+    chosen: Index = None  # index of the unpadded tokens, if padding is not computed (zeros)
 
     def take(self, rows: Int64[Tensor, "chosen"]) -> "UnimodalEncoding":
-        """Some rows, each as often as it is named."""
+        """Selects rows by index, with repetitions."""
         return UnimodalEncoding(self.tokens[rows], None if self.attended is None else self.attended[rows])
 
 
 class OutputIndices(NamedTuple):
-    """Tokens whose last layer is wanted, beside the first ones, which always are: row x length + column, each once."""
+    """Tokens to compute in the last layer, besides the first ones: row x length + column, without repetitions."""
 
     words: Int64[Tensor, "chosen_words"]
     regions: Int64[Tensor, "chosen_regions"]
 
 
 def prepend_first_index(stream: UnimodalEncoding, index: Int64[Tensor, "chosen"]) -> Int64[Tensor, "chosen_and_first"]:
-    """The index of the first tokens, and of these others."""
+    """Prepends the index of the first tokens to an index."""
     batch, length = stream.tokens.shape[:2]
     return torch.cat([torch.arange(0, batch * length, length, device=index.device), index])

@@ -1,4 +1,4 @@
-"""A ViLBERT with heads for tasks (ViLBERT, section 3.3; 12-in-1): what fine-tuning trains and what then answers."""
+"""A ViLBERT with task heads (ViLBERT, section 3.3; 12-in-1), for fine-tuning and inference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ class TaskModelConfig:
     """A ViLBERT and its heads.
 
     Args:
-        vilbert: The network below the heads.
-        heads: One or more, each of another name.
+        vilbert: Configuration of the backbone.
+        heads: One or more heads with distinct names.
     """
 
     vilbert: vilbert.ViLBERTConfig
@@ -32,7 +32,7 @@ class TaskModelConfig:
             raise ValueError(f"heads {names}: name one or more, each once")
 
     def head(self, name: str) -> Head:
-        """The head of a name."""
+        """The head of the given name."""
         found = [head for head in self.heads if head.name == name]
         if not found:
             raise ValueError(f"the model has no head {name!r}; it has {', '.join(head.name for head in self.heads)}")
@@ -40,7 +40,7 @@ class TaskModelConfig:
 
 
 class TaskModel(nn.Module):
-    """Texts beside images; each image is looked at once, however many texts meet it."""
+    """A ViLBERT with task heads; each image is encoded once, however many texts it is paired with."""
 
     def __init__(self, config: TaskModelConfig) -> None:
         super().__init__()
@@ -61,18 +61,18 @@ class TaskModel(nn.Module):
         images: Int64[Tensor, "texts"],
         tasks: Int64[Tensor, "texts"] | None = None,
     ) -> Float[Tensor, "rows *outputs"]:
-        """The scores of one head.
+        """The outputs of one head.
 
         Args:
-            head: Its name.
-            words: Numbers of word pieces.
-            segments: Which of two texts a word belongs to.
-            words_attended: Where there are words (True or 1); None where nothing is padding.
+            head: Name of the head.
+            words: Token ids.
+            segments: Segment ids.
+            words_attended: Attention mask of the tokens (True or 1 for a token); None without padding.
             regions: Features (or visual tokens) of the images; row 0 is the whole image.
-            locations: Of the regions.
-            regions_attended: Where there are regions (True or 1); None where nothing is padding.
-            images: The image that each text meets.
-            tasks: Of models with task tokens.
+            locations: Locations of the regions.
+            regions_attended: Attention mask of the regions (True or 1 for a region); None without padding.
+            images: Index of the image of each text.
+            tasks: Task ids, for models with task tokens.
 
         Returns:
             (texts, outputs) of heads on pooled streams, (texts / 2, outputs) of pairs, (texts, regions) of regions.
@@ -84,7 +84,7 @@ class TaskModel(nn.Module):
 
 
 def load_task_model(path: Path) -> TaskModel:
-    """Reads a ViLBERT with heads from a run's or a model's folder, in evaluation mode.
+    """Loads a ViLBERT with task heads from a run folder or model folder, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.

@@ -1,7 +1,7 @@
-"""Attention between two streams of tokens (or within one), and the post-norm layer around it (BERT; ViLBERT, figure 2).
+"""Self- and cross-attention, and the post-norm transformer layer (BERT; ViLBERT, figure 2).
 
-One layer serves the text stream, the vision stream and either direction of co-attention: where the keys and values
-come from is an argument.
+One layer class serves the text stream, the vision stream and both directions of co-attention: the source of keys and
+values is an argument.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,19 +17,19 @@ from torch.nn import functional as F
 Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
 Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
-Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # tokens of a batch, row x length + column, each once; None: all
-MASKED_LOGIT = -10_000.0  # the score of a region that is padding
+Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # row x length + column, each once; None: all tokens
+MASKED_LOGIT = -10_000.0  # the logit of a padding region
 
 
 class AttentionGates(NamedTuple):
-    """Factors for each feature of the queries and keys."""
+    """Gating factors of the features of queries and keys."""
 
     queries: Float[Tensor, "batch inner"]
     keys: Float[Tensor, "batch inner"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention from one stream of tokens to another, or to itself."""
+    """Multi-head attention from one sequence to another, or to itself."""
 
     def __init__(self, dim: int, context_dim: int, inner_dim: int, heads: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "select_tokens dim"]:
-        """`attended` is None where nothing is padding: only then a GPU can take its fastest kernel.
+        """`attended` is None without padding; only then a GPU can use its fastest kernel.
 
         With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
         """
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         values = self.split(project_tokens(self.value, context, context_index))
         dropout = self.dropout if self.training else 0.0
         on_cpu = queries.device.type == "cpu"
-        if on_cpu and (queries.dtype == torch.bfloat16 or dropout):  # there the kernel is slower than its parts
+        if on_cpu and (queries.dtype == torch.bfloat16 or dropout):  # the fused kernel is slower than its parts there
             mixed = F.dropout(compute_attention_weights(queries, keys, attended), dropout) @ values
         else:
             mask = None if attended is None else make_key_mask(attended)
@@ -74,14 +74,14 @@ class Attention(nn.Module):
         index: Index = None,
         context_index: Index = None,
     ) -> tuple[Float[Tensor, "batch heads queries size"], Float[Tensor, "batch heads keys size"]]:
-        """What is compared with what."""
+        """Projects and gates queries and keys."""
         queries, keys = project_tokens(self.query, x, index), project_tokens(self.key, context, context_index)
         if gates is not None:
             queries, keys = queries * gates.queries.unsqueeze(1), keys * gates.keys.unsqueeze(1)
         return self.split(queries), self.split(keys)
 
     def split(self, x: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch heads tokens size"]:
-        """Features as heads."""
+        """Splits features into heads."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def weights(
@@ -93,14 +93,14 @@ class Attention(nn.Module):
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """How much each query attends to each key; dropout is left out."""
+        """The attention weights, without dropout."""
         return compute_attention_weights(*self.queries_and_keys(x, context, gates, index, context_index), attended)
 
 
 def select_tokens(
     x: Float[Tensor, "batch tokens dim"], index: Index
 ) -> Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"]:
-    """The tokens of an index, one after the other, or all of them as they are."""
+    """Selects the tokens of an index as one flat sequence; all tokens without an index."""
     return x if index is None else x.flatten(0, 1).index_select(0, index)
 
 
@@ -110,7 +110,7 @@ def scatter_tokens(
     batch: int | torch.SymInt,
     tokens: int | torch.SymInt,
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Chosen tokens at their places again; the others are zero. Sizes are symbols while the network is exported."""
+    """Scatters selected tokens to their positions; the others are zero. Sizes are symbolic during export."""
     if index is None:
         return x
     return x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, index, x).view(batch, tokens, -1)
@@ -119,7 +119,7 @@ def scatter_tokens(
 def project_tokens(
     layer: nn.Module, x: Float[Tensor, "batch tokens dim"], index: Index
 ) -> Float[Tensor, "batch tokens inner"]:
-    """A layer of the tokens of an index; zero elsewhere."""
+    """Applies a layer to the tokens of an index; the others are zero."""
     return scatter_tokens(layer(select_tokens(x, index)), index, *x.shape[:2])
 
 
@@ -134,15 +134,15 @@ def compute_attention_weights(
 
 
 def make_key_mask(attended: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
-    """The keys of each sequence that can be attended to: all of them where everything is padding."""
+    """The keys that can be attended to; all keys of a sequence that is only padding."""
     return (attended | ~attended.any(1, keepdim=True))[:, None, None]
 
 
 def to_bool_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
-    """An attention mask as booleans: True, or 1 as in Hugging Face's tokenizers, where there is a token.
+    """Converts an attention mask to booleans: True, or 1 as in Hugging Face's tokenizers, for a token.
 
     Raises:
-        TypeError: It is neither boolean nor of integers.
+        TypeError: It is neither boolean nor integer.
         ValueError: An integer is neither 0 nor 1.
     """
     if attended is None or attended.dtype == torch.bool:
@@ -155,18 +155,18 @@ def to_bool_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward network; each is added to what it read, and the sum is normalised (BERT).
+    """Attention and a feed-forward network, each with a residual connection and post-normalization (BERT).
 
     Args:
-        dim: Features of the stream that this layer changes.
-        context_dim: Features of the stream that it attends to.
-        inner_dim: Features of queries, keys and values.
-        heads: Heads of attention.
+        dim: Width of the stream that this layer updates.
+        context_dim: Width of the stream that it attends to.
+        inner_dim: Width of queries, keys and values.
+        heads: Number of attention heads.
         intermediate: Units of the feed-forward network.
-        activation: Of the feed-forward network.
-        dropout: Of what is added to the stream.
-        attention_dropout: Of the attention weights.
-        norm_eps: Added to the variance in normalisation.
+        activation: Activation of the feed-forward network.
+        dropout: Dropout before each residual connection.
+        attention_dropout: Dropout of the attention weights.
+        norm_eps: Epsilon of layer normalization.
     """
 
     def __init__(
@@ -199,15 +199,15 @@ class TransformerLayer(nn.Module):
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """The stream after this layer.
+        """Returns the updated stream.
 
         Args:
-            x: The stream that this layer changes.
-            context: The stream that it attends to.
-            attended: Where `context` has tokens; None where nothing is padding.
-            gates: Of queries and keys, in dynamic attention.
-            index: The tokens of `x` to compute; the others come out as zeros. Padding costs nothing then.
-            context_index: Of `context`, all tokens that are attended to, or None.
+            x: Stream that this layer updates.
+            context: Stream that it attends to.
+            attended: Attention mask of `context`; None without padding.
+            gates: Gates of queries and keys, for dynamic attention.
+            index: Tokens of `x` to compute; the others are zeros. This skips padding.
+            context_index: All unpadded tokens of `context`, or None.
         """
         mixed = self.attention(x, context, attended, gates, index, context_index)
         changed = self.attention_norm(select_tokens(x, index) + self.dropout(mixed))
@@ -216,9 +216,9 @@ class TransformerLayer(nn.Module):
 
 
 class TextGates(nn.Module):
-    """What the caption says decides which features of regions are compared (`dynamic_attention` of the original code).
+    """Gates for the vision stream's attention, computed from the caption (`dynamic_attention` of the original code).
 
-    Departs from the original: a caption without words gives a mean of zero where the original divides by zero.
+    Departs from the original: a caption without tokens has a mean of zero, where the original divides by zero.
     """
 
     def __init__(self, text_dim: int, inner_dim: int) -> None:
@@ -239,12 +239,12 @@ class TextGates(nn.Module):
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batch heads queries keys"]]]:
-    """Collects the attention weights of every forward pass inside it, by the name of the attention module.
+    """Context manager that collects the attention weights of every forward pass, by module name.
 
-    Weights are computed a second time for it; a model outside of it computes nothing more than it must.
+    The weights are computed in addition to the forward pass; outside the context a model has no overhead.
 
     Args:
-        model: Any module with Attention in it.
+        model: Any module that contains Attention.
     """
     maps: dict[str, Tensor] = {}
 
@@ -265,7 +265,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batc
 
 
 def init_weights(module: nn.Module, deviation: float = 0.02) -> None:
-    """Weights from a normal distribution, biases of zero. The deviation is BERT's, and the original's."""
+    """Initializes weights from a normal distribution and biases with zero. The std is BERT's, and the original's."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=deviation)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,7 +1,7 @@
-"""ViLBERT: a stream of words and a stream of image regions that meet in co-attention (NeurIPS 2019, section 3.1).
+"""ViLBERT: a text stream and a vision stream with co-attention layers (NeurIPS 2019, section 3.1).
 
-The function is that of facebookresearch/vilbert-multi-task, proven by its own outputs on the same weights. Its
-`q_dense1` and `q_dense2`, which no output depends on, are not held.
+The function equals that of facebookresearch/vilbert-multi-task, verified with its outputs on the same weights. Its
+`q_dense1` and `q_dense2`, which no output depends on, are left out.
 """
 
 from functools import partial
@@ -29,10 +29,10 @@ from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 
 
 class CoAttention(nn.Module):
-    """One co-attention layer (ViLBERT, figure 2b): each stream queries the other.
+    """One co-attention layer (ViLBERT, figure 2b): each stream attends to the other.
 
-    Both directions read the streams as they came in; neither sees the other's update. Attention weights are dropped
-    out as the stream that is attended to has it, in the original too.
+    Both directions take the streams as they were before the layer; neither sees the other's update. The dropout of
+    attention weights is that of the stream that is attended to, as in the original.
     """
 
     def __init__(self, config: ViLBERTConfig) -> None:
@@ -42,7 +42,7 @@ class CoAttention(nn.Module):
         self.vision = make_co_attention_layer(vision, text, *joint)
 
     def forward(self, words: UnimodalEncoding, regions: UnimodalEncoding) -> tuple[Tensor, Tensor]:
-        """Words and regions after they met."""
+        """Returns the updated text and vision streams."""
         text = self.text(words.tokens, regions.tokens, regions.attended, None, words.chosen, regions.chosen)
         return text, self.vision(regions.tokens, words.tokens, words.attended, None, regions.chosen, words.chosen)
 
@@ -50,7 +50,7 @@ class CoAttention(nn.Module):
 def make_co_attention_layer(
     stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int
 ) -> TransformerLayer:
-    """A layer that changes one stream by what it finds in another."""
+    """A layer that updates one stream by attention to another."""
     return TransformerLayer(
         stream.dim,
         context.dim,
@@ -65,14 +65,14 @@ def make_co_attention_layer(
 
 
 def make_pooler(dim: int, joint_dim: int) -> nn.Sequential:
-    """Of the first token; BERT's is a tanh."""
+    """Pools the first token with a linear layer and ReLU; BERT's pooler uses tanh."""
     return nn.Sequential(nn.Linear(dim, joint_dim), nn.ReLU())
 
 
 class ViLBERT(nn.Module):
-    """Regions are features (or visual tokens) beside their locations; row 0 is the whole image.
+    """The two-stream model. Regions are features (or visual tokens) with locations; row 0 is the whole image.
 
-    `word_head`, `region_head` and `alignment_head` give the scores of the three pretext tasks.
+    `word_head`, `region_head` and `alignment_head` are the heads of the three pretraining tasks.
     """
 
     def __init__(self, config: ViLBERTConfig) -> None:
@@ -89,7 +89,7 @@ class ViLBERT(nn.Module):
             text.dropout,
             text.norm_eps,
         )
-        dropout = text.dropout  # the text's, in the original too
+        dropout = text.dropout  # the text stream's, as in the original
         self.region_embeddings = RegionEmbeddings(
             vision.dim, config.region_features, config.region_tokens, dropout, vision.norm_eps
         )
@@ -109,13 +109,13 @@ class ViLBERT(nn.Module):
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
         self.apply(partial(init_weights, deviation=config.initializer_range))
         dims = text.dim, vision.dim, config.contrastive_dim
-        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # changes no other weight
+        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # drawn last
         self.freeze()
 
     def freeze(self) -> None:
-        """Takes the frozen layers out of training, and with them what only they would carry a gradient to.
+        """Disables gradients of the frozen layers, and of everything below them that only they depend on.
 
-        Word embeddings still learn: they are the word head's weights.
+        Token embeddings are still trained: they are the weights of the token head.
         """
         text, vision = self.config.frozen_text_layers, self.config.frozen_vision_layers
         frozen = [*self.text_layers[:text], *self.vision_layers[:vision], *self.vision_gates[:vision]]
@@ -136,7 +136,7 @@ class ViLBERT(nn.Module):
         regions_attended: Mask,
         tasks: Int64[Tensor, "batch"] | None = None,
     ) -> ViLBERTOutput:
-        """Both streams. Masks are True (or 1) where there is a token, None where nothing is padding."""
+        """Encodes text and regions. Masks are True (or 1) for tokens that are not padding; None means no padding."""
         return self.join(
             self.text_prefix(words, segments, words_attended, tasks),
             self.vision_prefix(regions, locations, regions_attended),
@@ -150,9 +150,9 @@ class ViLBERT(nn.Module):
         tasks: Int64[Tensor, "batch"] | None = None,
         index: Index = None,
     ) -> UnimodalEncoding:
-        """The text stream up to the first co-attention layer: it does not depend on the image.
+        """The unimodal encoding of texts: the text stream up to the first co-attention layer, independent of the image.
 
-        With an index of the attended words, padding is not computed, here and in `join`.
+        With an index of the unpadded tokens, padding is not computed, here and in `join`.
         """
         assert tasks is None or index is None, "an index is of words without task tokens"
         if (tasks is not None) != (self.config.task_tokens > 0):
@@ -175,9 +175,10 @@ class ViLBERT(nn.Module):
         attended: Mask,
         index: Index = None,
     ) -> UnimodalEncoding:
-        """The vision stream up to where it depends on the text: the first co-attention layer, or dynamic attention.
+        """The unimodal encoding of images: the vision stream up to the first layer that depends on the text.
 
-        With an index of the attended regions, padding is not computed, here and in `join`.
+        That is the first co-attention layer, or the first layer with dynamic attention. With an index of the unpadded
+        regions, padding is not computed, here and in `join`.
         """
         frozen, first, attended = (
             self.config.frozen_vision_layers,
@@ -194,15 +195,15 @@ class ViLBERT(nn.Module):
 
     @property
     def vision_layers_before_text(self) -> int:
-        """How many layers of vision do not depend on the text."""
+        """Number of vision layers that do not depend on the text."""
         return 0 if self.config.dynamic_attention else self.config.first_meeting[0]
 
     def join(
         self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
     ) -> ViLBERTOutput:
-        """Everything from the first co-attention layer on, for pairs of prefixes.
+        """Runs all layers from the first co-attention layer on, for pairs of unimodal encodings.
 
-        Only the `wanted` tokens and the first ones come out of the last layers; the others are zeros.
+        Only the `wanted` tokens and the first ones are computed in the last layers; the others are zeros.
         """
         text, vision = self.met(text, vision)
         vision_done, text_done = self.last_meeting
@@ -215,7 +216,7 @@ class ViLBERT(nn.Module):
     def join_pooled(
         self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
-        """The `text` and `vision` of `join`, for less: the last layers are computed for the first tokens alone."""
+        """The `text` and `vision` of `join`; faster, since the last layers are only computed for the first tokens."""
         text, vision = self.met(text, vision)
         vision_done, text_done = self.last_meeting
         before = max(self.config.vision.layers - 1, vision_done)
@@ -230,13 +231,13 @@ class ViLBERT(nn.Module):
 
     @property
     def last_meeting(self) -> tuple[int, int]:
-        """How many layers of vision and of text stand before the last co-attention layer."""
+        """Number of vision layers and of text layers before the last co-attention layer."""
         if not self.config.schedule:
             return self.vision_layers_before_text, self.config.first_meeting[1]
         return self.config.schedule[-1][0], self.config.schedule[-1][1]
 
     def met(self, text: UnimodalEncoding, vision: UnimodalEncoding) -> tuple[UnimodalEncoding, UnimodalEncoding]:
-        """Text and vision after the last co-attention layer."""
+        """Both streams after the last co-attention layer."""
         vision_done, text_done = self.vision_layers_before_text, self.config.first_meeting[1]
         for i, (vision_layer, text_layer) in enumerate(self.config.schedule):
             text = text._replace(tokens=self.through_text(text, text_done, text_layer))
@@ -250,9 +251,9 @@ class ViLBERT(nn.Module):
     def through_text(
         self, text: UnimodalEncoding, start: int, stop: int, rows: int | None = None, last: Index = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Words through some of their own layers.
+        """Runs some layers of the text stream.
 
-        `rows` is how many of the first tokens are wanted of each, `last` what the last of these layers computes.
+        `rows` is the number of leading tokens to compute in the last of these layers, `last` its index of tokens.
         """
         x = text.tokens
         for i in range(start, stop):
@@ -269,7 +270,8 @@ class ViLBERT(nn.Module):
         rows: int | None = None,
         last: Index = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Regions through some of their own layers, which the text gates in dynamic attention; as `through_text`."""
+        """Runs some layers of the vision stream, gated by the text in dynamic attention; arguments as in
+        `through_text`."""
         x = vision.tokens
         for i in range(start, stop):
             gates: AttentionGates | None = (
@@ -282,12 +284,12 @@ class ViLBERT(nn.Module):
         return x
 
     def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
-        """Scores of every word at some places of the text stream."""
+        """Logits over the vocabulary at some positions of the text stream."""
         return self.word_scores(x, self.text_embeddings.words.weight)
 
 
 def load_vilbert(path: Path) -> ViLBERT:
-    """Reads a ViLBERT from a run's or a model's folder, in evaluation mode.
+    """Loads a ViLBERT from a run folder or model folder, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.

@@ -1,4 +1,4 @@
-"""Sizes of ViLBERT: the configuration, and those of the paper's models (ViLBERT, section 3.1)."""
+"""Configuration of ViLBERT, and the sizes of the paper's models (ViLBERT, section 3.1)."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ class StreamConfig:
     """The sizes of one stream.
 
     Args:
-        dim: Features of a token.
-        layers: Layers of its own, co-attention not counted.
-        heads: Heads of attention.
+        dim: Width of the stream.
+        layers: Number of layers, without co-attention layers.
+        heads: Number of attention heads.
         intermediate: Units of the feed-forward networks.
-        activation: Of the feed-forward networks.
-        dropout: Of what the layers add to the stream.
-        attention_dropout: Of the attention weights.
-        norm_eps: Added to the variance in normalisation.
+        activation: Activation of the feed-forward networks.
+        dropout: Dropout before each residual connection.
+        attention_dropout: Dropout of the attention weights.
+        norm_eps: Epsilon of layer normalization.
     """
 
     dim: int
@@ -34,7 +34,7 @@ class StreamConfig:
 
 
 def make_co_attention_schedule(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
-    """The paper's schedule: a co-attention layer before each of the last layers of text, and of the first of vision."""
+    """The paper's co-attention layers: one before each of the last text layers and of the first vision layers."""
     return tuple((i, text_layers - count + i) for i in range(count))
 
 
@@ -43,26 +43,26 @@ class ViLBERTConfig:
     """The defaults are the paper's base model with six co-attention layers.
 
     Args:
-        vocabulary: Words.
-        positions: Positions of words.
-        first_position: Position of the first word: 0 in BERT, 2 in RoBERTa.
-        segments: Kinds of text.
+        vocabulary: Size of the vocabulary.
+        positions: Number of text positions.
+        first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
+        segments: Number of segment types.
         text: Sizes of the text stream.
         vision: Sizes of the vision stream; its feed-forward network is as wide as the stream.
-        joint_dim: Features of queries, keys and values in co-attention, and of the pooled streams.
-        joint_heads: Heads of co-attention.
-        schedule: For each co-attention layer, the layers before which it stands: (of vision, of text).
-        region_features: Features of a region.
-        region_targets: Numbers that the region head gives.
-        fusion: How the pooled streams meet in the alignment head.
-        dynamic_attention: Attention between regions is gated by the text.
-        co_attention: Without it the streams never meet (the text stream is then a BERT).
-        task_tokens: Embeddings of tasks that stand after the first word; 0 for none (12-in-1).
-        frozen_text_layers: The first layers of text that keep their weights.
-        frozen_vision_layers: The first layers of vision that keep their weights.
-        region_tokens: Regions are visual tokens, so many of them, and not features; 0 for features.
-        initializer_range: Deviation of the first weights. 0.02 suits streams that are some 768 wide.
-        contrastive_dim: Features of the space of texts and images of the contrastive loss; 0 without it.
+        joint_dim: Width of queries, keys and values in co-attention, and of the pooled streams.
+        joint_heads: Number of attention heads of co-attention.
+        schedule: For each co-attention layer, the layers before which it is inserted: (of vision, of text).
+        region_features: Length of a region's feature.
+        region_targets: Number of outputs of the region head.
+        fusion: Fusion of the pooled streams in the alignment head.
+        dynamic_attention: Whether the text gates the attention between regions.
+        co_attention: Whether there are co-attention layers; without them the text stream is a BERT.
+        task_tokens: Number of task tokens, inserted after the first token; 0 for none (12-in-1).
+        frozen_text_layers: Number of first text layers that are frozen.
+        frozen_vision_layers: Number of first vision layers that are frozen.
+        region_tokens: Number of visual tokens if regions are visual tokens; 0 for features.
+        initializer_range: Std of the initial weights. 0.02 suits streams of width 768.
+        contrastive_dim: Width of the embedding space of the contrastive loss; 0 without it.
     """
 
     vocabulary: int = 30_522
@@ -102,14 +102,14 @@ class ViLBERTConfig:
 
     @property
     def first_meeting(self) -> tuple[int, int]:
-        """How many layers of vision and of text depend on nothing but their own stream."""
+        """Number of vision layers and of text layers that only depend on their own stream."""
         if not self.schedule:
             return self.vision.layers, self.text.layers
         return self.schedule[0][0], self.schedule[0][1]
 
 
 def make_base_config(count: int = 6) -> ViLBERTConfig:
-    """The paper's base models of 2, 4, 6 or 8 co-attention layers."""
+    """The paper's base models with 2, 4, 6 or 8 co-attention layers."""
     return ViLBERTConfig(vision=StreamConfig(1024, count, 8, 1024), schedule=make_co_attention_schedule(12, count))
 
 
@@ -125,10 +125,10 @@ def make_large_config(count: int = 6) -> ViLBERTConfig:
 def make_small_vilbert_config(
     vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512
 ) -> ViLBERTConfig:
-    """A model that learns on two cores: four layers of text, two of vision, two co-attention layers.
+    """A model that trains on two CPU cores: four text layers, two vision layers, two co-attention layers.
 
-    Narrow streams need larger first weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 it takes three times as many
-    steps until the two streams begin to meet.
+    Narrow streams need larger initial weights: 0.05 is to 128 what 0.02 is to 768. With 0.02 training takes three times
+    as many steps until co-attention contributes.
     """
     return ViLBERTConfig(
         vocabulary=vocabulary,

@@ -1,8 +1,8 @@
-"""Answers in equal numbers, so that who does not look at the picture cannot guess them.
+"""Balances answers, so that a text-only model cannot predict them.
 
-The words of a question give away its form: which places and sizes it names, and which of its words are equal. That is
-its cue. Kinds, colours and materials are interchangeable in crowds, so beyond its cue a question tells nothing of its
-answer; it is enough that each cue has each of its answers equally often.
+The text of a question reveals its form: the positions and sizes it mentions, and which of its words are equal. This is
+its cue. Kinds, colors and materials are interchangeable in crowds, so apart from its cue a question reveals nothing of
+its answer. It is sufficient that each cue has each of its answers equally often.
 """
 
 from collections import Counter
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_ANSWER_LEAD = 2  # how far an answer may run ahead of the rarest one of its cue
+MAX_ANSWER_LEAD = 2  # maximum lead of an answer over the rarest one of its cue
 
 
 class ImageStatement(NamedTuple):
-    """A sentence that may be asked or said about a picture, with its answer.
+    """A question or statement about an image, with its answer.
 
     Attributes:
         form: the kind of sentence.
         text: its words.
-        answer: what is right for this picture.
-        cue: all that the words give away.
-        answers: what could be right for other pictures, among them the answer.
+        answer: the correct answer for this image.
+        cue: all that the text reveals.
+        answers: the possible answers for other images, including the answer.
     """
 
     form: str
@@ -33,13 +33,13 @@ class ImageStatement(NamedTuple):
 
 
 class AnswerBalancer:
-    """Takes claims so that the answers of each cue stay equally frequent."""
+    """Selects statements so that the answers of each cue stay equally frequent."""
 
     def __init__(self) -> None:
         self.taken: Counter[tuple[str, str, str]] = Counter()
 
     def choose(self, claims: Sequence[ImageStatement], rng: np.random.Generator) -> ImageStatement | None:
-        """One of the claims whose answer is the most wanted, by chance; None when all would tip the balance."""
+        """A random statement among those with the rarest answer; None if all would exceed the balance limit."""
         ahead = [self._ahead(claim) for claim in claims]
         least = min(ahead, default=MAX_ANSWER_LEAD)
         if least >= MAX_ANSWER_LEAD:
@@ -50,6 +50,6 @@ class AnswerBalancer:
         return chosen
 
     def _ahead(self, claim: ImageStatement) -> int:
-        """By how much the claim's answer leads the rarest answer of its cue."""
+        """The lead of the statement's answer over the rarest answer of its cue."""
         rarest = min(self.taken[claim.form, claim.cue, answer] for answer in claim.answers)
         return self.taken[claim.form, claim.cue, claim.answer] - rarest

@@ -1,8 +1,8 @@
-"""One set of pictures, as COCO has them, for VQA v2, RefCOCO+ and Karpathy's captions.
+"""One set of images in the layout of COCO, for VQA v2, RefCOCO+ and Karpathy's captions.
 
 images/{train2014,val2014,test2015}/COCO_SPLIT_NUMBER.jpg, and boxes.jsonl for `prepare regions --boxes`
 vqa/            VQA v2 (synthetic/formats/vqa_set.py)
-refcoco+/       references to objects in the pictures of train2014 (synthetic/formats/refcoco_set.py)
+refcoco+/       referring expressions for the images of train2014 (synthetic/formats/refcoco_set.py)
 dataset_coco.json
 """
 
@@ -17,27 +17,27 @@ from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.scenes.world import Purpose
 
 COCO_SPLITS = ("train2014", "val2014", "test2015")
-KARPATHY_SPLITS = ("val", "val", "test", "test", "restval")  # of COCO's own validation pictures, in turn
+KARPATHY_SPLITS = ("val", "val", "test", "test", "restval")  # of COCO's validation images, in turn
 
 
 def assign_coco_split(index: int) -> str:
-    """Eight of ten pictures for training."""
+    """Eight of ten images for training."""
     return {8: "val2014", 9: "test2015"}.get(index % 10, "train2014")
 
 
 def list_coco_files(options: SynthesisOptions) -> list[str]:
-    """All pictures; their image ids are counted from 1."""
+    """All images; their image ids are counted from 1."""
     splits = map(assign_coco_split, range(options.scenes))
     return [f"{split}/COCO_{split}_{number:012d}.jpg" for number, split in enumerate(splits, start=1)]
 
 
 def list_coco_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the pictures."""
+    """The jobs that render the images."""
     return list_image_jobs(folder / "images", options.seed, Purpose.COCO, list_coco_files(options), options.side)
 
 
 def write_coco_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """All that is asked and said; returns what there is how often."""
+    """Write all questions, expressions and captions; returns the counts."""
     pictures = list_scene_images(options.seed, Purpose.COCO, list_coco_files(options), options.side)
     parts: dict[str, list[tuple[int, SceneImage]]] = {split: [] for split in COCO_SPLITS}
     for image_id, picture in enumerate(pictures, start=1):

@@ -1,10 +1,10 @@
-"""Acoustic scenes as the folders of DCASE: the 2013 challenge's two parts, and the TAU Urban Acoustic Scenes' fold.
+"""Acoustic scenes in the folders of DCASE: the 2013 challenge's two parts, and the fold of TAU Urban Acoustic Scenes.
 
-dcase2013/scenes_stereo/CLASS01.wav ... CLASS10.wav      to fit; scenes_stereo_testset/ likewise, to test
+dcase2013/scenes_stereo/CLASS01.wav ... CLASS10.wav      for training; scenes_stereo_testset/ likewise, for testing
 tau/audio/CLASS-CITY-LOCATION-SEGMENT-a.wav, tau/meta.csv, tau/evaluation_setup/fold1_{train,test,evaluate}.csv
 
-A scene is two things that sound together, from different sides, over any background noise. The ten pairs form a ring,
-so every thing is in two scenes and no single sound tells the scene. The names are the challenges' own.
+A scene is two objects that sound together, from different sides, over random background noise. The ten pairs form a
+ring. So every object is in two scenes, and no single object identifies the scene. The class names are the challenges'.
 """
 
 import csv
@@ -27,15 +27,15 @@ SCENES_2013 = ("bus", "busystreet", "office", "openairmarket", "park", "quietstr
     "tube", "tubestation")  # fmt: skip
 SCENES_TAU = ("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall",
     "street_pedestrian", "street_traffic", "tram")  # fmt: skip
-RECORDINGS_PER_SCENE = 10  # of each scene, in either part of 2013
+RECORDINGS_PER_SCENE = 10  # of each scene, in either part of DCASE 2013
 CITIES = ("barcelona", "helsinki", "london", "paris", "stockholm")
 TEST_CITIES = CITIES[3:]
-SEGMENTS_PER_LOCATION = 3  # of each location, all on one side of the split
+SEGMENTS_PER_LOCATION = 3  # of each location, all in one split
 SAMPLE_RATE_2013, SAMPLE_RATE_TAU = 44_100, 48_000
 
 
 class SceneRecording(NamedTuple):
-    """A file, the number of its scene, and whether it is for testing."""
+    """A file, the id of its scene, and whether it is for testing."""
 
     file: str
     scene: int
@@ -53,7 +53,7 @@ def list_recordings_2013() -> list[SceneRecording]:
 
 
 def list_recordings_tau() -> list[SceneRecording]:
-    """All files of the TAU layout: each city has its own locations, and is on one side of the split."""
+    """All files of the TAU layout: each city has its own locations, and is in one split."""
     return [
         SceneRecording(
             f"audio/{name}-{city}-{location}-{location * SEGMENTS_PER_LOCATION + segment}-a.wav",
@@ -67,23 +67,23 @@ def list_recordings_tau() -> list[SceneRecording]:
 
 
 def list_jobs_2013(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the sounds of the 2013 challenge."""
+    """The jobs that render the audio of the 2013 challenge."""
     return _list_recording_jobs(folder, options, Purpose.DCASE2013, list_recordings_2013(), SAMPLE_RATE_2013, "PCM_16")
 
 
 def list_jobs_tau(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the sounds of the TAU layout."""
+    """The jobs that render the audio of the TAU layout."""
     return _list_recording_jobs(folder, options, Purpose.TAU, list_recordings_tau(), SAMPLE_RATE_TAU, "PCM_24")
 
 
 def write_lists_2013(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """Nothing, since the names of the files tell all; returns what there is how often."""
+    """Writes nothing, since the file names contain everything; returns the counts."""
     del folder, options
     return {"sounds": len(list_recordings_2013())}
 
 
 def write_lists_tau(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """The tables, separated by tabs; returns what there is how often."""
+    """Write the tables, separated by tabs; returns the counts."""
     del options
     every = list_recordings_tau()
     named = [(recording.file, SCENES_TAU[recording.scene]) for recording in every]
@@ -134,7 +134,7 @@ def _write_recording(
 def render_scene(
     options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int
 ) -> Float[np.ndarray, "samples 2"]:
-    """Two things that sound together, each from its own side, equally loud on the whole."""
+    """Two objects that sound together, each from its own side, equally loud overall."""
     rng = np.random.default_rng((options.seed, int(purpose), index, int(RandomStream.MOMENT)))
     mixed = np.zeros((round(options.sound_seconds * rate), 2))
     side = float(rng.uniform(0.1, 0.4))

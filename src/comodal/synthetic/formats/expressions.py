@@ -1,7 +1,7 @@
-"""Words for one object of a crowd, in the manner of RefCOCO+: never where in the picture it is.
+"""Referring expressions for one object of a crowd, in the style of RefCOCO+: without its position in the image.
 
-Each expression fits one object and needs another one to find it: a thing beside which it is, others of its kind of
-which it is the largest or the smallest, or one whose colour it shares. The noun alone fits several objects.
+Each expression fits one object and needs another one to resolve it: an object next to it, others of its kind of which
+it is the largest or the smallest, or one with the same color. The noun alone fits several objects.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ WORDINGS = ("the {} {} the {}", "the {} that is {} the {}", "{} {} {}", "{} {} t
 def generate_expressions(
     target: SceneObject, things: Sequence[SceneObject], rng: np.random.Generator, count: int
 ) -> list[str]:
-    """Up to so many different expressions for an object, of as many forms as there are."""
+    """Up to this many different expressions for an object, of as many forms as there are."""
     forms = [list(form(target, things)) for form in (refer_by_position, refer_by_size, refer_by_color)]
     order = [forms[int(i)] for i in rng.permutation(len(forms)) if forms[int(i)]]
     chosen: list[str] = []
@@ -34,7 +34,7 @@ def generate_expressions(
 
 
 def refer_by_position(target: SceneObject, things: Sequence[SceneObject]) -> Iterator[str]:
-    """By its place beside another object; the noun fits something else too, elsewhere."""
+    """By its position relative to another object; the noun also fits an object elsewhere."""
     for noun in _list_shared_nouns(target, things):
         for anchor in things:
             if anchor is target:
@@ -56,7 +56,7 @@ def refer_by_size(target: SceneObject, things: Sequence[SceneObject]) -> Iterato
 
 
 def refer_by_color(target: SceneObject, things: Sequence[SceneObject]) -> Iterator[str]:
-    """As that one of its kind which has another object's colour."""
+    """As the only one of its kind with another object's color."""
     same = [thing for thing in things if thing.kind == target.kind and thing.colour == target.colour]
     if len(same) == 1 and len(select_fitting_objects(NounPhrase(target.kind), things)) > 1:
         for anchor in things:

@@ -1,4 +1,4 @@
-"""One set of pictures, as Flickr30k has them, for caption-based retrieval and SNLI-VE.
+"""One set of images in the layout of Flickr30k, for caption-based retrieval and SNLI-VE.
 
 flickr30k-images/NUMBER.jpg, and boxes.jsonl for `prepare regions --boxes`
 dataset_flickr30k.json, all_data_final_*.jsonline     captions (synthetic/formats/karpathy_files.py)
@@ -14,23 +14,23 @@ from comodal.synthetic.scenes.object_scenes import list_image_jobs, list_scene_i
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.scenes.world import Purpose
 
-FIRST_IMAGE_NUMBER = 1_000_092_795  # as Flickr's own numbers look
+FIRST_IMAGE_NUMBER = 1_000_092_795  # in the style of Flickr's ids
 
 
 def list_flickr30k_files(options: SynthesisOptions) -> list[str]:
-    """All pictures."""
+    """All images."""
     return [f"{FIRST_IMAGE_NUMBER + 7919 * index}.jpg" for index in range(options.scenes)]
 
 
 def list_flickr30k_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the pictures."""
+    """The jobs that render the images."""
     return list_image_jobs(
         folder / "flickr30k-images", options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side
     )
 
 
 def write_flickr30k_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """All that is said; returns what there is how often."""
+    """Write all captions and statements; returns the counts."""
     pictures = list_scene_images(options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side)
     captioned = [CaptionedImage(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in pictures]
     told = write_karpathy(folder / "dataset_flickr30k.json", "flickr30k", captioned)

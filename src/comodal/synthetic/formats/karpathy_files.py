@@ -17,7 +17,7 @@ VILBERT_LIST_NAMES = {"train": "train", "val": "val_set0", "test": "test_set0"}
 
 
 class CaptionedImage(NamedTuple):
-    """A picture in a split; `cocoid` is its number in COCO, if it is of COCO."""
+    """An image in a split; `cocoid` is its COCO id, if it is of COCO."""
 
     picture: SceneImage
     split: str
@@ -25,7 +25,7 @@ class CaptionedImage(NamedTuple):
 
 
 def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage]) -> list[list[str]]:
-    """The split file; returns the sentences of each picture."""
+    """Write the split file; returns the sentences of each image."""
     images: list[dict[str, Any]] = []
     told: list[list[str]] = []
     for number, (picture, split, cocoid) in enumerate(pictures):
@@ -43,7 +43,7 @@ def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage])
 
 
 def write_vilbert_lists(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> None:
-    """The same pictures as the original ViLBERT's lists for retrieval."""
+    """The same images as the original ViLBERT's lists for retrieval."""
     for split, name in VILBERT_LIST_NAMES.items():
         records = [
             {"sentences": list(said), "id": str(number), "img_path": PurePosixPath(picture.file).name}

@@ -1,10 +1,10 @@
-"""Sentences about two pictures as the files of NLVR2 (Suhr et al. 2019): true or false.
+"""Sentences about two images in the file format of NLVR2 (Suhr et al. 2019): true or false.
 
-{train,dev,test1}.json                             JSON Lines, though the name says otherwise
+{train,dev,test1}.json                             JSON Lines, despite the suffix
 images/train/DIRECTORY/train-SET-PAIR-img{0,1}.png, images/dev/dev-SET-PAIR-img{0,1}.png, ...
 
-Every sentence is written for a set of four pairs of pictures and is true of exactly two of them, so whoever reads it
-alone is right half of the time. It speaks of both pictures, or of two objects beside each other.
+Every sentence is written for a set of four image pairs and is true of exactly two of them, so a text-only model scores
+50 %. It refers to both images, or to the relative position of two objects.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ SENTENCE_NOUNS = [NounPhrase(kind) for kind in SOUNDING_KINDS + SILENT_KINDS] + 
 NUM_DIRECTORIES = 100
 NLVR2_SPLITS = ("train", "dev", "test1")
 Pair = tuple[Sequence[SceneObject], Sequence[SceneObject]]
-Sentence = tuple[str, Callable[[Pair], bool | None]]  # words, and whether they are true of a pair, if that is clear
+Sentence = tuple[str, Callable[[Pair], bool | None]]  # text, and whether it is true of a pair; None if ambiguous
 
 
 def assign_nlvr2_split(number: int) -> str:
@@ -45,7 +45,7 @@ def assign_nlvr2_split(number: int) -> str:
 
 
 def list_nlvr2_files(options: SynthesisOptions) -> list[str]:
-    """All pictures, in whole sets."""
+    """All images, in complete sets."""
     names = []
     for number in range(options.scenes // (2 * PAIRS_PER_SET)):
         split = assign_nlvr2_split(number)
@@ -57,12 +57,12 @@ def list_nlvr2_files(options: SynthesisOptions) -> list[str]:
 
 
 def list_nlvr2_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the pictures."""
+    """The jobs that render the images."""
     return list_image_jobs(folder / "images", options.seed, Purpose.NLVR2, list_nlvr2_files(options), options.side)
 
 
 def write_nlvr2_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """The sentences; returns what there is how often."""
+    """Write the sentences; returns the counts."""
     pictures = list_scene_images(options.seed, Purpose.NLVR2, list_nlvr2_files(options), options.side)
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in NLVR2_SPLITS}
     for number in range(len(pictures) // (2 * PAIRS_PER_SET)):
@@ -97,7 +97,7 @@ def generate_nlvr2_examples(number: int, pictures: Sequence[SceneImage]) -> list
 
 
 def _make_example_info(split: str, number: int, pictures: Sequence[SceneImage], label: str) -> dict[str, Any]:
-    """What the official files tell besides."""
+    """The remaining fields of the official files."""
     left, right = (Path(picture.file).name for picture in pictures)
     about: dict[str, Any] = {"left_url": left, "right_url": right, "writer": "0", "validation": {"1": label}}
     about |= {"synset": "playground", "query": "playground"}
@@ -130,7 +130,7 @@ def claim_only_one(_: Sequence[Pair]) -> Iterator[Sentence]:
 
 
 def claim_pair_position(pairs: Sequence[Pair]) -> Iterator[Sentence]:
-    """The words are about what the left pictures hold, so that they are true of some."""
+    """The attributes are taken from objects of the left images, so that the text can be true."""
     said = sorted({(a.colour, b.kind) for left, _ in pairs for a in left for b in left if a is not b})
     for colour, kind in said:
         for where in RELATIVE_POSITIONS:
@@ -152,7 +152,7 @@ def _has_holding_images(noun: NounPhrase, images: int, pair: Pair) -> bool:
 
 
 def _has_position(first: NounPhrase, where: str, second: NounPhrase, pair: Pair) -> bool | None:
-    """True where it is clear of some two objects, false where it is clearly not so of any."""
+    """True if it is clearly true of some two objects, false if it is clearly true of none."""
     places = [
         compare_positions(one, other)
         for things in pair

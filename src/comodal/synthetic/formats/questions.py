@@ -1,8 +1,8 @@
-"""Questions about crowds in the manner of VQA v2, each of which needs the picture and more than one of its objects.
+"""Questions about crowds in the style of VQA v2; each needs the image and more than one of its objects.
 
-Ten forms: the colour, the material or the kind of what is beside something; how many; is there; are there more; is it
-of the same colour; is it larger. A question is asked only where its answer is beyond doubt, and where leaving out the
-place would leave it open.
+Ten forms: the color, the material or the kind of an object at a relative position; how many; is there; are there more;
+is it of the same color; is it larger. A question is only asked if its answer is unambiguous, and if it would be
+ambiguous without the position.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ def generate_questions(
 
 
 def classify_answers(answers: tuple[str, ...]) -> str:
-    """As VQA v2 sorts its answers."""
+    """The answer type, as in VQA v2."""
     return {YES_NO: "yes/no", COUNT_ANSWERS: "number"}.get(answers, "other")
 
 
@@ -59,7 +59,9 @@ def add_article(noun: NounPhrase) -> str:
 def _list_position_phrases(
     things: Sequence[SceneObject], nouns: Sequence[NounPhrase]
 ) -> Iterator[tuple[NounPhrase, str, NounPhrase, list[SceneObject], list[SceneObject]]]:
-    """All that can be said with a place: noun, place, name beside it, what is there, and what the noun may mean."""
+    """All phrases with a relative position: noun, position, anchor, the object there, and the objects that the noun
+    fits.
+    """
     for anchor in things:
         for name in list_unambiguous_nouns(anchor, things):
             for noun in nouns:
@@ -69,7 +71,7 @@ def _list_position_phrases(
 
 
 def _make_cue(noun: NounPhrase, where: str, name: NounPhrase) -> str:
-    """What is said, and which of its words are equal."""
+    """The attributes that are mentioned, and which of the words are equal."""
     return f"{noun.says} {where} {name.says} {noun.kind == name.kind} {noun.colour == name.colour}"
 
 
@@ -82,7 +84,7 @@ def _list_color_nouns(things: Sequence[SceneObject]) -> list[NounPhrase]:
 
 
 def ask_color_beside(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
-    """The answer is never a colour that the question names, which the other objects of a picture would make likely."""
+    """The answer is never a color that the question names, which the other objects of an image would make likely."""
     for noun, where, name, found, candidates in _list_position_phrases(things, _list_kind_nouns(things)):
         colours = {thing.colour for thing in candidates}
         if len(found) == 1 and len(colours) > 1 and found[0].colour != name.colour:
@@ -129,7 +131,7 @@ def ask_count_beside(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
 
 
 def ask_existence(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
-    """The colour and the kind are there in any case; the question is whether together."""
+    """The color and the kind both occur in any case; the question is whether on the same object."""
     for colour in _list_color_nouns(things):
         for kind in _list_kind_nouns(things):
             noun = NounPhrase(kind.kind, colour.colour)
@@ -138,7 +140,7 @@ def ask_existence(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
 
 
 def ask_existence_beside(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
-    """What is asked for is there in any case; the question is whether at this place."""
+    """The object occurs in any case; the question is whether at this position."""
     for noun, where, name, found, _ in _list_position_phrases(
         things, [*_list_kind_nouns(things), *_list_color_nouns(things)]
     ):

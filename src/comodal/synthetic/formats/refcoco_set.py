@@ -1,9 +1,9 @@
-"""Expressions for objects as the files of RefCOCO+ (Kazemzadeh et al. 2014, Yu et al. 2016).
+"""Referring expressions in the file format of RefCOCO+ (Kazemzadeh et al. 2014, Yu et al. 2016).
 
 refcoco+/refs(unc).p      a pickle (protocol 2) of plain lists and dicts: references to objects, with their sentences
-refcoco+/instances.json   images, boxes (left, top, width, height) and categories, as COCO has them
+refcoco+/instances.json   images, boxes (left, top, width, height) and categories, as in COCO
 
-As in the original all pictures are of COCO's train2014, whichever split of the references they are in. In testA the
+As in the original, all images are of COCO's train2014, whichever split of the references they are in. In testA the
 object is of a kind that can sound (there: people), in testB of a silent one (there: everything else).
 """
 
@@ -20,12 +20,12 @@ from comodal.synthetic.scenes.object_scenes import SceneImage, SceneObject, comp
 from comodal.synthetic.scenes.world import SILENT_KINDS, SOUNDING_KINDS, RandomStream
 
 CATEGORY_IDS = {kind: number for number, kind in enumerate(SOUNDING_KINDS + SILENT_KINDS, start=1)}
-MAX_OBJECTS_PER_IMAGE = 100  # an object's annotation id is its image id times this, and its place
-MAX_REFERENCES, MAX_REFERENCE_SENTENCES = 3, 3  # at most, of a picture and of a reference
+MAX_OBJECTS_PER_IMAGE = 100  # an object's annotation id is its image id times this, plus its index
+MAX_REFERENCES, MAX_REFERENCE_SENTENCES = 3, 3  # maximum, of an image and of a reference
 
 
 def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], side: int) -> int:
-    """Both files for these image ids and pictures; returns how many sentences there are."""
+    """Both files for these image ids and images; returns the number of sentences."""
     references: list[dict[str, Any]] = []
     sentences = 0
     for place, (image_id, picture) in enumerate(numbered):
@@ -36,20 +36,20 @@ def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], s
                 sentences += 1
             reference["sent_ids"] = [sentence["sent_id"] for sentence in reference["sentences"]]
             references.append(reference)
-    # Once through JSON, since the bytes of a pickle tell which values are one object and which are merely equal.
+    # Copied through JSON, because the bytes of a pickle depend on which equal values are the same object.
     write_bytes_atomically(folder / "refs(unc).p", pickle.dumps(json.loads(json.dumps(references)), protocol=2))
     write_bytes_atomically(folder / "instances.json", encode_json(build_instances(numbered, side)))
     return sentences
 
 
 def assign_refcoco_split(thing: SceneObject, place: int) -> str:
-    """Of ten pictures, eight are for training, one for validation and one for both tests."""
+    """Of ten images, eight are for training, one for validation and one for both tests."""
     test = "testA" if thing.kind in SOUNDING_KINDS else "testB"
     return {8: "val", 9: test}.get(place % 10, "train")
 
 
 def generate_references(picture: SceneImage, image_id: int, place: int) -> list[dict[str, Any]]:
-    """The references to some of a picture's objects, without the running numbers of the whole set."""
+    """The references to some of an image's objects, without the ids of the whole set."""
     rng = picture.world.generator(RandomStream.EXPRESSIONS)
     found: list[dict[str, Any]] = []
     for number in rng.permutation(len(picture.things)):
@@ -71,7 +71,7 @@ def generate_references(picture: SceneImage, image_id: int, place: int) -> list[
 
 
 def build_instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
-    """All pictures with all their objects, as COCO has them."""
+    """All images with all their objects, as in COCO."""
     images, annotations = [], []
     for image_id, picture in numbered:
         name = Path(picture.file).name

@@ -1,10 +1,10 @@
-"""Statements about pictures as the files of SNLI-VE (Xie et al. 2019): entailment, neutral or contradiction.
+"""Statements about images in the file format of SNLI-VE (Xie et al. 2019): entailment, neutral or contradiction.
 
 snli_ve_{train,dev,test}.jsonl
 
-A statement says something of "the ball". Where the one ball of a picture is like that, it is entailed; where it is
-otherwise, contradicted; where there is no ball to be seen, nobody can tell from the picture: neutral. Each of the three
-is equally frequent for each form, so the words alone tell nothing.
+A statement is about a kind of object, such as "the ball". If the only ball of an image matches, the label is
+entailment; if it does not match, contradiction; if the image has no ball, neutral. The labels are balanced for each
+form, so the text alone is uninformative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ SNLI_VE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
 
 
 def write_statements(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> int:
-    """The three files for pictures with their sentences; returns how many statements there are."""
+    """The three files for images with their sentences; returns the number of statements."""
     total = 0
     for split, name in SNLI_VE_SPLITS.items():
         balance = AnswerBalancer()
@@ -44,7 +44,7 @@ def write_statements(folder: Path, pictures: Sequence[CaptionedImage], told: Seq
 
 
 def generate_statements(picture: SceneImage, said: Sequence[str], balance: AnswerBalancer) -> list[dict[str, Any]]:
-    """One statement of each form, beside one of the picture's sentences, which stands where SNLI has its premise."""
+    """One statement of each form, with one of the image's sentences, in place of SNLI's premise."""
     rng = picture.world.generator(RandomStream.STATEMENTS)
     records: list[dict[str, Any]] = []
     for form in STATEMENT_FORMS:
@@ -80,7 +80,7 @@ def _split_sentence(sentence: str) -> list[str]:
 
 
 def _bracket_words(words: list[str]) -> str:
-    """A tree that branches to the right: enough for a file's shape, and nobody reads it."""
+    """A right-branching tree, to fill the parse field of the file format."""
     return f"{''.join(f'( {word} ' for word in words[:-1])}{words[-1]}{' )' * (len(words) - 1)}"
 
 
@@ -97,7 +97,7 @@ def state_color(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
 
 
 def state_position(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
-    """The ball is left of the drum, which is there."""
+    """The ball is left of the drum, which is in the image."""
     for kind, anchor in _list_kind_pairs(things):
         found = select_fitting_objects(NounPhrase(kind), things)
         places = [compare_positions(thing, anchor) for thing in found]
@@ -108,7 +108,7 @@ def state_position(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
 
 
 def state_same_color(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
-    """The ball has the same color as the drum, which is there."""
+    """The ball has the same color as the drum, which is in the image."""
     for kind, anchor in _list_kind_pairs(things):
         found = select_fitting_objects(NounPhrase(kind), things)
         text = f"The {kind} has the same color as the {anchor.kind}."
@@ -116,7 +116,7 @@ def state_same_color(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
 
 
 def _list_kind_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[str, SceneObject]]:
-    """A kind of which there is one at most, and another kind of which there is exactly one."""
+    """A kind with at most one object, and another kind with exactly one."""
     for anchor in things:
         if len(select_fitting_objects(NounPhrase(anchor.kind), things)) == 1:
             for kind in SOUNDING_KINDS + SILENT_KINDS:

@@ -1,6 +1,6 @@
-"""The playground's worlds as the files of other people's data sets, each set in a folder of its name.
+"""Task data sets in the official file formats, from the synthetic worlds; each set in a folder of its name.
 
-Whoever has the original can lay it beside: the file names, columns and fields are the same.
+File names, columns and fields are those of the original data sets.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Job = Callable[[], None]
 
 
 class TaskSet(NamedTuple):
-    """How one set is made: many files that need nothing of each other, then the lists of all of them."""
+    """How one set is made: many independent files, then the lists of all of them."""
 
     jobs: Callable[[Path, SynthesisOptions], list[Job]]
     write_lists: Callable[[Path, SynthesisOptions], dict[str, int]]
@@ -34,7 +34,7 @@ TASK_SETS = {
 
 
 def select_task_sets(tasks: Sequence[str]) -> list[str]:
-    """The sets of these names, "all" being all of them.
+    """The sets of these names; "all" selects all of them.
 
     Raises:
         ValueError: there is no set of such a name.
@@ -46,12 +46,12 @@ def select_task_sets(tasks: Sequence[str]) -> list[str]:
 
 
 def list_unfinished_sets(folder: Path, names: Sequence[str]) -> list[str]:
-    """Those that are not finished."""
+    """The sets that are not finished."""
     return [name for name in names if not _get_info_path(folder, name).exists()]
 
 
 def finish_task_set(folder: Path, options: SynthesisOptions, name: str) -> None:
-    """Write the lists of a set, and last its about.json, which says that all is there."""
+    """Write the lists of a set, and last its about.json, which marks it as complete."""
     counts = TASK_SETS[name].write_lists(folder / name, options)
     write_bytes_atomically(
         _get_info_path(folder, name), encode_json({"kind": "playground task set", "set": name, **counts})

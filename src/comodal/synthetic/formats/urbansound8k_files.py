@@ -1,10 +1,10 @@
-"""Sounds of worlds as UrbanSound8K (Salamon et al. 2014): ten folds that must not be shuffled, files of all sorts.
+"""Audio of worlds in the layout of UrbanSound8K (Salamon et al. 2014): ten fixed folds, mixed audio formats.
 
 metadata/UrbanSound8K.csv          slice_file_name,fsID,start,end,salience,fold,classID,class
 audio/fold1/ ... audio/fold10/     FSID-CLASSID-OCCURRENCE-SLICE.wav
 
 All slices of one recording are in one fold. Sample rates, bit depths, channels and lengths are mixed, as in the
-original. The classes are the playground's own.
+original. The classes are those of the synthetic world.
 """
 
 import csv
@@ -31,7 +31,7 @@ AUDIO_ENCODINGS = ((44_100, "PCM_16"), (48_000, "PCM_24"), (96_000, "PCM_24"), (
 
 
 class RecordingSlice(NamedTuple):
-    """A part of a recording, between two of its times in samples of `rate`."""
+    """A part of a recording, between two times in samples of `rate`."""
 
     recording: int
     number: int
@@ -51,7 +51,7 @@ class RecordingSlice(NamedTuple):
 
 
 def list_slices(options: SynthesisOptions) -> list[RecordingSlice]:
-    """All slices: each fold has one recording of each kind, and more when there are many sounds."""
+    """All slices: each fold has one recording of each kind, and more when there are many slices."""
     recordings = URBANSOUND8K_FOLDS * len(SOUNDING_KINDS)
     found = []
     for recording in range(recordings):
@@ -67,12 +67,12 @@ def list_slices(options: SynthesisOptions) -> list[RecordingSlice]:
 
 
 def list_urbansound8k_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the sounds."""
+    """The jobs that render the audio."""
     return [partial(_write_slice, folder, options, piece) for piece in list_slices(options)]
 
 
 def write_urbansound8k_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """The table; returns what there is how often."""
+    """Write the table; returns the counts."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(METADATA_COLUMNS)
@@ -98,7 +98,7 @@ def write_urbansound8k_lists(folder: Path, options: SynthesisOptions) -> dict[st
 
 
 def _make_freesound_id(recording: int) -> int:
-    """As Freesound's own numbers look."""
+    """An id in the style of Freesound."""
     return 100_032 + 61 * recording
 
 

@@ -1,11 +1,12 @@
-"""Questions with a choice of answers and of reasons as the files of VCR (Zellers et al. 2019).
+"""Multiple-choice questions with answers and rationales in the file format of VCR (Zellers et al. 2019).
 
-{train,val,test}.jsonl                    the test without the right answers
-vcr1images/MOVIE/NAME.jpg, NAME.json      a picture, and the boxes, outlines and names of what is in it
+{train,val,test}.jsonl                    the test split without the correct answers
+vcr1images/MOVIE/NAME.jpg, NAME.json      an image, and the boxes, outlines and names of its objects
 
-The four choices are all combinations of two statements, each right or wrong, or all four places; the wrong word is
-drawn as the right one is. So each word stands in two of the four choices, and the choices alone tell nothing. Objects
-are named by tags, which ViLBERT reads as the names of their kinds: only those that are alone of their kind are tagged.
+The four choices are all combinations of two statements, each correct or incorrect, or all four positions; incorrect
+words are drawn from the same distribution as correct ones. So each word occurs in two of the four choices, and the
+choices alone are uninformative. Objects are named by tags, which ViLBERT reads as the names of their kinds: only
+objects that are the only one of their kind are tagged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,12 +46,12 @@ from comodal.synthetic.scenes.world import (
 )
 
 VCR_SPLITS = ("train", "val", "test")
-MAX_QUESTIONS_PER_FORM = 2  # questions of a picture, at most
+MAX_QUESTIONS_PER_FORM = 2  # maximum number of questions of an image
 TaggedTokens = list[str | list[int]]
 
 
 class AnswerChoice(NamedTuple):
-    """Four sentences and which of them is right."""
+    """Four sentences and the index of the correct one."""
 
     sentences: list[TaggedTokens]
     label: int
@@ -68,7 +69,7 @@ def assign_vcr_split(index: int) -> str:
 
 
 def list_vcr_files(options: SynthesisOptions) -> list[str]:
-    """Pictures of a movie are all in one split."""
+    """All images; those of a movie are in one split."""
     names = []
     for index in range(options.scenes):
         movie, second = f"{1000 + index // 600 * 10 + index % 10}_PLAYGROUND", index // 10 % 60
@@ -77,14 +78,14 @@ def list_vcr_files(options: SynthesisOptions) -> list[str]:
 
 
 def list_vcr_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
-    """What makes the pictures and their metadata."""
+    """The jobs that render the images and write their metadata."""
     every = list_vcr_files(options)
     described = [partial(_write_metadata, folder / "vcr1images" / file, options, i) for i, file in enumerate(every)]
     return [*list_image_jobs(folder / "vcr1images", options.seed, Purpose.VCR, every, options.side), *described]
 
 
 def write_vcr_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
-    """The questions; returns what there is how often."""
+    """Write the questions; returns the counts."""
     pictures = list_scene_images(options.seed, Purpose.VCR, list_vcr_files(options), options.side)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in VCR_SPLITS}
     images = dict.fromkeys(VCR_SPLITS, 0)
@@ -103,7 +104,7 @@ def write_vcr_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
 
 
 def generate_vcr_questions(picture: SceneImage) -> list[VCRQuestion]:
-    """Some questions of each form that the picture allows, in random order."""
+    """Some questions of each form that the image allows, in random order."""
     rng = picture.world.generator(RandomStream.QUESTIONS)
     found: list[VCRQuestion] = []
     for form in VCR_FORMS:
@@ -113,7 +114,7 @@ def generate_vcr_questions(picture: SceneImage) -> list[VCRQuestion]:
 
 
 def ask_position(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
-    """Where one thing is beside another, and, so that one may be sure, the colours of both."""
+    """The position of one object relative to another; the rationale names the colors of both."""
     for first, second in _list_color_pairs(things):
         right = compare_positions(things[first], things[second])
         if right is not None:
@@ -128,7 +129,7 @@ def ask_position(things: Sequence[SceneObject], rng: np.random.Generator) -> Ite
 
 
 def ask_appearance(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
-    """The colours of two things; then where the first is and what it is made of."""
+    """The colors of two objects; the rationale names the position and the material of the first."""
     for first, second in _list_color_pairs(things):
         right = compare_positions(things[first], things[second])
         if right is not None:
@@ -144,7 +145,7 @@ def ask_appearance(things: Sequence[SceneObject], rng: np.random.Generator) -> I
 
 
 def ask_neighbor(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
-    """What is beside a thing; then what that thing looks like."""
+    """The object next to another; the rationale describes it."""
     for number in _list_unique_objects(things):
         anchor = things[number]
         for beside, found in (group_by_position(NounPhrase(), anchor, things) or {}).items():
@@ -173,7 +174,7 @@ VCR_FORMS: tuple[Callable[[Sequence[SceneObject], np.random.Generator], Iterator
 
 
 def _list_unique_objects(things: Sequence[SceneObject]) -> list[int]:
-    """The places of the things that are alone of their kinds."""
+    """The indices of the objects that are the only one of their kind."""
     return [
         number
         for number, thing in enumerate(things)
@@ -182,8 +183,9 @@ def _list_unique_objects(things: Sequence[SceneObject]) -> list[int]:
 
 
 def _list_color_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
-    """Any two of them of different colours, in both orders: objects of one picture tend to share their colours, so two
-    equal words among the choices would give themselves away."""
+    """All ordered pairs of objects of different colors. Objects of one image often share their colors, so two equal
+    words among the choices would reveal the answer.
+    """
     for first, second in permutations(_list_unique_objects(things), 2):
         if things[first].colour != things[second].colour:
             yield first, second
@@ -192,7 +194,7 @@ def _list_color_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]
 def _describe_colors(
     things: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator
 ) -> list[TaggedTokens]:
-    """The colours of two things in words, and the same with one or both of them wrong: four different colours."""
+    """The colors of two objects in words, and the same with one or both of them incorrect: four different colors."""
     one, other, wrong_one, wrong_other = _add_two_colors(things[first].colour, things[second].colour, rng)
     return [
         _join_sentence([first], "is", first_colour, "and", [second], "is", second_colour)
@@ -202,13 +204,13 @@ def _describe_colors(
 
 
 def _add_two_colors(one: str, other: str, rng: np.random.Generator) -> tuple[str, str, str, str]:
-    """Two colours, and two that are neither."""
+    """Two colors, and two others."""
     third, fourth = rng.choice([colour for colour in OBJECT_COLORS if colour not in (one, other)], 2, replace=False)
     return one, other, str(third), str(fourth)
 
 
 def _add_wrong_word(word: str, words: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
-    """The right word and a wrong one."""
+    """The correct word and an incorrect one."""
     return word, str(rng.choice([other for other in words if other != word]))
 
 
@@ -221,13 +223,13 @@ def _join_sentence(*parts: str | list[int]) -> TaggedTokens:
 
 
 def _shuffle_choices(sentences: list[TaggedTokens], rng: np.random.Generator) -> AnswerChoice:
-    """The sentences, of which the first is right, in random order."""
+    """The sentences, of which the first is correct, in random order."""
     order = [int(i) for i in rng.permutation(len(sentences))]
     return AnswerChoice([sentences[i] for i in order], order.index(0))
 
 
 def _make_vcr_row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, Any]:
-    """A line of the file, without what numbers it."""
+    """A line of the file, without its ids."""
     question, answers, rationales = riddle
     row: dict[str, Any] = {
         "movie": picture.file.split("/")[0].removeprefix("lsmdc_"),
@@ -251,13 +253,13 @@ def _make_vcr_row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> di
 
 
 def _format_annotation(words: TaggedTokens) -> str:
-    """As the annotators typed it, who counted objects from 1."""
+    """In the style of the annotators, who counted objects from 1."""
     text = " ".join(word if isinstance(word, str) else str(word[0] + 1) for word in words)
     return text.replace(" .", ".").replace(" ?", "?")
 
 
 def _write_metadata(image: Path, options: SynthesisOptions, index: int) -> None:
-    """Boxes with a detector's score, outlines, names and the picture's size, in the file beside a picture."""
+    """Write boxes with a detector's score, outlines, names and the image's size, in the file next to an image."""
     path = image.with_suffix(".json")
     if not path.exists():
         world = make_crowd(options.seed, Purpose.VCR, index)

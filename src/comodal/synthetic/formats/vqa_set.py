@@ -1,9 +1,9 @@
-"""Questions about pictures as the files of VQA v2 (Goyal et al. 2017): questions, and ten answers to each.
+"""Questions about images in the file format of VQA v2 (Goyal et al. 2017): questions, and ten answers to each.
 
 v2_OpenEnded_mscoco_{train2014,val2014,test2015,test-dev2015}_questions.json
-v2_mscoco_{train2014,val2014}_annotations.json     nobody has those of the test, whose answers go to a server
+v2_mscoco_{train2014,val2014}_annotations.json     test annotations are not written, as in VQA v2
 
-Ten annotators answer; now and then one is mistaken, and says "maybe" or "no" when asked whether they are sure.
+Ten simulated annotators answer. Some answers are wrong, with a lower confidence ("maybe" or "no").
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from comodal.synthetic.scenes.world import RandomStream
 
 NUM_ANNOTATORS = 10
 MISTAKE_FRACTION = 0.06
-MAX_MISTAKES = 3  # so that the right answer stays the most common one, and full marks need it
-CORRECT_CONFIDENCES, MISTAKE_CONFIDENCES = (0.85, 0.13, 0.02), (0.3, 0.5, 0.2)  # chances of yes, maybe, no
+MAX_MISTAKES = 3  # so that the correct answer stays the most common one and is needed for full accuracy
+CORRECT_CONFIDENCES, MISTAKE_CONFIDENCES = (0.85, 0.13, 0.02), (0.3, 0.5, 0.2)  # probabilities of yes, maybe, no
 VQA_FILE_INFO = {
     "info": {"description": "Questions about comodal's playground in the format of VQA v2.0.", "version": "2.0"},
     "license": {"url": "", "name": ""},
@@ -31,7 +31,7 @@ VQA_FILE_INFO = {
 
 
 def write_vqa(folder: Path, parts: dict[str, list[tuple[int, SceneImage]]]) -> int:
-    """The files of all splits, each of image ids and pictures; returns how many questions there are."""
+    """The files of all splits, each of image ids and images; returns the number of questions."""
     total = 0
     for split, numbered in parts.items():
         questions, annotations = build_vqa_questions(numbered)
@@ -50,7 +50,7 @@ def write_vqa(folder: Path, parts: dict[str, list[tuple[int, SceneImage]]]) -> i
 def build_vqa_questions(
     numbered: Sequence[tuple[int, SceneImage]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions and annotations of one split; each split is balanced for itself."""
+    """Questions and annotations of one split; each split is balanced separately."""
     questions, annotations = [], []
     balance = AnswerBalancer()
     for image_id, picture in numbered:
@@ -72,7 +72,7 @@ def build_vqa_questions(
 
 
 def simulate_answers(claim: ImageStatement, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """What ten people say."""
+    """The answers of ten simulated annotators."""
     mistaken = set(np.flatnonzero(rng.random(NUM_ANNOTATORS) < MISTAKE_FRACTION)[:MAX_MISTAKES].tolist())
     others = [answer for answer in claim.answers if answer != claim.answer]
     answers = []

@@ -1,7 +1,7 @@
-"""The sounds of a world: each note of each object, then the room, the microphone's tone and the background noise.
+"""Renders the audio of a world: each note of each object, then the room, the microphone's response and noise.
 
-A timbre is a list of partials (ratio to the pitch, amplitude) chosen by the material and by chance, never by the kind;
-the kind only shapes the notes (`world.RHYTHMS`) and their envelope.
+A timbre is a list of partials (ratio to the pitch, amplitude) chosen by the material and at random, never by the kind.
+The kind only determines the notes (`world.RHYTHMS`) and their envelope.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ ATTACK_SECONDS = 0.004
 
 
 def render_world_audio(world: World, sample_rate: int) -> Samples:
-    """The whole sound of a world, mono, between -1 and 1."""
+    """The whole audio of a world, mono, between -1 and 1."""
     rng = world.generator(RandomStream.SOUND)
     count = round(world.seconds * sample_rate)
     sound = np.zeros(count)
@@ -74,18 +74,18 @@ def compute_envelope(kind: str, progress: Samples, seconds: float) -> Samples:
 
 
 def _make_smooth_noise(rng: np.random.Generator, count: int, sample_rate: int, hertz: float) -> Samples:
-    """Noise that changes no faster than `hertz`, of standard deviation 1."""
+    """Noise that changes no faster than `hertz`, with std 1."""
     knots = rng.standard_normal(int(count / sample_rate * 2 * hertz) + 2)
     return np.interp(np.arange(count) / sample_rate * 2 * hertz, np.arange(len(knots)), knots)
 
 
 def _apply_filter(sound: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
-    """The sound with each frequency of its transform multiplied; the end runs into the beginning, as in a loop."""
+    """The waveform with each frequency of its transform multiplied; circular, as in a loop."""
     return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
 
 
 def _add_room(sound: Samples, background: Background, rng: np.random.Generator, sample_rate: int) -> Samples:
-    """An exponentially dying echo, then a tilt and one broad peak or dip of the microphone."""
+    """An exponentially decaying echo, then a tilt and one broad peak or dip of the microphone."""
     count = len(sound)
     times = np.arange(count) / sample_rate
     tail = rng.standard_normal(count) * np.exp(-6.9 * times / background.echo_seconds)  # -60 dB after echo_seconds

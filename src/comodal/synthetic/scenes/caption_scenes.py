@@ -1,4 +1,4 @@
-"""Pictures with captions and the boxes of what is in them: several objects each, all of them told apart by words.
+"""Images with captions and the boxes of their objects: several objects each, all of them distinguishable by words.
 
 scenes/images/NUMBER.jpg
 scenes/captions.jsonl      image, captions, split: a source for `comodal train vilbert`
@@ -18,19 +18,19 @@ from comodal.synthetic.scenes.world import make_scene
 
 
 def write_scene_image(folder: Path, seed: int, index: int, side: int) -> None:
-    """The picture of one scene, unless it is there."""
+    """Write the image of one scene, unless it exists."""
     path = folder / "images" / make_scene_name(index)
     if not path.exists():
         write_image_file(path, render_frame(make_scene(seed, index), 0.0, side))
 
 
 def make_scene_name(index: int) -> str:
-    """The file of a scene."""
+    """The file name of a scene."""
     return f"{index:05d}.jpg"
 
 
 def write_scene_lists(folder: Path, seed: int, scenes: int, side: int) -> None:
-    """What is said about each scene, and what is where in it. Eight of ten are for training."""
+    """The captions, boxes and objects of each scene. Eight of ten are for training."""
     told, there = [], []
     for index in range(scenes):
         world = make_scene(seed, index)

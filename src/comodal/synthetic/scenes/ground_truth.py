@@ -11,7 +11,7 @@ BOX_STEP_SECONDS = 0.5
 
 
 def build_ground_truth(world: World, side: int) -> dict[str, Any]:
-    """Everything that is known about a world: objects with boxes over time, sound events, background, sentences."""
+    """The full ground truth of a world: objects with boxes over time, sound events, background, sentences."""
     times = [BOX_STEP_SECONDS * step for step in range(int(world.seconds / BOX_STEP_SECONDS))]
     things = []
     for thing in world.things:
@@ -36,5 +36,5 @@ def build_ground_truth(world: World, side: int) -> dict[str, Any]:
 
 
 def _round_numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Numbers to a ten-thousandth, so that the file is short and the same on every machine."""
+    """Numbers rounded to four decimals, so that the file is short and the same on every machine."""
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in record.items()}

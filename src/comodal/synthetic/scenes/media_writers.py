@@ -1,4 +1,4 @@
-"""Files of a playground: H.264 and AAC video, wav, JPEG and JSON lines, each there whole or not at all."""
+"""Writes the files of the synthetic data: H.264 and AAC video, WAV, JPEG and JSON Lines, each atomically."""
 
 import json
 from collections.abc import Iterable
@@ -27,15 +27,15 @@ def write_video_file(
     sample_rate: int,
     side: int,
 ) -> None:
-    """An mp4 file with H.264 picture and mono AAC sound; one thread, so that the bytes do not depend on the cores.
+    """An mp4 file with H.264 video and mono AAC audio; encoded in one thread, so the bytes do not depend on the cores.
 
     Args:
         path: the file to write.
-        frames: the pictures in order, of the same size.
-        frames_per_second: their rate.
+        frames: the frames in order, of the same size.
+        frames_per_second: the frame rate.
         sound: samples between -1 and 1.
-        sample_rate: of the sound, in hertz.
-        side: of the square pictures, in pixels.
+        sample_rate: of the audio, in Hz.
+        side: of the square frames, in pixels.
     """
     with (
         write_atomically(path) as partial,
@@ -63,13 +63,13 @@ def write_video_file(
 def write_wav_file(
     path: Path, sound: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
-    """A wav file, of 16 bits unless another of soundfile's subtypes is asked for."""
+    """A WAV file, 16 bits unless another soundfile subtype is given."""
     with write_atomically(path) as partial:
         soundfile.write(partial, sound, sample_rate, subtype=subtype, format="WAV")
 
 
 def write_image_file(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """A PNG file where the name says so, else JPEG."""
+    """A PNG file if the name ends so, else JPEG."""
     with write_atomically(path) as partial:
         if path.suffix == ".png":
             Image.fromarray(pixels).save(partial, format="PNG")
@@ -78,7 +78,7 @@ def write_image_file(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) ->
 
 
 def encode_json(value: Any) -> bytes:
-    """One JSON document on one line, as the official files are."""
+    """One JSON document on one line, as in the official files."""
     return (json.dumps(value) + "\n").encode()
 
 

@@ -1,6 +1,6 @@
-"""Where everything is at a given moment: the pose of an object, its outline on the picture and its box.
+"""The motion of objects: the pose of an object at a given moment, its outline in the image and its box.
 
-Poses follow from the same notes as the sound: a ball is on the ground when it is heard, a beak is open while it sings.
+Poses follow from the same notes as the audio: a ball is on the ground when it is heard, a beak is open while it sings.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ import numpy as np
 from comodal.synthetic.scenes.shapes import Movement, Polygon, build_object_shape
 from comodal.synthetic.scenes.world import SyntheticObject
 
-HIT_SECONDS = 0.12  # how long the eye sees that something was struck
+HIT_SECONDS = 0.12  # how long a hit is visible
 SOFT_EDGE = 0.5  # pixels beyond the outline that antialiasing may touch
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Centre in sides of the picture, angle and turn in degrees, action from 0 to 1."""
+    """Center in sides of the image, angle and turn in degrees, action from 0 to 1."""
 
     x: float
     y: float
@@ -51,7 +51,7 @@ def compute_pose(thing: SyntheticObject, seconds: float) -> Pose:
 
 
 def _compute_action(thing: SyntheticObject, seconds: float) -> float:
-    """How strongly the object sounds, as far as the eye can tell."""
+    """How strongly the object sounds, as far as it is visible."""
     strongest = 0.0
     for note in thing.notes:
         age = seconds - note.start_seconds
@@ -71,7 +71,7 @@ def _compute_ball_height(thing: SyntheticObject, seconds: float) -> float:
 
 
 def compute_object_outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
-    """The polygons of an object in pixels of a square picture, back to front."""
+    """The polygons of an object in pixels of a square image, back to front."""
     radians = np.radians(pose.angle)
     scale = thing.size * side
     mirror = -1.0 if thing.mirrored else 1.0
@@ -85,7 +85,7 @@ def compute_object_outline(thing: SyntheticObject, pose: Pose, side: int) -> lis
 
 
 def compute_object_box(thing: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in whole pixels of what is inside the picture; right and bottom lie just outside."""
+    """Left, top, right, bottom in whole pixels of the part inside the image; right and bottom are exclusive."""
     points = np.concatenate([p.points for p in compute_object_outline(thing, compute_pose(thing, seconds), side)])
     left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
     right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)

@@ -1,8 +1,8 @@
-"""What is seen in a crowd (`world.make_crowd`): objects with their boxes, and what can be said of them without doubt.
+"""Descriptions of crowded images (`world.make_crowd`): objects with their boxes, and statements that are unambiguous.
 
-Questions, expressions and statements are all made of these parts. Places and sizes are those of the boxes, since that
-is what the tasks' files tell; where two things are nearly diagonal to each other, or nearly of one size, nothing is
-said.
+Questions, referring expressions and statements are composed of these parts. Positions and sizes are those of the boxes,
+as in the files of the tasks. Where two objects are nearly diagonal to each other, or nearly of the same size, no
+relation is stated.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from comodal.synthetic.scenes.world import Purpose, SyntheticObject, World, make
 
 RELATIVE_POSITIONS = ("left of", "right of", "above", "below")
 OPPOSITE_POSITIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-MIN_SIZE_RATIO = 1.3  # how much farther along one axis than along the other, or larger in area, so that it may be said
+MIN_SIZE_RATIO = 1.3  # minimum ratio of distances along the two axes, or of areas, to state a relation
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object in a picture; its box is left, top, right, bottom in pixels."""
+    """An object in an image; its box is left, top, right, bottom in pixels."""
 
     kind: str
     colour: str
@@ -41,7 +41,7 @@ class SceneObject:
 
 
 class NounPhrase(NamedTuple):
-    """Words for an object; what is None is not said."""
+    """A description of an object; attributes that are None are not mentioned."""
 
     kind: str | None = None
     colour: str | None = None
@@ -49,7 +49,7 @@ class NounPhrase(NamedTuple):
 
     @property
     def says(self) -> str:
-        """Which of kind, colour and material are said: all that the sentence gives away."""
+        """Which of kind, color and material are mentioned: all that the sentence reveals."""
         return "".join("-" if word is None else letter for letter, word in zip("kcm", self, strict=True))
 
     def __str__(self) -> str:
@@ -57,13 +57,13 @@ class NounPhrase(NamedTuple):
 
 
 def list_scene_objects(world: World, side: int) -> tuple[SceneObject, ...]:
-    """All objects of a silent world, from the back to the front."""
+    """All objects of a silent world, from back to front."""
     return tuple(SceneObject(t.kind, t.colour, t.material, compute_object_box(t, 0.0, side)) for t in world.things)
 
 
 @dataclass(frozen=True)
 class SceneImage:
-    """A picture of a crowd; the file is named from the folder of all the set's images."""
+    """An image of a crowd; the file is named relative to the folder of all the set's images."""
 
     index: int
     file: str
@@ -72,7 +72,7 @@ class SceneImage:
 
 
 def list_scene_images(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[SceneImage]:
-    """The crowds behind the files of a set, by their order."""
+    """The images of a set, by index."""
     worlds = [make_crowd(seed, purpose, index) for index in range(len(files))]
     return [
         SceneImage(i, file, world, list_scene_objects(world, side))
@@ -81,7 +81,7 @@ def list_scene_images(seed: int, purpose: Purpose, files: Sequence[str], side: i
 
 
 def select_fitting_objects(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject]:
-    """What the noun may mean."""
+    """The objects that the noun phrase fits."""
     kind, colour, material = noun
     return [
         thing
@@ -91,15 +91,15 @@ def select_fitting_objects(noun: NounPhrase, things: Sequence[SceneObject]) -> l
 
 
 def list_unambiguous_nouns(thing: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
-    """The nouns that mean this object and no other: by its kind, or by its colour and kind."""
+    """The noun phrases that fit only this object: by its kind, or by its color and kind."""
     nouns = (NounPhrase(thing.kind), NounPhrase(thing.kind, thing.colour))
     return [noun for noun in nouns if len(select_fitting_objects(noun, things)) == 1]
 
 
 def compare_positions(first: SceneObject, second: SceneObject) -> str | None:
-    """Where the first object is beside the second; None when that is not clear."""
+    """The position of the first object relative to the second; None if it is ambiguous."""
     (left, top, right, bottom), other = first.box, second.box
-    across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the middles
+    across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the centers
     if abs(across) >= MIN_SIZE_RATIO * abs(down):
         return "left of" if across < 0 else "right of"
     if abs(down) >= MIN_SIZE_RATIO * abs(across):
@@ -110,7 +110,7 @@ def compare_positions(first: SceneObject, second: SceneObject) -> str | None:
 def group_by_position(
     noun: NounPhrase, anchor: SceneObject, things: Sequence[SceneObject]
 ) -> dict[str, list[SceneObject]] | None:
-    """What the noun may mean at each place beside the anchor; None where that is unclear, or it means nothing."""
+    """The objects that the noun phrase fits, by position relative to the anchor; None if ambiguous or empty."""
     found: dict[str, list[SceneObject]] = {where: [] for where in RELATIVE_POSITIONS}
     for thing in select_fitting_objects(noun, things):
         if thing is not anchor:
@@ -122,14 +122,14 @@ def group_by_position(
 
 
 def compare_sizes(first: SceneObject, second: SceneObject) -> bool | None:
-    """Whether the first object's box is larger; None when that is not clear."""
+    """Whether the first object's box is larger; None if it is ambiguous."""
     if first.area >= MIN_SIZE_RATIO * second.area:
         return True
     return False if second.area >= MIN_SIZE_RATIO * first.area else None
 
 
 def compute_hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]:
-    """The convex outline of an object inside the picture, in pixels (by Andrew's monotone chain)."""
+    """The convex hull of an object inside the image, in pixels (by Andrew's monotone chain)."""
     polygons = compute_object_outline(thing, compute_pose(thing, 0.0), side)
     points = np.clip(np.concatenate([polygon.points for polygon in polygons]), 0, side)
     ordered = sorted({(round(float(x), 2), round(float(y), 2)) for x, y in points})
@@ -137,7 +137,7 @@ def compute_hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]
 
 
 def _build_hull_chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """One side of the hull, which turns one way only, without its last point, which begins the other side."""
+    """One side of the hull, without its last point, which begins the other side."""
     chain: list[tuple[float, float]] = []
     for x, y in points:
         while len(chain) > 1:
@@ -159,7 +159,7 @@ def compute_polygon_area(points: Sequence[tuple[float, float]]) -> float:
 def list_image_jobs(
     folder: Path, seed: int, purpose: Purpose, files: Sequence[str], side: int
 ) -> list[Callable[[], None]]:
-    """What makes the pictures of a set, one by one."""
+    """The jobs that render the images of a set."""
     return [partial(_write_crowd_image, folder / file, seed, purpose, index, side) for index, file in enumerate(files)]
 
 
@@ -169,7 +169,7 @@ def _write_crowd_image(path: Path, seed: int, purpose: Purpose, index: int, side
 
 
 def write_scene_boxes(path: Path, pictures: Sequence[SceneImage], side: int) -> None:
-    """What is where in each picture, by its file: for `prepare regions --boxes`."""
+    """The boxes and objects of each image, by its file: for `prepare regions --boxes`."""
     records: list[dict[str, Any]] = []
     for picture in pictures:
         objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in picture.things]

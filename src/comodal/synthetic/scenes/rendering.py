@@ -1,7 +1,7 @@
-"""The pictures of a world: a textured, cluttered background and the objects in front of it, antialiased.
+"""Renders the images of a world: a textured, cluttered background and the objects in front of it, antialiased.
 
-The material is painted over the polygons: grain on wood, a bright band on metal, a highlight on plastic; glass lets the
-background through.
+The material is painted over the polygons: grain on wood, a bright band on metal, a highlight on plastic. Glass is
+translucent.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ SUPERSAMPLING = 2
 
 
 class Painter:
-    """Draws the frames of one world; what does not move is drawn once."""
+    """Draws the frames of one world; static parts are drawn once."""
 
     def __init__(self, world: World, side: int) -> None:
         self.world, self.side = world, side
@@ -35,7 +35,7 @@ class Painter:
 
 
 def paint_object(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """An object as an RGBA patch and the place of its top left corner on the picture."""
+    """An object as an RGBA patch, and the position of its top left corner in the image."""
     polygons = compute_object_outline(thing, pose, side)
     points = np.concatenate([polygon.points for polygon in polygons])
     corner = np.floor(points.min(axis=0)).astype(int) - 1
@@ -57,7 +57,7 @@ def paint_object(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.I
 def _choose_paints(thing: SyntheticObject) -> dict[str, tuple[int, int, int]]:
     body = np.array(OBJECT_COLORS[thing.colour], dtype=float)
     ink = np.array((25, 25, 30)) if body.mean() > 70 else np.array((150, 150, 145))
-    light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # beside white, the lighter paint is grey
+    light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # for white, the lighter paint is gray
     paints = {"body": body, "dark": body * 0.6, "light": light, "ink": ink}
     return {name: (int(c[0]), int(c[1]), int(c[2])) for name, c in paints.items()}
 
@@ -76,7 +76,7 @@ def _render_material(
 
 
 def paint_background(world: World, side: int) -> Image.Image:
-    """Two colours in a texture, scattered scraps, a gradient of light and grain."""
+    """Two colors in a texture, scattered scraps, a light gradient and grain."""
     rng = world.generator(RandomStream.PICTURE)
     scene = world.background
     x, y = np.meshgrid(np.arange(side) / side, np.arange(side) / side)

@@ -1,4 +1,4 @@
-"""Sentences about a world: what is there, what sounds, and which thing is where beside which."""
+"""Sentences about a world: its objects, which of them sound, and their relative positions."""
 
 from collections import Counter
 from itertools import pairwise
@@ -45,7 +45,7 @@ def generate_captions(world: World) -> list[str]:
 
 
 def generate_scene_captions(world: World) -> list[str]:
-    """Three true sentences about a still picture, each of which names several of its objects."""
+    """Three true sentences about a still image, each of which names several of its objects."""
     rng = world.generator(RandomStream.CAPTIONS)
     order = [world.things[int(i)] for i in rng.permutation(len(world.things))]
     names = [describe_object(thing, rng) for thing in order]
@@ -60,7 +60,7 @@ def generate_scene_captions(world: World) -> list[str]:
 
 
 def generate_crowd_captions(world: World) -> list[str]:
-    """Five true sentences about a picture in which kinds and colours recur: those of a scene, and two that count."""
+    """Five true sentences about an image in which kinds and colors recur: those of a scene, and two that count."""
     rng = world.generator(RandomStream.CAPTIONS)
     by_kind = Counter(thing.kind for thing in world.things)
     by_colour = Counter(thing.colour for thing in world.things)
@@ -86,7 +86,7 @@ def _join_names(names: list[str]) -> str:
 
 
 def describe_object(thing: SyntheticObject, rng: np.random.Generator) -> str:
-    """An object in words, with its colour or its material or both."""
+    """An object in words, with its color or its material or both."""
     words = [
         [thing.colour, thing.kind],
         [thing.material, thing.kind],
@@ -96,7 +96,7 @@ def describe_object(thing: SyntheticObject, rng: np.random.Generator) -> str:
 
 
 def describe_relation(first: SyntheticObject, second: SyntheticObject) -> str:
-    """Where the first object rests beside the second, by the larger of the two distances."""
+    """The position of the first object relative to the second, by the larger of the two distances."""
     across, down = first.x - second.x, first.y - second.y
     if abs(across) >= abs(down):
         return "left of" if across < 0 else "right of"

@@ -1,7 +1,7 @@
-"""What each kind of object looks like: filled polygons in the object's own square, -1 to 1, y downwards.
+"""The shape of each kind of object: filled polygons in the object's own square, -1 to 1, y downwards.
 
-The shape of what can sound is a function of its own movement. Polygons are painted in order, each in one of the few
-paints of an object. Kinds differ in outline and parts alone, so colour and material say nothing about them.
+The shape of a sounding object is a function of its own movement. Polygons are painted in order, each in one of the few
+paints of an object. Kinds differ only in outline and parts, so color and material reveal nothing about them.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Polygon(NamedTuple):
 
 
 class Movement(NamedTuple):
-    """How an object moves in itself: how strongly it sounds (0 to 1), and the angle in degrees of what goes round."""
+    """The inner movement of an object: how strongly it sounds (0 to 1), and the angle in degrees of rotating parts."""
 
     action: float
     turn: float
@@ -176,7 +176,7 @@ def draw_guitar(movement: Movement) -> Shape:
 
 
 def draw_horn(movement: Movement) -> Shape:
-    """A post horn with its loop; the open end widens while it is blown."""
+    """A post horn with its loop; the open end widens while it sounds."""
     wide = 0.45 + 0.15 * movement.action
     cone = _make_points((-0.1, 0.06), (0.55, 0.15), (0.95, wide), (0.95, -wide), (0.55, -0.15), (-0.1, -0.06))
     return [
@@ -190,7 +190,7 @@ def draw_horn(movement: Movement) -> Shape:
 
 
 def draw_siren(movement: Movement) -> Shape:
-    """A warning lamp on its base, with a beam that goes round and short rays around the dome."""
+    """A warning lamp on its base, with a rotating beam and short rays around the dome."""
     rays = [
         Polygon(_rotate_points(_make_points((-0.05, -0.72), (0.05, -0.72), (0, -1.05)), angle, 0, 0.15), "light")
         for angle in (-75, -37, 0, 37, 75)

@@ -1,11 +1,11 @@
-"""What a playground is made from."""
+"""The options of the synthetic data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """Two folders with equal options hold the same."""
+    """Two folders with equal options have the same content."""
 
     videos: int
     seconds: float

@@ -1,10 +1,10 @@
-"""A made-up world: objects of a few kinds, colours, materials and sizes, what they do and when they sound.
+"""A synthetic world: objects of a few kinds, colors, materials and sizes, their motion, and their sound events.
 
-What is seen causes what is heard. The kind gives the pattern in time (rhythm, envelope, glide), the size the pitch, the
-material the timbre; colour, place, angle and background have nothing to do with the kind. Kinds share their pitches and
-timbres on purpose: an average spectrum tells them apart badly, one second of listening tells them apart well.
+Visible objects cause the audio. The kind determines the temporal pattern (rhythm, envelope, glide), the size the pitch,
+the material the timbre. Color, position, angle and background are independent of the kind. Kinds share pitches and
+timbres on purpose: an average spectrum separates them badly, one second of audio separates them well.
 
-A world is a function of (seed, purpose, index) alone, so any number of workers makes the same ones.
+A world is a function of (seed, purpose, index) only, so the result does not depend on the number of workers.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a world is made for; worlds of different purposes share nothing."""
+    """What a world is generated for; worlds of different purposes are independent."""
 
     VIDEO = 0
     SOUND = 1
@@ -31,7 +31,7 @@ class Purpose(IntEnum):
 
 
 class RandomStream(IntEnum):
-    """Parts of a world that take their chances apart, so that one can be drawn without the others."""
+    """Parts of a world with separate random streams, so that one can be drawn without the others."""
 
     SCENE = 0
     PICTURE = 1
@@ -63,12 +63,12 @@ OBJECT_COLORS = {
 TEXTURES = ("plain", "stripes", "checks", "dots", "waves")
 NOISE_KINDS = ("pink", "rain", "hum", "wind")
 MOTIONS = ("still", "sway", "drift", "circle")
-SMALL_SIZES, LARGE_SIZES = 0.28, 0.38  # half the extent of an object, in sides of the picture
-SCENE_SIZES = (0.11, 0.18)  # likewise, where several are to be told apart
+SMALL_SIZES, LARGE_SIZES = 0.28, 0.38  # half the extent of an object, in sides of the image
+SCENE_SIZES = (0.11, 0.18)  # likewise, for images of several objects
 SCENE_COUNTS = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
 CROWD_SIZES = (0.10, 0.155)
 CROWD_COUNTS = {4: 0.35, 5: 0.4, 6: 0.25}
-CROWD_COLORS, CROWD_MATERIALS = 3, 2  # so few in one picture that no single word tells its objects apart
+CROWD_COLORS, CROWD_MATERIALS = 3, 2  # few in one image, so that no single word identifies an object
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Note:
 
 @dataclass(frozen=True)
 class SyntheticObject:
-    """One object; x, y (its resting centre) and `size` are in sides of the square picture."""
+    """One object; x, y (its center at rest) and `size` are in sides of the square image."""
 
     kind: str
     colour: str
@@ -106,7 +106,7 @@ class SyntheticObject:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects, for the eye and for the ear; `noise_level` is relative to the loudest object."""
+    """The visual and acoustic background; `noise_level` is relative to the loudest object."""
 
     texture: str
     colours: tuple[str, str]
@@ -121,7 +121,7 @@ class Background:
 
 @dataclass(frozen=True)
 class World:
-    """A scene of some seconds; `things` are ordered from the back to the front."""
+    """A scene of some seconds; `things` are its objects, ordered from back to front."""
 
     seed: int
     purpose: Purpose
@@ -135,7 +135,7 @@ class World:
         return tuple(thing for thing in self.things if thing.sounding)
 
     def generator(self, part: RandomStream) -> np.random.Generator:
-        """Chance for one part of this world."""
+        """The random generator of one part of this world."""
         return np.random.default_rng((self.seed, int(self.purpose), self.index, int(part)))
 
 
@@ -152,13 +152,13 @@ def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind:
     sizes = [_draw_size(rng, name) for name in names]
     places = _draw_positions(rng, sizes)
     background = _make_background(rng)
-    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]  # so that all can be seen
+    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]  # so that all are visible
     things = tuple(_make_object(rng, *item, colours, seconds) for item in zip(names, sizes, places, strict=True))
     return World(seed, purpose, index, seconds, things, background)
 
 
 def make_scene(seed: int, index: int) -> World:
-    """A silent moment with several objects of different kinds, for pictures with captions."""
+    """A silent moment with several objects of different kinds, for images with captions."""
     rng = np.random.default_rng((seed, int(Purpose.SCENE), index, int(RandomStream.SCENE)))
     count = int(rng.choice(list(SCENE_COUNTS), p=list(SCENE_COUNTS.values())))
     names = [str(name) for name in rng.choice(SOUNDING_KINDS + SILENT_KINDS, size=count, replace=False)]
@@ -171,9 +171,9 @@ def make_scene(seed: int, index: int) -> World:
 
 
 def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
-    """A silent moment in which kinds, colours and materials recur: two or three objects of one kind, others beside.
+    """A silent moment in which kinds, colors and materials recur: two or three objects of one kind, and others.
 
-    All kinds, colours and materials are interchangeable, so a question about a crowd that names one of them says
+    All kinds, colors and materials are interchangeable, so a question about a crowd that names one of them reveals
     nothing about the others.
     """
     rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
@@ -200,7 +200,7 @@ def _draw_size(rng: np.random.Generator, kind: str) -> float:
 
 
 def _draw_positions(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
-    """Centres that keep objects inside the picture, the best of a few draws at keeping them apart."""
+    """Centers that keep objects inside the image; the best of a few draws at keeping them apart."""
     best, best_gap = [(0.5, 0.5)] * len(sizes), -np.inf
     for _ in range(12):
         draw = [(float(rng.uniform(s, 1 - s)), float(rng.uniform(s, 1 - s))) for s in sizes]
@@ -216,7 +216,9 @@ def _draw_positions(rng: np.random.Generator, sizes: list[float]) -> list[tuple[
 
 
 def _spread_positions(rng: np.random.Generator, sizes: list[float]) -> list[tuple[float, float]]:
-    """Centres inside the picture, one after the other, each the best of a few draws at keeping off those before it."""
+    """Centers inside the image, one after the other, each the best of a few draws at keeping away from the previous
+    ones.
+    """
     places: list[tuple[float, float]] = []
     for size in sizes:
         draws = [(float(x), float(y)) for x, y in rng.uniform(size, 1 - size, (8, 2))]
@@ -236,9 +238,9 @@ def _make_object(
     colours: list[str],
     seconds: float | None,
 ) -> SyntheticObject:
-    """An object; it sounds for so many seconds if it is of a kind that does, and not at all for None."""
+    """An object; it sounds for this many seconds if its kind does, and not at all for None."""
     tempo = float(np.exp(rng.uniform(np.log(0.65), np.log(1.5))))
-    # Bigger is lower: an octave between the largest and the smallest, under an octave and a half of chance.
+    # Larger is lower: an octave between the largest and the smallest, plus a random octave and a half.
     octaves = 1.0 - (size - SMALL_SIZES) / (LARGE_SIZES - SMALL_SIZES) + rng.uniform(0, 1.5)
     return SyntheticObject(
         kind=kind,
@@ -276,7 +278,7 @@ def _make_background(rng: np.random.Generator) -> Background:
 
 
 def _make_beats(rng: np.random.Generator, period: float, seconds: float) -> list[float]:
-    """Even beats through the whole time, with a little human unevenness; the first lies before the clip begins."""
+    """Even beats through the whole time, with slight random timing; the first is before the clip begins."""
     starts = np.arange(-float(rng.uniform(0, period)), seconds, period)
     return [float(start) for start in starts + rng.uniform(-0.04, 0.04, len(starts)) * period]
 

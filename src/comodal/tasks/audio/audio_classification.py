@@ -1,8 +1,8 @@
-"""Sounds by class, with an L3-Net that is trained end to end for them (`tasks/audio/esc50.py` has the frozen probe).
+"""Sound classification by an L3-Net that is fine-tuned end to end (`tasks/audio/esc50.py` has the linear probe).
 
-Class folders of sounds, or the official files of ESC-50, DCASE or UrbanSound8K, of which one fold is tested. Training
-hears any second of a sound, louder or softer as in pretraining; a test sound is heard in equally spaced seconds, whose
-answers are averaged.
+The data are class folders of audio files, or the official files of ESC-50, DCASE or UrbanSound8K, of which one fold is
+tested. Training crops one window at a random position and applies gain jitter, as in pretraining. A test clip is
+classified from equally spaced windows, whose predictions are averaged.
 """
 
 from dataclasses import dataclass
@@ -47,14 +47,14 @@ AudioLayout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 
 @dataclass(frozen=True)
 class AudioReader:
-    """As many samples as the network hears: from anywhere and louder or softer by chance, or from the middle."""
+    """Reads a window of the network's length: a random crop with gain jitter in training, the center crop otherwise."""
 
     sample_rate: int
     samples: int
     volume: float
 
     def whole(self, item: LabeledFile) -> np.ndarray:
-        """The whole sound, at least so long."""
+        """The whole waveform, padded with silence to at least one window."""
         return pad_with_silence(
             read_all_samples(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.samples
         )
@@ -69,7 +69,7 @@ class AudioReader:
 
 @dataclass(frozen=True)
 class AudioViews:
-    """Equally spaced windows of a sound, the first at its beginning, the last at its end."""
+    """Equally spaced windows of a waveform, the first at its beginning, the last at its end."""
 
     reader: AudioReader
     windows: int
@@ -79,12 +79,12 @@ class AudioViews:
 
 
 def build_audio_reader(config: L3NetConfig, volume: float) -> AudioReader:
-    """What a network hears."""
+    """A reader with the sample rate and window length of a network."""
     return AudioReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
 
 
 def read_labeled_audio(data: Path, layout: AudioLayout) -> AudioDataset:
-    """The sounds of class folders, or of official files, and their rounds.
+    """Reads the clips of class folders, or of official files, and their splits.
 
     Raises:
         DataError: The folder has another layout.
@@ -102,7 +102,7 @@ def read_labeled_audio(data: Path, layout: AudioLayout) -> AudioDataset:
 
 
 def find_fold_split(sounds: AudioDataset, fold: int) -> Split:
-    """The round in which a fold is tested; the only one where there is one split.
+    """The split in which a fold is tested; the only one where there is one split.
 
     Raises:
         DataError: There is no such fold.
@@ -114,7 +114,7 @@ def find_fold_split(sounds: AudioDataset, fold: int) -> Split:
 
 
 def select_audio_files(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledFile]:
-    """Some of the sounds, whose classes must be known."""
+    """The selected clips, whose labels must be known."""
     some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
     unknown = next((sound for sound in some if sound.category is None), None)
     if unknown is not None:
@@ -123,7 +123,7 @@ def select_audio_files(sounds: AudioDataset, which: np.ndarray, test: bool) -> l
 
 
 def read_training_split(model: Path) -> tuple[AudioLayout, int]:
-    """The layout, and the fold that a model was not trained on, by its own record."""
+    """The layout and the held-out test fold of a trained model, read from its config.json."""
     parameters = read_model_about(model).get("parameters")
     told = parameters if isinstance(parameters, dict) else {}
     layout = next((name for name in get_args(AudioLayout) if name == told.get("layout")), None)
@@ -149,25 +149,25 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes an L3-Net end to end to tell classes of sounds.
+    """Fine-tunes an L3-Net end to end for sound classification.
 
     Args:
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
-        data: The folder of the sounds.
-        layout: How they lie there: "folders" are train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND, or
-            CLASS/SOUND alone, of which a fifth is the test by a hash of the file's name; the others are the official
+        data: The folder of the audio files.
+        layout: Layout of the folder: "folders" is train/CLASS/FILE and test/ (or val/, validation/) CLASS/FILE, or
+            CLASS/FILE alone, of which a fifth is the test by a hash of the file's name; the others are the official
             files of ESC-50, ESC-10, DCASE's acoustic scenes and UrbanSound8K.
-        fold: Where there are several: the one that is tested and never trained on.
-        start: From the pretrained weights, or the same network from chance: the control.
-        epochs: How often every sound is heard, each time another second of it.
-        batch_size: Sounds in a step, over all processes.
-        learning_rate: Of what was pretrained.
-        head_rate: Of the new layer, and of a network from chance.
-        dropout: Of the features.
-        volume: Change the volume of sounds by up to this fraction.
-        validation_share: Share of the training sounds that is held out and scored in the log.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of a network from chance, the order and the seconds.
+        fold: The test fold, which is never trained on, where there are several.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        epochs: Passes over the training clips; each pass crops another window of a clip.
+        batch_size: Clips per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers.
+        head_rate: Learning rate of the new layer, and of a randomly initialized network.
+        dropout: Dropout probability on the features.
+        volume: Gain jitter: the gain changes by up to this fraction.
+        validation_share: Fraction of the training set that is held out; its score is logged.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the random initialization, the order and the crops.
 
     Examples:
         comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
@@ -190,24 +190,24 @@ def evaluate_sound_classes(
     out: Path | None = None,
     workers: int = 2,
 ) -> dict[str, float]:
-    """Tells the classes of the test sounds with a network that was fine-tuned for them.
+    """Classifies the test clips with a fine-tuned network.
 
     Args:
-        model: Run or model folder that `comodal train sound_classes` made.
-        data: The same folder as in training, or another of the same layout and classes; of several folds, the one is
-            tested that was not trained on.
-        windows: How many equally spaced seconds of each sound are heard.
+        model: Run or model folder written by `comodal train sound_classes`.
+        data: The training folder, or another of the same layout and classes. Of several folds, the test fold is the one
+            that was not trained on.
+        windows: Number of equally spaced windows of each clip.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
-        workers: Threads that read sounds.
+        workers: Threads that read audio files.
 
     Returns:
-        sound.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
+        sound.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
 
     Raises:
-        DataError: The folder has another layout or other classes, or no sound of a class can be read.
-        CheckpointError: There is no such model.
+        DataError: The folder has another layout or other classes, or no file of a class can be read.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate sound_classes --model runs/digits --data spoken_digits/ --out results/digits

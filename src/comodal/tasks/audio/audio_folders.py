@@ -1,7 +1,7 @@
-"""Classification of sounds from frozen features, on class folders of sounds: spoken digits, say.
+"""Sound classification from frozen features, on class folders of audio files such as spoken digits.
 
-The protocol is that of ESC-50 in `tasks/audio/esc50.py` (windows of a second, conv4_2 max-pooled, z-scored), with one
-split instead of five folds. The baselines are an untrained network and statistics of the log-spectrogram.
+The protocol is that of ESC-50 in `tasks/audio/esc50.py` (one-second windows, max-pooled conv4_2, z-scored), with one
+split instead of five folds. The baselines are an untrained network, the raw spectrogram and log-mel statistics.
 """
 
 from pathlib import Path
@@ -26,19 +26,19 @@ def evaluate_sounds(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Classifies sounds in class folders from frozen features; baselines are an untrained network, the raw
+    """Classifies audio files in class folders from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
 
     Args:
         model: run folder or model folder.
-        data: train/CLASS/SOUND and test/ (or val/, validation/) CLASS/SOUND; or CLASS/SOUND alone, of which a fifth is
+        data: train/CLASS/FILE and test/ (or val/, validation/) CLASS/FILE; or CLASS/FILE alone, of which a fifth is
             the test by a hash of the file's name.
-        classifier: "logistic", "svm" (linear, one against all), or "mlp" (two hidden layers).
-        windows: how many equally spaced seconds of each sound are used; shorter sounds are padded with silence.
+        classifier: "logistic", "svm" (linear, one-vs-all), or "mlp" (two hidden layers).
+        windows: number of equally spaced windows of each clip; shorter clips are padded with silence.
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
             without it.
-        seed: of the untrained network's weights, and of the mlp.
-        workers: threads that read sound files.
+        seed: seed of the untrained network's weights and of the mlp.
+        workers: threads that read audio files.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -47,7 +47,7 @@ def evaluate_sounds(
         with its interval.
 
     Raises:
-        DataError: the folder has another layout, or no sound of a class can be read.
+        DataError: the folder has another layout, or no file of a class can be read.
 
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
@@ -61,7 +61,7 @@ def evaluate_sounds(
 
 
 def read_audio_folders(data: Path) -> AudioDataset:
-    """The sounds of class folders and their one split; a fifth of the training sounds chooses the penalty."""
+    """The audio files of class folders and their one split; C is chosen on a fifth of the training clips."""
     items = list_labeled_files(data, AUDIO_SUFFIXES)
     return AudioDataset(
         task="sounds",

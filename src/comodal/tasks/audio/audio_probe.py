@@ -1,8 +1,8 @@
-"""A data set of labelled sounds under the protocol of L3-Net (section 4.2): what ESC-50, DCASE and UrbanSound8K share.
+"""Linear probing of a labeled audio data set by L3-Net's protocol (section 4.2), for ESC-50, DCASE and UrbanSound8K.
 
-A reader says which sounds there are and how they are split; here they are embedded, probed round by round, and told:
-accuracy of each fold, mean and deviation, a confusion matrix, each class by itself, the results card. Where nobody
-tells the classes of the test part, the answers are written and there is no score.
+A reader lists the clips and their splits. This module embeds them, fits a probe for each split, and reports the
+accuracy of each fold, mean and std, a confusion matrix, per-class scores and a results card. Where the test labels are
+unknown, the predictions are written and there is no score.
 """
 
 import io
@@ -39,7 +39,7 @@ REASON_PADDED = "shorter than a window, padded with silence"
 
 
 class AudioProbeOptions(NamedTuple):
-    """What the commands have in common."""
+    """The options that the audio evaluation commands share."""
 
     classifier: AnyClassifier
     windows: int | None
@@ -49,34 +49,34 @@ class AudioProbeOptions(NamedTuple):
 
 
 class PaperResult(NamedTuple):
-    """The papers' numbers, and which protocol and sounds they are for."""
+    """The accuracies reported in papers, and the protocol and clip duration that they hold for."""
 
     scores: Mapping[str, float]
     windows: int
     least_seconds: float = 0.0
 
     def scores_for(self, how: AudioProbeOptions, features: AudioFeatures) -> Mapping[str, float]:
-        """The numbers, if the protocol and the lengths of the sounds are the papers'."""
+        """The reported accuracies, if protocol and durations are those of the paper; otherwise none."""
         same = how.classifier == "svm" and features.windows == self.windows
         return self.scores if same and features.seconds.min() >= self.least_seconds else {}
 
 
 @dataclass(frozen=True)
 class AudioDataset:
-    """Labelled sounds and how they are split.
+    """Labeled audio files and their splits.
 
     Args:
-        task: As on the command line.
-        title: What people call it.
-        split: Which part is tested.
-        source: The file that tells the classes, for errors.
-        sounds: All of them.
-        classes: In the order of their numbers.
-        rounds: What is fitted and tested.
-        files: What was read, by what it is.
-        left_out: How many sounds take no part, by reason.
-        cell: The papers' numbers, if these are their sounds and splits.
-        recordings: Of each sound, what it was cut from; those of one recording are alike. Without it each is its own.
+        task: Name on the command line.
+        title: Display name.
+        split: Name of the test part.
+        source: The file that holds the labels, for errors.
+        sounds: All clips.
+        classes: Class names in the order of their indices.
+        rounds: The splits, each with what is fitted and tested.
+        files: The files that were read, by role.
+        left_out: Number of excluded clips, by reason.
+        cell: The papers' accuracies, if clips and splits are the official ones.
+        recordings: The recording that each clip was cut from. Without it, clips are independent.
     """
 
     task: str
@@ -93,15 +93,18 @@ class AudioDataset:
 
     @property
     def truth(self) -> Int[np.ndarray, " sounds"]:
-        """The number of each sound's class, -1 where nobody tells."""
+        """The class index of each clip, -1 where it is unknown."""
         number = {name: place for place, name in enumerate(self.classes)}
         return np.array([-1 if s.category is None else number[s.category] for s in self.sounds], dtype=np.int64)
 
     def check(self) -> bool:
-        """Every round fits two classes, and each that it tests; returns whether the tests' classes are known.
+        """Checks that every split fits at least two classes, and every class that it tests.
+
+        Returns:
+            Whether the test labels are known.
 
         Raises:
-            DataError: It is not so, a file is missing, or only some of the tests have a class.
+            DataError: A split is invalid, a file is missing, or only some test clips have a label.
         """
         used = np.any([one.fitted | one.tested for one in self.rounds], axis=0)
         check_audio_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
@@ -119,10 +122,10 @@ class AudioDataset:
         return not unknown
 
     def without_problems(self, problems: Mapping[int, MediaError]) -> "AudioDataset":
-        """The set without the sounds that cannot be read, for which no paper has a number.
+        """The data set without the clips that cannot be read; no paper's accuracy applies to it.
 
         Raises:
-            DataError: A class has no other sound in a round, to fit or to test.
+            DataError: A class has no other clip to fit or to test in a split.
         """
         if not problems:
             return self
@@ -144,7 +147,7 @@ class AudioDataset:
         )
 
     def check_round(self, one: Split, truth: Int[np.ndarray, " sounds"]) -> None:
-        """Two classes to fit, something to test, and no class that is tested alone."""
+        """Checks that there are two classes to fit, something to test, and no class that is only tested."""
         where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
         fitted, tested = set(truth[one.fitted].tolist()), set(truth[one.tested].tolist()) - {-1}
         if len(fitted) < 2:
@@ -158,10 +161,10 @@ class AudioDataset:
 
 
 def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path | None) -> dict[str, float]:
-    """Embeds, probes, tells and writes; returns flat numbers.
+    """Embeds the clips, fits the probes, reports and writes the results; returns flat numbers.
 
     Raises:
-        DataError: The set cannot be probed, or no sound of a class can be read.
+        DataError: The data set cannot be probed, or no file of a class can be read.
     """
     started = time.perf_counter()
     if how.windows is not None and how.windows < 1:
@@ -196,7 +199,7 @@ def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions, out
 
 
 def compare_audio_systems(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptions) -> Comparison:
-    """The answers beside the truth."""
+    """The predictions of each system, compared with the labels."""
     names = tuple(data.sounds[item].name for item in answered.items)
     truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
     groups = tuple(data.recordings[item] for item in answered.items) if data.recordings else ()
@@ -205,7 +208,7 @@ def compare_audio_systems(data: AudioDataset, answered: ProbePredictions, how: A
 
 
 def write_dcase_submission(out: Path, data: AudioDataset, answered: ProbePredictions) -> None:
-    """The trained system's answers as DCASE wants them: the file's name, a tab, the name of the class."""
+    """Writes the trained system's predictions in DCASE's format: file name, tab, class name."""
     text = io.StringIO()
     for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
         text.write(f"{data.sounds[item].name}\t{data.classes[answer]}\n")
@@ -217,7 +220,7 @@ def build_audio_card(
     answered: ProbePredictions, numbers: Mapping[str, float],
     counts: Mapping[str, int], interval: str,
 ) -> ResultsCard:  # fmt: skip
-    """The results card; the papers' numbers stand on it where sounds, splits and protocol are theirs."""
+    """The results card; it has the papers' numbers where clips, splits and protocol are the papers'."""
     papers = data.cell.scores_for(how, features) if data.cell is not None else {}
     scores: dict[str, ScoreEntry] = {}
     for system in answered.answers:

@@ -1,6 +1,6 @@
-"""Tables of labelled sounds: ESC-50's and UrbanSound8K's commas, DCASE's tabs, with a line of names or without.
+"""Readers for tables of labeled audio: ESC-50 and UrbanSound8K (commas), DCASE (tabs, header optional).
 
-Whatever a table lacks is said with its file and line.
+Errors name the file and the line.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from comodal.text_files import parse_csv, read_text
 
 
 class TableRow(NamedTuple):
-    """A row by the names of its columns; where it stands, for errors."""
+    """The cells of a row by column name, and its location for error messages."""
 
     where: str
     cells: dict[str, str]
 
     def number(self, column: str, least: int) -> int:
-        """A whole number of at least `least`.
+        """Parses an integer of at least `least`.
 
         Raises:
-            DataError: It is none, or less.
+            DataError: It is not an integer, or too small.
         """
         text = self.cells[column]
         try:
@@ -34,22 +34,22 @@ class TableRow(NamedTuple):
 
 
 class AudioTable(NamedTuple):
-    """The names of the columns, and the rows."""
+    """Column names and rows."""
 
     columns: tuple[str, ...]
     rows: list[TableRow]
 
 
 def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
-    """A table of text, separated by tabs if its first line has one, by commas if not; empty lines are passed over.
+    """Reads a text table, tab-separated if its first line has a tab, else comma-separated; empty lines are skipped.
 
     Args:
         path: The file.
-        unnamed: What the columns are called where the first line is not one of names; it is one if it begins with
-            `unnamed[0]`, and always where `unnamed` is empty. A row may end early.
+        unnamed: Column names of a file without a header. The first line is a header if it begins with `unnamed[0]`, and
+            always where `unnamed` is empty. Without a header, rows may have fewer cells.
 
     Raises:
-        DataError: There is no such file, it is no text, or a row has another length than the line of names.
+        DataError: The file is missing or is not text, or the length of a row differs from that of the header.
     """
     text = read_text(path)
     cells = list(parse_csv(text, path, "\t" if "\t" in text.partition("\n")[0] else ","))
@@ -68,10 +68,10 @@ def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
 
 
 def check_columns(path: Path, table: AudioTable, columns: Sequence[str]) -> None:
-    """These columns are there, and full.
+    """Checks that these columns exist and have no empty cells.
 
     Raises:
-        DataError: One is missing, or empty in a row.
+        DataError: A column is missing, or empty in a row.
     """
     for column in columns:
         if column not in table.columns:
@@ -83,10 +83,10 @@ def check_columns(path: Path, table: AudioTable, columns: Sequence[str]) -> None
 
 
 def check_unique_rows(rows: Sequence[TableRow], column: str) -> None:
-    """No two rows are about one file.
+    """Checks that no two rows name the same file.
 
     Raises:
-        DataError: Two are.
+        DataError: Two rows do.
     """
     first: dict[str, TableRow] = {}
     for row in rows:
@@ -97,10 +97,10 @@ def check_unique_rows(rows: Sequence[TableRow], column: str) -> None:
 
 
 def check_class_names(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
-    """Of each sound its file, the number and the name of its class: a number has one name, and a name one number.
+    """Checks that class ids and class names correspond one to one; each clip has a file, a class id and a name.
 
     Raises:
-        DataError: It is not so.
+        DataError: They do not.
     """
     names: dict[int, str] = {}
     numbers: dict[str, int] = {}
@@ -112,10 +112,10 @@ def check_class_names(path: Path, sounds: Sequence[tuple[str, int, str]]) -> Non
 
 
 def check_audio_files(source: Path, paths: Sequence[Path]) -> None:
-    """Every sound is there.
+    """Checks that every audio file exists.
 
     Raises:
-        DataError: One is not; how many, and the first.
+        DataError: Files are missing; the message has their count and the first.
     """
     absent = [path for path in paths if not path.is_file()]
     if absent:

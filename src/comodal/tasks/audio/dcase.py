@@ -1,8 +1,10 @@
-"""Acoustic scenes of the DCASE challenges, by the protocol of L3-Net (section 4.2), which reports the one of 2013.
+"""Acoustic scene classification on the DCASE challenges, by the protocol of L3-Net (section 4.2; it reports 2013).
 
-2013, also called 2014, when its second half was published: two folders of CLASSNN.wav, half a minute each, ten of each
-of ten scenes to fit and as many to test. TUT and TAU (2016 and later): audio/, meta and evaluation_setup/, read by
-`tasks/audio/dcase_lists.py`. Sounds to test whose scenes nobody tells get a submission file and no score.
+- 2013 (also called 2014, when its second half was published): two folders of CLASSNN.wav, 30 seconds each. Each folder
+  has ten recordings of each of ten scenes; one folder is fitted, the other tested.
+- TUT and TAU (2016 and later): audio/, meta and evaluation_setup/, read by `tasks/audio/dcase_lists.py`.
+
+Test recordings without published labels get a submission file and no score.
 """
 
 import re
@@ -23,7 +25,7 @@ from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, AnyClassi
 HALF_FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
 SCENE_NAMES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
-TAKES_PER_SCENE = 10  # of each scene in either half
+TAKES_PER_SCENE = 10  # recordings of each scene in each half
 DCASE_PAPER_RESULT = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
 SCENE_FILE_NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
 
@@ -44,32 +46,30 @@ def evaluate_dcase(
     """Classifies acoustic scenes from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
 
-    The paper reports for the challenge of 2013: trained 0.93, random weights 0.85.
+    The paper reports for the 2013 challenge: trained 0.93, random weights 0.85.
 
     Args:
         model: run folder or model folder.
         data: 2013 and 2014: scenes_stereo/ and scenes_stereo_testset/ (or train/ and test/) of CLASSNN.wav. TUT and
             TAU, 2016 and later: audio/ with meta.csv and evaluation_setup/foldN_train.csv, foldN_evaluate.csv or
-            foldN_test.csv (or .txt); without evaluation_setup, five folds by recording place.
-        test: folder of the part to test, where it is a data set of its own (the challenges' evaluation sets); all of
-            `data` is then fitted.
-        classifier: "svm" (linear, one against all; the paper's), "logistic", or "mlp" (two hidden layers).
-        windows: how many equally spaced seconds of each sound are used; by default two for each second of the first
-            sound (the paper: 60 of thirty seconds).
+            foldN_test.csv (or .txt); without evaluation_setup, five folds by recording location.
+        test: folder of a separate test set (the challenges' evaluation sets); all of `data` is then fitted.
+        classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
+        windows: number of equally spaced windows of each recording; by default two for each second of the first
+            recording (the paper: 60 for 30 seconds).
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card, or submission.csv
-            where nobody tells the scenes; nothing is written without it.
-        seed: of the untrained network's weights, and of the mlp.
-        workers: threads that read sound files.
+            where the scene labels are unknown; nothing is written without it.
+        seed: seed of the untrained network's weights and of the mlp.
+        workers: threads that read audio files.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
-        with its interval, and its folds if there
-        are several.
+        with its interval, and each fold if there are several.
 
     Raises:
-        DataError: the folder has another layout, a list is missing or of another version, or no sound of a class can be
+        DataError: the folder has another layout, a list is missing or of another version, or no file of a class can be
             read.
 
     Examples:
@@ -85,7 +85,7 @@ def evaluate_dcase(
 
 
 def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:
-    """The scenes of any of the challenges.
+    """Reads the recordings of any of the challenges.
 
     Raises:
         DataError: The folder has another layout, or a list is missing or of another version.
@@ -110,12 +110,12 @@ def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:
 
 
 def find_inner_folder(folder: Path) -> Path:
-    """The folder, or the one of the same name in it: archives are unpacked either way."""
+    """The folder itself, or its subfolder of the same name: archives are unpacked either way."""
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
 def read_scene_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
-    """The two halves of 2013; the names of the files tell the scenes."""
+    """The two halves of 2013; the file names contain the scene labels."""
     fitted, tested = [list_scene_files(folder, data) for folder in (fit, tests)]
     first = next((sound for sound in fitted if sound.category is None), None)
     if first is not None:
@@ -144,10 +144,10 @@ def read_scene_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
 
 
 def list_scene_files(folder: Path, data: Path) -> list[LabeledAudioFile]:
-    """The sounds of a folder; a name without letters tells no scene.
+    """The audio files of a folder; a file name without letters has no label.
 
     Raises:
-        DataError: There is none.
+        DataError: There are none.
     """
     sounds = []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
@@ -160,5 +160,5 @@ def list_scene_files(folder: Path, data: Path) -> list[LabeledAudioFile]:
 
 
 def is_official_dcase_half(half: Sequence[LabeledAudioFile]) -> bool:
-    """Whether there are ten takes of each of the ten scenes."""
+    """Whether there are ten recordings of each of the ten scenes."""
     return Counter(sound.category for sound in half) == dict.fromkeys(SCENE_NAMES, TAKES_PER_SCENE)

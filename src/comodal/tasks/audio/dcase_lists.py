@@ -1,12 +1,12 @@
-"""Acoustic scenes with lists, as TUT and TAU have published them since 2016: what is fitted and what is tested.
+"""The lists of TUT's and TAU's acoustic scenes (since 2016), which define the training and test files.
 
-meta.csv                              filename, scene_label, identifier (the recording place), source_label
+meta.csv                              filename, scene_label, identifier (the recording location), source_label
 evaluation_setup/foldN_train.csv      filename, scene_label
-evaluation_setup/foldN_evaluate.csv   filename, scene_label of what is tested
-evaluation_setup/foldN_test.csv       filename alone, of the same
+evaluation_setup/foldN_evaluate.csv   filename, scene_label of the test files
+evaluation_setup/foldN_test.csv       filename of the same test files, without labels
 
-All are separated by tabs; until 2018 they are .txt and have no line of names. An evaluation set of a challenge is a
-folder of its own with evaluation_setup/test.csv, and evaluate.txt or a meta file once its scenes are published.
+All are tab-separated; until 2018 they are .txt without a header. An evaluation set of a challenge is a
+separate folder with evaluation_setup/test.csv, and evaluate.txt or a meta file once its labels are published.
 """
 
 import re
@@ -35,7 +35,7 @@ REASON_IN_NO_FOLD = "in no fold"
 
 
 class SceneLists:
-    """The sounds that the lists of a data set name, each once; what a list says again must be the same."""
+    """The recordings that the lists of a data set name, each once; labels must agree between lists."""
 
     def __init__(self) -> None:
         self.sounds: dict[Path, LabeledAudioFile] = {}
@@ -44,17 +44,17 @@ class SceneLists:
         self.files: dict[str, Path] = {}
 
     def read(self, root: Path, path: Path, what: str, labelled: bool, among: set[Path] | None = None) -> list[Path]:
-        """The sounds of a list.
+        """Reads the recordings of a list.
 
         Args:
             root: The folder of the data set.
             path: The list.
-            what: What it is called on the card.
-            labelled: Whether it must tell the scenes.
-            among: What it may name, None for anything.
+            what: Its name on the results card.
+            labelled: Whether it must have labels.
+            among: The recordings that it may name, None for any.
 
         Raises:
-            DataError: It is missing or damaged, tells another scene than a list before it, or names something else.
+            DataError: It is missing or damaged, contradicts a label of an earlier list, or names another recording.
         """
         table = read_table(path, SCENE_LIST_COLUMNS)
         check_columns(path, table, SCENE_LIST_COLUMNS[:2] if labelled else SCENE_LIST_COLUMNS[:1])
@@ -63,7 +63,7 @@ class SceneLists:
         return [self.add(root, row, among) for row in table.rows]
 
     def add(self, root: Path, row: TableRow, among: set[Path] | None) -> Path:
-        """A row of a list."""
+        """Adds a row of a list and returns the recording's path."""
         name, scene = row.cells["filename"], row.cells.get("scene_label") or None
         path = root / name
         if among is not None and path not in among:
@@ -78,7 +78,7 @@ class SceneLists:
 
 
 def parse_recording_location(path: Path) -> str:
-    """The recording place by the name of the file, or the file itself."""
+    """The recording location from the file name, or the file itself."""
     named = TAU_FILE_NAME.fullmatch(path.stem) or TUT_FILE_NAME.fullmatch(path.stem)
     return named.group(1) if named else path.stem
 
@@ -89,15 +89,15 @@ def has_scene_lists(data: Path) -> bool:
 
 
 def find_scene_list(folder: Path, name: str) -> Path | None:
-    """The list of that name, of either type."""
+    """The list of that name, .csv or .txt."""
     return next((folder / f"{name}{kind}" for kind in LIST_SUFFIXES if (folder / f"{name}{kind}").is_file()), None)
 
 
 def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
-    """The sounds and folds of a data set; or all of it to fit, and all of another to test.
+    """The recordings and folds of a data set; with `test`, all of `data` is fitted and all of `test` is tested.
 
     Raises:
-        DataError: A list is missing or damaged, or two of them do not go together.
+        DataError: A list is missing or damaged, or two lists are inconsistent.
     """
     scenes = SceneLists()
     meta = find_scene_list(data, META_NAME)
@@ -133,7 +133,7 @@ def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
 
 
 def name_test_split(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
-    """What the test part is called."""
+    """The name of the test part."""
     if test is not None:
         return test.resolve().name
     if not official:
@@ -142,10 +142,10 @@ def name_test_split(rounds: Sequence[Split], test: Path | None, official: bool) 
 
 
 def read_scene_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
-    """What each fold fits and tests.
+    """The training and test files of each fold.
 
     Raises:
-        DataError: A list is missing, or something is both fitted and tested.
+        DataError: A list is missing, or a file is both fitted and tested.
     """
     setup = data / SETUP_FOLDER
     names = [named for path in setup.iterdir() if (named := TRAIN_LIST_NAME.fullmatch(path.name)) is not None]
@@ -169,7 +169,7 @@ def read_scene_folds(scenes: SceneLists, data: Path, known: set[Path] | None) ->
 
 
 def read_fold_test(scenes: SceneLists, data: Path, number: int, known: set[Path] | None) -> list[Path]:
-    """What a fold tests: its evaluate list tells the scenes, its test list names the same files without."""
+    """The test files of a fold: its evaluate list has labels, its test list names the same files without labels."""
     setup = data / SETUP_FOLDER
     evaluate, names = find_scene_list(setup, f"fold{number}_evaluate"), find_scene_list(setup, f"fold{number}_test")
     if evaluate is None and names is None:
@@ -186,7 +186,7 @@ def read_fold_test(scenes: SceneLists, data: Path, number: int, known: set[Path]
 
 
 def read_evaluation_set(scenes: SceneLists, test: Path) -> list[Path]:
-    """An evaluation set: its scenes, if they are published, or its names alone.
+    """The files of an evaluation set, with labels if they are published.
 
     Raises:
         DataError: There is no list.

@@ -1,9 +1,13 @@
-"""ESC-50 and ESC-10, environmental sounds (Piczak 2015), by the protocol of L3-Net (section 4.2).
+"""Environmental sound classification on ESC-50 and ESC-10 (Piczak 2015), by the protocol of L3-Net (section 4.2).
 
-Ten equally spaced seconds of each clip; the last convolution's map, max-pooled (6144 numbers in the paper's network),
-z-scored; a linear one-vs-all SVM (or another probe) whose C is chosen within the training folds; the score of a clip is
-the mean over its windows; the five folds are the data set's own. The trained network is compared with an untrained one
-of the same shape, the raw spectrogram and log-mel statistics, under the same protocol.
+- Ten equally spaced one-second windows of each clip.
+- Features: the map of the last convolution, max-pooled (6144 in the paper's network), z-scored.
+- A linear one-vs-all SVM, or another probe, whose C is chosen within the training folds.
+- The score of a clip is the mean over its windows.
+- The five folds are the official ones.
+
+The baselines are an untrained network of the same shape, the raw spectrogram and log-mel statistics, under the same
+protocol.
 """
 
 import re
@@ -35,7 +39,7 @@ META_FILES = ("meta/esc50.csv", "meta.csv", "esc50.csv")
 
 
 class ESC50Clip(NamedTuple):
-    """One row of the meta file; clips of one recording are takes of it."""
+    """One row of the meta file; `recording` is the source recording of the clip."""
 
     path: Path
     fold: int
@@ -60,27 +64,27 @@ def evaluate_esc50(
     """Classifies environmental sounds from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
 
-    The paper reports for ESC-50: trained 0.793, random weights 0.625, people 0.813.
+    The paper reports for ESC-50: trained 0.793, random weights 0.625, humans 0.813.
 
     Args:
         model: run folder or model folder.
-        data: folder in ESC-50's layout (meta/esc50.csv and audio/), or with meta.csv and the sounds beside it.
-        subset: "esc50" takes every row; "esc10" those that the meta file marks, or all of a file of ten categories.
-        classifier: "svm" (linear, one against all; the paper's), "logistic", or "mlp" (two hidden layers).
-        windows: how many equally spaced seconds of each clip are used (the paper: 10).
+        data: folder in ESC-50's layout (meta/esc50.csv and audio/), or with meta.csv and the audio files next to it.
+        subset: "esc50" takes every row; "esc10" the rows marked in the meta file, or all rows of a file of ten classes.
+        classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
+        windows: number of equally spaced windows of each clip (the paper: 10).
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
             without it.
-        seed: of the untrained network's weights, and of the mlp.
-        workers: threads that read sound files.
+        seed: seed of the untrained network's weights and of the mlp.
+        workers: threads that read audio files.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
-        with its folds and interval.
+        with each fold and its interval.
 
     Raises:
-        DataError: the meta file is missing or damaged, a sound is missing, or no sound of a class can be read.
+        DataError: the meta file is missing or damaged, an audio file is missing, or no file of a class can be read.
 
     Examples:
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10
@@ -94,10 +98,10 @@ def evaluate_esc50(
 
 
 def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:
-    """The clips of the subset, in the data set's own folds.
+    """The clips of the subset, in the official folds.
 
     Raises:
-        DataError: the meta file is missing or damaged, or a sound is missing.
+        DataError: the meta file is missing or damaged, or an audio file is missing.
     """
     clips, left_out = read_esc50_meta(data, subset)
     meta, folds = find_esc50_meta(data), np.array([clip.fold for clip in clips])
@@ -118,7 +122,7 @@ def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:
 
 
 def is_official_esc50(clips: list[ESC50Clip]) -> bool:
-    """Whether these are the 2,000 clips in the published folds: eight of each of 50 classes, named by their folds."""
+    """Whether these are the 2,000 official clips in the official folds: eight of each of 50 classes in every fold."""
     each = {(fold, target): 0 for fold in range(1, 6) for target in range(50)}
     for clip in clips:
         named = OFFICIAL_FILE_NAME.fullmatch(clip.path.name)
@@ -129,7 +133,7 @@ def is_official_esc50(clips: list[ESC50Clip]) -> bool:
 
 
 def find_esc50_meta(data: Path) -> Path:
-    """The file that tells the classes."""
+    """The file that holds the labels."""
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
     meta = next((data / place for place in META_FILES if (data / place).is_file()), None)
@@ -139,11 +143,11 @@ def find_esc50_meta(data: Path) -> Path:
 
 
 def read_esc50_meta(data: Path, subset: ESCSubset) -> tuple[list[ESC50Clip], int]:
-    """The rows of the meta file that belong to the subset, and how many do not."""
+    """The rows of the meta file that are in the subset, and the number of the others."""
     meta = find_esc50_meta(data)
     audio = data / "audio" if (data / "audio").is_dir() else data
     table = read_table(meta)
-    old = "category_name" in table.columns  # the first revision: `category` is the number, `category_name` the name
+    old = "category_name" in table.columns  # the first revision: `category` is the id, `category_name` the name
     number, name = ("category", "category_name") if old else ("target", "category")
     check_columns(meta, table, ["filename", "fold", number, name])
     check_unique_rows(table.rows, "filename")
@@ -159,7 +163,7 @@ def read_esc50_meta(data: Path, subset: ESCSubset) -> tuple[list[ESC50Clip], int
 
 
 def parse_esc50_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
-    """One row; a fold or class that is no number, or not that of the file's name, is an error that names the line."""
+    """Parses one row; errors (fold or class not an integer, or not as in the file name) name the line."""
     path = audio / row.cells["filename"]
     named, take = OFFICIAL_FILE_NAME.fullmatch(path.name), RECORDING_FILE_NAME.fullmatch(path.name)
     recording = take.group(1) if take else path.name
@@ -173,7 +177,7 @@ def parse_esc50_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50
 
 
 def check_clips(meta: Path, clips: list[ESC50Clip]) -> None:
-    """At least three folds (one is tested, one chooses C), every category in each, each number of one category."""
+    """Checks for three or more folds (one to test, one to choose C), every class in each fold, and one class per id."""
     check_audio_files(meta, [clip.path for clip in clips])
     folds, categories = {clip.fold for clip in clips}, {clip.category for clip in clips}
     if len(folds) < 3:

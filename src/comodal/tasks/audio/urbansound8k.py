@@ -1,8 +1,9 @@
-"""UrbanSound8K, sounds of the city (Salamon, Jacoby and Bello 2014), by the protocol of L3-Net's ESC-50.
+"""Urban sound classification on UrbanSound8K (Salamon, Jacoby and Bello 2014), by L3-Net's protocol for ESC-50.
 
-Ten folds that are the data set's own and never shuffled: slices of one recording are all in one fold, so that a split
-by chance would have near-copies on both sides. Each fold is tested once by a probe of the other nine; C is chosen on
-the fold that follows it. The accuracy is the mean over the folds. L3-Net's paper does not report this data set.
+The ten folds are the official ones and are never shuffled: all slices of one recording are in one fold, whereas a
+random split would put near-duplicates on both sides. Each fold is tested once by a probe that is fitted on the other
+nine; C is chosen on the fold that follows it. The accuracy is the mean over the folds. L3-Net's paper does not report
+this data set.
 """
 
 from pathlib import Path
@@ -33,27 +34,27 @@ def evaluate_us8k(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Classifies sounds of UrbanSound8K from frozen features; baselines are an untrained network, the raw
+    """Classifies UrbanSound8K from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
 
     Args:
         model: run folder or model folder.
         data: UrbanSound8K's folder: metadata/UrbanSound8K.csv and audio/fold1/ to audio/fold10/.
-        classifier: "svm" (linear, one against all), "logistic", or "mlp" (two hidden layers).
-        windows: how many equally spaced seconds of each slice are used; a slice lasts four at most.
+        classifier: "svm" (linear, one-vs-all), "logistic", or "mlp" (two hidden layers).
+        windows: number of equally spaced windows of each slice; a slice lasts at most four seconds.
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
             without it.
-        seed: of the untrained network's weights, and of the mlp.
-        workers: threads that read sound files.
+        seed: seed of the untrained network's weights and of the mlp.
+        workers: threads that read audio files.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
-        with its ten folds and interval.
+        with its ten folds and its interval.
 
     Raises:
-        DataError: the table is missing or of another version, a fold is missing, or no sound of a class can be read.
+        DataError: the table is missing or of another version, a fold is missing, or no file of a class can be read.
 
     Examples:
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k
@@ -67,7 +68,7 @@ def evaluate_us8k(
 
 
 def read_urbansound8k(data: Path) -> AudioDataset:
-    """All slices, in their own folds.
+    """All slices, in the official folds.
 
     Raises:
         DataError: the table is missing or of another version, or a fold is missing.
@@ -103,7 +104,7 @@ def read_urbansound8k(data: Path) -> AudioDataset:
 
 
 def parse_fold(row: TableRow) -> int:
-    """One of the ten."""
+    """The fold of a row, 1 to 10."""
     fold = row.number("fold", 1)
     if fold > NUM_FOLDS:
         raise DataError(f"{row.where}: fold {fold}; there are {NUM_FOLDS}")
@@ -111,9 +112,9 @@ def parse_fold(row: TableRow) -> int:
 
 
 def find_slice_file(data: Path, row: TableRow) -> Path:
-    """The file of a slice, in the folder of its fold; one that lies in another fold's is of another version.
+    """The file of a slice, in the folder of its fold; a file in another fold's folder is of another version.
 
-    The name says the recording and the class as well: FSID-CLASSID-OCCURRENCE-SLICE.wav.
+    The file name also has the recording and the class: FSID-CLASSID-OCCURRENCE-SLICE.wav.
     """
     name, fold = row.cells["slice_file_name"], row.cells["fold"]
     told = name.removesuffix(".wav").split("-")

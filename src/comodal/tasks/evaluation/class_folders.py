@@ -1,7 +1,7 @@
-"""Labelled files in class folders: an ImageFolder tree of pictures, or the same tree of sounds.
+"""Labeled files in class folders: an ImageFolder tree of images, or the same tree of audio files.
 
-ROOT/train/CLASS/FILE and ROOT/test/CLASS/FILE (or val/, validation/); or ROOT/CLASS/FILE alone, of which a fifth is the
-test by a hash of the file's name.
+The layout is ROOT/train/CLASS/FILE and ROOT/test/CLASS/FILE (or val/, validation/), or ROOT/CLASS/FILE alone. In the
+latter a fifth of the files is the test set, selected by a hash of the file's name.
 """
 
 import hashlib
@@ -19,13 +19,11 @@ from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.system_comparison import Comparison
 
 TEST_FOLDERS = ("test", "val", "validation")
-NUM_HASH_PARTS = (
-    5  # a tree without a test folder: one part in five is the test; of the training part, one in five chooses C
-)
+NUM_HASH_PARTS = 5  # without a test folder, one part in five is tested; one in five training items chooses C
 
 
 class LabeledFile(NamedTuple):
-    """A file of a class folder; `test` says on which side of the split it is."""
+    """A file of a class folder; `test` is true in the test set."""
 
     path: Path
     name: str
@@ -34,7 +32,7 @@ class LabeledFile(NamedTuple):
 
 
 def list_labeled_files(data: Path, suffixes: frozenset[str]) -> list[LabeledFile]:
-    """All files of the tree with these suffixes, in the order of their names."""
+    """All files of the tree with these suffixes, sorted by name."""
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder")
     test = next((data / name for name in TEST_FOLDERS if (data / name).is_dir()), None)
@@ -54,10 +52,10 @@ def list_labeled_files(data: Path, suffixes: frozenset[str]) -> list[LabeledFile
 
 
 def check_labeled_items(data: Path, items: Sequence[LabeledFile]) -> None:
-    """Two classes or more to fit, something to test, and no class that is tested alone.
+    """Checks that there are at least two classes to fit, something to test, and no class that is only tested.
 
     Raises:
-        DataError: It is not so.
+        DataError: They are not.
     """
     categories = {item.category for item in items if not item.test}
     unknown = {item.category for item in items if item.test} - categories
@@ -78,7 +76,7 @@ def list_class_files(folder: Path, data: Path, suffixes: frozenset[str], test: b
 
 
 def hash_labeled_files(items: Iterable[LabeledFile]) -> str:
-    """Of the names, classes, sides and sizes of files: the same on every machine."""
+    """A hash of the names, classes, splits and sizes of files, equal on every machine."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{item.name} {item.category} {item.test} {item.path.stat().st_size}\n".encode())
@@ -86,12 +84,12 @@ def hash_labeled_files(items: Iterable[LabeledFile]) -> str:
 
 
 def assign_hash_part(name: str) -> int:
-    """One of `PARTS`, the same for a name whatever else is in the folder."""
+    """One of `NUM_HASH_PARTS` parts, which depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % NUM_HASH_PARTS
 
 
 def build_folder_split(items: Sequence[LabeledFile]) -> Split:
-    """The split of the tree; one part in five of the training items, by a hash of the name, chooses the penalty."""
+    """The split of the tree; C is chosen on a fifth of the training items, selected by a hash of the name."""
     test = np.array([item.test for item in items])
     parts = np.array([assign_hash_part(f"C {item.name}") for item in items])
     return Split(0, ~test, test, parts, (0,))
@@ -104,7 +102,7 @@ def compare_folder_systems(
     classifier: Classifier,
     title: str,
 ) -> Comparison:
-    """Each system's answers for the test items; C is chosen on a fifth of the training items."""
+    """Each system's predictions for the test items; C is chosen on a fifth of the training items."""
     classes = tuple(sorted({item.category for item in items}))
     truth = np.array([classes.index(item.category) for item in items])
     test = np.array([item.test for item in items])

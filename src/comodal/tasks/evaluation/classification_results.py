@@ -1,4 +1,4 @@
-"""What a fine-tuned network answered: accuracy, the first five, each class by itself, the results card."""
+"""The predictions of a fine-tuned classifier: accuracy, top-5 accuracy, per-class scores, and the results card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,21 +20,21 @@ CardSetting = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class ClassProbabilities:
-    """The probabilities of the classes, and what they are about.
+    """Class probabilities of the test items, with what the results files need.
 
     Args:
-        task: As on the command line.
-        modality: Before the keys of the numbers: vision or sound.
-        title: What people call the data.
-        split: Which part was tested.
-        model: The folder that was measured.
-        items: What was tested.
-        classes: Their names, in the order of the columns.
-        scores: A row for each item.
-        settings: Whatever makes two evaluations differ.
-        files: That the labels were read from.
-        left_out: How many were not taken, by reason.
-        groups: The recording of each item; without it items are independent.
+        task: Name on the command line.
+        modality: Prefix of the result keys: vision or sound.
+        title: Display name of the data.
+        split: Name of the test part.
+        model: The evaluated model folder.
+        items: The test items.
+        classes: Class names, in the order of the columns.
+        scores: One row of probabilities per item.
+        settings: Settings of the evaluation.
+        files: The files that the labels were read from.
+        left_out: Number of excluded items, by reason.
+        groups: The recording of each item; without it, items are independent.
     """
 
     task: str
@@ -51,7 +51,7 @@ class ClassProbabilities:
     groups: tuple[str, ...] = ()
 
     def comparison(self) -> Comparison:
-        """The answers beside the truth, as probes are compared."""
+        """The predictions and the labels in the form that probes use."""
         check_finite_scores(self.scores, "probabilities of the classes")
         number = {name: place for place, name in enumerate(self.classes)}
         truth = np.array([number[item.category] for item in self.items])
@@ -78,7 +78,7 @@ class ClassProbabilities:
         return numbers
 
     def card(self, numbers: Mapping[str, float]) -> ResultsCard:
-        """The results card, with the settings of the training."""
+        """The results card, with the training settings."""
         keys = {
             f"{self.modality}.fine_tuned": "top-1",
             f"{self.modality}.fine_tuned.top{TOP_K_ACCURACY}": f"top-{TOP_K_ACCURACY}",

@@ -1,8 +1,8 @@
-"""The protocol of a probe: rounds, in each of which some items are fitted and others answered.
+"""Cross-validation of a probe: each split fits some items and predicts others.
 
-What a round does not fit it does not see: z-scores, the penalty and the weights come from the fitted items alone. The
-penalty is chosen by holding out parts of them in turn; a part holds whole groups (recordings, places), so that no item
-has a near-copy on both sides.
+Nothing of the test items is used for fitting: z-scores, C and the weights come from the fitted items alone. C is chosen
+by holding out inner folds of the fitted items in turn. An inner fold holds whole groups (recordings, locations), so
+that no item has a near-duplicate on both sides.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ NUM_INNER_FOLDS = 5
 
 
 class Split(NamedTuple):
-    """One fit and one test.
+    """One split: the items to fit and the items to test.
 
     Args:
-        number: Of the fold that is tested, or 0 where there is one split.
-        fitted: The items that are fitted.
-        tested: The items that are answered.
-        parts: In which part each fitted item is; of the others nothing is read.
-        held_out: The parts that are held out in turn to choose the penalty.
+        number: The tested fold, or 0 where there is one split.
+        fitted: Mask of the training items.
+        tested: Mask of the test items.
+        parts: The inner fold of each training item; values of other items are ignored.
+        held_out: The inner folds that are held out in turn to choose C.
     """
 
     number: int
@@ -40,12 +40,12 @@ class Split(NamedTuple):
     held_out: tuple[int, ...]
 
     def of(self, kept: Bool[np.ndarray, " items"]) -> "Split":
-        """The same round of some of the items."""
+        """The same split, restricted to some items."""
         return self._replace(fitted=self.fitted[kept], tested=self.tested[kept], parts=self.parts[kept])
 
 
 class ProbePredictions(NamedTuple):
-    """What was answered: the item, the round, each system's class, and the C of each system in each round."""
+    """Predictions of all splits: the items, their splits, the classes by each system, and each system's C per split."""
 
     items: Int[np.ndarray, " answers"]
     rounds: Int[np.ndarray, " answers"]
@@ -54,7 +54,7 @@ class ProbePredictions(NamedTuple):
 
 
 def build_cross_validation_splits(folds: Int[np.ndarray, " items"], held_out: int) -> list[Split]:
-    """Each fold is tested once; of the others, so many that follow it (the last by the first) are held out in turn."""
+    """Each fold is tested once; the `held_out` folds that follow it (cyclically) are held out in turn to choose C."""
     numbers = [int(fold) for fold in np.unique(folds)]
     rounds = []
     for place, fold in enumerate(numbers):
@@ -71,7 +71,7 @@ def build_given_split(
     truth: Sequence[str],
     held_out: int,
 ) -> Split:
-    """A split that is given; the fitted items alone are dealt into parts, so many of which are held out in turn."""
+    """A predefined split; the training items are assigned to inner folds, `held_out` of which are held out in turn."""
     parts = np.full(len(fitted), -1)
     chosen = np.flatnonzero(fitted).tolist()
     parts[chosen] = assign_folds([groups[item] for item in chosen], [truth[item] for item in chosen])
@@ -79,7 +79,7 @@ def build_given_split(
 
 
 def assign_folds(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
-    """Parts of nearly equal size for each class; all items of a group are in one, by a hash of its name."""
+    """Folds of nearly equal size for each class; all items of a group are in one fold, by a hash of its name."""
     part: dict[str, int] = {}
     for category in sorted(set(truth)):
         own = {group for group, other in zip(groups, truth, strict=True) if other == category and group not in part}
@@ -96,7 +96,7 @@ def predict_splits(
     classifier: AnyClassifier,
     seed: int = 0,
 ) -> ProbePredictions:
-    """Fits a probe for every system in every round, and answers."""
+    """Fits a probe for every system in every split, and predicts the test items."""
     jobs = [(system, one) for system in features for one in rounds]
     answers: dict[str, list[np.ndarray]] = {system: [] for system in features}
     strengths: dict[str, dict[int, float]] = {system: {} for system in features}
@@ -120,17 +120,17 @@ def fit_split_probe(
     classifier: AnyClassifier,
     seed: int = 0,
 ) -> LinearProbe | MLPProbe:
-    """The probe of one round, from its fitted items alone."""
+    """The probe of one split, fitted on its training items alone."""
     seen, target = features[torch.from_numpy(one.fitted)], torch.from_numpy(truth[one.fitted])
     inner = one.parts[one.fitted]
     held_out = select_usable_folds(one.held_out, inner)
-    if classifier == "mlp":  # a fit takes so long that one part has to do
+    if classifier == "mlp":  # a fit is slow, so one inner fold is held out
         return fit_mlp_probe(seen, target, inner, held_out[:1], classes, seed)
     linear: Classifier = classifier
     return fit_probe(seen, target, inner, held_out, classes, linear)
 
 
 def select_usable_folds(held_out: Iterable[int], parts: Int[np.ndarray, " items"]) -> list[int]:
-    """Those parts that hold something and leave something."""
+    """The held-out folds that contain items, provided that there are other folds."""
     there = set(np.unique(parts).tolist())
     return [part for part in held_out if part in there and len(there) > 1]

@@ -1,10 +1,9 @@
-"""Features of many pictures on disk, memory-mapped: a probe of a million pictures is one pass over them.
+"""Features of many images on disk, memory-mapped, so that a probe of a million images needs one pass over them.
 
-One folder for each (network, view), named by a hash of what its numbers depend on: the weights, the layer and its
-pooling, the view, the names of the pictures. Rows are written in order, so that a pass that was stopped goes on where
-it was; if one of the pictures so far has changed since, it begins anew. A picture that cannot be read has a row of
-zeros, and is noted with the reason. Numbers are float16: features that were
-computed in bfloat16 lose nothing by it.
+There is one folder for each (network, view). Its name is a hash of what the features depend on: the weights, the layer
+and its pooling, the view, the names of the images. Rows are written in order, so that an interrupted pass resumes where
+it stopped. If one of the images so far has changed since, the pass starts again. An image that cannot be read has a row
+of zeros, and the reason is recorded. Features are stored as float16; those computed in bfloat16 lose no precision.
 """
 
 import hashlib
@@ -30,20 +29,20 @@ MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class FeatureFile:
-    """The features of some pictures, as they were seen in one view by one network.
+    """The features of images in one view, from one network.
 
     Args:
-        cache: Folder of all such files.
-        about: What the numbers depend on beside the pictures' contents, as JSON has it.
-        shape: Pictures, shots of each, features.
-        stamps: Of each picture, something that changes when its content does.
+        cache: Folder of all feature files.
+        about: What the features depend on besides the images' contents, as JSON values.
+        shape: Images, views of each, features.
+        stamps: For each image, a text that changes with its content.
 
     Attributes:
-        done: Pictures whose features are there.
-        problems: Reason and detail of those among them that cannot be read.
+        done: Number of images whose features are stored.
+        problems: Reason and detail for each of those images that cannot be read.
 
     Raises:
-        DataError: The folder was damaged.
+        DataError: The folder is damaged.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class FeatureFile:
                 write_bytes_atomically(self.folder / FEATURES_FILE, b"")
                 self.note(0)
             self.done = self.read_done()
-            os.truncate(self.folder / FEATURES_FILE, self.done * self.bytes_each)  # what a killed pass left unsaved
+            os.truncate(self.folder / FEATURES_FILE, self.done * self.bytes_each)  # drops unrecorded rows
 
     def read_done(self) -> int:
-        """How many pictures were saved and are still the same; the file of features must have room for them."""
+        """The number of images that were saved and are unchanged; checks the size of the feature file."""
         try:
             noted = read_json_object(self.folder / DONE_FILE)
             done, digest = int(noted["pictures"]), noted["stamps"]
@@ -83,21 +82,21 @@ class FeatureFile:
         return done
 
     def digest(self, done: int) -> str:
-        """Of the stamps of the first pictures."""
+        """A hash of the stamps of the first images."""
         return hashlib.sha256("\n".join(self.stamps[:done]).encode()).hexdigest()
 
     def note(self, done: int) -> None:
-        """Writes down how many pictures are on disk."""
+        """Records how many images are on disk."""
         noted = {"pictures": done, "stamps": self.digest(done), "unreadable": self.problems}
         write_bytes_atomically(self.folder / DONE_FILE, encode_settings_json(noted))
 
     def append(
         self, features: Float[Tensor, "pictures shots features"], problems: Mapping[int, MediaError] | None = None
     ) -> None:
-        """The features of the next pictures; `problems` says of which of these there are none, and why.
+        """Appends the features of the next images; `problems` has the images without features, and the reasons.
 
         Raises:
-            DataError: A number is not finite, or too large for float16.
+            DataError: A value is not finite, or too large for float16.
         """
         if not features.isfinite().all() or features.abs().max() > MAX_FLOAT16:
             raise DataError(f"{self.folder}: picture {self.done:,} or one soon after has features that are no numbers")
@@ -109,7 +108,7 @@ class FeatureFile:
             self.save()
 
     def save(self) -> None:
-        """Brings everything to disk, then notes it."""
+        """Flushes the features to disk, then records their number."""
         with translate_os_errors(self.folder):
             with (self.folder / FEATURES_FILE).open("rb") as file:
                 os.fsync(file.fileno())
@@ -117,6 +116,6 @@ class FeatureFile:
         self.saved_at = time.monotonic()
 
     def rows(self) -> Float16[np.ndarray, "pictures shots features"]:
-        """All of them, as they lie on disk."""
+        """All features, memory-mapped."""
         assert self.done == self.shape[0]
         return np.memmap(self.folder / FEATURES_FILE, np.float16, "r", shape=self.shape)

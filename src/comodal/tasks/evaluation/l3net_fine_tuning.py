@@ -1,12 +1,12 @@
-"""Fine-tuning an L3-Net end to end for labelled pictures or sounds, and asking it: what both have in common.
+"""Fine-tuning and evaluating an L3-Net end to end on labeled images or audio: the parts that both modalities share.
 
-The tower of one modality and a linear layer are trained by AdamW, with a linear rise over a tenth of the steps and a
-linear fall. The model is the weights that did best on what was held out of the training part, or the last ones where
-nothing was: nothing is chosen on the test part.
+The tower of one modality and a linear layer are trained by AdamW. The learning rate rises linearly over a tenth of the
+steps, then decays linearly. With a validation set (a held-out fraction of the training set), the model has the weights
+of the best validation score; without one, the last weights. Nothing is selected on the test set.
 
-Measured with 20 labels of each of ten digits (MNIST; spoken digits) and a small network that had learnt which belong
-together, pictures and sounds: frozen 0.974 and 0.917, fine-tuned 0.981 and 0.948 (with a third of the rate 0.980 and
-0.938), from chance 0.960 and 0.760.
+Measured accuracy with 20 labels for each of ten digits (MNIST; spoken digits) and a small network that was pretrained
+on audio-visual correspondence: frozen 0.974 and 0.917, fine-tuned 0.981 and 0.948 (with a third of the
+learning rate 0.980 and 0.938), from scratch 0.960 and 0.760.
 """
 
 import hashlib
@@ -40,26 +40,26 @@ from comodal.training.run import Run
 CLASSES_FILE = "classes.json"
 L3NET_WARMUP_RATIO = 0.1
 L3NET_WEIGHT_DECAY = 0.01
-ORDER_STREAM, L3NET_AUGMENTATION_STREAM = 2, 3  # keep the chance of the order and of what is shown apart
-MAX_FORWARD_BATCH = 32  # items at once when they are answered, on a CPU
+ORDER_STREAM, L3NET_AUGMENTATION_STREAM = 2, 3  # independent random streams for order and augmentation
+MAX_FORWARD_BATCH = 32  # items per forward pass in evaluation on a CPU
 L3NetStart = Literal["pretrained", "scratch"]
 
 
 @dataclass(frozen=True)
 class L3FineTuneConfig:
-    """What both recipes take beside their data.
+    """The parameters that both recipes share.
 
     Args:
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
-        start: From its weights, or the same network from chance: the control.
-        epochs: How often every item is seen.
-        batch_size: Items in a step, over all processes.
-        learning_rate: Of what was pretrained.
-        head_rate: Of the new layer, and of a network from chance.
-        dropout: Of the features.
-        validation_share: Of the training part; held out, never trained on, and scored in the log.
-        workers: Processes that read data.
-        seed: Of a network from chance, the order and what is shown.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        epochs: Passes over the training items.
+        batch_size: Items per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers.
+        head_rate: Learning rate of the new layer, and of a randomly initialized network.
+        dropout: Dropout probability on the features.
+        validation_share: Fraction of the training set that is held out; its score is logged.
+        workers: Data loading processes.
+        seed: Seed of the random initialization, the order and the augmentation.
     """
 
     model: Path
@@ -76,19 +76,19 @@ class L3FineTuneConfig:
 
 @runtime_checkable
 class ItemReader(Protocol):
-    """A file as the network is shown it: by chance in training, or always alike."""
+    """Reads a file as input of the network: augmented with a generator, deterministic without."""
 
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray: ...
 
 
 class LabelledItems:
-    """Batches of any (epoch, index): a sample set for the loader.
+    """A sample set for the loader: batches for any (epoch, index).
 
     Args:
-        items: What there is.
-        classes: Their names, in the order of their numbers.
-        read: How a file is shown.
-        seed: Of the order and of what is shown; None leaves both without chance.
+        items: The labeled files.
+        classes: Class names in the order of their indices.
+        read: Reads a file as input of the network.
+        seed: Seed of the order and the augmentation; None for a fixed order without augmentation.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LabelledItems:
         return len(self.items)
 
     def order(self, epoch: int) -> Int64[np.ndarray, " items"]:
-        """The items of an epoch, by chance."""
+        """The items of an epoch in random order."""
         if self.seed is None:
             return np.arange(len(self))
         if epoch not in self.orders:
@@ -111,7 +111,7 @@ class LabelledItems:
         return self.orders[epoch]
 
     def shown(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
-        """A file as the network is shown it; one that cannot be read is an error of the data set."""
+        """A file as input of the network; an unreadable file raises an error of the data set."""
         try:
             return self.read(item, rng)
         except MediaError as error:
@@ -137,13 +137,13 @@ class LabelledItems:
 
 
 def convert_to_tensor(shown: np.ndarray) -> Tensor:
-    """Sounds as they are; pictures with their channels first (and last in memory, as they came)."""
+    """A tensor of waveforms, or of images with channels first (channels-last in memory)."""
     tensor = torch.from_numpy(shown)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
 class ClassificationObjective(nn.Module):
-    """Cross-entropy over the classes. Needs a model that gives scores of what it is shown."""
+    """Cross-entropy over the classes. Needs a model that returns class scores."""
 
     def __init__(self, model: L3Classifier) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class ClassificationObjective(nn.Module):
 
 
 def build_classifier(setup: L3FineTuneConfig) -> L3Net:
-    """The network that training begins from."""
+    """The network that training starts from."""
     model = load_any_l3net(setup.model)
     return make_untrained_copy(model, setup.seed) if setup.start == "scratch" else model
 
@@ -164,7 +164,7 @@ def build_classifier(setup: L3FineTuneConfig) -> L3Net:
 def build_l3net_run(
     model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, setup: L3FineTuneConfig
 ) -> Run:
-    """The run: batches of the items' training part, the objective, its optimizer."""
+    """The run: batches of the training set, the objective and its optimizer."""
     classes = sorted({item.category for item in items})
     train, held_out = split_by_name_hash([item for item in items if not item.test], setup.validation_share)
     objective = ClassificationObjective(build_l3_classifier(model, modality, len(classes), setup.dropout))
@@ -197,10 +197,10 @@ def build_l3net_run(
 
 
 def split_by_name_hash(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
-    """What is trained on, and what is held out: by a hash of the name, so that a file never changes sides.
+    """Splits into training and validation items by a hash of the name, so that a file never changes sides.
 
     Raises:
-        DataError: Nothing is left to train on, or nothing was held out.
+        DataError: Either side is empty.
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"validation_share ({share}) must be at least 0 and less than 1")
@@ -218,7 +218,7 @@ def split_by_name_hash(items: Sequence[LabeledFile], share: float) -> tuple[list
 
 
 def read_model_classes(model: Path) -> list[str]:
-    """The names of a model's classes, from the file beside it."""
+    """The class names of a model, from the file in its folder."""
     path = find_model_folder(model) / CLASSES_FILE
     names = read_json(path, CheckpointError)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -227,10 +227,10 @@ def read_model_classes(model: Path) -> list[str]:
 
 
 def check_item_classes(items: Sequence[LabeledFile], classes: Sequence[str]) -> None:
-    """Every item is of one of the model's classes.
+    """Checks that every item has one of the model's classes.
 
     Raises:
-        DataError: One is not.
+        DataError: An item has another class.
     """
     unknown = next((item for item in items if item.category not in classes), None)
     if unknown is not None:
@@ -239,7 +239,7 @@ def check_item_classes(items: Sequence[LabeledFile], classes: Sequence[str]) -> 
 
 @runtime_checkable
 class TestViews(Protocol):
-    """What of a file is asked about: one crop or ten, one window or several."""
+    """The views of a test file: one crop or ten, one window or several."""
 
     def __call__(self, item: LabeledFile, /) -> np.ndarray: ...
 
@@ -247,9 +247,10 @@ class TestViews(Protocol):
 def predict_class_probabilities(
     model: L3Classifier, items: Sequence[LabeledFile], shots: TestViews, compute: Compute, workers: int
 ) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
-    """The probabilities of the classes of every item that can be read: the mean over its shots; and why others cannot.
+    """Predicts the class probabilities of every readable item: the mean over its views.
 
-    Files that cannot be read are listed at the end.
+    Returns:
+        The probabilities, and the error of each item that cannot be read. Those are listed at the end.
     """
     device = compute.device
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -273,9 +274,9 @@ def predict_class_probabilities(
 
 
 def check_readable_tests(data: Path, items: Sequence[LabeledFile], problems: Mapping[int, MediaError]) -> None:
-    """Every class has a file to test that can be read.
+    """Checks that every class has a test file that can be read.
 
     Raises:
-        DataError: One has none.
+        DataError: A class has none.
     """
     check_readable_classes(data, "to test", [item.category for item in items], problems)

@@ -1,12 +1,12 @@
-"""The linear probe: what can be read off frozen features by one linear layer (L3-Net, section 4.2 and 4.3).
+"""The linear probe: one linear layer on frozen features (L3-Net, sections 4.2 and 4.3).
 
-Features are z-scored on the training part; a linear one-vs-all support vector machine or a multinomial logistic
-regression is fitted; its strength C is chosen within the training part. An item may have several windows: each
-window is trained on as if by itself, and the score of an item is the mean over its windows.
+Features are z-scored on the training set; a linear one-vs-all support vector machine or a multinomial logistic
+regression is fitted; its C is chosen within the training set. An item may have several windows: each
+window is a training example of its own, and the score of an item is the mean over its windows.
 
 The objectives are scikit-learn's (`LinearSVC`: w'w / 2 + C * sum of squared hinges; `LogisticRegression`), the bias
-free of the penalty. All classes are fitted at once by L-BFGS on matrix products. Measured on 3,200 x 768 features of
-ESC-10, C of 0.01, one core: 0.44 s, against 3.2 s by `LinearSVC`; tests compare the solutions.
+free of the penalty. All classes are fitted at once by L-BFGS with matrix products. Measured on 3,200 x 768 features of
+ESC-10, C of 0.01, one core: 0.44 s, compared with 3.2 s for `LinearSVC`; tests compare the solutions.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,20 +30,20 @@ LINEAR_PROBE_C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @runtime_checkable
 class FittedClassifier(Protocol):
-    """Whatever was fitted and gives each item a score for each class."""
+    """A fitted classifier that gives each item a score for each class."""
 
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]: ...
 
 
 @runtime_checkable
 class ProbeProblem(Protocol):
-    """A training part that can be fitted with any C, for so many iterations."""
+    """A training set that can be fitted with any C, for a number of iterations."""
 
     def fit(self, strength: float, iterations: int, /) -> FittedClassifier: ...
 
 
 def select_best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
-    """The class of the highest score of each item.
+    """The class with the highest score, for each item.
 
     Raises:
         DataError: A score is not finite.
@@ -54,7 +54,7 @@ def select_best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " i
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe: z-score of the training part, one linear layer, and C."""
+    """A fitted probe: the z-score of the training set, one linear layer, and C."""
 
     classifier: Classifier
     strength: float
@@ -64,18 +64,18 @@ class LinearProbe:
     bias: Float[Tensor, "classes 1"]
 
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
-        """Mean over the windows: of decision values for the SVM, of probabilities for the logistic regression."""
+        """The mean over the windows of decision values (SVM) or of probabilities (logistic regression)."""
         weight = self.weight / self.scale
         values = features @ weight.mT + (self.bias[:, 0] - weight @ self.mean)
         return (values.softmax(-1) if self.classifier == "logistic" else values).mean(1)
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
-        """The class of the highest score of each item."""
+        """The class with the highest score, for each item."""
         return select_best_class(self.scores(features)).numpy()
 
 
 class LinearProbeProblem:
-    """The windows of a training part as standardised rows, and where the fit for one C ended, to start the next."""
+    """The windows of a training set as standardized rows. Each fit starts from the solution for the last C."""
 
     def __init__(
         self,
@@ -100,10 +100,10 @@ class LinearProbeProblem:
         self.bias = self.rows.new_zeros(classes, 1)
 
     def fit(self, strength: float, iterations: int) -> LinearProbe:
-        """Minimises from where the last fit ended.
+        """Minimizes the objective from the last solution.
 
-        L-BFGS moves in coordinates in which the objective is nearly round (`preconditioner`). Classes come first in
-        all products: with ten classes these run three times as fast as with rows first.
+        L-BFGS runs in coordinates in which the objective is well conditioned (`factor_preconditioner`). Classes
+        are the first dimension in all products: with ten classes these are three times as fast as with rows first.
         """
         factor = factor_preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
         rounded = (self.weight @ factor).requires_grad_(True)
@@ -135,7 +135,7 @@ class LinearProbeProblem:
 def compute_mean_and_std(
     rows: Float[Tensor, "rows features"],
 ) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
-    """Mean and deviation of each feature; a feature that never changes is left at scale 1."""
+    """The mean and std of each feature; a constant feature has scale 1."""
     deviation, mean = torch.std_mean(rows, dim=0, correction=0)
     return mean, torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
 
@@ -143,7 +143,7 @@ def compute_mean_and_std(
 def compute_probe_loss(
     values: Float[Tensor, "classes rows"], target: Int[Tensor, " rows"], classifier: Classifier
 ) -> Float[Tensor, ""]:
-    """Sum over the rows of the squared hinges of all one-vs-all problems, or of the cross-entropy."""
+    """The sum over the rows of the squared hinges of all one-vs-all problems, or of the cross-entropy."""
     if classifier == "logistic":
         return F.cross_entropy(values.mT, target, reduction="sum")
     sign = 2.0 * F.one_hot(target, len(values)).mT.to(values.dtype) - 1.0
@@ -151,10 +151,10 @@ def compute_probe_loss(
 
 
 def factor_preconditioner(gram: Float[Tensor, "features features"], ridge: float) -> Float[Tensor, "features features"]:
-    """Lower triangular L with LL' near the objective's curvature: over L'w the objective is nearly round.
+    """Lower triangular L with LL' near the objective's curvature, so that the objective is well conditioned over L'w.
 
-    Neighbouring features are so correlated that L-BFGS over w takes ten times the steps. The minimum is the same;
-    the least ridge of 1e-3 keeps the factorisation sound in single precision.
+    Neighboring features are so correlated that L-BFGS over w takes ten times as many steps. The minimum is the same;
+    the minimum ridge of 1e-3 keeps the factorization stable in single precision.
     """
     return torch.linalg.cholesky(gram + max(ridge, 1e-3) * torch.eye(len(gram), dtype=gram.dtype))
 
@@ -168,9 +168,9 @@ def choose_c(
     strengths: Sequence[float],
     iterations: int = MAX_SEARCH_ITERATIONS,
 ) -> float:
-    """The C with which most items of the held-out folds are answered rightly by a fit on the rest.
+    """The C with the highest accuracy on the held-out folds, after fitting on the others.
 
-    From the strongest penalty on, until a weaker one no longer helps. With none held out the strongest is taken.
+    C increases from its smallest value until accuracy no longer improves. Without held-out folds, it is the smallest.
     """
     problems = []
     for fold in held_out:
@@ -199,19 +199,19 @@ def fit_probe(
     classifier: Classifier,
     strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> LinearProbe:
-    """Chooses C on the training part alone, then fits on all of it.
+    """Chooses C within the training set, then fits on all of it.
 
     Args:
-        features: the training part; the windows of an item stay together.
+        features: the training set, windows grouped by item.
         target: class of each item.
-        folds: which part of the training items each belongs to.
+        folds: inner fold of each training item.
         held_out: the folds that are held out in turn to choose C.
-        classes: how many classes there are.
+        classes: number of classes.
         classifier: "svm" or "logistic".
-        strengths: the values of C that are tried.
+        strengths: the values of C to try.
 
     Returns:
-        The probe fitted on the whole training part with the chosen C.
+        The probe fitted on the whole training set with the chosen C.
     """
     problem = partial(LinearProbeProblem, classes=classes, classifier=classifier)
     strength = choose_c(features, target, folds, held_out, problem, strengths)

@@ -1,9 +1,9 @@
-"""The linear probe by mini-batches, for more features than memory holds: read off disk block by block.
+"""The linear probe trained by mini-batches, for features that exceed the memory: they are read from disk in blocks.
 
 The objective is that of `linear_probe.py` (cross-entropy or squared hinges, and w'w / 2C over the rows), on features
-z-scored over the training part, so that a C means the same; the minimum is reached by SGD with momentum or by Adam (the
-paper's, L3-Net, section 4.3), with a cosine fall. Rows should lie in an order without meaning: blocks are read in an
-order by chance, each at once, and mixed inside.
+z-scored over the training set, so that C has the same meaning. The optimizer is SGD with momentum or Adam (the paper's,
+L3-Net, section 4.3), with a cosine schedule. Blocks are read in random order, and rows are shuffled within a block, so
+the rows should be stored in random order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +22,15 @@ from comodal.training.optimization import make_cosine_schedule
 
 StepSolver = Literal["sgd", "adam"]
 MOMENTUM = 0.9
-MAX_BLOCK_BYTES = 1 << 26  # read at once
-CURVATURE_SAMPLE_ROWS = 4096  # from which the step of SGD is estimated
-ADAM_STEP_SCALE = 1.0  # how far the first steps of Adam move a score: a rate of this over the features
-SEARCH_FRACTION = 0.25  # of the epochs, when C is chosen
+MAX_BLOCK_BYTES = 1 << 26  # size of a block
+CURVATURE_SAMPLE_ROWS = 4096  # rows from which the step size of SGD is estimated
+ADAM_STEP_SCALE = 1.0  # learning rate times the number of features, for Adam
+SEARCH_FRACTION = 0.25  # fraction of the epochs that the choice of C takes
 SGD_WARMUP_RATIO = 0.02
 
 
 class SGDConfig(NamedTuple):
-    """How to walk: which optimizer, how often over the data, rows of a step, where, and the seed of the order."""
+    """Optimizer, number of epochs, batch size, device, and the seed of the order."""
 
     solver: StepSolver
     epochs: int
@@ -40,12 +40,12 @@ class SGDConfig(NamedTuple):
 
 
 class FeatureRows:
-    """Some of the rows of arrays on disk: the same items in one or more views, one of which each epoch reads.
+    """Rows of memory-mapped arrays: the same items in one or more views, one of which each epoch reads.
 
     Args:
-        views: Of one shot each.
+        views: One array per view.
         target: The class of each item.
-        chosen: Which items take part.
+        chosen: The items that are used.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FeatureRows:
     def blocks(
         self, view: int, order: np.random.Generator | None
     ) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
-        """All rows of a view in blocks; by chance, or as they lie."""
+        """All rows of a view in blocks, in random order or in storage order."""
         starts = np.arange(0, len(self.target), self.block)
         for start in starts if order is None else order.permutation(starts):
             inside = np.flatnonzero(self.chosen[start : start + self.block])
@@ -75,8 +75,9 @@ class FeatureRows:
 
     @cached_property
     def standardisation(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
-        """Mean and deviation over all views, blocks joined as by Chan et al. (1979); a feature that never changes is
-        left at scale 1."""
+        """Mean and std over all views, with blocks merged as by Chan et al. (1979); a constant feature has
+        scale 1.
+        """
         count = 0
         mean, squares = (torch.zeros(self.features, dtype=torch.float64) for _ in range(2))
         for view in range(len(self.views)):
@@ -94,7 +95,7 @@ class FeatureRows:
 def fit_sgd_probe(
     rows: FeatureRows, classes: int, classifier: Classifier, strength: float, steps: SGDConfig
 ) -> LinearProbe:
-    """Minimises the objective; nothing but the seed decides the order."""
+    """Minimizes the objective; the order depends on the seed alone."""
     mean, scale = rows.standardisation
     weight = torch.zeros(classes, rows.features, device=steps.device, requires_grad=True)
     bias = torch.zeros(classes, 1, device=steps.device, requires_grad=True)
@@ -137,10 +138,10 @@ def bound_curvature(
     classifier: Classifier,
     steps: SGDConfig,
 ) -> float:
-    """An upper bound of the curvature that a batch sees, from a sample: the step of SGD is one over it.
+    """An upper bound of the curvature of a batch's loss, estimated from a sample; the step size of SGD is its inverse.
 
-    The largest eigenvalue of the features' covariance, and what the chance of a small batch adds to it; cross-entropy
-    bends half as much, a squared hinge twice.
+    It combines the largest eigenvalue of the features' covariance with the sampling noise of a small batch. The factor
+    is 1/2 for cross-entropy and 2 for squared hinges.
     """
     block, _ = next(rows.blocks(0, np.random.default_rng(steps.seed)))
     sample = (block[:CURVATURE_SAMPLE_ROWS] - mean) / scale
@@ -160,9 +161,9 @@ def choose_c_with_sgd(
     steps: SGDConfig,
     strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> float:
-    """The C with which most of the held-out training items are answered rightly by a fit on others.
+    """The C with the highest accuracy on the held-out training items, after fitting on the others.
 
-    From the strongest penalty on, until a weaker one no longer helps; these fits take a quarter of the epochs.
+    C increases from its smallest value until accuracy no longer improves; these fits take a quarter of the epochs.
     """
     shorter = steps._replace(epochs=max(len(views), round(SEARCH_FRACTION * steps.epochs)))
     rest, held = FeatureRows(views, target, fitted), FeatureRows(views[:1], target, held_out)
@@ -182,7 +183,7 @@ def choose_c_with_sgd(
 def predict_top_classes(
     probe: LinearProbe, features: Float[Tensor, "items shots features"], count: int
 ) -> Int[Tensor, "items _"]:
-    """The classes of the highest scores, the best first.
+    """The classes with the highest scores, in descending order.
 
     Raises:
         DataError: A score is not finite.
@@ -196,7 +197,7 @@ def map_row_blocks(
     rows: Float16[np.ndarray, "items shots features"],
     answer: Callable[[Float[Tensor, "block shots features"]], Int[Tensor, "block count"]],
 ) -> Int[np.ndarray, "items count"]:
-    """Answers for all rows, a block at a time."""
+    """Applies a function to all rows, one block at a time."""
     size = max(1, MAX_BLOCK_BYTES // (2 * rows.shape[1] * rows.shape[2]))
     parts = [
         answer(torch.from_numpy(np.asarray(rows[start : start + size]).astype(np.float32)))

@@ -1,4 +1,4 @@
-"""What a classifier got right: accuracy, confusion, each class by itself, and how sure one may be of the figure."""
+"""Classification metrics: accuracy, confusion matrix, per-class scores, and confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MAX_BOOTSTRAP_DRAWS = 1 << 22
 
 
 class PerClass(NamedTuple):
-    """One number for each class; a class that never occurs (or is never answered) has 0."""
+    """One value per class; recall is 0 for a class without items, precision for one that is never predicted."""
 
     counts: Int[np.ndarray, " classes"]
     recall: Float[np.ndarray, " classes"]
@@ -22,7 +22,7 @@ class PerClass(NamedTuple):
 
 
 def compute_accuracy(predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"]) -> float:
-    """Share of the items whose class was answered."""
+    """The fraction of the items whose class was predicted."""
     if not len(truth):
         raise ValueError("accuracy of no items")
     return float(np.mean(predicted == truth))
@@ -31,7 +31,7 @@ def compute_accuracy(predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray
 def count_confusions(
     predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """Counts of items: a row for each true class, a column for each answer."""
+    """Counts of items: a row for each true class, a column for each predicted class."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (truth, predicted), 1)
     return counts
@@ -45,10 +45,10 @@ def compute_per_class(confusion: Int[np.ndarray, "classes classes"]) -> PerClass
 
 
 def check_finite_scores(scores: np.ndarray, of: object) -> None:
-    """Every score is a finite number. NaN compares false with everything, so that it would win or lose at random.
+    """Checks that every score is finite. NaN compares false with everything, so its rank is arbitrary.
 
     Raises:
-        DataError: One is not; `of` says what was scored.
+        DataError: A score is not finite; `of` names what was scored.
     """
     if not np.isfinite(scores).all():
         count = int((~np.isfinite(scores)).sum())
@@ -65,20 +65,20 @@ def compute_bootstrap_interval(
     confidence: float = 0.95,
     groups: Sequence[str] | Int[np.ndarray, " items"] | None = None,
 ) -> tuple[float, float]:
-    """Interval of a mean of values from 0 to 1.
+    """Confidence interval of the mean of values from 0 to 1.
 
-    Yes/no answers of independent items have Wilson's interval (Wilson 1927), which does not collapse at 0 and 1.
-    Items of one group (questions about one image, slices of one recording) are alike, so groups are resampled with
-    replacement. Yes/no answers then have Wilson's interval at the effective number of items, p (1 - p) over the
+    Binary values of independent items have Wilson's interval (Wilson 1927), which does not collapse at 0 and 1.
+    Items of one group (questions about one image, slices of one recording) are correlated, so groups are resampled with
+    replacement. Binary values then have Wilson's interval at the effective number of items, p (1 - p) over the
     resampled variance (Kish's design effect); graded values have the percentile interval (Efron 1979). Where the
     resamples are all equal, each group counts once.
 
     Args:
-        correct: Of each item.
-        rng: Draws the resamples.
-        resamples: How many.
-        confidence: Of the interval.
-        groups: What each item shares with others; None where items are independent.
+        correct: One value per item.
+        rng: Generator for the resamples.
+        resamples: Number of resamples.
+        confidence: Confidence level of the interval.
+        groups: Group of each item; None where items are independent.
     """
     if not len(correct):
         raise ValueError("interval of no items")
@@ -100,7 +100,7 @@ def compute_bootstrap_interval(
 
 
 def compute_wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion of so many independent items."""
+    """Wilson's score interval of a proportion over independent items."""
     z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     middle = (share + z * z / (2.0 * items)) / (1.0 + z * z / items)
     half = z * math.sqrt(share * (1.0 - share) / items + z * z / (4.0 * items * items)) / (1.0 + z * z / items)
@@ -121,7 +121,7 @@ def compute_bootstrap_means(
 
 
 def describe_interval(groups: Sequence[str] | Int[np.ndarray, " items"], of: str, graded: bool = False) -> str:
-    """How `bootstrap_interval` came about, for a card: `of` names the groups, as "images"."""
+    """How `compute_bootstrap_interval` computes an interval, for a card; `of` names the groups, as "images"."""
     count = len(np.unique(groups))
     if graded:
         return f"bootstrap, {count:,} {of} resampled"

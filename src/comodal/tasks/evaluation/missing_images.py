@@ -1,8 +1,8 @@
-"""Items whose image is not in the region store: one rule for all tasks.
+"""Items whose image is missing from the region store, with one rule for all tasks.
 
-Such an item is not answered and counts as wrong, as VQA's server counts a question without an answer. Where the
-official evaluation refuses an incomplete file of predictions (NLVR2's and GQA's scripts), the evaluation is refused.
-Numbers and cards have both denominators: all items ("items"), and those whose image is there ("answered").
+Such an item has no prediction and counts as incorrect, as VQA's server counts a question without an answer. Where the
+official evaluation rejects incomplete predictions (NLVR2's and GQA's scripts), comodal refuses the evaluation.
+Results and cards have both denominators: all items ("items"), and those whose image is in the store ("answered").
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.results_card import ScoreEntry
 
 REASON_MISSING_IMAGE = "image is not in the store"
-INTERVAL_NAME = "95 % interval"  # in a card's settings: how it came about
+INTERVAL_NAME = "95 % interval"  # key of a card's settings: how the interval is computed
 
 
 def check_no_missing_images(file: Path, title: str, missing: Sequence[str], items: int) -> None:
-    """Refuses an evaluation that the official one refuses.
+    """Refuses an evaluation that the official script would refuse.
 
     Raises:
         DataError: An image is missing.
@@ -33,13 +33,13 @@ def check_no_missing_images(file: Path, title: str, missing: Sequence[str], item
 
 
 def format_missing_count(counts: Mapping[str, int]) -> str:
-    """How many items count as wrong because their image is missing, for the end of a line."""
+    """The number of items that count as incorrect because their image is missing, as the end of a line."""
     missing = counts["items"] - counts["answered"]
     return f"; {missing:,} scored as wrong: {REASON_MISSING_IMAGE}" if missing else ""
 
 
 def count_items(items: int, answered: int, reason: str = f"{REASON_MISSING_IMAGE} (scored as wrong)") -> dict[str, int]:
-    """How many items there are, how many of them were answered, and why the others were not; for the counts of a card.
+    """The numbers of items, of predictions, and of missing items by reason, for the counts of a card.
 
     An item whose own file cannot be read is not scored (`tasks/evaluation/unreadable_files.py`).
     """
@@ -52,7 +52,7 @@ def compute_accuracy_numbers(
     answered: Bool[np.ndarray, " items"],
     groups: Sequence[str],
 ) -> dict[str, float]:
-    """The mean over all items with its interval by group, and over those that were answered (`.answered`)."""
+    """The mean over all items with its interval by group, and the mean over items with a prediction (`.answered`)."""
     low, high = compute_bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
     over_answered = float(correct[answered].mean())
     return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.answered": over_answered}
@@ -61,7 +61,7 @@ def compute_accuracy_numbers(
 def build_score_entries(
     label: str, key: str, numbers: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
 ) -> dict[str, ScoreEntry]:
-    """The scores of a card for one key of `accuracy_of`; the one over answered items where any is missing."""
+    """The entries of a card for one key of `compute_accuracy_numbers`; `.answered` only where items are missing."""
     scores = {label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)}
     if counts["answered"] < counts["items"]:
         scores[f"{label}, of the answered"] = ScoreEntry(numbers[f"{key}.answered"])
@@ -69,6 +69,6 @@ def build_score_entries(
 
 
 def is_paper_protocol(counts: Mapping[str, int], blank: str, training: Mapping[str, object]) -> bool:
-    """Whether a paper's number may stand beside a score: nothing is missing, and no modality was left out."""
+    """Whether a score can be compared with the paper's: no item is missing, and no modality is ablated."""
     left_out = {blank, training.get("training blank", "nothing")} - {"nothing"}
     return counts["answered"] == counts["items"] and not left_out

@@ -1,10 +1,10 @@
-"""A perceptron with two hidden layers on frozen features: what a linear probe cannot read off them.
+"""The MLP probe: a perceptron with two hidden layers on frozen features.
 
-Widths of 512 and 128 with ReLU are those of OpenL3's evaluation (Cramer et al. 2019, section 4). Features are z-scored
-on the training part; each window is trained on as if by itself, and the probabilities of an item are the mean over its
-windows. The objective is the mean cross-entropy and w'w / 2C over the weights of all layers; the values of C are their
-penalties of 1e-3, 1e-4 and 1e-5. Departs from OpenL3's: the penalty alone is chosen within the training part, on whole
-items (theirs draws windows, so that those of one file are on both sides), and the fit ends after so many epochs.
+The widths of 512 and 128 with ReLU are those of OpenL3's evaluation (Cramer et al. 2019, section 4). Features are
+z-scored on the training set; each window is a training example, and the probabilities of an item are the mean over its
+windows. The objective is the mean cross-entropy and w'w / 2C over the weights of all layers; the values of C correspond
+to OpenL3's weight decays of 1e-3, 1e-4 and 1e-5. Departs from OpenL3: only C is chosen within the training set, on
+whole items (OpenL3 splits windows, so that those of one file are on both sides), and the number of epochs is fixed.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from comodal.training.optimization import make_cosine_schedule
 HIDDEN_WIDTHS = (512, 128)
 MLP_PROBE_C_VALUES = (5e2, 5e3, 5e4)
 NUM_FIT_EPOCHS, NUM_SEARCH_EPOCHS, MLP_BATCH_SIZE, MLP_LEARNING_RATE, MIN_STEPS = 20, 10, 64, 1e-3, 200
-MAX_PREDICTION_ROWS = 8192  # rows that are answered at once
+MAX_PREDICTION_ROWS = 8192  # rows per forward pass
 
 
 @dataclass(frozen=True)
 class MLPProbe:
-    """A fitted perceptron: z-score of the training part, three layers, and C."""
+    """A fitted perceptron: the z-score of the training set, three layers, and C."""
 
     strength: float
     mean: Float[Tensor, " features"]
@@ -38,18 +38,18 @@ class MLPProbe:
 
     @torch.inference_mode()
     def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
-        """Mean probabilities over the windows."""
+        """The mean over the windows of the class probabilities."""
         rows = features.flatten(0, 1).split(MAX_PREDICTION_ROWS)
         values = torch.cat([self.layers((piece - self.mean) / self.scale).softmax(-1) for piece in rows])
         return values.unflatten(0, features.shape[:2]).mean(1)
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
-        """The class of the highest score of each item."""
+        """The class with the highest score, for each item."""
         return select_best_class(self.scores(features)).numpy()
 
 
 class MLPProbeProblem:
-    """The windows of a training part as standardised rows; every fit begins anew from the same weights."""
+    """The windows of a training set as standardized rows; every fit starts from the same initial weights."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class MLPProbeProblem:
         self.classes, self.seed = classes, seed
 
     def fit(self, strength: float, epochs: int) -> MLPProbe:
-        """Minimises by Adam over mini-batches, with a cosine fall; the seed decides the weights and the order."""
+        """Minimizes by Adam over mini-batches with a cosine schedule; the seed determines initial weights and order."""
         chance = torch.Generator().manual_seed(self.seed)
         layers = build_mlp_layers((self.rows.shape[1], *HIDDEN_WIDTHS, self.classes), chance)
         weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
         biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
         groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 1.0 / strength}, {"params": biases}]
-        optimizer = torch.optim.Adam(groups, lr=MLP_LEARNING_RATE, fused=True)  # its decay is the gradient of w'w / 2C
+        optimizer = torch.optim.Adam(groups, lr=MLP_LEARNING_RATE, fused=True)  # weight decay: the gradient of w'w / 2C
         batch = min(MLP_BATCH_SIZE, len(self.rows))
         steps = max(MIN_STEPS, epochs * -(-len(self.rows) // batch))
         rate = make_cosine_schedule(MLP_LEARNING_RATE, steps, 0, final_fraction=0.0)
@@ -90,7 +90,7 @@ class MLPProbeProblem:
 
 
 def build_mlp_layers(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
-    """Linear layers with ReLU between them; weights as of He et al. (2015), biases of zero."""
+    """Linear layers with ReLU between them; weights initialized as by He et al. (2015), biases with zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
@@ -108,7 +108,7 @@ def fit_mlp_probe(
     classes: int,
     seed: int,
 ) -> MLPProbe:
-    """Chooses C on the training part alone, then fits on all of it; as `fit_probe` does."""
+    """Chooses C within the training set, then fits on all of it, as `fit_probe` does."""
 
     def problem(some: Tensor, truth: Tensor) -> MLPProbeProblem:
         return MLPProbeProblem(some, truth, classes, seed)

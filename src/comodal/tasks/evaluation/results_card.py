@@ -1,7 +1,7 @@
-"""The results card: what was measured, on which files, with which seeds, beside the papers' number for the same cell.
+"""The results card: the scores of an evaluation with its files, settings and seeds, compared with the papers' scores.
 
-An evaluation writes OUT/card.json, for programs, and OUT/card.md, for people; `comodal results DIR` gathers all cards
-below a folder into one table. A card holds no date, so that the same evaluation writes the same bytes.
+An evaluation writes OUT/card.json (machine-readable) and OUT/card.md. `comodal results DIR` collects all cards below a
+folder in one table. A card holds no date, so that the same evaluation writes the same bytes.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ TRAINING_SETTINGS = (
 
 @dataclass(frozen=True)
 class ScoreEntry:
-    """One number.
+    """One score.
 
     Args:
-        value: The number; shares are from 0 to 1.
-        low: Lower end of its 95 % interval; the settings of the card say how it came about.
+        value: The score; fractions are from 0 to 1.
+        low: Lower end of its 95 % interval; the card's settings describe how it is computed.
         high: Upper end.
-        paper: The papers' number for this very cell: only where the split is the official one.
+        paper: The paper's score under the same protocol; only where the split is the official one.
     """
 
     value: float
@@ -55,19 +55,19 @@ class ScoreEntry:
 
 @dataclass(frozen=True)
 class ResultsCard:
-    """What one evaluation says.
+    """The results of one evaluation.
 
     Args:
-        task: As on the command line.
-        title: What people call it.
-        split: Which part of the data was scored.
-        scores: By name, the first is the one that counts.
-        model: The folder that was measured.
-        counts: How many items were scored ("items"), and what was left out, by reason.
-        files: What was read, by what it is; their contents are hashed when the card is written.
-        regions: Where the boxes and features come from; None for tasks without.
-        seeds: By what they decide.
-        settings: Whatever else makes two evaluations differ.
+        task: Name on the command line.
+        title: Display name.
+        split: The evaluated split.
+        scores: Scores by name; the first is the main one.
+        model: The evaluated model folder.
+        counts: Number of scored items ("items"), and of excluded ones, by reason.
+        files: The files that were read, by role; the card has hashes of their contents.
+        regions: The source of boxes and features; None for tasks without regions.
+        seeds: Seeds by purpose.
+        settings: All other settings that affect the scores.
     """
 
     task: str
@@ -83,7 +83,7 @@ class ResultsCard:
 
 
 def read_training_settings(model: Path) -> dict[str, str | int | float | bool | None]:
-    """How a model was trained, by its own record: settings of the card, its seed among them."""
+    """The training settings of a model, its seed included, from its config.json."""
     parameters = read_model_about(model).get("parameters")
     told = parameters if isinstance(parameters, dict) else {}
     return {f"training {name}": told[name] for name in TRAINING_SETTINGS if name in told}
@@ -101,7 +101,7 @@ def write_card(card: ResultsCard, out: Path) -> None:
 
 
 def report_results(numbers: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
-    """Prints the numbers of an evaluation; with `out`, writes them as results.json, and the card."""
+    """Prints the scores of an evaluation; with `out`, writes results.json and the card."""
     for name, value in numbers.items():
         print_line(f"{name:<36} {value:.4f}")
     if out is not None:
@@ -110,7 +110,7 @@ def report_results(numbers: Mapping[str, float], card: ResultsCard, out: Path | 
 
 
 def format_exclusions(left_out: Mapping[str, int]) -> str:
-    """What was not scored, for the end of a line."""
+    """The numbers of excluded items, as the end of a line."""
     return "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
 
 
@@ -126,7 +126,7 @@ def serialize_card(card: ResultsCard) -> dict[str, Any]:
 
 
 def hash_card_file(path: Path) -> str:
-    """SHA-256 of a file, or of the names and sizes of the files of a folder: a split is known by it."""
+    """SHA-256 of a file, or of the names and sizes of the files of a folder."""
     digest = hashlib.sha256()
     try:
         if path.is_dir():
@@ -142,7 +142,7 @@ def hash_card_file(path: Path) -> str:
 
 
 def render_card_markdown(described: Mapping[str, Any]) -> str:
-    """A card for people."""
+    """A card as Markdown."""
     lines = [f"# {described['title']}, {described['split']}", ""]
     if described["scores"]:
         lines += ["| score | value | 95 % | paper |", "|---|---|---|---|"]
@@ -166,7 +166,7 @@ def render_card_markdown(described: Mapping[str, Any]) -> str:
 
 
 def join_paragraphs(lines: Iterable[str]) -> list[list[str]]:
-    """Tables stay together; every other line is a paragraph."""
+    """Keeps tables together; every other line becomes a paragraph."""
     found: list[list[str]] = []
     for line in lines:
         if line.startswith("|") and found and found[-1][-1].startswith("|"):
@@ -177,20 +177,20 @@ def join_paragraphs(lines: Iterable[str]) -> list[list[str]]:
 
 
 def format_number(value: float | None) -> str:
-    """Four digits, or nothing."""
+    """Four digits, or an empty text for None."""
     return "" if value is None else f"{value:.4f}"
 
 
 def format_interval(score: Mapping[str, Any]) -> str:
-    """Both ends, if they are known."""
+    """Both ends of the interval, if they are known."""
     return "" if score["low"] is None else f"{score['low']:.3f}-{score['high']:.3f}"
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A card as it was written.
+    """Reads a card.json.
 
     Raises:
-        DataError: The file is damaged, no card, or of another version.
+        DataError: The file is damaged, is not a card, or is of another version.
     """
     described = read_json(path)
     if not isinstance(described, dict) or described.get("kind") != "card":
@@ -207,7 +207,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def is_score_entry(score: Any) -> bool:
-    """Whether a value of a card is what a `Score` was written as."""
+    """Whether a value of a card is a serialized `ScoreEntry`."""
     names = [part.name for part in fields(ScoreEntry)]
     return (
         isinstance(score, dict)
@@ -218,14 +218,14 @@ def is_score_entry(score: Any) -> bool:
 
 
 def results(folder: Path, out: Path | None = None) -> dict[str, float]:
-    """Gathers the results cards below a folder into one table, beside the papers' numbers.
+    """Collects the results cards below a folder in one table, with the papers' scores.
 
     Args:
-        folder: Where evaluations wrote their --out folders.
-        out: A Markdown file for the table; nothing is written without it.
+        folder: The folder that holds the --out folders of evaluations.
+        out: Markdown file for the table; nothing is written without it.
 
     Returns:
-        Every score under FOLDER.score, FOLDER being that of the card below `folder`.
+        Every score as FOLDER.score, with the card's folder relative to `folder`.
 
     Raises:
         DataError: There is no card, or one is damaged.

@@ -1,6 +1,6 @@
-"""Several systems answering the same questions: one table, one file of flat numbers, one picture.
+"""Compares the predictions of several systems for the same items: a table, flat numbers, and a confusion matrix.
 
-A number without its baseline is not reported: the systems are always shown side by side.
+A score is always reported together with its baselines.
 """
 
 import csv
@@ -24,14 +24,14 @@ from comodal.tasks.evaluation.metrics import (
     describe_interval,
 )
 
-MAX_NAMED_CLASSES = 100  # classes: more of them are shown without their names
+MAX_NAMED_CLASSES = 100  # with more classes, the names are not shown
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each system answered for each item; item i was answered by a probe that never saw fold `folds[i]`.
+    """The predictions of each system for each item; the probe that predicted item i was not fitted on fold `folds[i]`.
 
-    `groups` says what each item shares with others (its recording), called `grouped_by`; without it items are
+    `groups` has the group of each item (its recording), and `grouped_by` names the groups; without it, items are
     independent.
     """
 
@@ -47,11 +47,11 @@ class Comparison:
     grouped_by: str = "recordings"
 
     def interval(self) -> str:
-        """How the intervals come about."""
+        """A description of how the intervals are computed."""
         return describe_interval(self.groups or self.items, self.grouped_by)
 
     def numbers(self) -> dict[str, float]:
-        """Flat keys: `task.system`, its folds, deviation over the folds, and a 95 % interval over the items."""
+        """Flat keys: `task.system`, its folds, the std over the folds, and a 95 % interval over the items."""
         flat: dict[str, float] = {}
         folds = np.unique(self.folds)
         for system, answers in self.answers.items():
@@ -71,7 +71,7 @@ class Comparison:
         return flat
 
     def print_table(self) -> None:
-        """Accuracy of each system, its folds, and the recall of each class unless they are too many to read."""
+        """Prints the accuracy of each system, its folds, and the recall of each class unless there are too many."""
         numbers = self.numbers()
         folds = [int(fold) for fold in np.unique(self.folds)]
         chance = numbers[f"{self.task}.chance"]
@@ -92,7 +92,7 @@ class Comparison:
             self.print_classes()
 
     def print_classes(self) -> None:
-        """Recall of each class under each system."""
+        """Prints the recall of each class for each system."""
         table = Table(title="recall of each class")
         table.add_column("class")
         table.add_column("items", right=True)
@@ -106,7 +106,7 @@ class Comparison:
         table.show()
 
     def class_table(self) -> str:
-        """Each class: its items, and of every system recall, precision, and what it is mostly taken for."""
+        """A table of classes: number of items, and for each system recall, precision and the most frequent error."""
         text = io.StringIO()
         rows = csv.writer(text)
         columns = [f"{name} {column}" for name in self.answers for column in ("recall", "precision", "taken for")]
@@ -126,11 +126,11 @@ class Comparison:
         return text.getvalue()
 
     def confusion(self, system: str) -> Int[np.ndarray, "classes classes"]:
-        """Counts: a row for each true class, a column for each answer."""
+        """Counts: a row for each true class, a column for each predicted class."""
         return count_confusions(self.answers[system], self.truth, len(self.classes))
 
     def write(self, out: Path, numbers: dict[str, float]) -> None:
-        """Writes results.json (flat), answers.csv (of each item), classes.csv and confusion.png under `out`."""
+        """Writes results.json (flat), answers.csv (one row per item), classes.csv and confusion.png into `out`."""
         write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
         write_bytes_atomically(out / "classes.csv", self.class_table().encode())
         text = io.StringIO()
@@ -145,7 +145,7 @@ class Comparison:
         write_bytes_atomically(out / "confusion.png", picture.getvalue())
 
     def draw_confusion(self, system: str) -> Figure:
-        """The confusion matrix of one system, each row as shares of its true class."""
+        """The confusion matrix of one system, each row normalized by its true class."""
         confusion = self.confusion(system)
         shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         side = 2.2 + 0.34 * min(len(self.classes), 50)

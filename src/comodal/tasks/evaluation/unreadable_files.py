@@ -1,6 +1,7 @@
-"""Files of a data set that cannot be read: an evaluation goes on without them, names them, and counts them on its card.
+"""Unreadable files of a data set: an evaluation skips them, lists them, and counts them on its card.
 
-It is refused where a class would lose all its files on one side of a split, since the score would then be another's.
+The evaluation is refused where a class would lose all its files on one side of a split, since the score would no longer
+be comparable.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 def try_read(read: Callable[[A], T], item: A) -> T | MediaError:
-    """What is read of a file, or why it cannot be."""
+    """Reads a file; returns the error if it cannot be read."""
     try:
         return read(item)
     except MediaError as error:
@@ -27,33 +28,33 @@ def try_read(read: Callable[[A], T], item: A) -> T | MediaError:
 
 
 def exclude_unreadable(items: Sequence[A], problems: Collection[int]) -> list[A]:
-    """The items that have no problem."""
+    """The items without a problem."""
     return [item for place, item in enumerate(items) if place not in problems]
 
 
 def mask_readable(items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
-    """Which items have no problem."""
+    """A mask of the items without a problem."""
     return np.isin(np.arange(items), list(problems), invert=True)
 
 
 def count_exclusions(left_out: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
-    """How many were left out by reason, the unreadable ones among them."""
+    """The number of excluded items by reason, unreadable ones included."""
     return {**left_out, **({REASON_UNREADABLE: len(problems)} if problems else {})}
 
 
 def check_readable_classes(
     source: object, side: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]
 ) -> None:
-    """Every class has a file that can be read.
+    """Checks that every class has a file that can be read.
 
     Args:
-        source: What the files are of, for the error.
-        side: Of the split, as "to test".
-        classes: Of each file; None where nobody tells it.
-        problems: Why some cannot be read.
+        source: Where the files come from, for the error.
+        side: Side of the split, as "to test".
+        classes: Class of each file; None where it is unknown.
+        problems: Errors of the files that cannot be read.
 
     Raises:
-        DataError: One has none.
+        DataError: A class has none.
     """
     lost = set(classes) - set(exclude_unreadable(classes, problems))
     if lost:
@@ -64,7 +65,7 @@ def check_readable_classes(
 
 
 def report_unreadable(problems: Collection[MediaError]) -> None:
-    """A table of the files and of what is wrong with them."""
+    """Prints a table of the files and their errors."""
     if not problems:
         return
     print_line(f"files that cannot be read and are left out: {len(problems)}")

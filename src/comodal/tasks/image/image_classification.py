@@ -1,7 +1,7 @@
-"""Image classification by an L3-Net that is fine-tuned end to end (`linear_classification.py` has the frozen probe).
+"""Image classification by an L3-Net that is fine-tuned end to end (`linear_classification.py` has the linear probe).
 
-ImageNet on its official files, or any ImageFolder tree. Training crops, mirrors and colours at random as pretraining
-does; a test picture is asked about by its middle, of the size of the training crop, or by ten crops.
+The data are ImageNet's official files, or any ImageFolder tree. Training uses random crops, horizontal flips and color
+jitter, as pretraining does. A test image is classified from its center crop, or from ten crops.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from comodal.training.run import Run
 
 @dataclass(frozen=True)
 class ImageReader:
-    """A square of the training crop's size: anywhere and changed by chance, or the middle."""
+    """Reads a square of the training crop's size: a random augmented crop in training, the center crop otherwise."""
 
     showing: ViewConfig
 
@@ -49,7 +49,7 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ImageViews:
-    """The middle square, or ten."""
+    """The center crop, or ten crops."""
 
     showing: ViewConfig
     crops: CropMode
@@ -76,28 +76,28 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes an L3-Net end to end to tell classes of pictures.
+    """Fine-tunes an L3-Net end to end for image classification.
 
     Args:
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
-        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
-            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
-        start: From the pretrained weights, or the same network from chance: the control.
-        epochs: How often every picture is seen.
-        batch_size: Pictures in a step, over all processes.
-        learning_rate: Of what was pretrained.
-        head_rate: Of the new layer, and of a network from chance.
-        dropout: Of the features.
-        mirror: Mirror every other picture. Not for digits and letters.
-        brightness: Make pictures up to so much brighter or darker; 1 is white.
-        saturation: Change the saturation of pictures by up to this fraction.
-        validation_share: Share of the training pictures that is held out and scored in the log.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of a network from chance, the order and the crops.
+        data: ImageNet in the layout of ILSVRC or Kaggle; or train/CLASS/IMAGE and test/ (or val/, validation/)
+            CLASS/IMAGE; or CLASS/IMAGE alone, of which a fifth is the test by a hash of the file's name.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        epochs: Passes over the training images.
+        batch_size: Images per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers.
+        head_rate: Learning rate of the new layer, and of a randomly initialized network.
+        dropout: Dropout probability on the features.
+        mirror: Flip half of the images horizontally. Not for digits and letters.
+        brightness: Brightness jitter: the largest change, where 1 is the range from black to white.
+        saturation: Saturation jitter: the saturation changes by up to this fraction.
+        validation_share: Fraction of the training set that is held out; its score is logged.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the random initialization, the order and the crops.
 
     Examples:
-        comodal train image_classes --model RUN --data pictures/ --out runs/pictures
-        comodal train image_classes --model RUN --data pictures/ --start scratch --out runs/scratch
+        comodal train image_classes --model RUN --data images/ --out runs/images
+        comodal train image_classes --model RUN --data images/ --start scratch --out runs/scratch
     """
     setup = L3FineTuneConfig(
         model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
@@ -116,26 +116,26 @@ def evaluate_image_classes(
     out: Path | None = None,
     workers: int = 2,
 ) -> dict[str, float]:
-    """Tells the classes of the test pictures with a network that was fine-tuned for them.
+    """Classifies the test images with a fine-tuned network.
 
     Args:
-        model: Run or model folder that `comodal train image_classes` made.
-        data: The same folder as in training, or another with the same classes.
-        crops: The middle of a picture, or the mean answer to ten crops.
+        model: Run or model folder written by `comodal train image_classes`.
+        data: The training folder, or another with the same classes.
+        crops: "middle" for the center crop, or "ten" for the mean prediction over ten crops.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
-        workers: Threads that read pictures.
+        workers: Threads that read images.
 
     Returns:
-        vision.fine_tuned with its interval, and how often the right class is among the first five of more (.top5).
+        vision.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
 
     Raises:
-        DataError: The folder has another layout or other classes, or no picture of a class can be read.
-        CheckpointError: There is no such model.
+        DataError: The folder has another layout or other classes, or no image of a class can be read.
+        CheckpointError: The folder holds no such model.
 
     Examples:
-        comodal evaluate image_classes --model runs/pictures --data pictures/ --out results/pictures
+        comodal evaluate image_classes --model runs/images --data images/ --out results/images
     """
     network, classes = load_l3_classifier(model, "picture"), read_model_classes(model)
     compute = resolve_compute(device, precision)

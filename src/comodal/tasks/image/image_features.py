@@ -1,8 +1,7 @@
-"""One pass over the pictures: features of any layer, by every system at once, into a cache.
+"""Extracts features of any layer, for every system, in one pass over the images, into a cache.
 
-A system is the trained network, an untrained one of the same shape, whose batch norms are calibrated on pictures of the
-training part without their labels, or the raw pixels. Each picture is read and decoded once, however many systems and
-views there are.
+A system is the trained network, an untrained network of the same shape whose batch norms are calibrated on unlabeled
+training images, or the raw pixels. Each image is read and decoded once for all systems and views.
 """
 
 import hashlib
@@ -42,15 +41,15 @@ DEFAULT_GRID_BY_BLOCK = {
     2: 8,
     3: 6,
     4: 4,
-}  # the finest by block that leave a network of the paper's width under 10,000 features
-MAX_CALIBRATION_IMAGES = 256  # pictures, of each the middle
-RAW_PIXELS_SIDE = 32  # side of the plain pictures: 32 x 32 x 3 = 3072 numbers
-IMAGE_FEATURE_BATCH_SIZE = 256  # squares of pictures that are held at once
-FEATURE_CACHE_VERSION = 2  # of what the numbers mean; counts them all as new when it changes
+}  # the finest grid of each block that gives the paper's network under 10,000 features
+MAX_CALIBRATION_IMAGES = 256  # center crops
+RAW_PIXELS_SIDE = 32  # side of the raw-pixel images: 32 x 32 x 3 = 3072 features
+IMAGE_FEATURE_BATCH_SIZE = 256  # squares per batch
+FEATURE_CACHE_VERSION = 2  # a change invalidates all cached features
 
 
 class FeatureLayer(NamedTuple):
-    """What is read off a network: a layer, and how its map is pooled to a grid."""
+    """Where features are read from a network: a layer, and how its map is pooled to a grid."""
 
     layer: Layer
     pooling: Pooling
@@ -58,7 +57,7 @@ class FeatureLayer(NamedTuple):
 
 
 class FeatureSystem(NamedTuple):
-    """What turns squares into features, how many there are, and what they depend on."""
+    """A feature extractor on image squares, the number of its features, and what they depend on."""
 
     name: SystemName
     embed: Callable[[Squares], Float[Tensor, "shots features"]]
@@ -67,14 +66,15 @@ class FeatureSystem(NamedTuple):
 
 
 def resolve_grid(config: L3NetConfig, layer: Layer, grid: int | None) -> int:
-    """The side of the pooled map: what was asked for, or the paper's 4 (finer before conv4), and never finer than the
-    map of a training crop."""
+    """The side of the pooled map: the requested one, or the paper's 4 (finer before conv4), but never finer than the
+    map of a training crop.
+    """
     block = int(layer[4])
     return min(grid or DEFAULT_GRID_BY_BLOCK[block], config.image_size >> (block - 1))
 
 
 def read_center_crops(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[LabeledFile], Squares]:
-    """Those of some pictures that can be read, and the middle of each.
+    """The images that can be read, and the center crop of each.
 
     Raises:
         DataError: None can be read.
@@ -91,7 +91,7 @@ def read_center_crops(items: Sequence[LabeledFile], showing: ViewConfig) -> tupl
 
 
 def build_untrained_image_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
-    """A network of the same shape with initial weights, whose image tower's batch norms fit these pictures."""
+    """A network of the same shape with initial weights; its image tower's batch norms are calibrated on the images."""
     pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
     control = make_untrained_copy(trained, seed)
     calibrate_batch_norms(control.image_tower, control.image_map, pictures)
@@ -99,7 +99,7 @@ def build_untrained_image_control(trained: L3Net, squares: Squares, seed: int) -
 
 
 def describe_control(unlabeled: Sequence[LabeledFile], problems: Collection[int]) -> str:
-    """What the untrained network is, for the card; of the pictures, some cannot be read."""
+    """A description of the untrained network for the card; unreadable images are not counted."""
     count = len(exclude_unreadable(unlabeled[:MAX_CALIBRATION_IMAGES], problems))
     return f"batch norms calibrated on {count} pictures of the training part, without labels"
 
@@ -113,22 +113,22 @@ def build_feature_system(
     seed: int,
     compute: Compute,
 ) -> FeatureSystem:
-    """One of the systems.
+    """Builds a system by name.
 
     Args:
-        name: Which.
+        name: Name of the system.
         model: Run or model folder.
-        where: What is read off the network.
-        unlabeled: Pictures of the training part in mixed order, for the batch norms of the untrained network.
-        showing: How pictures are shown.
-        seed: Of the untrained network's weights.
-        compute: Where and in which precision.
+        where: Layer and pooling.
+        unlabeled: Training images in random order, to calibrate the batch norms of the untrained network.
+        showing: The configuration of the views.
+        seed: Seed of the untrained network's weights.
+        compute: Device and precision.
     """
     if name == "pixels":
         return FeatureSystem(name, flatten_squares, RAW_PIXELS_SIDE * RAW_PIXELS_SIDE * 3, {"pixels": RAW_PIXELS_SIDE})
     trained = load_any_l3net(model)
     network, calibrated = trained, {}
-    if name == "untrained":  # calibrated weights differ in their last bits between machines, so they are no cache's key
+    if name == "untrained":  # calibrated weights differ in their last bits between machines: not a cache key
         some, squares = read_center_crops(unlabeled[:MAX_CALIBRATION_IMAGES], showing)
         calibrated = {"calibrated_on": hash_image_names(some), "seed": seed}
         network = build_untrained_image_control(trained, squares, seed)
@@ -147,32 +147,32 @@ def build_feature_system(
 
 
 def hash_image_names(items: Sequence[LabeledFile]) -> str:
-    """Of the names of some pictures in their order."""
+    """A hash of the names of images in their order."""
     return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
 
 
 def pool_feature_map(
     feature_map: Float[Tensor, "batch channels rows columns"], where: FeatureLayer
 ) -> Float[Tensor, "batch features"]:
-    """Maximum or mean in each cell of the grid."""
+    """The maximum or mean in each cell of the grid."""
     if where.pooling == "max":
         return max_pool_to_grid(feature_map, (where.grid, where.grid))
     return F.adaptive_avg_pool2d(feature_map, where.grid).permute(0, 2, 3, 1).flatten(1)
 
 
 def flatten_squares(squares: Squares) -> Float[Tensor, "shots features"]:
-    """Each square as one row, the plain baseline."""
+    """Each square as one row of raw pixels, the baseline."""
     return torch.stack([downsample_pixels(square) for square in squares])
 
 
 def downsample_pixels(square: UInt8[np.ndarray, "size size 3"]) -> Float[Tensor, " features"]:
-    """A picture of 32 x 32 pixels as one row."""
+    """An image of 32 x 32 pixels as one row."""
     small = Image.fromarray(square).resize((RAW_PIXELS_SIDE, RAW_PIXELS_SIDE), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(small, dtype=np.float32).reshape(-1) / 255.0)
 
 
 def stamp_image_file(item: LabeledFile) -> str:
-    """Size and time of a picture's file: another content has another; "" where it cannot be found."""
+    """Size and modification time of an image file, to detect changes; "" for a missing file."""
     try:
         status = item.path.stat()
     except OSError:
@@ -185,9 +185,9 @@ def compute_image_features(
     showing: ViewConfig, cache: Path,
     workers: int,
 ) -> tuple[dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]], dict[int, MediaError]]:  # fmt: skip
-    """The features of some pictures, for each system in each view, and which cannot be read: their rows are zeros.
+    """The features of images for each system in each view, and the images that cannot be read: their rows are zeros.
 
-    What the cache has is not computed again.
+    Features in the cache are not computed again.
     """
     common = {"pictures": hash_image_names(items), "version": FEATURE_CACHE_VERSION}
     stamps = [stamp_image_file(item) for item in items]
@@ -201,7 +201,7 @@ def compute_image_features(
                 files[system.name, view] = FeatureFile(cache, {**common, **system.about, **seen}, shape, stamps)
         try:
             fill_feature_cache(items, views, systems, showing, files, workers)
-        finally:  # whatever ends the pass, what is done is noted
+        finally:  # also records the progress of an interrupted pass
             for file in files.values():
                 file.save()
     found = {system.name: [files[system.name, view].rows() for view in views] for system in systems}
@@ -213,7 +213,7 @@ def fill_feature_cache(
     items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem], showing: ViewConfig,
     files: dict[tuple[SystemName, ImageView], FeatureFile], workers: int,
 ) -> None:  # fmt: skip
-    """Computes what is missing; the pictures from the first that any system has not seen."""
+    """Computes missing features, starting with the first image that any system lacks."""
     begin = min(file.done for file in files.values())
     if begin == len(items):
         return
@@ -242,7 +242,7 @@ def fill_feature_cache(
 def embed_images(
     pictures: Sequence[Squares | None], system: FeatureSystem, shots: int
 ) -> Float[Tensor, "pictures shots features"]:
-    """The features of pictures; zeros for those that are not there."""
+    """The features of images; zeros for those that are missing."""
     rows = torch.zeros(len(pictures), shots, system.features)
     seen = [squares for squares in pictures if squares is not None]
     if seen:

@@ -1,4 +1,4 @@
-"""The linear probe of pictures: by L-BFGS over all features at once, or by mini-batches over the cache."""
+"""The linear probe on images, fitted by L-BFGS over all features at once, or by mini-batches over the feature cache."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from comodal.tasks.evaluation.linear_probe_sgd import (
 
 ProbeSolver = Literal["auto", "lbfgs", "sgd", "adam"]
 TOP_K_CLASSES = 5
-MAX_MEMORY_BYTES = 1 << 30  # bytes of float32 features that L-BFGS takes by itself
+MAX_MEMORY_BYTES = 1 << 30  # with solver="auto", L-BFGS is used up to this size of float32 features
 
 
 class ProbeFit(NamedTuple):
@@ -33,7 +33,7 @@ class ProbeFit(NamedTuple):
 
 
 class ImageProbeResult(NamedTuple):
-    """What a probe answered: the best classes of each test picture, its C, and how it was fitted."""
+    """The top predicted classes of each test image, the probe's C, and the solver."""
 
     best: Int[np.ndarray, "tests first"]
     strength: float
@@ -47,7 +47,7 @@ def classify_images(
     usable: Bool[np.ndarray, " items"],
     fit: ProbeFit,
 ) -> ImageProbeResult:
-    """Fits the layer on the usable training pictures, C being chosen on a fifth of them, and answers for the tests."""
+    """Fits the layer on the readable training images, choosing C on a fifth of them, and predicts the test images."""
     classes = sorted({item.category for item in items})
     number = {category: place for place, category in enumerate(classes)}
     target = np.array([number[item.category] for item in items])

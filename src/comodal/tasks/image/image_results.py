@@ -1,6 +1,6 @@
-"""What probes of pictures answered: first and first five, each class by itself, the results card.
+"""The results of image probes: top-1 and top-5 accuracy, per-class scores, and the results card.
 
-The paper's numbers (L3-Net, section 4.3: ImageNet, top-1) stand on the card where pictures and protocol are its own.
+The card has the paper's numbers (L3-Net, section 4.3: ImageNet, top-1) where images and protocol are the paper's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "mid
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The answers of every system, and how they came about; of the `asked` pictures to test, some cannot be read."""
+    """The predictions of every system, with the settings; of the `asked` test images, some cannot be read."""
 
     data: Path
     model: str
@@ -40,16 +40,16 @@ class ImageResults:
 
     @property
     def categories(self) -> list[str]:
-        """The names of the classes' folders, in the order of their numbers."""
+        """The names of the class folders, in the order of their indices."""
         return sorted({item.category for item in self.pictures.items})
 
     @property
     def title(self) -> str:
-        """What people call the data."""
+        """The display name of the data."""
         return "ImageNet" if self.pictures.imagenet else self.data.resolve().name
 
     def comparison(self) -> Comparison:
-        """The first answers, as other tasks compare them."""
+        """The top-1 predictions in the form that other tasks use."""
         categories = self.categories
         number = {category: place for place, category in enumerate(categories)}
         return Comparison(
@@ -64,12 +64,12 @@ class ImageResults:
         )
 
     def called(self, category: str) -> str:
-        """A class as people call it, if that is known."""
+        """The display name of a class, if it is known."""
         name = self.pictures.names.get(category)
         return f"{category} {name}" if name else category
 
     def among_the_first(self, system: SystemName, truth: Int[np.ndarray, " tests"]) -> Bool[np.ndarray, " tests"]:
-        """Whether the right class is among the answers that were kept."""
+        """Whether the correct class is among the top predictions."""
         return (self.found[system].best == truth[:, None]).any(1)
 
     def numbers(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""How a picture is shown to a network: its middle, ten crops, or changed at random as in training.
+"""Views of an image for a network: the center crop, ten crops, or random augmentation as in training.
 
-Pictures have a short side of 8/7 of the training crop (256 for 224), so that they show things at the scale of training
-(L3-Net, section 4.3: 256).
+Images are resized to a short side of 8/7 of the training crop (256 for 224), so that objects have the same scale as in
+training (L3-Net, section 4.3: 256).
 """
 
 import hashlib
@@ -20,13 +20,13 @@ CropMode = Literal["middle", "ten"]
 
 
 class ImageView(NamedTuple):
-    """One way to look at a picture.
+    """One view of an image.
 
     Args:
-        kind: `middle` is the middle square, of the whole short side; `ten` are squares of the training crop's size in
-            the four corners and the middle, and their mirror images (Krizhevsky et al. 2012); `random` is one such
-            square anywhere, with the colours changed.
-        number: Of a random one: another number is another chance.
+        kind: `middle` is the center square of the whole short side. `ten` are squares of the training crop's size in
+            the four corners and the center, and their horizontal flips (Krizhevsky et al. 2012). `random` is one such
+            square at a random position, with color jitter.
+        number: Index of a random view; each index has its own random state.
     """
 
     kind: Literal["middle", "ten", "random"]
@@ -34,17 +34,17 @@ class ImageView(NamedTuple):
 
     @property
     def shots(self) -> int:
-        """Squares that come of one picture."""
+        """The number of squares of one image."""
         return 10 if self.kind == "ten" else 1
 
 
 class ViewConfig(NamedTuple):
-    """What all views have in common.
+    """The configuration that all views share.
 
     Args:
         crop: Side of the training crop.
-        augmentation: Of random views.
-        seed: Of their chance.
+        augmentation: Augmentation of random views.
+        seed: Seed of the random views.
     """
 
     crop: int
@@ -53,12 +53,12 @@ class ViewConfig(NamedTuple):
 
     @property
     def short_side(self) -> int:
-        """Of the whole picture."""
+        """The short side of the resized image."""
         return round(self.crop * 8 / 7)
 
 
 def read_resized_image(image: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture with its short side.
+    """Reads an image and resizes its short side.
 
     Raises:
         MediaError: It cannot be read.
@@ -70,7 +70,7 @@ def read_resized_image(image: LabeledFile, short_side: int) -> UInt8[np.ndarray,
 def render_view(
     picture: UInt8[np.ndarray, "height width 3"], name: str, view: ImageView, showing: ViewConfig
 ) -> UInt8[np.ndarray, "shots side side 3"]:
-    """A picture in a view; the chance depends on its name, so that the same picture always comes out alike."""
+    """Renders an image in a view; the random state depends on the image's name, so the result is reproducible."""
     if view.kind == "middle":
         return crop_image_center(picture, showing.short_side)[None]
     if view.kind == "ten":
@@ -82,7 +82,7 @@ def render_view(
 def augment_image(
     picture: UInt8[np.ndarray, "height width 3"], showing: ViewConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "side side 3"]:
-    """A picture as training shows it: a crop, mirrored or not, brighter or darker, of more or less colour."""
+    """Augments an image as in training: random crop, horizontal flip, brightness and saturation jitter."""
     augmentation = showing.augmentation
     crop = random_crop(picture, showing.crop, rng)
     if augmentation.mirror:
@@ -91,7 +91,7 @@ def augment_image(
 
 
 def cut_ten_crops(picture: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "10 size size 3"]:
-    """Four corners and the middle, then the same mirrored."""
+    """The four corners and the center, then the same flipped horizontally."""
     bottom, right = picture.shape[0] - size, picture.shape[1] - size
     places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = np.stack([picture[top : top + size, left : left + size] for top, left in places])

@@ -1,9 +1,11 @@
-"""Labelled pictures: ImageNet's classification task on its official files (ILSVRC 2012), or any ImageFolder tree.
+"""Labeled images: the official files of ImageNet classification (ILSVRC 2012), or any ImageFolder tree.
 
-ROOT/ILSVRC/Data/CLS-LOC/{train/WNID,val} with ROOT/LOC_val_solution.csv and LOC_synset_mapping.txt, as Kaggle has it;
-ROOT/{train/WNID,val} (or ILSVRC2012_img_train, ILSVRC2012_img_val) with ROOT/ILSVRC2012_devkit_t12. The validation
-pictures lie in one folder, or in one for each class. The devkit numbers its classes in an order of its own (1 is a kit
-fox), not in that of their names: what the numbers mean is read from its meta.mat or map_clsloc.txt, never guessed.
+The supported layouts of ImageNet are:
+- Kaggle's: ROOT/ILSVRC/Data/CLS-LOC/{train/WNID,val} with ROOT/LOC_val_solution.csv and LOC_synset_mapping.txt;
+- ROOT/{train/WNID,val} (or ILSVRC2012_img_train, ILSVRC2012_img_val) with ROOT/ILSVRC2012_devkit_t12.
+
+The validation images are in one folder, or in one folder per class. The devkit's class ids are not in the order of the
+class names (1 is a kit fox), so they are read from its meta.mat or map_clsloc.txt.
 """
 
 import re
@@ -27,7 +29,7 @@ from comodal.text_files import parse_csv, read_lines, read_text
 IMAGENET_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 WNID = re.compile(r"n\d{8}")
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
-NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES = 1_281_167, 50_000, 1000  # pictures of ILSVRC 2012
+NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES = 1_281_167, 50_000, 1000  # images of ILSVRC 2012
 ROOT_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", ".")
 SPLIT_FOLDERS = (("train", "val"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"))
 DEVKIT_FOLDERS = (
@@ -43,15 +45,15 @@ REASON_UNTRAINED_CLASS = "its class has no training picture"
 
 
 class LabeledImages(NamedTuple):
-    """Labelled pictures and what is known about them.
+    """Labeled images and their metadata.
 
     Args:
-        items: All of them, those to fit first.
-        split: What the test part is called.
-        names: Of classes, where the files tell them.
-        files: That the labels were read from.
-        left_out: How many were not taken, by reason.
-        imagenet: Whether these are ImageNet's classes.
+        items: All images, the training images first.
+        split: Name of the test part.
+        names: Class names, where the files have them.
+        files: The files that the labels were read from.
+        left_out: Number of excluded images, by reason.
+        imagenet: Whether the classes are ImageNet's.
     """
 
     items: list[LabeledFile]
@@ -63,7 +65,7 @@ class LabeledImages(NamedTuple):
 
     @property
     def official(self) -> bool:
-        """Whether these are the very pictures that the papers use."""
+        """Whether these are exactly the images that the papers use."""
         tests = [item for item in self.items if item.test]
         counts = (len(self.items) - len(tests), len(tests), len({item.category for item in self.items}))
         named = all(VALIDATION_NAME.match(item.path.name) for item in tests)
@@ -71,7 +73,7 @@ class LabeledImages(NamedTuple):
 
 
 def read_labeled_images(data: Path) -> LabeledImages:
-    """All labelled pictures of a folder.
+    """All labeled images of a folder.
 
     Raises:
         DataError: The folder has another layout, or a label file is missing or damaged.
@@ -95,7 +97,7 @@ def read_labeled_images(data: Path) -> LabeledImages:
 
 
 def find_imagenet_folders(data: Path) -> tuple[Path, Path] | None:
-    """The folders of training and validation, if their classes are ImageNet's."""
+    """The training and validation folders, if their classes are ImageNet's."""
     for root in ROOT_FOLDERS:
         for names in SPLIT_FOLDERS:
             train, validation = (data / root / name for name in names)
@@ -109,10 +111,10 @@ def find_imagenet_folders(data: Path) -> tuple[Path, Path] | None:
 def read_flat_folder(
     data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
 ) -> tuple[list[LabeledFile], dict[str, int]]:
-    """The pictures of a folder without class folders, and what was left out.
+    """The images of a folder without class folders, and the number of excluded ones.
 
     Raises:
-        DataError: A picture has no label, or one of a known class is missing, which the devkit's evaluation refuses.
+        DataError: An image has no label, or one of a known class is missing, which the devkit's evaluation refuses.
     """
     paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in IMAGENET_SUFFIXES)
     if not paths:
@@ -133,7 +135,7 @@ def read_flat_folder(
 
 
 def read_validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """The class of each validation picture by its name without suffix, and the files that say it."""
+    """The class of each validation image by its name without suffix, and the label files."""
     for place in list_label_folders(data):
         solution = place / SOLUTION_FILE
         if solution.is_file():
@@ -148,12 +150,12 @@ def read_validation_labels(data: Path, validation: Path) -> tuple[dict[str, str]
 
 
 def list_label_folders(data: Path) -> Sequence[Path]:
-    """Where label files may lie: in the folder that was given, and in those above it."""
+    """Folders that may hold label files: the given folder and its parents."""
     return [data, *data.resolve().parents[:3]]
 
 
 def read_kaggle_solution(path: Path) -> dict[str, str]:
-    """Kaggle's file: the picture, then its class and boxes, separated by spaces."""
+    """Kaggle's file: the image, then its class and boxes, separated by spaces."""
     categories = {}
     rows = parse_csv(read_text(path), path)
     if next(rows, (0, []))[1] != ["ImageId", "PredictionString"]:
@@ -166,7 +168,7 @@ def read_kaggle_solution(path: Path) -> dict[str, str]:
 
 
 def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """The devkit's file: a class number for each picture, in the order of the pictures' numbers."""
+    """The devkit's file: a class id for each image, in the order of the images."""
     classes, source = read_class_ids(path)
     categories = {}
     for line, text in enumerate(read_text(path).split(), start=1):
@@ -177,7 +179,7 @@ def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
 
 
 def read_class_ids(truth: Path) -> tuple[dict[int, str], Path]:
-    """What the devkit's class numbers mean, from the file beside the ground truth."""
+    """The WordNet id of each class id of the devkit, from the file next to the ground truth."""
     listed, meta = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
     if meta.is_file():
         return {number: wnid for number, wnid, _ in read_devkit_meta(meta)}, meta
@@ -191,7 +193,7 @@ def read_class_ids(truth: Path) -> tuple[dict[int, str], Path]:
 
 
 def read_devkit_meta(path: Path) -> list[tuple[int, str, str]]:
-    """Number, WordNet name and words of the devkit's classes; those with children are no classes of the task."""
+    """Class id, WordNet id and words of the devkit's classes; synsets with children are not classes of the task."""
     try:
         synsets = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
         rows = [(row["num_children"], row["ILSVRC2012_ID"], row["WNID"], row["words"]) for row in synsets]
@@ -201,7 +203,7 @@ def read_devkit_meta(path: Path) -> list[tuple[int, str, str]]:
 
 
 def read_class_names(data: Path) -> dict[str, str]:
-    """The first word for each class, from whatever file is there: `n01440764 tench, Tinca tinca`."""
+    """The first word for each class, from the first mapping file found: `n01440764 tench, Tinca tinca`."""
     for place in list_label_folders(data):
         for name in CLASS_NAME_FILES:
             if (place / name).is_file():

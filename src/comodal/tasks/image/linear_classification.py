@@ -1,10 +1,10 @@
-"""Linear classification of pictures from frozen features (L3-Net, section 4.3): ImageNet, or any ImageFolder tree.
+"""Linear classification of images from frozen features (L3-Net, section 4.3): ImageNet, or any ImageFolder tree.
 
-The paper's way is the default: the last convolution's map, max-pooled to 4 x 4 (8192 numbers in the paper's network),
-of the middle of each picture at the scale of training; z-scored, and one linear layer whose C is chosen within the
-training part. Other layers, poolings, crops and pictures changed at random are flags. Beside the trained network stand
-an untrained one of the same shape and the plain pixels, under the same protocol. Features are computed in one pass and
-kept in a cache on disk; where they fit into memory the layer is fitted by L-BFGS, else by mini-batches over the cache.
+The default is the paper's protocol: the map of the last convolution on the center crop at the scale of training,
+max-pooled to 4 x 4 (8192 features in the paper's network), z-scored, and one linear layer whose C is chosen within the
+training set. Other layers, poolings, crops and random augmentation are options. The baselines are an untrained network
+of the same shape and raw pixels, under the same protocol. Features are computed in one pass and cached on disk. The
+layer is fitted by L-BFGS where they fit into memory, else by mini-batches from the cache.
 """
 
 import hashlib
@@ -71,46 +71,46 @@ def evaluate_images(
     seed: int = 0,
     workers: int = 2,
 ) -> dict[str, float]:
-    """Classifies pictures from frozen features, beside an untrained network and plain pixels.
+    """Classifies images from frozen features; baselines are an untrained network and raw pixels.
 
     The paper reports for ImageNet: trained 0.323, random weights 0.129.
 
     Args:
-        model: run folder or model folder, of a fine-tuned network too.
-        data: ImageNet as ILSVRC or Kaggle lays it out; or train/CLASS/PICTURE and test/ (or val/, validation/)
-            CLASS/PICTURE; or CLASS/PICTURE alone, of which a fifth is the test by a hash of the file's name.
-        layer: whose map is read, before the pooling behind it.
+        model: run folder or model folder; may be fine-tuned.
+        data: ImageNet in the layout of ILSVRC or Kaggle; or train/CLASS/IMAGE and test/ (or val/, validation/)
+            CLASS/IMAGE; or CLASS/IMAGE alone, of which a fifth is the test by a hash of the file's name.
+        layer: layer whose map is read, before the pooling that follows it.
         pooling: maximum or mean in each cell of the grid.
         grid: side of the pooled map; by default 4 for conv4 (the paper: 8192 features), 6, 8 and 12 before it.
-        views: how often each training picture is looked at: once as it is, and else cut, mirrored and coloured at
+        views: number of views of each training image: the first is the center crop, the others are augmented at
             random as in training; each is cached.
-        mirror: mirror every other of the latter. Not for digits and letters.
-        crops: the middle of a test picture (the paper), or the mean answer to ten crops.
-        classifier: "logistic" (one softmax) or "svm" (linear, one against all).
+        mirror: flip half of the augmented views horizontally. Not for digits and letters.
+        crops: "middle" for the center crop of a test image (the paper), "ten" for the mean prediction over ten crops.
+        classifier: "logistic" (one softmax) or "svm" (linear, one-vs-all).
         solver: "lbfgs" over all features at once, "sgd" or "adam" over mini-batches from disk; "auto" takes lbfgs
             where the training features take less than a gigabyte, else adam.
-        strength: C, the inverse of the penalty; by default chosen on a fifth of the training part.
-        epochs: of sgd and adam.
-        batch_size: of sgd and adam.
-        systems: what is compared.
-        cache: folder that keeps the features: the next command finds them there, a stopped one goes on. About 16 KB
-            for each picture, view and system. Without it they are computed anew.
+        strength: C, the inverse regularization strength; by default chosen on a fifth of the training set.
+        epochs: number of epochs of sgd and adam.
+        batch_size: batch size of sgd and adam.
+        systems: the systems to compare.
+        cache: folder of the feature cache, so that features are reused and an interrupted command resumes. About 16 KB
+            for each image, view and system. Without it, features are computed again.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
             without it.
-        seed: of the untrained network's weights, the random views and the order of mini-batches.
-        workers: threads that read pictures.
+        seed: seed of the untrained network's weights, the random views and the order of mini-batches.
+        workers: threads that read images.
 
     Returns:
-        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval and, of more than five
-        classes, how often the right one is among the first five (.top5).
+        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval and, for more than five
+        classes, the top-5 accuracy (.top5).
 
     Raises:
-        DataError: the folder has another layout, no picture of a class can be read, or the cache is damaged.
+        DataError: the folder has another layout, no image of a class can be read, or the cache is damaged.
 
     Examples:
-        comodal evaluate images --model RUN --data pictures/ --out results/pictures
+        comodal evaluate images --model RUN --data images/ --out results/images
         comodal evaluate images --model RUN --data imagenet/ --cache features/ --views 4 --out results/imagenet
     """
     if min(views, epochs, batch_size, grid or 1) < 1 or not systems or (strength is not None and strength <= 0):
@@ -151,17 +151,17 @@ def evaluate_images(
 
 
 def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
-    """Every class has a picture to fit, and if it is tested one to test, that can be read.
+    """Checks that every class has a readable training image, and a readable test image if it is tested.
 
     Raises:
-        DataError: One has none.
+        DataError: A class has none.
     """
     for side, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
         check_readable_classes(data, side, [item.category for item in items], problems)
 
 
 def split_train_test(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
-    """The pictures to fit, in an order without meaning (so that blocks of them are mixed), and those to test."""
+    """The training images in random order (so that blocks mix classes), and the test images."""
     train = [item for item in pictures.items if not item.test]
     train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
     return train, [item for item in pictures.items if item.test]

@@ -1,14 +1,11 @@
-"""Caption-based image retrieval: the image of a caption, and the caption of an image (ViLBERT, section 3.3).
+"""Caption-based image retrieval: text-to-image and image-to-text (ViLBERT, section 3.3).
 
-Zero-shot, the alignment head of pretraining scores every pair. Fine-tuned (`comodal train retrieval`), a new head does
-that has learnt to choose the right pair among four, a hard one among them (hard_negatives.py); the paper: 2e-5, batches
-of 64, 20 epochs. Beside the trained network stand chance and an untrained one of the same shape. With `rerank` a cheap
-first stage (first_stage.py) ranks the gallery and the model scores only the best of it; what that loses is measured.
-The first stage is fitted on captions of the training split, so the result is not zero-shot and its title says so; it
-lifts an untrained network as well, and its own recall is reported. Its images must not be in the gallery.
-
-A text-to-image query is a caption, and its own image alone is right. An image-to-text query is an image, and any of
-its captions is right, in whoever's words.
+Zero-shot, the alignment head of pretraining scores every pair. Fine-tuning (`comodal train retrieval`) trains a new
+head to choose the matching pair among four, with a hard negative (hard_negatives.py). The paper's settings: learning
+rate 2e-5, batches of 64, 20 epochs. The baselines are chance level and an untrained network of the same shape. A
+caption's own image is correct; for an image, any of its captions is.
+With `rerank`, the model scores only the top candidates of a linear first stage (first_stage.py), fitted on training
+captions (not zero-shot) whose images must not be in the gallery. Its own recall and the recall lost are reported.
 """
 
 import time
@@ -77,9 +74,9 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 )
 from comodal.training.run import Run
 
-RETRIEVAL_HEAD = Head("score", "linear", 1)  # under the name that 12-in-1 gives it
+RETRIEVAL_HEAD = Head("score", "linear", 1)  # named as in 12-in-1
 PAPER_NUM_REGIONS = 36
-MIN_SAMPLED_QUERIES = 20  # queries whose whole gallery is scored beside re-ranking
+MIN_SAMPLED_QUERIES = 20  # queries for which the whole gallery is scored, to measure re-ranking
 RetrievalModel = ViLBERT | SingleStream | TaskModel
 ScoreType = Literal["alignment", "contrastive"]
 
@@ -99,22 +96,22 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to tell which of four pairs of a caption and an image belong together.
+    """Fine-tunes a ViLBERT to choose the matching pair among four pairs of a caption and an image.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
         regions: The region store of the images.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every caption is seen.
-        batch_size: Captions in a step, over all processes; each stands in four pairs.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a caption.
-        max_regions: Regions of an image.
-        validation_share: Share of the images held out where the captions name no split.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head, the order and the wrong pairs.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training captions.
+        batch_size: Captions per step, over all processes; each has four pairs.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a caption.
+        max_regions: Maximum number of regions of an image.
+        validation_share: Fraction of the images held out where the captions name no split.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization, the order and the negatives.
 
     Examples:
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
@@ -138,7 +135,7 @@ def recipe(
 
 
 class RetrievalSettings(NamedTuple):
-    """How a network is asked."""
+    """The settings of an evaluation of one network."""
 
     compute: Compute
     batch_size: int | None
@@ -150,7 +147,7 @@ class RetrievalSettings(NamedTuple):
 
 
 class RetrievalResult(NamedTuple):
-    """The ranks that a network gives, those of the first stage alone if there was one, and other numbers."""
+    """The ranks by a network, the ranks by the first stage if there is one, and further numbers."""
 
     ranks: RetrievalRanks
     first_stage: RetrievalRanks | None
@@ -173,29 +170,28 @@ def evaluate_retrieval(
     out: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Finds images by captions and captions by images, and counts how often the right one is among the first.
+    """Retrieves images by captions and captions by images, and reports recall@1, 5 and 10 and ranks.
 
     Args:
-        model: Run folder or model folder of a ViLBERT, pretrained or fine-tuned by `comodal train retrieval`, or of
-            one stream, its baseline; with its vocabulary.
+        model: Run or model folder of a ViLBERT (pretrained or fine-tuned by `comodal train retrieval`) or of its
+            single-stream baseline, with the vocabulary.
         captions: Any file that `comodal train vilbert` reads.
-        regions: The region store of the images, made as that of the training.
-        split: Which images are searched; by default test, or without a test split validation: the captions' own, or
+        regions: The region store of the images, prepared like that of the training.
+        split: The split to search; by default test, or validation where there is no test split: the captions' own, or
             what the run held out where they name no split. Without either, all.
-        zero_shot: By the alignment head of pretraining, also where the model was fine-tuned; a pretrained model has no
-            other way.
-        scores: contrastive ranks by the cosine of the encodings of text and image before the first co-attention layer,
-            of a model that was trained with `--contrastive-weight`: each side is computed once. alignment scores every
+        zero_shot: Score pairs by pretraining's alignment head, even if fine-tuned; required for a pretrained model.
+        scores: "contrastive" ranks by the cosine of the unimodal encodings of text and image, and requires a model
+            trained with `--contrastive-weight`; each text and image is encoded once. "alignment" scores every
             pair with the whole model.
-        blank: Leave out the text or the picture: the control of a model that was trained so.
-        rerank: A first stage ranks everything, the model so many of each query's best; without it, everything.
+        blank: Ablate one modality, for a model that was trained with this ablation.
+        rerank: Number of top candidates of the first stage that the model scores; without it, the model scores all.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
             ranks of pairs that hardly differ.
-        batch_size: Pairs at once; by default what suits the device. More take more memory.
-        max_regions: Regions of an image.
+        batch_size: Pairs per forward pass; by default chosen for the device.
+        max_regions: Maximum number of regions of an image.
         out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
-        seed: Of the untrained network and of the first stage.
+        seed: Seed of the untrained network and of the first stage.
 
     Returns:
         Flat numbers: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
@@ -203,7 +199,7 @@ def evaluate_retrieval(
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
-            be fitted on images that are searched.
+            be fitted on images of the gallery.
         CheckpointError: There is no ViLBERT in the folder.
 
     Examples:
@@ -247,10 +243,10 @@ def evaluate_retrieval(
 
 
 def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
-    """A model that scores pairs of a caption and an image.
+    """Loads a model that scores pairs of a caption and an image.
 
     Raises:
-        CheckpointError: There is none, or it is fine-tuned for something else.
+        CheckpointError: There is none, or it is fine-tuned for another task.
     """
     model = load_model(path)
     if not isinstance(model, RetrievalModel):
@@ -262,7 +258,7 @@ def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
 
 
 def check_contrastive_head(model: RetrievalModel, path: Path) -> None:
-    """The network below the heads has a contrastive head.
+    """Checks that the backbone has a contrastive head.
 
     Raises:
         CheckpointError: It was trained without one.
@@ -272,7 +268,7 @@ def check_contrastive_head(model: RetrievalModel, path: Path) -> None:
 
 
 def check_first_stage(material: RetrievalData, captions: Path, split: CaptionSplit) -> None:
-    """The first stage of re-ranking is fitted on other images than those that are searched.
+    """Checks that the first stage is not fitted on images of the gallery.
 
     Raises:
         DataError: Images of the training split are in the gallery.
@@ -287,7 +283,7 @@ def check_first_stage(material: RetrievalData, captions: Path, split: CaptionSpl
 
 
 def build_ranking_method(model: RetrievalModel, material: RetrievalData, settings: RetrievalSettings) -> RankingMethod:
-    """How pairs are ranked, and whether as in the paper: its network, 36 regions, fp32, every pair scored."""
+    """How pairs are ranked, and whether this is the paper's setting: its network, 36 regions, fp32, no first stage."""
     fitted = None if settings.rerank is None else min(len(material.train), MAX_CAPTIONS)
     exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_NUM_REGIONS and fitted is None
     if settings.scores == "contrastive":
@@ -305,12 +301,12 @@ def is_paper_network(model: ViLBERT | SingleStream) -> bool:
 
 
 def unwrap_backbone(model: RetrievalModel) -> ViLBERT | SingleStream:
-    """The network below the heads."""
+    """The backbone of a model."""
     return model.vilbert if isinstance(model, TaskModel) else model
 
 
 def select_scoring_head(model: RetrievalModel, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """How a pair is scored: by the head that has learnt to choose, or None for alignment's."""
+    """The scoring function of a pair: the fine-tuned head, or None for the alignment head."""
     if zero_shot or not isinstance(model, TaskModel):
         return None
     heads = model.heads
@@ -318,7 +314,7 @@ def select_scoring_head(model: RetrievalModel, zero_shot: bool) -> Callable[[Ten
 
 
 def describe_gallery(gallery: Gallery, split: CaptionSplit) -> str:
-    """One line about what is searched."""
+    """One line about the gallery."""
     captions, texts = len(gallery.text_of), len(gallery.lengths)
     same = f", {captions - texts:,} in words that another has" if texts < captions else ""
     cut = f", {gallery.truncated:,} cut at their end" if gallery.truncated else ""
@@ -342,13 +338,13 @@ def rank_queries(
 
 
 def build_pair_scorer(model: RetrievalModel, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
-    """A scorer with these settings."""
+    """A pair scorer with these settings."""
     model, way = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
     return PairScorer(unwrap_backbone(model), gallery, settings.compute, settings.batch_size, way)
 
 
 def search_two_stages(scorer: PairScorer, material: RetrievalData, settings: RetrievalSettings) -> RetrievalResult:
-    """Both directions in two stages, and on a sample of the queries what the whole gallery scored would have given."""
+    """Both directions in two stages, and the recall of scoring the whole gallery on a sample of the queries."""
     assert settings.rerank is not None
     gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
     chosen = rng.permutation(len(material.train))[:MAX_CAPTIONS].tolist()
@@ -381,7 +377,7 @@ def search_two_stages(scorer: PairScorer, material: RetrievalData, settings: Ret
 
 
 def measure_sampled_recall(two_stages: TwoStageSearch, keep: int, rng: np.random.Generator) -> dict[str, float]:
-    """Recall in two stages and with the whole gallery scored, on as many queries as double the work, or 20."""
+    """Recall in two stages and with the whole gallery scored, on as many queries as double the cost, or 20."""
     gallery = two_stages.scorer.gallery
     texts, images = len(gallery.lengths), len(gallery.counts)
     ways = (

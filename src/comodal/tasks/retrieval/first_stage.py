@@ -1,8 +1,8 @@
-"""A cheap first stage of retrieval: two linear maps into one space, so that a search is one matrix product.
+"""The first stage of two-stage retrieval: two linear projections into one space; a search is one matrix product.
 
-The maps read what each stream computes before the streams meet (the mean and the maximum over its tokens), and are
-fitted on captions of the training split so that an image lies nearer to its caption than to others (a contrastive
-loss in both directions, as in CLIP). Whatever they rank first is scored by the whole model.
+The projections take the mean and the maximum over the tokens of each unimodal encoding. They are trained on captions
+of the training split with a contrastive loss in both directions, as in CLIP. The whole model then scores the top
+candidates of the first stage.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from comodal.tasks.retrieval.retrieval_ranks import CorrectCandidates, rank_best
 
 PROJECTION_DIM, NUM_STEPS, PROJECTION_BATCH_SIZE = 128, 400, 512
 PROJECTION_LEARNING_RATE, PROJECTION_WEIGHT_DECAY, PROJECTION_DROPOUT = 2e-3, 0.1, 0.2
-MAX_CAPTIONS = 10_000  # of the training split, drawn by chance
-SEARCH_BLOCK_ROWS = 256  # queries at once
+MAX_CAPTIONS = 10_000  # a random sample of the training split
+SEARCH_BLOCK_ROWS = 256  # queries per block
 
 
 class EncodingProjection(nn.Module):
-    """Z-score of the training part, one linear layer, length 1."""
+    """Z-score of the training set, one linear layer, and L2 normalization."""
 
     mean: Tensor
     scale: Tensor
@@ -41,17 +41,17 @@ class EncodingProjection(nn.Module):
 
 
 class EncodingProjections(NamedTuple):
-    """Into one space."""
+    """The projections of text and image into one space."""
 
     text: EncodingProjection
     image: EncodingProjection
 
 
 def fit_projections(scorer: PairScorer, seed: int) -> EncodingProjections:
-    """The maps from the captions of a scorer's gallery.
+    """Fits the projections on the captions of a scorer's gallery.
 
     Raises:
-        DataError: They are of one image alone.
+        DataError: The gallery has fewer than two images.
     """
     gallery = scorer.gallery
     if len(gallery.counts) < 2:
@@ -69,7 +69,7 @@ def optimize_projections(
     texts_of: list[Int64[np.ndarray, "_"]],
     rng: np.random.Generator,
 ) -> EncodingProjections:
-    """Steps of AdamW on batches of different images, each beside one of its captions."""
+    """Optimizes by AdamW on batches of different images, each paired with one of its captions."""
     maps = EncodingProjections(EncodingProjection(texts), EncodingProjection(images))
     temperature = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
     parameters = [*maps.text.parameters(), *maps.image.parameters()]
@@ -94,18 +94,18 @@ def optimize_projections(
 
 
 class TwoStageRanks(NamedTuple):
-    """For every set of right answers: its rank in the first stage, and after the best were scored by the model."""
+    """The rank of each set of correct candidates, in the first stage and after re-ranking by the model."""
 
     first: Int64[np.ndarray, "sets"]
     reranked: Int64[np.ndarray, "sets"]
 
 
 class TwoStageSearch:
-    """The gallery in the space of the maps.
+    """A two-stage search of a gallery.
 
     Args:
-        scorer: Of the gallery.
-        maps: As `fit` gives them.
+        scorer: The pair scorer of the gallery.
+        maps: The result of `fit_projections`.
     """
 
     @torch.inference_mode()
@@ -116,11 +116,11 @@ class TwoStageSearch:
         self.images = maps.image(scorer.summaries("images", np.arange(len(gallery.counts)))).numpy()
 
     def of_texts(self, texts: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
-        """Images for some texts."""
+        """Ranks images for some texts."""
         return self._search(self.texts, self.images, texts, answers, keep, swapped=False)
 
     def of_images(self, images: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
-        """Texts for some images."""
+        """Ranks texts for some images."""
         return self._search(self.images, self.texts, images, answers, keep, swapped=True)
 
     def _search(
@@ -132,7 +132,7 @@ class TwoStageSearch:
         keep: int,
         swapped: bool,
     ) -> TwoStageRanks:
-        """The first stage over blocks of queries; the best of each are scored by the model."""
+        """The first stage over blocks of queries; the model then scores the top candidates of each query."""
         first: list[int] = []
         reranked: list[int] = []
         for start in range(0, len(queries), SEARCH_BLOCK_ROWS):

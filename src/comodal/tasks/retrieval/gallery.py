@@ -1,6 +1,6 @@
-"""Captions and images among which retrieval searches: what a model reads of each, and which belong together.
+"""The gallery of a retrieval: captions and images, the model's input for each, and which of them match.
 
-Captions of the same words are one text, which is scored once. Row 0 of the regions is the whole image, as in training
+Identical captions are one text, which is scored once. Row 0 of the regions is the whole image, as in training
 (`data/captions/caption_dataset.py`). Nothing is masked, except for the ablation of a modality.
 """
 
@@ -31,21 +31,19 @@ from comodal.tasks.vision_language.text_image_examples import Ablation
 RetrievalModelConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 CaptionSplit = Literal["test", "validation", "train", "all"]
 IndexedCaptions = list[tuple[Caption, int]]
-DEFAULT_HELD_OUT_FRACTION = (
-    0.02  # the recipe's share of validation images, where neither the captions nor the run say which they are
-)
+DEFAULT_HELD_OUT_FRACTION = 0.02  # the recipe's validation fraction, where neither captions nor run define a split
 
 
 class RetrievalData(NamedTuple):
-    """What an evaluation searches.
+    """The data of a retrieval evaluation.
 
     Args:
         gallery: The captions and images of the split.
         train: The captions of the training split.
         words: The run's vocabulary.
-        missing: Of each caption of the split whose image is not in the store, the image.
-        left_out: How many captions of all splits are no query, by reason.
-        split: Which images are searched.
+        missing: The images that are not in the store, one entry per caption of the split.
+        left_out: Number of captions of all splits that are not queries, by reason.
+        split: The split to search.
     """
 
     gallery: "Gallery"
@@ -57,29 +55,29 @@ class RetrievalData(NamedTuple):
 
 
 class GalleryImage(NamedTuple):
-    """What the model reads of an image; row 0 is the whole of it."""
+    """The model's input for an image; row 0 is the whole image."""
 
     regions: Float[Tensor, "rows features"] | Int64[Tensor, "rows"]
     locations: Float[Tensor, "rows 5"]
 
 
 class Gallery:
-    """Texts and images by number, and which belong together.
+    """Texts and images by index, and which of them match.
 
     Args:
         pairs: Captions, each with the row of its image in the store.
         store: The regions of the images.
         words: The vocabulary.
-        max_words: Word pieces of a caption with [CLS] and [SEP]; longer ones lose their end.
-        max_regions: Regions of an image; further ones are left out.
-        as_tokens: Regions are visual tokens.
-        blank: What the model does not see; texts and images are still as many.
+        max_words: Maximum number of tokens of a caption with [CLS] and [SEP]; longer captions are truncated.
+        max_regions: Maximum number of regions of an image; further ones are dropped.
+        as_tokens: Whether regions are visual tokens.
+        blank: The ablated modality; the numbers of texts and images stay the same.
 
     Attributes:
         text_of, image_of: The text and the image of each caption.
-        lengths: Word pieces of each text.
-        counts: Regions of each image.
-        captions_of: How many captions have the words of each text.
+        lengths: Number of tokens of each text.
+        counts: Number of regions of each image.
+        captions_of: Number of captions that share each text.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class Gallery:
         self.texts_of = [np.unique(texts) for texts in np.split(self.text_of[in_order], ends)]
 
     def text(self, number: int) -> Int64[Tensor, "words"]:
-        """The word pieces of a text."""
+        """The token ids of a text."""
         return torch.from_numpy(self.pieces[number].copy())
 
     def image(self, number: int) -> GalleryImage:
@@ -136,7 +134,7 @@ def load_retrieval_data(
     max_regions: int,
     blank: Ablation,
 ) -> RetrievalData:
-    """The gallery of a split, by default of the one that is held out most, and what belongs to it.
+    """Loads the gallery of a split and the data around it; the default is `choose_default_split`.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, or the split has no caption.
@@ -164,14 +162,14 @@ def load_retrieval_data(
 
 
 def choose_default_split(parts: Mapping[str, IndexedCaptions]) -> CaptionSplit:
-    """The split that is held out most, of those that have captions."""
+    """The test split if it has captions, else the validation split, else all captions."""
     if parts["test"]:
         return "test"
     return "validation" if parts["validation"] else "all"
 
 
 def list_missing_images(unmatched: Sequence[Caption], split: CaptionSplit, share: float) -> list[str]:
-    """The image of each caption of a split that is not in the store; splits are those of `split_pairs`."""
+    """The image of each caption of a split that is not in the store; splits are those of `split_matched_captions`."""
     names = [next(filter(None, caption.image)) for caption in unmatched]
     own: dict[str, set[str | None]] = {}
     for name, caption in zip(names, unmatched, strict=True):
@@ -191,13 +189,13 @@ def build_gallery(
     max_regions: int,
     blank: Ablation = "nothing",
 ) -> Gallery:
-    """A gallery as a model of this configuration reads it."""
+    """A gallery in the input format of a model of this configuration."""
     max_words = min(DEFAULT_MAX_TOKENS, config.positions - config.first_position)
     return Gallery(pairs, store, words, max_words, max_regions, config.region_tokens > 0, blank)
 
 
 def read_held_out_fraction(model: Path) -> float:
-    """The share of images that the run held out for validation where the captions name no split."""
+    """The fraction of images that the run held out for validation where the captions name no split."""
     parameters = read_model_about(model).get("parameters")
     share = (
         parameters.get("validation_share", DEFAULT_HELD_OUT_FRACTION)
@@ -210,7 +208,7 @@ def read_held_out_fraction(model: Path) -> float:
 def check_model_inputs(
     model: Path, config: RetrievalModelConfig, store: RegionStore, words: WordPieceTokenizer
 ) -> None:
-    """The model reads such regions and such words."""
+    """Checks that the model is compatible with the regions and the vocabulary."""
     if words.size > config.vocabulary:
         raise DataError(f"{model}: the vocabulary has {words.size:,} pieces, the model {config.vocabulary:,} words")
     if config.task_tokens:

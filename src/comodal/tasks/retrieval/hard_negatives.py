@@ -1,9 +1,9 @@
-"""Retrieval as a choice of four: the right pair, two wrong ones by chance and a hard one (ViLBERT, section 3.3).
+"""Hard negatives for retrieval: a four-way choice among the matching pair and three negatives (ViLBERT, section 3.3).
 
-The original's four are (image, caption), (image, other caption), (other image, caption), and the image beside a caption
-of one of its 100 nearest images by mean feature. The paper speaks of a hard image instead; here the hard one is, by a
-fair coin, a caption of a near image or a near image. None is ever of the same image, or has the same words: the
-original excludes neither.
+The original's four pairs are (image, caption), (image, random caption), (random image, caption), and the image with a
+caption of one of its 100 nearest images by mean feature. The paper describes a hard image instead. Here the hard
+negative is a caption of a near image or a near image, with equal probability. A negative is never of the same image and
+never has the same words; the original excludes neither.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.vision_language.text_image_examples import TaskExample, TokenizedText, tokenize_text
 
-NEGATIVE_STREAM = 4  # keeps this chance apart from that of the order
+NEGATIVE_STREAM = 4  # a random stream independent of the order
 NUM_NEIGHBORS = 100
 DISTANCE_BLOCK_ROWS = 1024
-MAX_TRIES = 16  # the first half of them among near images; a gallery that says one sentence of every image gives up
+MAX_TRIES = 16  # draws per negative, the first half among near images; after that the last draw is kept
 
 
 class FourWayDataset:
-    """Four pairs of a caption and an image, the first of which belong together: a new four in every epoch.
+    """Four pairs of a caption and an image, of which the first one matches; negatives are drawn again in every epoch.
 
     Args:
-        captions: Each with the row of its image in the store.
-        store: Where the features are that say which images are near.
+        captions: Captions, each with the row of its image in the store.
+        store: The region store, whose features define near images.
         words: The vocabulary.
-        max_words: Word pieces of a caption.
-        seed: Of the wrong ones.
+        max_words: Maximum number of tokens of a caption.
+        seed: Seed of the negatives.
 
     Raises:
         DataError: All captions are of one image.
@@ -65,11 +65,11 @@ class FourWayDataset:
         return len(self.texts[index].words)
 
     def words_of(self, caption: int) -> tuple[int, ...]:
-        """The word pieces of a caption: two of the same words say the same."""
+        """The token ids of a caption, to find captions with the same words."""
         return tuple(self.texts[caption].words)
 
     def example(self, epoch: int, index: int) -> TaskExample:
-        """The right pair first."""
+        """The example of (epoch, index), with the matching pair first."""
         rng = np.random.default_rng((self.seed, epoch, index, NEGATIVE_STREAM))
         image = int(self.image_of[index])
         near = self.near[image]
@@ -85,7 +85,7 @@ class FourWayDataset:
         return TaskExample(self.captions[index][0].key, texts, tuple(int(self.images[image]) for image in images), 0)
 
     def wrong_caption(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """A caption of another image (of one of these), in words that none of this image has."""
+        """A caption of another image (from `among`, if given) that differs in words from all captions of this image."""
         for attempt in range(MAX_TRIES):
             other = self.other_image(rng, image, among if attempt < MAX_TRIES // 2 else None)
             found = int(rng.choice(self.captions_of[other]))
@@ -94,7 +94,7 @@ class FourWayDataset:
         return found
 
     def wrong_image(self, rng: np.random.Generator, index: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """Another image (one of these), which nobody described in the words of this caption."""
+        """Another image (from `among`, if given) that has no caption with the same words."""
         for attempt in range(MAX_TRIES):
             found = self.other_image(rng, int(self.image_of[index]), among if attempt < MAX_TRIES // 2 else None)
             if self.words_of(index) not in self.said[found]:
@@ -102,7 +102,7 @@ class FourWayDataset:
         return found
 
     def other_image(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """Any image but one, or one of these."""
+        """A random other image (from `among`, if given)."""
         if among is not None:
             return int(rng.choice(among))
         return (image + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
@@ -110,7 +110,7 @@ class FourWayDataset:
 
 def compute_mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"]) -> Float32[Tensor, "images features"]:
     """The mean over the regions of each image."""
-    means = torch.zeros(len(rows), store.dim)  # an image without regions stays nothing
+    means = torch.zeros(len(rows), store.dim)  # zeros for an image without regions
     for mean, row in zip(means, rows.tolist(), strict=True):
         features = store.regions(row).features
         if len(features):
@@ -121,7 +121,7 @@ def compute_mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"])
 def find_nearest_images(
     features: Float32[Tensor, "images features"], most: int
 ) -> Int64[np.ndarray, "images neighbours"]:
-    """The nearest other images of each, by Euclidean distance."""
+    """The nearest other images of each image, by Euclidean distance."""
     count = min(most, len(features) - 1)
     found = []
     for start in range(0, len(features), DISTANCE_BLOCK_ROWS):

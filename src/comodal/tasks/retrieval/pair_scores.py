@@ -1,8 +1,8 @@
-"""Alignment scores of many pairs of texts and images, each side computed once, nothing padded (ViLBERT, section 3.2).
+"""Alignment scores of many pairs of texts and images, with each unimodal encoding computed once (ViLBERT, section 3.2).
 
-What a stream computes before the streams first meet depends on one side alone, so it is kept and joined in every pair
-of the text or image. Pairs of one length and one number of regions go together, no head but alignment's is computed,
-and the last layers only at the first tokens. The scores are those of the whole model, to rounding.
+The layers before the first co-attention layer depend on one modality alone, so unimodal encodings are cached and fused
+in every pair. Pairs of equal text length and number of regions form a batch, so there is no padding. Only the alignment
+head is computed, and the last layers only at the first tokens. Scores equal those of the whole model up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,18 +22,18 @@ from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.retrieval.gallery import Gallery
 
 CPU_COMPUTE = Compute(torch.device("cpu"))
-MAX_CACHE_BYTES = 2**30  # of prefixes of one side; those beyond are computed again when they are needed again
-ENCODING_BLOCK_SIZE = 1024  # texts or images whose prefixes are summed up at once
-TILE_SIDE = 64  # texts and images of one tile of the matrix of all scores
+MAX_CACHE_BYTES = 2**30  # of unimodal encodings per side; others are recomputed when needed
+ENCODING_BLOCK_SIZE = 1024  # texts or images per block of summaries
+TILE_SIDE = 64  # texts and images per tile of the score matrix
 
 
 class EncodingCache:
-    """The prefixes of one side by number, kept as far as memory allows.
+    """The unimodal encodings of one side by index, cached as far as memory allows.
 
     Args:
-        sizes: Tokens of each; those of one size are computed together.
-        compute: The prefixes of some numbers of one size.
-        batch_size: How many are computed at once.
+        sizes: Number of tokens of each item; items of one size are computed together.
+        compute: Computes the encodings of some items of one size.
+        batch_size: Number of items per batch.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EncodingCache:
         self.free = MAX_CACHE_BYTES
 
     def of(self, numbers: Int64[np.ndarray, "some"]) -> dict[int, Float[Tensor, "tokens dim"]]:
-        """The prefixes of some numbers."""
+        """The unimodal encodings of some items."""
         wanted = np.unique(numbers)
         found = {number: self.kept[number] for number in wanted.tolist() if number in self.kept}
         missing = np.array([number for number in wanted.tolist() if number not in found], np.int64)
@@ -62,16 +62,17 @@ class EncodingCache:
 
 
 class PairScorer:
-    """How well a text and an image fit, for any pairs of a gallery.
+    """Matching scores of texts and images, for any pairs of a gallery.
 
-    The log of the odds of `aligned` orders pairs as the probability does, and does not saturate as that does in fp32.
+    The log odds of a match order pairs as the probability does, and do not saturate in fp32 as it does.
 
     Args:
         model: In evaluation mode.
         gallery: Texts and images.
-        compute: Where to compute; the model is moved there. bf16 is autocast; the alignment head is fp32 in any case.
-        batch_size: Pairs at once; None takes what suits the device.
-        score: Of both pooled streams in fp32; by default the log of the odds that alignment's head gives.
+        compute: Device and precision; the model is moved to the device. bf16 uses autocast; the alignment head is
+            always fp32.
+        batch_size: Pairs per forward pass; None chooses it for the device.
+        score: Scores both pooled streams in fp32; by default the log odds of the alignment head.
     """
 
     def __init__(
@@ -105,12 +106,12 @@ class PairScorer:
                 found.append(self._joined(words, regions))
                 order.append(places)
         if found:
-            scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only time that a GPU is waited for
+            scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only synchronization with the GPU
         check_finite_scores(scores, "scores of texts and images")
         return scores
 
     def matrix(self, show: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:
-        """The scores of all pairs of the gallery, tile by tile of similar length and number of regions."""
+        """The scores of all pairs of the gallery, in tiles of similar text length and number of regions."""
         lengths, counts = self.gallery.lengths, self.gallery.counts
         scores = np.empty((len(lengths), len(counts)), np.float32)
         tiles = [(texts, images) for texts in tile_pairs(lengths) for images in tile_pairs(counts)]
@@ -123,7 +124,7 @@ class PairScorer:
     def summaries(
         self, side: Literal["texts", "images"], numbers: Int64[np.ndarray, "some"]
     ) -> Float[Tensor, "some _"]:
-        """One vector of each text or image that depends on it alone: mean and maximum of its prefix."""
+        """A vector for each text or image: the mean and the maximum of its unimodal encoding."""
         rows = []
         with self.compute.autocast():
             for part in np.array_split(numbers, max(1, len(numbers) // ENCODING_BLOCK_SIZE)):
@@ -134,7 +135,7 @@ class PairScorer:
 
     @torch.inference_mode()
     def contrastive_matrix(self) -> Float32[np.ndarray, "texts images"]:
-        """The cosines of all texts and images of the gallery in the space of the contrastive loss."""
+        """The cosines of all texts and images of the gallery in the contrastive embedding space."""
         assert isinstance(self.model, ViLBERT) and self.model.contrastive_head is not None
         head, found = self.model.contrastive_head, []
         for prefixes, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
@@ -161,7 +162,7 @@ class PairScorer:
     def odds(
         self, text: Float32[Tensor, "batch joint"], vision: Float32[Tensor, "batch joint"]
     ) -> Float32[Tensor, "batch"]:
-        """How much likelier it is that the two belong together than not, as a logarithm."""
+        """The log odds of match against mismatch."""
         logits = self.model.alignment_head(text, vision)
         return logits[:, 0] - logits[:, 1]
 
@@ -177,13 +178,13 @@ class PairScorer:
 
 
 def tile_pairs(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:
-    """All places, cut into tiles of similar size."""
+    """All indices, in tiles of similar size."""
     order = np.argsort(sizes, kind="stable")
     return [order[start : start + TILE_SIDE] for start in range(0, len(order), TILE_SIDE)]
 
 
 def group_by_size(sizes: Int64[np.ndarray, "items"], most: int) -> Iterator[Int64[np.ndarray, "some"]]:
-    """Places of items of one size, at most so many at once; neighbours stay together."""
+    """Indices of items of one size, in groups of limited length; neighbors stay together."""
     order = np.argsort(sizes, kind="stable")
     for same in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):
         for start in range(0, len(same), most):

@@ -1,9 +1,9 @@
-"""At which rank the right answer stands, and what that says of a retrieval: recall at 1, 5 and 10, median rank.
+"""Ranks of the correct candidates in a retrieval, and metrics of them: recall@1, 5 and 10, median rank.
 
-Ranks count from 0: so many wrong answers stand before the best right one. Wrong answers of the same score stand before
-it, so that a network which gives everything one score finds nothing. (The original sorts by numpy's quicksort, which
-leaves the order of equal scores open.) The median is the original's: floor(median + 1) of ranks from 0
-(facebookresearch/vilbert-multi-task, eval_retrieval.py).
+Ranks count from 0: the number of incorrect candidates ahead of the best correct one. Ties count as ahead, so a network
+that gives every pair the same score retrieves nothing. (The original sorts by numpy's quicksort, which leaves the order
+of ties undefined.) The median is the original's: floor(median + 1) of ranks from 0 (facebookresearch/
+vilbert-multi-task, eval_retrieval.py).
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class RetrievalRanks(NamedTuple):
 
 
 class CorrectCandidates(NamedTuple):
-    """What is right for each query, and how many answers each candidate stands for.
+    """The correct candidates of each query, and how many captions each candidate stands for.
 
-    A text that several captions have is a query for each of them; its sets of right images are those captions' images.
+    A text that several captions share is a query for each of them; each has its own set of correct images.
     """
 
     right: list[list[Int64[np.ndarray, "_"]]]
@@ -38,14 +38,14 @@ class CorrectCandidates(NamedTuple):
 
 
 def list_text_answers(gallery: Gallery) -> CorrectCandidates:
-    """For each text the image of each of its captions, in the order of `captions_by_text`."""
+    """For each text the image of each of its captions, in the order of `sort_captions_by_text`."""
     ends = np.cumsum(gallery.captions_of)[:-1]
     images = np.split(gallery.image_of[sort_captions_by_text(gallery)], ends)
     return CorrectCandidates([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
 
 
 def list_image_answers(gallery: Gallery) -> CorrectCandidates:
-    """For each image its texts; a text counts as often as it is a caption."""
+    """For each image its texts; a text has the number of its captions as weight."""
     return CorrectCandidates([[texts] for texts in gallery.texts_of], gallery.captions_of.astype(np.int64))
 
 
@@ -59,7 +59,7 @@ def rank_best_answer(
     right: Int64[np.ndarray, "_"],
     weights: Int64[np.ndarray, "candidates"],
 ) -> int:
-    """How many wrong answers stand before the best right one; those of the same score do.
+    """The number of incorrect candidates ahead of the best correct one, ties included.
 
     Raises:
         DataError: A score is not finite.
@@ -73,7 +73,7 @@ def rank_best_answer(
 def rank_answer_sets(
     scores: Float[np.ndarray, "queries candidates"], answers: CorrectCandidates
 ) -> Int64[np.ndarray, "_"]:
-    """The rank for every set of right answers, query by query."""
+    """The rank of every set of correct candidates, query by query."""
     ranked = [
         rank_best_answer(row, right, answers.weights)
         for row, sets in zip(scores, answers.right, strict=True)
@@ -83,14 +83,14 @@ def rank_answer_sets(
 
 
 def reorder_by_caption(ranks: Int64[np.ndarray, "captions"], gallery: Gallery) -> Int64[np.ndarray, "captions"]:
-    """Ranks that stand in the order of the texts, in the order of the captions."""
+    """Reorders ranks from the order of the texts to the order of the captions."""
     ordered = np.empty_like(ranks)
     ordered[sort_captions_by_text(gallery)] = ranks
     return ordered
 
 
 def rank_score_matrix(scores: Float[np.ndarray, "texts images"], gallery: Gallery) -> RetrievalRanks:
-    """Both directions from the scores of all pairs."""
+    """The ranks of both directions from the scores of all pairs."""
     return RetrievalRanks(
         reorder_by_caption(rank_answer_sets(scores, list_text_answers(gallery)), gallery),
         rank_answer_sets(np.ascontiguousarray(scores.T), list_image_answers(gallery)),
@@ -103,13 +103,13 @@ def summarize_ranks(
     missing: Sequence[str] = (),
     last: int = 0,
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10 with 95 % intervals, median and mean rank, counted from 1.
+    """Recall@1, 5 and 10 with 95 % intervals, median and mean rank, counted from 1.
 
     Args:
-        ranks: Of the queries whose image is there.
-        groups: What queries share (the image of each caption); None where they are independent.
-        missing: The groups of further queries, whose image is not in the store: they find nothing.
-        last: How many candidates there are, which is the rank of those.
+        ranks: Ranks of the queries whose image is in the store.
+        groups: Group of each query (the image of its caption); None where queries are independent.
+        missing: Groups of further queries, whose image is not in the store: they count as not retrieved.
+        last: Number of candidates, which is the rank of those queries.
     """
     answered = np.arange(len(ranks) + len(missing)) < len(ranks)
     every = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
@@ -121,7 +121,7 @@ def summarize_ranks(
 
 
 def compute_random_recall(gallery: Gallery) -> dict[str, float]:
-    """Recall of an order drawn by chance; an image has several right captions."""
+    """The recall of a random order; an image has several correct captions."""
     captions, images = len(gallery.text_of), len(gallery.counts)
     right = [int(gallery.captions_of[texts].sum()) for texts in gallery.texts_of]
     numbers: dict[str, float] = {}
@@ -134,6 +134,6 @@ def compute_random_recall(gallery: Gallery) -> dict[str, float]:
 
 
 def compute_hit_probability(candidates: int, right: int, drawn: int) -> float:
-    """How likely at least one right candidate is among so many that are drawn without replacement."""
+    """The probability that a sample without replacement contains at least one correct candidate."""
     wrong: Sequence[int] = range(candidates - right, candidates - right - min(drawn, candidates), -1)
     return 1.0 - float(np.prod([max(left, 0) / (candidates - place) for place, left in enumerate(wrong)]))

@@ -1,4 +1,4 @@
-"""What a retrieval found, as numbers, as a table, as files and as a results card."""
+"""The results of a retrieval evaluation: numbers, table, files and results card."""
 
 import csv
 import io
@@ -31,11 +31,11 @@ OFFICIAL_GALLERY = ("flickr30k", "test", 5000, 1000)  # in the file's name, spli
 
 
 class RankingMethod(NamedTuple):
-    """How pairs were ranked.
+    """How pairs are ranked.
 
     Args:
-        scored_by: By the alignment head of pretraining, by the one of fine-tuning, or by the contrastive encodings.
-        fitted: How many captions of the training split a first stage was fitted on; None without one.
+        scored_by: The score: alignment head of pretraining, fine-tuned head, or contrastive embeddings.
+        fitted: Number of training captions that the first stage is fitted on; None without a first stage.
         is_papers: Whether network and settings are the paper's.
     """
 
@@ -45,7 +45,7 @@ class RankingMethod(NamedTuple):
 
     @property
     def title(self) -> str:
-        """A first stage that was fitted on captions of the same data is not zero-shot."""
+        """The name of the method; with a first stage fitted on the data set's captions it is not zero-shot."""
         if self.fitted is None:
             return self.scored_by
         return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
@@ -54,12 +54,12 @@ class RankingMethod(NamedTuple):
 def collect_retrieval_numbers(
     systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Flat keys: the trained network's directly under the task, the others' and chance under their names.
+    """Flat keys: the trained network directly under the task, other systems and chance level under their names.
 
     Args:
-        systems: The ranks that each gives.
-        gallery: What was searched.
-        missing: Of each further caption, whose image is not in the store, the image.
+        systems: The ranks by each system.
+        gallery: The gallery.
+        missing: The images that are not in the store, one entry per caption.
     """
     captions, images = len(gallery.text_of), len(gallery.counts)
     flat = {
@@ -89,13 +89,13 @@ def collect_retrieval_numbers(
 
 
 def list_queries(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The image of every query of both directions, those of missing images last."""
+    """The image of every query in both directions, those of missing images last."""
     images = [gallery.store.ids[row] for row in gallery.rows.tolist()]
     return [images[place] for place in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
 
 
 def build_retrieval_table(systems: list[str], numbers: dict[str, float], way: str) -> Table:
-    """Recall and median rank of each system, both directions."""
+    """Recall and median rank of each system, in both directions."""
     counts = f"{numbers[f'{RETRIEVAL_TASK}.captions']:,.0f} captions, {numbers[f'{RETRIEVAL_TASK}.images']:,.0f} images"
     lost = numbers[f"{RETRIEVAL_TASK}.captions"] - numbers[f"{RETRIEVAL_TASK}.captions.answered"]
     counts += f", {lost:,.0f} of the captions without their image (not found)" if lost else ""
@@ -116,7 +116,7 @@ def build_retrieval_table(systems: list[str], numbers: dict[str, float], way: st
 
 
 def format_reranking_cost(numbers: dict[str, float], keep: int) -> str:
-    """What scoring only the best of the first stage lost."""
+    """The recall lost by scoring only the top candidates of the first stage."""
     lines = []
     for direction in DIRECTIONS:
         key = f"{RETRIEVAL_TASK}.rerank.{direction}"
@@ -133,7 +133,7 @@ def format_reranking_cost(numbers: dict[str, float], keep: int) -> str:
 def write_retrieval_results(
     out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery
 ) -> None:
-    """results.json (flat) and ranks.csv: of every query the rank of its answer, counted from 1."""
+    """Writes results.json (flat) and ranks.csv: the rank of the correct candidate of every query, counted from 1."""
     write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
     text = io.StringIO()
     rows = csv.writer(text)
@@ -153,7 +153,7 @@ def build_retrieval_card(
     numbers: dict[str, float], searched: RetrievalData, split: str, way: RankingMethod, model: Path, captions: Path,
     settings: Mapping[str, str | int | None], seed: int,
 ) -> ResultsCard:  # fmt: skip
-    """The results card; the paper's numbers stand on it where the gallery and the run are the paper's."""
+    """The results card; it has the paper's numbers where gallery and run are the paper's."""
     gallery, training = searched.gallery, read_training_settings(model)
     counts = count_items(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
     name, official, *size = OFFICIAL_GALLERY

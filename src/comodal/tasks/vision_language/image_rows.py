@@ -1,7 +1,7 @@
-"""Which row of a region store an image of a data set has: data sets and stores call one image by several names.
+"""Finds the row of an image in a region store: data sets and stores use different names for one image.
 
-COCO's image 42 is 42, 000000000042, COCO_val2014_000000000042.jpg, or val2014/COCO_val2014_000000000042; in a store
-made from a folder its id is its path without the suffix.
+COCO's image 42 is 42, 000000000042, COCO_val2014_000000000042.jpg, or val2014/COCO_val2014_000000000042. In a store
+made from a folder, the id is the image's path without the suffix.
 """
 
 from pathlib import PurePosixPath
@@ -17,12 +17,12 @@ class ImageRows:
 
     Args:
         store: The regions of the images.
-        numbers: Whose numbers the data set's are. COCO's find COCO's names, and bare numbers only in a store without
-            such names; plain ones (Visual Genome, GQA, Flickr30k) never find COCO's. By default either, unless a number
-            is in the store as both.
+        numbers: The kind of the data set's image ids. COCO's ids match COCO's names, and bare numbers only in a store
+            without such names; plain ids (Visual Genome, GQA, Flickr30k) never match COCO's. By default either, unless
+            an id is in the store as both.
 
     Attributes:
-        missing: Names that were asked for and not found, in the order of asking.
+        missing: Names that were looked up and not found, in order.
     """
 
     def __init__(self, store: RegionStore, numbers: ImageIdFormat | None = None) -> None:
@@ -37,7 +37,7 @@ class ImageRows:
                 for known, key in ((self.coco, number), (self.plain if is_number(name) else self.rows, name)):
                     if key is not None:
                         known[key] = None if known.get(key, row) != row else row
-        for row, image in enumerate(store.ids):  # a whole id is never ambiguous
+        for row, image in enumerate(store.ids):  # a full id is never ambiguous
             (self.plain if is_number(image) else self.rows)[image] = row
 
     def find(self, image: str) -> int | None:
@@ -63,10 +63,10 @@ class ImageRows:
         return self.coco.get(number, self.plain.get(number))
 
     def check(self, file: object, found: int) -> None:
-        """Some images were found.
+        """Checks that some images were found.
 
         Raises:
-            DataError: None was; the first name and one of the store's are shown.
+            DataError: None was; the message has the first name and one of the store's.
         """
         if not found and self.missing:
             raise DataError(

@@ -1,8 +1,8 @@
-"""NLVR2: is a sentence true of two pictures? (Suhr et al., ACL 2019; 12-in-1, Lu et al., CVPR 2020.)
+"""NLVR2: is a sentence true of two images? (Suhr et al., ACL 2019; 12-in-1, Lu et al., CVPR 2020.)
 
-The sentence meets each picture in a pass of its own, and both pooled results go through one head of two layers. The
-files are JSON Lines, whatever their names say; an `identifier` ends with the number of its sentence, and the pictures
-are called like it: dev-850-0-1 is about dev-850-0-img0.png and dev-850-0-img1.png.
+The model encodes the sentence with each image in a separate pass; a two-layer head takes both pooled outputs. The files
+are JSON Lines, whatever their suffix. An `identifier` ends with the index of its sentence, and the image names derive
+from it: dev-850-0-1 is about dev-850-0-img0.png and dev-850-0-img1.png.
 """
 
 from collections import Counter
@@ -42,7 +42,7 @@ def read_nlvr2_sentences(path: Path) -> tuple[list[ImageSentence], Counter[str]]
             raise DataError(f"{path}, line {number}: identifier {identifier!r} is not like train-10171-0-0")
         label = entry.get("label")
         images = (f"{pair}-img0", f"{pair}-img1")
-        group = pair.rpartition("-")[0]  # the set whose pictures and sentences are written for each other
+        group = pair.rpartition("-")[0]  # images and sentences that were written together
         statements.append(ImageSentence(identifier, sentence, images, None if label is None else str(label), group))
     return statements, Counter()
 
@@ -74,22 +74,22 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to say whether a sentence is true of two pictures.
+    """Fine-tunes a ViLBERT to predict whether a sentence is true of two images.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         data: The official train.json.
-        regions: The region store of the pictures.
+        regions: The region store of the images.
         validation: The official dev.json.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every sentence is seen.
-        batch_size: Sentences in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a sentence.
-        max_regions: Regions of a picture.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training sentences.
+        batch_size: Sentences per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a sentence.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train nlvr2 --model RUN --data train.json --validation dev.json --regions nlvr2/ --out runs/nlvr2
@@ -109,25 +109,25 @@ def evaluate_nlvr2(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Says of each sentence whether it is true of its two pictures, and counts how often that is right.
+    """Predicts whether each sentence is true of its two images, and reports the accuracy.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train nlvr2`.
         data: The official dev.json or test1.json; without labels there is no score.
-        regions: The region store of the pictures.
-        blank: Leave out the text or the picture.
-        max_words: Word pieces of a sentence.
-        max_regions: Regions of a picture.
+        regions: The region store of the images.
+        blank: Ablate one modality, text or image.
+        max_words: Maximum number of tokens of a sentence.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
-        nlvr2.accuracy with its interval, nlvr2.chance (the larger class) and the recall of each class.
+        nlvr2.accuracy with its interval, nlvr2.chance (chance level: the larger class) and the recall of each class.
 
     Raises:
-        DataError: A file is missing or damaged, or a picture is not in the store (the official script refuses that).
-        CheckpointError: There is no such model.
+        DataError: A file is missing or damaged, or an image is not in the store (the official script refuses that).
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2

@@ -1,9 +1,9 @@
-"""What a model keeps of the regions that it learns from: what they were made of, and the network that made them.
+"""The record of the regions that a model is trained on: how they were extracted, and by which network.
 
-So that a model can be asked about any picture wherever it is moved, and whatever becomes of the folders that it was
-made from. A network that is a model folder of comodal lies in the store (STORE/network, regions/region_network.py), is
-copied beside every model that learns from it (MODEL/regions_network), and goes on to what is fine-tuned from that.
-Weights that others have published are not copied; whoever wants a model with them beside it puts them there.
+It makes a model folder self-contained, so that the model can be used on any image after it is moved. An extraction
+network that is a comodal model folder is stored in the region store (STORE/network, regions/region_network.py). It is
+copied into every model trained on that store (MODEL/regions_network), and into models fine-tuned from that model.
+Weights published by others are not copied automatically.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ NETWORK_FILES = (MODEL_WEIGHTS_FILE, MODEL_CONFIG_FILE)  # in this order: a fold
 
 
 def collect_region_record(store: RegionStore, model: Path | None = None) -> Mapping[str, bytes | Path]:
-    """The files that a model keeps beside its weights, by name: their content, or where they lie.
+    """The files that a model stores with its weights, by name: their content, or their path.
 
     Args:
-        store: The regions that it learns from.
-        model: Run or model folder that training begins with; the network beside it goes on if it made the store's.
+        store: The regions that the model is trained on.
+        model: Run or model folder that training starts from; its extraction network is kept if it made the store.
 
     Raises:
         CheckpointError: The network is damaged.
@@ -35,5 +35,5 @@ def collect_region_record(store: RegionStore, model: Path | None = None) -> Mapp
             network = beside / MODEL_NETWORK_FOLDER
     if not (network / MODEL_CONFIG_FILE).is_file():
         return described
-    read_weights(network / MODEL_WEIGHTS_FILE)  # what is damaged is told before training, and not when it is over
+    read_weights(network / MODEL_WEIGHTS_FILE)  # report damage before training, not after it
     return described | {f"{MODEL_NETWORK_FOLDER}/{name}": network / name for name in NETWORK_FILES}

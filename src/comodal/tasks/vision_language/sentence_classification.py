@@ -1,4 +1,4 @@
-"""Statements about one or more pictures, each of one of a few classes: the parts that NLVR2 and SNLI-VE share."""
+"""Classification of sentences about one or more images: the parts that NLVR2 and SNLI-VE share."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ NO_PREDICTION = -1
 
 
 class ImageSentence(NamedTuple):
-    """A sentence about pictures, and what it is of them; None where that is not known. Those of one group are alike."""
+    """A sentence about images and its label (None if unknown). Sentences of one group are correlated."""
 
     key: str
     text: str
@@ -63,17 +63,17 @@ class ImageSentence(NamedTuple):
 
 @dataclass(frozen=True)
 class SentenceTask:
-    """What makes one task of statements.
+    """The definition of a sentence classification task.
 
     Args:
-        name: On the command line.
-        title: What people call it.
-        classes: What a statement can be, in the order of the head's outputs.
-        head: Of the model.
-        read: The statements of an official file, and what was left out, counted by reason.
-        papers: The papers' accuracy by a part of the file's name and the number of statements in it.
-        groups: What statements of one group share.
-        refuses_missing: Whether the official evaluation refuses statements without an answer.
+        name: Name on the command line.
+        title: Display name.
+        classes: Class names, in the order of the head's outputs.
+        head: The model's head.
+        read: Reads the sentences of an official file, and counts excluded ones by reason.
+        papers: The papers' accuracy by a part of the file's name and its number of sentences.
+        groups: What the sentences of one group share.
+        refuses_missing: Whether the official evaluation refuses missing predictions.
     """
 
     name: str
@@ -87,7 +87,7 @@ class SentenceTask:
 
 
 def read_text_fields(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
-    """The values of some names of an entry, which must be text."""
+    """The values of some fields of an entry, which must be text."""
     values = [entry.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value:
@@ -96,7 +96,7 @@ def read_text_fields(path: Path, number: int, entry: dict[str, Any], *names: str
 
 
 class SentenceData(NamedTuple):
-    """The examples of a file with their statements, those whose image is missing, and what was left out, by reason."""
+    """The examples of a file with their sentences, those whose image is missing, and excluded ones by reason."""
 
     examples: list[TaskExample]
     statements: list[ImageSentence]
@@ -107,10 +107,10 @@ class SentenceData(NamedTuple):
 def build_sentence_examples(
     task: SentenceTask, path: Path, store: RegionStore, words: WordPieceTokenizer, max_words: int, labelled: bool
 ) -> SentenceData:
-    """The statements whose images are in the store.
+    """The sentences whose images are in the store.
 
     Raises:
-        DataError: A label is unknown, there is none where one is needed, or no image is in the store.
+        DataError: A label is unknown or a required one is missing, or no image is in the store.
     """
     statements, left_out = task.read(path)
     rows, gathered = ImageRows(store), SentenceData([], [], [], left_out)
@@ -146,7 +146,7 @@ def build_sentence_examples(
 def build_sentence_run(
     task: SentenceTask, setup: FineTuneConfig, data: Path, validation: Path | None, max_words: int
 ) -> Run:
-    """The run of a task of statements."""
+    """The training run of a sentence classification task."""
     parts = load_fine_tuning_data(setup)
     train = build_sentence_examples(task, data, parts.store, parts.words, max_words, labelled=True)
     held_out = validation and build_sentence_examples(
@@ -177,7 +177,7 @@ def evaluate_statements(
     compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
-    """Accuracy where labels are known, and a file of predictions; a statement that was not answered is wrong.
+    """Reports the accuracy where labels are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
@@ -216,7 +216,7 @@ def evaluate_statements(
 def compute_sentence_numbers(
     task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy with its interval, the largest class, and the recall of each class."""
+    """Accuracy with its interval, chance level (the largest class), and the recall of each class."""
     numbers = compute_accuracy_numbers(f"{task.name}.accuracy", predicted == truth, predicted != NO_PREDICTION, groups)
     numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
     for number, name in enumerate(task.classes):
@@ -229,7 +229,7 @@ def build_sentence_card(
     task: SentenceTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
     counts: dict[str, int],
 ) -> ResultsCard:  # fmt: skip
-    """The results card; a paper's number stands on it where file and count are the official ones."""
+    """The results card; it has the paper's accuracy where file and number of sentences are the official ones."""
     key, training = f"{task.name}.accuracy", read_training_settings(model)
     official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
     scores: dict[str, ScoreEntry] = {}
@@ -252,7 +252,7 @@ def build_sentence_card(
 
 
 def write_predictions(path: Path, task: SentenceTask, keys: Sequence[str], predicted: np.ndarray) -> None:
-    """A line for each statement that was answered: its identifier and its class."""
+    """Writes a line for each sentence with a prediction: its identifier and its class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_PREDICTION]

@@ -1,6 +1,6 @@
-"""SNLI-VE: does a picture entail a sentence, contradict it, or neither? (Xie et al. 2019; 12-in-1, CVPR 2020.)
+"""SNLI-VE: visual entailment. Does an image entail a sentence, contradict it, or neither? (Xie et al. 2019; 12-in-1.)
 
-The official files are JSON Lines of Flickr30k's pictures: `Flickr30K_ID`, `sentence2`, `gold_label`, `pairID`.
+The official files are JSON Lines about Flickr30k's images: `Flickr30K_ID`, `sentence2`, `gold_label`, `pairID`.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from comodal.text_files import read_json_lines
 from comodal.training.run import Run
 
 SNLI_VE_CLASSES = ("contradiction", "neutral", "entailment")
-NO_GOLD_LABEL = "-"  # the gold label where no three of five annotators agreed
+NO_GOLD_LABEL = "-"  # the gold label if no three of five annotators agree
 SNLI_VE_MAX_TOKENS = 56
 
 
@@ -70,22 +70,22 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to say whether a picture entails a sentence.
+    """Fine-tunes a ViLBERT for visual entailment: does an image entail a sentence?
 
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         data: The official snli_ve_train.jsonl.
-        regions: The region store of the pictures.
+        regions: The region store of the images.
         validation: The official snli_ve_dev.jsonl.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every sentence is seen.
-        batch_size: Sentences in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a sentence.
-        max_regions: Regions of a picture.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training sentences.
+        batch_size: Sentences per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a sentence.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
@@ -105,26 +105,26 @@ def evaluate_entailment(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Says of each sentence whether its picture entails it, and counts how often that is right.
+    """Predicts whether an image entails, contradicts or is neutral to each sentence, and reports the accuracy.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train entailment`.
         data: The official snli_ve_dev.jsonl or snli_ve_test.jsonl; without labels there is no score.
-        regions: The region store of the pictures.
-        blank: Leave out the text or the picture.
-        max_words: Word pieces of a sentence.
-        max_regions: Regions of a picture.
+        regions: The region store of the images.
+        blank: Ablate one modality, text or image.
+        max_words: Maximum number of tokens of a sentence.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
-        entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose picture is there,
-        entailment.chance (the largest class) and the recall of each class.
+        entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose image is there,
+        entailment.chance (chance level: the largest class) and the recall of each class.
 
     Raises:
-        DataError: A file is missing or damaged, or no picture is in the store.
-        CheckpointError: There is no such model.
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/

@@ -1,8 +1,7 @@
-"""Examples of a task: one or more texts, each beside an image, and what is right; batches of them for any task.
+"""Examples of a task: texts, each paired with an image, and a target; batches of them for any task.
 
-A task says what its examples are; cutting text, looking up regions, padding, order and controls are the same for all.
-The control of a task blanks a stream: without its text an example has [CLS] and [SEP] alone, without its picture one
-region that is the whole image and has no features.
+A task defines its examples. Tokenization, region lookup, padding, order and modality ablation are shared. Ablating the
+text leaves [CLS] and [SEP]; ablating the image leaves one region, the whole image, without features.
 """
 
 from collections.abc import Sequence
@@ -19,26 +18,27 @@ from comodal.data.captions.caption_pairs import order_by_length
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 
-EXAMPLE_ORDER_STREAM = 3  # keeps this chance apart from that of the examples
+EXAMPLE_ORDER_STREAM = 3  # a random stream independent of the examples
 Ablation = Literal["nothing", "text", "picture"]
 
 
 class TokenizedText(NamedTuple):
-    """Word pieces from [CLS] to [SEP], and which of two texts each belongs to."""
+    """Token ids from [CLS] to [SEP], and the segment (first or second text) of each."""
 
     words: Sequence[int]
     segments: Sequence[int]
 
 
 def tokenize_text(words: WordPieceTokenizer, text: str, most: int) -> TokenizedText:
-    """One text alone."""
+    """Tokenizes a single text."""
     pieces = words.encode(text, most)
     return TokenizedText(pieces, [0] * len(pieces))
 
 
 def tokenize_text_pair(words: WordPieceTokenizer, firsts: Sequence[str], second: str, most: int) -> TokenizedText:
-    """[CLS] first [SEP] ... [SEP] second [SEP]; where it is too long, the longer of what stands before and after the
-    last inner [SEP] loses its end, piece by piece."""
+    """[CLS] first [SEP] ... [SEP] second [SEP]. A longer input is truncated token by token: the longer of the parts
+    before and after the last inner [SEP] loses its last token.
+    """
     endless = 1 << 30
     before: list[int] = []
     for first in firsts:
@@ -51,14 +51,14 @@ def tokenize_text_pair(words: WordPieceTokenizer, firsts: Sequence[str], second:
 
 
 class TaskExample(NamedTuple):
-    """One question of a task.
+    """One example of a task.
 
     Args:
-        key: To find it again.
-        texts: One or more.
+        key: Identifier.
+        texts: One or more texts.
         rows: The row of each text's image in the store.
-        target: Scores of answers or of regions (row 0 is the whole image), or the number of what is right; None where
-            that is not known.
+        target: Scores of answers or of regions (row 0 is the whole image), or the index of the correct choice; None
+            if unknown.
     """
 
     key: str
@@ -69,12 +69,12 @@ class TaskExample(NamedTuple):
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """The examples of a task; those that draw texts or images by chance do so by (epoch, index)."""
+    """The examples of a task; random examples depend on (epoch, index)."""
 
     def __len__(self) -> int: ...
 
     def length(self, index: int, /) -> int:
-        """About how many word pieces an example has, to put similar ones together."""
+        """The approximate number of tokens of an example, to batch similar lengths."""
         ...
 
     def example(self, epoch: int, index: int, /) -> TaskExample: ...
@@ -97,17 +97,17 @@ class FixedExamples:
 
 
 class TaskDataset:
-    """Batches of any (epoch, index): a sample set for the loader.
+    """A sample set for the loader: batches for any (epoch, index).
 
     Args:
-        source: What there is.
+        source: The examples.
         store: The regions of the images.
         words: The vocabulary.
-        max_regions: Regions of an image, the whole image not counted.
-        as_tokens: Regions are visual tokens.
-        blank: What the model does not see.
-        batch_size: Examples of one step, over all processes together.
-        seed: Of the order; None leaves the examples in theirs.
+        max_regions: Maximum number of regions of an image, without the whole image.
+        as_tokens: Whether regions are visual tokens.
+        blank: The ablated modality.
+        batch_size: Examples per step, over all processes.
+        seed: Seed of the order; None keeps the order of the source.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class TaskDataset:
         return len(self.source)
 
     def order(self, epoch: int) -> Int64[np.ndarray, "examples"]:
-        """The examples of an epoch in order: by chance, those of similar length together."""
+        """The random order of an epoch, in which examples of similar length are neighbors."""
         if self.seed is None:
             return np.arange(len(self))
         if epoch not in self.orders:
@@ -148,7 +148,7 @@ class TaskDataset:
         return self.of([self.source.example(epoch, int(self.order(epoch)[index])) for epoch, index in places])
 
     def of(self, examples: Sequence[TaskExample]) -> TaskBatch:
-        """A batch of some examples."""
+        """A batch of given examples."""
         texts = [self.seen(text) for example in examples for text in example.texts]
         rows, images = np.unique([row for example in examples for row in example.rows], return_inverse=True)
         lengths = np.array([len(text.words) for text in texts])
@@ -170,13 +170,13 @@ class TaskDataset:
         )
 
     def seen(self, text: TokenizedText) -> TokenizedText:
-        """A text, or nothing between [CLS] and [SEP]."""
+        """The tokens of a text; only [CLS] and [SEP] if text is ablated."""
         return TokenizedText([self.words.start, self.words.end], [0, 0]) if self.blank == "text" else text
 
     def pictures(
         self, rows: Sequence[int]
     ) -> tuple[np.ndarray, Float32[np.ndarray, "images regions 5"], Bool[np.ndarray, "images regions"]]:
-        """Regions (features or visual tokens), their places, and where there are any; padded to the most."""
+        """Regions (features or visual tokens), their locations and their mask, padded to the largest count."""
         seen = [self.picture(row) for row in rows]
         counts = np.array([len(places) for _, places in seen])
         attended = np.arange(counts.max()) < counts[:, None]
@@ -188,7 +188,7 @@ class TaskDataset:
         return regions, locations, attended
 
     def picture(self, row: int) -> tuple[np.ndarray, Float32[np.ndarray, "regions 5"]]:
-        """The regions of one image behind row 0, and where they are."""
+        """The regions of one image after row 0 (the whole image), and their locations."""
         if self.blank == "picture":
             nothing = np.array([TokenInput.IMAGE]) if self.as_tokens else np.zeros((1, self.store.dim), np.float32)
             return nothing.astype(np.int64) if self.as_tokens else nothing, np.array([WHOLE_IMAGE], np.float32)
@@ -202,7 +202,7 @@ class TaskDataset:
 
 
 def collate_targets(examples: Sequence[TaskExample]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:
-    """What is right: rows of scores, padded to the longest, or numbers; no rows where it is not known."""
+    """Targets: rows of scores, padded to the longest, or indices; no rows if targets are unknown."""
     targets = [example.target for example in examples]
     if any(target is None for target in targets):
         return np.empty(0, np.int64)

@@ -1,9 +1,9 @@
-"""VCR: which of four answers is right, and which of four rationales says why (ViLBERT, section 3.3).
+"""VCR: choose the correct one of four answers, and the correct one of four rationales (ViLBERT, section 3.3).
 
-Each choice is a text of its own beside the picture: [CLS] question [SEP] answer [SEP], and for the rationale
-[CLS] question [SEP] right answer [SEP] rationale [SEP]; a linear layer scores it and a softmax chooses among the four.
-Both are learnt by one network; batches of 64, 2e-5, 20 epochs. Q -> AR counts a question where both are right, the
-rationale being chosen after the right answer, as everywhere.
+Each choice is a text paired with the image: [CLS] question [SEP] answer [SEP], and for rationales
+[CLS] question [SEP] correct answer [SEP] rationale [SEP]. A linear layer scores it; a softmax is taken over the four.
+One network is trained on both: batches of 64, learning rate 2e-5, 20 epochs. Q -> AR counts a question as correct if
+both choices are; as usual, the rationale is chosen given the correct answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,19 +79,19 @@ def recipe(
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         data: The official train.jsonl.
-        regions: The region store of the pictures, best of the boxes that their metadata holds.
+        regions: The region store of the images, preferably of the boxes in VCR's metadata.
         validation: The official val.jsonl.
-        learn: Answers and rationales with one network, as the original's --tasks 1-2, or one of them.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every question is seen.
-        batch_size: Questions in a step, over all processes; each has four texts.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        answer_words: Word pieces of a question with an answer.
-        rationale_words: Word pieces with a rationale.
-        max_regions: Regions of a picture.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head, the order and people's names.
+        learn: Train on answers and rationales with one network, as the original's --tasks 1-2, or on one of them.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training questions.
+        batch_size: Questions per step, over all processes; each has four texts.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        answer_words: Maximum number of tokens of a question with an answer.
+        rationale_words: Maximum number of tokens of a question with an answer and a rationale.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization, the order and the names of people.
 
     Examples:
         comodal prepare boxes vcr1images/ boxes.jsonl
@@ -120,7 +120,7 @@ def recipe(
 def split_by_image_presence(
     riddles: Sequence[VCRExample], rows: ImageRows
 ) -> tuple[list[VCRExample], list[VCRExample]]:
-    """The questions whose picture is in the store, and those whose picture is not."""
+    """The questions whose image is in the store, and the others."""
     found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
     return found, [riddle for riddle in riddles if rows.find(riddle.image) is None]
 
@@ -132,7 +132,7 @@ def build_labeled_choices(
     lengths: tuple[int, int],
     learn: VCRTrainingParts,
 ) -> list[TaskExample]:
-    """The choices that can be learnt: those whose label is known."""
+    """The choices with a known label, for training."""
     examples = []
     for riddle in riddles:
         if riddle.answer is not None and learn != "rationales":
@@ -143,7 +143,7 @@ def build_labeled_choices(
 
 
 def build_answer_choices(riddle: VCRExample, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
-    """Four answers to a question."""
+    """The four answers to a question."""
     texts = tuple(tokenize_text_pair(words, [riddle.question], choice, most) for choice in riddle.answers)
     return TaskExample(f"{riddle.key} answer", texts, (find_image_row(riddle, rows),) * NUM_VCR_CHOICES, riddle.answer)
 
@@ -151,7 +151,7 @@ def build_answer_choices(riddle: VCRExample, rows: ImageRows, words: WordPieceTo
 def build_rationale_choices(
     riddle: VCRExample, after: int, rows: ImageRows, words: WordPieceTokenizer, most: int
 ) -> TaskExample:
-    """Four rationales after one of the answers; which is right is known after the right one alone."""
+    """The four rationales given one of the answers; the target is known for the correct answer only."""
     before = [riddle.question, riddle.answers[after]]
     texts = tuple(tokenize_text_pair(words, before, choice, most) for choice in riddle.rationales)
     target = riddle.rationale if after == riddle.answer else None
@@ -161,7 +161,7 @@ def build_rationale_choices(
 
 
 def find_image_row(riddle: VCRExample, rows: ImageRows) -> int:
-    """The row of a picture that is known to be in the store."""
+    """The row of an image that is known to be in the store."""
     row = rows.find(riddle.image)
     assert row is not None
     return row
@@ -180,27 +180,27 @@ def evaluate_vcr(
     out: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Chooses answers and rationales; where nobody knows the right ones, for the server.
+    """Chooses answers and rationales; writes a submission for the server where labels are unknown.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vcr`.
         data: The official val.jsonl or test.jsonl.
-        regions: The region store of the pictures.
-        blank: Leave out the text or the picture.
-        answer_words: Word pieces of a question with an answer.
-        rationale_words: Word pieces with a rationale.
-        max_regions: Regions of a picture.
+        regions: The region store of the images.
+        blank: Ablate one modality, text or image.
+        answer_words: Maximum number of tokens of a question with an answer.
+        rationale_words: Maximum number of tokens of a question with an answer and a rationale.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.csv and the results card; nothing is written without it.
-        seed: Of people's names.
+        seed: Seed of the names of people.
 
     Returns:
-        vcr.q_to_a, vcr.qa_to_r and vcr.q_to_ar with their intervals; chance is 1/4, 1/4 and 1/16.
+        vcr.q_to_a, vcr.qa_to_r and vcr.q_to_ar with their intervals; chance level is 1/4, 1/4 and 1/16.
 
     Raises:
-        DataError: A file is missing or damaged, or no picture is in the store.
-        CheckpointError: There is no such model.
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
@@ -238,7 +238,7 @@ def evaluate_vcr(
 
 
 def is_unlabeled(data: Path, riddles: Sequence[VCRExample]) -> bool:
-    """Whether these are for the server.
+    """Whether the questions have no labels, as in the test split.
 
     Raises:
         DataError: Some have labels and others none.
@@ -253,7 +253,7 @@ def is_unlabeled(data: Path, riddles: Sequence[VCRExample]) -> bool:
 
 
 def stack_choice_scores(riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of each question five rows of four: answers, and rationales after each answer."""
+    """For each question five rows of four scores: answers, and rationales given each answer."""
     return {
         riddle.key: np.stack(
             [scores[f"{riddle.key} answer"], *(scores[f"{riddle.key} rationale {i}"] for i in range(NUM_VCR_CHOICES))]
@@ -265,7 +265,7 @@ def stack_choice_scores(riddles: Sequence[VCRExample], scores: Mapping[str, np.n
 def score_vcr(
     riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray], missing: Sequence[VCRExample] = ()
 ) -> dict[str, float]:
-    """The share of right answers, of right rationales after the right answer, and of both; missing ones are wrong."""
+    """Accuracy of answers, of rationales given the correct answer, and of both; missing ones count as incorrect."""
     check_finite_scores(np.concatenate(list(scores.values())), "scores of the choices")
     answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
     rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
@@ -283,7 +283,7 @@ def build_vcr_card(
     numbers: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int], seed: int,
 ) -> ResultsCard:  # fmt: skip
-    """The results card; the paper's numbers stand on it where file and count are the official ones."""
+    """The results card; it has the paper's accuracies where file and number of questions are the official ones."""
     training = read_training_settings(model)
     official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION_COUNT
     official &= is_paper_protocol(counts, settings["blank"], training)

@@ -1,11 +1,11 @@
 """The files of VCR (Zellers et al., CVPR 2019): questions with four answers and four rationales, and a submission.
 
-{train,val,test}.jsonl      words, among them lists of numbers that stand for objects of the picture
-vcr1images/.../NAME.json    the objects' names and boxes, beside NAME.jpg
+{train,val,test}.jsonl      words; lists of indices among them refer to objects of the image
+vcr1images/.../NAME.json    the names and boxes of objects, next to NAME.jpg
 
-An object is called by its class, and a person by a name that is drawn once for a question, as in the original; our
-names are our own. The original's later code cuts words into pieces twice, so that `skate ##board` becomes
-`skate # # board`; the first does not, and neither do we.
+An object is named by its class, a person by a name drawn once per question, as in the original; the list of names is
+our own. The original's later code tokenizes twice, so that `skate ##board` becomes `skate # # board`; its first code
+and comodal do not.
 """
 
 import csv
@@ -22,7 +22,7 @@ from comodal.files import write_bytes_atomically
 from comodal.text_files import read_json, read_json_lines
 
 NUM_VCR_CHOICES = 4
-MAX_VCR_COORDINATE = 1 << 20  # pixels; also what is not a number is not less
+MAX_VCR_COORDINATE = 1 << 20  # pixels; NaN is never less, so it is refused as well
 PERSON_NAMES = (
     "Alex", "Avery", "Blake", "Cameron", "Casey", "Charlie", "Dakota", "Drew", "Emerson", "Finley", "Harper", "Hayden",
     "Jamie", "Jordan", "Kendall", "Logan", "Morgan", "Parker", "Peyton", "Quinn", "Reese", "Riley", "Robin", "Rowan",
@@ -37,7 +37,7 @@ VCR_SUBMISSION_COLUMNS = [
 
 
 class VCRExample(NamedTuple):
-    """A question with its choices, as text; labels are None in the test."""
+    """A question with its choices, as text; labels are None in the test split."""
 
     key: str
     image: str
@@ -53,7 +53,7 @@ def read_vcr_examples(path: Path, seed: int) -> list[VCRExample]:
 
     Args:
         path: The file.
-        seed: Of people's names.
+        seed: Seed of the names of people.
 
     Raises:
         DataError: The file cannot be read, or a line is not VCR's.
@@ -80,7 +80,7 @@ def read_vcr_examples(path: Path, seed: int) -> list[VCRExample]:
 
 
 def assign_object_names(objects: Sequence[str], key: str, seed: int) -> list[str]:
-    """What each object is called in one question; no two people have one name while there are enough."""
+    """The name of each object in one question; people have distinct names while there are enough."""
     rng = np.random.default_rng([seed, *key.encode()])
     people = iter(
         [*rng.permutation(PERSON_NAMES).tolist(), *(str(name) for name in rng.choice(PERSON_NAMES, len(objects)))]
@@ -89,7 +89,7 @@ def assign_object_names(objects: Sequence[str], key: str, seed: int) -> list[str
 
 
 def join_vcr_words(where: str, words: Any, names: Sequence[str]) -> str:
-    """Words and objects as a sentence."""
+    """Joins words and object references to a sentence."""
     if not isinstance(words, list):
         raise DataError(f"{where}: {words!r} is not a list of words")
     written: list[str] = []
@@ -104,7 +104,7 @@ def join_vcr_words(where: str, words: Any, names: Sequence[str]) -> str:
 
 
 def parse_choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Four sentences."""
+    """The four choices as sentences."""
     sentences = entry.get(name)
     if not isinstance(sentences, list) or len(sentences) != NUM_VCR_CHOICES:
         raise DataError(f"{where}: {name!r} has not {NUM_VCR_CHOICES} choices")
@@ -112,7 +112,7 @@ def parse_choices(where: str, entry: Mapping[str, Any], name: str, names: Sequen
 
 
 def parse_choice_label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
-    """Which of the four is right, if that is said."""
+    """The index of the correct choice, if it is known."""
     value = entry.get(name)
     if value is not None and (type(value) is not int or value not in range(NUM_VCR_CHOICES)):
         raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {NUM_VCR_CHOICES - 1}")
@@ -120,7 +120,7 @@ def parse_choice_label(where: str, entry: Mapping[str, Any], name: str) -> int |
 
 
 def read_vcr_boxes(folder: Path) -> list[tuple[str, list[list[float]]]]:
-    """The boxes of every picture of vcr1images/, for `comodal prepare boxes`."""
+    """The boxes of every image of vcr1images/, for `comodal prepare boxes`."""
     found = []
     for path in sorted(folder.rglob("*.json")):
         content = read_json(path)
@@ -135,17 +135,17 @@ def read_vcr_boxes(folder: Path) -> list[tuple[str, list[list[float]]]]:
 
 
 def is_vcr_box(sides: Sequence[Any]) -> bool:
-    """Four numbers of pixels."""
+    """Whether a value is four pixel coordinates."""
     return len(sides) == 4 and all(isinstance(side, int | float) and abs(side) < MAX_VCR_COORDINATE for side in sides)
 
 
 def write_vcr_submission(path: Path, keys: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
-    """The file that the server takes: for each question 4 probabilities of answers and 16 of rationales.
+    """Writes the server's submission file: for each question 4 probabilities of answers and 16 of rationales.
 
     Args:
-        path: To write.
+        path: The output file.
         keys: The annotation ids, in the order of the rows.
-        scores: By annotation id, (5, 4): of answers, then of rationales after each answer.
+        scores: Scores by annotation id, (5, 4): of answers, then of rationales given each answer.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -158,7 +158,7 @@ def write_vcr_submission(path: Path, keys: Sequence[str], scores: Mapping[str, n
 
 
 def write_vcr_boxes(folder: Path, out: Path) -> dict[str, int]:
-    """Writes the boxes of vcr1images/ as JSON Lines of image, boxes and where they are from."""
+    """Writes the boxes of vcr1images/ as JSON Lines with image, boxes and their source."""
     found = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
              for image, boxes in read_vcr_boxes(folder)]  # fmt: skip
     source = {"from": f"{folder.name}/, its metadata"}

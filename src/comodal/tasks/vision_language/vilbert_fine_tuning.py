@@ -1,10 +1,10 @@
-"""Fine-tuning a ViLBERT for a task, and asking it (ViLBERT, section 3.3).
+"""Fine-tuning and evaluating a ViLBERT on a task (ViLBERT, section 3.3).
 
-Every task trains the whole network and a new head. As in facebookresearch/vilbert-multi-task the head learns at 1e-4
-(one on regions at the task's rate), what was pretrained at the task's rate, with AdamW, a linear rise over a tenth of
-the steps, and a linear fall.
-Where there are validation examples, the weights that did best on them are the model. Departs from the original: no
-jumps of the rate at epochs 5 and 7; nothing is ever chosen on a test split.
+Every task trains the whole network and a new head with AdamW. As in facebookresearch/vilbert-multi-task, the learning
+rate of the head is 1e-4 (a head on regions has the task's learning rate), and that of the pretrained layers is the
+task's. It rises linearly over a tenth of the steps, then decays linearly.
+With validation examples, the model has the weights of the best validation score. Departs from the original: the
+learning rate has no steps at epochs 5 and 7, and nothing is selected on a test split.
 """
 
 import hashlib
@@ -51,31 +51,32 @@ ViLBERTStart = Literal["pretrained", "scratch"]
 
 
 class LossOutput(NamedTuple):
-    """The loss of a batch, and the share of what it got right."""
+    """The loss of a batch, and its accuracy."""
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
 
 
 def compute_soft_answer_loss(scores: Float[Tensor, "rows answers"], batch: TaskBatch) -> LossOutput:
-    """Each answer by itself is right or wrong to a degree: binary cross-entropy summed over the answers (VQA)."""
+    """Binary cross-entropy against soft scores, summed over the answers (VQA)."""
     loss = F.binary_cross_entropy_with_logits(scores, batch.targets) * scores.shape[1]
     return LossOutput(loss, batch.targets.gather(1, scores.argmax(1, keepdim=True)).mean())
 
 
 def compute_class_loss(scores: Float[Tensor, "rows classes"], batch: TaskBatch) -> LossOutput:
-    """One of some classes (entailment, NLVR2)."""
+    """Cross-entropy over classes (entailment, NLVR2)."""
     return LossOutput(F.cross_entropy(scores, batch.targets), (scores.argmax(1) == batch.targets).float().mean())
 
 
 def compute_choice_loss(scores: Float[Tensor, "texts 1"], batch: TaskBatch) -> LossOutput:
-    """One of the texts (or images) of each example (VCR, retrieval)."""
+    """Cross-entropy over the texts (or images) of each example (VCR, retrieval)."""
     return compute_class_loss(scores.view(len(batch.targets), -1), batch)
 
 
 def compute_region_loss(scores: Float[Tensor, "texts regions"], batch: TaskBatch) -> LossOutput:
-    """Each region fits to a degree: binary cross-entropy over the regions that are there, summed over an image's;
-    right is where the best region overlaps what is meant by more than a half (referring expressions)."""
+    """Binary cross-entropy over the valid regions of an image, summed over the regions (referring expressions);
+    a prediction is correct if the best region has an IoU above 0.5 with the target.
+    """
     attended = batch.regions_attended[batch.images]
     each = F.binary_cross_entropy_with_logits(scores, batch.targets, reduction="none")
     best = batch.targets.gather(1, scores.argmax(1, keepdim=True))
@@ -85,12 +86,12 @@ def compute_region_loss(scores: Float[Tensor, "texts regions"], batch: TaskBatch
 class FineTuningObjective(nn.Module):
     """The loss of one head.
 
-    Needs a model whose forward gives the scores of a named head.
+    Needs a model whose forward returns the scores of a named head.
 
     Args:
-        model: What to train.
-        head: Of the model.
-        judge: Scores and batch to loss and accuracy.
+        model: The model to train.
+        head: Name of the head.
+        judge: Computes loss and accuracy from scores and batch.
     """
 
     def __init__(self, model: TaskModel, head: str, judge: Callable[[Tensor, TaskBatch], LossOutput]) -> None:
@@ -103,7 +104,7 @@ class FineTuningObjective(nn.Module):
 
 
 def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "rows *outputs"]:
-    """What a head says of a batch."""
+    """The scores of a head for a batch."""
     return model(
         head,
         batch.words,
@@ -118,20 +119,21 @@ def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, 
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """What every task's recipe takes beside its own files.
+    """The parameters that all fine-tuning recipes share.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
         regions: Region store of the images.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every example is seen.
-        batch_size: Examples in a step, over all processes.
-        learning_rate: Of what was pretrained; the head learns at 1e-4, or at this where it is higher. A head on regions
-            learns at this, as in the original, whose rule is for names with `vil_` and leaves out `vision_logit`.
-        max_regions: Regions of an image.
-        workers: Processes that read data.
-        seed: Of the head, the order and what is drawn by chance.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training examples.
+        batch_size: Examples per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers. That of the head is the larger of 1e-4 and this. A head
+            on regions has this learning rate, as in the original, whose rule is for names with `vil_` and excludes
+            `vision_logit`.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes.
+        seed: Seed of the head's initialization, the order and random draws.
     """
 
     model: Path
@@ -147,7 +149,7 @@ class FineTuneConfig:
 
 
 class FineTuningData(NamedTuple):
-    """What a run is made of, read once."""
+    """The pretrained model, region store and vocabulary of a run."""
 
     model: ViLBERT
     store: RegionStore
@@ -155,11 +157,11 @@ class FineTuningData(NamedTuple):
 
 
 def load_fine_tuning_data(setup: FineTuneConfig) -> FineTuningData:
-    """The pretrained network, the region store and the vocabulary, which must fit together.
+    """Loads the pretrained network, the region store and the vocabulary, and checks that they are compatible.
 
     Raises:
         CheckpointError: There is no ViLBERT in the folder.
-        DataError: The store or the vocabulary cannot be read or does not fit.
+        DataError: The store or the vocabulary cannot be read or is not compatible.
     """
     model, store, words = (
         load_any_vilbert(setup.model),
@@ -173,7 +175,7 @@ def load_fine_tuning_data(setup: FineTuneConfig) -> FineTuningData:
 
 
 def load_any_vilbert(path: Path) -> ViLBERT:
-    """A ViLBERT, or the one below the heads of a fine-tuned model."""
+    """Loads a ViLBERT, or the backbone of a fine-tuned model."""
     model = load_model(path)
     found = model.vilbert if isinstance(model, TaskModel) else model
     if not isinstance(found, ViLBERT):
@@ -182,7 +184,7 @@ def load_any_vilbert(path: Path) -> ViLBERT:
 
 
 def check_region_compatibility(model: Path, tokens: int, features: int, store: RegionStore) -> None:
-    """The model reads regions as they are in the store."""
+    """Checks that the model can read the regions of the store."""
     if tokens and store.tokens != tokens - len(TokenInput):
         raise DataError(
             f"{store.folder} has {store.tokens:,} visual tokens and {model} reads {tokens - len(TokenInput):,}: "
@@ -197,7 +199,7 @@ def check_region_compatibility(model: Path, tokens: int, features: int, store: R
 
 
 def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
-    """The network with a new head; one of two layers has twice as many units between them as a pooled stream."""
+    """The network with a new head; a two-layer head has a hidden layer twice as wide as a pooled stream."""
     if head.kind in ("answers", "pairs") and not head.hidden:
         head = replace(head, hidden=2 * model.config.joint_dim)
     with torch.random.fork_rng(devices=[]):
@@ -250,7 +252,7 @@ def build_vilbert_run(
 
 
 def freeze_unused_parameters(objective: FineTuningObjective, batch: TaskBatch) -> None:
-    """Takes out of training what a head does not depend on: pretraining's heads, and layers that end elsewhere."""
+    """Freezes parameters that the head does not depend on: pretraining heads, and layers whose output is unused."""
     objective(batch)["loss"].backward()
     for parameter in objective.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
@@ -258,7 +260,7 @@ def freeze_unused_parameters(objective: FineTuningObjective, batch: TaskBatch) -
 
 
 class EvaluatedExample(NamedTuple):
-    """An example, its position, and a model's scores: of (answers), (classes), (texts) or (regions)."""
+    """An example, its position, and the model's scores of (answers), (classes), (texts) or (regions)."""
 
     position: int
     example: TaskExample
@@ -266,7 +268,7 @@ class EvaluatedExample(NamedTuple):
 
 
 class LoadedTaskModel(NamedTuple):
-    """Who is asked, and what it sees."""
+    """A fine-tuned model with its inputs: regions, vocabulary, ablation and device."""
 
     model: TaskModel
     store: RegionStore
@@ -279,11 +281,11 @@ class LoadedTaskModel(NamedTuple):
 def load_fine_tuned_model(
     model: Path, regions: Path, blank: Ablation, max_regions: int, compute: Compute, head: str
 ) -> LoadedTaskModel:
-    """A model that was fine-tuned for a head, its vocabulary and a region store that fits it.
+    """Loads a model that was fine-tuned with this head, its vocabulary and a compatible region store.
 
     Raises:
         CheckpointError: There is no fine-tuned model in the folder, or one without that head.
-        DataError: The store or the vocabulary cannot be read or does not fit.
+        DataError: The store or the vocabulary cannot be read or is not compatible.
     """
     found, store = load_task_model(model), RegionStore(regions)
     there = [one.name for one in found.config.heads]
@@ -294,7 +296,7 @@ def load_fine_tuned_model(
 
 
 def score_examples(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
-    """The scores of every example, those of similar length together; a progress bar shows how far it is."""
+    """Yields the scores of every example, batched by similar length; shows a progress bar."""
     unanswered = FixedExamples([example._replace(target=None) for example in examples])
     order = sorted(range(len(examples)), key=unanswered.length)
     as_tokens = asked.model.config.vilbert.region_tokens > 0
@@ -316,7 +318,7 @@ def score_examples(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExa
 
 
 def compute_fine_tuning_fingerprint(setup: FineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
-    """Of everything that training reads."""
+    """A hash of everything that training reads."""
     digest = hashlib.sha256(f"{store.fingerprint} {setup.blank}".encode())
     for file in files:
         digest.update(hash_card_file(file).encode())

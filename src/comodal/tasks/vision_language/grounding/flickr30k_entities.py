@@ -1,7 +1,7 @@
-"""Flickr30k Entities: which region does a phrase of a caption mean? (Plummer et al., ICCV 2015; IJCV 2017.)
+"""Phrase grounding on Flickr30k Entities: which region does a phrase refer to? (Plummer et al., ICCV 2015; IJCV 2017.)
 
-The phrase alone is asked for, as an expression of RefCOCO+ is, by the same head. An answer is right where its overlap
-with the entity's box is at least a half; both count whole pixels, as in the authors' evaluation (getIOU.m and
+The input is the phrase alone, as for an expression of RefCOCO+, with the same head. A prediction is correct if its IoU
+with the entity's box is at least 0.5. IoU counts whole pixels, as in the authors' evaluation (getIOU.m and
 flickrPhraseLocalizationEval.m of BryanPlummer/pl-clc). A phrase of several types counts in each of them.
 """
 
@@ -74,24 +74,24 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to find the region that a phrase of a caption means; settings are RefCOCO+'s.
+    """Fine-tunes a ViLBERT to ground phrases of captions to regions; the default settings are RefCOCO+'s.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT, or of one that was fine-tuned for grounding.
-        images: The official train.txt: the images to learn from.
+        images: The official train.txt: the ids of the training images.
         sentences: The official folder Sentences/.
         annotations: The official folder Annotations/.
-        regions: The region store of the images; its boxes are what is chosen from.
+        regions: The region store of the images; its boxes are the candidates.
         validation: The official val.txt.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text: the control that shows how far places and looks alone lead.
-        epochs: How often every phrase is seen.
-        batch_size: Phrases in a step, over all processes.
-        learning_rate: Of the network and the new head.
-        max_words: Word pieces of a phrase.
-        max_regions: Regions of an image.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate the text, to measure what positions and appearance predict alone.
+        epochs: Passes over the training phrases.
+        batch_size: Phrases per step, over all processes.
+        learning_rate: Learning rate of the network and of the new head.
+        max_words: Maximum number of tokens of a phrase.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
@@ -135,28 +135,28 @@ def evaluate_phrases(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Finds the region that each phrase of the captions means, and counts how often it is the right one.
+    """Grounds each phrase of the captions to a region, and reports the accuracy.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train phrases` or `train grounding`.
-        images: The official val.txt or test.txt: the images to look at.
+        images: The official val.txt or test.txt: the ids of the images.
         sentences: The official folder Sentences/.
-        regions: The region store of the images; its boxes are what is chosen from.
-        annotations: The official folder Annotations/; without it there are predictions and no score.
-        blank: Leave out the text.
-        max_words: Word pieces of a phrase.
-        max_regions: Regions of an image.
+        regions: The region store of the images; its boxes are the candidates.
+        annotations: The official folder Annotations/; without it there are predictions and no scores.
+        blank: Ablate the text.
+        max_words: Maximum number of tokens of a phrase.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
-        phrases.accuracy with its interval, phrases.oracle (any of the boxes is right), phrases.chance (one of them by
-        chance) and phrases.type.TYPE; without annotations phrases.items alone.
+        phrases.accuracy with its interval, phrases.oracle (any of the boxes is correct), phrases.chance (a
+        random box) and phrases.type.TYPE; without annotations phrases.items alone.
 
     Raises:
         DataError: A file is missing or damaged, or no image is in the store.
-        CheckpointError: There is no such model.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
@@ -190,7 +190,7 @@ def evaluate_phrases(
 def score_phrases(
     ious: Mapping[str, float], found: EntityPhrases, gathered: GroundingData, groups: Sequence[str]
 ) -> dict[str, float]:
-    """The share of the phrases whose answer is right, beside what the boxes allow, and by type."""
+    """Accuracy of the phrases, upper bound and chance level of the boxes, and accuracy by type."""
     boxes_right = [gathered.overlaps[key] >= MIN_CORRECT_IOU for key in ious]
     numbers = compute_grounding_fractions(
         "phrases", np.array([iou >= MIN_CORRECT_IOU for iou in ious.values()]), boxes_right, groups

@@ -1,11 +1,11 @@
-"""The files of Flickr30k Entities: phrases of captions, and the boxes of what they mean (Plummer et al., ICCV 2015).
+"""The files of Flickr30k Entities: phrases of captions, and the boxes that they refer to (Plummer et al., ICCV 2015).
 
-Sentences/IMAGE.txt      a caption a line, in which [/EN#ENTITY/TYPE/... word word] marks a phrase
-Annotations/IMAGE.xml    objects, each with the names of its entities and a box, or flags: no box, the scene as a whole
-train.txt, val.txt, test.txt    the images of each split, a number a line
+Sentences/IMAGE.txt      one caption per line, in which [/EN#ENTITY/TYPE/... word word] marks a phrase
+Annotations/IMAGE.xml    objects, each with the names of its entities and a box or a flag (no box, whole scene)
+train.txt, val.txt, test.txt    the images of each split, one id per line
 
-Coordinates begin with 1, so 1 is taken off, as the authors' own reader does (flickr30k_entities_utils.py of
-BryanPlummer/flickr30k_entities). An entity of several boxes is the least box around them, as in their evaluation.
+Coordinates start at 1, so 1 is subtracted, as in the authors' reader (flickr30k_entities_utils.py of
+BryanPlummer/flickr30k_entities). The box of an entity with several boxes encloses them, as in their evaluation.
 """
 
 import re
@@ -21,19 +21,19 @@ from comodal.text_files import read_lines
 
 PHRASE_PATTERN = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
 PHRASE_START = "[/EN#"
-NO_ENTITY = "0"  # the entity of phrases that were not annotated
+NO_ENTITY = "0"  # the entity of phrases without annotation
 REASON_NOT_VISUAL = "phrase of no entity (not visual)"
 REASON_WHOLE_SCENE = "entity is the scene as a whole"
 REASON_ENTITY_NO_BOX = "entity has no box"
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
-MAX_XML_BYTES = 1 << 20  # bytes; the official annotations of an image have some thousands
+MAX_XML_BYTES = 1 << 20  # bytes; official annotations have a few thousand per image
 MAX_COORDINATE = 1 << 20  # pixels
 
 EntityBox = tuple[float, float, float, float]
 
 
 class EntityPhrase(NamedTuple):
-    """Some words of a caption, the entity that they mean, and its types (people, clothing, ...)."""
+    """A phrase of a caption, the entity that it refers to, and its types (people, clothing, ...)."""
 
     entity: str
     kinds: tuple[str, ...]
@@ -41,14 +41,14 @@ class EntityPhrase(NamedTuple):
 
 
 class EntityBoxes(NamedTuple):
-    """The boxes of an image by entity, and the entities that are its scene."""
+    """The boxes of an image by entity, and the entities that are the whole scene."""
 
     boxes: dict[str, EntityBox]
     scenes: set[str]
 
 
 class EntityPhrases(NamedTuple):
-    """Phrases as expressions, the types of each by its number, and what was left out, counted by reason."""
+    """Phrases as expressions, the types of each by its index, and excluded phrases by reason."""
 
     expressions: list[ReferringExpression]
     kinds: dict[str, tuple[str, ...]]
@@ -56,9 +56,9 @@ class EntityPhrases(NamedTuple):
 
 
 def read_entity_phrases(images: Path, sentences: Path, annotations: Path | None) -> EntityPhrases:
-    """The phrases of a list of images; without annotations their boxes are not known.
+    """The phrases of a list of images; without annotations their boxes are unknown.
 
-    A phrase is called IMAGE#CAPTION.PHRASE, both counted from 0 in the file of the image.
+    The id of a phrase is IMAGE#CAPTION.PHRASE, with both indices counted from 0 in the file of the image.
 
     Raises:
         DataError: A file is missing, or is not Flickr30k Entities'.
@@ -83,12 +83,12 @@ def read_entity_phrases(images: Path, sentences: Path, annotations: Path | None)
 
 
 def format_excluded_phrases(left_out: Counter[str]) -> str:
-    """What was left out, at the end of a sentence."""
+    """The numbers of excluded phrases, as the end of a sentence."""
     return "".join(f", {count:,}: {reason}" for reason, count in left_out.items())
 
 
 def find_exclusion_reason(phrase: EntityPhrase, marked: EntityBoxes | None) -> str | None:
-    """The reason why a phrase is not asked for; an entity with a box is, whatever else is said of it."""
+    """The reason why a phrase is excluded, if any; an entity that has a box is included."""
     if phrase.entity == NO_ENTITY:
         return REASON_NOT_VISUAL
     if marked is None or phrase.entity in marked.boxes:
@@ -97,10 +97,10 @@ def find_exclusion_reason(phrase: EntityPhrase, marked: EntityBoxes | None) -> s
 
 
 def read_flickr30k_image_ids(path: Path) -> list[str]:
-    """The images of a split.
+    """The image ids of a split.
 
     Raises:
-        DataError: The list cannot be read, is empty, or names an image twice, or by something that is no name.
+        DataError: The list cannot be read, is empty, or has a duplicate or invalid id.
     """
     images = [line.strip() for line in read_lines(path) if line.strip()]
     if not images:
@@ -115,7 +115,7 @@ def read_caption_phrases(path: Path) -> list[list[EntityPhrase]]:
     """The phrases of each caption of an image.
 
     Raises:
-        DataError: The file cannot be read, or a phrase is not marked as it should be.
+        DataError: The file cannot be read, or the markup of a phrase is invalid.
     """
     captions = []
     for number, line in enumerate(read_lines(path), 1):
@@ -132,7 +132,7 @@ def read_caption_phrases(path: Path) -> list[list[EntityPhrase]]:
 
 
 def read_entity_boxes(path: Path) -> EntityBoxes:
-    """The boxes of an image, each entity's as the least box around all of them.
+    """The boxes of an image; an entity's box encloses all of its boxes.
 
     Raises:
         DataError: The file cannot be read, or is not Flickr30k Entities'.
@@ -154,7 +154,7 @@ def read_entity_boxes(path: Path) -> EntityBoxes:
 
 
 def parse_entity_box(path: Path, place: int, inside: Element) -> EntityBox:
-    """A box, its pixels counted from 0."""
+    """A box with coordinates from 0."""
     said = {side: (inside.findtext(side) or "").strip() for side in BOX_FIELDS}
     if not all(re.fullmatch(r"-?\d{1,9}", value) for value in said.values()):
         raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v!r}' for s, v in said.items())} are not numbers")
@@ -165,15 +165,15 @@ def parse_entity_box(path: Path, place: int, inside: Element) -> EntityBox:
 
 
 def enclose_boxes(one: EntityBox, other: EntityBox) -> EntityBox:
-    """The least box around two."""
+    """The smallest box that encloses two boxes."""
     return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
 
 
 def read_xml(path: Path) -> Element:
-    """The root of a file that declares nothing: entities, which could grow or name other files, are refused unread.
+    """The root of an XML file. A document type declaration is refused, since entities can expand or load files.
 
     Raises:
-        DataError: It cannot be read, is larger than any annotation, is damaged, or declares a document type.
+        DataError: The file cannot be read, is too large, is damaged, or declares a document type.
     """
 
     def refuse(*_: object) -> None:
@@ -195,7 +195,7 @@ def read_xml(path: Path) -> Element:
         root = builder.close()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except (expat.ExpatError, ValueError, LookupError) as error:  # also of an encoding that nobody knows
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise DataError(f"{path}: damaged XML ({error})") from error
     if root.tag != "annotation":
         raise DataError(f"{path}: its root is {root.tag:.40}, that of Flickr30k Entities' annotations is annotation")

@@ -1,13 +1,13 @@
-"""Referring expressions: which region does a sentence mean? (ViLBERT, section 3.3: RefCOCO+; RefCOCO, RefCOCOg.)
+"""Referring expression comprehension: RefCOCO+ (ViLBERT, section 3.3), RefCOCO and RefCOCOg.
 
-Each region gets a score from its own last state, by one linear layer, and learns to tell how much it overlaps the
-object: its IoU where that is a half or more, else 0; batches of 256, 4e-5, 20 epochs. Departs from the paper, which
-thresholds the IoU at a half to targets of 0 and 1, and follows its code. An answer is right where the best
-region, the whole image among them, overlaps the object by more than a half.
+A linear layer scores each region from its last hidden state. The target is the region's IoU with the object where that
+is at least 0.5, else 0; batches of 256, learning rate 4e-5, 20 epochs. Departs from the paper, which thresholds the IoU
+at 0.5 to targets of 0 and 1, and follows its code. A prediction is correct if the best region, which may be the
+whole image, has an IoU above 0.5 with the object.
 
-Accuracies are only comparable between equal boxes: the paper chooses among MAttNet's detections, the original's later
-code among a detector's 100, which hold a right one more often. Where the boxes come from is part of every result, and
-so is how often any of them is right.
+Accuracies are comparable only for equal candidate boxes. The paper uses MAttNet's detections; the original's later code
+uses 100 boxes of a detector, which contain a correct box more often. Every result therefore has the source of the boxes
+and the fraction of expressions for which any box is correct.
 """
 
 import json
@@ -81,22 +81,22 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to find the region that an expression means.
+    """Fine-tunes a ViLBERT to ground referring expressions to regions.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT.
-        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
-        instances: The instances.json beside it.
-        regions: The region store of the images; its boxes are what is chosen from.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text: the control that shows how far places and looks alone lead.
-        epochs: How often every expression is seen.
-        batch_size: Expressions in a step, over all processes.
-        learning_rate: Of the network and the new head.
-        max_words: Word pieces of an expression.
-        max_regions: Regions of an image.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; no code in the pickle is executed.
+        instances: The instances.json in the same folder.
+        regions: The region store of the images; its boxes are the candidates.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate the text, to measure what positions and appearance predict alone.
+        epochs: Passes over the training expressions.
+        batch_size: Expressions per step, over all processes.
+        learning_rate: Learning rate of the network and of the new head.
+        max_words: Maximum number of tokens of an expression.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
@@ -125,7 +125,7 @@ def recipe(
 
 
 class GroundingData(NamedTuple):
-    """Examples, the expressions whose image is missing, and how well each region fits those whose box is known."""
+    """Examples, expressions whose image is missing, and the IoU of each region with the known boxes."""
 
     examples: list[TaskExample]
     missing: list[ReferringExpression]
@@ -150,7 +150,7 @@ def build_grounding_examples(
     there = Counter(expression.split for expression in every)
     if not chosen and split != "val":
         raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
-    is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's numbers are text
+    is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's image ids are text
     rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), GroundingData([], [], {})
     for expression in chosen:
         row = rows.find(str(expression.image))
@@ -184,28 +184,28 @@ def evaluate_grounding(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Finds the region that each expression means, and counts how often it is the right one.
+    """Grounds each referring expression to a region, and reports the accuracy.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train grounding`.
-        references: Official refs(unc).p, refs(umd).p or refs(google).p; nothing in it is run.
-        instances: The instances.json beside it.
-        regions: The region store of the images; its boxes are what is chosen from.
-        split: Of the references: val, testA and testB, or val and test in RefCOCOg.
-        blank: Leave out the text.
-        max_words: Word pieces of an expression.
-        max_regions: Regions of an image.
+        references: Official refs(unc).p, refs(umd).p or refs(google).p; no code in the pickle is executed.
+        instances: The instances.json in the same folder.
+        regions: The region store of the images; its boxes are the candidates.
+        split: Split of the references: val, testA or testB; val or test in RefCOCOg.
+        blank: Ablate the text.
+        max_words: Maximum number of tokens of an expression.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
-        grounding.accuracy with its interval, grounding.oracle (any of the boxes is right) and grounding.chance (one of
-        them by chance).
+        grounding.accuracy with its interval, grounding.oracle (any of the boxes is correct) and grounding.chance (a
+        random box).
 
     Raises:
         DataError: A file is missing or damaged, has no such split, or no image is in the store.
-        CheckpointError: There is no such model.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
@@ -236,21 +236,21 @@ def evaluate_grounding(
 def predict_boxes(
     asked: LoadedTaskModel, found: GroundingData, every: Sequence[ReferringExpression]
 ) -> list[dict[str, Any]]:
-    """The box that each expression means, with its overlap where the right one is known."""
+    """The predicted box of each expression, with its IoU where the correct box is known."""
     expressions, predictions = {str(expression.sentence): expression for expression in every}, []
     for one in score_examples(asked, GROUNDING_HEAD.name, found.examples):
         inside, overlaps = asked.store.regions(one.example.rows[0]), found.overlaps.get(one.example.key)
         best = int(one.scores[: len(inside.boxes[: asked.max_regions]) + 1].argmax())
         whole = [0.0, 0.0, float(inside.width), float(inside.height)]
         left, top, right, bottom = inside.boxes[best - 1].tolist() if best else whole
-        entry = {"box": [left, top, right - left, bottom - top]}  # as COCO has them; row 0 is the whole image
+        entry = {"box": [left, top, right - left, bottom - top]}  # in COCO's format; row 0 is the whole image
         known = {} if overlaps is None else {"iou": float(overlaps[best])}
         predictions.append(entry | known | identify_expression(expressions[one.example.key]))
     return predictions
 
 
 def identify_expression(expression: ReferringExpression) -> dict[str, object]:
-    """Which expression an answer is for."""
+    """The identifiers of the expression that a prediction is for."""
     return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
 
 
@@ -260,7 +260,7 @@ def group_by_image(predictions: Sequence[Mapping[str, Any]], found: GroundingDat
 
 
 def score_expressions(ious: np.ndarray, found: GroundingData, groups: Sequence[str]) -> dict[str, float]:
-    """The share of the expressions whose answer is right, beside what the boxes allow."""
+    """Accuracy of the expressions, with the upper bound and chance level of the boxes."""
     return compute_grounding_fractions(
         "grounding",
         ious > MIN_CORRECT_IOU,
@@ -272,9 +272,9 @@ def score_expressions(ious: np.ndarray, found: GroundingData, groups: Sequence[s
 def compute_grounding_fractions(
     task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]], groups: Sequence[str]
 ) -> dict[str, float]:
-    """The share of right answers with its interval, of items that any box is right for, and of right boxes.
+    """Accuracy with its interval, the fraction of items with any correct box, and the mean fraction of correct boxes.
 
-    `groups` are the images of all items: those behind the ones that were answered are missing, and wrong.
+    `groups` are the images of all items; those after the predicted ones are missing, and count as incorrect.
     """
     missing = len(groups) - len(right)
     present = np.arange(len(groups)) < len(right)
@@ -288,7 +288,7 @@ def build_grounding_card(
     numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
-    """The results card; the paper's number stands on it where the references are RefCOCO+'s."""
+    """The results card; it has the paper's accuracy where the references are RefCOCO+'s."""
     training = read_training_settings(model)
     plus = "refcoco+" in str(files["references"]).lower() and is_paper_protocol(counts, settings["blank"], training)
     paper = REFCOCO_PAPER_ACCURACY.get((split, counts["items"])) if plus else None

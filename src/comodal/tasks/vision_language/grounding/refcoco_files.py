@@ -1,11 +1,11 @@
-"""The files of RefCOCO, RefCOCO+ and RefCOCOg (lichengunc/refer), and boxes to choose from.
+"""The files of RefCOCO, RefCOCO+ and RefCOCOg (lichengunc/refer), and candidate boxes.
 
-refs({unc,umd,google}).p   references to objects with their sentences and split: a pickle, of which nothing is run
-instances.json             images and the boxes (left, top, width, height) of all their objects, as COCO has them
+refs({unc,umd,google}).p   references to objects with their sentences and split: a pickle, loaded without running code
+instances.json             images and the boxes (left, top, width, height) of all their objects, in COCO's format
 
-Boxes to choose from stand in the region store: a detector's, MAttNet's detections, or all objects of instances.json.
-`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes, and into each line
-where they are from: the store keeps that, and the results card tells it.
+Candidate boxes are in the region store: a detector's, MAttNet's detections, or all objects of instances.json.
+`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes. Each line has the
+source of the boxes, which the store keeps and the results card reports.
 """
 
 import json
@@ -25,11 +25,11 @@ from comodal.text_files import read_json
 
 GROUNDING_HEAD = Head("regions", "regions", 1)  # of models
 REFERENCE_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
-MIN_MATTNET_SCORE = 0.65  # detections below this are not in MAttNet's files either
+MIN_MATTNET_SCORE = 0.65  # MAttNet's files have no detections below this score
 
 
 class ReferringExpression(NamedTuple):
-    """A sentence about an object, or a phrase; its box is None where that is not known."""
+    """A sentence or phrase that refers to an object; its box is None if unknown."""
 
     sentence: int | str
     reference: int | str
@@ -43,7 +43,7 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
     """All sentences of a file of references.
 
     Raises:
-        DataError: A file cannot be read, is something else, or both do not belong together.
+        DataError: A file cannot be read, has another format, or the two files do not match.
     """
     found, objects = read_plain_pickle(references), read_instance_boxes(instances)
     if not isinstance(found, list) or not found:
@@ -70,7 +70,7 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
 
 
 def read_instance_boxes(instances: Path) -> dict[int, tuple[float, float, float, float]]:
-    """Left, top, right, bottom of every object by its number."""
+    """Left, top, right, bottom of every object by its annotation id."""
     return {
         entry["id"]: convert_to_corners(instances, entry)
         for entry in read_coco_entries(instances, "annotations", ("id", "bbox"))
@@ -78,7 +78,7 @@ def read_instance_boxes(instances: Path) -> dict[int, tuple[float, float, float,
 
 
 def convert_to_corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
-    """COCO's left, top, width, height as left, top, right, bottom."""
+    """Converts COCO's left, top, width, height to left, top, right, bottom."""
     try:
         left, top, width, height = map(float, entry[name])
     except (TypeError, ValueError, OverflowError) as error:
@@ -87,7 +87,7 @@ def convert_to_corners(path: Path, entry: Mapping[str, Any], name: str = "bbox")
 
 
 def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The entries of a list of a COCO file, each with certain fields."""
+    """The entries of a list of a COCO file, each with the required fields."""
     content = read_json(path)
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
@@ -102,19 +102,19 @@ def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict
 
 
 def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dict[str, int]:
-    """Writes boxes of images as `comodal prepare regions --from boxes` reads them.
+    """Writes boxes of images in the format of `comodal prepare regions --from boxes`.
 
     Args:
         source: An instances.json (COCO, RefCOCO), all of whose objects are taken; MAttNet's JSON of detections; VCR's
-            folder of pictures with their metadata.
-        out: The file of JSON Lines to write.
-        instances: For MAttNet's detections: the instances.json that names the images.
+            folder of images and metadata.
+        out: The JSON Lines file to write.
+        instances: The instances.json with the images of MAttNet's detections.
 
     Returns:
         boxes.images and boxes.
 
     Raises:
-        DataError: A file cannot be read, or is something else.
+        DataError: A file cannot be read, or has another format.
 
     Examples:
         comodal prepare boxes vcr1images/ boxes.jsonl
@@ -157,7 +157,7 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
 def compute_inclusive_iou(
     boxes: Float[np.ndarray, "boxes 4"], box: tuple[float, float, float, float]
 ) -> Float[np.ndarray, "boxes"]:
-    """Intersection over union of each box with one; a box of one pixel has a width of 1, as in the original's code."""
+    """IoU of each box with one box; a box of one pixel has a width of 1, as in the original's code."""
     left, top = np.maximum(boxes[:, 0], box[0]), np.maximum(boxes[:, 1], box[1])
     right, bottom = np.minimum(boxes[:, 2], box[2]), np.minimum(boxes[:, 3], box[3])
     both = np.maximum(right - left + 1, 0) * np.maximum(bottom - top + 1, 0)

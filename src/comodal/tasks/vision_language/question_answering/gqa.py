@@ -1,8 +1,8 @@
-"""GQA: composed questions about a picture, each with one right answer (Hudson & Manning, CVPR 2019; 12-in-1).
+"""GQA: compositional questions about images, each with one correct answer (Hudson & Manning, CVPR 2019; 12-in-1).
 
-Scored as by the official script on the questions of the balanced set: accuracy, of binary and of open questions, and by
-structural and semantic type. Consistency, validity, plausibility and grounding need further official files; the
-submission that is written is what the official script takes to compute them.
+Scores are those of the official script on the balanced set: accuracy, accuracy of binary and of open questions, and
+accuracy by structural and semantic type. Consistency, validity, plausibility and grounding require further official
+files; the official script computes them from the submission.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ def read_gqa_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[
     """The questions of a file, or of the files of train_all_questions/.
 
     Raises:
-        DataError: A file cannot be read, is not GQA's, or a question is there in two of them.
+        DataError: A file cannot be read or is not GQA's, or a question is in two files.
     """
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -50,7 +50,7 @@ def read_gqa_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[
 
 
 def parse_gqa_question(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
-    """One question; one without `isBalanced` is of a balanced file."""
+    """Parses one question; without `isBalanced` it counts as balanced."""
     if not isinstance(entry, dict):
         raise DataError(f"{file}: question {key} is {entry!r:.40}, not an object with 'question' and 'imageId'")
     text, image, said = entry.get("question"), entry.get("imageId"), entry.get("answer")
@@ -65,7 +65,7 @@ def parse_gqa_question(file: Path, key: str, entry: Any) -> SingleAnswerQuestion
 
 
 def format_gqa_prediction(key: str, said: str) -> dict[str, str | int]:
-    """An entry of the file that the server and the official script take."""
+    """An entry of the submission, for the server and the official script."""
     return {"questionId": key, "prediction": said}
 
 
@@ -94,19 +94,20 @@ def recipe(
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         questions: The official train_balanced_questions.json, or the folder train_all_questions/.
-        regions: The region store of the pictures.
+        regions: The region store of the images.
         validation: The official val_balanced_questions.json.
-        answers: A vocabulary that is there already (12-in-1's has 1,533): JSON, a text, or the original's pickle.
-        least_questions: Without it: an answer is in the vocabulary if it is that of so many questions.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every question is seen.
-        batch_size: Questions in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a question.
-        max_regions: Regions of a picture.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        answers: An existing answer vocabulary (12-in-1's has 1,533): JSON, a text file, or the original's pickle.
+        least_questions: Without `answers`: an answer enters the vocabulary if it is that of at least this many
+            questions.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training questions.
+        batch_size: Questions per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train gqa --model RUN --questions train_balanced_questions.json --regions gqa/ --out runs/gqa
@@ -126,15 +127,15 @@ def evaluate_gqa(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Answers GQA's questions, and counts how often that is right as the official script does.
+    """Answers GQA's questions, and computes the accuracy as the official script does.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train gqa`.
-        questions: Official questions: testdev_balanced, val_balanced, or those of the test, which have no answers.
-        regions: The region store of the pictures.
-        blank: Leave out the text or the picture.
-        max_words: Word pieces of a question.
-        max_regions: Regions of a picture.
+        questions: Official questions: testdev_balanced, val_balanced, or the test questions, which have no answers.
+        regions: The region store of the images.
+        blank: Ablate one modality, text or image.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
@@ -144,8 +145,8 @@ def evaluate_gqa(
         gqa.structural.TYPE and gqa.semantic.TYPE.
 
     Raises:
-        DataError: A file is missing or damaged, or a picture is not in the store (the official script refuses that).
-        CheckpointError: There is no such model.
+        DataError: A file is missing or damaged, or an image is not in the store (the official script refuses that).
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/

@@ -1,4 +1,4 @@
-"""Questions with one right answer: what tasks beside VQA share, learnt as VQA is (12-in-1: binary cross-entropy)."""
+"""Question answering with one correct answer: the parts that GQA and Visual Genome share, trained as VQA (12-in-1)."""
 
 import json
 from collections import Counter, defaultdict
@@ -58,12 +58,12 @@ class SingleAnswerQuestion(NamedTuple):
     """A question about an image.
 
     Args:
-        key: Its number or name.
-        image: What it is about.
+        key: Question id.
+        image: Image id.
         text: The question.
-        answer: What is right; None where that is not known.
-        kinds: What it counts among, beside all questions.
-        counts: It is among those that the official score takes.
+        answer: The correct answer; None if unknown.
+        kinds: The question types that it counts in, besides all questions.
+        counts: Whether the official score includes it.
     """
 
     key: str
@@ -76,15 +76,15 @@ class SingleAnswerQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """What makes one task of such questions.
+    """The definition of a single-answer task.
 
     Args:
-        name: On the command line.
-        title: What people call it.
-        head: Of the model.
-        read: The questions of an official file, and what was left out, counted by reason.
-        record: What the file of predictions says of a question (its key) and its answer.
-        refuses_missing: Whether the official evaluation refuses questions without an answer.
+        name: Name on the command line.
+        title: Display name.
+        head: The model's head.
+        read: Reads the questions of an official file, and counts excluded ones by reason.
+        record: The submission entry of a question (its key) and its predicted answer.
+        refuses_missing: Whether the official evaluation refuses missing predictions.
     """
 
     name: str
@@ -104,10 +104,10 @@ def build_question_run(
     least_questions: int,
     max_words: int,
 ) -> Run:
-    """The run of a task of questions.
+    """The training run of a single-answer task.
 
     Raises:
-        DataError: A file cannot be read, or there is nothing to learn from.
+        DataError: A file cannot be read, or there is nothing to train on.
     """
     parts = load_fine_tuning_data(setup)
     told = {path: task.read(path) for path in (questions, validation) if path}
@@ -151,7 +151,7 @@ def select_trainable_questions(
 ) -> ScoredQuestions:  # fmt: skip
     """The questions with an answer whose image is in the store; counts the others.
 
-    A question whose answer is not in the vocabulary is kept, and all of its scores are 0, as in the original.
+    A question whose answer is not in the vocabulary is kept with scores of 0, as in the original.
     """
     numbers = {said: number for number, said in enumerate(vocabulary)}
     scores = {one.key: {numbers[one.answer]: 1.0} if one.answer in numbers else {} for one in every if one.answer}
@@ -175,7 +175,7 @@ def evaluate_questions(
     compute: Compute,
     out: Path | None,
 ) -> dict[str, float]:
-    """Accuracy where answers are known, and a file of predictions; a question that was not answered is wrong.
+    """Reports the accuracy where answers are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
@@ -192,7 +192,7 @@ def evaluate_questions(
     found = {
         one.example.key: vocabulary[int(one.scores.argmax())] for one in score_examples(asked, task.head, examples)
     }
-    given = {one.key: found.get(one.key, "") for one in every}  # a server wants an answer to every question
+    given = {one.key: found.get(one.key, "") for one in every}  # a server requires an answer to every question
     if out is not None:
         listed = [task.record(key, said) for key, said in given.items()]
         write_bytes_atomically(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
@@ -227,13 +227,13 @@ def score_single_answers(
     given: Mapping[str, str],
     answered: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """The share of right answers with its interval, of the most common answer, and for each kind of question.
+    """Accuracy with its interval, accuracy of the most common answer, and accuracy by question type.
 
     Args:
-        task: Of the questions.
-        counted: With their answers.
-        given: What was answered to each; a question without an answer is wrong.
-        answered: The keys of those whose image is there; all of `given` by default.
+        task: The task.
+        counted: The questions to score, with their answers.
+        given: The prediction for each; a question without one counts as incorrect.
+        answered: The keys of those whose image is in the store; all of `given` by default.
     """
     right = np.array([given.get(one.key) == one.answer for one in counted])
     present = np.array([one.key in (given if answered is None else answered) for one in counted])

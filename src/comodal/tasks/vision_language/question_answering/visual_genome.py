@@ -1,7 +1,8 @@
-"""Visual Genome's questions, an exercise for VQA (Krishna et al., IJCV 2017; "GenomeQA" of 12-in-1, Lu et al. 2020).
+"""Visual Genome's questions, as pretraining for VQA (Krishna et al., IJCV 2017; "GenomeQA" of 12-in-1, Lu et al. 2020).
 
-Answers are compared in VQA's one way of writing, and the head is VQA's: with `--answers` of a VQA model it learns that
-vocabulary, and `comodal train vqa --model` goes on from it. There is no official split: give files of your own.
+Answers are compared after VQA's normalization, and the head is VQA's. With `--answers` of a VQA model, training uses
+that vocabulary, and `comodal train vqa --model` continues from the result. There is no official split: provide your own
+files.
 """
 
 from collections import Counter
@@ -25,7 +26,7 @@ from comodal.text_files import read_json
 from comodal.training.run import Run
 
 VISUAL_GENOME_MAX_TOKENS = 26
-QUESTION_WORDS = ("what", "where", "when", "who", "why", "how")  # of the six kinds that people were asked for
+QUESTION_WORDS = ("what", "where", "when", "who", "why", "how")  # the six question types of the annotation
 REASON_EMPTY_ANSWER = "nothing is left of the answer in VQA's way of writing"
 
 
@@ -33,7 +34,7 @@ def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion]
     """The questions of question_answers.json.
 
     Raises:
-        DataError: The file cannot be read, is not Visual Genome's, or a qa_id is there twice.
+        DataError: The file cannot be read or is not Visual Genome's, or has a duplicate qa_id.
     """
     content = read_json(path)
     if not isinstance(content, list) or not content:
@@ -56,7 +57,7 @@ def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion]
 
 
 def parse_visual_genome_question(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
-    """One question."""
+    """Parses one question."""
     kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
     for name, kind in kinds.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
@@ -69,7 +70,7 @@ def parse_visual_genome_question(path: Path, place: int, entry: Any) -> SingleAn
 
 
 def format_visual_genome_answer(key: str, said: str) -> dict[str, str | int]:
-    """An entry of the file of answers."""
+    """An entry of the submission."""
     return {"qa_id": int(key), "answer": said}
 
 
@@ -105,19 +106,20 @@ def recipe(
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         questions: The official question_answers.json.
-        regions: The region store of the pictures.
-        validation: A file like it, of other pictures.
-        answers: VQA's vocabulary (a VQA model's answers.json, a text, or the original's pickle), as in 12-in-1.
-        least_questions: Without it: an answer is in the vocabulary if it is that of so many questions.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every question is seen.
-        batch_size: Questions in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a question.
-        max_regions: Regions of a picture.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        regions: The region store of the images.
+        validation: A file of the same format, with other images.
+        answers: VQA's vocabulary (a VQA model's answers.json, a text file, or the original's pickle), as in 12-in-1.
+        least_questions: Without `answers`: an answer enters the vocabulary if it is that of at least this many
+            questions.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training questions.
+        batch_size: Questions per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train visual_genome --model RUN --questions question_answers.json --regions vg/ --out runs/vg
@@ -137,15 +139,15 @@ def evaluate_visual_genome(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Answers Visual Genome's questions, and counts how often that is the answer in VQA's way of writing.
+    """Answers Visual Genome's questions, and computes the accuracy after VQA's answer normalization.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train visual_genome` or `train vqa`.
         questions: A question_answers.json.
-        regions: The region store of the pictures.
-        blank: Leave out the text or the picture.
-        max_words: Word pieces of a question.
-        max_regions: Regions of a picture.
+        regions: The region store of the images.
+        blank: Ablate one modality, text or image.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
@@ -155,8 +157,8 @@ def evaluate_visual_genome(
         visual_genome.what, .where, .when, .who, .why, .how and .other by the question's first word.
 
     Raises:
-        DataError: A file is missing or damaged, or no picture is in the store.
-        CheckpointError: There is no such model.
+        DataError: A file is missing or damaged, or no image is in the store.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg

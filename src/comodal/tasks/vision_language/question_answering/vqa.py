@@ -1,8 +1,8 @@
-"""VQA v2: a question about a picture, answered with one of some 3,000 answers (ViLBERT, section 3.3).
+"""VQA v2: visual question answering over a vocabulary of some 3,000 answers (ViLBERT, section 3.3).
 
-A head of two layers on the product of both pooled streams, trained with binary cross-entropy against soft scores;
-batches of 256, 4e-5, 20 epochs. As in the original's code the vocabulary is built on train and val together where both
-are given. Answers come with the official accuracy, and with a file for the server where nobody knows them.
+A two-layer head on the product of both pooled streams is trained with binary cross-entropy against soft scores; batches
+of 256, learning rate 4e-5, 20 epochs. As in the original's code, the vocabulary is built on train and val together
+where both are given. The evaluation computes the official accuracy, or writes a submission where answers are unknown.
 """
 
 import json
@@ -63,7 +63,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 )
 from comodal.training.run import Run
 
-VQA_MAX_TOKENS = 23  # the later original's; the first has 16, and cuts [SEP] off
+VQA_MAX_TOKENS = 23  # as in the original's later code; its first code has 16, and truncates [SEP]
 # ViLBERT, table 1 (test-dev); no official number for val
 VQA_PAPER_ACCURACY = {("test-dev2015", 107_394): 0.7055}
 REASON_NO_HUMAN_ANSWER = "no answer of people is in the vocabulary"
@@ -88,26 +88,27 @@ def recipe(
     workers: Workers = "auto",
     seed: int = 0,
 ) -> Run:
-    """Fine-tunes a ViLBERT to answer questions about pictures.
+    """Fine-tunes a ViLBERT to answer questions about images.
 
     Args:
         model: Run or model folder of a pretrained ViLBERT.
         questions: Official v2_OpenEnded_mscoco_*_questions.json, one or more.
         annotations: Official v2_mscoco_*_annotations.json, one for each.
         regions: The region store of the images.
-        validation_questions: Those of val2014, if they are not for training.
+        validation_questions: The questions of val2014, if they are not used for training.
         validation_annotations: Their annotations.
-        answers: A vocabulary that is there already: JSON, a text with an answer a line, or the original's pickle.
-        least_questions: Without it: an answer is in the vocabulary if it is the most common one of so many questions.
-        start: From the pretrained weights, or the same network from chance: the control.
-        blank: Leave out the text or the picture: the control that shows what the other says alone.
-        epochs: How often every question is seen.
-        batch_size: Questions in a step, over all processes.
-        learning_rate: Of what was pretrained; the new head learns at 1e-4.
-        max_words: Word pieces of a question.
-        max_regions: Regions of an image.
-        workers: Processes that read data; auto: two for a CPU, more for a GPU.
-        seed: Of the head and the order.
+        answers: An existing answer vocabulary: JSON, a text file with one answer per line, or the original's pickle.
+        least_questions: Without `answers`: an answer enters the vocabulary if it is the most common one of at least
+            this many questions.
+        start: Start from the pretrained weights, or from random initialization (a control).
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        epochs: Passes over the training questions.
+        batch_size: Questions per step, over all processes.
+        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the head's initialization and of the order.
 
     Examples:
         comodal train vqa --model RUN --questions q.json --annotations a.json --regions coco/ --out runs/vqa
@@ -157,12 +158,12 @@ def recipe(
 
 @dataclass(frozen=True)
 class ScoredQuestions:
-    """Questions with the scores of answers, written out when they are asked for: 3,129 numbers each would fill memory.
+    """Questions with soft scores of answers, expanded on access: 3,129 scores per question would exceed the memory.
 
     Args:
         questions: Examples without targets.
-        scores: Of each, by the number of the answer.
-        answers: How many answers there are.
+        scores: Scores of each question, by answer index.
+        answers: Number of answers in the vocabulary.
     """
 
     questions: Sequence[TaskExample]
@@ -185,7 +186,7 @@ class ScoredQuestions:
 def build_question_examples(
     questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: WordPieceTokenizer, max_words: int
 ) -> tuple[list[TaskExample], Counter[str]]:
-    """Key, image and text of questions: those whose image is in the store, and what was left out, by reason."""
+    """Examples (key, image, text) of questions whose image is in the store, and excluded ones by reason."""
     examples, left_out = [], Counter[str]()
     texts: dict[str, TokenizedText] = {}
     for key, image, text in questions:
@@ -206,9 +207,9 @@ def build_scored_questions(
     max_words: int,
     vocabulary: Sequence[str],
 ) -> tuple[ScoredQuestions, Counter[str]]:
-    """The questions whose image is there, and what was left out, by reason.
+    """The questions whose image is in the store, with soft scores, and excluded ones by reason.
 
-    A question none of whose answers is in the vocabulary is kept, and all of its scores are 0, as in the original.
+    A question none of whose answers is in the vocabulary is kept with scores of 0, as in the original.
     """
     numbers = {answer: number for number, answer in enumerate(vocabulary)}
     scores = {question.number: compute_soft_scores(question.answers, numbers) for question in questions}
@@ -229,27 +230,27 @@ def evaluate_vqa(
     precision: Precision = "auto",
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Answers questions about pictures, and scores the answers as the official code does.
+    """Answers questions about images, and computes the official VQA accuracy.
 
     Args:
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vqa`.
         questions: An official file of questions: val2014, test2015, test-dev2015.
         regions: The region store of the images.
         annotations: The official annotations; without them there is a submission and no score.
-        blank: Leave out the text or the picture.
-        max_words: Word pieces of a question.
-        max_regions: Regions of an image.
+        blank: Ablate one modality, text or image.
+        max_words: Maximum number of tokens of a question.
+        max_regions: Maximum number of regions of an image.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
         vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.answered over those whose
-        image is there; vqa.answer_type.TYPE and vqa.majority, which always gives the most common answer.
+        image is there; vqa.answer_type.TYPE and vqa.majority (the most common answer).
 
     Raises:
         DataError: A file is missing or damaged, or no image is in the store.
-        CheckpointError: There is no such model.
+        CheckpointError: The folder holds no such model.
 
     Examples:
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
@@ -265,7 +266,7 @@ def evaluate_vqa(
         int(one.example.key): vocabulary[int(one.scores.argmax())] for one in score_examples(asked, VQA_HEAD, examples)
     }
     for question in told:
-        given.setdefault(question.number, "")  # the server wants an answer to every question
+        given.setdefault(question.number, "")  # the server requires an answer to every question
     if out is not None:
         write_vqa_results(out / "submission.json", given)
     files, counts = {"questions": questions}, count_items(len(told), len(examples))
@@ -285,7 +286,7 @@ def evaluate_vqa(
 
 
 def count_unreachable_questions(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
-    """How many questions have no answer that the model could give; they count all the same."""
+    """The number of questions without an answer in the vocabulary; they count all the same."""
     known = {normalize_answer(answer) for answer in vocabulary}
     count = sum(known.isdisjoint(map(normalize_answer, answers)) for answers in said)
     return {f"{REASON_NO_HUMAN_ANSWER} (scored all the same)": count} if count else {}
@@ -294,12 +295,12 @@ def count_unreachable_questions(said: Iterable[Sequence[str]], vocabulary: Seque
 def score_vqa_answers(
     questions: Sequence[VQAQuestion], given: Mapping[int, str], answered: Collection[int] | None = None
 ) -> dict[str, float]:
-    """The official accuracy over all questions and by type of answer; a question without an answer scores nothing.
+    """The official accuracy over all questions and by answer type; a question without a prediction scores 0.
 
     Args:
-        questions: With the answers of people.
-        given: An answer to each.
-        answered: The numbers of those whose image is there; all of `given` by default.
+        questions: Questions with human answers.
+        given: The predicted answers.
+        answered: The ids of questions whose image is in the store; all of `given` by default.
     """
     each = np.array([compute_vqa_accuracy(given[question.number], question.answers) for question in questions])
     present = np.array([question.number in (given if answered is None else answered) for question in questions])
@@ -319,7 +320,7 @@ def build_vqa_card(
     numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
-    """The results card; the paper's number stands on it where file and count are the official ones."""
+    """The results card; it has the paper's accuracy where file and number of questions are the official ones."""
     name, training = files["questions"].name, read_training_settings(model)
     paper = next(
         (v for (part, items), v in VQA_PAPER_ACCURACY.items() if part in name and items == counts["items"]), None

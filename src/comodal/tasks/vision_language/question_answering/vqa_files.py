@@ -1,9 +1,9 @@
-"""The files of VQA v2 (Goyal et al., CVPR 2017): questions, annotations, the answers that a model can give, results.
+"""The files of VQA v2 (Goyal et al., CVPR 2017): questions, annotations, answer vocabularies and results.
 
-The vocabulary is that of the bottom-up-attention code that ViLBERT took over: every answer that is the most common one
-of nine questions or more, in the way of writing of the official metric. On train2014 and val2014 that is 3,129 answers.
-An answer's score is 0.3, 0.6 or 0.9 where one, two or three people give it, and 1 beyond. As there, people's answers
-count as they stand, not in the metric's way of writing.
+The vocabulary is that of the bottom-up-attention code, which ViLBERT uses: every answer that is the most common one of
+nine questions or more, after the normalization of the official metric. On train2014 and val2014 it has 3,129 answers.
+The soft score of an answer is 0.3, 0.6 or 0.9 if one, two or three annotators give it, and 1 beyond. As in that code,
+human answers are counted without normalization.
 """
 
 import json
@@ -20,13 +20,13 @@ from comodal.tasks.vision_language.question_answering.vqa_metric import normaliz
 from comodal.text_files import read_json, read_lines
 
 VQA_HEAD, GQA_HEAD = "vqa", "gqa"  # of models
-ANSWERS_FILE = "answers.json"  # beside a model
+ANSWERS_FILE = "answers.json"  # in the model folder
 MIN_QUESTIONS = 9
-SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)  # of so many people; more of them give 1
+SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)  # by number of annotators; 1.0 for more
 
 
 class VQAQuestion(NamedTuple):
-    """A question about an image, and what people answered; no answers where those are not known."""
+    """A question about an image, and its human answers; empty if they are unknown."""
 
     number: int
     image: str
@@ -38,10 +38,10 @@ class VQAQuestion(NamedTuple):
 
 
 def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
-    """The questions of a file, with their annotations where these are given.
+    """The questions of a file, with their annotations if given.
 
     Raises:
-        DataError: A file cannot be read, or is not VQA v2's, or a question is without annotation.
+        DataError: A file cannot be read or is not VQA v2's, or a question has no annotation.
     """
     asked = read_vqa_entries(questions, "questions")
     known: dict[int, dict[str, Any]] = {}
@@ -74,7 +74,7 @@ def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQue
 def parse_vqa_annotation(
     path: Path | None, number: int, entry: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], str, str, str]:
-    """People's answers, the most common one (counted where the file does not say it), and the types of both."""
+    """Human answers, the most common one (counted if the file does not have it), answer type and question type."""
     answers, common = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
         people = tuple(str(one["answer"]) for one in answers or ())
@@ -98,7 +98,7 @@ def read_vqa_entries(path: Path | None, key: str) -> list[dict[str, Any]]:
 
 
 def parse_vqa_integer(path: Path | None, place: int, entry: Mapping[str, Any], key: str) -> int:
-    """A number of an entry."""
+    """An integer field of an entry."""
     value = entry.get(key)
     if not isinstance(value, int):
         raise DataError(f"{path}, entry {place}: {key!r} is {value!r}, not a number")
@@ -106,7 +106,7 @@ def parse_vqa_integer(path: Path | None, place: int, entry: Mapping[str, Any], k
 
 
 def build_answer_vocabulary(questions: Iterable[VQAQuestion], least: int = MIN_QUESTIONS) -> list[str]:
-    """The vocabulary: the most common answers of so many questions or more, in the order in which they first occur."""
+    """The most common answers of at least `least` questions, in order of first occurrence."""
     counts = Counter[str]()
     for question in questions:
         counts[normalize_answer(question.most_common).replace(",", "")] += 1
@@ -114,11 +114,11 @@ def build_answer_vocabulary(questions: Iterable[VQAQuestion], least: int = MIN_Q
 
 
 def read_answer_vocabulary(path: Path) -> list[str]:
-    """A vocabulary that somebody made: a list of answers or {answer: number}, as JSON or as the original's pickle, or a
-    text (.txt) with an answer a line.
+    """Reads an answer vocabulary: a list of answers or {answer: index}, as JSON or as the original's pickle, or a
+    text file (.txt) with one answer per line.
 
     Raises:
-        DataError: It cannot be read, is something else, or its numbers are not 0, 1, 2, ...
+        DataError: It cannot be read, has another format, or its indices are not 0, 1, 2, ...
     """
     if path.suffix == ".txt":
         content: Any = [line.strip() for line in read_lines(path) if line.strip()]
@@ -138,7 +138,7 @@ def read_answer_vocabulary(path: Path) -> list[str]:
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What is in a pickle of plain values; nothing in it is run."""
+    """Reads a pickle of plain values without running any code in it."""
     try:
         return load_pickle(path.read_bytes())
     except OSError as error:
@@ -148,7 +148,7 @@ def read_plain_pickle(path: Path) -> Any:
 
 
 def compute_soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
-    """The score of each answer of the vocabulary that people gave."""
+    """The soft score of each answer of the vocabulary that annotators gave."""
     counts = Counter(answer for answer in answers if answer in numbers)
     return {
         numbers[answer]: SOFT_SCORES[count] if count < len(SOFT_SCORES) else 1.0 for answer, count in counts.items()
@@ -156,16 +156,16 @@ def compute_soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> d
 
 
 def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
-    """The file that the server takes: a list of question_id and answer."""
+    """Writes the server's submission file: a list of question_id and answer."""
     listed = [{"question_id": number, "answer": answer} for number, answer in sorted(answers.items())]
     write_bytes_atomically(path, (json.dumps(listed) + "\n").encode())
 
 
 def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
-    """Answers that somebody's model gave: one for every question.
+    """Reads predicted answers from a results file: one for every question.
 
     Raises:
-        DataError: It cannot be read, is something else, or a question is without an answer or has two.
+        DataError: It cannot be read or has another format, or a question has no answer or two.
     """
     listed = read_json(path)
     found: dict[int, str] = {}
@@ -183,7 +183,7 @@ def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, 
 
 
 def read_model_vocabulary(model: Path) -> list[str]:
-    """The answers that a fine-tuned model can give, from the file beside it."""
+    """The answer vocabulary of a fine-tuned model, from the file in its folder."""
     path = find_model_folder(model) / ANSWERS_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")

@@ -1,9 +1,9 @@
-"""VQA's official accuracy and the way it writes answers (GT-Vision-Lab/VQA, vqaEval.py; Antol et al., ICCV 2015).
+"""VQA's official accuracy and answer normalization (GT-Vision-Lab/VQA, vqaEval.py; Antol et al., ICCV 2015).
 
-Ten people answer each question. An answer's accuracy is the mean, over the ten ways to leave one of them out, of
-min(1, agreeing people / 3). Where the ten do not all say the same, answers are first written in one way: punctuation
-out, small letters, digits, no articles, apostrophes where they belong. The quirks of the official code are kept: its
-figures are what the field compares.
+Each question has ten human answers. The accuracy of a predicted answer is the mean, over the ten subsets of nine human
+answers, of min(1, matching answers / 3). Where the ten differ, answers are first normalized: punctuation removed, lower
+case, digits for numbers, no articles, apostrophes in contractions. The quirks of the official code are kept for
+comparable scores.
 """
 
 import re
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS_AND_COMMA = re.compile(r"\d,\d")
-PERIOD = re.compile(r"\.(?!\d)")  # the official look-behind has a slip, and never holds anything back
-MAX_PERIODS = 32  # the official code passes re.UNICODE, which is 32, where the count belongs
+PERIOD = re.compile(r"\.(?!\d)")  # the official look-behind has a typo and excludes nothing
+MAX_PERIODS = 32  # the official code passes re.UNICODE (32) as the count
 NUMBER_DIGITS = dict(
     zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
         ("0", *map(str, range(11))), strict=True)
@@ -35,18 +35,18 @@ something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'
 
 
 def drop_each_apostrophe(word: str) -> list[str]:
-    """A word with each of its apostrophes forgotten in turn."""
+    """The variants of a word without one of its apostrophes."""
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
 CONTRACTIONS = {
     wrong: word for word in (*ONE_APOSTROPHE_WORDS, *TWO_APOSTROPHE_WORDS) for wrong in drop_each_apostrophe(word)
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round, in the official table
+CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed, as in the official table
 
 
 def strip_punctuation(answer: str) -> str:
-    """Signs vanish where one stands beside a space or the answer has a comma between digits; else they are spaces."""
+    """Removes a sign that is next to a space, or any sign if a comma is between digits; else replaces it by a space."""
     thousands = DIGITS_AND_COMMA.search(answer) is not None
     written = answer
     for sign in PUNCTUATION:
@@ -56,13 +56,13 @@ def strip_punctuation(answer: str) -> str:
 
 
 def normalize_words(answer: str) -> str:
-    """Small letters, digits for numbers, no articles, apostrophes where they belong."""
+    """Lower case, digits for numbers, no articles, apostrophes in contractions."""
     words = [NUMBER_DIGITS.get(word, word) for word in answer.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer in the one way of writing it."""
+    """An answer after the official normalization."""
     return normalize_words(strip_punctuation(strip_line_breaks(answer)))
 
 
@@ -70,8 +70,8 @@ def compute_vqa_accuracy(answer: str, said: Sequence[str]) -> float:
     """The official accuracy of one answer.
 
     Args:
-        answer: As the model gives it.
-        said: What the people say, as it stands in the annotations.
+        answer: The predicted answer.
+        said: The human answers, as in the annotations.
     """
     plain = [strip_line_breaks(one) for one in (answer, *said)]
     if len(set(plain[1:])) > 1:
@@ -83,5 +83,5 @@ def compute_vqa_accuracy(answer: str, said: Sequence[str]) -> float:
 
 
 def strip_line_breaks(answer: str) -> str:
-    """Without line ends and tabs."""
+    """Replaces line breaks and tabs by spaces."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
