@@ -29,7 +29,7 @@ from comodal.models.l3net.l3net import (
 )
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.training.optimization import make_adam, make_cosine_schedule
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 AVCVariant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
 AVC_VARIANTS: dict[str, L3NetConfig] = {

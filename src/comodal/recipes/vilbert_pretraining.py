@@ -39,7 +39,7 @@ from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.tasks.vision_language.region_record import collect_region_record
 from comodal.training.optimization import make_adamw, make_linear_schedule
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 ViLBERTVariant = Literal[
     "base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"

@@ -6,7 +6,7 @@ The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoi
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
-from comodal.data.loader import Loader
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.environment import environment
 from comodal.errors import RecipeError
@@ -30,6 +29,7 @@ from comodal.training.allocator import keep_freed_memory
 from comodal.training.best_weights import BestWeights
 from comodal.training.checkpoints import Checkpoints, TrainingState
 from comodal.training.interruption import InterruptHandler
+from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
     describe_changes,
     get_recipe_name,
@@ -44,24 +44,6 @@ from comodal.training.training_loop import NotFiniteError, train_steps, validate
 
 ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a recipe returns: the objective, the data, and the training settings."""
-
-    objective: nn.Module  # keeps the model as `.model`
-    batches: Loader
-    validation: Loader | None
-    optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]
-    steps: int
-    seed: int
-    fingerprint: str  # of the data
-    files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
-    resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
-    validate_every: int = 500  # unless the trainer's option is set
-    chosen_by: str = ""  # validation metric that selects the best weights as the model
 
 
 def train(

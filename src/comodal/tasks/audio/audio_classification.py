@@ -40,7 +40,7 @@ from comodal.tasks.evaluation.l3net_fine_tuning import (
 )
 from comodal.tasks.evaluation.results_card import format_exclusions
 from comodal.tasks.evaluation.unreadable_files import count_exclusions, exclude_unreadable
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 AudioLayout = Literal["folders", "esc50", "esc10", "dcase", "us8k"]
 

@@ -35,7 +35,7 @@ from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_fil
 from comodal.tasks.evaluation.unreadable_files import check_readable_classes, report_unreadable, try_read
 from comodal.text_files import read_json
 from comodal.training.optimization import make_adamw, make_linear_schedule
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 CLASSES_FILE = "classes.json"
 L3NET_WARMUP_RATIO = 0.1

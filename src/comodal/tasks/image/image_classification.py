@@ -31,7 +31,7 @@ from comodal.tasks.evaluation.results_card import format_exclusions
 from comodal.tasks.evaluation.unreadable_files import count_exclusions, exclude_unreadable
 from comodal.tasks.image.image_views import CropMode, ViewConfig, augment_image, cut_ten_crops, read_resized_image
 from comodal.tasks.image.imagenet_files import read_labeled_images
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 
 @dataclass(frozen=True)

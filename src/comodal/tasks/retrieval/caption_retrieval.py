@@ -72,7 +72,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     compute_fine_tuning_fingerprint,
     load_fine_tuning_data,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 RETRIEVAL_HEAD = Head("score", "linear", 1)  # named as in 12-in-1
 PAPER_NUM_REGIONS = 36

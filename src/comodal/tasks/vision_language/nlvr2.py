@@ -22,7 +22,7 @@ from comodal.tasks.vision_language.sentence_classification import (
 from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json_lines
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 NLVR2_CLASSES = ("False", "True")
 NLVR2_MAX_TOKENS = 40

@@ -46,7 +46,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     load_fine_tuning_data,
     score_examples,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 NO_PREDICTION = -1
 

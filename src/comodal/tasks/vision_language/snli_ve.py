@@ -19,7 +19,7 @@ from comodal.tasks.vision_language.sentence_classification import (
 from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json_lines
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 SNLI_VE_CLASSES = ("contradiction", "neutral", "entailment")
 NO_GOLD_LABEL = "-"  # the gold label if no three of five annotators agree

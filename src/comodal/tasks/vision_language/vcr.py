@@ -48,7 +48,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     load_fine_tuning_data,
     score_examples,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 VCR_HEAD = Head("score", "linear", 1)
 MAX_ANSWER_TOKENS, MAX_RATIONALE_TOKENS = 60, 80

@@ -42,7 +42,7 @@ from comodal.tasks.vision_language.text_image_examples import (
     TaskExample,
 )
 from comodal.training.optimization import make_adamw, make_linear_schedule
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 HEAD_LEARNING_RATE = 1e-4
 VILBERT_WEIGHT_DECAY = 0.01

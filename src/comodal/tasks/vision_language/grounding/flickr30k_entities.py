@@ -54,7 +54,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     load_fine_tuned_model,
     load_fine_tuning_data,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 
 def recipe(

@@ -22,7 +22,7 @@ from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD
 from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 GQA_MAX_TOKENS = 26
 OPEN_QUESTION_TYPE = "query"  # the structural type of open questions; all others are binary

@@ -48,7 +48,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     load_fine_tuning_data,
     score_examples,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 REASON_NOT_IN_VOCABULARY = "answer is not in the vocabulary"
 REASON_UNANSWERED = "question has no answer"

@@ -23,7 +23,7 @@ from comodal.tasks.vision_language.question_answering.vqa_metric import normaliz
 from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
 from comodal.text_files import read_json
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 VISUAL_GENOME_MAX_TOKENS = 26
 QUESTION_WORDS = ("what", "where", "when", "who", "why", "how")  # the six question types of the annotation

@@ -61,7 +61,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     load_fine_tuning_data,
     score_examples,
 )
-from comodal.training.run import Run
+from comodal.training.recipe_run import Run
 
 VQA_MAX_TOKENS = 23  # as in the original's later code; its first code has 16, and truncates [SEP]
 # ViLBERT, table 1 (test-dev); no official number for val
