@@ -106,8 +106,13 @@ def test_list_shows_all_commands_and_recipes(capsys: pytest.CaptureFixture):
 
 def test_every_recipe_of_the_package_is_in_the_table():
     package = Path(importlib.import_module("comodal").__file__).parent
-    files = [path for folder in ("recipes", "tasks") for path in (package / folder).glob("*.py")]
-    assert {path.stem for path in files if "\ndef recipe(" in path.read_text()} == set(RECIPES)
+    files = [path for folder in ("recipes", "tasks") for path in (package / folder).rglob("*.py")]
+    modules = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in files
+        if "\ndef recipe(" in path.read_text()
+    }
+    assert modules == {entry.target.removesuffix(":recipe") for entry in RECIPES.values()}
 
 
 def test_version(capsys: pytest.CaptureFixture):

@@ -35,7 +35,7 @@ def test_openl3s_own_vectors_are_told_apart(front_end: str, tmp_path: Path, weig
     found = diagnose_embedding(tmp_path / "click.npz", tmp_path / "click.wav", model=weights)
     told = {"kapre014": "kapre 0.1.4", "kapre036": "kapre 0.3", "librosa": "librosa"}[front_end]
     assert found["best"].startswith(f"openl3_audio_mel128_music.h5.gz: {told}")
-    assert found["best"].endswith("not centred")
+    assert found["best"].endswith("not centered")
     assert found["best.distance"] < 1e-5
     assert (found["faithful.distance"] < 1e-5) == (front_end == "kapre014")
     assert ("embed it again" in found["verdict"]) == (front_end != "kapre014")
@@ -64,7 +64,7 @@ def test_our_own_file_says_how_it_was_made_and_is_believed(
     found = diagnose_embedding(tmp_path / "s.npz", tmp_path / "s.wav", model=model, rows=1)
     assert "mel128 music in fp32, kapre 0.1.4" in found["made_by"]
     assert (found["features"], found["hop_seconds"], found["even"]) == (6144, 1.0, True)
-    assert "kapre 0.1.4, as the weights were trained, centred" in found["best"]
+    assert "kapre 0.1.4, as the weights were trained, centered" in found["best"]
     assert found["best.distance"] < 2e-2
     assert "faithful to the weights" in found["verdict"]
     assert "openl3_audio_mel128_music.h5.gz" in capsys.readouterr().out

@@ -355,7 +355,7 @@ def test_what_cannot_be_told_is_said_in_a_line(
     (run / "regions.json").write_bytes(RegionStore(converted).described())
     assert not capsys.readouterr().err
     check_same_regions(run, RegionStore(store))
-    assert "learnt from regions of BUTD TSV trainval.tsv" in capsys.readouterr().err
+    assert "was trained on regions of BUTD TSV trainval.tsv" in capsys.readouterr().err
     for like, sentence in ((run, "its detector is not known here"), (tmp_path, "no model here")):
         with pytest.raises((DataError, CheckpointError), match=sentence):
             extract_regions(images, tmp_path / "out", like=like)

@@ -173,7 +173,7 @@ def test_damage_and_numbers_that_are_none_are_told(tmp_path: Path):
         file.append(torch.full((1, 1, 3), 1e6))
     file.append(torch.ones(2, 1, 3))
     (file.folder / "features.bin").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"has 5 bytes, and 2 pictures take 12; delete this folder"):
+    with pytest.raises(DataError, match=r"has 5 bytes, and 2 images take 12; delete this folder"):
         FeatureFile(tmp_path, {}, (2, 1, 3), STAMPS)
     (file.folder / "done.json").write_text("{")
     with pytest.raises(DataError, match="a damaged feature cache"):

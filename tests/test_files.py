@@ -67,7 +67,7 @@ def test_an_error_names_the_file_that_could_not_be_written(tmp_path: Path):
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path):
     """A process that has ended is one of another that was waited for."""
-    code = "import sys; from comodal.files import *; print(temporary_name(Path(sys.argv[1])))"
+    code = "import sys; from comodal.files import *; print(make_temporary_path(Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"], capture_output=True, text=True, check=True)
     left, running = Path(done.stdout.strip()), tmp_path / f".b.bin.{os.getppid()}-{files.hash_host_name()}.part"
     elsewhere, theirs = tmp_path / f".c.bin.1-{'0' * 4}.part", tmp_path / ".download.part"

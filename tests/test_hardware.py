@@ -110,7 +110,7 @@ def test_restricted_to_avx2_nothing_is_native_and_fp32_is_fused():
     """The variables do not change PyTorch's flag, so the probe has to find it out."""
     code = (
         "import torch\nfrom comodal import hardware\n"
-        "print(hardware.resolve().precision, hardware.can_fuse_convolution(torch.float32))"
+        "print(hardware.resolve_compute().precision, hardware.can_fuse_convolution(torch.float32))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | AVX2_ONLY, capture_output=True, text=True, check=True

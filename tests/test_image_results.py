@@ -63,7 +63,7 @@ def test_the_papers_number_stands_beside_the_papers_cell_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple, changed: dict, paper: float | None
 ):
     """As if ImageNet were these few pictures, and as it is."""
-    for name, count in zip(("TRAINING", "VALIDATION", "CLASSES"), counts, strict=True):
+    for name, count in zip(("NUM_TRAINING_IMAGES", "NUM_VALIDATION_IMAGES", "NUM_CLASSES"), counts, strict=True):
         monkeypatch.setattr(imagenet_files, name, count)
     results = results_of(tmp_path, {**PAPERS_WAY, **changed})
     write_card(results.card(results.numbers()), tmp_path / "out")

@@ -97,7 +97,7 @@ def test_killed_at_any_moment_it_is_the_store_of_the_last_commit(
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("write_about", "write_regions", "write_whole"):
+        for name in ("write_store_about", "write_regions", "write_bytes_atomically"):
             patch.setattr(region_appender, name, dying(getattr(region_appender, name)))
         patch.setattr(region_appender.os, "fsync", dying(region_appender.os.fsync))
         with pytest.raises(Killed):

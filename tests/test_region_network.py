@@ -203,7 +203,7 @@ def test_what_is_not_copied_is_named_and_can_be_put_beside_the_model(
     image = str(moved.images / "5.png")
     assert main(["ask", image, "what colour?", "--model", str(run)]) == 1
     told = " ".join(capsys.readouterr().err.split())
-    assert "has learnt from regions of L3-Net" in told and f"or into {run / 'model' / 'regions_network'}" in told
+    assert "was trained on regions of L3-Net" in told and f"or into {run / 'model' / 'regions_network'}" in told
     save_pretrained(run, tmp_path / "shared")
     assert "put `l3net` into `MODEL/regions_network/`" in (tmp_path / "shared" / "README.md").read_text()
     shutil.copytree(tmp_path / "large" / "model", run / "model" / "regions_network")

@@ -446,7 +446,7 @@ def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
     searched = RetrievalData(
         gallery, captions_of(SENTENCES[:3], [2, 3, 2]), WordPieceTokenizer.of_texts(SENTENCES), [], Counter()
     )
-    exact = RetrievalSettings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True)
+    exact = RetrievalSettings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True, "alignment")
     with torch.device("meta"):
         paper, small = ViLBERT(ViLBERTConfig()), ViLBERT(CONFIG)
     assert build_ranking_method(paper, searched, exact) == ("zero-shot", None, True)

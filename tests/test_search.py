@@ -472,7 +472,7 @@ def test_an_index_of_other_pictures_or_another_network_is_left_alone(world: Path
     extract_regions(photos, tmp_path / "larger", str(world / "network"), grid=2, size=32, workers=1)
     run = save_run(world, tmp_path / "run")
     (run / "model" / "regions.json").write_bytes(RegionStore(tmp_path / "larger").described())
-    with pytest.raises(DataError, match=r"has regions of L3-Net \(size .*learnt from those of L3-Net \(size 32"):
+    with pytest.raises(DataError, match=r"has regions of L3-Net \(size .*trained on those of L3-Net \(size 32"):
         open_index(photos, run, tmp_path / "index")
     with pytest.raises(DataError, match=r"has features of .* was trained on"):  # captions of other regions
         open_index(photos, run, tmp_path / "new", 4, world / "captions.jsonl", world / "store")

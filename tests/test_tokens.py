@@ -219,7 +219,7 @@ class Killed(BaseException):
     """As sudden as a signal."""
 
 
-@pytest.mark.parametrize("step", ["save_model", "assign", "add_tokens"])
+@pytest.mark.parametrize("step", ["save_model", "assign_tokens", "register_visual_tokens"])
 def test_a_killed_command_leaves_no_tokens_or_the_right_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ):

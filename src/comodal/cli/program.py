@@ -69,7 +69,7 @@ def print_error(sentence: str) -> None:
     """Print a message that may contain text from files. The printing library takes 0.1 s to import, so it is imported
     here.
     """
-    importlib.import_module("comodal.console").say(sentence, stderr=True)
+    importlib.import_module("comodal.console").print_line(sentence, stderr=True)
 
 
 def report_usage(name: str, sentence: str, more: str = "") -> int:
