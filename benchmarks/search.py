@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from comodal.data.regions.region_store import RegionStore
-from comodal.inference.search import Searcher, open_index
+from comodal.inference.image_search.search import Searcher, open_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net

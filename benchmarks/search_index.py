@@ -16,7 +16,7 @@ import torch
 
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.inference.search_index import list_folder_images
+from comodal.inference.image_search.search_index import list_folder_images
 from machine import clock, describe_machine, save
 
 SMALL = 1_000  # images of the other store

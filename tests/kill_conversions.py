@@ -20,7 +20,15 @@ from types import FrameType
 from comodal.data.regions.convert_features import convert_regions
 
 TRACED = {"convert_features.py", "region_store.py", "files.py"}
-DELICATE = {"write_atomically", "write_bytes_atomically", "write_store_about", "_finish", "__exit__", "__enter__", "convert_regions"}
+DELICATE = {
+    "write_atomically",
+    "write_bytes_atomically",
+    "write_store_about",
+    "_finish",
+    "__exit__",
+    "__enter__",
+    "convert_regions",
+}
 EVERY = 29  # of the other lines
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 import openl3_layouts as layouts
 from comodal.errors import CheckpointError, DataError
+from comodal.inference.doctor import diagnose_embedding
 from comodal.inference.embed_files import embed_audio
-from comodal.openl3.doctor import diagnose_embedding
 from test_l3net_parity import reference
 from test_openl3 import make_inputs
 

@@ -17,9 +17,9 @@ from comodal.cli.program import main
 from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.inference import search_index
-from comodal.inference.search import Searcher, open_index
-from comodal.inference.search_first_stage import FirstStage, FirstStageTraining
+from comodal.inference.image_search import search_index
+from comodal.inference.image_search.search import Searcher, open_index
+from comodal.inference.image_search.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
@@ -203,7 +203,9 @@ def test_no_picture_is_read_twice(world: Path, photos: Path, monkeypatch: pytest
     first = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16
     monkeypatch.setattr(extract, "load_extractor", lambda *_: pytest.fail("the network was loaded"))
-    monkeypatch.setattr("comodal.inference.search_first_stage.fit_projections", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(
+        "comodal.inference.image_search.search_first_stage.fit_projections", lambda *_: pytest.fail("fitted again")
+    )
     again = open_index(photos, world / "run", rerank=4).search(TEXT, 4)
     assert len(read) == 16 and again.best == first.best
 

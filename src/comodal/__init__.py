@@ -47,7 +47,7 @@ _DEFINED_IN = {
     "synthesize": "comodal.synthetic.synthesize",
     "match_files": "comodal.inference.match",
     "MediaError": "comodal.errors",
-    "open_index": "comodal.inference.search",
+    "open_index": "comodal.inference.image_search.search",
     "prepare_pairs": "comodal.data.shards.paired_files",
     "prepare_regions": "comodal.regions.prepare_regions",
     "prepare_tokens": "comodal.regions.visual_tokens",

@@ -41,7 +41,7 @@ COMMANDS = {
         "comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"
     ),
     "doctor": CommandEntry(
-        "comodal.openl3.doctor:diagnose_embedding", "which frontend and network made an embedding, and how exactly"
+        "comodal.inference.doctor:diagnose_embedding", "which frontend and network made an embedding, and how exactly"
     ),
     "evaluate esc50": CommandEntry(
         "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
@@ -115,7 +115,7 @@ COMMANDS = {
         "comodal.inference.vision_language_commands:ground", "an image and a phrase -> the box that it refers to"
     ),
     "search": CommandEntry(
-        "comodal.inference.search:search", "a folder of images and a text -> the images that match it"
+        "comodal.inference.image_search.search:search", "a folder of images and a text -> the images that match it"
     ),
     "convert vilbert": CommandEntry(
         "comodal.tasks.convert_vilbert_files:convert",

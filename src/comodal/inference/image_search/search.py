@@ -21,7 +21,7 @@ from comodal.console import print_json, print_line
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, DeviceName, Precision
-from comodal.inference.search_first_stage import (
+from comodal.inference.image_search.search_first_stage import (
     IMAGES_PER_PART,
     CaptionedRegions,
     FirstStage,
@@ -29,7 +29,7 @@ from comodal.inference.search_first_stage import (
     build_search_gallery,
     make_query_caption,
 )
-from comodal.inference.search_index import BOX_SOURCES, INDEX_FOLDER, IndexedImages, update_index
+from comodal.inference.image_search.search_index import BOX_SOURCES, INDEX_FOLDER, IndexedImages, update_index
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
 from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import find_model_folder

@@ -27,8 +27,8 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_atomically
 from comodal.hardware import Compute
-from comodal.inference.search_index import IndexedImages, explain_write_errors
-from comodal.inference.search_vectors import ImageVectors, read_vectors, write_vectors
+from comodal.inference.image_search.search_index import IndexedImages, explain_write_errors
+from comodal.inference.image_search.search_vectors import ImageVectors, read_vectors, write_vectors
 from comodal.inference.vision_language import MAX_INPUT_REGIONS, VisionLanguagePipeline
 from comodal.models.checkpoint import (
     MODEL_WEIGHTS_FILE,
