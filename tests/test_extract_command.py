@@ -186,12 +186,12 @@ import sys
 from pathlib import Path
 from comodal.errors import DataError
 from comodal.regions import extract
-make_there = extract.make_there
+extract_in_worker = extract.extract_in_worker
 def kill(image, **others):
     if image.image.endswith(sys.argv[4]):
         os._exit(9)
-    return make_there(image, **others)
-extract.make_there = kill
+    return extract_in_worker(image, **others)
+extract.extract_in_worker = kill
 try:
     extract.extract_regions(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], grid=2, workers=2)
 except DataError as error:
