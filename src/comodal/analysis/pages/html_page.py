@@ -113,7 +113,7 @@ def format_run_header(run: Path, sentence: str, metric: str, meaning: str) -> st
         facts.append((f"{found['model']['parameters']:,}", "parameters"))
     boxes = "".join(f'<div class="fact"><b>{number}</b><span>{words}</span></div>' for number, words in facts)
     return (
-        f"<h1>What was learnt: {html.escape(run.name)}</h1><p>{html.escape(sentence)}</p>"
+        f"<h1>What was learned: {html.escape(run.name)}</h1><p>{html.escape(sentence)}</p>"
         f'<div class="facts">{boxes}</div>'
     )
 

@@ -70,7 +70,7 @@ def write_report(
         comodal report runs/vqa report.html --images images/
     """
     parts = build_run_parts(run, data, results, captions, images, pairs, seed, truth, moments, device, precision)
-    write_page(out, f"{run.name}: what was learnt", parts)
+    write_page(out, f"{run.name}: what was learned", parts)
 
 
 def build_run_parts(
@@ -120,7 +120,7 @@ def build_run_parts(
     parts = [
         format_run_header(
             run,
-            "From videos alone: does this picture go with this sound? No label was used.",
+            "From videos alone: does this image correspond to this audio? No label was used.",
             "accuracy",
             "accuracy on held-out pairs (chance: 0.5)",
         ),
@@ -168,7 +168,7 @@ def build_curves_part(run: Path) -> str:
     """Loss and accuracy by step. For a training loss over all pairs of a batch, shows the pair loss of validation."""
     lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
     figure = draw_curves(lines)
-    text = "The pretext task: does a frame belong with a second of sound? Half of the pairs do."
+    text = "The pretext task: does a frame correspond to a second of audio? Half of the pairs do."
     return format_section("Learning", text, embed_figure(figure, "loss and accuracy by step"))
 
 
@@ -199,17 +199,15 @@ def build_confusion_part(results: list[Path]) -> str:
         for folder in results
         if (folder / "confusion.png").is_file()
     ]
-    text = "Rows are true classes, columns are answers from the trained features."
+    text = "Rows are true classes, columns are predictions from the trained features."
     return format_section("Which classes are confused", text, f'<div class="pair">{"".join(figures)}</div>')
 
 
 def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> str:
     """Held-out pairs with the model's predictions."""
     found = predict_pairs(model, split, pairs, seed)
-    text = (
-        f"Of {len(found.together)} held-out pairs drawn for this page, {found.accuracy:.1%} are judged rightly (green)."
-    )
-    body = embed_figure(draw_pair_predictions(model, found), "pairs with verdicts") + embed_figure(
+    text = f"Of {len(found.together)} held-out pairs drawn for this page, {found.accuracy:.1%} are correct (green)."
+    body = embed_figure(draw_pair_predictions(model, found), "pairs with predictions") + embed_figure(
         draw_probability_histogram(found), "P(together)"
     )
-    return format_section("Do they belong together?", text, body)
+    return format_section("Correspondence of held-out pairs", text, body)
