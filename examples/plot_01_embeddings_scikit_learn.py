@@ -4,7 +4,7 @@ Embeddings as features in scikit-learn
 
 A network of comodal turns audio into vectors, and scikit-learn classifies them. The audio is synthetic: ten kinds of
 sound, from bells to sirens. The network is a small L3-Net with random weights, so that the example needs no download;
-with your own weights, replace it by ``comodal.load_model("runs/l3net")``.
+with your own weights, use ``comodal.load("runs/l3net")``.
 """
 
 # %%
@@ -27,7 +27,7 @@ print(f"{len(rows)} files, {len({row['category'] for row in rows})} classes")
 # %%
 # Embeddings
 # ----------
-# ``sound_embedding`` takes a path, an array or a tensor. It returns one vector per window, and the time of each window.
+# ``embed_audio`` takes a path, an array or a tensor. It returns one vector per window, and the time of each window.
 # The mean over the windows is the vector of a file.
 import numpy as np
 import torch
@@ -35,12 +35,12 @@ import torch
 from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
-model = comodal.L3Net(make_small_l3net_config(width=8)).eval()
+pipeline = comodal.AudioVisualPipeline.from_model(comodal.L3Net(make_small_l3net_config(width=8)))
 
 
 def embed(path: Path) -> np.ndarray:
     """The mean embedding of an audio file."""
-    vectors, _ = comodal.sound_embedding(path, None, model, hop_seconds=0.5)
+    vectors, _ = pipeline.embed_audio(path, hop_seconds=0.5)
     return vectors.mean(0)
 
 

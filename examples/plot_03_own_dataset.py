@@ -46,11 +46,9 @@ print(sorted(path.name for path in shards.iterdir() if path.is_dir()))
 # %%
 # Training
 # --------
-# ``train`` takes a recipe and its parameters, the same as the options of ``comodal train l3net``. The objective
+# ``train`` takes the name of a recipe and its parameters, the same as the options of ``comodal train l3net``. The objective
 # ``all_pairs`` learns in fewer steps than the paper's. The log has one JSON object per line.
 import json
-
-from comodal.recipes.avc_pretraining import recipe
 
 parameters = {
     "data": shards,
@@ -64,7 +62,7 @@ parameters = {
     "validation_pairs": 32,
     "workers": 0,
 }
-comodal.train(recipe, parameters, folder / "run", log_every=2)
+comodal.train("l3net", parameters, folder / "run", log_every=2)
 log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 # %%
@@ -81,6 +79,6 @@ plt.show()
 # %%
 # The trained model
 # -----------------
-model = comodal.load_model(folder / "run")
-vectors = comodal.image_embedding([folder / "images" / name / "0.png" for name in CLASSES], model)
-print(type(model).__name__, vectors.shape)
+pipeline = comodal.load(folder / "run")
+vectors = pipeline.embed_image([folder / "images" / name / "0.png" for name in CLASSES])
+print(type(pipeline).__name__, vectors.shape)

@@ -42,7 +42,8 @@ def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 # A head on the feature map
 # -------------------------
 # ``sound_map`` gives the last feature map, (batch, channels, frequencies, time). Pooling over frequencies alone keeps
-# the time, which the task needs. To start from pretrained weights, take ``comodal.load_model("runs/l3net")``.
+# the time, which the task needs. To start from pretrained weights, take
+# ``comodal.L3Net.from_pretrained("runs/l3net")``.
 class BeepCounter(nn.Module):
     """Counts events: one number per position in time, and their sum."""
 

@@ -4,8 +4,8 @@ Search by example
 
 Embeddings turn a folder of images into something that can be searched: the images most similar to a query are its
 nearest neighbors. The images are synthetic, and the network is a small L3-Net with random weights, which reacts
-to simple shapes and colors. A trained one (``comodal.load_model("runs/l3net")``) finds images of the same kind. To
-search by text, train a ViLBERT and use ``comodal.open_index``.
+to simple shapes and colors. A trained one (``comodal.load("runs/l3net")``) finds images of the same kind. To search
+by text, train a ViLBERT and use ``comodal.load("runs/vilbert").open_index("photos/")``.
 """
 
 # %%
@@ -25,15 +25,15 @@ print(f"{len(gallery)} images, {len(queries)} queries")
 # %%
 # The index
 # ---------
-# ``image_embedding`` takes paths, PIL images, arrays or tensors, one or a list.
+# ``embed_image`` takes paths, PIL images, arrays or tensors, one or a list.
 import torch
 from sklearn.neighbors import NearestNeighbors
 
 from comodal.models.l3net.l3net import make_small_l3net_config
 
 torch.manual_seed(0)
-model = comodal.L3Net(make_small_l3net_config(width=8)).eval()
-index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(comodal.image_embedding(gallery, model))
+pipeline = comodal.AudioVisualPipeline.from_model(comodal.L3Net(make_small_l3net_config(width=8)))
+index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(pipeline.embed_image(gallery))
 
 # %%
 # The nearest neighbors of each query
@@ -41,7 +41,7 @@ index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(comodal.image_embed
 import matplotlib.pyplot as plt
 from PIL import Image
 
-distances, neighbors = index.kneighbors(comodal.image_embedding(queries, model))
+distances, neighbors = index.kneighbors(pipeline.embed_image(queries))
 figure, panels = plt.subplots(len(queries), 6, figsize=(9, 6.5), layout="constrained")
 for row, query, found, far in zip(panels, queries, neighbors, distances, strict=True):
     titles = [f"query: {query.parent.name}", *(f"{1 - distance:.3f}" for distance in far)]

@@ -76,14 +76,15 @@ print(f"accuracy on new pairs {accuracy:.2f}, chance level 0.50")
 # %%
 # The decision at each position
 # -----------------------------
-# ``match_files`` takes images and audio in memory, or paths of images, audio and videos. A moment has the position that
+# ``match`` takes images and audio in memory, or paths of images, audio and videos. A moment has the position that
 # fits the audio best, as a fraction of the width and height, and the decision at every position.
 import matplotlib.pyplot as plt
 
+pipeline = comodal.AudioVisualPipeline.from_model(model)
 figure, panels = plt.subplots(2, 4, figsize=(9, 4.8), layout="constrained")
 for above, below in panels.T:
     image, tone, center = draw_pair(is_match=True)
-    moment = comodal.match_files(model, image, tone, sample_rate=config.sample_rate).moments[0]
+    moment = pipeline.match(image, tone, sample_rate=config.sample_rate).moments[0]
     above.imshow(image)
     above.plot(*center, "w+", markersize=12)
     above.set_title(f"P(match) {moment.together:.2f}")

@@ -20,7 +20,7 @@ from comodal.models.l3net.l3net import make_small_l3net_config
 folder = Path(tempfile.mkdtemp())
 comodal.synthesize(folder / "world", videos=0, sounds=0, scenes=0, images=100, side=64, workers=1)
 torch.manual_seed(0)
-comodal.save_model(comodal.L3Net(make_small_l3net_config(width=4, image_size=32)), folder / "pretrained", {})
+comodal.L3Net(make_small_l3net_config(width=4, image_size=32)).save_pretrained(folder / "pretrained")
 
 # %%
 # Training
@@ -28,8 +28,6 @@ comodal.save_model(comodal.L3Net(make_small_l3net_config(width=4, image_size=32)
 # The same as ``comodal train image_classes --model pretrained/ --data images/``. A fifth of the training images is held
 # out and scored in the log.
 import json
-
-from comodal.tasks.image.image_classification import recipe
 
 parameters = {
     "model": folder / "pretrained",
@@ -41,7 +39,7 @@ parameters = {
     "validation_share": 0.2,
     "workers": 0,
 }
-comodal.train(recipe, parameters, folder / "run", log_every=4, validate_every=8)
+comodal.train("image_classes", parameters, folder / "run", log_every=4, validate_every=8)
 
 # %%
 import matplotlib.pyplot as plt

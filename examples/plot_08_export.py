@@ -20,7 +20,7 @@ from comodal.models.l3net.l3net import make_small_l3net_config
 torch.manual_seed(0)
 run = Path(tempfile.mkdtemp()) / "run"
 model = comodal.L3Net(make_small_l3net_config(width=4)).eval()
-comodal.save_model(model, run, {})
+model.save_pretrained(run)
 
 # %%
 # The exported network

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from comodal.errors import DataError
-from comodal.hub import save_pretrained
+from comodal.hub import share_model
 from comodal.inference.embed_files import embed_audio
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -120,7 +120,7 @@ def prepare(name: str, folder: Path) -> tuple[Callable[[Path], Work], str]:
     save_model(L3Net(L3NetConfig(width=2, image_size=32)), model, {})
     if name == "share":
         (model / "large.txt").write_bytes(bytes(5_000_000))
-        return lambda out: lambda: save_pretrained(model, out), "shared"
+        return lambda out: lambda: share_model(model, out), "shared"
     if name == "export":
         return lambda out: lambda: export(model, "torch", out), "exported"
     if name == "synthesize":

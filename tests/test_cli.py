@@ -10,12 +10,15 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+from comodal.cli import signatures
 from comodal.cli.parser import CommandParser, UsageError, build_options
 from comodal.cli.program import INPUT_OPTIONS, RECIPE_ARGUMENTS, build_command_page, build_recipe_page, main
 from comodal.cli.signatures import SignatureError, read_function
-from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, TRAIN_FUNCTION
+from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, list_all_commands
 from comodal.cli.types import resolve_parameter_type
+from comodal.registry import RECIPES
 
+COMMANDS = list_all_commands()
 PAGES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
 TARGETS = [*(entry.target for entry in (*COMMANDS.values(), *RECIPES.values())), TRAIN_FUNCTION]
 
@@ -249,6 +252,7 @@ def test_types_without_words_are_refused(annotation: Any):
 def test_a_default_that_is_computed_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "computed_default.py").write_text("def command(count: int = len('abc')) -> None: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(signatures, "PACKAGE_NAME", "computed_default")
     with pytest.raises(SignatureError, match="cannot be read without importing it"):
         read_function("computed_default:command")
 

@@ -20,7 +20,7 @@ from PIL import Image
 import comodal
 from comodal.cli.parser import CommandParser
 from comodal.cli.program import build_command_page, build_recipe_page
-from comodal.cli.tables import COMMANDS, RECIPES
+from comodal.cli.tables import list_all_commands
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
@@ -29,6 +29,7 @@ from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
+from comodal.registry import RECIPES
 from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, load_fine_tuning_data
 from small_tasks import config as small_config
 from synthetic_media import tone, write_video
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: needs (?P<needs>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
 INLINE = re.compile(r"`comodal ([^`]+)`")
+COMMANDS = list_all_commands()
 PAGE_NAMES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
 RATE = 48_000
 
@@ -72,7 +74,7 @@ LINES = [
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert {block.language for block in BLOCKS} <= {"", "bash", "python"}
+    assert {block.language for block in BLOCKS} <= {"", "bash", "python", "toml"}
     assert all(re.search("network|GPU|weights|data", block.needs) for block in BLOCKS if block.needs)
     fences = sum(len(re.findall(r"^```", path.read_text(encoding="utf-8"), re.MULTILINE)) for path in PAGES)
     assert fences == 2 * len(BLOCKS)

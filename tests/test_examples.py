@@ -36,8 +36,8 @@ def beeps_are_counted(names: Names) -> None:
 
 
 def an_image_is_its_own_nearest_neighbor(names: Names) -> None:
-    gallery, model = names["gallery"][:3], names["model"]
-    _, nearest = names["index"].kneighbors(names["comodal"].image_embedding(gallery, model), 1)
+    gallery, pipeline = names["gallery"][:3], names["pipeline"]
+    _, nearest = names["index"].kneighbors(pipeline.embed_image(gallery), 1)
     assert nearest[:, 0].tolist() == [0, 1, 2]
 
 
@@ -46,7 +46,7 @@ def the_sound_comes_from_its_square(names: Names) -> None:
     near = []
     for _ in range(20):
         image, tone, center = names["draw_pair"](True)
-        moment = names["comodal"].match_files(names["model"], image, tone, sample_rate=48_000).moments[0]
+        moment = names["pipeline"].match(image, tone, sample_rate=48_000).moments[0]
         near.append(np.hypot(moment.x * 64 - center[0], moment.y * 64 - center[1]) < 16)
     assert np.mean(near) > 0.5  # the other square is a third of all places, at best
 

@@ -13,7 +13,7 @@ from PIL import Image
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError
-from comodal.hub import save_pretrained
+from comodal.hub import share_model
 from comodal.inference.vision_language import load_vision_language
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
@@ -113,7 +113,7 @@ def test_moved_and_with_all_that_made_it_deleted_a_run_answers_with_the_same_bit
 
 
 def test_shared_and_got_back_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
-    save_pretrained(moved.fine_tuned, tmp_path / "shared")
+    share_model(moved.fine_tuned, tmp_path / "shared")
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "goes along in `regions_network/`" in card and "comodal ask photo.jpg" in card
     assert answered(tmp_path / "shared", moved.images) == moved.answered
@@ -179,7 +179,7 @@ def test_a_copy_that_is_not_the_network_is_refused_with_its_path(damage, moved: 
     with pytest.raises(CheckpointError, match=str(path)):
         extract_regions(moved.images, tmp_path / "store", like=run)
     with pytest.raises(CheckpointError, match=str(path)):
-        save_pretrained(run, tmp_path / "shared")
+        share_model(run, tmp_path / "shared")
     assert not (tmp_path / "store").exists() and not (tmp_path / "shared").exists()
 
 
@@ -204,7 +204,7 @@ def test_what_is_not_copied_is_named_and_can_be_put_beside_the_model(
     assert main(["ask", image, "what colour?", "--model", str(run)]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "was trained on regions of L3-Net" in told and f"or into {run / 'model' / 'regions_network'}" in told
-    save_pretrained(run, tmp_path / "shared")
+    share_model(run, tmp_path / "shared")
     assert "put `l3net` into `MODEL/regions_network/`" in (tmp_path / "shared" / "README.md").read_text()
     shutil.copytree(tmp_path / "large" / "model", run / "model" / "regions_network")
     assert answered(run, moved.images) == moved.answered

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from comodal.errors import CheckpointError, DataError
-from comodal.hub import save_pretrained
+from comodal.hub import share_model
 from comodal.models.checkpoint import load_model
 from hub_server import comodal_at, served
 from small_tasks import QUESTION, write_pretrained
@@ -39,7 +39,7 @@ def run_of(folder: Path) -> Path:
 
 
 def test_what_is_needed_goes_along_with_a_card_and_nothing_else(tmp_path: Path):
-    found = save_pretrained(run_of(tmp_path), tmp_path / "shared", tmp_path / "results")
+    found = share_model(run_of(tmp_path), tmp_path / "shared", tmp_path / "results")
     names = {path.relative_to(tmp_path / "shared").as_posix() for path in (tmp_path / "shared").rglob("*.*")}
     kept = {"config.json", "model.safetensors", "tokenizer.json", "regions.json", "README.md", "results/00/card.json"}
     assert names == kept and found == {"share.files": 6, "share.cards": 1}
@@ -53,7 +53,7 @@ def test_what_is_needed_goes_along_with_a_card_and_nothing_else(tmp_path: Path):
 
 def test_a_moved_model_gives_the_same(tmp_path: Path):
     run = run_of(tmp_path)
-    save_pretrained(run, tmp_path / "shared")
+    share_model(run, tmp_path / "shared")
     first, second = load_model(run).state_dict(), load_model(tmp_path / "shared").state_dict()
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -61,15 +61,15 @@ def test_a_moved_model_gives_the_same(tmp_path: Path):
 def test_what_cannot_be_shared_is_told(tmp_path: Path):
     run = run_of(tmp_path)
     with pytest.raises(DataError, match="is there already"):
-        save_pretrained(run, run)
+        share_model(run, run)
     with pytest.raises(DataError, match="no results card"):
-        save_pretrained(run, tmp_path / "shared", run)
+        share_model(run, tmp_path / "shared", run)
     with pytest.raises(CheckpointError, match="no model here"):
-        save_pretrained(tmp_path, tmp_path / "shared")
+        share_model(tmp_path, tmp_path / "shared")
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(CheckpointError):
-        save_pretrained(run, tmp_path / "shared")
+        share_model(run, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
 
@@ -84,7 +84,7 @@ def test_there_and_back_over_the_hub(tmp_path: Path, hub: tuple[str, dict[str, b
         ("push", run, "me/small", "--results", tmp_path / "results"),
         ("pull", "me/small", tmp_path / "got"),
     )
-    assert nobody[0] == 1 and "me/small: not got from the hub" in nobody[1]
+    assert nobody[0] == 1 and "not downloaded from the hub" in nobody[1]
     assert pushed[0] == 0, pushed[1]
     assert "model.safetensors" in files and not any("step.pt" in name for name in files)
     assert pulled[0] == 0, pulled[1]

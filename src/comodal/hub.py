@@ -20,8 +20,9 @@ from safetensors import safe_open
 from comodal.console import print_line
 from comodal.data.output_folder import translate_os_errors
 from comodal.data.regions.region_compatibility import describe_regions, read_training_regions
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import DataError
 from comodal.files import write_atomically, write_bytes_atomically
+from comodal.hub_download import download_from_hub, import_hub_library
 from comodal.models.checkpoint import (
     MODEL_CONFIG_FILE,
     MODEL_WEIGHTS_FILE,
@@ -42,10 +43,7 @@ PAPERS = {
     "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
 }
 MODEL_FILE_PATTERNS = (
-    "*.json",
-    "*.safetensors",
-    "*.md",
-    "*.txt",
+    *("*.json", "*.safetensors", "*.md", "*.txt"),
     *(f"{MODEL_NETWORK_FOLDER}/{name}" for name in NETWORK_FILES),
 )
 EXAMPLE_COMMANDS = {
@@ -55,10 +53,9 @@ EXAMPLE_COMMANDS = {
     POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
 }
 UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
-HUB_NOT_INSTALLED = "the hub needs huggingface_hub: pip install 'comodal[hub]'"
 
 
-def save_pretrained(run: Path, out: Path, results: Path | None = None, licence: str = "mit") -> dict[str, int]:
+def share_model(run: Path, out: Path, results: Path | None = None, licence: str = "mit") -> dict[str, int]:
     """Writes a model as a folder to publish, with a model card.
 
     Args:
@@ -164,7 +161,7 @@ def push_to_hub(
     """
     hub = import_hub_library()
     with tempfile.TemporaryDirectory() as folder:
-        found = save_pretrained(run, Path(folder) / "shared", results, licence)
+        found = share_model(run, Path(folder) / "shared", results, licence)
         try:
             api = hub.HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
@@ -174,7 +171,7 @@ def push_to_hub(
     return found
 
 
-def from_pretrained(repository: str, out: Path) -> dict[str, int]:
+def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
     """Downloads a shared model from the Hugging Face hub, as a RUN for every command.
 
     Args:
@@ -185,34 +182,17 @@ def from_pretrained(repository: str, out: Path) -> dict[str, int]:
         pull.files.
 
     Raises:
-        CheckpointError: The repository holds no model of comodal.
-        DataError: There is no such repository, or the hub cannot be reached.
+        CheckpointError: There is no such repository, it holds no model of comodal, or the hub cannot be reached.
 
     Examples:
         comodal pull me/vilbert-vqa vqa/
     """
-    hub = import_hub_library()
-    try:
-        hub.snapshot_download(
-            repository, local_dir=out, allow_patterns=[*MODEL_FILE_PATTERNS, f"results/*/{CARD_FILE}"]
-        )
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise DataError(f"{repository}: not got from the hub: {summarize_error(error)}") from error
+    download_from_hub(repository, out)
     load_model(out)
     check_network_beside(out)
     files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
     print_line(f"{out}: {files} files")
     return {"pull.files": files}
-
-
-def import_hub_library() -> Any:
-    """Imports huggingface_hub; raises an error if it is not installed."""
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise CheckpointError(HUB_NOT_INSTALLED) from error
-    return huggingface_hub
 
 
 def summarize_error(error: BaseException) -> str:

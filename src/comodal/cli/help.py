@@ -2,12 +2,13 @@
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comodal.cli.docstrings import Docstring
 from comodal.cli.parser import Option
-from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, CommandEntry
+from comodal.cli.tables import COMMAND_GROUPS, list_all_commands
+from comodal.registry import RECIPES, RegistryEntry
 
 COMMON_OPTIONS = (
     *("data", "model", "out", "variant", "steps", "epochs", "batch_size", "learning_rate", "resume"),
@@ -117,7 +118,7 @@ def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
     return "\n".join(texts)
 
 
-def list_entries(entries: dict[str, CommandEntry], prefix: str = "") -> str:
+def list_entries(entries: Mapping[str, RegistryEntry], prefix: str = "") -> str:
     """Names with their descriptions."""
     rows = [(f"{prefix}{name}", entry.about) for name, entry in entries.items()]
     return format_columns(rows, max(len(name) for name, _ in rows) + 6)
@@ -127,11 +128,11 @@ def list_commands(group: str = "") -> str:
     """The commands, or those of a group."""
     if group == "train":
         return list_entries(RECIPES)
-    chosen = {name: entry for name, entry in COMMANDS.items() if not group or name.split()[0] == group}
+    chosen = {name: entry for name, entry in list_all_commands().items() if not group or name.split()[0] == group}
     if not group:
-        chosen["train"] = CommandEntry("", COMMAND_GROUPS["train"])
-        chosen["list"] = CommandEntry("", "commands and recipes: comodal list [commands|recipes]")
-        chosen["help"] = CommandEntry("", "the help page of a command: comodal help COMMAND")
+        chosen["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
+        chosen["list"] = RegistryEntry("", "commands and recipes: comodal list [commands|recipes]")
+        chosen["help"] = RegistryEntry("", "the help page of a command: comodal help COMMAND")
     return list_entries(chosen, "comodal ")
 
 

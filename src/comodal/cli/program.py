@@ -19,12 +19,14 @@ from comodal.cli.docstrings import split_docstring
 from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
 from comodal.cli.parser import CommandParser, Option, UsageError, build_options
 from comodal.cli.signatures import read_function
-from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, TRAIN_FUNCTION
+from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
 from comodal.errors import ComodalError, DataError
 from comodal.files import describe_os_error
+from comodal.hub_download import is_hub_name, resolve_model_path
 from comodal.lazy_import import import_object
 from comodal.media.storage.path_patterns import is_path_pattern
+from comodal.registry import RECIPES
 from comodal.training.run_config import to_plain_values
 
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -34,6 +36,7 @@ INPUT_OPTIONS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
     *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
 }
+MODEL_OPTIONS = {"model", "start", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
 PATTERN_OPTIONS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
 OUTPUT_OPTIONS = ("out", "sheet", "explain")  # printed at the end, if they exist
 
@@ -102,12 +105,12 @@ def dispatch_command(words: list[str]) -> int:
             return run_train(recipe, rest)
     for length in (2, 1):
         name = " ".join(words[:length])
-        if name in COMMANDS:
+        if find_command(name):
             return run_command(name, words[length:])
     if words[0].startswith("-"):
         return report_usage("", f"there is no option {words[0]}{suggest_closest(words[0], ['--help', '--version'])}")
     name = " ".join(words[: 1 + (words[0] in COMMAND_GROUPS)])
-    known = [*COMMANDS, *COMMAND_GROUPS, "list", "help"]
+    known = [*list_all_commands(), *COMMAND_GROUPS, "list", "help"]
     return report_usage(
         "", f"there is no command {name!r}{suggest_closest(' '.join(words[:2]), known) or suggest_closest(name, known)}"
     )
@@ -133,7 +136,7 @@ def run_list(words: list[str]) -> int:
 
 def build_command_page(name: str) -> HelpPage:
     """The help page of a command."""
-    function = read_function(COMMANDS[name].target)
+    function = read_function(get_command_target(name))
     docstring = split_docstring(function.doc)
     is_evaluation = name.startswith("evaluate ")
     return HelpPage(name, build_options(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
@@ -152,7 +155,7 @@ def run_command(name: str, words: list[str]) -> int:
     """Parse a command's words and call its function."""
 
     def call(values: dict[str, Any]) -> int:
-        import_object(COMMANDS[name].target)(**values)
+        import_object(get_command_target(name))(**values)
         return 0
 
     return call_with_options(build_command_page(name), words, call)
@@ -200,11 +203,14 @@ def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str
 
 
 def check_inputs(values: dict[str, Any]) -> None:
-    """Reject files that do not exist, before anything is imported.
+    """Reject files that do not exist, before anything is imported; replace names on the hub by downloaded folders.
 
     Raises:
         DataError: An input does not exist.
     """
+    for name in MODEL_OPTIONS & set(values):
+        if isinstance(values[name], Path) and is_hub_name(values[name]):
+            values[name] = resolve_model_path(values[name])
     for name in INPUT_OPTIONS & set(values):
         value = values[name]
         for path in value if isinstance(value, list) else [value]:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from comodal.lazy_import import import_object
+
 PACKAGE_NAME = "comodal"
 STANDARD_MODULES = {"collections.abc", "pathlib", "typing"}
 OPERATORS: dict[type[ast.operator], Callable] = {
@@ -59,6 +61,8 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
         SignatureError: An annotation or a default cannot be evaluated from the source text alone.
     """
     module, name = target.split(":")
+    if module.partition(".")[0] != PACKAGE_NAME:
+        return import_signature(target, skip)
     source = parse_module_source(module)
     node = source.bindings.get(name)
     if not isinstance(node, ast.FunctionDef):
@@ -78,6 +82,13 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
         if argument.arg not in skip
     ]
     return FunctionSignature(tuple(parameters), inspect.cleandoc(ast.get_docstring(node) or ""))
+
+
+def import_signature(target: str, skip: frozenset[str]) -> FunctionSignature:
+    """The signature of a function of another package, which is imported for it."""
+    function = import_object(target)
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return FunctionSignature(tuple(one for one in parameters if one.name not in skip), inspect.getdoc(function) or "")
 
 
 @cache

@@ -3,7 +3,7 @@ type.
 """
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -142,7 +142,7 @@ def make_union_type(kinds: Sequence[ParameterType]) -> ParameterType:
     return ParameterType(convert, "|".join(dict.fromkeys(kind.placeholder for kind in kinds)))
 
 
-def suggest_closest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+def suggest_closest(word: str, known: Iterable[str]) -> str:
     """The end of a message that suggests the closest known word, or an empty text."""
     close = get_close_matches(word, list(known), 1)
     return f". Did you mean {close[0]}?" if close else ""

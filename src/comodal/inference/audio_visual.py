@@ -46,6 +46,14 @@ class AudioVisualPipeline:
     compute: Compute
     has_fusion: bool
 
+    @classmethod
+    def from_model(
+        cls, model: L3Net, device: DeviceName = "auto", precision: Precision = "auto"
+    ) -> "AudioVisualPipeline":
+        """A pipeline over a network in memory."""
+        embedder = Embedder(model, EmbedderOptions(device=device, precision=precision), {})
+        return cls(Path(), embedder, resolve_compute(device, precision), has_fusion=True)
+
     @property
     def model(self) -> L3Net:
         """The network."""

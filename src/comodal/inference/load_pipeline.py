@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from comodal.hardware import DeviceName, Precision
+from comodal.hub_download import resolve_model_path
 from comodal.inference.audio_visual import AudioVisualPipeline, load_audio_visual
 from comodal.inference.openl3_files import is_openl3_file
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language
@@ -16,7 +17,8 @@ def load(
     """Loads the pipeline of a model, which takes files, PIL images, arrays and tensors.
 
     Args:
-        path: A run or model folder of an L3-Net or a ViLBERT (pretrained or fine-tuned), or a file of OpenL3 weights.
+        path: A run or model folder of an L3-Net or a ViLBERT (pretrained or fine-tuned), a file of OpenL3 weights,
+            or OWNER/NAME on the Hugging Face hub.
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
@@ -27,7 +29,7 @@ def load(
         CheckpointError: There is no model, it is damaged, or it is of another kind.
         DataError: The vocabulary of a ViLBERT is missing.
     """
-    path = to_path(path)
+    path = resolve_model_path(to_path(path))
     if is_openl3_file(path):
         return load_audio_visual(path, device, precision)
     folder = find_model_folder(path)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.lazy_import import import_object
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
@@ -33,6 +34,9 @@ from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
 from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as ANSWERING
 from comodal.text_files import read_json, read_json_object
+
+if TYPE_CHECKING:
+    from comodal.inference.image_search.search import Searcher
 
 MAX_INPUT_REGIONS = 100
 
@@ -202,6 +206,24 @@ class VisionLanguagePipeline:
         best = select_top_k(scores, most)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
+
+    def open_index(self, folder: Path | str, index: Path | str | None = None) -> "Searcher":
+        """A searcher for the images of a folder; its index is built or updated first.
+
+        Args:
+            folder: The folder of images.
+            index: Folder of the index; by default .comodal-index in the folder.
+
+        Raises:
+            DataError: There are no images, or the index is damaged, of another kind, or cannot be written.
+            CheckpointError: The model is fine-tuned for another task.
+
+        Examples:
+            comodal.load("runs/vilbert").open_index("photos/").search("a dog on a beach").best
+        """
+        open_index = import_object("comodal.inference.image_search.search:open_index")
+        searcher: Searcher = open_index(Path(folder), self, None if index is None else Path(index))
+        return searcher
 
 
 def load_vision_language(

@@ -107,7 +107,7 @@ def _make_missing_media(folder: Path, options: SynthesisOptions, sets: Sequence[
     """Make the missing files."""
     if not (folder / "videos.jsonl").exists():
         _remove_partial_media(folder)
-        _run_jobs(_list_media_jobs(folder, options), workers, "playground")
+        _run_jobs(_list_media_jobs(folder, options), workers, "synthetic data")
         write_scene_lists(folder / "scenes", options.seed, options.scenes, options.side)
         write_vocabulary(folder / "vocab.txt")
         _write_media_lists(folder, options)
@@ -138,7 +138,7 @@ def _remove_partial_media(folder: Path) -> None:
 def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
     """Write the options, or compare them with those of the existing folder."""
     about = folder / "about.json"
-    wanted = {"kind": "playground", **asdict(options)}
+    wanted = {"kind": "synthetic data", **asdict(options)}
     if about.exists():
         found = read_json_object(about)
         differing = sorted(name for name in wanted if found.get(name) != wanted[name])

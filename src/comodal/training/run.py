@@ -32,6 +32,7 @@ from comodal.training.interruption import InterruptHandler
 from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
     describe_changes,
+    find_recipe,
     get_recipe_name,
     read_run_config,
     resolve_parameters,
@@ -47,9 +48,9 @@ EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signa
 
 
 def train(
-    recipe: Callable[..., Run],
+    recipe: str | Callable[..., Run],
     parameters: Mapping[str, Any],
-    out: Path,
+    out: Path | str,
     resume: bool = False,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -66,7 +67,7 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint and stop; --resume continues at the exact sample. Supports torchrun.
 
     Args:
-        recipe: Function that returns a Run.
+        recipe: Name of a recipe (`comodal list recipes`), or a function that returns a Run.
         parameters: Arguments of the recipe.
         out: Run folder.
         resume: Resume the run in this folder; start a new one if there is none.
@@ -91,6 +92,7 @@ def train(
         raise ValueError(
             "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
         )
+    recipe, out = find_recipe(recipe), Path(out)
     values, started = resolve_parameters(recipe, parameters), read_run_config(out / "config.yaml")
     threads_before = torch.get_num_threads()
     if precision == "auto" and resume:

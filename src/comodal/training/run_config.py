@@ -3,13 +3,16 @@
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
+from comodal.lazy_import import import_object
+from comodal.registry import RECIPES
 from comodal.text_files import read_yaml
+from comodal.training.recipe_run import Run
 
 CHANGEABLE_PARAMETERS = {
     "data",
@@ -40,8 +43,22 @@ def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_recipe_name(recipe: Callable) -> str:
-    """The recipe's name on the command line: the name of its module."""
-    return recipe.__module__.rpartition(".")[2]
+    """The recipe's name on the command line; a function that is not registered has its module and its name."""
+    target = f"{recipe.__module__}:{getattr(recipe, '__qualname__', '')}"
+    return next((name for name, entry in RECIPES.items() if entry.target == target), target)
+
+
+def find_recipe(recipe: str | Callable[..., Run]) -> Callable[..., Run]:
+    """The function of a recipe.
+
+    Raises:
+        RecipeError: There is no recipe of this name.
+    """
+    if not isinstance(recipe, str):
+        return recipe
+    if recipe not in RECIPES:
+        raise RecipeError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    return cast(Callable[..., Run], import_object(RECIPES[recipe].target))
 
 
 def write_run_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:

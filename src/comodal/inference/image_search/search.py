@@ -213,7 +213,7 @@ def search(
 
 def open_index(
     folder: Path,
-    model: Path,
+    model: Path | VisionLanguagePipeline,
     index: Path | None = None,
     rerank: int = 50,
     captions: Path | None = None,
@@ -238,7 +238,8 @@ def open_index(
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     if (captions is None) != (regions is None):
         raise ValueError("--captions and --regions go together: captions, and the region store of their images")
-    answerer = load_vision_language(model, device, precision)
+    answerer = model if isinstance(model, VisionLanguagePipeline) else load_vision_language(model, device, precision)
+    model = answerer.folder
     check_pair_scoring(answerer)
     new_pool = partial(create_extraction_pool, folder, model, detector, workers, device)
     pictures = update_index(folder, index or folder / INDEX_FOLDER, answerer.regions["made_from"], boxes, new_pool)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
+from comodal.models.pretrained import PretrainedModel
 
 MAX_ROWS_AT_ONCE = 1024  # batch size of regions: their children's centers take 42 MB at branching 40 and 256 dimensions
 
@@ -44,7 +45,7 @@ class CodebookConfig:
     depth: int = 1
 
 
-class Codebook(nn.Module):
+class Codebook(PretrainedModel, nn.Module):
     """Nodes are ordered by level; token ids number the leaves in that order, without gaps."""
 
     mean: Tensor

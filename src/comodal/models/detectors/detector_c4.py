@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
+from comodal.models.pretrained import PretrainedModel
 
 C4_STRIDE = 16  # pixels per cell of the map
 C4_ROI_CELLS = 14  # rows and columns of a region
@@ -101,7 +102,7 @@ def make_resnet_stage(channels: int, width: int, blocks: int, stride: int, dilat
     return nn.Sequential(first, *(C4Bottleneck(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1)))
 
 
-class C4(nn.Module):
+class C4(PretrainedModel, nn.Module):
     """The detector: feature map, proposals, region features and predictions."""
 
     cell_anchors: Tensor

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from comodal.models.detectors.box_ops import roi_align
 from comodal.models.detectors.detector_boxes import assign_fpn_levels
+from comodal.models.pretrained import PretrainedModel
 
 FPN_STRIDES = (4, 8, 16, 32, 64)  # pixels per cell of P2 to P6
 SIZE_DIVISOR = 32  # both sides of the input are multiples of it, so that each map is twice the next
@@ -126,7 +127,7 @@ def make_resnext_stage(channels: int, inside: int, out: int, groups: int, blocks
     return nn.Sequential(first, *(FPNBottleneck(out, inside, out, groups, 1) for _ in range(blocks - 1)))
 
 
-class FPN(nn.Module):
+class FPN(PretrainedModel, nn.Module):
     """The detector: pyramid maps, proposals, region features and predictions."""
 
     cell_anchors: Tensor

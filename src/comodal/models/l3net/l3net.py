@@ -18,6 +18,7 @@ from comodal.models.checkpoint import load_model
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram, SpectrogramConfig
 from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower, init_conv_weights
+from comodal.models.pretrained import PretrainedModel
 
 IMAGE_GRID = (4, 4)  # 4 x 4 x 512 = 8192 features (L3-Net, section 4.3)
 AUDIO_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
@@ -103,7 +104,7 @@ def max_pool_to_grid(
     return cells.permute(0, 2, 3, 1).flatten(1)
 
 
-class L3Net(nn.Module):
+class L3Net(PretrainedModel, nn.Module):
     """The network. Images are uint8 and audio is a waveform: normalization and spectrogram are part of the model."""
 
     def __init__(self, config: L3NetConfig) -> None:

@@ -16,6 +16,7 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import l3net
 from comodal.models.l3net.l3net import L3Net
+from comodal.models.pretrained import PretrainedModel
 
 Modality = Literal["picture", "sound"]
 
@@ -39,7 +40,7 @@ class L3ClassifierConfig:
     dropout: float
 
 
-class L3Classifier(nn.Module):
+class L3Classifier(PretrainedModel, nn.Module):
     """The classifier. Images are uint8 and audio is a waveform, as for L3-Net."""
 
     def __init__(self, config: L3ClassifierConfig) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
+from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
@@ -63,7 +64,7 @@ class SingleStreamConfig:
         return 0
 
 
-class SingleStream(nn.Module):
+class SingleStream(PretrainedModel, nn.Module):
     """Tokens and visual tokens in one sequence; a visual token has a location embedding for its position."""
 
     def __init__(self, config: SingleStreamConfig) -> None:

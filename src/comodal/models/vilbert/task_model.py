@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
+from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert import vilbert
 from comodal.models.vilbert.heads import Head, TaskHeads
 from comodal.models.vilbert.transformer import Mask
@@ -39,7 +40,7 @@ class TaskModelConfig:
         return found[0]
 
 
-class TaskModel(nn.Module):
+class TaskModel(PretrainedModel, nn.Module):
     """A ViLBERT with task heads; each image is encoded once, however many texts it is paired with."""
 
     def __init__(self, config: TaskModelConfig) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
+from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
@@ -69,7 +70,7 @@ def make_pooler(dim: int, joint_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, joint_dim), nn.ReLU())
 
 
-class ViLBERT(nn.Module):
+class ViLBERT(PretrainedModel, nn.Module):
     """The two-stream model. Regions are features (or visual tokens) with locations; row 0 is the whole image.
 
     `word_head`, `region_head` and `alignment_head` are the heads of the three pretraining tasks.

@@ -1,0 +1,165 @@
+"""The registries: what can be trained, evaluated and converted, by name.
+
+Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes and
+tasks through the entry points `comodal.recipes` and `comodal.tasks` (docs/extending.md).
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import NamedTuple
+
+
+class RegistryEntry(NamedTuple):
+    """A function, as `module:function`, and its description in one line."""
+
+    target: str
+    about: str
+
+
+class Registry(Mapping[str, RegistryEntry]):
+    """A table of names, with the entries that installed packages add to it.
+
+    A name of the table itself is found without reading the metadata of installed packages, which takes 50 ms.
+
+    Args:
+        entries: The table.
+        group: Entry point group of other packages; empty for a table that cannot be extended.
+    """
+
+    def __init__(self, entries: Mapping[str, RegistryEntry], group: str = "") -> None:
+        self.entries = dict(entries)
+        self.group = group
+        self.is_complete = not group
+
+    def load_entry_points(self) -> None:
+        """Add the entries of installed packages. The table's own names cannot be replaced."""
+        if not self.is_complete:
+            self.is_complete = True
+            for point in import_module("importlib.metadata").entry_points(group=self.group):
+                package = point.dist.name if point.dist else point.module
+                self.entries.setdefault(point.name, RegistryEntry(point.value, f"of the package {package}"))
+
+    def __getitem__(self, name: str) -> RegistryEntry:
+        if name not in self.entries:
+            self.load_entry_points()
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.load_entry_points()
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        self.load_entry_points()
+        return len(self.entries)
+
+
+RECIPES = Registry(
+    {
+        "l3net": RegistryEntry(
+            "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
+        ),
+        "vilbert": RegistryEntry(
+            "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
+        ),
+        "image_classes": RegistryEntry(
+            "comodal.tasks.image.image_classification:recipe", "image classification, by a fine-tuned L3-Net"
+        ),
+        "sound_classes": RegistryEntry(
+            "comodal.tasks.audio.audio_classification:recipe", "sound classification, by a fine-tuned L3-Net"
+        ),
+        "vqa": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.vqa:recipe", "VQA v2: questions about images"
+        ),
+        "gqa": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.gqa:recipe", "GQA: compositional questions about images"
+        ),
+        "visual_genome": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.visual_genome:recipe",
+            "Visual Genome: questions about images",
+        ),
+        "vcr": RegistryEntry("comodal.tasks.vision_language.vcr:recipe", "VCR: which answer, and which rationale"),
+        "grounding": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.refcoco:recipe",
+            "RefCOCO, RefCOCO+, RefCOCOg: referring expressions",
+        ),
+        "phrases": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
+        ),
+        "retrieval": RegistryEntry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
+        "nlvr2": RegistryEntry("comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
+        "entailment": RegistryEntry(
+            "comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"
+        ),
+    },
+    "comodal.recipes",
+)
+TASKS = Registry(
+    {
+        "esc50": RegistryEntry(
+            "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
+        ),
+        "dcase": RegistryEntry(
+            "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"
+        ),
+        "us8k": RegistryEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
+        "sounds": RegistryEntry(
+            "comodal.tasks.audio.audio_folders:evaluate_sounds", "a probe on class folders of audio files"
+        ),
+        "retrieval": RegistryEntry(
+            "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval", "images by captions, captions by images"
+        ),
+        "vqa": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",
+            "VQA v2: answers, the official accuracy, a submission",
+        ),
+        "gqa": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.gqa:evaluate_gqa",
+            "GQA: answers, accuracy by question type, a submission",
+        ),
+        "visual_genome": RegistryEntry(
+            "comodal.tasks.vision_language.question_answering.visual_genome:evaluate_visual_genome",
+            "Visual Genome's questions, scored as VQA",
+        ),
+        "vcr": RegistryEntry(
+            "comodal.tasks.vision_language.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"
+        ),
+        "grounding": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.refcoco:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg"
+        ),
+        "phrases": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.flickr30k_entities:evaluate_phrases",
+            "Flickr30k Entities: phrase grounding",
+        ),
+        "nlvr2": RegistryEntry(
+            "comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "is a sentence true of two images"
+        ),
+        "entailment": RegistryEntry(
+            "comodal.tasks.vision_language.snli_ve:evaluate_entailment", "SNLI-VE: visual entailment"
+        ),
+        "images": RegistryEntry(
+            "comodal.tasks.image.linear_classification:evaluate_images", "linear probe on ImageNet or an ImageFolder"
+        ),
+        "image_classes": RegistryEntry(
+            "comodal.tasks.image.image_classification:evaluate_image_classes",
+            "images, by a network fine-tuned for their classes",
+        ),
+        "sound_classes": RegistryEntry(
+            "comodal.tasks.audio.audio_classification:evaluate_sound_classes",
+            "audio, by a network fine-tuned for its classes",
+        ),
+    },
+    "comodal.tasks",
+)
+CHECKPOINT_READERS = Registry(
+    {
+        "vilbert": RegistryEntry(
+            "comodal.tasks.convert_vilbert_files:convert", "ViLBERT's published weights -> a model, and back"
+        ),
+        "openl3": RegistryEntry(
+            "comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights -> a model"
+        ),
+        "detector": RegistryEntry(
+            "comodal.regions.convert_detector:convert_detector", "a detector's weights -> a model"
+        ),
+    }
+)
