@@ -2,11 +2,11 @@
 
 The stamps (https://tuxpaint.org/stamps) with a captions.json, an array of {"image", "caption"}. Of the captions that
 occur once, every fifth is held out until there are 112; their pictures are found by their captions, zero-shot. Regions
-are the cells of a grid over EfficientNet-Lite0's map (ImageNet), words begin as MiniLM. With --playground DIR the model
+are the cells of a grid over EfficientNet-Lite0's map (ImageNet), words begin as MiniLM. With --synthetic DIR the model
 first learns from the made-up world's pictures with captions, seen through the same network. The baseline is two linear
 layers over the same frozen networks, which learn by contrast to bring a picture and its caption together.
 
-    python benchmarks/captions.py --stamps tux_stamps/ --bert minilm/ --out stamps/ [--playground world/]
+    python benchmarks/captions.py --stamps tux_stamps/ --bert minilm/ --out stamps/ [--synthetic world/]
 """
 
 import argparse
@@ -43,18 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=Path, required=True, help="folder of pictures with captions.json")
     parser.add_argument("--bert", type=Path, required=True, help="folder of a Hugging Face BERT")
-    parser.add_argument("--playground", type=Path, help="a playground whose scenes are learnt first")
+    parser.add_argument("--synthetic", type=Path, help="a synthetic whose scenes are learnt first")
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--playground-steps", type=int, default=600)
+    parser.add_argument("--synthetic-steps", type=int, default=600)
     options = parser.parse_args()
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     split_captions(options.stamps / "captions.json", options.out / "captions.json")
     extract_regions(options.stamps, options.out / "regions", LITE0, grid=GRID)
     first = None
-    if options.playground:
-        scenes, first = options.playground / "scenes", options.out / "playground_run"
+    if options.synthetic:
+        scenes, first = options.synthetic / "scenes", options.out / "playground_run"
         extract_regions(scenes / "images", options.out / "playground_regions", LITE0, grid=GRID)
         learn(
             first, options.out / "playground_regions", scenes / "captions.jsonl", options.bert, options.playground_steps

@@ -5,8 +5,8 @@ learns from the same pictures with captions three times: two streams that read f
 and one stream over words and tokens. All are asked for tokens of hidden regions, take as many steps, and are measured
 by zero-shot retrieval on the held-out pictures.
 
-    comodal demo world/                                     # its playground, and a region store of its scenes
-    python benchmarks/inputs.py --captions world/playground/scenes/captions.jsonl --regions world/regions --out inputs/
+    comodal demo world/                                     # its synthetic, and a region store of its scenes
+    python benchmarks/inputs.py --captions world/synthetic/scenes/captions.jsonl --regions world/regions --out inputs/
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """A folder of pictures searched by text: seconds of the index, milliseconds of the first stage, seconds of a search.
 
-By default 1,000 pictures of the playground, regions of an L3-Net of chance in their boxes, and a ViLBERT of chance
+By default 1,000 pictures of the synthetic, regions of an L3-Net of chance in their boxes, and a ViLBERT of chance
 (small, or the paper's base model), its first stage fitted on captions of 600 other pictures; with --model a run that
-was trained on the playground, as `comodal demo` leaves one. Two stages and scoring every picture are timed in turn, on
+was trained on the synthetic, as `comodal demo` leaves one. Two stages and scoring every picture are timed in turn, on
 captions of the searched pictures. The command's own seconds (a fresh process and an index that is there) stand beside.
 
     python benchmarks/search.py [--pictures 1000] [--queries 5] [--rerank 50] [--size small] [--model RUN] [--threads 2]
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, default=50)
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--model", type=Path, help="a run that learnt from the playground's boxes")
+    parser.add_argument("--model", type=Path, help="a run that learnt from the synthetic's boxes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""DCASE's scenes in all its layouts: the playground's official files, tables cut by hand, and what errors say."""
+"""DCASE's scenes in all its layouts: the synthetic data's official files, tables cut by hand, and what errors say."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_tau(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The playground's TAU set, a quarter of a second of each sound."""
+    """The synthetic's TAU set, a quarter of a second of each sound."""
     folder = tmp_path_factory.mktemp("tau")
     for job in list_jobs_tau(folder, OPTIONS):
         job()

@@ -17,7 +17,7 @@ from comodal.inference.match import cut_audio_windows, match, match_files
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
 from comodal.synthetic.scenes.audio_synthesis import render_world_audio
-from comodal.synthetic.scenes.media_writers import write_video_file as write_playground_video
+from comodal.synthetic.scenes.media_writers import write_video_file as write_synthetic_video
 from comodal.synthetic.scenes.rendering import Painter
 from comodal.synthetic.scenes.world import Purpose, make_world
 from self_contained import check_page
@@ -36,11 +36,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real mp4 as the playground writes it."""
+    """A real mp4 as the synthetic writes it."""
     world = make_world(0, Purpose.VIDEO, 3, seconds=SECONDS)
     painter, path = Painter(world, SIDE), tmp_path_factory.mktemp("video") / "bell.mp4"
     frames = (painter.frame(number / 10) for number in range(int(10 * SECONDS)))
-    write_playground_video(path, frames, 10.0, render_world_audio(world, RATE), RATE, SIDE)
+    write_synthetic_video(path, frames, 10.0, render_world_audio(world, RATE), RATE, SIDE)
     return path
 
 

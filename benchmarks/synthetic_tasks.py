@@ -1,4 +1,4 @@
-"""Every task with words and pictures on the playground: begun from pretraining, from chance, and with one side blank.
+"""Every task with words and pictures on the synthetic: begun from pretraining, from chance, and with one side blank.
 
 A small ViLBERT learns from the pictures with captions of one made-up world, and is fine-tuned on the official files of
 another, whose pictures it has never seen. Each task is trained three times with the same settings: from what was
@@ -7,7 +7,7 @@ looking; grounding has only pictures to choose from, and goes without the text).
 maps of EfficientNet-Lite0. Scores are those of the validation split; every one lies in a results card, and
 `comodal results OUT/results` makes one table of them.
 
-    python benchmarks/playground_tasks.py --out tasks/
+    python benchmarks/synthetic_tasks.py --out tasks/
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the playground asks and says is true, needs the picture, and needs more than one of its objects."""
+"""What the synthetic data ask and says is true, needs the picture, and needs more than one of its objects."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from comodal.synthetic.scenes.object_scenes import compute_hull, compute_polygon_area, list_scene_images
 from comodal.synthetic.scenes.world import SILENT_KINDS, SOUNDING_KINDS, Purpose, make_crowd
-from playground_truth import NOUN, PLACE, answer, at, fits, is_true, label, meant, of_pair, read_boxes, those
+from synthetic_truth import NOUN, PLACE, answer, at, fits, is_true, label, meant, of_pair, read_boxes, those
 
 SCENES = {"coco": 800, "flickr30k": 200, "vcr": 200, "nlvr2": 240}
 WRITE = """

@@ -1,6 +1,6 @@
 """What is true of a picture, found out from the objects in boxes.jsonl and the words of a sentence alone.
 
-It shares nothing with the playground's own code: words are taken apart by regular expressions, places are told by the
+It shares nothing with the synthetic data's own code: words are taken apart by regular expressions, places are told by the
 longer of two distances between the middles of boxes, sizes by their areas.
 """
 
@@ -64,7 +64,7 @@ def yes(true: object) -> str:
 
 
 def answer(question: str, things: list[dict]) -> str:
-    """The answer to a question of the playground's VQA."""
+    """The answer to a question of the synthetic data's VQA."""
     if m := re.fullmatch(rf"What color is the ({NOUN}) ({PLACE}) the ({NOUN})\?", question):
         (thing,) = at(*m.groups(), things)
         return thing["colour"]
@@ -106,7 +106,7 @@ def meant(expression: str, things: list[dict]) -> list[dict]:
 
 
 def of_pair(sentence: str, left: list[dict], right: list[dict]) -> bool:
-    """Whether a sentence of the playground's NLVR2 is true of two pictures."""
+    """Whether a sentence of the synthetic data's NLVR2 is true of two pictures."""
     if m := re.fullmatch(
         rf"There are more ({NOUN})s in the (left|right) image than in the (?:left|right) image\.", sentence
     ):
@@ -130,7 +130,7 @@ def of_pair(sentence: str, left: list[dict], right: list[dict]) -> bool:
 
 
 def label(statement: str, things: list[dict]) -> str:
-    """What a statement of the playground's SNLI-VE is to a picture."""
+    """What a statement of the synthetic data's SNLI-VE is to a picture."""
     m = re.match(rf"The ({NOUN}) (?:is|has) ", statement)
     assert m and len(those(m[1], things)) < 2, f"it is open which thing is meant: {statement}"
     if not those(m[1], things):
@@ -148,7 +148,7 @@ def label(statement: str, things: list[dict]) -> str:
 
 
 def is_true(words: list, things: list[dict]) -> bool:
-    """Whether a sentence of the playground's VCR is true; an object is a list of its number, from 0."""
+    """Whether a sentence of the synthetic data's VCR is true; an object is a list of its number, from 0."""
     text = " ".join(word if isinstance(word, str) else f"[{word[0]}]" for word in words)
     if m := re.fullmatch(rf"\[(\d)\] is ({PLACE}) \[(\d)\](?: and made of ({MATERIALS}))? \.", text):
         thing = things[int(m[1])]

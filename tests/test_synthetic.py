@@ -1,4 +1,4 @@
-"""A playground folder: real files, the same on any number of workers, never half made."""
+"""A folder of synthetic data: real files, the same on any number of workers, never half made."""
 
 import csv
 import hashlib
@@ -27,8 +27,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("playground") / "world"
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "world"
     synthesize(folder, workers=1, **SMALL)
     return folder
 
@@ -37,23 +37,23 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_two_workers_write_the_same_bytes_as_one(playground: Path, tmp_path: Path):
+def test_two_workers_write_the_same_bytes_as_one(synthetic: Path, tmp_path: Path):
     synthesize(tmp_path / "other", workers=2, **SMALL)
-    assert digests(tmp_path / "other") == digests(playground)
+    assert digests(tmp_path / "other") == digests(synthetic)
 
 
-def test_another_seed_writes_other_videos(playground: Path, tmp_path: Path):
+def test_another_seed_writes_other_videos(synthetic: Path, tmp_path: Path):
     synthesize(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "scenes": 0, "seed": 1})
-    assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (playground / "videos/video-00000.mp4").read_bytes()
+    assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (synthetic / "videos/video-00000.mp4").read_bytes()
 
 
-def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(playground: Path):
+def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(synthetic: Path):
     world = make_world(0, Purpose.VIDEO, 3, seconds=1.0)
-    with av.open(str(playground / "videos/video-00003.mp4")) as container:
+    with av.open(str(synthetic / "videos/video-00003.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert container.streams.audio[0].codec_context.name == "aac"
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    with av.open(str(playground / "videos/video-00003.mp4")) as container:
+    with av.open(str(synthetic / "videos/video-00003.mp4")) as container:
         sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     assert len(frames) == 10
     for number, frame in enumerate(frames):
@@ -65,14 +65,14 @@ def test_a_video_is_h264_and_aac_and_shows_and_sounds_what_was_rendered(playgrou
     assert np.corrcoef(sound[:count], wanted[:count])[0, 1] > 0.9  # and in step: no delay
 
 
-def test_the_lists_agree_with_each_other_and_with_the_files(playground: Path):
-    worlds, sources = lines(playground / "worlds.jsonl"), lines(playground / "videos.jsonl")
+def test_the_lists_agree_with_each_other_and_with_the_files(synthetic: Path):
+    worlds, sources = lines(synthetic / "worlds.jsonl"), lines(synthetic / "videos.jsonl")
     assert [w["key"] for w in worlds] == [s["key"] for s in sources]
     assert [s["split"] for s in sources].count("train") == 8
     assert {s["split"] for s in sources} == {"train", "validation", "test"}
     assert len({s["group"] for s in sources}) == len(sources)
     for world, source in zip(worlds, sources, strict=True):
-        assert (playground / source["path"]).is_file()
+        assert (synthetic / source["path"]).is_file()
         assert source["label"] in world["sounding"]
         sounding = [thing["kind"] for thing in world["objects"] if thing["sounding"]]
         assert sounding == world["sounding"] and all(kind in SOUNDING_KINDS for kind in sounding)
@@ -81,8 +81,8 @@ def test_the_lists_agree_with_each_other_and_with_the_files(playground: Path):
             assert bool(thing["events"]) == thing["sounding"]
 
 
-def test_the_sounds_are_laid_out_as_esc50_is(playground: Path):
-    with (playground / "sounds/meta/esc50.csv").open() as file:
+def test_the_sounds_are_laid_out_as_esc50_is(synthetic: Path):
+    with (synthetic / "sounds/meta/esc50.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
     assert len(rows) == 50 and {row["esc10"] for row in rows} == {"True", "False"}
@@ -91,33 +91,33 @@ def test_the_sounds_are_laid_out_as_esc50_is(playground: Path):
     for row in rows:
         assert row["filename"] == f"{row['fold']}-{row['src_file']}-{row['take']}-{row['target']}.wav"
         assert SOUNDING_KINDS[int(row["target"])] == row["category"]
-        info = soundfile.info(playground / "sounds/audio" / row["filename"])
+        info = soundfile.info(synthetic / "sounds/audio" / row["filename"])
         assert (info.samplerate, info.channels, info.frames) == (44_100, 1, 44_100)
 
 
-def test_the_images_are_a_tree_of_classes(playground: Path):
+def test_the_images_are_a_tree_of_classes(synthetic: Path):
     for split in ("train", "test"):
-        assert sorted(path.name for path in (playground / "images" / split).iterdir()) == list(SOUNDING_KINDS)
-        for path in (playground / "images" / split).rglob("*.jpg"):
+        assert sorted(path.name for path in (synthetic / "images" / split).iterdir()) == list(SOUNDING_KINDS)
+        for path in (synthetic / "images" / split).rglob("*.jpg"):
             with Image.open(path) as image:
                 assert image.size == (64, 64)
 
 
-def test_running_again_does_nothing(playground: Path):
-    before = {path: path.stat().st_mtime_ns for path in playground.rglob("*")}
-    synthesize(playground, workers=1, **SMALL)
-    assert {path: path.stat().st_mtime_ns for path in playground.rglob("*")} == before
+def test_running_again_does_nothing(synthetic: Path):
+    before = {path: path.stat().st_mtime_ns for path in synthetic.rglob("*")}
+    synthesize(synthetic, workers=1, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in synthetic.rglob("*")} == before
 
 
-def test_a_killed_run_goes_on_to_the_same_end(playground: Path, tmp_path: Path):
+def test_a_killed_run_goes_on_to_the_same_end(synthetic: Path, tmp_path: Path):
     """As a kill leaves it: some files there, one half written under its temporary name, no lists."""
     folder = tmp_path / "killed"
     (folder / "videos").mkdir(parents=True)
-    (folder / "about.json").write_bytes((playground / "about.json").read_bytes())
-    (folder / "videos/video-00001.mp4").write_bytes((playground / "videos/video-00001.mp4").read_bytes())
+    (folder / "about.json").write_bytes((synthetic / "about.json").read_bytes())
+    (folder / "videos/video-00001.mp4").write_bytes((synthetic / "videos/video-00001.mp4").read_bytes())
     (folder / "videos/.video-00002.mp4.77.part").write_bytes(b"half")
     synthesize(folder, workers=1, **SMALL)
-    assert digests(folder) == digests(playground)
+    assert digests(folder) == digests(synthetic)
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path):
@@ -126,11 +126,11 @@ def test_workers_end_with_a_killed_command(tmp_path: Path):
     assert kill_when(code, tmp_path / "world", begun=lambda: any(tmp_path.rglob("*.mp4")))
 
 
-def test_a_folder_with_another_world_or_other_files_is_refused(playground: Path, tmp_path: Path):
+def test_a_folder_with_another_world_or_other_files_is_refused(synthetic: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"seed 0 \(asked for 5\).*another folder"):
-        synthesize(playground, workers=1, **SMALL, seed=5)
+        synthesize(synthetic, workers=1, **SMALL, seed=5)
     (tmp_path / "thesis.tex").write_text("dear reader")
-    with pytest.raises(DataError, match="not empty and not a playground"):
+    with pytest.raises(DataError, match="synthetic data"):
         synthesize(tmp_path, workers=1, **SMALL)
 
 
