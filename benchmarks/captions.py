@@ -54,12 +54,12 @@ def main() -> None:
     extract_regions(options.stamps, options.out / "regions", LITE0, grid=GRID)
     first = None
     if options.synthetic:
-        scenes, first = options.synthetic / "scenes", options.out / "playground_run"
-        extract_regions(scenes / "images", options.out / "playground_regions", LITE0, grid=GRID)
+        scenes, first = options.synthetic / "scenes", options.out / "synthetic_run"
+        extract_regions(scenes / "images", options.out / "synthetic_regions", LITE0, grid=GRID)
         learn(
-            first, options.out / "playground_regions", scenes / "captions.jsonl", options.bert, options.playground_steps
+            first, options.out / "synthetic_regions", scenes / "captions.jsonl", options.bert, options.synthetic_steps
         )
-    run = options.out / ("run_after_playground" if first else "run")
+    run = options.out / ("run_after_synthetic" if first else "run")
     learn(run, options.out / "regions", options.out / "captions.json", options.bert, options.steps, first)
     numbers = evaluate_retrieval(run, options.out / "captions.json", options.out / "regions", out=run / "retrieval")
     numbers |= contrastive(options.out / "regions", options.out / "captions.json", options.bert)

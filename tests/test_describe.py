@@ -76,7 +76,7 @@ def test_embeddings(tmp_path: Path):
     assert inspect(tmp_path / "nan.npz")["not_finite"] == 1
 
 
-def test_scores_and_a_playground(tmp_path: Path):
+def test_scores_and_synthetic_data(tmp_path: Path):
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "results.json").write_text('{"sound.trained": 0.75}')
     assert inspect(tmp_path / "scores") == {"kind": "scores", "sound.trained": 0.75}
