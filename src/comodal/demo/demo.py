@@ -23,6 +23,7 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.report import build_run_parts
 from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
@@ -131,10 +132,10 @@ def run_demo(
 
 
 class L3NetEvaluation(NamedTuple):
-    """The results of the second process: flat numbers, parts of the page, and printed output."""
+    """The results of the second process: flat numbers, sections of the page, and printed output."""
 
     numbers: dict[str, float]
-    page: list[str]
+    page: list[PageSection]
     text: str
 
 
@@ -295,8 +296,8 @@ def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
     return numbers
 
 
-def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[str]:
-    """The parts of the page about ViLBERT."""
+def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[PageSection]:
+    """The sections of the page about ViLBERT."""
     tasks = ("grounding", "entailment") if scale.task_epochs else ()
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
     captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
@@ -304,7 +305,7 @@ def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[str]:
 
 
 def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
-    """L3-Net's numbers and its parts of the page, in the second process."""
+    """L3-Net's numbers and its sections of the page, in the second process."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
         numbers = collect_results(parts, scale)
