@@ -175,10 +175,11 @@ def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> PageSe
     """The number of correct predictions among the evaluated examples."""
     correct = sum(verdict.right for verdict in verdicts)
     text = (
-        f"Of {len(verdicts)} examples of its {of}, evaluated for this page, {correct} predictions are correct. Below are "
-        "correct ones, then incorrect ones. Each image has its regions outlined. Below it are the tokens whose attention "
-        "differs most from the average. The brighter a region, the more the token attends to it in the last "
-        "co-attention layer (mean of its heads). Attention shows where the model looks, not why it predicts what it does."
+        f"Of {len(verdicts)} examples of its {of}, evaluated for this page, {correct} predictions are correct. Below "
+        "are correct ones, then incorrect ones. Each image has its regions outlined. Below it are the tokens whose "
+        "attention differs most from the average. The brighter a region, the more the token attends to it in the last "
+        "co-attention layer (mean of its heads). Attention shows where the model looks, not why it predicts what it "
+        "does."
     )
     return PageSection("Example predictions", text)
 

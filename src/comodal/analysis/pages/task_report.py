@@ -12,17 +12,21 @@ from comodal.models.checkpoint import read_model_config
 from comodal.text_files import read_log, read_yaml
 
 TASK_TITLES = {
-    "vqa": "questions about pictures (VQA)",
-    "gqa": "questions about scenes (GQA)",
-    "visual_genome": "questions about pictures (Visual Genome)",
+    "vqa": "visual question answering (VQA)",
+    "gqa": "visual question answering (GQA)",
+    "visual_genome": "visual question answering (Visual Genome)",
     "vcr": "visual commonsense reasoning (VCR)",
-    "grounding": "referring expressions",
-    "phrases": "phrases of captions (Flickr30k Entities)",
+    "grounding": "referring expressions (RefCOCO)",
+    "phrases": "phrase grounding (Flickr30k Entities)",
     "retrieval": "caption-based image retrieval",
-    "nlvr2": "statements about two pictures (NLVR2)",
+    "nlvr2": "sentences about two images (NLVR2)",
     "entailment": "visual entailment (SNLI-VE)",
 }
-START_DESCRIPTIONS = {"pretrained": "from the weights of {}", "scratch": "from chance, with the network of {}"}
+START_DESCRIPTIONS = {
+    "pretrained": "from the weights of {}",
+    "scratch": "from scratch, with the architecture of {}",
+}
+ABLATION_TITLES = {"picture": "image", "text": "text"}
 
 
 def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[PageSection]:
