@@ -122,7 +122,7 @@ def test_the_command_prints_a_table_or_json(run: Path, video: Path, capsys: pyte
     assert set(told["moments"][0]) == {"seconds", "together", "x", "y"}
     assert main(["match", str(video), str(video), "--model", str(run), "--hop-seconds", "0.5"]) == 0
     shown = capsys.readouterr().out
-    assert "bell.mp4 and its own sound: P(together) 0." in shown
+    assert "bell.mp4 and its own audio: probability of correspondence 0." in shown
     assert "4 of 4 moments" in shown
 
 

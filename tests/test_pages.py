@@ -226,4 +226,4 @@ def test_matches_searches_retrieval_and_tasks_escape_texts_and_file_names(tmp_pa
 
 def test_file_names_that_are_no_text_do_not_stop_a_page(tmp_path: Path):
     write_page(tmp_path / "page.html", "run-\udcff", [])
-    assert check_page((tmp_path / "page.html").read_text()).texts_of("h1") == ["run-?"]
+    assert check_page((tmp_path / "page.html").read_text()).texts_of("h1") == ["run-\\udcff"]

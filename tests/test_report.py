@@ -123,5 +123,5 @@ def test_curves_pass_through_the_validation_points():
     drawn = {line.get_label(): line.get_xydata() for line in loss.lines}
     assert np.allclose(drawn["validation"], [[10, 0.1], [20, 0.05], [40, 0.025]])
     assert np.allclose(drawn["train"][:, 1], 0.5)  # the running mean of a constant
-    assert np.allclose(drawn["chance"][:, 1], np.log(2))
-    assert np.allclose({line.get_label(): line.get_xydata() for line in accuracy.lines}["chance"][:, 1], 0.5)
+    assert np.allclose(drawn["chance level"][:, 1], np.log(2))
+    assert np.allclose({line.get_label(): line.get_xydata() for line in accuracy.lines}["chance level"][:, 1], 0.5)

@@ -31,5 +31,5 @@ def render_page(title: str, sections: Sequence[PageSection]) -> str:
 
 
 def write_page(out: Path, title: str, sections: Sequence[PageSection]) -> None:
-    """Writes one HTML file of some sections. Bytes of file names that are no text become question marks."""
-    write_bytes_atomically(out, render_page(title, sections).encode(errors="replace"))
+    """Writes one HTML file of some sections. Bytes of file names that are no text are shown as numbers."""
+    write_bytes_atomically(out, render_page(title, sections).encode(errors="backslashreplace"))

@@ -13,19 +13,23 @@ from matplotlib.figure import Figure
 
 from comodal.media.image import encode_jpeg
 
+MIN_WIDE_INCHES = 8.0  # width from which a figure is as wide as the page
+
 
 @dataclass(frozen=True)
 class PagePlot:
-    """A figure as wide as the page.
+    """A figure.
 
     Args:
         source: The image as a data URI.
         alt: Its text alternative.
+        is_wide: Whether it is as wide as the page: on a narrow screen it is scrolled, so that its text can be read.
     """
 
     kind: ClassVar[str] = "plot"
     source: str
     alt: str
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def embed_figure(figure: Figure, alt: str) -> PagePlot:
     """A figure of matplotlib as PNG."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    return PagePlot(encode_data_uri(png.getvalue(), "image/png"), alt)
+    return PagePlot(encode_data_uri(png.getvalue(), "image/png"), alt, figure.get_figwidth() >= MIN_WIDE_INCHES)
 
 
 def encode_photo_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:

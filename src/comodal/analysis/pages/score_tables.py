@@ -12,17 +12,8 @@ from comodal.analysis.pages.page_parts import (
     encode_data_uri,
 )
 from comodal.tasks.evaluation.results_card import CARD_FILE, format_interval, format_number, read_card
+from comodal.tasks.evaluation.system_comparison import CLASSIFICATION_TASKS, SYSTEM_TITLES
 from comodal.text_files import read_json_object
-
-CLASSIFICATION_TASKS = {"vision": "image classification", "sound": "sound classification"}
-SYSTEM_TITLES = {
-    "trained": "trained network",
-    "untrained": "untrained network",
-    "fine_tuned": "fine-tuned network",
-    "pixels": "raw pixels",
-    "spectrogram": "raw spectrogram",
-    "log_mel": "log-mel statistics",
-}
 
 
 def build_scores_part(results: list[Path]) -> PageSection:
