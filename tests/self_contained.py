@@ -17,7 +17,7 @@ class ReadTable(NamedTuple):
 
 
 class PageReader(HTMLParser):
-    """Every tag that is opened is closed, in order; every address is data; every image has a text alternative."""
+    """Every tag that is opened is closed, in order; every address is data; everything has a name and is reachable."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PageReader(HTMLParser):
             assert not name.startswith("on"), f"{tag} {name}={value}"
             if name in ADDRESSES:
                 assert str(value).startswith("data:"), f"{tag} {name}={value}"
-        assert tag != "img" or dict(attrs).get("alt")
+        self.check_access(tag, dict(attrs))
         if tag not in VOID:
             self.open.append(tag)
         if tag == "table":
@@ -48,6 +48,14 @@ class PageReader(HTMLParser):
                 self.tables[-1].main.append(self.tables[-1].rows[-1])
         elif tag in {"td", "th"}:
             self.tables[-1].rows[-1].append("")
+
+    def check_access(self, tag: str, attributes: dict[str, str | None]) -> None:
+        """Images and audio have names, headings of tables a direction; what scrolls is reached by the keyboard."""
+        assert tag != "img" or attributes.get("alt")
+        assert tag != "audio" or attributes.get("aria-label")
+        assert tag != "th" or attributes.get("scope") in {"col", "row"}
+        if "scroll" in str(attributes.get("class")).split():
+            assert attributes.get("tabindex") == "0" and attributes.get("aria-label") and attributes.get("role")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"

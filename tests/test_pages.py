@@ -112,6 +112,24 @@ def test_templates_leave_escaping_to_jinja_and_are_in_the_wheel():
     assert set(paths) <= {path for pattern in globs for path in PACKAGE.glob(pattern)}
 
 
+def measure_contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colors (WCAG 2.2, "relative luminance")."""
+    values = np.array([[int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)] for color in (first, second)])
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_is_readable_in_light_and_in_dark():
+    assert measure_contrast("#000000", "#ffffff") == pytest.approx(21.0)
+    assert measure_contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # known to fail narrowly
+    light, dark = re.findall(r":root \{([^}]*)\}", (TEMPLATES / "base.html").read_text(encoding="utf-8"))
+    for scheme in (light, dark):
+        colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", scheme))
+        for text in ("ink", "soft", "accent", "correct", "incorrect"):
+            assert min(measure_contrast(colors[text], colors[ground]) for ground in ("panel", "ground")) >= 4.5, text
+
+
 def test_a_name_that_a_template_misses_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="missing"):
         make_page_environment().from_string("{{ missing }}").render()

@@ -151,7 +151,8 @@ def embed_figure(figure: Figure, alt: str) -> PagePlot:
     """A figure of matplotlib as PNG."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    return PagePlot(encode_data_uri(png.getvalue(), "image/png"), alt, figure.get_figwidth() >= MIN_WIDE_INCHES)
+    is_wide = float(figure.get_figwidth()) >= MIN_WIDE_INCHES
+    return PagePlot(encode_data_uri(png.getvalue(), "image/png"), alt, is_wide)
 
 
 def encode_photo_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
