@@ -1,5 +1,7 @@
-"""The sections that every report of a run has: its main metrics, and its settings."""
+"""What all reports of a run share: their inputs, the main metrics, and the settings."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from comodal.analysis.inspect_path import describe_run, flatten_settings
@@ -14,6 +16,20 @@ from comodal.analysis.pages.page_parts import (
 )
 from comodal.errors import RecipeError
 from comodal.text_files import read_yaml
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report is made from besides the run; the fields are described in `write_report`."""
+
+    data: Path | None = None
+    results: Sequence[Path] = ()
+    captions: Path | None = None
+    images: Path | None = None
+    truth: Path | None = None
+    pairs: int = 64
+    seed: int = 1
+    moments: int = 400
 
 
 def build_run_header(run: Path, title: str, sentence: str, metric: str, meaning: str) -> PageSection:

@@ -1,5 +1,6 @@
 """The sections of a report about evaluations: linear probes with their baselines, confusions, and results cards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from comodal.analysis.pages.page_parts import (
@@ -14,6 +15,11 @@ from comodal.analysis.pages.page_parts import (
 from comodal.tasks.evaluation.results_card import CARD_FILE, format_interval, format_number, read_card
 from comodal.tasks.evaluation.system_comparison import CLASSIFICATION_TASKS, SYSTEM_TITLES
 from comodal.text_files import read_json_object
+
+
+def list_measured_folders(results: Sequence[Path]) -> list[Path]:
+    """The folders of evaluations that have, or should have, results.json; the others have only a results card."""
+    return [folder for folder in results if (folder / "results.json").is_file() or not (folder / CARD_FILE).is_file()]
 
 
 def build_scores_part(results: list[Path]) -> PageSection:
