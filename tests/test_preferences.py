@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from comodal.analysis.unit_activations import ClipMoments
+from comodal.analysis.unit_activations import ClipMoments, rank_units
 from comodal.analysis.unit_selectivity import (
     SELECTIVITY_SYSTEMS,
     binarize_activations,
@@ -14,6 +14,7 @@ from comodal.analysis.unit_selectivity import (
     count_active_by_class,
     find_preferred_classes,
     measure_layer_selectivity,
+    select_units,
     study_units,
 )
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
@@ -88,3 +89,22 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     assert found == study_units(model, moments)
     with pytest.raises(ValueError, match="labels of two classes or more; 0 came"):
         study_units(model, ClipMoments(image, sound, tuple("abcdef"), ()))
+
+
+def test_units_of_different_classes_come_first_then_the_next_most_selective():
+    """Ten moments each of clock, dog and fan; each unit is on for ten moments, so these are its ten strongest."""
+    labels = ["clock"] * 10 + ["dog"] * 10 + ["fan"] * 10
+    counts = [(7, 3, 0), (10, 0, 0), (0, 2, 8), (9, 0, 1), (2, 6, 2), (0, 0, 0)]  # of unit 5: always off
+    activations = np.zeros((30, 6))
+    for unit, of_class in enumerate(counts):
+        for place, count in enumerate(of_class):
+            activations[10 * place : 10 * place + count, unit] = 1.0
+    found = select_units(activations, labels, 6, 4)
+    assert [(unit.activation.channel, unit.preferred, unit.preference) for unit in found[:5]] == [
+        (1, "clock", 1.0), (2, "fan", 0.8), (4, "dog", 0.6), (3, "clock", 0.9), (0, "clock", 0.7),
+    ]  # fmt: skip
+    assert (found[5].activation.channel, found[5].preference) == (5, 0.0)
+    assert [unit.activation.channel for unit in select_units(activations, labels, 2, 4)] == [1, 2]
+    without = select_units(activations, (), 6, 4)
+    assert [unit.activation.channel for unit in without] == [unit.channel for unit in rank_units(activations, 6, 4)]
+    assert {unit.preferred for unit in without} == {""}

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.report import build_scores_part as scores_table
+from comodal.analysis.pages.html_page import render_page
 from comodal.analysis.pages.report import write_report
+from comodal.analysis.pages.score_tables import build_scores_part
 from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model
@@ -41,25 +42,37 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     truth = write_truth(tmp_path / "worlds.jsonl", 8)
     write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, truth=truth)
     page = out.read_text()
+    read = check_page(page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 6  # curves, confusion, pairs, histogram, where the sound is, two pictures with one sound
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
-    text = re.sub(r'src="data:[^"]+"', "", page)
-    assert check_page(page).count("audio") == 14 * 6  # of 14 units the six strongest seconds
-    assert "0.625" in text  # the last validation accuracy
-    assert '<tr class="trained"><td>sounds</td><td>trained</td><td class="number">1.000</td>' in text
-    assert '<tr class="spectrogram"><td>sounds</td><td>spectrogram</td><td class="number">0.750</td>' in text
+    assert read.tags.count("audio") == 14 * 6  # of 14 units the six strongest seconds
+    assert ("dd", "0.625") in read.texts  # the last validation accuracy
+    found = {row[2]: (row[:2], row[4]) for row in read.tables[0].rows}
+    assert found["trained network"] == (["sound classification", "sounds"], "1.000")
+    assert found["raw spectrogram"] == (["sound classification", "sounds"], "0.750")
+    assert [row[2] for row in read.tables[0].main] == ["trained network"]
     verdicts = predict_pairs(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
-    assert f"Of 8 held-out pairs drawn for this page, {verdicts.accuracy:.1%}" in text
+    assert f"Of 8 held-out pairs, sampled for this page, {verdicts.accuracy:.1%} are predicted correctly" in read.text
 
 
-def test_top_5_accuracy_names_its_system(tmp_path: Path):
-    values = {"vision.trained": 0.5, "vision.trained.top5": 0.9}
+def test_every_score_names_its_task_data_network_and_measure(tmp_path: Path):
+    values = {f"vision.{name}": 0.5 for name in ("trained", "untrained", "pixels", "trained.top5", "pixels.top5")}
     limits = {f"{name}.{end}": value for name, value in values.items() for end in ("low", "high")}
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "results.json").write_text(json.dumps(values | limits))
-    rows = re.findall(r"<td>images</td><td>([^<]+)</td>", scores_table([tmp_path / "images"]))
-    assert rows == ["trained", "trained, top-5"]
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "results.json").write_text(json.dumps(values | limits | {"vision.chance": 0.1}))
+    page = check_page(render_page("page", [build_scores_part([tmp_path / "pets"])]))
+    assert [row[:4] for row in page.rows()] == [
+        ["image classification", "pets", "trained network", "top-1 accuracy"],
+        ["image classification", "pets", "untrained network", "top-1 accuracy"],
+        ["image classification", "pets", "raw pixels", "top-1 accuracy"],
+        ["image classification", "pets", "trained network", "top-5 accuracy"],
+        ["image classification", "pets", "raw pixels", "top-5 accuracy"],
+    ]
+    card = ResultsCard("images", "Oxford Pets", "test", {}, "runs/a")
+    write_card(card, tmp_path / "pets")
+    page = check_page(render_page("page", [build_scores_part([tmp_path / "pets"])]))
+    assert {row[1] for row in page.rows()} == {"Oxford Pets, test"}
 
 
 def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):
@@ -76,12 +89,10 @@ def test_a_results_card_is_a_table_of_the_page(tmp_path: Path):
     )
     write_card(shown, tmp_path / "card")
     write_report(write_run(tmp_path / "run"), tmp_path / "report.html", results=[tmp_path / "card"])
-    page = (tmp_path / "report.html").read_text()
-    check_page(page)
-    cells = "".join(f'<td class="number">{cell}</td>' for cell in ("0.7000", "0.690-0.710", "0.7055"))
-    assert f"<td>accuracy</td>{cells}" in page
-    assert "VQA v2, val" in page
-    assert "items 12,345" in page
+    page = check_page((tmp_path / "report.html").read_text())
+    assert ["accuracy", "0.7000", "0.690-0.710", "0.7055"] in page.rows()
+    assert "VQA v2, val" in page.texts_of("h2")
+    assert "items 12,345" in page.text
 
 
 def test_what_is_not_a_run_is_told(tmp_path: Path):
@@ -101,7 +112,7 @@ def test_verdicts_are_the_models_own(tmp_path: Path):
     right = [(p > 0.5) == t for p, t in zip(expected.tolist(), [True, False] * 5, strict=True)]
     assert found.accuracy == pytest.approx(np.mean(right))
     figure = draw_pair_predictions(model, found, columns=4)
-    assert [axes.get_title() for axes in figure.axes[4:]] == ["truth: together", "truth: apart"] * 2
+    assert [axes.get_title() for axes in figure.axes[4:]] == ["truth: match", "truth: mismatch"] * 2
     draw_probability_histogram(found).canvas.draw()
 
 
@@ -112,5 +123,5 @@ def test_curves_pass_through_the_validation_points():
     drawn = {line.get_label(): line.get_xydata() for line in loss.lines}
     assert np.allclose(drawn["validation"], [[10, 0.1], [20, 0.05], [40, 0.025]])
     assert np.allclose(drawn["train"][:, 1], 0.5)  # the running mean of a constant
-    assert np.allclose(drawn["chance"][:, 1], np.log(2))
-    assert np.allclose({line.get_label(): line.get_xydata() for line in accuracy.lines}["chance"][:, 1], 0.5)
+    assert np.allclose(drawn["chance level"][:, 1], np.log(2))
+    assert np.allclose({line.get_label(): line.get_xydata() for line in accuracy.lines}["chance level"][:, 1], 0.5)

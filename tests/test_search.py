@@ -333,7 +333,8 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
     assert all(Path(hit["image"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
     assert "first stage: 16 pictures in" in err and "5 kept" in err
     assert "measured on 16 held-out captions: as large a share, the first 5 of 16 pictures" in err
-    assert check_page(page.read_text()).count("img") == 3 and TEXT in page.read_text()
+    read = check_page(page.read_text())
+    assert read.tags.count("img") == 3 and read.texts_of("h1") == [TEXT]
     for bad, sentence in (
         (["--top", "6"], "top (6) must be from 1 to rerank (5)"),
         (["--rerank", "0"], "rerank (0) must be at least 1"),

@@ -13,8 +13,7 @@ from comodal.analysis.co_attention import index_image_files
 from comodal.analysis.pages.report import write_report
 from comodal.analysis.pages.task_examples import (
     TaskPrediction,
-    describe_correctness,
-    format_answer_table,
+    build_answer_table,
     format_text_attention,
     mark_predicted_region,
 )
@@ -53,16 +52,16 @@ def test_marks_agree_with_the_score_and_answers_with_the_submission(store: Regio
     run = tuned(tmp_path, store, epochs=3.0, **held_out)
     numbers = evaluate_vqa(run, questions, store.folder, annotations, out=tmp_path / "card")
     write_report(run, tmp_path / "page.html", images=photographs(tmp_path / "images", store))
-    page = (tmp_path / "page.html").read_text()
-    check_page(page)
-    found = re.search(r"Of 4 examples of its validation, asked for this page, (\d) are answered rightly", page)
+    page = check_page((tmp_path / "page.html").read_text())
+    found = re.search(r"Of 4 examples of its validation data, evaluated for this page, (\d) predictions", page.text)
     assert found is not None
     # nine of ten people agree: an answer is right for all or for one, whose official accuracy is 0.3
     right = int(found.group(1))
     assert right == round(numbers["vqa.accuracy"] * 4) or numbers["vqa.accuracy"] * 4 == pytest.approx(right, abs=1.2)
-    assert page.count("<b>right</b>") == min(right, 3) and page.count("<b>wrong</b>") == min(4 - right, 3)
+    marks = [text for text in page.texts_of("p") if text in {"correct", "incorrect"}]
+    assert marks == ["correct"] * min(right, 3) + ["incorrect"] * min(4 - right, 3)
     told = {entry["answer"] for entry in json.loads((tmp_path / "card" / "submission.json").read_text())}
-    first = set(re.findall(r"<th>truth</th></tr><tr><td>([^<]+)</td>", page))
+    first = {table.rows[1][0] for table in page.tables if table.caption == "Predictions"}
     assert first <= told and first
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "val" / "another.png")
     with pytest.raises(DataError, match="has no image of the name"):
@@ -73,7 +72,7 @@ def test_marks_agree_with_the_score_and_answers_with_the_submission(store: Regio
 def test_training_examples_are_called_so_and_missing_files_are_told(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
     write_report(run, tmp_path / "page.html", images=images)
-    assert "of its training (the run has no validation)" in (tmp_path / "page.html").read_text()
+    assert "of its training data (the run has no validation data)" in (tmp_path / "page.html").read_text()
     for file in (tmp_path / "files").iterdir():
         file.unlink()
     with pytest.raises(DataError, match=r"questions\.json"):
@@ -121,6 +120,6 @@ def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Pa
 
 def test_the_right_answer_is_told_even_where_it_is_the_least_likely():
     verdict = TaskPrediction(list("abcdefg"), np.linspace(0.9, 0.1, 7), np.array([0.3, 0, 0, 0, 0, 0, 1.0]))
-    cells = re.findall(r"<tr><td>(\w)</td>", format_answer_table(verdict))
-    assert cells == list("abcdeg")
-    assert [describe_correctness(verdict, place) for place in (0, 1, 6)] == ["right to 0.30", "", "right"]
+    rows = [row.cells for row in build_answer_table(verdict).rows]
+    assert [cells[0] for cells in rows] == list("abcdeg")
+    assert [cells[2] for cells in rows] == ["score 0.30", "", "", "", "", "correct"]

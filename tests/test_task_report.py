@@ -22,11 +22,10 @@ def test_the_weights_that_did_best_are_told_and_what_a_task_cannot_show_is_refus
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "config.yaml").write_text("model: runs/first\nstart: pretrained\nblank: nothing\n")
     write_report(run, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    check_page(page)
-    assert "referring expressions; begun from the weights of first." in page
-    assert "The model is that of step 1,000: accuracy 0.900 on validation." in page
-    assert "<b>0.500</b><span>accuracy on validation examples at the end</span>" in page
+    page = check_page((tmp_path / "report.html").read_text())
+    assert "referring expressions (RefCOCO), from the weights of first." in page.text
+    assert "The model is that of step 1,000: validation accuracy 0.900." in page.text
+    assert "accuracy on validation examples at the last step\n0.500" in page.text
     with pytest.raises(DataError, match="was fine-tuned for a task"):
         write_report(run, tmp_path / "other.html", truth=tmp_path / "worlds.jsonl")
     assert not (tmp_path / "other.html").exists()

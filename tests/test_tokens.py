@@ -19,6 +19,7 @@ from comodal.media.image import decode_jpeg
 from comodal.models.checkpoint import read_model_about
 from comodal.models.codebook.codebook import load_codebook
 from comodal.regions.visual_tokens import prepare_tokens, sample_regions
+from self_contained import check_page
 
 
 def test_perplexity_of_equal_use_is_the_number_of_tokens_and_of_one_token_one():
@@ -88,12 +89,12 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told(tmp_path: Path):
         1: [TokenRegion("<b>&", 80, 40, (1.0, 2.0, 3.0, 4.0))],
     }
     page = build_token_page("<title>", use, (0.5, 0.25), examples, tmp_path)
-    assert "&lt;title&gt;" in page
-    assert "<code>&lt;b&gt;&amp;: 1, 2, 3, 4</code>" in page
-    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    read = check_page(page)
+    assert read.texts_of("h1") == ["<title>"]
+    assert "<b>&: 1, 2, 3, 4" in read.texts_of("figcaption")
     (jpeg,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert decode_jpeg(base64.b64decode(jpeg)).reshape(-1, 3).mean(0)[0] > 250
-    assert "0.2500" in page
+    assert read.rows() == [["1", "0.5000"], ["2", "0.2500"]]
     assert "data:image/jpeg" not in build_token_page("t", use, (), examples, None)
 
 
@@ -273,7 +274,8 @@ def test_the_page_shows_the_regions_nearest_to_their_token(tmp_path: Path):
     write_store(tmp_path / "s")
     striped(tmp_path / "image3.png")
     prepare_tokens(tmp_path / "s", tokens=8, images=tmp_path)
-    page = (tmp_path / "s" / "tokens.html").read_text()
-    assert len(re.findall('<div class="token">', page)) == 8
-    assert len(re.findall("<figure>", page)) == 8 * 8
-    assert set(re.findall(r'title="(\w+):', page)) <= {"image3"}
+    page = check_page((tmp_path / "s" / "tokens.html").read_text())
+    assert page.count_class("row") == 8
+    assert page.tags.count("figure") == 8 * 8
+    crops = [text.partition(":")[0] for text in page.values_of("img", "alt")[1:]]  # without the figure of frequencies
+    assert set(crops) <= {"image3"}

@@ -16,6 +16,8 @@ from comodal.analysis.layer_activations import (
     build_image_tower_input,
     max_channel_activations,
 )
+from comodal.analysis.pages.html_page import render_page
+from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.unit_report import (
     NUM_UNIT_EXAMPLES,
     build_unit_gallery,
@@ -32,6 +34,8 @@ from comodal.analysis.unit_activations import (
 )
 from comodal.errors import DataError
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, make_small_l3net_config
+from comodal.models.l3net.vgg import VGG_LAYER_NAMES
+from self_contained import check_page
 from small_world import write_world
 
 
@@ -97,14 +101,15 @@ def test_moments_have_labels_only_if_all_clips_have(tmp_path: Path):
 def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Path):
     model = L3Net(make_small_l3net_config(1, 24)).eval()
     moments = read_clip_moments(write_world(tmp_path / "w", 4), model, 4)
-    seen = build_unit_gallery(build_image_tower_input(model), moments.image, make_image_cells(moments))
-    heard = build_unit_gallery(build_audio_tower_input(model), moments.sound, make_audio_cells(model, moments))
+    seen = build_unit_gallery(build_image_tower_input(model), moments.image, (), make_image_cells(moments))
+    heard = build_unit_gallery(build_audio_tower_input(model), moments.sound, (), make_audio_cells(model, moments))
+    pages = [render_page("units", [PageSection("units", "", blocks)]) for blocks in (seen, heard)]
     rows = 8 + 4 + 2  # pool4 has 8 units of a network of width 1, conv3_2 four, conv2_2 two; four moments each
-    for page in (seen, heard):
-        assert page.count('<div class="row">') == rows
-        assert page.count("<img ") == 4 * rows
-    assert "<audio" not in seen
-    played = re.findall(r'src="data:audio/mpeg;base64,([^"]+)"', heard)
+    for page in map(check_page, pages):
+        assert page.count_class("row") == rows
+        assert page.tags.count("img") == 4 * rows
+    assert "<audio" not in pages[0]
+    played = re.findall(r'src="data:audio/mpeg;base64,([^"]+)"', pages[1])
     assert len(played) == 4 * rows
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(played[0])))
     first = rank_units(
@@ -121,5 +126,7 @@ def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
     assert len(build_unit_parts(model, moments)) == 2
     labelled = ClipMoments(moments.image, moments.sound, moments.names, ("high", "low", "high", "low"))
     study = build_unit_parts(model, labelled)[2]
-    assert study.count("<tr ") == 16
-    assert "the 2 classes of 4 held-out moments" in study
+    page = check_page(render_page("units", [study]))
+    assert [table.caption for table in page.tables] == ["Image tower", "Audio tower"]
+    assert [row[0] for row in page.tables[0].rows[1:-1]] == list(VGG_LAYER_NAMES[:-1])
+    assert "the 2 classes of 4 held-out moments" in page.text

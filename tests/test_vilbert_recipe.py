@@ -226,7 +226,7 @@ def test_the_report_shows_the_three_tasks_and_where_words_look(trained: Path, wo
     write_report(trained, tmp_path / "report.html", data=world[0], captions=world[1], images=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 2
-    assert "Where words look" in page
+    assert "Attention of tokens to regions" in page
     with pytest.raises(DataError, match="holds no images"):
         write_report(trained, tmp_path / "r.html", data=world[0], captions=world[1], images=trained)
     (tmp_path / "others").mkdir()

@@ -76,7 +76,7 @@ def select_attention_examples(
         with torch.inference_mode():
             aligned = float(model.alignment_head(output.text, output.vision).softmax(-1)[0, 0])
         names = [words.vocabulary[piece] for piece in pieces]
-        boxes, told = inside.boxes[:MAX_SHOWN_REGIONS], f"P(aligned) {aligned:.2f}"
+        boxes, told = inside.boxes[:MAX_SHOWN_REGIONS], f"probability of alignment: {aligned:.2f}"
         shown.append(
             AttentionExample(
                 caption.caption, told, picture, boxes, names, layers, select_attentive_tokens(names, layers[-1])

@@ -50,7 +50,7 @@ def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPred
 
 
 def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
-    """Image above spectrogram with P(match) as the title, green where the prediction is correct."""
+    """Images above spectrograms, titled by the probability of correspondence: green where the prediction is correct."""
     shown = min(columns, len(verdicts.together))
     figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -63,8 +63,8 @@ def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int 
         above.imshow(verdicts.pairs.image[place].permute(1, 2, 0).numpy())
         below.imshow(spectrograms[place], origin="lower", aspect="auto", cmap="magma")
         colour = CORRECT_COLOR if (probability > 0.5) == truth else INCORRECT_COLOR
-        above.set_title(f"P(together) {probability:.2f}", fontsize=8, color=colour, fontweight="bold")
-        below.set_title("truth: together" if truth else "truth: apart", fontsize=8, color="#444444")
+        above.set_title(f"{probability:.2f}", fontsize=8, color=colour, fontweight="bold")
+        below.set_title("truth: match" if truth else "truth: mismatch", fontsize=8, color="#444444")
         for axes in (above, below):
             axes.set_xticks([])
             axes.set_yticks([])
@@ -72,14 +72,14 @@ def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int 
 
 
 def draw_probability_histogram(verdicts: PairPredictions) -> Figure:
-    """Histograms of P(match) over matched and mismatched pairs."""
+    """Histograms of the probability of correspondence over matched and mismatched pairs."""
     figure = Figure(figsize=(6.0, 2.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     truth = verdicts.pairs.together.numpy()
     shares = [verdicts.together[truth], verdicts.together[~truth]]
-    axes.hist(shares, bins=20, range=(0.0, 1.0), label=["together", "apart"], color=["#3b6ea5", "#d9a441"])
-    axes.set_xlabel("P(together)")
+    axes.hist(shares, bins=20, range=(0.0, 1.0), label=["match", "mismatch"], color=["#3b6ea5", "#d9a441"])
+    axes.set_xlabel("probability of correspondence")
     axes.set_ylabel("pairs")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from comodal.analysis.layer_activations import build_audio_tower_input, build_image_tower_input, max_channel_activations
-from comodal.analysis.unit_activations import ClipMoments
+from comodal.analysis.unit_activations import ClipMoments, UnitActivation, rank_units
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.codebook.clustering import run_kmeans
@@ -39,6 +39,14 @@ class LayerSelectivity(NamedTuple):
     best_nmi: float
     preferring: int
     preferred: int
+
+
+class SelectiveUnit(NamedTuple):
+    """A unit, and the most frequent label of its strongest moments with its fraction of them; "" without labels."""
+
+    activation: UnitActivation
+    preferred: str
+    preference: float
 
 
 class SelectivityStudy(NamedTuple):
@@ -159,3 +167,36 @@ def find_preferred_classes(
     found = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)
     share = found.max(1) / top
     return found.argmax(1), np.where(np.ptp(activations, axis=0) > 0, share, 0.0)
+
+
+def select_units(
+    activations: Float[np.ndarray, "moments channels"], labels: Sequence[str], units: int, top: int
+) -> list[SelectiveUnit]:
+    """The most selective units, each for another class as long as there are classes, then the next ones.
+
+    Units are ordered by the fraction of their strongest moments in one class, then by how far their strongest
+    activations are above their mean (`rank_units`). Without labels only the second applies.
+
+    Args:
+        activations: Of each unit for each moment.
+        labels: Of the moments; empty if they are not known.
+        units: The maximum number of units.
+        top: The number of moments of each unit.
+    """
+    ranked = rank_units(activations, activations.shape[1], top)
+    if not labels:
+        return [SelectiveUnit(unit, "", 0.0) for unit in ranked[:units]]
+    classes, target = np.unique(labels, return_inverse=True)
+    preferred, preference = find_preferred_classes(activations, target)
+    found = [
+        SelectiveUnit(unit, str(classes[preferred[unit.channel]]), float(preference[unit.channel])) for unit in ranked
+    ]
+    found.sort(key=lambda unit: -unit.preference)
+    first: list[SelectiveUnit] = []
+    others: list[SelectiveUnit] = []
+    shown: set[str] = set()
+    for unit in found:
+        is_first = unit.preferred not in shown and unit.preference > 0
+        (first if is_first else others).append(unit)
+        shown.add(unit.preferred)
+    return (first + others)[:units]

@@ -23,12 +23,15 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.report import build_run_parts
+from comodal.analysis.pages.run_sections import ReportInputs
 from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
 from comodal.demo.demo_parts import FULL_SCALE, SHORT_SCALE, DemoFolders, DemoScale
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
+from comodal.hardware import resolve_compute
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.regions.extract import extract_regions
 from comodal.synthetic.synthesize import synthesize
@@ -131,10 +134,10 @@ def run_demo(
 
 
 class L3NetEvaluation(NamedTuple):
-    """The results of the second process: flat numbers, parts of the page, and printed output."""
+    """The results of the second process: flat numbers, sections of the page, and printed output."""
 
     numbers: dict[str, float]
-    page: list[str]
+    page: list[PageSection]
     text: str
 
 
@@ -295,21 +298,23 @@ def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
     return numbers
 
 
-def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[str]:
-    """The parts of the page about ViLBERT."""
+def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[PageSection]:
+    """The sections of the page about ViLBERT."""
     tasks = ("grounding", "entailment") if scale.task_epochs else ()
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
     captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
-    return build_run_parts(parts.caption_run, parts.regions, scores, captions, images)
+    inputs = ReportInputs(parts.regions, scores, captions, images)
+    return build_run_parts(parts.caption_run, inputs, resolve_compute("auto", "auto"))
 
 
 def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
-    """L3-Net's numbers and its parts of the page, in the second process."""
+    """L3-Net's numbers and its sections of the page, in the second process."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
         numbers = collect_results(parts, scale)
         scores = [parts.scores("sounds"), parts.scores("images")]
-        page = build_run_parts(parts.run, parts.shards, scores, truth=parts.videos / "worlds.jsonl")
+        inputs = ReportInputs(parts.shards, scores, truth=parts.videos / "worlds.jsonl")
+        page = build_run_parts(parts.run, inputs, resolve_compute("auto", "auto"))
     return L3NetEvaluation(numbers, page, text.getvalue())
 
 

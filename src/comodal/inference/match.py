@@ -271,7 +271,7 @@ def predict_moments(
 def format_match_title(found: MatchResult) -> str:
     """The names of the files that were matched."""
     own = found.sound == found.medium
-    return f"{found.medium.name} and {'its own sound' if own else found.sound.name}"
+    return f"{found.medium.name} and {'its own audio' if own else found.sound.name}"
 
 
 def print_match(found: MatchResult) -> None:
@@ -280,12 +280,12 @@ def print_match(found: MatchResult) -> None:
     shown = np.unique(np.linspace(0, len(moments) - 1, min(MAX_TABLE_ROWS, len(moments))).round().astype(int)).tolist()
     silent = sum(moment.together is None for moment in moments)
     about = f"{len(shown)} of {len(moments)} moments; {silent} silent; places as fractions from the upper left"
-    table = Table("second", "P(together)", "strongest at x, y", caption=about)
+    table = Table("second", "probability of correspondence", "strongest at x, y", caption=about)
     for place in shown:
         moment = moments[place]
         cells = (
             ("silent", "") if moment.together is None else (f"{moment.together:.3f}", f"{moment.x:.2f}, {moment.y:.2f}")
         )
         table.add_row(f"{moment.seconds:.2f}", *cells)
-    print_line(f"{format_match_title(found)}: P(together) {found.together:.3f}")
+    print_line(f"{format_match_title(found)}: probability of correspondence {found.together:.3f}")
     table.show()

@@ -17,7 +17,7 @@ from comodal.inference.vision_language import (
 )
 from comodal.lazy_import import import_object
 
-MATCH_DESCRIPTION = "belongs to the picture"
+MATCH_DESCRIPTION = "corresponds to the image"
 
 
 def ask(

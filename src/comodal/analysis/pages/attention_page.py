@@ -1,19 +1,36 @@
 """A page about the attention between tokens and regions: every co-attention layer, in both directions."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights, draw_boxes, shade_by_attention
-from comodal.analysis.pages.html_page import embed_figure, embed_photo, format_section, write_page
+from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.page_parts import (
+    PageColumn,
+    PageColumns,
+    PageDetails,
+    PageImage,
+    PageImageRow,
+    PageRow,
+    PageSection,
+    PageTable,
+    embed_figure,
+    encode_photo_uri,
+)
 from comodal.media.image import resize_short_side
 
 REGION_THUMBNAIL_PIXELS = 150  # short side of a shaded image, in pixels
+ATTENTION_LEGEND = (
+    "The weights of each co-attention layer, averaged over its heads. The brighter a region, the more the token "
+    "attends to it. The whole image is a region too; its weight is a number. The table below shows the other "
+    "direction: how much one region attends to each token. Attention shows where the model looks, not why it predicts "
+    "what it does."
+)
 
 
 def write_attention_page(
@@ -26,24 +43,15 @@ def write_attention_page(
         shown: Texts with their images.
         answers: The predictions for each example, with their probabilities.
     """
-    parts = ["<h1>What the words look at</h1>"]
-    for example, said in zip(shown, answers, strict=True):
-        rows = "".join(
-            f'<tr><td>{html.escape(text)}</td><td class="number">{probability:.3f}</td></tr>'
-            for text, probability in said
-        )
-        table = f"<table><tr><th>answer</th><th>probability</th></tr>{rows}</table>"
-        body = embed_figure(draw_example_regions(example), "the picture with its regions") + table
-        parts.append(format_section(example.text, "The picture with its regions, and what the model says.", body))
-        parts.append(format_section("Attention", ATTENTION_LEGEND, format_layers(example)))
-    write_page(out, "What the words look at", parts)
-
-
-ATTENTION_LEGEND = (
-    "Of each co-attention layer, mean of its heads. The brighter a region, the more the word attends to it; the whole "
-    "image, which is a region too, is the number beside it. Then the other direction: how much one region attends to "
-    "each word. Attention says where the model looks, not why it answers as it does."
-)
+    sections = []
+    for example, predicted in zip(shown, answers, strict=True):
+        columns = [PageColumn("prediction"), PageColumn("probability", "number")]
+        rows = [PageRow((text, f"{probability:.3f}")) for text, probability in predicted]
+        regions = embed_figure(draw_example_regions(example), f"the image with its regions: {example.text}")
+        table = PageTable(f"Predictions for: {example.text}", columns, rows)
+        sections.append(PageSection(example.text, "The image with its regions, and the predictions.", [regions, table]))
+        sections.append(PageSection("Co-attention", ATTENTION_LEGEND, list_layers(example)))
+    write_page(out, "Attention between tokens and regions", sections)
 
 
 def draw_example_regions(example: AttentionExample) -> Figure:
@@ -57,18 +65,20 @@ def draw_example_regions(example: AttentionExample) -> Figure:
     return figure
 
 
-def format_layers(example: AttentionExample) -> str:
+def list_layers(example: AttentionExample) -> list[PageDetails]:
     """All layers, the last one first and open, the others collapsed."""
     small = shrink_example(example)
-    parts = []
-    for number in reversed(range(len(example.layers))):
-        opened = " open" if number == len(example.layers) - 1 else ""
-        layer = example.layers[number]
-        body = format_token_attention(small, layer) + format_region_attention(
-            small, layer, select_region_row(example, layer)
+    return [
+        PageDetails(
+            f"Co-attention layer {index + 1}",
+            [
+                build_token_attention(small, example.layers[index]),
+                build_region_attention(small, example.layers[index], select_region_row(example, example.layers[index])),
+            ],
+            is_open=index == len(example.layers) - 1,
         )
-        parts.append(f"<details{opened}><summary>Co-attention layer {number + 1}</summary>{body}</details>")
-    return "".join(parts)
+        for index in reversed(range(len(example.layers)))
+    ]
 
 
 def shrink_example(example: AttentionExample) -> AttentionExample:
@@ -79,31 +89,24 @@ def shrink_example(example: AttentionExample) -> AttentionExample:
     return example._replace(picture=resized, boxes=example.boxes * scale)
 
 
-def format_token_attention(example: AttentionExample, layer: CoAttentionWeights) -> str:
+def build_token_attention(example: AttentionExample, layer: CoAttentionWeights) -> PageImageRow:
     """The image shaded by the attention of each token."""
-    figures = []
-    for word in example.shown:
-        weights, name = layer.words[word], example.pieces[word]
+    images = []
+    for token in example.shown:
+        weights, name = layer.words[token], example.pieces[token]
         best = f"best {weights[1:].max(initial=0.0):.3f}, whole image {weights[0]:.3f}"
-        figures.append(
-            f"<figure>{embed_photo(render_attention_png(example, weights[1:]), name)}"
-            f"<figcaption><b>{html.escape(name)}</b><br/>{best}</figcaption></figure>"
-        )
-    return f'<div class="row">{"".join(figures)}</div>'
+        source = encode_photo_uri(render_attention(example, weights[1:]))
+        images.append(PageImage(f"the image, shaded by the attention of {name}", source, name, best))
+    return PageImageRow(images)
 
 
-def format_region_attention(example: AttentionExample, layer: CoAttentionWeights, row: int) -> str:
+def build_region_attention(example: AttentionExample, layer: CoAttentionWeights, row: int) -> PageColumns:
     """One region, and its attention to each token."""
     name = f"region {row}" if row else "the whole image"
-    cells = "".join(
-        f'<tr><td>{html.escape(piece)}</td><td class="number">{weight:.3f}</td>'
-        f'<td><div class="bar"><span style="width:{100 * weight:.1f}%"></span></div></td></tr>'
-        for piece, weight in zip(example.pieces, layer.regions[row].tolist(), strict=True)
-    )
-    head = f"<tr><th>word</th><th>attention of {name}</th><th></th></tr>"
-    lit_alone = render_attention_png(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
-    shown = f"<figure>{embed_photo(lit_alone, name)}<figcaption>{name}</figcaption></figure>"
-    return f'<div class="row">{shown}<div><table>{head}{cells}</table></div></div>'
+    lit_alone = render_attention(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
+    rows = [PageRow((piece, weight)) for piece, weight in zip(example.pieces, layer.regions[row].tolist(), strict=True)]
+    table = PageTable(f"Attention of {name} to each token", [PageColumn("token"), PageColumn("attention", "bar")], rows)
+    return PageColumns([PageImageRow([PageImage(name, encode_photo_uri(lit_alone), caption=name)]), table])
 
 
 def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> int:
@@ -114,6 +117,8 @@ def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> i
     return 1 + int(found.argmax()) if found.any() else 0
 
 
-def render_attention_png(example: AttentionExample, attention: Float[np.ndarray, "regions"]) -> np.ndarray:
-    """The shaded image as bytes."""
+def render_attention(
+    example: AttentionExample, attention: Float[np.ndarray, "regions"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image shaded by attention, as bytes."""
     return (shade_by_attention(example, attention) * 255).round().astype(np.uint8)

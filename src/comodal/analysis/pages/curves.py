@@ -24,7 +24,7 @@ def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
         for split in SPLIT_COLORS:
             draw_split_curve(axes, lines, split, name)
         if level is not None:
-            axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance")
+            axes.axhline(level, color="#999999", linestyle=":", linewidth=1.0, label="chance level")
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)

@@ -1,4 +1,4 @@
-"""The part of a report about sound source localization."""
+"""The sections of a report about sound source localization."""
 
 from collections.abc import Sequence
 
@@ -11,27 +11,28 @@ from matplotlib.patches import Rectangle
 
 from comodal.analysis.heatmaps import normalize_map, resize_maps, shade_by_heat
 from comodal.analysis.localization import LocalizationResult, find_map_peak, predict_by_position
-from comodal.analysis.pages.html_page import embed_figure, format_section
+from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
 from comodal.analysis.pointing_game import PointingScene, pair_scenes, run_pointing_game
 from comodal.analysis.unit_activations import ClipMoments
 from comodal.models.l3net.l3net import L3Net
 
 NUM_SHOWN_SCENES = 12
 POINTER_TITLES = {
-    "trained": "trained: the place with the best verdict",
-    "contributions": "trained: the place that adds most to the verdict",
-    "untrained": "untrained: the place with the best verdict",
-    "centre": "the middle of the picture",
+    "trained": "trained network: the position with the highest margin",
+    "contributions": "trained network: the position with the highest contribution",
+    "untrained": "untrained network: the position with the highest margin",
+    "centre": "the center of the image",
 }
 
 
 def build_localization_parts(
     model: L3Net, moments: ClipMoments, scenes: Sequence[PointingScene], seed: int = 0
-) -> list[str]:
+) -> list[PageSection]:
     """Maps over held-out images; with scenes of known boxes, also the score of the pointing game."""
     text = (
-        "Held-out pictures with their own sound; bright where that place alone goes best with the sound, from the "
-        "worst to the best place of each picture, and a cross at the best."
+        "Held-out images with their own audio. Brightness is the margin of match over mismatch of each position alone, "
+        "scaled from the lowest to the highest of the image. A cross marks the highest. Above each image is the "
+        "probability of correspondence of the whole image with the audio."
     )
     places = np.unique(np.linspace(0, len(moments.names) - 1, NUM_SHOWN_SCENES).round().astype(int)).tolist()
     pictures = [np.ascontiguousarray(moments.image[place].permute(1, 2, 0).numpy()) for place in places]
@@ -39,25 +40,27 @@ def build_localization_parts(
         PointingScene("", image, moments.sound[place].numpy(), (), frozenset())
         for place, image in zip(places, pictures, strict=True)
     ]
-    parts = [format_section("Where the sound is", text, embed_figure(draw_scenes(model, shown), "where the sound is"))]
-    return [*parts, build_pointing_game_part(model, scenes, seed)] if scenes else parts
+    drawn = embed_figure(draw_scenes(model, shown), "held-out images, bright where they correspond with their audio")
+    sections = [PageSection("Sound source localization", text, [drawn])]
+    return [*sections, build_pointing_game_part(model, scenes, seed)] if scenes else sections
 
 
-def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> str:
+def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> PageSection:
     """The pointing game as a table, with some pairs of images side by side."""
     found = run_pointing_game(model, scenes, seed)
     text = (
-        f"How often the highest point of the map lies in the box of an object that sounds: in {len(scenes)} held-out "
-        "pictures alone, and in pairs of them side by side, of which only one is heard (framed: what sounds)."
+        "How often the highest point of the map lies in the box of an object that makes a sound. The maps are those of "
+        f"{len(scenes)} held-out images alone, and of pairs of images side by side with the audio of one. Frames "
+        "mark the boxes."
     )
-    rows = "".join(
-        f'<tr class="{name}"><td>{POINTER_TITLES[name]}</td><td class="number">{hits["alone"]:.3f}</td>'
-        f'<td class="number">{hits["beside"]:.3f}</td></tr>'
+    columns = [PageColumn("points at"), PageColumn("one image", "number"), PageColumn("two side by side", "number")]
+    rows = [
+        PageRow((POINTER_TITLES[name], f"{hits['alone']:.3f}", f"{hits['beside']:.3f}"), is_main=name == "trained")
         for name, hits in found.items()
-    )
-    head = "<tr><th>points at</th><th>one picture</th><th>two side by side</th></tr>"
-    drawn = embed_figure(draw_scenes(model, pair_scenes(scenes, seed)[:NUM_SHOWN_SCENES]), "two pictures, one sound")
-    return format_section("Does it point at what sounds?", text, f"<table>{head}{rows}</table>{drawn}")
+    ]
+    pairs = pair_scenes(scenes, seed)[:NUM_SHOWN_SCENES]
+    drawn = embed_figure(draw_scenes(model, pairs), "two images side by side with the audio of one")
+    return PageSection("Pointing game", text, [PageTable("Accuracy of the pointing game", columns, rows), drawn])
 
 
 def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:
@@ -83,10 +86,10 @@ def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6)
 
 
 def draw_audio_source(axes: Axes, shown: np.ndarray, source: LocalizationResult) -> None:
-    """An image shaded by its map, a cross at the maximum, P(match) above it."""
+    """An image shaded by its map, a cross at the maximum, the probability of correspondence above it."""
     size = shown.shape[:2]
     warmth = normalize_map(resize_maps(source.places, size)[0].numpy())
     x, y = find_map_peak(source.places[0], size)
     axes.imshow(shade_by_heat(shown, warmth))
     axes.plot(x - 0.5, y - 0.5, marker="+", color="#35d0ba", markersize=10, markeredgewidth=2)
-    axes.set_title(f"P(together) {float(source.together[0]):.2f}", fontsize=8)
+    axes.set_title(f"{float(source.together[0]):.2f}", fontsize=8)

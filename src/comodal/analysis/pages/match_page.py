@@ -1,6 +1,5 @@
-"""Figures of correspondence over time: the curve of P(match), and frames shaded by localization."""
+"""Figures of correspondence over time: the curve of its probability, and frames shaded by localization."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comodal.analysis.heatmaps import normalize_map, resize_maps, shade_by_heat
-from comodal.analysis.pages.html_page import embed_figure, format_section, write_page
+from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.page_parts import (
+    PageColumn,
+    PageDetails,
+    PageFact,
+    PageFacts,
+    PageRow,
+    PageSection,
+    PageTable,
+    embed_figure,
+)
 from comodal.media.image import decode_jpeg
 
 FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
@@ -49,12 +58,12 @@ def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
 
 
 def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
-    """P(match) by second, with a gap where the audio is silent."""
+    """The probability of correspondence by second, with a gap where the audio is silent."""
     values = [np.nan if moment.together is None else moment.together for moment in moments]
     axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
     axes.axhline(0.5, color="#999999", linestyle=":", linewidth=1.0)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("P(together)")
+    axes.set_ylabel("probability of\ncorrespondence")
     axes.set_xlabel("second")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -77,24 +86,21 @@ def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
 def write_match_page(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
     """Writes a page with the figure and a table of all moments."""
     text = (
-        "P(together) of each frame and the second of sound around it; frames are bright where that place alone goes "
-        "best with the sound, from the worst to the best place of each, and a cross is at the best."
+        "The probability of correspondence of each frame with the audio around it. Brightness is the margin of match "
+        "over mismatch of each position alone, scaled from the lowest to the highest of the frame. A cross marks the "
+        "highest. A silent moment has no prediction."
     )
-    head = "<tr><th>second</th><th>P(together)</th><th>x</th><th>y</th></tr>"
-    table = f"<table>{head}{''.join(map(format_moment_row, moments))}</table>"
-    listed = f"<details><summary>All {len(moments)} moments</summary>{table}</details>"
-    drawn = embed_figure(draw_match_moments(title, moments), "P(together) over time, and frames")
-    facts = f'<div class="facts"><div class="fact"><b>{together:.3f}</b><span>P(together), mean</span></div></div>'
-    body = format_section("When, and where in the picture", text, drawn + listed)
-    write_page(out, title, [f"<h1>{html.escape(title)}</h1>{facts}", body])
+    columns = [PageColumn("second"), PageColumn("probability of correspondence", "number")]
+    columns += [PageColumn("x", "number"), PageColumn("y", "number")]
+    table = PageTable("Moments; x and y are fractions of the frame", columns, list(map(build_moment_row, moments)))
+    drawn = embed_figure(draw_match_moments(title, moments), "probability of correspondence over time, and frames")
+    mean = PageFacts([PageFact(f"{together:.3f}", "probability of correspondence, mean")])
+    listed = PageDetails(f"All {len(moments)} moments", [table])
+    write_page(out, title, [PageSection("Correspondence over time", text, [mean, drawn, listed])])
 
 
-def format_moment_row(moment: MatchMoment) -> str:
+def build_moment_row(moment: MatchMoment) -> PageRow:
     """One moment as a row of a table."""
-    cells = (
-        ["silent", "", ""]
-        if moment.together is None
-        else [f"{moment.together:.3f}", f"{moment.x:.2f}", f"{moment.y:.2f}"]
-    )
-    numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-    return f"<tr><td>{moment.seconds:.2f}</td>{numbers}</tr>"
+    if moment.together is None:
+        return PageRow((f"{moment.seconds:.2f}", "silent", "", ""))
+    return PageRow((f"{moment.seconds:.2f}", f"{moment.together:.3f}", f"{moment.x:.2f}", f"{moment.y:.2f}"))

@@ -5,7 +5,6 @@ predictions are those of `comodal evaluate`. The attention is the co-attention o
 section 3.1).
 """
 
-import html
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -23,9 +22,17 @@ from comodal.analysis.co_attention import (
     index_image_files,
     select_attentive_tokens,
 )
-from comodal.analysis.pages.attention_page import draw_example_regions, format_token_attention, shrink_example
-from comodal.analysis.pages.html_page import embed_figure, format_section
-from comodal.analysis.pair_predictions import CORRECT_COLOR, INCORRECT_COLOR
+from comodal.analysis.pages.attention_page import build_token_attention, draw_example_regions, shrink_example
+from comodal.analysis.pages.page_parts import (
+    PageBlock,
+    PageColumn,
+    PageMark,
+    PageRow,
+    PageSection,
+    PageTable,
+    embed_figure,
+)
+from comodal.analysis.pair_predictions import CORRECT_COLOR
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.hardware import Compute
 from comodal.media.image import read_image
@@ -84,8 +91,8 @@ class TaskPrediction(NamedTuple):
         return bool(self.truth[self.best] > MIN_CORRECT_SCORE)
 
 
-def build_example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[str]:
-    """Correct and incorrect examples of a run, each as a part of its page.
+def build_example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[PageSection]:
+    """Correct and incorrect examples of a run, each as a section of its page.
 
     Raises:
         DataError: The run does not name its task, its files are missing, or an image is missing.
@@ -108,7 +115,7 @@ def build_example_parts(run: Path, task: str, images: Path, compute: Compute) ->
     answered = list(score_examples(asked, head.name, [seen.source.example(0, place) for place in places]))
     judged = [(one, predict_example(run, head, one, seen)) for one in answered]
     files = index_image_files(images)
-    held_out = "validation" if again.validation else "training (the run has no validation)"
+    held_out = "validation data" if again.validation else "training data (the run has no validation data)"
     parts = []
     for wanted in (True, False):
         some = [(one, verdict) for one, verdict in judged if verdict.right == wanted]
@@ -164,16 +171,17 @@ def decode_example_text(seen: TaskDataset, example: TaskExample, place: int) -> 
     return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
 
 
-def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> str:
+def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> PageSection:
     """The number of correct predictions among the evaluated examples."""
-    right = sum(verdict.right for verdict in verdicts)
+    correct = sum(verdict.right for verdict in verdicts)
     text = (
-        f"Of {len(verdicts)} examples of its {of}, asked for this page, {right} are answered rightly. Below are some "
-        "right ones, then some wrong ones. The regions are outlined; below each picture are the words that stand out "
-        "by where they look: the brighter a region, the more the word attends to it in the last co-attention layer "
-        "(mean of its heads). Attention says where the model looks, not why it answers as it does."
+        f"Of {len(verdicts)} examples of its {of}, evaluated for this page, {correct} predictions are correct. Below "
+        "are correct ones, then incorrect ones. Each image has its regions outlined. Below it are the tokens whose "
+        "attention differs most from the average. The brighter a region, the more the token attends to it in the last "
+        "co-attention layer (mean of its heads). Attention shows where the model looks, not why it predicts what it "
+        "does."
     )
-    return format_section("What it answers, and where it looks", text, "")
+    return PageSection("Example predictions", text)
 
 
 def build_example_part(
@@ -184,13 +192,13 @@ def build_example_part(
     head: Head,
     files: dict[str, Path],
     images: Path,
-) -> str:
-    """One example: the answers in a table, and each text with its image."""
-    colour, mark = (CORRECT_COLOR, "right") if verdict.right else (INCORRECT_COLOR, "wrong")
+) -> PageSection:
+    """One example: the predictions in a table, and each text with its image."""
     choices = head.kind == "linear" and len(example.texts) > 1
     drawn = [verdict.best] if choices else range(len(example.texts))
     title = decode_example_text(seen, example, verdict.best if choices else 0)
-    body = f'<p style="color:{colour}"><b>{mark}</b></p>{format_answer_table(verdict)}'
+    mark = PageMark("correct" if verdict.right else "incorrect", verdict.right)
+    blocks: list[PageBlock] = [mark, build_answer_table(verdict)]
     for place in drawn:
         shown = format_text_attention(asked, seen, example, place, files, images)
         right: np.ndarray | None = None
@@ -199,10 +207,10 @@ def build_example_part(
         figure = draw_example_regions(shown)
         if right is not None:
             draw_box_outline(figure.axes[0], right, CORRECT_COLOR, 2.0)
-        body += embed_figure(figure, f"the regions of {seen.store.ids[example.rows[place]]}")
-        body += format_token_attention(shrink_example(shown), shown.layers[-1])
-    about = "The box that it chose is drawn broad, the region that fits best green." if head.kind == "regions" else ""
-    return format_section(title, about, body)
+        blocks.append(embed_figure(figure, f"the regions of {seen.store.ids[example.rows[place]]}"))
+        blocks.append(build_token_attention(shrink_example(shown), shown.layers[-1]))
+    about = "The predicted box has a broad outline. The box that overlaps the ground truth most is green."
+    return PageSection(title, about if head.kind == "regions" else "", blocks)
 
 
 def mark_predicted_region(
@@ -216,25 +224,25 @@ def mark_predicted_region(
     return shown._replace(pointed=chosen), boxes[fits] if verdict.truth[fits] > 0 else None
 
 
-def format_answer_table(verdict: TaskPrediction) -> str:
-    """The likeliest answers, and the correct one at any rank."""
+def build_answer_table(verdict: TaskPrediction) -> PageTable:
+    """The likeliest predictions, and the correct one at any rank."""
     order = verdict.shares.argsort()[::-1].tolist()
     best_truth = int(verdict.truth.argmax())
     listed = order[:NUM_SHOWN_ANSWERS] + (
         [best_truth] if best_truth not in order[:NUM_SHOWN_ANSWERS] and verdict.truth[best_truth] > 0 else []
     )
-    rows = "".join(
-        f"<tr><td>{html.escape(verdict.names[place])}</td>"
-        f'<td class="number">{verdict.shares[place]:.3f}</td><td>{describe_correctness(verdict, place)}</td></tr>'
+    columns = [PageColumn("prediction"), PageColumn("probability", "number"), PageColumn("ground truth")]
+    rows = [
+        PageRow((verdict.names[place], f"{verdict.shares[place]:.3f}", describe_correctness(verdict, place)))
         for place in listed
-    )
-    return f"<table><tr><th>answer</th><th>probability</th><th>truth</th></tr>{rows}</table>"
+    ]
+    return PageTable("Predictions", columns, rows)
 
 
 def describe_correctness(verdict: TaskPrediction, place: int) -> str:
     """The correctness of one answer as text."""
     share = float(verdict.truth[place])
-    return "" if share == 0 else "right" if share == 1 else f"right to {share:.2f}"
+    return "" if share == 0 else "correct" if share == 1 else f"score {share:.2f}"
 
 
 @torch.inference_mode()

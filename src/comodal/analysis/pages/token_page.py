@@ -1,7 +1,5 @@
 """The visual tokens of a region store: how often each is used, and the regions nearest to its center."""
 
-import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,21 +9,31 @@ from jaxtyping import Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.analysis.pages.html_page import PAGE_STYLE, embed_figure, format_section
+from comodal.analysis.pages.html_page import render_page
+from comodal.analysis.pages.page_parts import (
+    PageColumn,
+    PageFact,
+    PageFacts,
+    PageImage,
+    PageImageRow,
+    PageRow,
+    PageSection,
+    PageTable,
+    embed_figure,
+    encode_data_uri,
+)
 from comodal.errors import MediaError
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 
 CROPPED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CROP_PIXELS = 84  # short side of a region on the page, in pixels
-TOKEN_PAGE_STYLE = """
-.token { display: flex; align-items: flex-start; gap: .5rem; padding: .5rem 0; border-top: 1px solid var(--line); }
-.token > b { flex: 0 0 8.5rem; font-weight: 600; }
-.token > div { display: flex; flex-wrap: wrap; gap: .5rem; }
-.token > b span { display: block; color: var(--soft); font-weight: 400; }
-.token figure { margin: 0; }
-.token img { margin: 0; height: 84px; max-width: 150px; object-fit: cover; border-radius: 4px; }
-.token code { font-size: .75rem; color: var(--soft); display: block; max-width: 150px; overflow-wrap: anywhere; }
-"""
+TOKEN_FACTS = {
+    "tokens": "tokens",
+    "used": "used tokens",
+    "perplexity": "perplexity",
+    "largest": "regions of the most frequent token",
+    "smallest": "regions of the rarest token",
+}
 
 
 class TokenRegion(NamedTuple):
@@ -98,32 +106,23 @@ def build_token_page(
         examples: Regions nearest to the center of each token that is shown.
         images: Folder of the images, for crops.
     """
-    facts = "".join(
-        f'<div class="fact"><b>{number:,.{1 if name == "perplexity" else 0}f}</b><span>{name}</span></div>'
+    facts = [
+        PageFact(f"{number:,.{1 if name == 'perplexity' else 0}f}", TOKEN_FACTS[name])
         for name, number in use.summary().items()
-    )
-    files = index_images_by_name(images) if images else {}
-    parts = [
-        f'<h1>{html.escape(title)}</h1><div class="facts">{facts}</div>',
-        format_section(
-            "How often each token is used",
-            "From the most frequent to the rarest. Perplexity is the number of equally frequent tokens that would be "
-            "as hard to guess.",
-            embed_figure(draw_token_counts(use.counts), "regions by token, sorted"),
-        ),
-        format_inertia_table(inertia),
-        format_section(
-            "What tokens stand for",
-            f"{len(examples)} tokens from the most to the least frequent, each with the regions nearest to its centre.",
-            "".join(format_token_row(token, use.counts, regions, files) for token, regions in examples.items()),
-        ),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{PAGE_STYLE}{TOKEN_PAGE_STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    files = index_images_by_name(images) if images else {}
+    counts = PageSection(
+        "Token frequencies",
+        "From the most frequent to the rarest. Perplexity is the exponential of the entropy of the frequencies: the "
+        "number of tokens if all are equally frequent.",
+        [PageFacts(facts), embed_figure(draw_token_counts(use.counts), "regions by token, sorted by frequency")],
     )
+    shown = PageSection(
+        "Regions of each token",
+        f"{len(examples)} tokens from the most to the least frequent, each with the regions nearest to its center.",
+        [build_token_row(token, use.counts, regions, files) for token, regions in examples.items()],
+    )
+    return render_page(title, [counts, *build_inertia_sections(inertia), shown])
 
 
 def draw_token_counts(counts: Int[np.ndarray, " tokens"]) -> Figure:
@@ -140,36 +139,34 @@ def draw_token_counts(counts: Int[np.ndarray, " tokens"]) -> Figure:
     return figure
 
 
-def format_inertia_table(inertia: Sequence[float]) -> str:
+def build_inertia_sections(inertia: Sequence[float]) -> list[PageSection]:
     """The inertia of each level as a table, if it is known."""
     if not inertia:
-        return ""
-    rows = "".join(
-        f'<tr><td>{level}</td><td class="number">{value:.4f}</td></tr>' for level, value in enumerate(inertia, 1)
+        return []
+    rows = [PageRow((str(level), f"{value:.4f}")) for level, value in enumerate(inertia, 1)]
+    table = PageTable("Inertia by level", [PageColumn("level"), PageColumn("inertia", "number")], rows)
+    text = (
+        "Mean squared distance of the sampled regions to the chosen node. Features have length 1 after the projection."
     )
-    text = "Mean squared distance of the sample to the chosen node; features have length 1 after the projection."
-    return format_section("Levels of the tree", text, f"<table><tr><th>level</th><th>inertia</th></tr>{rows}</table>")
+    return [PageSection("Levels of the codebook", text, [table])]
 
 
-def format_token_row(
+def build_token_row(
     token: int, counts: Int[np.ndarray, " tokens"], regions: Sequence[TokenRegion], files: dict[str, Path]
-) -> str:
+) -> PageImageRow:
     """One token: its id, its count, its nearest regions."""
-    cells = "".join(format_region_cell(region, files) for region in regions)
-    return f'<div class="token"><b>token {token}<span>{counts[token]:,} regions</span></b><div>{cells}</div></div>'
+    images = [build_region_image(region, files) for region in regions]
+    return PageImageRow(images, f"token {token}", f"{counts[token]:,} regions")
 
 
-def format_region_cell(region: TokenRegion, files: dict[str, Path]) -> str:
-    """A crop if the image can be read, and the position of the region."""
+def build_region_image(region: TokenRegion, files: dict[str, Path]) -> PageImage:
+    """A crop if the image can be read; otherwise the position of the region as text."""
     box = ", ".join(f"{side:.0f}" for side in region.box)
-    words = html.escape(f"{region.image}: {box}")
+    text = f"{region.image}: {box}"
     names = (region.image, region.image.rpartition(".")[0], Path(region.image).name, Path(region.image).stem)
     path = next((files[name] for name in names if name in files), None)
     jpeg = crop_region(path, region) if path else None
-    if jpeg is None:
-        return f"<figure><code>{words}</code></figure>"
-    data = base64.b64encode(jpeg).decode()
-    return f'<figure><img alt="{words}" title="{words}" src="data:image/jpeg;base64,{data}"></figure>'
+    return PageImage(text, encode_data_uri(jpeg, "image/jpeg")) if jpeg else PageImage(text, caption=text)
 
 
 def crop_region(path: Path, region: TokenRegion) -> bytes | None:

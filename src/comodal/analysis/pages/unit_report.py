@@ -1,6 +1,5 @@
-"""The part of a report about L3-Net's units: what activates them, and class selectivity (L3-Net, section 4.4)."""
+"""The sections of a report about L3-Net's units: what activates them, and class selectivity (L3-Net, section 4.4)."""
 
-import html
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +15,26 @@ from comodal.analysis.layer_activations import (
     compute_layer_map,
     max_channel_activations,
 )
-from comodal.analysis.pages.html_page import embed_audio_player, embed_photo, format_section
-from comodal.analysis.unit_activations import ClipMoments, UnitActivation, compute_unit_heatmaps, rank_units
+from comodal.analysis.pages.page_parts import (
+    PageBlock,
+    PageColumn,
+    PageDetails,
+    PageImage,
+    PageImageRow,
+    PageRow,
+    PageSection,
+    PageTable,
+    encode_audio_uri,
+    encode_photo_uri,
+)
+from comodal.analysis.unit_activations import ClipMoments, UnitActivation, compute_unit_heatmaps
 from comodal.analysis.unit_selectivity import (
     MIN_HIGH_PREFERENCE,
     NUM_TOP_MOMENTS,
     SELECTIVITY_SYSTEMS,
+    SelectiveUnit,
     SelectivityStudy,
+    select_units,
     study_units,
 )
 from comodal.hardware import get_module_device
@@ -32,47 +44,81 @@ from comodal.models.l3net.l3net import L3Net
 NUM_UNIT_EXAMPLES = 6  # moments per unit, those with the strongest activations
 NUM_UNITS_BY_LAYER = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # number of units per layer
 UNIT_THUMBNAIL_PIXELS = 112  # side of a thumbnail, in pixels
-Cells = Callable[[TowerInput, str, UnitActivation], list[str]]
+STUDY_TITLES = {"picture": "Image tower", "sound": "Audio tower"}
+SELECTIVITY_COLUMNS = (
+    PageColumn("layer"),
+    PageColumn("NMI of clusters", "number"),
+    PageColumn("NMI of units, mean", "number"),
+    PageColumn("NMI of the best unit", "number"),
+    PageColumn("units with a high preference", "number"),
+    PageColumn("classes preferred", "number"),
+)
+Cells = Callable[[TowerInput, str, UnitActivation], list[PageImage]]
 
 
-def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[str]:
+def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[PageSection]:
     """Inputs that activate the units, and, if the moments have labels of several classes, class selectivity."""
-    about = (
-        f"Of {{}}, the units that stand out most, each with its strongest of {len(moments.names)} held-out moments, "
-        "bright where the unit fires."
+    text = (
+        f"Each row is a unit of pool4 of the {{}} tower with the strongest of {len(moments.names)} held-out moments. "
+        "Brightness follows the unit's activation map."
     )
-    pictures = build_unit_gallery(build_image_tower_input(model), moments.image, make_image_cells(moments))
-    sounds = build_unit_gallery(build_audio_tower_input(model), moments.sound, make_audio_cells(model, moments))
-    parts = [
-        format_section("What single units see", about.format("pool4 of the picture tower"), pictures),
-        format_section("What single units hear", about.format("pool4 of the sound tower"), sounds),
+    if moments.labels:
+        text += (
+            " The most selective unit of each class comes first; labels only select the units, and no label was used "
+            f"in training. The note counts the moments of that class among the unit's {NUM_TOP_MOMENTS} strongest."
+        )
+    images = build_unit_gallery(
+        build_image_tower_input(model), moments.image, moments.labels, make_image_cells(moments)
+    )
+    audio = build_unit_gallery(
+        build_audio_tower_input(model), moments.sound, moments.labels, make_audio_cells(model, moments)
+    )
+    sections = [
+        PageSection("Units of the image tower", text.format("image"), images),
+        PageSection("Units of the audio tower", text.format("audio"), audio),
     ]
     if len(set(moments.labels)) > 1:
-        parts.append(build_selectivity_part(study_units(model, moments, seed)))
-    return parts
+        sections.append(build_selectivity_part(study_units(model, moments, seed)))
+    return sections
 
 
-def build_unit_gallery(side: TowerInput, inputs: Tensor, cells: Cells) -> str:
+def build_unit_gallery(side: TowerInput, inputs: Tensor, labels: tuple[str, ...], cells: Cells) -> list[PageBlock]:
     """Rows of units of pool4, and of some other layers, collapsed."""
-    activations, shown = max_channel_activations(side, inputs), ""
+    activations = max_channel_activations(side, inputs)
+    blocks: list[PageBlock] = []
     for layer, count in NUM_UNITS_BY_LAYER.items():
-        rows = "".join(
-            f'<div class="row"><b>unit {unit.channel}</b>{"".join(cells(side, layer, unit))}</div>'
-            for unit in rank_units(activations[layer], count, NUM_UNIT_EXAMPLES)
-        )
-        shown += rows if layer == POOL4 else f"<details><summary>Units of {layer}</summary>{rows}</details>"
-    return shown
+        rows = [
+            PageImageRow(
+                cells(side, layer, unit.activation),
+                f"unit {unit.activation.channel}",
+                describe_preference(unit, len(inputs)),
+            )
+            for unit in select_units(activations[layer], labels, count, NUM_UNIT_EXAMPLES)
+        ]
+        blocks += rows if layer == POOL4 else [PageDetails(f"Units of {layer}", rows)]
+    return blocks
+
+
+def describe_preference(unit: SelectiveUnit, moments: int) -> str:
+    """The class that a unit prefers, with its count among the unit's strongest moments."""
+    top = min(NUM_TOP_MOMENTS, moments)
+    return f"{unit.preferred}: {round(unit.preference * top)} of {top}" if unit.preferred else ""
 
 
 def make_image_cells(moments: ClipMoments) -> Cells:
     """The images with the strongest activations of a unit, shaded by its activation map."""
 
-    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
+    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
         size = moments.image.shape[2]
         heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.image, unit, (size, size))
+        shaded = [
+            render_unit_thumbnail(moments.image[moment], warmth)
+            for moment, warmth in zip(unit.moments.tolist(), heat, strict=True)
+        ]
+        names = list_moment_names(moments, unit)
         return [
-            format_unit_cell(embed_photo(render_unit_thumbnail(moments.image[moment], warmth), name), name)
-            for moment, warmth, name in zip(unit.moments.tolist(), heat, list_moment_names(moments, unit), strict=True)
+            PageImage(f"image of {name}", encode_photo_uri(image), caption=name)
+            for image, name in zip(shaded, names, strict=True)
         ]
 
     return cells
@@ -86,19 +132,21 @@ def render_unit_thumbnail(image: Tensor, warmth: np.ndarray) -> np.ndarray:
 def make_audio_cells(model: L3Net, moments: ClipMoments) -> Cells:
     """Spectrograms of a unit's strongest seconds, shaded by its activation map, each with an audio player."""
 
-    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[str]:
-        sounds = moments.sound[torch.from_numpy(unit.moments)]
+    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
+        waveforms = moments.sound[torch.from_numpy(unit.moments)]
         with torch.inference_mode():
-            spectra = model.spectrogram(sounds.to(get_module_device(model)))[:, 0].cpu().numpy()
+            spectra = model.spectrogram(waveforms.to(get_module_device(model)))[:, 0].cpu().numpy()
         heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.sound, unit, spectra.shape[1:])
+        size = (UNIT_THUMBNAIL_PIXELS, UNIT_THUMBNAIL_PIXELS)
         return [
-            format_unit_cell(
-                embed_photo(render_spectrogram(spectrum, warmth, UNIT_THUMBNAIL_PIXELS, UNIT_THUMBNAIL_PIXELS), name)
-                + embed_audio_player(sound.numpy(), model.config.sample_rate),
-                name,
+            PageImage(
+                f"audio of {name}",
+                encode_photo_uri(render_spectrogram(spectrum, warmth, *size)),
+                caption=name,
+                audio=encode_audio_uri(waveform.numpy(), model.config.sample_rate),
             )
-            for sound, spectrum, warmth, name in zip(
-                sounds, spectra, heat, list_moment_names(moments, unit), strict=True
+            for waveform, spectrum, warmth, name in zip(
+                waveforms, spectra, heat, list_moment_names(moments, unit), strict=True
             )
         ]
 
@@ -109,47 +157,36 @@ def list_moment_names(moments: ClipMoments, unit: UnitActivation) -> list[str]:
     return [moments.names[moment] for moment in unit.moments.tolist()]
 
 
-def format_unit_cell(body: str, name: str) -> str:
-    return f"<figure>{body}<figcaption>{html.escape(name[:24])}</figcaption></figure>"
-
-
-def build_selectivity_part(studies: dict[str, SelectivityStudy]) -> str:
+def build_selectivity_part(studies: dict[str, SelectivityStudy]) -> PageSection:
     """The table over the layers of both towers, compared with an untrained network and with shuffled labels."""
     any_study = next(iter(studies.values()))
     text = (
-        f"No class was ever told; do units go with the {len(any_study.classes)} classes of {any_study.moments} "
-        "held-out moments all the same? Each number: trained | untrained | trained, but with shuffled labels. NMI is "
-        "normalised mutual information with the classes: of k-means clusters of all units, of single units (on for "
-        f"their strongest moments) in the mean, and of the best one. A unit has a high preference if "
+        f"Selectivity for the {len(any_study.classes)} classes of {any_study.moments} held-out moments, of a network "
+        "trained without labels. Each cell: trained network | untrained network | trained network with shuffled "
+        "labels. NMI is normalized mutual information with the classes: of k-means clusters of all units, and of "
+        "single units, which are on for their strongest moments. A unit has a high preference if at least "
         f"{MIN_HIGH_PREFERENCE:.0%} of its {NUM_TOP_MOMENTS} strongest moments are of one class. "
-        "The paper, on Kinetics-Sounds: clusters 0.409 of images (untrained 0.204) and 0.330 of audio (0.219); "
-        "10 and 11 of 34 classes preferred (1 and 1)."
-    )
-    head = (
-        "<tr><th>layer</th><th>NMI of clusters</th><th>NMI of units</th><th>best unit</th>"
-        "<th>units with a high preference</th><th>classes preferred</th></tr>"
+        "The paper reports for Kinetics-Sounds: NMI of clusters 0.409 for images (untrained 0.204) and 0.330 for audio "
+        "(0.219); 10 and 11 of 34 classes preferred (1 and 1)."
     )
     tables = [
-        f"<h3>{html.escape(name)}s</h3><table>{head}{format_layer_rows(study)}</table>"
-        for name, study in studies.items()
+        PageTable(STUDY_TITLES[name], SELECTIVITY_COLUMNS, list_layer_rows(study)) for name, study in studies.items()
     ]
-    return format_section("Do units go with classes?", text, "".join(tables))
+    return PageSection("Class selectivity of units", text, tables)
 
 
-def format_layer_rows(study: SelectivityStudy) -> str:
+def list_layer_rows(study: SelectivityStudy) -> list[PageRow]:
     """One row for each layer."""
-    lines = []
+    rows = []
     for layer, trained in study.systems["trained"].items():
         found = [study.systems[system][layer] for system in SELECTIVITY_SYSTEMS]
         cells = [
+            "conv4_2 (pool4)" if layer == POOL4 else layer,
             " | ".join(f"{one.clusters_nmi:.3f}" for one in found),
             " | ".join(f"{one.units_nmi:.3f}" for one in found),
             " | ".join(f"{one.best_nmi:.3f}" for one in found),
             " | ".join(str(one.preferring) for one in found) + f" of {trained.units}",
             " | ".join(str(one.preferred) for one in found) + f" of {len(study.classes)}",
         ]
-        kind = "trained" if layer == POOL4 else "layer"
-        name = "conv4_2 (pool4)" if layer == POOL4 else layer
-        numbers = "".join(f'<td class="number">{number}</td>' for number in cells)
-        lines.append(f'<tr class="{kind}"><td>{name}</td>{numbers}</tr>')
-    return "".join(lines)
+        rows.append(PageRow(cells, is_main=layer == POOL4))
+    return rows

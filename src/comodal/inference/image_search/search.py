@@ -4,7 +4,6 @@ The folder's index (search_index.py) is built once. A first stage (search_first_
 product, and the model reranks the best of them with the text. Without a first stage the model scores all images.
 """
 
-import html
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from comodal.analysis.pages.html_page import embed_photo, format_section, write_page
+from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.page_parts import PageImage, PageImageRow, PageSection, encode_photo_uri
 from comodal.console import print_json, print_line
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.errors import CheckpointError, DataError
@@ -340,11 +340,11 @@ def print_search_result(found: SearchResult, as_json: bool) -> None:
 
 def write_search_page(out: Path, found: SearchResult) -> None:
     """Writes a page of thumbnails."""
-    figures = []
-    for place, hit in enumerate(found.best, 1):
+    images = []
+    for rank, hit in enumerate(found.best, 1):
         picture = read_image(hit.image)
-        small = embed_photo(resize_short_side(picture, min(HIT_THUMBNAIL_SIDE, *picture.shape[:2])), hit.image.name)
-        caption = f"{place}. {hit.score:.3f} {html.escape(hit.image.name)}"
-        figures.append(f"<figure>{small}<figcaption>{caption}</figcaption></figure>")
-    about = f"{found.score_is} of {found.text!r}: the best {len(found.best):,} of {found.pictures:,} pictures"
-    write_page(out, found.text, [format_section(found.text, about, f'<div class="row">{"".join(figures)}</div>')])
+        small = resize_short_side(picture, min(HIT_THUMBNAIL_SIDE, *picture.shape[:2]))
+        images.append(PageImage(hit.image.name, encode_photo_uri(small), f"{rank}. {hit.score:.3f}", hit.image.name))
+    measure = "score" if found.score_is == "score" else "probability of alignment"
+    text = f"The best {len(found.best):,} of {found.pictures:,} images by {measure}."
+    write_page(out, found.text, [PageSection("Search results", text, [PageImageRow(images)])])

@@ -25,6 +25,15 @@ from comodal.tasks.evaluation.metrics import (
 )
 
 MAX_NAMED_CLASSES = 100  # with more classes, the names are not shown
+CLASSIFICATION_TASKS = {"vision": "image classification", "sound": "sound classification"}  # by `Comparison.task`
+SYSTEM_TITLES = {
+    "trained": "trained network",
+    "untrained": "untrained network",
+    "fine_tuned": "fine-tuned network",
+    "pixels": "raw pixels",
+    "spectrogram": "raw spectrogram",
+    "log_mel": "log-mel statistics",
+}
 
 
 @dataclass(frozen=True)
@@ -158,9 +167,11 @@ class Comparison:
             axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
-        axes.set_title(f"{self.task}: {system}", fontsize=10)
+        axes.set_title(
+            f"{CLASSIFICATION_TASKS.get(self.task, self.task)}: {SYSTEM_TITLES.get(system, system)}", fontsize=10
+        )
         for row, column in zip(*np.nonzero(confusion), strict=True) if len(self.classes) <= 20 else ():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
-        figure.colorbar(image, shrink=0.7, label="share of the true class")
+        figure.colorbar(image, shrink=0.7, label="fraction of the true class")
         return figure

@@ -1,0 +1,84 @@
+"""The sections of a report about an L3-Net: curves, scores, predictions on held-out pairs, units and localization."""
+
+from pathlib import Path
+
+from comodal.analysis.pages.curves import draw_curves
+from comodal.analysis.pages.localization_report import build_localization_parts
+from comodal.analysis.pages.page_parts import PageSection, embed_figure
+from comodal.analysis.pages.run_sections import ReportInputs, build_run_header
+from comodal.analysis.pages.score_tables import (
+    build_card_table,
+    build_confusion_parts,
+    build_scores_part,
+    list_measured_folders,
+)
+from comodal.analysis.pages.unit_report import build_unit_parts
+from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
+from comodal.analysis.pointing_game import read_pointing_scenes
+from comodal.analysis.unit_activations import read_clip_moments
+from comodal.errors import DataError
+from comodal.hardware import Compute
+from comodal.models.l3net.l3net import L3Net
+from comodal.text_files import read_log
+
+
+def build_l3net_parts(run: Path, model: L3Net | None, inputs: ReportInputs, compute: Compute) -> list[PageSection]:
+    """Header, curves and scores; with data, also predictions, units and localization.
+
+    Raises:
+        DataError: Data is given, and the run has no model of an L3-Net.
+    """
+    header = build_run_header(
+        run,
+        "L3-Net: audio-visual correspondence",
+        "Trained on videos without labels: do an image and a second of audio correspond?",
+        "accuracy",
+        "accuracy on held-out pairs (chance level: 0.5)",
+    )
+    sections = [header, build_curves_part(run)]
+    measured = list_measured_folders(inputs.results)
+    if measured:
+        sections += [build_scores_part(measured), *build_confusion_parts(measured)]
+    sections += [build_card_table(folder) for folder in inputs.results if folder not in measured]
+    if inputs.data is not None:
+        if model is None:
+            raise DataError(f"{run}: no model that pairs and units could be shown of")
+        with compute.autocast():
+            sections += build_data_parts(model, find_validation_split(inputs.data), inputs)
+    return sections
+
+
+def build_data_parts(model: L3Net, split: Path, inputs: ReportInputs) -> list[PageSection]:
+    """Predictions on held-out pairs, units and localization, all on clips of one split."""
+    studied = read_clip_moments(split, model, inputs.moments)
+    scenes = read_pointing_scenes(split, inputs.truth, model, inputs.moments) if inputs.truth is not None else []
+    return [
+        build_predictions_part(model, split, inputs.pairs, inputs.seed),
+        *build_unit_parts(model, studied, inputs.seed),
+        *build_localization_parts(model, studied, scenes, inputs.seed),
+    ]
+
+
+def find_validation_split(data: Path) -> Path:
+    """The held-out split of a folder of shards, or the folder itself if it is a split."""
+    return next((data / name for name in ("validation", "test") if any((data / name).glob("*.index"))), data)
+
+
+def build_curves_part(run: Path) -> PageSection:
+    """Loss and accuracy by step. For a training loss over all pairs of a batch, shows the pair loss of validation."""
+    lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
+    text = "The pretext task: does a frame correspond to a second of audio? Half of the pairs are matches."
+    return PageSection("Training", text, [embed_figure(draw_curves(lines), "loss and accuracy by step")])
+
+
+def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> PageSection:
+    """Held-out pairs with the model's predictions."""
+    found = predict_pairs(model, split, pairs, seed)
+    text = (
+        f"Of {len(found.together)} held-out pairs, sampled for this page, {found.accuracy:.1%} are predicted "
+        "correctly. Above each image is its probability of correspondence with the audio below it: green if the "
+        "prediction is correct, red if not."
+    )
+    drawn = embed_figure(draw_pair_predictions(model, found), "pairs of image and audio with their predictions")
+    histogram = embed_figure(draw_probability_histogram(found), "histogram of the probability of correspondence")
+    return PageSection("Correspondence of held-out pairs", text, [drawn, histogram])
