@@ -19,10 +19,10 @@ Change = Callable[[str, float], float | None]
 
 
 def noise(seconds: float) -> np.ndarray:
-    """Noise of 100 to 5,000 Hz, as codecs keep it."""
+    """Noise of 100 to 3,000 Hz, which any resampling keeps."""
     spectrum = np.fft.rfft(np.random.default_rng(7).standard_normal(round(seconds * RATE)))
     hertz = np.fft.rfftfreq(round(seconds * RATE), 1 / RATE)
-    sound = np.fft.irfft(np.where((hertz > 100) & (hertz < 5000), spectrum, 0))
+    sound = np.fft.irfft(np.where((hertz > 100) & (hertz < 3000), spectrum, 0))
     return (0.6 * sound / np.abs(sound).max()).astype(np.float32)
 
 

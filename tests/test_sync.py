@@ -13,7 +13,6 @@ from comodal.media.video import iterate_frames, read_clip
 from sync_media import HEARD_RATE, RATE, disagreement, noise, original, remux
 from synthetic_media import read_number, tone, write_video
 
-FIXTURES = Path(__file__).parent / "fixtures" / "media"
 SECONDS = 5.0
 TOLERANCE = 0.005
 
@@ -28,7 +27,7 @@ def source(sound: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return original(tmp_path_factory.mktemp("sync") / "source.mp4", sound)
 
 
-def check(path: Path, sound: np.ndarray, late: float = 0.0, first: float = TOLERANCE) -> None:
+def check(path: Path, sound: np.ndarray, late: float = 0.0) -> None:
     """Both ways of reading a video give the same agreement."""
     clip = read_clip(path, seconds=60.0, frames_per_second=3.0, short_side=64, sample_rate=HEARD_RATE)
     lead = np.zeros(round(clip.sound_start_seconds * HEARD_RATE), np.float32)
@@ -39,7 +38,7 @@ def check(path: Path, sound: np.ndarray, late: float = 0.0, first: float = TOLER
         disagreement(sound, list(times), list(shown), read_audio(path, HEARD_RATE), late),
     ):
         assert len(found) >= 8
-        assert found[0] <= first and max(found[1:]) <= TOLERANCE, found
+        assert max(found) <= TOLERANCE, found
 
 
 @pytest.mark.parametrize(
@@ -57,8 +56,7 @@ def test_a_gap_in_the_sound_of_any_length(source: Path, sound: np.ndarray, tmp_p
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_a_late_start(source: Path, sound: np.ndarray, tmp_path: Path, name: str, kind: str, late: float):
     path = remux(source, tmp_path / name, lambda stream, time: time + late * (stream == kind))
-    first = 0.045 if kind == "video" and late < 0.045 else TOLERANCE  # then it is shown from the start
-    check(path, sound, late if kind == "audio" else -late, first)
+    check(path, sound, late if kind == "audio" else -late)
 
 
 @pytest.mark.parametrize("leap", [3.0, 30.0, 1000.0, -1.0, -100.0])
@@ -85,8 +83,8 @@ def test_joined_segments_are_all_there(tmp_path: Path):
     path = tmp_path / "joined.ts"
     path.write_bytes(joined)
     check(path, sound)
-    assert read_clip(path).seconds == pytest.approx(6.0, abs=0.045)
-    assert len(list(iterate_frames(path, 25.0))) == pytest.approx(150, abs=1)
+    assert read_clip(path).seconds == pytest.approx(6.0, abs=0.005)
+    assert len(list(iterate_frames(path, 25.0))) == 150
 
 
 @pytest.mark.parametrize("flags", ["empty_moov+frag_keyframe", "dash"])
@@ -126,14 +124,6 @@ def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: P
     with pytest.raises(MediaError, match="timestamps of its sound start again") as caught:
         read_clip(tmp_path / "joined.ts", seconds=20.0)
     assert caught.value.reason == RefusalReason.UNREADABLE
-
-
-def test_the_sound_is_that_of_the_program_of_the_picture():
-    """Two programs: small pictures with 440 Hz, and larger ones with 1,320 Hz at a higher bit rate."""
-    clip = read_clip(FIXTURES / "two_programs.ts", short_side=64)
-    assert decode_jpeg(clip.frames[0]).shape[:2] == (64, 64)
-    spectrum = np.abs(np.fft.rfft(clip.sound))
-    assert spectrum.argmax() * clip.sample_rate / len(clip.sound) == pytest.approx(440, abs=2)
 
 
 def test_sound_begins_where_it_begins(tmp_path: Path):

@@ -24,10 +24,9 @@ av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log li
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
 MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
-SHARED_DURATION_FORMATS = {
-    "matroska,webm",
-    "flv",
-}  # formats whose header has one length for the file, not one for each stream
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+SHARED_DURATION_FORMATS = {"asf", "flv", "matroska,webm"}  # whose header has one length for the file, on its own clock
+FORMATS_WITH_LENGTH = {MP4_FORMAT, "avi", "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
 MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
 CONCATENABLE_FORMATS = {
     "matroska,webm",
@@ -38,6 +37,7 @@ CONCATENABLE_FORMATS = {
 }  # whose packets continue to the end of the file, except for an index
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_TIMEOUT_SECONDS = 30.0
+MAX_LEAD_SECONDS = 0.045  # of audio before the first frame that is left out: one frame and 5 ms
 PREROLL_SECONDS = 2.0  # decoded before a start in the middle: audio is stored apart from its frames
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 CONTAINER_FORMATS = (
@@ -45,7 +45,6 @@ CONTAINER_FORMATS = (
     "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape,caf,voc,mpc,mpc8,tak,truehd,mlp,loas,"
     "xwma,nistsphere"
 )
-MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 FORMATS_WITH_HEADER_SIZE = {"avi", MP4_FORMAT, "matroska,webm"}
 CONTAINER_SIGNATURES = {
     b"ftyp": 4,
@@ -251,10 +250,18 @@ def _check_frame_size(container: InputContainer, path: Path, width: int, height:
 
 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
-    """Tracks on one clock, which is zero where the first of the streams begins."""
+    """Tracks on one clock, which is zero where the first of the streams begins.
+
+    Where audio begins up to one frame before the video, which is mostly the delay of its encoder, zero is the first
+    frame.
+    """
     there = [stream for stream in streams if stream is not None]
-    starts = [_ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
-    zero, ends = min(starts, default=0.0), {}
+    starts = {
+        stream.type: _ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None
+    }
+    zero, ends = min(starts.values(), default=0.0), {}
+    if 0 < starts.get("video", zero) - zero <= MAX_LEAD_SECONDS:
+        zero = starts["video"]
     if there and there[0].container.format.name == MP4_FORMAT:
         zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
     return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
@@ -296,9 +303,8 @@ def decode_frames(
         MediaError: unreadable, if the timestamps of only one track restart, or tracks appear in the middle.
     """
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
-    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
     idle = 0
-    for packet in timeline.align(_demux_packets(container, tracks)):
+    for packet in _iterate_packets(container, tracks):
         track = by_index.get(packet.stream.index)
         if track is None:
             continue
@@ -309,6 +315,41 @@ def decode_frames(
             for frame in _decode_packet(track, packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
+
+
+def read_shared_end(container: InputContainer, track: Track) -> float | None:
+    """Where the file ends according to a header that has one length for all streams; None in other formats."""
+    if container.format.name not in SHARED_DURATION_FORMATS:
+        return None
+    if container.format.name == "asf":  # FFmpeg takes this length for that of each stream, and adds their starts
+        return _ticks_to_seconds(track.stream, track.stream.duration) - track.zero if track.stream.duration else None
+    return container.duration / av.time_base - track.zero if container.duration else None
+
+
+def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float:
+    """Where the last track ends, on their clock: by the header, or by all packets where the header does not say it.
+
+    Raises:
+        MediaError: as `decode_frames`.
+    """
+    if container.format.name in FORMATS_WITH_LENGTH:
+        ends = [track.promised_end for track in tracks] + [read_shared_end(container, tracks[0])]
+        known = [end for end in ends if end is not None]
+        if known:
+            return max(known)
+    zeros = {track.stream.index: track.zero for track in tracks}
+    end = 0.0
+    for packet in _iterate_packets(container, tracks):
+        if packet.pts is not None:
+            ends_at = _ticks_to_seconds(packet.stream, packet.pts + (packet.duration or 0))
+            end = max(end, ends_at - zeros[packet.stream.index])
+    return end
+
+
+def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
+    """Packets in the order of the file, on one timeline."""
+    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    return timeline.align(_demux_packets(container, tracks))
 
 
 def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
