@@ -303,18 +303,22 @@ def decode_frames(
         MediaError: unreadable, if the timestamps of only one track restart, or tracks appear in the middle.
     """
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
+    timeline, packets = _iterate_packets(container, tracks)
     idle = 0
-    for packet in _iterate_packets(container, tracks):
+    for packet in packets:
         track = by_index.get(packet.stream.index)
         if track is None:
             continue
         idle = idle + 1 if track.done else 0
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
-            return
+            break
         if not track.done:
             for frame in _decode_packet(track, packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
+    if timeline.has_doubtful_pause():  # which the end of the file explains, or not
+        for _ in packets:
+            pass
 
 
 def read_shared_end(container: InputContainer, track: Track) -> float | None:
@@ -339,17 +343,17 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
             return max(known)
     zeros = {track.stream.index: track.zero for track in tracks}
     end = 0.0
-    for packet in _iterate_packets(container, tracks):
+    for packet in _iterate_packets(container, tracks)[1]:
         if packet.pts is not None:
             ends_at = _ticks_to_seconds(packet.stream, packet.pts + (packet.duration or 0))
             end = max(end, ends_at - zeros[packet.stream.index])
     return end
 
 
-def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
-    """Packets in the order of the file, on one timeline."""
+def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> tuple[Timeline, Iterator[av.Packet]]:
+    """Packets in the order of the file, and the timeline that they are on."""
     timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
-    return timeline.align(_demux_packets(container, tracks))
+    return timeline, timeline.align(_demux_packets(container, tracks))
 
 
 def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
