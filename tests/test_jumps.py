@@ -87,3 +87,12 @@ def test_a_pause_of_the_audio_of_150_seconds_is_silence(tmp_path: Path):
     begin, end = loud[np.diff(loud, append=loud[-1]).argmax()], loud[1:][np.diff(loud).argmax()]
     assert 2.8 < begin <= 3.1 and 152.9 <= end < 153.1  # blocks of 0.128 s
     assert end - begin == pytest.approx(150.0, abs=0.13)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_frame_of_seven_hours_is_refused_and_not_made_shorter(tmp_path: Path, name: str):
+    path = write_video(tmp_path / name, picture_seconds=[0, 1, 7 * 3600], ticks=1000, sound=tone(2, RATE), **SLOW)
+    for read in (read_clip, lambda path: list(iterate_frames(path, 0.01))):
+        with pytest.raises(MediaError, match=name) as caught:
+            read(path)
+        assert caught.value.reason == RefusalReason.UNREADABLE

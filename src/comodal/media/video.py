@@ -32,8 +32,6 @@ from comodal.errors import MediaError
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
 from comodal.media.containers.container import (
-    MAX_LOST_SECONDS,
-    Track,
     choose_streams,
     decode_frames,
     make_tracks,
@@ -42,6 +40,7 @@ from comodal.media.containers.container import (
     read_shared_end,
     seek_container,
 )
+from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
 from comodal.media.storage.refused_formats import RefusalReason

@@ -15,13 +15,12 @@ from av.container import InputContainer
 from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import (
-    MAX_LOST_SECONDS,
-    Track,
     choose_streams,
     decode_frames,
     make_tracks,
     open_container,
 )
+from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
