@@ -4,7 +4,7 @@ Reading terminates for every file: sizes, rates and the numbers of frames and pa
 known formats are opened. Every FFmpeg error becomes a MediaError.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from av.stream import Disposition
 
 from comodal.errors import MediaError
 from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
 from comodal.media.storage.open_media import open_media
@@ -188,6 +189,8 @@ def decode_frames(
     """
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
     timeline, packets = _iterate_packets(container, tracks)
+    is_avi = container.format.name == "avi"
+    orders = {index: PresentationOrder() for index, track in by_index.items() if is_avi and track.kind == "picture"}
     idle = 0
     for packet in packets:
         track = by_index.get(packet.stream.index)
@@ -197,7 +200,7 @@ def decode_frames(
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
             break
         if not track.done:
-            for frame in _decode_packet(track, packet):
+            for frame in _sort_frames(orders.get(packet.stream_index), _decode_packet(track, packet), packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
     if timeline.has_doubtful_pause():  # which the end of the file explains, or not
@@ -212,6 +215,16 @@ def read_shared_end(container: InputContainer, track: Track) -> float | None:
     if container.format.name == "asf":  # FFmpeg takes this length for that of each stream, and adds their starts
         return ticks_to_seconds(track.stream, track.stream.duration) - track.zero if track.stream.duration else None
     return container.duration / av.time_base - track.zero if container.duration else None
+
+
+def _sort_frames(
+    order: PresentationOrder | None, frames: list[av.VideoFrame] | list[av.AudioFrame], packet: av.Packet
+) -> Iterable[av.VideoFrame | av.AudioFrame]:
+    """The frames with the times of their presentation; the packet that they are from says whether they are the last."""
+    if order is None:
+        return frames
+    is_last = packet.size == 0 and packet.dts is None
+    return order.sort((frame for frame in frames if isinstance(frame, av.VideoFrame)), is_last)
 
 
 def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float:

@@ -68,7 +68,8 @@ class _Course:
         length = self.seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
         self.advance += step
         self.may_pause = False
-        for sums in [self.steps] + [self.pauses] * (step > MIN_PAUSE_SECONDS):
+        is_pause = step > MIN_PAUSE_SECONDS and self.steps[0] > 1  # after the first packet, it is a late start
+        for sums in [self.steps] + [self.pauses] * is_pause:
             sums[0] += 1
             sums[1] += step
         self.end = max(self.end if self.last is not None else begins, self._shown(packet) + length)
