@@ -267,7 +267,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
-            track.failure = _describe_ffmpeg_error(error)
+            track.failure, track.is_cut = _describe_ffmpeg_error(error), True
             flush = av.Packet()
             flush.stream = track.stream
             yield flush

@@ -80,6 +80,9 @@ def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
     if promised is not None and sound.end < promised - MAX_LOST_SECONDS:
         detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
         warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
+    elif sound.is_cut:
+        detail = f"damaged: its sound cannot be read after {sound.end:.2f} s ({sound.failure})"
+        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
     if sound.losses:
         detail = f"damaged: {sound.losses} packets of sound cannot be decoded ({sound.failure})"
         warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)

@@ -1,6 +1,6 @@
 """Presentation times of frames in AVI, which stores no timestamps, only the order of decoding.
 
-FFmpeg counts the packets. Where a codec reorders frames and its parser does not help (H.264), the frames come out in the
+FFmpeg counts the packets. Where a codec reorders frames and its parser does not help (H.264), frames come out in the
 order of presentation, but with the times of the order of decoding. So the n-th frame gets the n-th smallest time.
 """
 

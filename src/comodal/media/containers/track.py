@@ -23,7 +23,8 @@ class Track:
     `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
     where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
     later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
-    number is allowed. The caller sets `done` when nothing more of the stream is needed.
+    number is allowed. `is_cut` says that the container cannot be read further. The caller sets `done` when nothing more
+    of the stream is needed.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Track:
     done: bool = False
     strict: bool = True
     losses: int = 0
+    is_cut: bool = False
 
     @property
     def kind(self) -> str:
@@ -114,6 +116,9 @@ class Track:
         promised = self.promised_end
         if promised is not None and self.end < min(promised, seconds) - MAX_LOST_SECONDS:
             detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
+            raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
+        if promised is None and self.is_cut and self.end < seconds - MAX_LOST_SECONDS:
+            detail = f"{self.kind} cannot be read after {self.end:.2f} s ({self.failure})"
             raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
 
     def nothing_decoded(self) -> MediaError:
