@@ -1,6 +1,8 @@
 """Sounds and pictures as they lie about: what is read is right, what is not is refused in one sentence by its name."""
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from comodal.errors import MediaError
 from comodal.inference.embed_files import embed_audio, embed_image
 from comodal.media.audio import read_audio, stream_audio
 from comodal.media.image import read_image
+from comodal.media.video import iterate_frames, read_clip, read_video_info
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from synthetic_media import tone
@@ -157,3 +160,38 @@ def test_blocks_of_a_damaged_sound_end_where_it_is_refused(tmp_path: Path):
     assert len(next(blocks)) == RATE
     with pytest.raises(MediaError, match=r"late\.wav: unreadable"):
         list(blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("pipe.wav", read_audio),
+        ("pipe.png", read_image),
+        ("pipe.mp4", read_clip),
+        ("pipe.mp4", read_video_info),
+        ("pipe.mp4", lambda path: next(iterate_frames(path, 1.0))),
+    ],
+)
+def test_a_pipe_is_refused_at_once(tmp_path: Path, name: str, read: Callable[[Path], object]):
+    """Opening it would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / name)
+    signal.alarm(20)  # ends the test run if it waits
+    try:
+        with pytest.raises(MediaError, match=f"{name}: unreadable") as caught:
+            read(tmp_path / name)
+    finally:
+        signal.alarm(0)
+    assert caught.value.path == str(tmp_path / name)
+
+
+def test_a_pipe_does_not_stop_the_other_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    files = [str(tmp_path / name) for name in ("pipe.png", "image.png")]
+    signal.alarm(60)
+    try:
+        assert main(["embed", "image", *files, "--model", str(model), "--workers", "1"]) == 1
+    finally:
+        signal.alarm(0)
+    assert "pipe.png: unreadable" in capsys.readouterr().err
+    assert (tmp_path / "image.npz").exists()

@@ -7,15 +7,12 @@ import pytest
 
 from comodal.errors import MediaError
 from comodal.media.audio import read_audio
-from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip
-from sync_media import HEARD_RATE, RATE, disagreement, noise, original, remux
+from sync_media import RATE, check_agreement, noise, original, remux
 from synthetic_media import read_number, tone, write_video
 
-FIXTURES = Path(__file__).parent / "fixtures" / "media"
 SECONDS = 5.0
-TOLERANCE = 0.005
 
 
 @pytest.fixture(scope="module")
@@ -28,37 +25,10 @@ def source(sound: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return original(tmp_path_factory.mktemp("sync") / "source.mp4", sound)
 
 
-def check(path: Path, sound: np.ndarray, late: float = 0.0, first: float = TOLERANCE) -> None:
-    """Both ways of reading a video give the same agreement."""
-    clip = read_clip(path, seconds=60.0, frames_per_second=3.0, short_side=64, sample_rate=HEARD_RATE)
-    lead = np.zeros(round(clip.sound_start_seconds * HEARD_RATE), np.float32)
-    pictures = [decode_jpeg(frame) for frame in clip.frames]
-    times, shown = zip(*iterate_frames(path, 3.0), strict=True)
-    for found in (
-        disagreement(sound, clip.frame_seconds, pictures, np.concatenate([lead, clip.sound]), late),
-        disagreement(sound, list(times), list(shown), read_audio(path, HEARD_RATE), late),
-    ):
-        assert len(found) >= 8
-        assert found[0] <= first and max(found[1:]) <= TOLERANCE, found
-
-
-@pytest.mark.parametrize(
-    ("name", "lost"),
-    [("gap.mkv", lost) for lost in (0.02, 0.06, 0.085, 0.3, 1.5)] + [("gap.mp4", 0.085), ("gap.ts", 0.06)],
-)
-def test_a_gap_in_the_sound_of_any_length(source: Path, sound: np.ndarray, tmp_path: Path, name: str, lost: float):
+@pytest.mark.parametrize("lost", [0.02, 0.085, 1.5])
+def test_a_gap_in_the_sound_of_any_length(source: Path, sound: np.ndarray, tmp_path: Path, lost: float):
     cut = lambda kind, time: None if kind == "audio" and 1.5 <= time < 1.5 + lost else time  # noqa: E731
-    check(remux(source, tmp_path / name, cut), sound)
-
-
-@pytest.mark.parametrize(
-    ("name", "late"), [("late.mkv", 0.09), ("late.mp4", 0.03), ("late.mp4", 1.3), ("late.ts", 0.06)]
-)
-@pytest.mark.parametrize("kind", ["audio", "video"])
-def test_a_late_start(source: Path, sound: np.ndarray, tmp_path: Path, name: str, kind: str, late: float):
-    path = remux(source, tmp_path / name, lambda stream, time: time + late * (stream == kind))
-    first = 0.045 if kind == "video" and late < 0.045 else TOLERANCE  # then it is shown from the start
-    check(path, sound, late if kind == "audio" else -late, first)
+    check_agreement(remux(source, tmp_path / "gap.mkv", cut), sound)
 
 
 @pytest.mark.parametrize("leap", [3.0, 30.0, 1000.0, -1.0, -100.0])
@@ -69,11 +39,11 @@ def test_timestamps_of_a_second_part_that_lie_elsewhere(sound: np.ndarray, tmp_p
         moved = remux(made, tmp_path / f"{number}.ts", lambda _, time, begins=begins: time + begins)
         joined += moved.read_bytes()
     (tmp_path / "joined.ts").write_bytes(joined)
-    check(tmp_path / "joined.ts", sound)
+    check_agreement(tmp_path / "joined.ts", sound)
 
 
 def test_a_pause_of_picture_and_sound(source: Path, sound: np.ndarray, tmp_path: Path):
-    check(remux(source, tmp_path / "pause.mkv", lambda _, time: time + 20 * (time >= 2)), sound)
+    check_agreement(remux(source, tmp_path / "pause.mkv", lambda _, time: time + 20 * (time >= 2)), sound)
 
 
 def test_joined_segments_are_all_there(tmp_path: Path):
@@ -84,19 +54,14 @@ def test_joined_segments_are_all_there(tmp_path: Path):
         joined += original(tmp_path / f"{number}.ts", part, 50 * number, codec_options={"bf": "2"}).read_bytes()
     path = tmp_path / "joined.ts"
     path.write_bytes(joined)
-    check(path, sound)
-    assert read_clip(path).seconds == pytest.approx(6.0, abs=0.045)
-    assert len(list(iterate_frames(path, 25.0))) == pytest.approx(150, abs=1)
-
-
-@pytest.mark.parametrize("flags", ["empty_moov+frag_keyframe", "dash"])
-def test_fragments(source: Path, sound: np.ndarray, tmp_path: Path, flags: str):
-    check(remux(source, tmp_path / "fragments.mp4", lambda _, time: time, movflags=flags), sound)
+    check_agreement(path, sound)
+    assert read_clip(path).seconds == pytest.approx(6.0, abs=0.005)
+    assert len(list(iterate_frames(path, 25.0))) == 150
 
 
 @pytest.mark.parametrize("begins", [1.0, 1.01])
 def test_an_edit_that_begins_inside_a_picture(source: Path, sound: np.ndarray, tmp_path: Path, begins: float):
-    check(remux(source, tmp_path / "edited.mp4", lambda _, time: time - begins), sound)
+    check_agreement(remux(source, tmp_path / "edited.mp4", lambda _, time: time - begins), sound)
 
 
 def test_an_edit_that_begins_inside_a_long_picture(tmp_path: Path):
@@ -126,14 +91,6 @@ def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: P
     with pytest.raises(MediaError, match="timestamps of its sound start again") as caught:
         read_clip(tmp_path / "joined.ts", seconds=20.0)
     assert caught.value.reason == RefusalReason.UNREADABLE
-
-
-def test_the_sound_is_that_of_the_program_of_the_picture():
-    """Two programs: small pictures with 440 Hz, and larger ones with 1,320 Hz at a higher bit rate."""
-    clip = read_clip(FIXTURES / "two_programs.ts", short_side=64)
-    assert decode_jpeg(clip.frames[0]).shape[:2] == (64, 64)
-    spectrum = np.abs(np.fft.rfft(clip.sound))
-    assert spectrum.argmax() * clip.sample_rate / len(clip.sound) == pytest.approx(440, abs=2)
 
 
 def test_sound_begins_where_it_begins(tmp_path: Path):

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.containers import container
+from comodal.media.containers import track
 from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import Clip, iterate_frames, read_clip, read_video_info
@@ -350,7 +350,7 @@ def test_a_picture_that_the_decoder_finds_huge_is_refused(tmp_path: Path):
 
 def test_pictures_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_video(tmp_path / "video.mp4", sound=tone(2, 48000))
-    monkeypatch.setattr(container, "MAX_FRAMES_PER_SECOND", 2)
+    monkeypatch.setattr(track, "MAX_FRAMES_PER_SECOND", 2)
     assert refusal(path) == "too large"
 
 

@@ -98,17 +98,29 @@ def test_an_mp3_whose_header_counts_other_frames_has_its_own_length(tmp_path: Pa
     assert (len(said) == 1 and "truncated" in said[0]) if factor > 1 else not said
 
 
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_a_chain_of_oggs_is_all_of_them(tmp_path: Path, subtype: str):
-    rate = 48_000 if subtype == "OPUS" else RATE
+def write_chain(path: Path, subtype: str, rates: tuple[int, int]) -> Path:
+    """Ogg files of 1 and 2 s, one after the other (RFC 3533, section 4)."""
     parts = []
-    for seconds in (1.0, 2.0):
+    for seconds, rate in zip((1.0, 2.0), rates, strict=True):
         memory = io.BytesIO()
         soundfile.write(memory, tone(seconds, rate), rate, format="OGG", subtype=subtype)
         parts.append(memory.getvalue())
-    path = tmp_path / "chain.ogg"
     path.write_bytes(b"".join(parts))
-    assert len(read_audio(path, RATE)) / RATE == pytest.approx(3.0, abs=0.03)
+    return path
+
+
+@pytest.mark.parametrize(("subtype", "rate"), [("VORBIS", RATE), ("OPUS", 48_000)])
+def test_a_chain_of_oggs_is_what_ffmpeg_decodes(tmp_path: Path, subtype: str, rate: int):
+    path = write_chain(tmp_path / "chain.ogg", subtype, (rate, rate))
+    read, expected = read_audio(path, rate), decoded(path)
+    assert len(read) / rate == pytest.approx(3.0, abs=0.02)
+    np.testing.assert_allclose(read, expected, atol=1e-6)
+
+
+def test_a_chain_of_oggs_that_ffmpeg_cannot_follow_is_told(tmp_path: Path):
+    path = write_chain(tmp_path / "chain.ogg", "VORBIS", (44_100, 22_050))
+    with pytest.warns(MediaWarning, match="chain.ogg: damaged: its sound cannot be read after 1"):
+        assert len(read_audio(path, 44_100)) / 44_100 == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("length", [0, 0xFFFFFFFF])

@@ -1,7 +1,8 @@
 """Videos: the frames and the audio of a clip on one clock, or all frames, one at a time.
 
 A video is opened once and read in one pass. Its clock starts where the first of video and audio begins, in the file's
-own timestamps. Every fault of a file is a MediaError whose reason is a `RefusalReason`:
+own timestamps. Audio that begins up to one frame before the video is cut there: mostly it is the delay of its encoder.
+Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 
 - *truncated*: within the requested seconds, more than half a second of what the header promises is missing or cannot
   be decoded. Three things do not count: damage after the requested seconds, single broken packets, and audio that is
@@ -31,15 +32,15 @@ from comodal.errors import MediaError
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
 from comodal.media.containers.container import (
-    MAX_LOST_SECONDS,
-    SHARED_DURATION_FORMATS,
-    Track,
     choose_streams,
     decode_frames,
     make_tracks,
+    measure_seconds,
     open_container,
+    read_shared_end,
     seek_container,
 )
+from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
 from comodal.media.storage.refused_formats import RefusalReason
@@ -69,11 +70,14 @@ class Clip(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Properties of a video file; width and height are those of the upright frame."""
+    """Properties of a video file; width and height are those of the upright frame.
+
+    `seconds` is where the longer of video and audio ends, on the clock of `read_clip`.
+    """
 
     width: int
     height: int
-    seconds: float | None
+    seconds: float
     frames_per_second: float
     picture_codec: str
     sound_codec: str | None
@@ -240,11 +244,13 @@ def read_video_info(path: Path) -> VideoInfo:
         if first is None:
             raise track.nothing_decoded()
         height, width, _ = ImageOrienter(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
-        length = container.duration / av.time_base if container.duration else track.promised_end
         rate = float(video.average_rate or video.guessed_rate or 0)
         sound_codec = None if audio is None else audio.codec_context.codec.name
         sample_rate = None if audio is None else audio.codec_context.sample_rate
-        return VideoInfo(width, height, length, rate, video.codec_context.codec.name, sound_codec, sample_rate)
+        codec = video.codec_context.codec.name
+    with open_container(path) as container:
+        seconds = measure_seconds(container, make_tracks(path, *choose_streams(container, path)))
+    return VideoInfo(width, height, seconds, rate, codec, sound_codec, sample_rate)
 
 
 def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -321,12 +327,10 @@ def _check_complete(container: InputContainer, picture: Track, sound: Track, sec
     """
     for track in (picture, sound):
         track.check_whole(seconds)
-    if container.format.name in SHARED_DURATION_FORMATS and container.duration:
-        promised = container.duration / av.time_base - picture.zero
-        end = max(picture.end, sound.end)
-        if end < min(promised, seconds) - MAX_LOST_SECONDS:
-            detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
-            raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
+    promised, end = read_shared_end(container, picture), max(picture.end, sound.end)
+    if promised is not None and end < min(promised, seconds) - MAX_LOST_SECONDS:
+        detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
+        raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
 
 
 def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:

@@ -237,8 +237,9 @@ def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str,
 
 def is_whole_video(source: VideoSource, path: Path) -> bool:
     """Whether a file is the whole source video rather than the listed part; both may be stored under the bare id."""
-    length = read_video_info(path).seconds
-    return source.clip_seconds is None or length is None or length > source.clip_seconds + CUT_MARGIN_SECONDS
+    if source.clip_seconds is None:
+        return True
+    return read_video_info(path).seconds > source.clip_seconds + CUT_MARGIN_SECONDS
 
 
 def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:

@@ -4,31 +4,27 @@ Reading terminates for every file: sizes, rates and the numbers of frames and pa
 known formats are opened. Every FFmpeg error becomes a MediaError.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition, Stream
+from av.stream import Disposition
 
 from comodal.errors import MediaError
 from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
+from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
 from comodal.media.storage.open_media import open_media
-from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason, describe_non_media, read_first_bytes
+from comodal.media.storage.refused_formats import RefusalReason, describe_non_media, read_first_bytes
 
 av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log lines would break the progress bar
 
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
-MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
-SHARED_DURATION_FORMATS = {
-    "matroska,webm",
-    "flv",
-}  # formats whose header has one length for the file, not one for each stream
-MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
+FORMATS_WITH_LENGTH = {MP4_FORMAT, "avi", "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
 CONCATENABLE_FORMATS = {
     "matroska,webm",
     "flv",
@@ -38,6 +34,7 @@ CONCATENABLE_FORMATS = {
 }  # whose packets continue to the end of the file, except for an index
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_TIMEOUT_SECONDS = 30.0
+MAX_LEAD_SECONDS = 0.045  # of audio before the first frame that is left out: one frame and 5 ms
 PREROLL_SECONDS = 2.0  # decoded before a start in the middle: audio is stored apart from its frames
 # Playlists, image sequences and text formats are left out: they would open other files, or take any text for a video.
 CONTAINER_FORMATS = (
@@ -45,7 +42,6 @@ CONTAINER_FORMATS = (
     "wav,w64,mp3,aac,flac,aiff,amr,au,ac3,eac3,dts,tta,wv,ape,caf,voc,mpc,mpc8,tak,truehd,mlp,loas,"
     "xwma,nistsphere"
 )
-MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 FORMATS_WITH_HEADER_SIZE = {"avi", MP4_FORMAT, "matroska,webm"}
 CONTAINER_SIGNATURES = {
     b"ftyp": 4,
@@ -57,118 +53,6 @@ CONTAINER_SIGNATURES = {
     b"\0\0\x01\xba": 0,
 }
 MP4_BOX_TYPES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
-
-
-@dataclass
-class Track:
-    """One stream of a container while it is read. Seconds are on the clock of the clip.
-
-    `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
-    where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
-    later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
-    number is allowed. The caller sets `done` when nothing more of the stream is needed.
-    """
-
-    path: Path
-    stream: av.VideoStream | av.AudioStream
-    zero: float
-    last: float = float("inf")
-    start: float | None = None
-    end: float = 0.0
-    frames: int = 0
-    lost_since: float | None = None
-    failure: str = ""
-    done: bool = False
-    strict: bool = True
-    losses: int = 0
-
-    @property
-    def kind(self) -> str:
-        """The kind of stream, as error messages name it."""
-        return "picture" if self.stream.type == "video" else "sound"
-
-    @property
-    def promised_end(self) -> float | None:
-        """Where the stream ends according to its header, if the header says so."""
-        stream = self.stream
-        format_name = stream.container.format.name
-        if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's estimate ignores that timestamps restart
-            return None
-        in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
-        if in_avi and stream.frames and stream.average_rate:
-            length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
-            return _ticks_to_seconds(stream, stream.start_time) + length - self.zero
-        if stream.duration and format_name not in SHARED_DURATION_FORMATS:
-            return (
-                min(
-                    _ticks_to_seconds(stream, stream.start_time) + _ticks_to_seconds(stream, stream.duration), self.last
-                )
-                - self.zero
-            )
-        # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
-        end = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
-        return None if end is None else end - self.zero
-
-    def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
-        """Record a decoded frame and return its start time.
-
-        Raises:
-            MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
-                is hours from the one before it.
-        """
-        begins = self.end if frame.time is None else float(frame.time) - self.zero
-        if begins - self.end > MAX_GAP_SECONDS:
-            detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
-            raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-        if self.lost_since is not None and begins >= self.lost_since:
-            if self.strict and begins - self.end > MAX_LOST_SECONDS:
-                detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
-                raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
-            self.lost_since = None
-        self.frames += 1
-        if self.start is None:
-            self.start = begins
-        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
-            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
-            raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
-        self.end = max(self.end, begins + self._length(frame, begins))
-        return begins
-
-    def _length(self, frame: av.VideoFrame | av.AudioFrame, begins: float) -> float:
-        if isinstance(frame, av.AudioFrame):
-            return frame.samples / max(frame.sample_rate, 1)
-        if frame.duration:
-            return min(_ticks_to_seconds(frame, frame.duration), MAX_GAP_SECONDS)
-        rate = self.stream.average_rate or self.stream.guessed_rate
-        return float(1 / rate) if rate else max(begins - self.end, 0.0)
-
-    def lose(self, packet: av.Packet, failure: str) -> None:
-        """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
-        self.failure = failure
-        if self.start is not None:
-            self.losses += 1
-            begins = self.end if packet.pts is None else _ticks_to_seconds(self.stream, packet.pts) - self.zero
-            self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
-
-    def check_whole(self, seconds: float) -> None:
-        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""
-        if self.start is None:
-            raise self.nothing_decoded()
-        promised = self.promised_end
-        if promised is not None and self.end < min(promised, seconds) - MAX_LOST_SECONDS:
-            detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
-            raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
-
-    def nothing_decoded(self) -> MediaError:
-        """Why the stream is refused when no frame could be decoded."""
-        if self.failure:
-            return MediaError(self.path, RefusalReason.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
-        if self.promised_end:
-            detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
-            return MediaError(self.path, RefusalReason.TRUNCATED, detail)
-        if self.kind == "picture":
-            return MediaError(self.path, RefusalReason.NO_PICTURE, "not one picture in the stream")
-        return MediaError(self.path, RefusalReason.NO_SOUND, "not one sample of sound in the stream")
 
 
 @contextmanager
@@ -251,10 +135,18 @@ def _check_frame_size(container: InputContainer, path: Path, width: int, height:
 
 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
-    """Tracks on one clock, which is zero where the first of the streams begins."""
+    """Tracks on one clock, which is zero where the first of the streams begins.
+
+    Where audio begins up to one frame before the video, which is mostly the delay of its encoder, zero is the first
+    frame.
+    """
     there = [stream for stream in streams if stream is not None]
-    starts = [_ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None]
-    zero, ends = min(starts, default=0.0), {}
+    starts = {
+        stream.type: ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None
+    }
+    zero, ends = min(starts.values(), default=0.0), {}
+    if 0 < starts.get("video", zero) - zero <= MAX_LEAD_SECONDS:
+        zero = starts["video"]
     if there and there[0].container.format.name == MP4_FORMAT:
         zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
     return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
@@ -296,19 +188,69 @@ def decode_frames(
         MediaError: unreadable, if the timestamps of only one track restart, or tracks appear in the middle.
     """
     by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
-    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    timeline, packets = _iterate_packets(container, tracks)
+    is_avi = container.format.name == "avi"
+    orders = {index: PresentationOrder() for index, track in by_index.items() if is_avi and track.kind == "picture"}
     idle = 0
-    for packet in timeline.align(_demux_packets(container, tracks)):
+    for packet in packets:
         track = by_index.get(packet.stream.index)
         if track is None:
             continue
         idle = idle + 1 if track.done else 0
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
-            return
+            break
         if not track.done:
-            for frame in _decode_packet(track, packet):
+            for frame in _sort_frames(orders.get(packet.stream_index), _decode_packet(track, packet), packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
+    if timeline.has_doubtful_pause():  # which the end of the file explains, or not
+        for _ in packets:
+            pass
+
+
+def read_shared_end(container: InputContainer, track: Track) -> float | None:
+    """Where the file ends according to a header that has one length for all streams; None in other formats."""
+    if container.format.name not in SHARED_DURATION_FORMATS:
+        return None
+    if container.format.name == "asf":  # FFmpeg takes this length for that of each stream, and adds their starts
+        return ticks_to_seconds(track.stream, track.stream.duration) - track.zero if track.stream.duration else None
+    return container.duration / av.time_base - track.zero if container.duration else None
+
+
+def _sort_frames(
+    order: PresentationOrder | None, frames: list[av.VideoFrame] | list[av.AudioFrame], packet: av.Packet
+) -> Iterable[av.VideoFrame | av.AudioFrame]:
+    """The frames with the times of their presentation; the packet that they are from says whether they are the last."""
+    if order is None:
+        return frames
+    is_last = packet.size == 0 and packet.dts is None
+    return order.sort((frame for frame in frames if isinstance(frame, av.VideoFrame)), is_last)
+
+
+def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float:
+    """Where the last track ends, on their clock: by the header, or by all packets where the header does not say it.
+
+    Raises:
+        MediaError: as `decode_frames`.
+    """
+    if container.format.name in FORMATS_WITH_LENGTH:
+        ends = [track.promised_end for track in tracks] + [read_shared_end(container, tracks[0])]
+        known = [end for end in ends if end is not None]
+        if known:
+            return max(known)
+    zeros = {track.stream.index: track.zero for track in tracks}
+    end = 0.0
+    for packet in _iterate_packets(container, tracks)[1]:
+        if packet.pts is not None:
+            ends_at = ticks_to_seconds(packet.stream, packet.pts + (packet.duration or 0))
+            end = max(end, ends_at - zeros[packet.stream.index])
+    return end
+
+
+def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> tuple[Timeline, Iterator[av.Packet]]:
+    """Packets in the order of the file, and the timeline that they are on."""
+    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    return timeline, timeline.align(_demux_packets(container, tracks))
 
 
 def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterator[av.Packet]:
@@ -325,7 +267,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
-            track.failure = _describe_ffmpeg_error(error)
+            track.failure, track.is_cut = _describe_ffmpeg_error(error), True
             flush = av.Packet()
             flush.stream = track.stream
             yield flush
@@ -348,21 +290,6 @@ def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | lis
         return []
 
 
-def _ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
-    """Ticks of a stream or a frame in seconds; 0 where there are none."""
-    base = timed.time_base
-    return ticks * base.numerator / base.denominator if ticks and base else 0.0
-
-
 def _describe_ffmpeg_error(error: av.FFmpegError) -> str:
     """The last message of FFmpeg without the path, which the caller adds."""
     return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
-
-
-def _parse_clock_seconds(text: str) -> float | None:
-    """Seconds of a clock reading such as 00:01:02.500000000; None if the text is not one."""
-    try:
-        hours, minutes, seconds = text.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    except ValueError:
-        return None

@@ -15,13 +15,12 @@ from av.container import InputContainer
 from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import (
-    MAX_LOST_SECONDS,
-    Track,
     choose_streams,
     decode_frames,
     make_tracks,
     open_container,
 )
+from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
@@ -80,6 +79,9 @@ def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
         promised = _read_wav_seconds(sound.path)
     if promised is not None and sound.end < promised - MAX_LOST_SECONDS:
         detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
+        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
+    elif sound.is_cut:
+        detail = f"damaged: its sound cannot be read after {sound.end:.2f} s ({sound.failure})"
         warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
     if sound.losses:
         detail = f"damaged: {sound.losses} packets of sound cannot be decoded ({sound.failure})"

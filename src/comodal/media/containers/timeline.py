@@ -8,8 +8,10 @@ nothing is lost.
 - In MPEG-TS and MPEG-PS, where timestamps have no zero, so does a forward jump of more than 10 s (FFmpeg's rule).
 - Elsewhere a forward jump is a pause in the stream, and is kept.
 
-A jump counts where all streams have it. If only one stream jumps forward, it has a pause. If only one jumps back, video
-and audio cannot be put on one clock, and the file is refused.
+A jump counts where all streams have it. If only one stream jumps forward, it has a pause: a frame that is shown for
+long, or missing audio. The pause is doubted where video and audio end together without it, and not with it. Then only
+the timestamps of one stream have jumped, and the file is refused. It is refused as well if only one stream jumps back:
+video and audio cannot be put on one clock.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +28,8 @@ from comodal.media.storage.refused_formats import RefusalReason
 FORMATS_WITHOUT_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
 MAX_BACKWARD_SECONDS = 0.1  # muxers repeat timestamps by less
 MAX_FORWARD_SECONDS = 10.0
+MIN_PAUSE_SECONDS = 0.5  # a longer step from packet to packet is a pause
+MAX_END_SECONDS = 0.1  # by which the ends of video and audio differ in files that end with both
 MAX_WAIT_SECONDS = 3.0  # streams of one segment are interleaved more closely than this
 MAX_HELD_PACKETS = 2_000
 MAX_HELD_BYTES = 1 << 26
@@ -43,6 +47,9 @@ class _Course:
     end: float = 0.0  # presentation end in this segment
     held: list[av.Packet] = field(default_factory=list)  # packets of the next segment
     advance: float = 0.0  # since another stream is held
+    may_pause: bool = False  # the next packet continues the segment, wherever it is
+    steps: list[float] = field(default_factory=lambda: [0, 0.0])  # number and seconds of the steps between packets
+    pauses: list[float] = field(default_factory=lambda: [0, 0.0])  # those of them that are pauses
 
     def __post_init__(self) -> None:
         base = self.stream.time_base or Fraction(0)
@@ -58,8 +65,13 @@ class _Course:
             return
         begins = self.seconds(packet.dts)
         step = 0.0 if self.last is None else max(begins - self.last, 0.0)
-        length = self.seconds(packet.duration) if packet.duration else step
+        length = self.seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
         self.advance += step
+        self.may_pause = False
+        is_pause = step > MIN_PAUSE_SECONDS and self.steps[0] > 1  # after the first packet, it is a late start
+        for sums in [self.steps] + [self.pauses] * is_pause:
+            sums[0] += 1
+            sums[1] += step
         self.end = max(self.end if self.last is not None else begins, self._shown(packet) + length)
         self.last, self.due = begins, begins + length
 
@@ -67,8 +79,22 @@ class _Course:
         """When the held packets begin to be presented."""
         return self._shown(self.held[0])
 
+    def leaps_forward(self) -> bool:
+        """Whether the held packets come later than the last one, which they follow in the file."""
+        return self.held[0].dts is not None and self.seconds(self.held[0].dts) > (self.last or 0.0)
+
+    def paused_seconds(self) -> float:
+        """By how much the pauses are longer than other steps. There are none in a slide show, of long steps alone."""
+        usual = self.steps[0] - self.pauses[0]
+        return (
+            0.0
+            if usual <= self.pauses[0]
+            else self.pauses[1] - self.pauses[0] * (self.steps[1] - self.pauses[1]) / usual
+        )
+
     def restart(self, segment: int) -> None:
         self.segment, self.last, self.held = segment, None, []
+        self.steps, self.pauses = [0, 0.0], [0, 0.0]
 
     def _shown(self, packet: av.Packet) -> float:
         ticks = packet.dts if packet.pts is None else packet.pts
@@ -94,11 +120,12 @@ class Timeline:
         """The packets, their timestamps changed in place.
 
         Raises:
-            MediaError: unreadable, if the timestamps of only one stream restart.
+            MediaError: unreadable, if the timestamps of only one stream restart or jump.
         """
         for packet in packets:
             if packet.size == 0 and packet.dts is None:  # the file has ended
                 yield from self._meet()
+                self._check_ends()
                 yield packet
             else:
                 yield from self._place(packet)
@@ -117,7 +144,7 @@ class Timeline:
             yield from self._stay()
 
     def _leaps(self, course: _Course, packet: av.Packet) -> bool:
-        if course.last is None or packet.dts is None:
+        if course.last is None or packet.dts is None or course.may_pause:
             return False
         begins = course.seconds(packet.dts)
         return begins < course.last - MAX_BACKWARD_SECONDS or (
@@ -140,6 +167,11 @@ class Timeline:
         leapt = [course for course in self.courses.values() if course.held]
         if not leapt:
             return
+        is_alone = any(course.last is not None and not course.held for course in self.courses.values())
+        if is_alone and all(course.leaps_forward() for course in leapt):
+            yield from self._stay()
+            return
+        self._check_ends()
         rises = {course.stream.type: course.end - course.first_shown() for course in leapt}
         rise = max(rises.values())
         if rise - min(rises.values()) <= MAX_SEAM_SECONDS:
@@ -153,13 +185,29 @@ class Timeline:
     def _stay(self) -> Iterator[av.Packet]:
         """One stream has jumped and another one continues: the jump is a pause."""
         for course in self.courses.values():
-            if course.held and course.first_shown() < (course.last or 0.0):
+            if course.held and not course.leaps_forward():
                 kind = "picture" if course.stream.type == "video" else "sound"
                 detail = f"the timestamps of its {kind} start again at {course.end + self.offset:.2f} s, no others do"
                 raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-            if course.held:
-                course.restart(course.segment)
+            course.may_pause, course.held = bool(course.held), []
         yield from self._release()
+
+    def has_doubtful_pause(self) -> bool:
+        """Whether only one stream has paused, so that it depends on the end of the file if it is believed."""
+        paused = [course.paused_seconds() for course in self.courses.values()]
+        return max(paused) - min(paused) > MIN_PAUSE_SECONDS
+
+    def _check_ends(self) -> None:
+        """Refuse a file whose streams end together if their pauses are left out, and otherwise do not."""
+        courses = [course for course in self.courses.values() if course.last is not None]
+        if len(courses) < 2 or len({course.segment for course in courses}) > 1 or not self.has_doubtful_pause():
+            return
+        ends = [course.end - course.paused_seconds() for course in courses]
+        if max(ends) - min(ends) <= MAX_END_SECONDS:
+            course = max(courses, key=_Course.paused_seconds)
+            kind = "picture" if course.stream.type == "video" else "sound"
+            detail = f"the timestamps of its {kind} jump by {course.paused_seconds():.2f} s, no others do"
+            raise MediaError(self.path, RefusalReason.UNREADABLE, f"{detail}; write it again with one clock")
 
     def _release(self) -> Iterator[av.Packet]:
         held, self.held, self.held_bytes = self.held, [], 0

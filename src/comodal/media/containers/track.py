@@ -1,0 +1,148 @@
+"""One stream of a container while it is read: where it begins and ends, what is lost, and what its header says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.stream import Stream
+
+from comodal.errors import MediaError
+from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO
+from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason
+
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+SHARED_DURATION_FORMATS = {"asf", "flv", "matroska,webm"}  # whose header has one length for the file, on its own clock
+MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
+MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
+
+
+@dataclass
+class Track:
+    """One stream of a container while it is read. Seconds are on the clock of the clip.
+
+    `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
+    where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
+    later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
+    number is allowed. `is_cut` says that the container cannot be read further. The caller sets `done` when nothing more
+    of the stream is needed.
+    """
+
+    path: Path
+    stream: av.VideoStream | av.AudioStream
+    zero: float
+    last: float = float("inf")
+    start: float | None = None
+    end: float = 0.0
+    frames: int = 0
+    lost_since: float | None = None
+    failure: str = ""
+    done: bool = False
+    strict: bool = True
+    losses: int = 0
+    is_cut: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The kind of stream, as error messages name it."""
+        return "picture" if self.stream.type == "video" else "sound"
+
+    @property
+    def promised_end(self) -> float | None:
+        """Where the stream ends according to its header, if the header says so."""
+        stream = self.stream
+        format_name = stream.container.format.name
+        if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's estimate ignores that timestamps restart
+            return None
+        in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
+        if in_avi and stream.frames and stream.average_rate:
+            length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
+            return ticks_to_seconds(stream, stream.start_time) + length - self.zero
+        if stream.duration and format_name not in SHARED_DURATION_FORMATS:
+            end = ticks_to_seconds(stream, stream.start_time) + ticks_to_seconds(stream, stream.duration)
+            return min(end, self.last) - self.zero
+        # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
+        tagged = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
+        return None if tagged is None else tagged - self.zero
+
+    def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
+        """Record a decoded frame and return its start time.
+
+        Raises:
+            MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
+                is hours from the one before it.
+        """
+        begins = self.end if frame.time is None else float(frame.time) - self.zero
+        if begins - self.end > MAX_GAP_SECONDS:
+            detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
+            raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
+        if self.lost_since is not None and begins >= self.lost_since:
+            if self.strict and begins - self.end > MAX_LOST_SECONDS:
+                detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
+                raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
+            self.lost_since = None
+        self.frames += 1
+        if self.start is None:
+            self.start = begins
+        if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
+            detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
+            raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
+        self.end = max(self.end, begins + self._length(frame, begins))
+        return begins
+
+    def _length(self, frame: av.VideoFrame | av.AudioFrame, begins: float) -> float:
+        if isinstance(frame, av.AudioFrame):
+            return frame.samples / max(frame.sample_rate, 1)
+        if frame.duration:
+            length = ticks_to_seconds(frame, frame.duration)
+            if length > MAX_GAP_SECONDS:
+                detail = f"its frame at {begins:.2f} s lasts {length:.0f} s, the limit is {MAX_GAP_SECONDS:.0f} s"
+                raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
+            return length
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / rate) if rate else max(begins - self.end, 0.0)
+
+    def lose(self, packet: av.Packet, failure: str) -> None:
+        """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
+        self.failure = failure
+        if self.start is not None:
+            self.losses += 1
+            begins = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
+            self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
+
+    def check_whole(self, seconds: float) -> None:
+        """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""
+        if self.start is None:
+            raise self.nothing_decoded()
+        promised = self.promised_end
+        if promised is not None and self.end < min(promised, seconds) - MAX_LOST_SECONDS:
+            detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
+            raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
+        if promised is None and self.is_cut and self.end < seconds - MAX_LOST_SECONDS:
+            detail = f"{self.kind} cannot be read after {self.end:.2f} s ({self.failure})"
+            raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
+
+    def nothing_decoded(self) -> MediaError:
+        """Why the stream is refused when no frame could be decoded."""
+        if self.failure:
+            return MediaError(self.path, RefusalReason.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
+        if self.promised_end:
+            detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
+            return MediaError(self.path, RefusalReason.TRUNCATED, detail)
+        if self.kind == "picture":
+            return MediaError(self.path, RefusalReason.NO_PICTURE, "not one picture in the stream")
+        return MediaError(self.path, RefusalReason.NO_SOUND, "not one sample of sound in the stream")
+
+
+def ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
+    """Ticks of a stream or a frame in seconds; 0 where there are none."""
+    base = timed.time_base
+    return ticks * base.numerator / base.denominator if ticks and base else 0.0
+
+
+def _parse_clock_seconds(text: str) -> float | None:
+    """Seconds of a clock reading such as 00:01:02.500000000; None if the text is not one."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None
