@@ -61,6 +61,11 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def encode_for_hash(text: str) -> bytes:
+    """The UTF-8 of a text, also of file names that are not UTF-8 and of halves of surrogate pairs in broken JSON."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def hash_host_name() -> str:
     """Four digits of the host name's hash: on a shared disk, process ids of other machines are meaningless."""
     return hashlib.blake2b(socket.gethostname().encode(), digest_size=2).hexdigest()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from comodal.analysis.heatmaps import normalize_map, resize_maps, shade_by_heat
 from comodal.analysis.pages.html_page import embed_figure, format_section, write_page
+from comodal.console import escape_plot_text
 from comodal.media.image import decode_jpeg
 
 FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
@@ -42,7 +43,7 @@ def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows + 1, FRAME_COLUMNS, height_ratios=[2.2, *[row] * rows])
     draw_match_curve(figure.add_subplot(grid[0, :]), moments)
-    figure.suptitle(title.replace("$", "\\$"), fontsize=11)
+    figure.suptitle(escape_plot_text(title), fontsize=11)
     for place, number in enumerate(chosen):
         draw_match_frame(figure.add_subplot(grid[1 + place // FRAME_COLUMNS, place % FRAME_COLUMNS]), moments[number])
     return figure
