@@ -55,6 +55,7 @@ def test_a_gap_in_the_sound_of_any_length(source: Path, sound: np.ndarray, tmp_p
     ("name", "late"), [("late.mkv", 0.09), ("late.mp4", 0.03), ("late.mp4", 1.3), ("late.ts", 0.06)]
 )
 @pytest.mark.parametrize("kind", ["audio", "video"])
+@pytest.mark.filterwarnings("ignore:.*its audio ends:comodal.errors.MediaWarning")
 def test_a_late_start(source: Path, sound: np.ndarray, tmp_path: Path, name: str, kind: str, late: float):
     path = remux(source, tmp_path / name, lambda stream, time: time + late * (stream == kind))
     first = 0.045 if kind == "video" and late < 0.045 else TOLERANCE  # then it is shown from the start
