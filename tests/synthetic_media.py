@@ -53,6 +53,7 @@ def write_video(
     sound: np.ndarray | None = None,
     sound_rate: int = 48000,
     sound_codec: str = "aac",
+    sound_bit_rate: int | None = None,
     layout: str = "mono",
     sound_start: float = 0.0,
     container_options: dict[str, str] | None = None,
@@ -72,6 +73,8 @@ def write_video(
                 video.codec_context.colorspace = matrix[1]
         if sound is not None:
             audio = container.add_stream(sound_codec, rate=sound_rate, layout=layout)
+            if sound_bit_rate is not None:
+                audio.bit_rate = sound_bit_rate
         if picture_seconds:
             for number, seconds in enumerate(picture_seconds, start=first_number):
                 frame = av.VideoFrame.from_ndarray(numbered_picture(number % 256, *size))

@@ -18,7 +18,7 @@ from comodal.data.shards.paired_files import prepare_pairs
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
-from comodal.inference.embed_files import embed_audio, embed_image
+from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
@@ -341,3 +341,33 @@ def test_sounds_of_a_table_are_embedded(tmp_path: Path, network: str):
     for number in range(2):
         ours, theirs = (np.load(tmp_path / "out" / name / f"{number}.npz")["embedding"] for name in ("set", ""))
         assert np.array_equal(ours, theirs)
+
+
+def test_videos_of_a_table_are_those_of_the_files(tmp_path: Path, network: str):
+    """A column of `datasets`' Video, prepared and embedded: a row without bytes and one of text cost themselves."""
+    pa = pytest.importorskip("pyarrow")
+    videos = [make_video(tmp_path / "loose" / f"{n}.mp4", seconds=1.2, seed=n) for n in range(2)]
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in videos]
+    rows += [{"bytes": None, "path": "away.mp4"}, {"bytes": b"no video at all", "path": "text.mp4"}]
+    about = {"info": {"features": {"video": {"_type": "Video"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
+    table = pa.table({"video": rows, "label": [0, 1, 0, 1]}).replace_schema_metadata({"huggingface": json.dumps(about)})
+    for source in (write_parquet(tmp_path / "set.parquet", table), save_to_disk(tmp_path / "disk", table)):
+        out, plain = tmp_path / f"of {source.name}", tmp_path / f"plain {source.name}"
+        options = SMALL | {"validation": 0.0, "test": 0.0, "backend": "sequential"}
+        assert prepare_videos(source, out, **options)["taken"]["train"] == 2
+        prepare_videos(tmp_path / "loose", plain, **options)
+        theirs = {Path(one["source"]).name: one for one in map(ShardReader(plain / "train").record, range(2))}
+        shards, files = ShardReader(out / "train"), ShardReader(plain / "train")
+        for number in range(2):
+            record = shards.record(number)
+            name = Path(record["source"]).name
+            assert record["label"] == "ab"[int(name[0])] and record["frames"] == theirs[name]["frames"]
+            row = next(row for row in range(2) if files.record(row)["source"] == name)
+            assert all(shards.read(number, part) == files.read(row, part) for part in (*record["frames"], "flac"))
+        refused = {Path(line["path"]).name: line["detail"] for line in report(out) if line["status"] == "refused"}
+        assert refused.keys() == {"away.mp4", "text.mp4"} and "no bytes but the path 'away.mp4'" in refused["away.mp4"]
+    embed_video([tmp_path / "loose"], network, tmp_path / "a", workers=1)
+    with pytest.raises(DataError, match=r"2 of 4 files .*away\.mp4"):
+        embed_video([tmp_path / "set.parquet"], network, tmp_path / "b", workers=1)
+    for name in ("0_audio.npz", "0_image.npz", "1_audio.npz", "1_image.npz"):
+        assert np.array_equal(*(np.load(tmp_path / of / name)["embedding"] for of in ("a", "b/set")))

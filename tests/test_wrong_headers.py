@@ -13,7 +13,7 @@ import soundfile
 from comodal.data.sources.file_batches import FileJob, attempt_job, plan_file_jobs
 from comodal.errors import MediaWarning
 from comodal.media.audio import read_audio
-from comodal.media.storage.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from synthetic_media import tone, write_video
 
 FIXTURES = Path(__file__).parent / "fixtures" / "media"
@@ -220,11 +220,6 @@ def test_audio_of_every_suffix_is_read(tmp_path: Path, suffix: str):
     assert path.suffix in AUDIO_SUFFIXES
     heard = read_audio(path, 48000)
     assert np.argmax(np.abs(heard) > 0.25) / 48000 == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.parametrize("suffix", ["m2ts", "mts", "vob", "f4v", "3g2", "asf", "nut", "mxf", "qt"])
-def test_videos_of_every_suffix_are_listed(suffix: str):
-    assert f".{suffix}" in VIDEO_SUFFIXES
 
 
 def test_sound_of_a_video_is_not_a_sound_of_its_own(tmp_path: Path):

@@ -26,6 +26,11 @@ def escape_control_characters(text: object) -> str:
     return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
 
 
+def escape_plot_text(text: str) -> str:
+    """Returns a text that matplotlib draws literally: `$` begins no formula, and control characters are escaped."""
+    return "\n".join(map(escape_control_characters, text.split("\n"))).replace("$", "\\$")
+
+
 def print_line(sentence: object, stderr: bool = False) -> None:
     """Print one line, never wrapped and never highlighted."""
     console = Console(stderr=stderr)

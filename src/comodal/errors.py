@@ -6,13 +6,18 @@ The command line prints these without a stack trace. Invalid arguments of the Py
 import errno
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
+MACHINE_ERROR_NAMES = {"OutOfMemoryError", "AcceleratorError"}  # of PyTorch, which this module does not import
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class ComodalError(Exception):
@@ -61,7 +66,7 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """Context manager that turns any exception from processing one file into a MediaError with the file's name.
 
     A decoder may raise anything. Exceptions that the file did not cause are passed on: comodal's own errors, a full
-    disk, out of memory, Ctrl-C. With COMODAL_DEBUG=1 all exceptions are passed on.
+    disk, out of memory, a failed GPU, Ctrl-C. With COMODAL_DEBUG=1 all exceptions are passed on.
 
     Args:
         path: The file, as named in the report.
@@ -74,11 +79,41 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
     except (ComodalError, MemoryError):
         raise
     except Exception as error:
-        machine = isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
-        if machine or os.environ.get("COMODAL_DEBUG"):
+        if is_machine_error(error) or os.environ.get("COMODAL_DEBUG"):
             raise
         detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS]
         raise MediaError(path, UNEXPECTED_ERROR, f"{type(error).__name__}: {detail}") from error
+
+
+def is_machine_error(error: Exception) -> bool:
+    """Whether the machine caused an error and not the file: a full disk, a GPU that is out of memory or has failed."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS) or bool(names & MACHINE_ERROR_NAMES)
+
+
+def run_batch_or_singly(
+    run: Callable[[Sequence[A]], Sequence[T]], items: Sequence[A], paths: Sequence[Path]
+) -> list[T | MediaError]:
+    """Runs a function on the contents of several files at once, or if that fails on each alone: only a file that fails
+    by itself is lost.
+
+    Args:
+        run: Function that returns a result for each item.
+        items: Contents of the files.
+        paths: The files, as named in the report.
+
+    Returns:
+        The result of each item, or its error.
+    """
+    if not items:
+        return []
+    try:
+        with wrap_item_errors(paths[0]):
+            return [*run(items)]
+    except MediaError as error:
+        if len(items) == 1:
+            return [error]
+    return [run_batch_or_singly(run, [item], [path])[0] for item, path in zip(items, paths, strict=True)]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FINGERPRINT_BYTES = 1 << 12  # of each end of a file
+FINGERPRINT_BYTES = 1 << 12  # of each part of a file that its fingerprint covers
+FINGERPRINT_PARTS = 8  # from its beginning to its end; two recordings of one length may both begin and end in silence
 MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 TEMPORARY_NAME = re.compile(r"\..*\.(\d+)-([0-9a-f]{4})\.part", re.DOTALL)
 DISK_ERRORS = {
@@ -37,17 +38,18 @@ def shorten_file_name(name: str, spare: int = 0) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """A fingerprint of size and both ends of a file, to detect a replaced file; "" if there is no file.
+    """A fingerprint of size and eight parts of a file, to detect a replaced file; "" if there is no file.
 
-    It is the same for a copy, and requires two reads.
+    It is the same for a copy, and requires few reads.
     """
+    digest = hashlib.blake2b(digest_size=8)
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            digest = hashlib.blake2b(file.read(FINGERPRINT_BYTES), digest_size=8)
-            file.seek(max(size - FINGERPRINT_BYTES, 0))
-            digest.update(file.read(FINGERPRINT_BYTES))
+            last = max(size - FINGERPRINT_BYTES, 0)
+            for start in dict.fromkeys(last * part // (FINGERPRINT_PARTS - 1) for part in range(FINGERPRINT_PARTS)):
+                file.seek(start)
+                digest.update(file.read(FINGERPRINT_BYTES))
     except OSError:
         return ""
     return f"{size}-{digest.hexdigest()}"
@@ -59,6 +61,11 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{fingerprint_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def encode_for_hash(text: str) -> bytes:
+    """The UTF-8 of a text, also of file names that are not UTF-8 and of halves of surrogate pairs in broken JSON."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def hash_host_name() -> str:

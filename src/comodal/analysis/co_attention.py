@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from comodal.console import escape_plot_text
 from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
@@ -138,12 +139,12 @@ def draw_attention(shown: Sequence[AttentionExample], layer: int = -1) -> Figure
     for example, end, count in zip(shown, np.cumsum(lines), lines, strict=True):
         rows = grid[end - count : end]
         draw_boxes(rows[0, 0], example)
-        told = f"{wrap_caption(example.text)}\n{example.told}".replace("$", "\\$")
+        told = escape_plot_text(f"{wrap_caption(example.text)}\n{example.told}")
         rows[0, 0].set_title(told, fontsize=7, loc="left")
         for axes, word in zip(rows[:, 1:].flat, example.shown, strict=False):
             weights = example.layers[layer].words[word]
             axes.imshow(shade_by_attention(example, weights[1:]))
-            name = example.pieces[word].replace("$", "\\$")
+            name = escape_plot_text(example.pieces[word])
             axes.set_title(f"{name}: {weights[1:].max(initial=0.0):.2f}", fontsize=9)
             axes.text(
                 0.5, -0.02, f"whole image {weights[0]:.2f}", fontsize=7, ha="center", va="top", transform=axes.transAxes

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from comodal.console import escape_plot_text
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.files import write_bytes_atomically
 from comodal.media.audio import decode_flac
@@ -65,7 +66,7 @@ def draw_clip(row: np.ndarray, shards: ShardReader, clip: int) -> None:
     wave, spectrum = row[-2:]
     draw_waveform(wave, sound, sample_rate)
     about = f"{record['key'][:48]}\n{label}  {record['seconds']:.2f} s, {width} x {height}"
-    wave.set_title(about.replace("$", "\\$"), fontsize=7)
+    wave.set_title(escape_plot_text(about), fontsize=7)
     draw_spectrogram(spectrum, sound, sample_rate)
 
 

@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from comodal.console import escape_plot_text
 from comodal.inference.vision_language import EncodedImage, GroundedBox
 
 
@@ -17,7 +18,7 @@ def draw_grounded_boxes(seen: EncodedImage, places: Sequence[GroundedBox], phras
     axes = figure.subplots()
     axes.imshow(seen.picture)
     axes.set_axis_off()
-    axes.set_title(phrase, fontsize=10)
+    axes.set_title(escape_plot_text(phrase), fontsize=10)
     for place in places:
         left, top, right, bottom = place.box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=2))

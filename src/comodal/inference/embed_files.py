@@ -25,7 +25,7 @@ from comodal.data.sources.file_batches import (
     run_file_jobs,
     write_embedding_rows,
 )
-from comodal.errors import MediaError
+from comodal.errors import MediaError, run_batch_or_singly
 from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
 from comodal.inference.embedding_rows import (
@@ -274,8 +274,8 @@ def write_audio_embedding(
 def write_image(job: FileJob, model: Path, choice: EmbedderOptions) -> int:
     """Writes the embedding of one image; returns 1."""
     embedder = load_embedder(model, choice)
-    (vector,) = embed_image_batches([read_job_image(job, choice)], embedder, 1)
-    return write_vector(job, vector, embedder)
+    (vectors,) = embed_image_batches([read_job_image(job, choice)], embedder, 1)
+    return write_vector(job, vectors[0], embedder)
 
 
 def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) -> list[FileOutcome]:
@@ -288,11 +288,14 @@ def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) 
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
     outcomes = parallel(joblib.delayed(attempt_job)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
-    if read:
-        places = sorted(read)
-        vectors = np.concatenate(list(embed_image_batches([read[i] for i in places], embedder, len(places))))
-        for place, vector in zip(places, vectors, strict=True):
-            outcomes[place] = attempt_job(jobs[place], partial(write_vector, vector=vector[None], embedder=embedder))
+
+    def embed(images: Sequence[ImageArray]) -> list[Float32[np.ndarray, " features"]]:
+        return [vector for vectors in embed_image_batches(images, embedder, len(images)) for vector in vectors]
+
+    places = sorted(read)
+    found = run_batch_or_singly(embed, [read[place] for place in places], [jobs[place].source for place in places])
+    for place, vector in zip(places, found, strict=True):
+        outcomes[place] = attempt_job(jobs[place], partial(write_vector, vector=vector, embedder=embedder))
     return outcomes
 
 
@@ -312,10 +315,18 @@ def read_job_image(job: FileJob, choice: EmbedderOptions) -> ImageArray:
     return picture
 
 
-def write_vector(job: FileJob, vector: Float32[np.ndarray, "1 features"], embedder: Embedder) -> int:
-    """Writes the embedding of one image; returns 1."""
+def write_vector(job: FileJob, vector: Float32[np.ndarray, " features"] | MediaError, embedder: Embedder) -> int:
+    """Writes the embedding of one image; returns 1.
+
+    Raises:
+        MediaError: It is an error and no embedding.
+    """
+    if isinstance(vector, MediaError):
+        raise vector
     seconds = None if embedder.choice.as_openl3 else np.zeros(1)
-    return write_embedding_rows(job.results[0], [EmbeddingRows(vector, seconds)], describe_output(embedder), job.source)
+    return write_embedding_rows(
+        job.results[0], [EmbeddingRows(vector[None], seconds)], describe_output(embedder), job.source
+    )
 
 
 def write_video_embeddings(

@@ -19,6 +19,7 @@ Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -28,7 +29,7 @@ import numpy as np
 from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
-from comodal.errors import MediaError
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
 from comodal.media.containers.container import (
@@ -103,7 +104,7 @@ def read_clip(
     Args:
         path: the video file.
         start_seconds: where the clip and its clock begin, on the clock of the file.
-        seconds: maximum length; the clip ends earlier where video or audio ends.
+        seconds: maximum length; the clip ends there where video or audio ends.
         frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
         short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
         quality: of the JPEG frames, 1 to 100.
@@ -111,6 +112,9 @@ def read_clip(
 
     Raises:
         MediaError: the file is refused; the module docstring lists the reasons.
+
+    Warns:
+        MediaWarning: its audio ends more than half a second before its video.
     """
     if seconds < MIN_CLIP_SECONDS or frames_per_second <= 0 or start_seconds < 0:
         wanted = f"{frames_per_second} pictures a second of {seconds} s from {start_seconds} s"
@@ -130,6 +134,7 @@ def read_clip(
     mono = resample_audio(mono, joiner.rate, sample_rate)
     end = min(seconds, picture.end, joiner.start + len(mono) / sample_rate)
     _check_content(path, mono, end - max(picture.start or 0.0, joiner.start))
+    _warn_of_early_audio(path, min(seconds, sound.end), min(seconds, picture.end))
     shown = [(moment, jpeg) for moment, jpeg in shown if moment < end]
     return Clip([jpeg for _, jpeg in shown], [moment for moment, _ in shown], mono, sample_rate, joiner.start, end)
 
@@ -149,7 +154,7 @@ def read_clip_with_audio(
     Args:
         path: the video file.
         audio: the audio file.
-        seconds: maximum length; the clip ends earlier where video or audio ends.
+        seconds: maximum length; the clip ends there where video or audio ends.
         frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
         short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
         quality: of the JPEG frames, 1 to 100.
@@ -174,6 +179,7 @@ def read_clip_with_audio(
     mono = read_audio(audio, sample_rate, seconds=seconds)
     end = min(seconds, picture.end, len(mono) / sample_rate)
     _check_content(audio, mono, end - max(picture.start or 0.0, 0.0))
+    _warn_of_early_audio(audio, len(mono) / sample_rate, min(seconds, picture.end))
     kept = [(moment, jpeg) for moment, jpeg in shown if moment < end]
     return Clip([jpeg for _, jpeg in kept], [moment for moment, _ in kept], mono, sample_rate, 0.0, end)
 
@@ -331,6 +337,13 @@ def _check_complete(container: InputContainer, picture: Track, sound: Track, sec
     if promised is not None and end < min(promised, seconds) - MAX_LOST_SECONDS:
         detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
         raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
+
+
+def _warn_of_early_audio(path: Path, sound_end: float, picture_end: float) -> None:
+    """Report that a clip is shorter than its video, because its audio ends before that."""
+    if sound_end < picture_end - MAX_LOST_SECONDS:
+        detail = f"its audio ends at {sound_end:.2f} s, its video not before {picture_end:.2f} s; the clip ends there"
+        warnings.warn(MediaWarning(path, detail), stacklevel=3)
 
 
 def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:

@@ -25,7 +25,7 @@ from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import allow_incompatible_regions, read_training_regions
 from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, Regions, RegionStore, RegionWriter
 from comodal.data.sources.image_folder import find_image_root
-from comodal.errors import CheckpointError, DataError, MediaError, wrap_item_errors
+from comodal.errors import CheckpointError, DataError, MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.files import encode_json_line, write_bytes_atomically
 from comodal.hardware import DeviceName, choose_inference_batch_size, find_device
 from comodal.media.image import read_image
@@ -281,10 +281,9 @@ def extract_image_regions(image: ImageWithBoxes, images: Path, extractor: Loaded
     """The regions of one image."""
     try:
         with wrap_item_errors(images / image.image):
-            regions = extractor(read_image(images / image.image), image.boxes)
+            return make_extraction_result(image, extractor(read_image(images / image.image), image.boxes))
     except MediaError as error:
-        return ExtractionResult(image.image, None, str(error.reason), error.detail)
-    return ExtractionResult(image.image, regions)
+        return make_extraction_result(image, error)
 
 
 def extract_batch_regions(
@@ -292,21 +291,30 @@ def extract_batch_regions(
 ) -> Iterator[ExtractionResult]:
     """The regions of images on a GPU; batches of `size` images are read and scaled in parallel."""
 
-    def scaled(image: ImageWithBoxes) -> ScaledImage | ExtractionResult:
+    def scaled(image: ImageWithBoxes) -> ScaledImage | MediaError:
         try:
             with wrap_item_errors(images / image.image):
                 picture = read_image(images / image.image)
                 return network.scaled(picture, extractor.boxes_in(picture, image.boxes))
         except MediaError as error:
-            return ExtractionResult(image.image, None, str(error.reason), error.detail)
+            return error
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
     for start in range(0, len(todo), size):
         part = todo[start : start + size]
         read = parallel(joblib.delayed(scaled)(image) for image in part)
-        regions = iter(network.batch([one for one in read if isinstance(one, ScaledImage)]))
+        pictures = {images / one.image: found for one, found in zip(part, read, strict=True)}
+        good = {path: found for path, found in pictures.items() if isinstance(found, ScaledImage)}
+        made = iter(run_batch_or_singly(network.batch, [*good.values()], [*good]))
         for image, one in zip(part, read, strict=True):
-            yield one if isinstance(one, ExtractionResult) else ExtractionResult(image.image, next(regions))
+            yield make_extraction_result(image, one if isinstance(one, MediaError) else next(made))
+
+
+def make_extraction_result(image: ImageWithBoxes, made: Regions | MediaError) -> ExtractionResult:
+    """The result of an image: its regions, or why it was rejected."""
+    if isinstance(made, MediaError):
+        return ExtractionResult(image.image, None, str(made.reason), made.detail)
+    return ExtractionResult(image.image, made)
 
 
 def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: FeatureType) -> None:

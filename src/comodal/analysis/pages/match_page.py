@@ -23,6 +23,7 @@ from comodal.analysis.pages.page_parts import (
     PageTable,
     embed_figure,
 )
+from comodal.console import escape_plot_text
 from comodal.media.image import decode_jpeg
 
 FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
@@ -51,7 +52,7 @@ def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows + 1, FRAME_COLUMNS, height_ratios=[2.2, *[row] * rows])
     draw_match_curve(figure.add_subplot(grid[0, :]), moments)
-    figure.suptitle(title.replace("$", "\\$"), fontsize=11)
+    figure.suptitle(escape_plot_text(title), fontsize=11)
     for place, number in enumerate(chosen):
         draw_match_frame(figure.add_subplot(grid[1 + place // FRAME_COLUMNS, place % FRAME_COLUMNS]), moments[number])
     return figure

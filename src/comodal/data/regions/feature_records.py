@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.safe_unpickler import RefusedPickleError
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError, wrap_item_errors
 
 FIELD_NAMES = {
     "features": ("features", "feature"),
@@ -44,7 +44,16 @@ class SkippedRecordError(NamedTuple):
 
 
 def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
-    """A record, or the reason why it is skipped."""
+    """A record, or the reason why it is skipped, whatever reading it raises."""
+    try:
+        with wrap_item_errors(image):
+            return build_or_refuse_record(image, make)
+    except MediaError as error:
+        return SkippedRecordError(image, "damaged", error.detail)
+
+
+def build_or_refuse_record(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
+    """A record, or the reason why it is skipped: one of those that reading and checking it raise."""
     try:
         record = make()
         check_record(record)
@@ -53,10 +62,8 @@ def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> Featu
         return SkippedRecordError(image, "refused", str(error))
     except BoxUnitsError as error:
         return SkippedRecordError(image, error.reason, str(error))
-    except (DataError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        return SkippedRecordError(
-            image, "damaged", str(error) if isinstance(error, DataError | ValueError) else repr(error)
-        )
+    except (DataError, ValueError) as error:
+        return SkippedRecordError(image, "damaged", str(error))
 
 
 def check_record(record: FeatureRecord) -> None:

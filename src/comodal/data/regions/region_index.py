@@ -12,6 +12,7 @@ from jaxtyping import Int64
 
 from comodal.data.numpy_files import DAMAGED_NUMPY_ERRORS, read_npy
 from comodal.errors import DataError
+from comodal.files import encode_for_hash
 
 INDEX_ARRAY_NAMES = ("id_bytes", "id_ends", "hashes", "order", "firsts", "sizes")
 
@@ -69,7 +70,7 @@ class ImageIds(Sequence[str]):
 
 def hash_image_id(image: str) -> np.uint64:
     """Eight bytes of a hash of an id; below the maximum, so that adding one does not overflow."""
-    number = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
+    number = int.from_bytes(hashlib.blake2b(encode_for_hash(image), digest_size=8).digest(), "little")
     return np.uint64(min(number, 2**64 - 2))
 
 

@@ -31,7 +31,7 @@ from comodal.data.sources.video_sources import (
     read_sources,
 )
 from comodal.errors import DataError, MediaError
-from comodal.files import fingerprint_files
+from comodal.files import encode_for_hash, fingerprint_files
 from comodal.media.audio import encode_flac
 from comodal.media.storage.open_media import remember_locations
 from comodal.media.storage.refused_formats import RefusalReason
@@ -203,7 +203,7 @@ def is_long_key(key: str) -> bool:
 
 def hash_source_path(source: VideoSource) -> str:
     text = f"{source.path}\n{source.key}\n{source.start_seconds}"
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(encode_for_hash(text)).hexdigest()[:8]
 
 
 def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) -> ShardSample:

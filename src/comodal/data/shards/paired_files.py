@@ -5,6 +5,7 @@ like a clip with one frame. With handwritten and spoken digits this is a control
 correspondence that runs in minutes.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -25,7 +26,7 @@ from comodal.data.sources.archive_examples import (
 from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
 from comodal.data.sources.splits import split_by_hash
 from comodal.data.sources.video_sources import find_media_root, list_media_files
-from comodal.errors import DataError, MediaError
+from comodal.errors import DataError, MediaError, MediaWarning, collect_media_warnings
 from comodal.files import fingerprint_files
 from comodal.media.audio import encode_flac, read_audio
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
@@ -229,7 +230,9 @@ def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedM
         MediaError: The image or the audio cannot be used.
     """
     picture = resize_short_side(read_image(images / pair.image), media.short_side)
-    flac, samples = _read_as_flac(sounds / pair.sound, media.seconds, media.sample_rate)
+    flac, samples, notes = _read_as_flac(sounds / pair.sound, media.seconds, media.sample_rate)
+    for note in notes:
+        warnings.warn(MediaWarning(sounds / pair.sound, note), stacklevel=2)
     length = samples / media.sample_rate
     record = {
         "key": pair.key,
@@ -248,12 +251,13 @@ def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedM
 
 
 @lru_cache(MAX_CACHED_AUDIO)
-def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int]:
-    """Audio as FLAC and its number of samples; cached, since each file is in several pairs."""
-    sound = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
+def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int, tuple[str, ...]]:
+    """Audio as FLAC, its number of samples, and the notes on it; cached, since each file is in several pairs."""
+    with collect_media_warnings() as notes:
+        sound = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
     if not np.any(sound):
         raise MediaError(path, "silent", "every sample is zero")
-    return encode_flac(sound, sample_rate), len(sound)
+    return encode_flac(sound, sample_rate), len(sound), tuple(notes)
 
 
 def pad_to_one_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:

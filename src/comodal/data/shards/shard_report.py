@@ -4,15 +4,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from comodal.console import Table
+from comodal.console import Table, print_line
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError
 from comodal.text_files import read_json_lines, read_json_object
 
 
-def print_shard_report(about: dict[str, Any]) -> None:
-    """The table at the end of `comodal prepare`."""
+def print_shard_report(about: dict[str, Any], out: Path) -> None:
+    """The tables at the end of `comodal prepare`."""
     table = Table("split", "taken", "hours", right=[1, 2])
     for split in SPLITS:
         table.add_row(split, f"{about['taken'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
@@ -22,6 +22,8 @@ def print_shard_report(about: dict[str, Any]) -> None:
         for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
             reasons.add_row(reason, f"{count:,}")
         reasons.show()
+    if about.get("noted"):  # older folders do not count them
+        print_line(f"{about['noted']:,} were taken despite a problem, such as a truncated file: {out / 'report.jsonl'}")
 
 
 def describe_shards(folder: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def make_shards(
         else:
             print_line(f"{out} is finished already; nothing to do")
         summary = read_json_object(about)
-    print_shard_report(summary)
+    print_shard_report(summary, out)
     return summary
 
 
@@ -283,19 +283,21 @@ def is_shard_finished(shard: ShardPlan, out: Path) -> bool:
 
 def merge_shard_reports(plan: RunPlan, out: Path) -> dict[str, Any]:
     """Write OUT/report.jsonl and count what is in it."""
-    clips, seconds, refused = Counter[str](), Counter[str](), Counter[str]()
+    clips, seconds, refused, noted = Counter[str](), Counter[str](), Counter[str](), 0
     with write_atomically(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
         for line in iterate_report_lines(plan, out):
             merged.write(encode_json_line(line))
             if line["status"] == "taken":
                 clips[line["split"]] += 1
                 seconds[line["split"]] += line["seconds"]
+                noted += "notes" in line
             else:
                 refused[line["reason"]] += 1
     return {
         "taken": {split: clips[split] for split in SPLITS},
         "seconds": {split: round(seconds[split], 3) for split in SPLITS},
         "refused": dict(sorted(refused.items())),
+        "noted": noted,
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from comodal.data.sources.caption_tables import CAPTION_COLUMNS, get_first_field
 from comodal.data.sources.split_names import IMAGE_SPLIT_NAMES as SPLITS
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError, wrap_item_errors
 from comodal.files import describe_os_error
 from comodal.media.storage.archive_samples import ArchiveSample, SampleFault
 from comodal.media.storage.open_media import is_container, open_container_file
@@ -56,6 +56,15 @@ def read_archive_examples(root: Path, name: str) -> Iterator[ArchiveExample]:
         DataError: It needs a package that is not installed.
     """
     path = root / name
+    try:
+        with wrap_item_errors(path):
+            yield from read_container_examples(path, name)
+    except MediaError as error:
+        yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("damaged", error.detail)))
+
+
+def read_container_examples(path: Path, name: str) -> Iterator[ArchiveExample]:
+    """All examples of a container; what it is known to raise becomes an example with a fault."""
     try:
         container = open_container_file(path)
     except OSError as error:

@@ -6,13 +6,14 @@ A split is a property of the source video, never of a clip: two clips of one vid
 import hashlib
 
 from comodal.data.sources.video_sources import VideoSource
+from comodal.files import encode_for_hash
 
 SPLITS_HELD_OUT_FIRST = ("test", "validation", "train")
 
 
 def hash_to_fraction(text: str) -> float:
     """A number in [0, 1) that depends only on the text, uniformly distributed over texts."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(encode_for_hash(text)).digest()[:8], "big") / 2**64
 
 
 def split_by_hash(group: str, validation: float, test: float) -> str:

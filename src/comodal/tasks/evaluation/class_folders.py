@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from comodal.errors import DataError
+from comodal.files import encode_for_hash
 from comodal.tasks.evaluation.cross_validation import Split, predict_splits
 from comodal.tasks.evaluation.linear_probe import Classifier
 from comodal.tasks.evaluation.system_comparison import Comparison
@@ -79,13 +80,13 @@ def hash_labeled_files(items: Iterable[LabeledFile]) -> str:
     """A hash of the names, classes, splits and sizes of files, equal on every machine."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{item.name} {item.category} {item.test} {item.path.stat().st_size}\n".encode())
+        digest.update(encode_for_hash(f"{item.name} {item.category} {item.test} {item.path.stat().st_size}\n"))
     return digest.hexdigest()[:16]
 
 
 def assign_hash_part(name: str) -> int:
     """One of `NUM_HASH_PARTS` parts, which depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % NUM_HASH_PARTS
+    return int.from_bytes(hashlib.sha256(encode_for_hash(name)).digest()[:8], "big") % NUM_HASH_PARTS
 
 
 def build_folder_split(items: Sequence[LabeledFile]) -> Split:

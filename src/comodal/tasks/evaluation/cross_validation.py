@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from comodal.files import encode_for_hash
 from comodal.progress import track_progress
 from comodal.tasks.evaluation.linear_probe import Classifier, LinearProbe, fit_probe
 from comodal.tasks.evaluation.mlp_probe import MLPProbe, fit_mlp_probe
@@ -83,7 +84,7 @@ def assign_folds(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray,
     part: dict[str, int] = {}
     for category in sorted(set(truth)):
         own = {group for group, other in zip(groups, truth, strict=True) if other == category and group not in part}
-        for place, group in enumerate(sorted(own, key=lambda name: hashlib.sha256(name.encode()).digest())):
+        for place, group in enumerate(sorted(own, key=lambda name: hashlib.sha256(encode_for_hash(name)).digest())):
             part[group] = place % NUM_INNER_FOLDS
     return np.array([part[group] for group in groups], dtype=np.int64)
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader, Workers
 from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.files import encode_for_hash
 from comodal.hardware import Compute
 from comodal.models.checkpoint import find_model_folder, make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
@@ -206,7 +207,7 @@ def split_by_name_hash(items: Sequence[LabeledFile], share: float) -> tuple[list
         raise ValueError(f"validation_share ({share}) must be at least 0 and less than 1")
 
     def place(item: LabeledFile) -> float:
-        return int.from_bytes(hashlib.sha256(f"validation {item.name}".encode()).digest()[:8], "big") / 2**64
+        return int.from_bytes(hashlib.sha256(encode_for_hash(f"validation {item.name}")).digest()[:8], "big") / 2**64
 
     held_out = [item for item in items if place(item) < share]
     train = [item for item in items if place(item) >= share]

@@ -15,7 +15,7 @@ from typing import Any
 from comodal.console import Table, print_line
 from comodal.environment import summarize_environment
 from comodal.errors import DataError
-from comodal.files import write_bytes_atomically
+from comodal.files import encode_for_hash, write_bytes_atomically
 from comodal.models.checkpoint import read_model_about
 from comodal.text_files import read_json
 
@@ -131,7 +131,7 @@ def hash_card_file(path: Path) -> str:
     try:
         if path.is_dir():
             for inside in sorted(file for file in path.rglob("*") if file.is_file()):
-                digest.update(f"{inside.relative_to(path).as_posix()} {inside.stat().st_size}\n".encode())
+                digest.update(encode_for_hash(f"{inside.relative_to(path).as_posix()} {inside.stat().st_size}\n"))
             return digest.hexdigest()
         with path.open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from comodal.console import Table
+from comodal.console import Table, escape_plot_text
 from comodal.files import write_bytes_atomically
 from comodal.tasks.evaluation.metrics import (
     compute_accuracy,
@@ -141,14 +141,14 @@ class Comparison:
     def write(self, out: Path, numbers: dict[str, float]) -> None:
         """Writes results.json (flat), answers.csv (one row per item), classes.csv and confusion.png into `out`."""
         write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        write_bytes_atomically(out / "classes.csv", self.class_table().encode())
+        write_bytes_atomically(out / "classes.csv", self.class_table().encode("utf-8", "backslashreplace"))
         text = io.StringIO()
         rows = csv.writer(text)
         rows.writerow(["item", "fold", "truth", *self.answers])
         for place, item in enumerate(self.items):
             given = [self.classes[answers[place]] for answers in self.answers.values()]
             rows.writerow([item, self.folds[place], self.classes[self.truth[place]], *given])
-        write_bytes_atomically(out / "answers.csv", text.getvalue().encode())
+        write_bytes_atomically(out / "answers.csv", text.getvalue().encode("utf-8", "backslashreplace"))
         picture = io.BytesIO()
         self.draw_confusion(next(iter(self.answers))).savefig(picture, format="png", dpi=110)
         write_bytes_atomically(out / "confusion.png", picture.getvalue())
@@ -163,8 +163,9 @@ class Comparison:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         if len(self.classes) <= MAX_NAMED_CLASSES:
-            axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
+            labels = [*map(escape_plot_text, self.classes)]
+            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+            axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
         axes.set_title(

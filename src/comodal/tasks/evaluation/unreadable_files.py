@@ -5,13 +5,14 @@ be comparable.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
 from comodal.console import Table, print_line
-from comodal.errors import DataError, MediaError
+from comodal.errors import DataError, MediaError, wrap_item_errors
 
 REASON_UNREADABLE = "cannot be read"  # in a card's counts
 
@@ -19,10 +20,22 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-def try_read(read: Callable[[A], T], item: A) -> T | MediaError:
-    """Reads a file; returns the error if it cannot be read."""
+@runtime_checkable
+class FileItem(Protocol):
+    """An item of a data set that is a file."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+FileType = TypeVar("FileType", bound=FileItem)
+
+
+def try_read(read: Callable[[FileType], T], item: FileType) -> T | MediaError:
+    """Reads a file; returns the error if it cannot be read, whatever reading it raises."""
     try:
-        return read(item)
+        with wrap_item_errors(item.path):
+            return read(item)
     except MediaError as error:
         return error
 

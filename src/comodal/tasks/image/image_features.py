@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from comodal.data.output_folder import lock_output_folder
 from comodal.errors import DataError, MediaError
+from comodal.files import encode_for_hash
 from comodal.hardware import Compute
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import compute_weights_checksum, make_untrained_copy
@@ -148,7 +149,7 @@ def build_feature_system(
 
 def hash_image_names(items: Sequence[LabeledFile]) -> str:
     """A hash of the names of images in their order."""
-    return hashlib.sha256("\n".join(item.name for item in items).encode()).hexdigest()
+    return hashlib.sha256(encode_for_hash("\n".join(item.name for item in items))).hexdigest()
 
 
 def pool_feature_map(

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import wrap_item_errors
+from comodal.files import encode_for_hash
 from comodal.media.augmentation import jitter_color, random_crop, random_horizontal_flip
 from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.tasks.evaluation.class_folders import LabeledFile
@@ -75,7 +76,7 @@ def render_view(
         return crop_image_center(picture, showing.short_side)[None]
     if view.kind == "ten":
         return cut_ten_crops(picture, showing.crop)
-    chance = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    chance = int.from_bytes(hashlib.sha256(encode_for_hash(name)).digest()[:8], "big")
     return augment_image(picture, showing, np.random.default_rng((showing.seed, view.number, chance)))[None]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import MediaError
+from comodal.files import encode_for_hash
 from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.models.l3net.l3net_classifier import load_any_l3net
 from comodal.tasks.evaluation.class_folders import LabeledFile
@@ -163,5 +164,5 @@ def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mappi
 def split_train_test(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """The training images in random order (so that blocks mix classes), and the test images."""
     train = [item for item in pictures.items if not item.test]
-    train.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    train.sort(key=lambda item: hashlib.sha256(encode_for_hash(item.name)).digest())
     return train, [item for item in pictures.items if item.test]
