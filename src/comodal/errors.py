@@ -13,6 +13,7 @@ from pathlib import Path
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "out of memory")  # of the RuntimeErrors of PyTorch's allocators
 
 
 class ComodalError(Exception):
@@ -56,6 +57,23 @@ class RecipeError(ComodalError):
     """Settings of a recipe are incompatible."""
 
 
+def check_number(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    """Checks that a setting is within its limits; NaN is not.
+
+    Raises:
+        ValueError: It is not; the message names it with its value.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} is a number from {low:,} to {high:,}, got {value}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is used up. PyTorch raises a RuntimeError, numpy a MemoryError."""
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, MemoryError)
+
+
 @contextmanager
 def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """Context manager that turns any exception from processing one file into a MediaError with the file's name.
@@ -71,10 +89,10 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (ComodalError, MemoryError):
+    except ComodalError:
         raise
     except Exception as error:
-        machine = isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
+        machine = is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS)
         if machine or os.environ.get("COMODAL_DEBUG"):
             raise
         detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS]
