@@ -115,7 +115,7 @@ def test_every_writer_of_synthetic_media_names_its_file(tmp_path: Path):
         "a.wav": lambda path: write_wav_file(path, sound, 48_000),
         "a.jpg": lambda path: write_image_file(path, pixels),
         "a.png": lambda path: write_image_file(path, pixels),
-        "a.mp4": lambda path: write_video_file(path, [pixels] * 20, 10, sound, 48_000, 256),
+        "a.mp4": lambda path: write_video_file(path, [pixels] * 20, 10.0, sound, 48_000, 256),
     }
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))

@@ -77,7 +77,7 @@ def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path)
 
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Writes a file for `torch.export.load`. It is made in memory: PyTorch's writer aborts the process on a full disk."""
+    """Writes a file for `torch.export.load`, made in memory: PyTorch's writer aborts the process on a full disk."""
     made = io.BytesIO()
     with silence_exporter_warnings():
         torch.export.save(program, made)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32
 from comodal.console import Table, print_line
 from comodal.data.sources.archive_examples import read_archive_examples, select_containers
 from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
-from comodal.files import fingerprint_file, shorten_file_name, name_written_file, write_atomically
+from comodal.files import fingerprint_file, name_written_file, shorten_file_name, write_atomically
 from comodal.media.storage.archive_samples import detect_media_kind
 from comodal.media.storage.open_media import find_container, is_container
 from comodal.progress import track_progress
