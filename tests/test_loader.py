@@ -108,7 +108,11 @@ def test_making_batches_draws_nothing_from_the_chance_of_the_model():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 0), "must be positive"), ((4, -1), "not negative"), ((4, 0, 10), r"length \(10\) must be a multiple")],
+    [
+        ((0, 0), "batch_size .* got 0"),
+        ((4, -1), "workers .* got -1"),
+        ((4, 0, 10), r"length \(10\) must be a multiple"),
+    ],
 )
 def test_what_makes_no_batches_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 
+from comodal.cli.program import main
 from comodal.errors import CheckpointError, RecipeError
+from comodal.files import hash_host_name
 from comodal.models.checkpoint import load_model
 from comodal.recipes.avc_pretraining import recipe
 from comodal.text_files import read_log
@@ -97,6 +99,41 @@ def wait_for_steps(out: Path, process: subprocess.Popen, steps: int) -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"no {steps} steps: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
+
+
+def test_a_second_training_in_the_folder_is_refused_and_the_first_works_on(
+    shards: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    words = command(shards, out, 100_000, "--resume", "--checkpoint_minutes", "0")
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_steps(out, first, 1)
+    assert main(words[3:]) == 1
+    assert f"another command is writing to {out}: wait" in capsys.readouterr().err
+    wait_for_steps(out, first, max(losses(out)) + 1)
+    first.kill()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    train(recipe, settings(shards, max(24, max(losses(out)) + 1)), out, resume=True, **OPTIONS)
+    expected = losses(uninterrupted)
+    assert {step: loss for step, loss in losses(out).items() if step in expected} == expected
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".config.yaml.PID.part"]], ids=["mkdir", "lock", "part"])
+def test_a_run_that_was_killed_before_its_settings_were_written_can_be_resumed(
+    shards: Path, uninterrupted: Path, tmp_path: Path, left: list[str]
+):
+    """The process that wrote them is one that has ended: the highest id of Linux is 2**22."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in left:
+        (out / name.replace("PID", f"{(1 << 22) + 1}-{hash_host_name()}")).write_bytes(b"half")
+    train(recipe, settings(shards, 2), out, resume=True, **OPTIONS)
+    assert losses(out) == {step: loss for step, loss in losses(uninterrupted).items() if step <= 2}
+    assert not list(out.rglob("*.part"))
+    (out / "config.yaml").unlink()
+    with pytest.raises(RecipeError, match=r"run is not the folder of a run: it has no config\.yaml"):
+        train(recipe, settings(shards, 2), out, resume=True, **OPTIONS)
 
 
 @pytest.mark.slow

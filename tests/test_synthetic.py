@@ -11,6 +11,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from comodal.cli.program import main
+from comodal.data.output_folder import lock_output_folder
 from comodal.errors import DataError
 from comodal.synthetic.scenes.audio_synthesis import render_world_audio
 from comodal.synthetic.scenes.rendering import render_frame
@@ -124,6 +126,14 @@ def test_workers_end_with_a_killed_command(tmp_path: Path):
     code = "import sys, pathlib; from comodal.synthetic.synthesize import synthesize as make; "
     code += "make(pathlib.Path(sys.argv[1]), videos=100_000, workers=2)"
     assert kill_when(code, tmp_path / "world", begun=lambda: any(tmp_path.rglob("*.mp4")))
+
+
+def test_a_second_command_in_the_folder_is_refused(synthetic: Path, capsys: pytest.CaptureFixture):
+    with lock_output_folder(synthetic):
+        assert main(["synthesize", str(synthetic)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"comodal: error: another command is writing to {synthetic}: wait until it ends\n"
+    synthesize(synthetic, workers=1, **SMALL)
 
 
 def test_a_folder_with_another_world_or_other_files_is_refused(synthetic: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from comodal import workers
 from comodal.data.sources.file_batches import FileJob, FileJobs, run_file_jobs
 from comodal.errors import DataError
+from comodal.files import is_process_running, write_atomically
 from comodal.workers import run_in_parallel, run_one_by_one
 
 
@@ -67,3 +69,36 @@ def test_a_file_that_crashes_its_decoder_is_a_line_of_the_report(
         run_file_jobs(planned, write_or_die, processes, overwrite=False)
     assert "4 written, 0 were there already, 1 could not be read" in capsys.readouterr().out
     assert sorted(path.stem for path in tmp_path.glob("*.npz")) == ["a", "b", "d", "e"]
+
+
+def write_or_be_killed_once(job: FileJob) -> int:
+    """Files take half a second. The first worker that comes to `kills` is killed while another writes."""
+    folder = job.source.parent
+    (folder / f"{os.getpid()}.pid").touch()
+    with write_atomically(job.results[0]) as part:
+        part.write_bytes(b"half")
+        time.sleep(0.5)
+        if job.source.stem == "kills" and not (folder / "killed").exists():
+            (folder / "killed").write_text(" ".join(path.stem for path in folder.glob("*.pid")))
+            os.kill(os.getpid(), signal.SIGKILL)
+        part.write_bytes(b"whole")
+    return 1
+
+
+def test_a_worker_that_the_system_kills_costs_no_file_and_leaves_none_of_its_siblings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As Linux does where memory is used up: the file itself can be embedded."""
+    names = ("a", "b", "kills", "d", "e", "f")
+    (tmp_path / "out").mkdir()
+    jobs = [FileJob(tmp_path / f"{name}.wav", (tmp_path / "out" / f"{name}.npz",)) for name in names]
+    run_file_jobs(FileJobs(jobs, Counter()), write_or_be_killed_once, 2, overwrite=False)
+    assert "6 written, 0 were there already, 0 could not be read" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == dict.fromkeys(
+        [f"{name}.npz" for name in names], b"whole"
+    )
+    siblings, until = [int(pid) for pid in (tmp_path / "killed").read_text().split()], time.monotonic() + 20
+    assert len(siblings) == 2
+    while any(map(is_process_running, siblings)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in siblings if is_process_running(pid)]

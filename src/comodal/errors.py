@@ -14,7 +14,8 @@ from typing import TypeVar
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
 MACHINE_ERROR_NAMES = {"OutOfMemoryError", "AcceleratorError"}  # of PyTorch, which this module does not import
-MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "out of memory")  # of the RuntimeErrors of PyTorch's allocators
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -61,6 +62,23 @@ class RecipeError(ComodalError):
     """Settings of a recipe are incompatible."""
 
 
+def check_number(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    """Checks that a setting is within its limits; NaN is not.
+
+    Raises:
+        ValueError: It is not; the message names it with its value.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} is a number from {low:,} to {high:,}, got {value}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is used up. PyTorch raises a RuntimeError, numpy a MemoryError."""
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, MemoryError)
+
+
 @contextmanager
 def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """Context manager that turns any exception from processing one file into a MediaError with the file's name.
@@ -76,7 +94,7 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (ComodalError, MemoryError):
+    except ComodalError:
         raise
     except Exception as error:
         if is_machine_error(error) or os.environ.get("COMODAL_DEBUG"):
@@ -88,7 +106,8 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 def is_machine_error(error: Exception) -> bool:
     """Whether the machine caused an error and not the file: a full disk, a GPU that is out of memory or has failed."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS) or bool(names & MACHINE_ERROR_NAMES)
+    is_system_error = isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
+    return is_system_error or is_out_of_memory(error) or bool(names & MACHINE_ERROR_NAMES)
 
 
 def run_batch_or_singly(

@@ -124,11 +124,23 @@ def write_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(temporary), os.fsencode(temporary)):
+        named = {error.filename, error.filename2} - {None}  # a copy names both of its files
+        if error.errno is not None and (not named or named & {temporary, str(temporary), os.fsencode(temporary)}):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_written_file(path: Path) -> Iterator[None]:
+    """Adds the name of the file that is written to an OSError without one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

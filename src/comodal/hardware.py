@@ -211,6 +211,18 @@ def count_cores() -> int:
     return min(cores, max(1, round(int(limit) / int(period)))) if limit != "max" else cores
 
 
+def read_memory_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of this machine within the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return memory
+    return min(memory, int(limit)) if limit.isdecimal() else memory
+
+
 def resolve_threads(threads: int | None = None) -> int:
     """Number of compute threads: as given, as `OMP_NUM_THREADS`, or the number of idle cores.
 

@@ -21,7 +21,7 @@ from comodal.cli.parser import CommandParser, Option, UsageError, build_options
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
-from comodal.errors import ComodalError, DataError
+from comodal.errors import ComodalError, DataError, check_number, is_out_of_memory
 from comodal.files import describe_os_error
 from comodal.hub_download import is_hub_name, resolve_model_path
 from comodal.lazy_import import import_object
@@ -29,6 +29,7 @@ from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.registry import RECIPES
 from comodal.training.run_config import to_plain_values
 
+MAX_SEED = (1 << 63) - 1 - (1 << 32)  # of PyTorch's generator; some recipes add a little to the seed
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
 # Parameters of type Path that must exist; others may be written, or are read only sometimes.
@@ -53,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report_failure(error, str(error))
     except OSError as error:
         return report_failure(error, describe_os_error(error))
-    except MemoryError as error:
-        return report_failure(error, f"not enough memory{f' ({error})' if str(error) else ''}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        detail = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
+        return report_failure(error, f"not enough memory{f' ({detail})' if detail else ''}")
     except KeyboardInterrupt:
         print("comodal: interrupted; the same command continues where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -203,11 +207,14 @@ def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str
 
 
 def check_inputs(values: dict[str, Any]) -> None:
-    """Reject files that do not exist, before anything is imported; replace names on the hub by downloaded folders.
+    """Reject files that do not exist and seeds that no generator takes, before anything is imported; replace names on
+    the hub by downloaded folders.
 
     Raises:
         DataError: An input does not exist.
+        ValueError: The seed is negative or too large.
     """
+    check_number("seed", values.get("seed", 0), 0, MAX_SEED)
     for name in MODEL_OPTIONS & set(values):
         if isinstance(values[name], Path) and is_hub_name(values[name]):
             values[name] = resolve_model_path(values[name])

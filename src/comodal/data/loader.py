@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from comodal import distributed
 from comodal.data.batch import Batch
-from comodal.errors import ComodalError, DataError
+from comodal.errors import ComodalError, DataError, check_number
 from comodal.hardware import resolve_loader_workers
 
 GRACE_SECONDS = 60  # that a worker keeps running after a SIGTERM
 WORKER_DIED_PATTERN = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 Workers: TypeAlias = int | Literal["auto"]
 CPU = torch.device("cpu")
+MAX_BATCH_SIZE = 1 << 16  # samples of a step over all processes; contrastive models are trained with up to 32,768
+MAX_WORKERS = 1024
 PREFETCHED_BATCHES = 2  # batches that each worker prepares while the model computes
 
 
@@ -47,8 +49,9 @@ class Loader:
     """
 
     def __init__(self, samples: Samples, batch_size: int, workers: Workers, length: int | None = None) -> None:
-        if batch_size < 1 or (workers != "auto" and workers < 0):
-            raise ValueError(f"batch_size ({batch_size}) must be positive, and workers ({workers}) not negative")
+        check_number("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        if workers != "auto":
+            check_number("workers", workers, 0, MAX_WORKERS)
         if length is not None and length % batch_size:
             raise ValueError(f"length ({length}) must be a multiple of batch_size ({batch_size})")
         self.samples = samples

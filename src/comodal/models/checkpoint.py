@@ -236,7 +236,11 @@ def parse_config_value(wanted: typing.Any, value: object, where: str) -> typing.
         if value.keys() != names:
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
             raise CheckpointError(f"{where}: missing {missing}, unknown {unknown}")
-        return wanted(**{name: parse_config_value(types_of[name], value[name], f"{where}.{name}") for name in value})
+        values = {name: parse_config_value(types_of[name], value[name], f"{where}.{name}") for name in value}
+        try:
+            return wanted(**values)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: no model has this configuration: {error}") from error
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is tuple and isinstance(value, list):
         return tuple(parse_config_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -28,6 +28,7 @@ from comodal.models.l3net.l3net import (
     make_small_l3net_config,
 )
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adam, make_cosine_schedule
 from comodal.training.recipe_run import Run
 
@@ -121,7 +122,12 @@ def recipe(
     steps = usual.steps if steps is None else steps
     batch_size = usual.batch_size if batch_size is None else batch_size
     learning_rate = usual.learning_rate if learning_rate is None else learning_rate
-    config = replace(network, width=width or network.width, image_size=image_size or network.image_size)
+    config = replace(
+        network,
+        width=network.width if width is None else width,
+        image_size=network.image_size if image_size is None else image_size,
+    )
+    check_model_fits(lambda: L3Net(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = L3Net(config)
@@ -129,14 +135,14 @@ def recipe(
     augmentation = Augmentation(mirror, brightness, saturation, volume)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
     train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
-    validation = None
+    batches, validation = Loader(train, batch_size, workers), None
     if validation_pairs:
         held_out = make_clip_pairs(data / "validation", config, seed + AVC_VALIDATION_SEED_OFFSET, None)
         length = -(-validation_pairs // batch_size) * batch_size
         validation = Loader(held_out, batch_size, workers, length)
     return Run(
         objective=trained,
-        batches=Loader(train, batch_size, workers),
+        batches=batches,
         validation=validation,
         optimizer=make_adam(trained, learning_rate, weight_decay),
         learning_rate=make_cosine_schedule(learning_rate, steps, warm_up_steps, final_fraction),

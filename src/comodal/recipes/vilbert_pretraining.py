@@ -38,6 +38,7 @@ from comodal.models.vilbert.vilbert_config import (
 from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.tasks.vision_language.region_record import collect_region_record
+from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run
 
@@ -197,7 +198,7 @@ def recipe(
             print_line(f"{captions}: {cut} and lose their end (--max_words)")
         return made
 
-    validation = None
+    batches, validation = Loader(pairs(material.train, seed), batch_size, workers), None
     if validation_pairs and material.validation:
         length = -(-validation_pairs // batch_size) * batch_size
         validation = Loader(
@@ -206,7 +207,7 @@ def recipe(
     objective = ViLBERTPretraining(model, targets, contrastive_weight=contrastive_weight, seed=seed)
     return Run(
         objective=objective,
-        batches=Loader(pairs(material.train, seed), batch_size, workers),
+        batches=batches,
         validation=validation,
         optimizer=make_adamw(
             objective, learning_rate, weight_decay, pretrained=pretrained, pretrained_share=pretrained_rate
@@ -297,7 +298,9 @@ def build_pretraining_model(
     if variant == "single_stream":
         sizes = (config.vocabulary, config.positions, config.first_position, config.segments, config.text)
         rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
-        return single_stream.SingleStream(single_stream.SingleStreamConfig(*sizes, *rest))
+        single = single_stream.SingleStreamConfig(*sizes, *rest)
+        check_model_fits(lambda: single_stream.SingleStream(single))
+        return single_stream.SingleStream(single)
     sized: ViLBERTConfig = replace(
         config,
         region_features=store.dim,
@@ -305,6 +308,7 @@ def build_pretraining_model(
         region_tokens=inputs if tokens else 0,
         contrastive_dim=contrastive_dim,
     )
+    check_model_fits(lambda: ViLBERT(sized))
     return ViLBERT(sized)
 
 

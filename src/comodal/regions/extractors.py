@@ -18,7 +18,7 @@ from torch import nn
 
 from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, check_number
 from comodal.hardware import find_device
 from comodal.lazy_import import import_object
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model
@@ -242,8 +242,8 @@ def check_source_numbers(source: ExtractorSource) -> None:
     """Checks that all numbers are positive and that none exceeds the memory."""
     for name, most in MAX_SETTINGS.items():
         number = getattr(source, name)
-        if number is not None and not 1 <= number <= most:
-            raise ValueError(f"{name} is a number from 1 to {most:,}, got {number}")
+        if number is not None:
+            check_number(name, number, 1, most)
 
 
 def make_grid_boxes(picture: UInt8[np.ndarray, "height width 3"], grid: int) -> Float32[np.ndarray, "cells 4"]:

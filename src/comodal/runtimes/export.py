@@ -19,7 +19,7 @@ from torch import Tensor
 from comodal.console import Table, print_line
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.errors import CheckpointError
-from comodal.files import write_atomically, write_bytes_atomically
+from comodal.files import name_written_file, write_atomically, write_bytes_atomically
 from comodal.models.checkpoint import compute_weights_checksum, find_model_folder, load_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.runtimes.export_formats import (
@@ -97,7 +97,8 @@ def export(
         about["networks"] = {}
         for network in networks:
             made = temporary / (network.name + FORMAT_SUFFIXES[to])
-            about["networks"][network.name] = described = write_network(network, to, made, given)
+            with name_written_file(folder / made.name):
+                about["networks"][network.name] = described = write_network(network, to, made, given)
             numbers |= {
                 f"export.{network.name}.{key}": described[key] for key in described if key in QuantizationLoss._fields
             }

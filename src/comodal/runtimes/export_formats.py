@@ -1,5 +1,6 @@
 """Writes programs of `torch.export` as ONNX, OpenVINO or PyTorch files, and opens such files as functions of arrays."""
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -76,9 +77,11 @@ def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path)
 
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Writes a file for `torch.export.load`."""
-    with silence_exporter_warnings(), path.open("wb") as file:
-        torch.export.save(program, file)
+    """Writes a file for `torch.export.load`, made in memory: PyTorch's writer aborts the process on a full disk."""
+    made = io.BytesIO()
+    with silence_exporter_warnings():
+        torch.export.save(program, made)
+    path.write_bytes(made.getbuffer())
 
 
 def write_openvino(onnx: Path, path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from comodal.errors import check_number
+
 
 def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits parameters into kernels, which have weight decay, and all others (biases, norms), which have none.
@@ -79,6 +81,7 @@ def make_cosine_schedule(
     """
     if not 0 <= warm_up_steps <= steps:
         raise ValueError(f"warm_up_steps ({warm_up_steps}) must lie between 0 and steps ({steps})")
+    check_number("final_fraction", final_fraction, 0, 1)
 
     def rate(step: int) -> float:
         if step < warm_up_steps:

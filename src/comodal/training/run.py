@@ -3,6 +3,7 @@
 The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, best/ (by validation), model/.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.environment import environment
-from comodal.errors import RecipeError
+from comodal.errors import RecipeError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.hardware import MEMORY_FORMATS, Compute, DeviceName, MemoryLayout, Precision
 from comodal.models.checkpoint import load_model, save_model
@@ -29,6 +30,7 @@ from comodal.training.allocator import keep_freed_memory
 from comodal.training.best_weights import BestWeights
 from comodal.training.checkpoints import Checkpoints, TrainingState
 from comodal.training.interruption import InterruptHandler
+from comodal.training.memory_limits import check_training_fits
 from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
     describe_changes,
@@ -44,6 +46,7 @@ from comodal.training.throughput import Throughput, format_rough_count, format_r
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 
 ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
+MAX_THREADS = 1024
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
@@ -87,11 +90,11 @@ def train(
         DataError: A sample cannot be read.
         FloatingPointError: The loss is not finite; not_finite.json in the run's folder holds the samples' keys.
     """
-    counts = [count for count in (accumulate, log_every, validate_every, threads) if count is not None]
-    if min(counts) < 1 or checkpoint_minutes < 0:
-        raise ValueError(
-            "accumulate, log_every, validate_every and threads are at least 1, checkpoint_minutes at least 0"
-        )
+    check_number("checkpoint_minutes", checkpoint_minutes, 0, math.inf)
+    check_number("threads", 1 if threads is None else threads, 1, MAX_THREADS)
+    counts = {"accumulate": accumulate, "log_every": log_every, "validate_every": validate_every}
+    for name, count in counts.items():
+        check_number(name, 1 if count is None else count, 1, math.inf)
     recipe, out = find_recipe(recipe), Path(out)
     values, started = resolve_parameters(recipe, parameters), read_run_config(out / "config.yaml")
     threads_before = torch.get_num_threads()
@@ -110,6 +113,7 @@ def train(
         with translate_os_errors(out), lock, torch.random.fork_rng(devices):
             check_run_folder(out, resume)
             run = recipe(**values)
+            check_training_fits(run.objective, compute.device)
             values |= run.resolved
             validate_every = run.validate_every if validate_every is None else validate_every
             options["validate_every"] = validate_every

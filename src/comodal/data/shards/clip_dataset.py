@@ -10,7 +10,7 @@ from comodal.data.batch import AudioVisualBatch
 from comodal.data.shards.decoded_cache import DecodedCache
 from comodal.data.shards.pair_sampler import ClipPair, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.errors import DataError, MediaError
+from comodal.errors import DataError, MediaError, check_number
 from comodal.media.audio import decode_flac
 from comodal.media.augmentation import jitter_color, jitter_gain, random_crop, random_horizontal_flip
 from comodal.media.image import crop_image_center, decode_jpeg, resize_short_side
@@ -31,6 +31,11 @@ class Augmentation:
     brightness: float = 32 / 255
     saturation: float = 0.5
     volume: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("brightness", self.brightness, 0, 1)
+        check_number("saturation", self.saturation, 0, 1)
+        check_number("volume", self.volume, 0, 1)
 
 
 class ClipPairDataset:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32
 from comodal.console import Table, print_line
 from comodal.data.sources.archive_examples import read_archive_examples, select_containers
 from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
-from comodal.files import fingerprint_file, shorten_file_name, write_atomically
+from comodal.files import fingerprint_file, name_written_file, shorten_file_name, write_atomically
 from comodal.media.storage.archive_samples import detect_media_kind
 from comodal.media.storage.open_media import find_container, is_container
 from comodal.progress import track_progress
@@ -290,7 +290,7 @@ def write_embedding_rows(
     columns: dict[str, list[np.ndarray]] = {"timestamps": [], "silent": []}
     count, features, stamp = 0, 0, "" if source is None else compute_source_stamp(source)  # before it is read
     result.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=result.parent) as scratch:
+    with name_written_file(result), tempfile.TemporaryFile(dir=result.parent) as scratch:
         for rows in batches:
             count, features = count + len(rows.vectors), rows.vectors.shape[1]
             scratch.write(np.ascontiguousarray(rows.vectors, dtype="<f4").tobytes())

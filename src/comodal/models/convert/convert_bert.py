@@ -79,7 +79,10 @@ def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
     if first < 0:
         raise CheckpointError(f"{path}: {text.layers} layers cannot hold {len(like.schedule)} co-attention layers")
     schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(like.schedule))
-    config = replace(like, text=text, schedule=schedule, **checked)
+    try:
+        config = replace(like, text=text, schedule=schedule, **checked)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no model has this configuration: {error}") from error
     if not bert.is_dir() or any((bert / name).is_file() for name in BERT_WEIGHT_FILES):
         shapes = {normalize_bert_name(name): shape for name, shape in read_shapes(bert).items()}
         check_config_against_shapes(lambda: ViLBERT(config), map_names_to_bert, shapes, bert)

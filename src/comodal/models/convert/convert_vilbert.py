@@ -322,10 +322,7 @@ def parse_original_config(written: Mapping[str, object], path: Path) -> Original
         "region_tokens": 0,
         "contrastive_dim": 0,
     }
-    try:
-        config = parse_config_value(ViLBERTConfig, described, str(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    config = parse_config_value(ViLBERTConfig, described, str(path))
     return OriginalConfig(config, exclude_names(values, needed | IGNORED_CONFIG_KEYS))
 
 

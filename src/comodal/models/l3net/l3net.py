@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.errors import CheckpointError
+from comodal.errors import CheckpointError, check_number
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram, SpectrogramConfig
@@ -22,6 +22,10 @@ from comodal.models.pretrained import PretrainedModel
 
 IMAGE_GRID = (4, 4)  # 4 x 4 x 512 = 8192 features (L3-Net, section 4.3)
 AUDIO_GRID = (4, 3)  # 4 x 3 x 512 = 6144 features (section 4.2)
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096
+MIN_SECONDS, MAX_SECONDS = 0.001, 60
+MAX_WIDTH = 1024  # 2.4 billion parameters
+MAX_FUSION = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,22 @@ class L3NetConfig:
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.relu_before_norm) - set(VGG_LAYER_NAMES):
+            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(VGG_LAYER_NAMES)}")
+        check_number("image_size", self.image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+        check_number("sound_seconds", self.sound_seconds, MIN_SECONDS, MAX_SECONDS)
+        check_number("width", self.width, 1, MAX_WIDTH)
+        check_number("fusion", self.fusion, 1, MAX_FUSION)
+        check_number("norm_eps", self.norm_eps, 0, 1)
+        check_number("norm_momentum", self.norm_momentum, 0, 1)
+
     @property
     def sample_rate(self) -> int:
         """Sample rate of the audio in Hz."""
         return self.spectrogram.sample_rate
 
 
-MAX_IMAGE_SIZE, MAX_SECONDS = 4096, 60
 PAPER_L3NET_CONFIG = L3NetConfig()
 
 # Keras' batch normalization (eps 1e-3, momentum 0.99); conv -> ReLU -> norm in conv1_2 (l3embedding, vision_model.py).
@@ -109,14 +122,6 @@ class L3Net(PretrainedModel, nn.Module):
 
     def __init__(self, config: L3NetConfig) -> None:
         super().__init__()
-        unknown = set(config.relu_before_norm) - set(VGG_LAYER_NAMES)
-        if unknown:
-            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(VGG_LAYER_NAMES)}")
-        if not (16 <= config.image_size <= MAX_IMAGE_SIZE and 0 < config.sound_seconds <= MAX_SECONDS):
-            raise ValueError(
-                f"image_size {config.image_size} is from 16 to {MAX_IMAGE_SIZE}, "
-                f"sound_seconds {config.sound_seconds} at most {MAX_SECONDS}"
-            )
         self.config = config
         self.spectrogram = Spectrogram(config.spectrogram)
         norm = (config.norm_eps, config.norm_momentum)

@@ -20,7 +20,7 @@ from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, Toke
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, init_weights, to_bool_mask
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import StreamConfig
+from comodal.models.vilbert.vilbert_config import StreamConfig, check_embedding_sizes, check_output_sizes
 
 BERT_BASE = StreamConfig(768, 12, 12, 3072)
 
@@ -52,6 +52,10 @@ class SingleStreamConfig:
     joint_dim: int = 1024
     fusion: Fusion = "mul"
     initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.segments)
+        check_output_sizes(self.joint_dim, self.region_targets, self.region_tokens, self.initializer_range)
 
     @property
     def task_tokens(self) -> int:

@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+from comodal.errors import check_number
 from comodal.models.vilbert.heads import Fusion
-from comodal.models.vilbert.transformer import (
-    Activation,
-)
+from comodal.models.vilbert.transformer import Activation
+
+MAX_DIM = 1 << 14  # widths; the widest published text encoders have 12,288
+MAX_LAYERS, MAX_HEADS = 256, 1024
+MAX_POSITIONS, MAX_SEGMENTS, MAX_TASKS = 1 << 16, 1024, 1024
+MAX_TOKENS = 1 << 20  # vocabularies, visual tokens and region targets; the largest vocabularies have 2**18 tokens
+MAX_FEATURES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,31 @@ class StreamConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        check_number("dim", self.dim, 1, MAX_DIM)
+        check_number("layers", self.layers, 0, MAX_LAYERS)
+        check_number("heads", self.heads, 1, MAX_HEADS)
+        check_number("intermediate", self.intermediate, 1, MAX_FEATURES)
+        check_number("dropout", self.dropout, 0, 1)
+        check_number("attention_dropout", self.attention_dropout, 0, 1)
+        check_number("norm_eps", self.norm_eps, 0, 1)
+
+
+def check_embedding_sizes(vocabulary: int, positions: int, first_position: int, segments: int) -> None:
+    """Checks the sizes of the embeddings of a text stream; raises a ValueError with the name of a wrong one."""
+    check_number("vocabulary", vocabulary, 1, MAX_TOKENS)
+    check_number("positions", positions, 1, MAX_POSITIONS)
+    check_number("first_position", first_position, 0, positions - 1)
+    check_number("segments", segments, 1, MAX_SEGMENTS)
+
+
+def check_output_sizes(joint_dim: int, region_targets: int, region_tokens: int, initializer_range: float) -> None:
+    """Checks the sizes of the heads and of visual tokens; raises a ValueError with the name of a wrong one."""
+    check_number("joint_dim", joint_dim, 1, MAX_DIM)
+    check_number("region_targets", region_targets, 0, MAX_TOKENS)
+    check_number("region_tokens", region_tokens, 0, MAX_TOKENS)
+    check_number("initializer_range", initializer_range, 0, 100)
 
 
 def make_co_attention_schedule(text_layers: int, count: int) -> tuple[tuple[int, int], ...]:
@@ -87,6 +117,20 @@ class ViLBERTConfig:
     contrastive_dim: int = 0
 
     def __post_init__(self) -> None:
+        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.segments)
+        check_output_sizes(self.joint_dim, self.region_targets, self.region_tokens, self.initializer_range)
+        check_number("joint_heads", self.joint_heads, 1, MAX_HEADS)
+        check_number("region_features", self.region_features, 0, MAX_FEATURES)
+        check_number("task_tokens", self.task_tokens, 0, MAX_TASKS)
+        check_number("contrastive_dim", self.contrastive_dim, 0, MAX_FEATURES)
+        self.check_schedule()
+
+    def check_schedule(self) -> None:
+        """Checks the co-attention layers and the number of frozen layers.
+
+        Raises:
+            ValueError: They do not fit the layers of the streams.
+        """
         before = (0, 0)
         for pair in self.schedule:
             if len(pair) != 2:
@@ -97,6 +141,10 @@ class ViLBERTConfig:
                     f"and {self.text.layers} of text"
                 )
             before = (pair[0], pair[1])
+        if min(self.frozen_vision_layers, self.frozen_text_layers) < 0:
+            raise ValueError(
+                f"{self.frozen_vision_layers} and {self.frozen_text_layers} frozen layers: none is negative"
+            )
         if self.frozen_vision_layers > self.first_meeting[0] or self.frozen_text_layers > self.first_meeting[1]:
             raise ValueError(f"only layers before the first co-attention {self.first_meeting} can be frozen")
 

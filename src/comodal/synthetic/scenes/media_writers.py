@@ -1,5 +1,6 @@
 """Writes the files of the synthetic data: H.264 and AAC video, WAV, JPEG and JSON Lines, each atomically."""
 
+import io
 import json
 from collections.abc import Iterable
 from fractions import Fraction
@@ -12,7 +13,7 @@ import soundfile
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from comodal.files import write_atomically
+from comodal.files import write_atomically, write_bytes_atomically
 
 AUDIO_BLOCK_SAMPLES = 1024  # samples of one AAC frame
 H264_OPTIONS = {"preset": "superfast", "crf": "20", "threads": "1", "flags": "+bitexact"}
@@ -64,17 +65,19 @@ def write_wav_file(
     path: Path, sound: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
     """A WAV file, 16 bits unless another soundfile subtype is given."""
-    with write_atomically(path) as partial:
-        soundfile.write(partial, sound, sample_rate, subtype=subtype, format="WAV")
+    made = io.BytesIO()  # libsndfile does not say why a file cannot be written
+    soundfile.write(made, sound, sample_rate, subtype=subtype, format="WAV")
+    write_bytes_atomically(path, made.getvalue())
 
 
 def write_image_file(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
     """A PNG file if the name ends so, else JPEG."""
-    with write_atomically(path) as partial:
-        if path.suffix == ".png":
-            Image.fromarray(pixels).save(partial, format="PNG")
-        else:
-            Image.fromarray(pixels).save(partial, format="JPEG", quality=90)
+    made = io.BytesIO()  # on a full disk Pillow writes half a JPEG without an error
+    if path.suffix == ".png":
+        Image.fromarray(pixels).save(made, format="PNG")
+    else:
+        Image.fromarray(pixels).save(made, format="JPEG", quality=90)
+    write_bytes_atomically(path, made.getvalue())
 
 
 def encode_json(value: Any) -> bytes:
