@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from comodal.cli.docstrings import Docstring
 from comodal.cli.parser import Option
 from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, RECIPES, CommandEntry
+from comodal.docstrings import Docstring
 
 COMMON_OPTIONS = (
     *("data", "model", "out", "variant", "steps", "epochs", "batch_size", "learning_rate", "resume"),
