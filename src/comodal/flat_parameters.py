@@ -50,9 +50,9 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
             options[name] = kind(**values) if default is inspect.Parameter.empty else replace(default, **values)
         return function(*arguments, **options)
 
-    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=sort_parameters(expand_parameters(signature.parameters.values()))
-    )
+    flat = sort_parameters(expand_parameters(signature.parameters.values()))
+    call.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in flat} | {"return": signature.return_annotation}
     call.__doc__ = document_fields(function.__doc__ or "", {name: one.annotation for name, one in groups.items()})
     return call
 

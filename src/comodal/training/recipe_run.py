@@ -1,14 +1,40 @@
-"""What a recipe returns: objective, batches, optimizer, learning rate and number of steps (contract 4)."""
+"""What a recipe returns: objective, batches, optimizer, learning rate and number of steps (contract 4).
+
+All recipes that fine-tune a network also take the same options, `FineTuneConfig`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
+
+InitialWeights = Literal["pretrained", "scratch"]
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """The options that all fine-tuning recipes share; a recipe sets the defaults of its task.
+
+    Args:
+        start: Start from the pretrained weights, or from random initialization (a control).
+        epochs: Passes over the training examples.
+        batch_size: Examples per step, over all processes.
+        learning_rate: Peak learning rate of the pretrained layers.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the random initialization, the order and random draws.
+    """
+
+    start: InitialWeights = "pretrained"
+    epochs: float = 20.0
+    batch_size: int = 256
+    learning_rate: float = 4e-5
+    workers: Workers = "auto"
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 from comodal.console import print_line
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
-from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS
 from comodal.models.checkpoint import load_model, make_untrained_copy
@@ -65,8 +65,7 @@ from comodal.tasks.retrieval.retrieval_results import (
 )
 from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
-    ViLBERTStart,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_choice_loss,
     compute_fine_tuning_fingerprint,
@@ -79,22 +78,17 @@ PAPER_NUM_REGIONS = 36
 MIN_SAMPLED_QUERIES = 20  # queries for which the whole gallery is scored, to measure re-ranking
 RetrievalModel = ViLBERT | SingleStream | TaskModel
 ScoreType = Literal["alignment", "contrastive"]
+RETRIEVAL_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=64, learning_rate=2e-5, max_regions=36)
 
 
+@flatten_parameters
 def recipe(
     model: Path,
     captions: Path,
     regions: Path,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 64,
-    learning_rate: float = 2e-5,
     max_words: int = DEFAULT_MAX_TOKENS,
-    max_regions: int = 36,
     validation_share: float = DEFAULT_HELD_OUT_FRACTION,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: ViLBERTFineTuneConfig = RETRIEVAL_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose the matching pair among four pairs of a caption and an image.
 
@@ -102,22 +96,16 @@ def recipe(
         model: Run or model folder of a pretrained ViLBERT.
         captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
         regions: The region store of the images.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training captions.
-        batch_size: Captions per step, over all processes; each has four pairs.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
         max_words: Maximum number of tokens of a caption.
-        max_regions: Maximum number of regions of an image.
         validation_share: Fraction of the images held out where the captions name no split.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        fine_tune: The options of all fine-tuning recipes.
+        batch_size: Captions per step, over all processes; each has four pairs.
         seed: Seed of the head's initialization, the order and the negatives.
 
     Examples:
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     found = split_matched_captions(
         match_captions(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0
     )
@@ -125,12 +113,12 @@ def recipe(
         raise DataError(f"{captions}: no caption of an image of {regions} is for training")
 
     def choices(pairs: IndexedCaptions) -> FourWayDataset:
-        return FourWayDataset(pairs, parts.store, parts.words, max_words, seed)
+        return FourWayDataset(pairs, parts.store, parts.words, max_words, fine_tune.seed)
 
     held_out = choices(found["validation"]) if found["validation"] else None
-    fingerprint = compute_fine_tuning_fingerprint(setup, parts.store, [captions])
+    fingerprint = compute_fine_tuning_fingerprint(fine_tune, parts.store, [captions])
     return build_vilbert_run(
-        parts, setup, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
+        parts, fine_tune, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
     )
 
 
