@@ -1,12 +1,13 @@
 """What a recipe returns: objective, batches, optimizer, learning rate and number of steps (contract 4).
 
-All recipes that fine-tune a network also take the same options, `FineTuneConfig`.
+All recipes that fine-tune a network also take the same options, `FineTuneConfig`. The recipes of pretraining take a
+`PretrainingSchedule`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +36,37 @@ class FineTuneConfig:
     learning_rate: float = 4e-5
     workers: Workers = "auto"
     seed: int = 0
+
+
+class VariantDefaults(NamedTuple):
+    """The schedule of a variant of a network, for options that are None."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+
+    def list_parameters(self) -> dict[str, Any]:
+        """The values of the recipe's parameters, which config.yaml has in place of None."""
+        return {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+
+
+@dataclass(frozen=True)
+class PretrainingSchedule:
+    """The options of training that depend on the variant of a network; None takes the variant's."""
+
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+    def fill(self, usual: VariantDefaults) -> VariantDefaults:
+        """The defaults of a variant, replaced by what is given."""
+        return VariantDefaults(
+            usual.steps if self.steps is None else self.steps,
+            usual.batch_size if self.batch_size is None else self.batch_size,
+            usual.learning_rate if self.learning_rate is None else self.learning_rate,
+            usual.validate_every,
+        )
 
 
 @dataclass(frozen=True)
