@@ -1,21 +1,28 @@
 """Fine-tuning for any task: hand-worked losses, batches that hold each image once, controls, and learning."""
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.testing import assert_close
 
+from comodal.cli.parser import CommandParser
+from comodal.cli.program import build_recipe_page
 from comodal.data.batch import TaskBatch
 from comodal.data.regions.region_store import RegionWriter
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import load_model, read_model_about
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel
+from comodal.tasks.retrieval import caption_retrieval
+from comodal.tasks.vision_language import nlvr2, vcr
+from comodal.tasks.vision_language.grounding import refcoco
 from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskDataset, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuningData,
@@ -31,6 +38,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 )
 from comodal.text_files import read_log
 from comodal.training.run import train
+from comodal.training.run_config import describe_changes, resolve_parameters, write_run_config
 from small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
 CPU = Compute(torch.device("cpu"))
@@ -262,3 +270,24 @@ def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: 
         writer.add("1", np.ones((1, 5), np.float32), np.array([[0, 0, 9, 9]], np.float32), 10, 10)
     with pytest.raises(DataError, match=r"has regions of .* features and .* reads 8"):
         setup._replace(regions=tmp_path / "others").load()
+
+
+def test_the_options_of_a_run_are_written_and_read_under_their_own_names(tmp_path: Path):
+    given = {"model": Path("m"), "data": Path("d"), "regions": Path("r"), "learning_rate": 1e-5, "seed": 3}
+    values = resolve_parameters(nlvr2.recipe, given)
+    assert (values["batch_size"], values["epochs"], values["learning_rate"], values["seed"]) == (64, 20.0, 1e-5, 3)
+    write_run_config(tmp_path / "config.yaml", nlvr2.recipe, values)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["learning_rate"] == 1e-5 and written["blank"] == "nothing" and "fine_tune" not in written
+    page = build_recipe_page("nlvr2")
+    assert CommandParser(page.options, page.full).parse(["--config", str(tmp_path / "config.yaml")]).values == values
+    assert describe_changes(tmp_path / "config.yaml", {**values, "workers": 4}, {}) == ["workers 4 instead of auto"]
+    with pytest.raises(RecipeError, match="learning_rate 2e-05 instead of 1e-05"):
+        describe_changes(tmp_path / "config.yaml", {**values, "learning_rate": 2e-5}, {})
+
+
+def test_every_task_has_the_original_s_settings():
+    """vlbert_tasks.yml of vilbert-multi-task: VCR, RetrievalFlickr30k, refcoco+."""
+    found = [signature(one.recipe).parameters for one in (vcr, caption_retrieval, refcoco)]
+    names = ("batch_size", "learning_rate", "epochs")
+    assert [[one[name].default for name in names] for one in found] == [[64, 2e-5, 20], [64, 2e-5, 20], [256, 4e-5, 20]]
