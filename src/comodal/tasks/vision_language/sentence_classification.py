@@ -42,7 +42,6 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     build_vilbert_run,
     compute_class_loss,
     compute_fine_tuning_fingerprint,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -180,9 +179,7 @@ def evaluate_statements(
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), task.head.name
-    )
+    asked = evaluation.load_model(model, regions, task.head.name)
     found = build_sentence_examples(task, data, asked.store, asked.words, max_words, labelled=False)
     every = found.statements + found.missing
     if task.refuses_missing:

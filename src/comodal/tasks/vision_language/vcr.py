@@ -44,7 +44,6 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     build_vilbert_run,
     compute_choice_loss,
     compute_fine_tuning_fingerprint,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -188,9 +187,7 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), VCR_HEAD.name
-    )
+    asked = evaluation.load_model(model, regions, VCR_HEAD.name)
     rows = ImageRows(asked.store)
     every = read_vcr_examples(data, seed)
     riddles, missing = split_by_image_presence(every, rows)

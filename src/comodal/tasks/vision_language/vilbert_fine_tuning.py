@@ -145,6 +145,10 @@ class EvaluationOptions(ComputeOptions):
     max_regions: int = 100
     out: Path | None = None
 
+    def load_model(self, model: Path, regions: Path, head: str) -> "LoadedTaskModel":
+        """The model that was fine-tuned with this head, and its inputs; see `load_fine_tuned_model`."""
+        return load_fine_tuned_model(model, regions, self.blank, self.max_regions, self.resolve(), head)
+
 
 DEFAULT_EVALUATION = EvaluationOptions()
 

@@ -50,7 +50,6 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_region_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
 )
 from comodal.training.recipe_run import Run
@@ -140,9 +139,7 @@ def evaluate_phrases(
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
         comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), GROUNDING_HEAD.name
-    )
+    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     found = read_entity_phrases(images, sentences, annotations)
     gathered = build_grounding_examples(
         found.expressions, images.stem, images, asked.store, asked.words, max_words, evaluation.max_regions

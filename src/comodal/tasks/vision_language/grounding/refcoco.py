@@ -51,7 +51,6 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_region_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -215,9 +214,7 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), GROUNDING_HEAD.name
-    )
+    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     every = read_expressions(references, instances)
     found = build_grounding_examples(
         every, split, references, asked.store, asked.words, max_words, evaluation.max_regions

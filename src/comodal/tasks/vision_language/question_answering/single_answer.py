@@ -40,11 +40,11 @@ from comodal.tasks.vision_language.question_answering.vqa_files import (
 )
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     EvaluationOptions,
+    LoadedTaskModel,
     ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_soft_answer_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -176,26 +176,13 @@ def evaluate_questions(
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), task.head
-    )
+    asked = evaluation.load_model(model, regions, task.head)
     vocabulary, (every, left_out) = read_model_vocabulary(model), task.read(questions)
-    rows = ImageRows(asked.store, "plain")
-    examples, _ = build_question_examples(
-        ((one.key, one.image, one.text) for one in every), rows, asked.words, max_words
-    )
-    rows.check(questions, len(examples))
-    if task.refuses_missing:
-        check_no_missing_images(questions, task.title, list(rows.missing), len(every))
-    found = {
-        one.example.key: vocabulary[int(one.scores.argmax())] for one in score_examples(asked, task.head, examples)
-    }
+    found = answer_questions(asked, task, questions, every, max_words, vocabulary)
     given = {one.key: found.get(one.key, "") for one in every}  # a server requires an answer to every question
     if evaluation.out is not None:
-        listed = [task.record(key, said) for key, said in given.items()]
-        write_bytes_atomically(
-            evaluation.out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode()
-        )
+        listed = json.dumps([task.record(key, said) for key, said in given.items()], ensure_ascii=False) + "\n"
+        write_bytes_atomically(evaluation.out / "submission.json", listed.encode())
     counted = [one for one in every if one.counts and one.answer is not None]
     known, scored = set(vocabulary), counted or every
     counts = {**count_items(len(scored), sum(one.key in found for one in scored)), **left_out}
@@ -204,10 +191,8 @@ def evaluate_questions(
         f"{format_exclusions(left_out)}{format_missing_count(counts)}"
     )
     if counted:
-        numbers, unknown = (
-            score_single_answers(task, counted, given, found),
-            sum(one.answer not in known for one in counted),
-        )
+        numbers = score_single_answers(task, counted, given, found)
+        unknown = sum(one.answer not in known for one in counted)
         if len(counted) < len(every):
             counts["not in the official score"] = len(every) - len(counted)
         if unknown:
@@ -221,6 +206,25 @@ def evaluate_questions(
         numbers, build_questions_card(task, numbers, model, questions, where, settings, counts), evaluation.out
     )
     return numbers
+
+
+def answer_questions(
+    asked: LoadedTaskModel, task: QuestionTask, questions: Path, every: Sequence[SingleAnswerQuestion], max_words: int,
+    vocabulary: Sequence[str],
+) -> dict[str, str]:  # fmt: skip
+    """The predicted answer to each question whose image is in the store, by the question's key.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
+    rows = ImageRows(asked.store, "plain")
+    texts = ((one.key, one.image, one.text) for one in every)
+    examples, _ = build_question_examples(texts, rows, asked.words, max_words)
+    rows.check(questions, len(examples))
+    if task.refuses_missing:
+        check_no_missing_images(questions, task.title, list(rows.missing), len(every))
+    answered = score_examples(asked, task.head, examples)
+    return {one.example.key: vocabulary[int(one.scores.argmax())] for one in answered}
 
 
 def score_single_answers(

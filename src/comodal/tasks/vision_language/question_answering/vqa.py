@@ -57,7 +57,6 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_soft_answer_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -107,16 +106,7 @@ def recipe(
     asked = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
     held_out = read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
     every = [question for some in asked for question in some]
-    vocabulary = (
-        read_answer_vocabulary(answering.answers)
-        if answering.answers
-        else build_answer_vocabulary([*every, *held_out], answering.least_questions)
-    )
-    if not vocabulary:
-        raise DataError(
-            f"{questions[0]}: no answer is the most common one of {answering.least_questions} questions; lower "
-            "--least-questions"
-        )
+    vocabulary = choose_answer_vocabulary(questions[0], [*every, *held_out], answering)
     rows = ImageRows(parts.store, "coco")
 
     def source(some: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
@@ -142,6 +132,23 @@ def recipe(
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
+
+
+def choose_answer_vocabulary(path: Path, every: Sequence[VQAQuestion], answering: AnsweringConfig) -> list[str]:
+    """The given vocabulary, or the common answers of the questions.
+
+    Raises:
+        DataError: There is no such answer.
+    """
+    if answering.answers:
+        return read_answer_vocabulary(answering.answers)
+    vocabulary = build_answer_vocabulary(every, answering.least_questions)
+    if not vocabulary:
+        raise DataError(
+            f"{path}: no answer is the most common one of {answering.least_questions} questions; lower "
+            "--least-questions"
+        )
+    return vocabulary
 
 
 @dataclass(frozen=True)
@@ -237,9 +244,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    asked = load_fine_tuned_model(
-        model, regions, evaluation.blank, evaluation.max_regions, evaluation.resolve(), VQA_HEAD
-    )
+    asked = evaluation.load_model(model, regions, VQA_HEAD)
     vocabulary, told = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
     rows = ImageRows(asked.store, "coco")
     plain = ((str(question.number), question.image, question.text) for question in told)
