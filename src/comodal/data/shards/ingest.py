@@ -43,29 +43,18 @@ from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import encode_flac
 from comodal.media.storage.open_media import remember_locations
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import MIN_CLIP_SECONDS, Clip, read_clip, read_clip_with_audio, read_video_info
+from comodal.media.video import (
+    DEFAULT_CLIP,
+    MIN_CLIP_SECONDS,
+    Clip,
+    ClipParameters,
+    read_clip,
+    read_clip_with_audio,
+    read_video_info,
+)
 
 CUT_MARGIN_SECONDS = 1.0  # clips in files are cut at key frames
 MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
-
-
-@dataclass(frozen=True)
-class ClipParameters:
-    """The parameters of a clip, as in `read_clip`.
-
-    Args:
-        seconds: How much of each video is taken, from its beginning or the list's start.
-        frames_per_second: Frames per second.
-        short_side: Short side of the frames, in pixels.
-        quality: JPEG quality, 1 to 100.
-        sample_rate: Of the audio, in Hz.
-    """
-
-    seconds: float = 10.0
-    frames_per_second: float = 5.0
-    short_side: int = 256
-    quality: int = 85
-    sample_rate: int = 48000
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class VideoShards(WorkerOptions):
             raise ValueError(f"videos_per_shard must be at least 1, got {self.videos_per_shard}")
 
 
-ALL_VIDEOS, DEFAULT_CLIP, DEFAULT_SHARDS = VideoSelection(), ClipParameters(), VideoShards()
+ALL_VIDEOS, DEFAULT_SHARDS = VideoSelection(), VideoShards()
 
 
 @flatten_parameters
@@ -137,6 +126,7 @@ def prepare_videos(
         lists: Further lists of the same files, such as the lists of the other splits.
         selection: Which videos are taken, and how they are split.
         media: What is taken of each video, and its format.
+        seconds: How much of each video is taken, from its beginning or the list's start.
         shards: The size of the shards, and the processes that make them.
 
     Returns:
@@ -253,24 +243,24 @@ def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) ->
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
     if seconds < MIN_CLIP_SECONDS:
         raise MediaError(path, RefusalReason.TOO_SHORT, f"the list gives it {seconds:g} s")
-    settings = asdict(replace(media, seconds=seconds))
+    media = replace(media, seconds=seconds)
     if isinstance(source, ArchiveVideoSource):
-        return make_shard_sample(source, read_stored_clip(source, root, settings))
+        return make_shard_sample(source, read_stored_clip(source, root, media))
     start_seconds = source.start_seconds if source.start_seconds and is_whole_video(source, path) else 0.0
-    return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, **settings))
+    return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, clip=media))
 
 
-def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str, Any]) -> Clip:
+def read_stored_clip(source: ArchiveVideoSource, root: Path, media: ClipParameters) -> Clip:
     """A clip of a video in a container; its audio may be a separate file, as in video2dataset."""
     path, audio = root / source.path, root / (source.audio or "")
     places = {path: source.place, audio: source.audio_place}
     with remember_locations({path: place for path, place in places.items() if place is not None}):
         try:
-            return read_clip(path, **settings)
+            return read_clip(path, clip=media)
         except MediaError as error:
             if error.reason != RefusalReason.NO_SOUND or source.audio is None:
                 raise
-        return read_clip_with_audio(path, audio, **settings)
+        return read_clip_with_audio(path, audio, clip=media)
 
 
 def is_whole_video(source: VideoSource, path: Path) -> bool:
