@@ -82,8 +82,13 @@ def test_fields_are_keywords_and_the_dataclass_is_accepted_too(module: ModuleTyp
     assert module.command(Path("d"), steps=5, seed=1) == usual | {"steps": 5, "seed": 1}
     other = module.Schedule(rate=0.5)
     assert module.command(Path("d"), schedule=other, steps=5) == usual | {"device": "auto", "rate": 0.5, "steps": 5}
+    assert module.command(Path("d"), 7)["seed"] == 7  # the dataclass before it is no position
     with pytest.raises(TypeError, match="stepz"):
         module.command(Path("d"), stepz=5)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        module.command(Path("d"), 7, other)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'data'"):
+        module.command(steps=5)
 
 
 def test_the_signature_read_from_the_source_is_that_of_the_function(module: ModuleType):
@@ -127,7 +132,7 @@ def test_a_field_without_default_is_required():
     def area(size: Size) -> int:
         return size.width * size.height
 
-    assert area(width=3) == 6 and area(Size(4, 4)) == 16
+    assert area(width=3) == 6 and area(size=Size(4, 4)) == 16
     assert inspect.signature(area).parameters["width"].default is inspect.Parameter.empty
     with pytest.raises(TypeError, match="width"):
         area(height=1)

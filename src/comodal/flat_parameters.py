@@ -29,8 +29,8 @@ DOC_WRAPPER = textwrap.TextWrapper(  # of the entry of an argument in a function
 def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]:
     """Makes the fields of a function's dataclass parameters keywords of the function.
 
-    A keyword replaces a field of the given dataclass, or of the parameter's default. The signature and the docstring
-    of the result have the fields in place of the dataclasses.
+    A keyword replaces a field of the given dataclass, or of the parameter's default. Fields and dataclasses are taken
+    by name only. The signature and the docstring of the result have the fields in place of the dataclasses.
 
     Raises:
         ValueError: Two parameters or fields have the same name.
@@ -39,18 +39,21 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
     groups = {name: one for name, one in signature.parameters.items() if is_dataclass(one.annotation)}
     owners = {field.name: name for name, group in groups.items() for field in fields(group.annotation)}
 
+    flat = sort_parameters(expand_parameters(signature.parameters.values()))
+    whole = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in groups.values()]
+    accepted = signature.replace(parameters=sort_parameters([*flat, *whole]))
+
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Result:
+        given = accepted.bind_partial(*arguments, **options).arguments
         changed: dict[str, dict[str, Any]] = {}
-        for field in owners.keys() & options.keys():
-            changed.setdefault(owners[field], {})[field] = options.pop(field)
+        for field in owners.keys() & given.keys():
+            changed.setdefault(owners[field], {})[field] = given.pop(field)
         for name, values in changed.items():
-            default = options.get(name, groups[name].default)
-            kind = groups[name].annotation
-            options[name] = kind(**values) if default is inspect.Parameter.empty else replace(default, **values)
-        return function(*arguments, **options)
+            default, kind = given.get(name, groups[name].default), groups[name].annotation
+            given[name] = kind(**values) if default is inspect.Parameter.empty else replace(default, **values)
+        return function(**given)
 
-    flat = sort_parameters(expand_parameters(signature.parameters.values()))
     call.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in flat} | {"return": signature.return_annotation}
     call.__doc__ = document_fields(function.__doc__ or "", {name: one.annotation for name, one in groups.items()})
