@@ -23,6 +23,8 @@ EVERYWHERE = {
     "files",
     "text_files",
     "console",
+    "docstrings",
+    "flat_parameters",
     "progress",
     "distributed",
     "hardware",

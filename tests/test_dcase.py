@@ -10,7 +10,6 @@ import soundfile
 import torch
 
 from comodal.errors import DataError
-from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.synthetic.formats.dcase_folders import (
@@ -25,8 +24,6 @@ from comodal.tasks.audio.audio_features import AudioFeatures
 from comodal.tasks.audio.audio_probe import AudioProbeOptions
 from comodal.tasks.audio.dcase import SCENE_NAMES, evaluate_dcase, read_dcase
 from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS
-
-COMPUTE = Compute(torch.device("cpu"), "fp32")
 
 OPTIONS = SynthesisOptions(
     videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.25, seed=0
@@ -210,11 +207,11 @@ def test_the_papers_numbers_need_its_protocol_and_lengths(tmp_path: Path):
     def features(windows: int, seconds: float) -> AudioFeatures:
         return AudioFeatures({}, np.full(3, seconds), 1.0, windows)
 
-    assert cell.scores_for(AudioProbeOptions("svm", None, 0, 1, COMPUTE), features(60, 30.0)) == cell.scores
+    assert cell.scores_for(AudioProbeOptions(), features(60, 30.0)) == cell.scores
     for how, heard in (
-        (AudioProbeOptions("logistic", None, 0, 1, COMPUTE), features(60, 30.0)),
-        (AudioProbeOptions("svm", 10, 0, 1, COMPUTE), features(10, 30.0)),
-        (AudioProbeOptions("svm", None, 0, 1, COMPUTE), features(60, 2.0)),
+        (AudioProbeOptions(classifier="logistic"), features(60, 30.0)),
+        (AudioProbeOptions(windows=10), features(10, 30.0)),
+        (AudioProbeOptions(), features(60, 2.0)),
     ):
         assert cell.scores_for(how, heard) == {}
 

@@ -30,7 +30,7 @@ from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extract import extract_regions
 from comodal.registry import RECIPES
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, load_fine_tuning_data
+from comodal.tasks.vision_language.vilbert_fine_tuning import ViLBERTFineTuneConfig, load_fine_tuning_data
 from small_tasks import config as small_config
 from synthetic_media import tone, write_video
 
@@ -192,11 +192,9 @@ def save_vilbert(folder: Path, name: str, heads: tuple[Head, ...]) -> None:
 def names_for(block: Block, folder: Path) -> dict[str, Any]:
     """What a block takes as given."""
     if block.page == "adding_a_task":
-        setup = FineTuneConfig(
-            folder / "runs" / "vilbert", folder / "regions", "scratch", "nothing", 1.0, 2, 1e-4, 36, 0, 0
-        )
-        parts = load_fine_tuning_data(setup)
-        return {"parts": parts, "setup": setup, "words": parts.words, "row": 0, "fingerprint": "of the data"}
+        fine_tune = ViLBERTFineTuneConfig(start="scratch", epochs=1.0, batch_size=2, workers=0)
+        parts = load_fine_tuning_data(folder / "runs" / "vilbert", folder / "regions", fine_tune)
+        return {"parts": parts, "fine_tune": fine_tune, "words": parts.words, "row": 0, "fingerprint": "of the data"}
     if block.page == "export" and "hear" in block.text:
         return {"sounds": torch.from_numpy(np.stack([tone(1.0, RATE)] * 2))}
     if block.page == "export":

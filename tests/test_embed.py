@@ -240,7 +240,7 @@ def test_files_that_differ_in_their_ending_have_results_of_their_own(tmp_path: P
     assert embed_audio([tmp_path], model, **options)["embed.written"] == 4
     assert names_in(out) == ["a.flac.npz", "a.wav.flac.npz", "a.wav.npz", "b.npz"]
     for name in ("a.wav", "a.flac", "a.wav.flac"):
-        embed_audio([tmp_path / name], model, tmp_path / f"of {name}", 0.5, workers=1)
+        embed_audio([tmp_path / name], model, tmp_path / f"of {name}", hop_seconds=0.5, workers=1)
         (alone,) = (tmp_path / f"of {name}").iterdir()
         assert np.array_equal(np.load(out / f"{name}.npz")["embedding"], np.load(alone)["embedding"])
     assert embed_audio([tmp_path], model, **options)["embed.skipped"] == 4

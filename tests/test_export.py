@@ -167,9 +167,9 @@ def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
 )
 def test_embedding_with_another_engine(run: Path, files: Path, tmp_path: Path, options: dict, apart: float):
     plain = {"precision": "fp32", "size": options.get("size")}
-    embed_audio([files / "s1.wav"], run, tmp_path / "torch", 0.5, workers=1, **plain)
+    embed_audio([files / "s1.wav"], run, tmp_path / "torch", hop_seconds=0.5, workers=1, **plain)
     embed_image([files / "p1.png"], run, tmp_path / "torch", workers=1, **plain)
-    embed_audio([files / "s1.wav"], run, tmp_path / "other", 0.5, workers=1, **options)
+    embed_audio([files / "s1.wav"], run, tmp_path / "other", hop_seconds=0.5, workers=1, **options)
     embed_image([files / "p1.png"], run, tmp_path / "other", workers=1, **options)
     for name in ("s1.npz", "p1.npz"):
         ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "other"))
@@ -201,8 +201,8 @@ def test_auto_takes_an_exported_engine_only_where_it_is_faster_or_asked_for(
 def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_path: Path):
     noise = 0.1 * np.random.default_rng(0).standard_normal(96_000, dtype=np.float32)
     clip = write_video(tmp_path / "clip.mp4", sound=noise)
-    embed_video([clip], run, tmp_path / "torch", 2.0, 0.5, workers=1, precision="fp32")
-    embed_video([clip], run, tmp_path / "onnx", 2.0, 0.5, workers=1, engine="onnx")
+    embed_video([clip], run, tmp_path / "torch", frames_per_second=2.0, hop_seconds=0.5, workers=1, precision="fp32")
+    embed_video([clip], run, tmp_path / "onnx", frames_per_second=2.0, hop_seconds=0.5, workers=1, engine="onnx")
     for name in ("clip_image.npz", "clip_audio.npz"):
         ours, theirs = (np.load(tmp_path / folder / name)["embedding"] for folder in ("torch", "onnx"))
         assert np.allclose(ours, theirs, atol=1e-4 * np.abs(ours).max())

@@ -22,7 +22,7 @@ from comodal.data.shards import shard_runner as making
 from comodal.data.shards.ingest import make_shard_sample, make_unique_keys, plan_videos, prepare_videos
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.shards.shard_report import describe_shards
-from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, WorkerOptions, make_shards, plan_shards
 from comodal.data.sources.split_names import SPLITS
 from comodal.data.sources.video_sources import VideoSource
 from comodal.errors import DataError, MediaError
@@ -237,7 +237,7 @@ def read_or_die(thing: Thing) -> ShardSample:
 def test_a_decoder_that_crashes_costs_the_file_alone(tmp_path):
     things = [Thing(f"t{n}", {4: "kills", 7: "bad", 8: "kills"}.get(n, "good")) for n in range(12)]
     plan = RunPlan("things", {}, plan_shards({"train": things}, 4), ())
-    about = make_shards(plan, read_or_die, tmp_path / "out", workers=2, backend="loky")
+    about = make_shards(plan, read_or_die, tmp_path / "out", WorkerOptions(2))
     assert about["refused"] == {"crashed the decoder": 2, "silent": 1}
     assert ShardReader(tmp_path / "out" / "train").keys == [f"t{n}" for n in range(12) if n not in (4, 7, 8)]
 
@@ -357,4 +357,4 @@ def test_workers_that_keep_dying_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(making, "is_crashing_item", lambda *_: False)
     plan = RunPlan("things", {}, plan_shards({"train": [Thing("t", "kills")]}, 4), ())
     with pytest.raises(DataError, match="workers keep dying"):
-        make_shards(plan, read_or_die, tmp_path / "out", workers=1, backend="loky")
+        make_shards(plan, read_or_die, tmp_path / "out", WorkerOptions(1))

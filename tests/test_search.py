@@ -478,7 +478,8 @@ def test_an_index_of_other_pictures_or_another_network_is_left_alone(world: Path
     with pytest.raises(DataError, match=r"has regions of L3-Net \(size .*trained on those of L3-Net \(size 32"):
         open_index(photos, run, tmp_path / "index")
     with pytest.raises(DataError, match=r"has features of .* was trained on"):  # captions of other regions
-        open_index(photos, run, tmp_path / "new", 4, world / "captions.jsonl", world / "store")
+        captions, regions = world / "captions.jsonl", world / "store"
+        open_index(photos, run, tmp_path / "new", rerank=4, captions=captions, regions=regions)
 
 
 def test_models_that_cannot_search_are_told(world: Path, photos: Path, tmp_path: Path):

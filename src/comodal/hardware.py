@@ -64,6 +64,23 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
+@dataclass(frozen=True)
+class ComputeOptions:
+    """The device and the precision that a command asks for.
+
+    Args:
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+    """
+
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
+
+    def resolve(self) -> Compute:
+        """The device and precision of this machine; raises ValueError if it has no such device."""
+        return resolve_compute(self.device, self.precision)
+
+
 def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
     """Resolves the device and the precision.
 

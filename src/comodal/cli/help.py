@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from comodal.cli.docstrings import Docstring
 from comodal.cli.parser import Option
 from comodal.cli.tables import COMMAND_GROUPS, list_all_commands
+from comodal.docstrings import Docstring
 from comodal.registry import RECIPES, RegistryEntry
 
 COMMON_OPTIONS = (

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from comodal.cli.docstrings import split_docstring
 from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
 from comodal.cli.parser import CommandParser, Option, UsageError, build_options
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
+from comodal.docstrings import split_docstring
 from comodal.errors import ComodalError, DataError, check_number, is_out_of_memory
 from comodal.files import describe_os_error
 from comodal.hub_download import is_hub_name, resolve_model_path
@@ -142,15 +142,17 @@ def build_command_page(name: str) -> HelpPage:
     """The help page of a command."""
     function = read_function(get_command_target(name))
     docstring = split_docstring(function.doc)
-    is_evaluation = name.startswith("evaluate ")
-    return HelpPage(name, build_options(function.parameters, docstring.arguments, flags_only=is_evaluation), docstring)
+    options = build_options(
+        function.parameters, {**function.helps, **docstring.arguments}, flags_only=name.startswith("evaluate ")
+    )
+    return HelpPage(name, options, docstring)
 
 
 def build_recipe_page(name: str) -> HelpPage:
     """The help page of `comodal train NAME`: the recipe's parameters and the trainer's."""
     recipe, trainer = read_function(RECIPES[name].target), read_function(TRAIN_FUNCTION, RECIPE_ARGUMENTS)
     docstring = split_docstring(recipe.doc)
-    helps = split_docstring(trainer.doc).arguments | docstring.arguments
+    helps = {**trainer.helps, **split_docstring(trainer.doc).arguments, **recipe.helps, **docstring.arguments}
     parameters = (*recipe.parameters, *trainer.parameters)
     return HelpPage(f"train {name}", build_options(parameters, helps, flags_only=True), docstring)
 

@@ -2,8 +2,8 @@
 
 Importing a command imports torch, which takes seconds. Help and usage errors only need names, types and defaults. These
 are evaluated from the syntax tree: literals, arithmetic, builtins, names of a few standard modules, and names that
-comodal's own modules define in the same ways. The test suite compares the result with `inspect.signature` for every
-command.
+comodal's own modules define in the same ways. The fields of a parameter that is a dataclass stand in its place, as
+`flatten_parameters` makes them. The test suite compares the result with `inspect.signature` for every command.
 """
 
 import ast
@@ -12,12 +12,13 @@ import importlib
 import importlib.util
 import inspect
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from comodal.docstrings import split_docstring
 from comodal.lazy_import import import_object
 
 PACKAGE_NAME = "comodal"
@@ -41,12 +42,32 @@ class FunctionSignature:
     """The parts of a function that the command line needs.
 
     Attributes:
-        parameters: Names, types and defaults, in order.
+        parameters: Names, types and defaults, in order; keyword-only ones, such as the fields of dataclasses, are last.
         doc: The docstring, without indentation.
+        helps: Descriptions of the fields of dataclasses.
     """
 
     parameters: tuple[inspect.Parameter, ...]
     doc: str
+    helps: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DataclassSource:
+    """A dataclass, or an instance of it as a default.
+
+    Attributes:
+        fields: The fields as keyword-only parameters, in order.
+        helps: Descriptions of the fields, from the docstring.
+    """
+
+    fields: Mapping[str, inspect.Parameter]
+    helps: Mapping[str, str]
+
+    def make_instance(self, values: Mapping[str, Any]) -> "DataclassSource":
+        """The fields with these values as defaults."""
+        changed = {name: self.fields[name].replace(default=value) for name, value in values.items()}
+        return replace(self, fields={**self.fields, **changed})
 
 
 @cache
@@ -67,28 +88,27 @@ def read_function(target: str, skip: frozenset[str] = frozenset()) -> FunctionSi
     node = source.bindings.get(name)
     if not isinstance(node, ast.FunctionDef):
         raise SignatureError(f"{module} defines no function {name}")
-    keyword_only = len(node.args.args)
-    arguments = [*node.args.args, *node.args.kwonlyargs]
-    missing = [None] * (keyword_only - len(node.args.defaults))
-    defaults = [*missing, *node.args.defaults, *node.args.kw_defaults]
-    parameters = [
-        inspect.Parameter(
-            argument.arg,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD if place < keyword_only else inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if default is None else source.evaluate(default),
-            annotation=source.evaluate(argument.annotation) if argument.annotation else inspect.Parameter.empty,
-        )
-        for place, (argument, default) in enumerate(zip(arguments, defaults, strict=True))
-        if argument.arg not in skip
-    ]
-    return FunctionSignature(tuple(parameters), inspect.cleandoc(ast.get_docstring(node) or ""))
+    parameters = list(source.read_parameters(node.args, skip))
+    flat = [field for one in parameters for field in expand_dataclass(one)]
+    kinds = [one.annotation for one in parameters if isinstance(one.annotation, DataclassSource)]
+    helps = {name: text for kind in kinds for name, text in kind.helps.items()}
+    doc = inspect.cleandoc(ast.get_docstring(node) or "")
+    return FunctionSignature(tuple(sorted(flat, key=lambda one: one.kind)), doc, helps)
+
+
+def expand_dataclass(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """The fields of a parameter that is a dataclass, or the parameter itself."""
+    if not isinstance(parameter.annotation, DataclassSource):
+        return [parameter]
+    given = parameter.annotation if parameter.default is inspect.Parameter.empty else parameter.default
+    return list(given.fields.values())
 
 
 def import_signature(target: str, skip: frozenset[str]) -> FunctionSignature:
     """The signature of a function of another package, which is imported for it."""
     function = import_object(target)
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return FunctionSignature(tuple(one for one in parameters if one.name not in skip), inspect.getdoc(function) or "")
+    parameters = [one for one in inspect.signature(function, eval_str=True).parameters.values() if one.name not in skip]
+    return FunctionSignature(tuple(parameters), inspect.getdoc(function) or "", {})
 
 
 @cache
@@ -125,9 +145,56 @@ class ModuleSource:
                 return parse_module_source(node.module).lookup(original)
         elif isinstance(node, ast.expr):
             return self.evaluate(node)
+        elif isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+            return self.read_dataclass(node)
         elif node is None and hasattr(builtins, name):
             return getattr(builtins, name)
         raise SignatureError(f"{self.module}: {name} cannot be read without importing it")
+
+    def read_parameters(self, arguments: ast.arguments, skip: frozenset[str]) -> Iterator[inspect.Parameter]:
+        """The parameters of a function of this module, except for some."""
+        missing = [None] * (len(arguments.args) - len(arguments.defaults))
+        names = [*arguments.args, *arguments.kwonlyargs]
+        defaults = [*missing, *arguments.defaults, *arguments.kw_defaults]
+        for place, (argument, default) in enumerate(zip(names, defaults, strict=True)):
+            if argument.arg not in skip:
+                is_positional = place < len(arguments.args)
+                kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
+                yield self.read_parameter(argument.arg, kind, argument.annotation, default)
+
+    def read_parameter(
+        self, name: str, kind: Any, annotation: ast.expr | None, default: ast.expr | None
+    ) -> inspect.Parameter:
+        """A parameter of a function, or a field of a dataclass, from its annotation and its default."""
+        empty = inspect.Parameter.empty
+        return inspect.Parameter(
+            name,
+            kind,
+            default=empty if default is None else self.evaluate(default),
+            annotation=empty if annotation is None else self.evaluate(annotation),
+        )
+
+    def read_dataclass(self, node: ast.ClassDef) -> DataclassSource:
+        """The fields of a dataclass of this module, those of its base classes first."""
+        fields: dict[str, inspect.Parameter] = {}
+        helps: dict[str, str] = {}
+        for base in map(self.evaluate, node.bases):
+            if isinstance(base, DataclassSource):
+                fields, helps = fields | dict(base.fields), helps | dict(base.helps)
+        for one in node.body:
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+                name, kind = one.target.id, inspect.Parameter.KEYWORD_ONLY
+                fields[name] = self.read_parameter(name, kind, one.annotation, one.value)
+        doc = inspect.cleandoc(ast.get_docstring(node) or "")
+        return DataclassSource(fields, helps | split_docstring(doc).arguments)
+
+    def evaluate_instance(self, node: ast.Call) -> DataclassSource | None:
+        """The instance that a call of a dataclass makes; None for another call."""
+        kind = self.evaluate(node.func)
+        if not isinstance(kind, DataclassSource):
+            return None
+        values = dict(zip(kind.fields, map(self.evaluate, node.args), strict=False))
+        return kind.make_instance(values | {str(one.arg): self.evaluate(one.value) for one in node.keywords})
 
     def evaluate(self, node: ast.expr) -> Any:
         """The value of an expression, from its syntax tree."""
@@ -146,6 +213,8 @@ class ModuleSource:
                 return operator.neg(self.evaluate(node.operand))
             case ast.BinOp() if type(node.op) in OPERATORS:
                 return OPERATORS[type(node.op)](self.evaluate(node.left), self.evaluate(node.right))
+            case ast.Call() if instance := self.evaluate_instance(node):
+                return instance
         raise SignatureError(f"{self.module}:{node.lineno}: {ast.unparse(node)} cannot be read without importing it")
 
 

@@ -6,6 +6,7 @@ store which windows are silent, and in `about` how they were made.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from comodal.data.sources.file_batches import (
     BatchedWork,
     EmbeddingRows,
     FileJob,
+    FileJobs,
     FileOutcome,
     attempt_job,
     attempt_jobs,
@@ -26,6 +28,7 @@ from comodal.data.sources.file_batches import (
     write_embedding_rows,
 )
 from comodal.errors import MediaError, run_batch_or_singly
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import DeviceName, EmbedPrecision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
 from comodal.inference.embedding_rows import (
@@ -50,21 +53,78 @@ from comodal.runtimes.export_formats import EngineChoice
 OUTPUT_SUFFIXES = ("_audio", "_image")
 
 
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """The options that the commands for audio, images and videos share.
+
+    Args:
+        workers: processes; 0 is one per core.
+        overwrite: compute existing results again.
+        as_openl3: reproduce this version of OpenL3, including its errors (only for OpenL3 weights).
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
+        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
+            int8 (of an exported engine).
+        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
+            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+    """
+
+    workers: int = 0
+    overwrite: bool = False
+    as_openl3: OpenL3Version | None = None
+    device: DeviceName = "auto"
+    precision: EmbedPrecision = "auto"
+    engine: EngineChoice = "auto"
+
+    def choose_embedder(self, size: int | None = None, front_end: Frontend | None = None) -> EmbedderOptions:
+        """The options of the embedder."""
+        return EmbedderOptions(self.as_openl3, front_end, self.precision, size, self.device, engine=self.engine)
+
+    def run(self, jobs: FileJobs, work: Callable[[FileJob], int], together: BatchedWork | None) -> dict[str, float]:
+        """Embeds the files of the jobs; returns what was written and skipped."""
+        return run_file_jobs(jobs, work, self.workers, self.overwrite, together)
+
+
+@dataclass(frozen=True)
+class AudioWindows:
+    """The windows of audio that are embedded.
+
+    Args:
+        hop_seconds: time between windows of one second.
+        centre: window k is centered on its timestamp (padded by half a window of silence); otherwise it starts there.
+        batch_size: windows, or frames of a video, in memory at a time, by default 32 or on a GPU 256; it bounds memory
+            and changes no result.
+        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
+    """
+
+    hop_seconds: float = 0.1
+    centre: bool = True
+    batch_size: int | None = None
+    front_end: Frontend | None = None
+
+    def check(self) -> None:
+        """Raises ValueError if a number is not positive."""
+        if self.hop_seconds <= 0 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError(
+                f"hop_seconds ({self.hop_seconds}) must be positive and batch_size ({self.batch_size}) at least 1"
+            )
+
+    def fill_batch_size(self, embedder: Embedder) -> "AudioWindows":
+        """The windows with the batch size of an embedder where none is given."""
+        return replace(self, batch_size=self.batch_size or embedder.batch_size)
+
+
+DEFAULT_OPTIONS, DEFAULT_WINDOWS = EmbeddingOptions(), AudioWindows()
+
+
+@flatten_parameters
 def embed_audio(
     files: Sequence[Path | str],
     model: Path | str,
     out: Path | str | None = None,
-    hop_seconds: float = 0.1,
-    centre: bool = True,
-    batch_size: int | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
+    *,
     size: int | None = None,
-    as_openl3: OpenL3Version | None = None,
-    front_end: Frontend | None = None,
-    device: DeviceName = "auto",
-    precision: EmbedPrecision = "auto",
-    engine: EngineChoice = "auto",
+    windows: AudioWindows = DEFAULT_WINDOWS,
+    options: EmbeddingOptions = DEFAULT_OPTIONS,
 ) -> dict[str, float]:
     """Embeds audio files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
@@ -75,19 +135,9 @@ def embed_audio(
         files: audio files (or videos with audio), folders of them, or tar, Parquet or Arrow files with audio.
         model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
         out: folder of the results; by default the folder of each file.
-        hop_seconds: time between windows of one second.
-        centre: window k is centered on its timestamp (padded by half a window of silence); otherwise it starts there.
-        batch_size: windows in memory at a time, by default 32 or on a GPU 256; it bounds memory and changes no result.
-        workers: processes; 0 is one per core.
-        overwrite: compute existing results again.
+        windows: The windows of audio.
         size: dimension of the embeddings; by default all features (6144). OpenL3's smaller ones have 512.
-        as_openl3: reproduce this version of OpenL3, including its errors (only for OpenL3 weights).
-        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
-        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
-            int8 (of an exported engine).
-        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
-            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+        options: The options that these commands share.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
@@ -98,36 +148,22 @@ def embed_audio(
     Examples:
         comodal embed audio recordings/ --model RUN --out vectors/
     """
-    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
-    choice = EmbedderOptions(as_openl3, front_end, precision, size, device, engine=engine)
-    model, jobs = (
-        to_path(model),
-        plan_file_jobs(to_paths(files), AUDIO_SUFFIXES, out if out is None else to_path(out), ("",)),
-    )
+    windows.check()
+    model, jobs = to_path(model), plan_file_jobs(to_paths(files), AUDIO_SUFFIXES, to_optional_path(out), ("",))
+    choice = options.choose_embedder(size, windows.front_end)
     embedder = load_embedder_for(model, choice, "sound")
-    work = partial(
-        write_audio_embedding,
-        model=model,
-        choice=choice,
-        hop_seconds=hop_seconds,
-        centre=centre,
-        batch_size=batch_size or embedder.batch_size,
-    )
-    return run_file_jobs(jobs, work, workers, overwrite, choose_gpu_batching(work, workers, embedder))
+    work = partial(write_audio_embedding, model=model, choice=choice, windows=windows.fill_batch_size(embedder))
+    return options.run(jobs, work, choose_gpu_batching(work, options.workers, embedder))
 
 
+@flatten_parameters
 def embed_image(
     files: Sequence[Path | str],
     model: Path | str,
     out: Path | str | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
+    *,
     size: int | None = None,
-    as_openl3: OpenL3Version | None = None,
-    device: DeviceName = "auto",
-    precision: EmbedPrecision = "auto",
-    engine: EngineChoice = "auto",
+    options: EmbeddingOptions = DEFAULT_OPTIONS,
 ) -> dict[str, float]:
     """Embeds images: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
@@ -138,15 +174,8 @@ def embed_image(
         files: images, folders of them, or tar, Parquet or Arrow files with images.
         model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
         out: folder of the results; by default the folder of each file.
-        workers: processes; 0 is one per core.
-        overwrite: compute existing results again.
         size: dimension of the embeddings; by default all features (8192). OpenL3's smaller ones have 512.
-        as_openl3: reproduce this version of OpenL3, including its errors (only for OpenL3 weights).
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
-        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
-            int8 (of an exported engine).
-        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
-            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+        options: The options that these commands share.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
@@ -157,32 +186,22 @@ def embed_image(
     Examples:
         comodal embed image pictures/ --model RUN --out vectors/
     """
-    choice = EmbedderOptions(as_openl3, None, precision, size, device, engine=engine)
-    model, jobs = (
-        to_path(model),
-        plan_file_jobs(to_paths(files), {*IMAGE_SUFFIXES}, out if out is None else to_path(out), ("",)),
-    )
+    model, jobs = to_path(model), plan_file_jobs(to_paths(files), {*IMAGE_SUFFIXES}, to_optional_path(out), ("",))
+    choice = options.choose_embedder(size)
     embedder = load_embedder_for(model, choice, "image")
     work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
-    together = BatchedWork(many, embedder.batch_size) if embedder.on_gpu else None
-    return run_file_jobs(jobs, work, workers, overwrite, together)
+    return options.run(jobs, work, BatchedWork(many, embedder.batch_size) if embedder.on_gpu else None)
 
 
+@flatten_parameters
 def embed_video(
     files: Sequence[Path | str],
     model: Path | str,
     out: Path | str | None = None,
+    *,
     frames_per_second: float = 1.0,
-    hop_seconds: float = 0.1,
-    centre: bool = True,
-    batch_size: int | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
-    as_openl3: OpenL3Version | None = None,
-    front_end: Frontend | None = None,
-    device: DeviceName = "auto",
-    precision: EmbedPrecision = "auto",
-    engine: EngineChoice = "auto",
+    windows: AudioWindows = DEFAULT_WINDOWS,
+    options: EmbeddingOptions = DEFAULT_OPTIONS,
 ) -> dict[str, float]:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, with timestamps on the video's own clock.
 
@@ -194,19 +213,9 @@ def embed_video(
         model: run folder or model folder, or a file of OpenL3 weights (.h5, .h5.gz, .pth.tar).
         out: folder of the results; by default the folder of each file.
         frames_per_second: frames to embed per second; each is the frame that a player shows at that moment.
-        hop_seconds: time between windows of one second of audio.
-        centre: window k is centered on its timestamp.
-        batch_size: windows or frames in memory at a time, by default 32 or on a GPU 256; it bounds memory and changes
-            no result.
-        workers: processes; 0 is one per core.
-        overwrite: compute existing results again.
+        windows: The windows of audio.
+        options: The options that these commands share.
         as_openl3: reproduce this version of OpenL3, which embeds every frame, stretched to 256 x 256.
-        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
-        precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
-            int8 (of an exported engine).
-        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
-            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
@@ -217,24 +226,28 @@ def embed_video(
     Examples:
         comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
     """
-    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
-        raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
-    choice = EmbedderOptions(as_openl3, front_end, precision, None, device, engine=engine)
+    windows.check()
+    if frames_per_second <= 0:
+        raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
     model, jobs = (
         to_path(model),
-        plan_file_jobs(to_paths(files), VIDEO_SUFFIXES, out if out is None else to_path(out), OUTPUT_SUFFIXES),
+        plan_file_jobs(to_paths(files), VIDEO_SUFFIXES, to_optional_path(out), OUTPUT_SUFFIXES),
     )
+    choice = options.choose_embedder(front_end=windows.front_end)
     embedder = load_embedder_for(model, choice, "image", "sound")
     work = partial(
         write_video_embeddings,
         model=model,
         choice=choice,
         frames_per_second=frames_per_second,
-        hop_seconds=hop_seconds,
-        centre=centre,
-        batch_size=batch_size or embedder.batch_size,
+        windows=windows.fill_batch_size(embedder),
     )
-    return run_file_jobs(jobs, work, workers, overwrite, choose_gpu_batching(work, workers, embedder))
+    return options.run(jobs, work, choose_gpu_batching(work, options.workers, embedder))
+
+
+def to_optional_path(path: Path | str | None) -> Path | None:
+    """A path that may be missing."""
+    return path if path is None else to_path(path)
 
 
 def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerModality) -> Embedder:
@@ -258,12 +271,12 @@ def describe_output(embedder: Embedder, **made: object) -> dict[str, object] | N
     return {"comodal": version("comodal"), **network, **made}
 
 
-def write_audio_embedding(
-    job: FileJob, model: Path, choice: EmbedderOptions, hop_seconds: float, centre: bool, batch_size: int
-) -> int:
+def write_audio_embedding(job: FileJob, model: Path, choice: EmbedderOptions, windows: AudioWindows) -> int:
     """Writes the embedding of the audio of one file; returns the number of windows."""
-    embedder = load_embedder(model, choice)
-    batches = embed_audio_blocks(read_embedder_audio(job.source, embedder), embedder, hop_seconds, centre, batch_size)
+    assert windows.batch_size is not None
+    embedder, hop_seconds, centre = load_embedder(model, choice), windows.hop_seconds, windows.centre
+    blocks = read_embedder_audio(job.source, embedder)
+    batches = embed_audio_blocks(blocks, embedder, hop_seconds, centre, windows.batch_size)
     about = describe_output(embedder, hop_seconds=hop_seconds, centre=centre)
     try:
         return write_embedding_rows(job.results[0], batches, about, job.source)
@@ -334,19 +347,20 @@ def write_video_embeddings(
     model: Path,
     choice: EmbedderOptions,
     frames_per_second: float,
-    hop_seconds: float,
-    centre: bool,
-    batch_size: int,
+    windows: AudioWindows,
 ) -> int:
     """Writes the embeddings of the frames, then of the audio. Those of the frames are kept if there is no audio."""
     sound, picture = job.results
+    assert windows.batch_size is not None
     embedder = load_embedder(model, choice)
     if choice.as_openl3:
-        rows = write_embedding_rows(picture, embed_video_as_openl3(job.source, embedder, batch_size), source=job.source)
+        rows = write_embedding_rows(
+            picture, embed_video_as_openl3(job.source, embedder, windows.batch_size), source=job.source
+        )
     else:
-        batches = embed_timed_frames(iterate_frames(job.source, frames_per_second), embedder, batch_size)
+        batches = embed_timed_frames(iterate_frames(job.source, frames_per_second), embedder, windows.batch_size)
         about = describe_output(embedder, frames_per_second=frames_per_second)
         rows = write_embedding_rows(picture, batches, about, job.source)
     if not rows:
         raise MediaError(job.source, RefusalReason.NO_PICTURE, "not one picture could be decoded")
-    return rows + write_audio_embedding(FileJob(job.source, (sound,)), model, choice, hop_seconds, centre, batch_size)
+    return rows + write_audio_embedding(FileJob(job.source, (sound,)), model, choice, windows)

@@ -1,11 +1,13 @@
 """`comodal ask`, `fill`, `align` and `ground`: predictions for one image and a text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from comodal.console import print_json, print_line
 from comodal.files import write_atomically
-from comodal.hardware import DeviceName, Precision
+from comodal.flat_parameters import flatten_parameters
+from comodal.hardware import ComputeOptions
 from comodal.inference.vision_language import (
     AnsweredQuestion,
     EncodedImage,
@@ -18,18 +20,34 @@ from comodal.inference.vision_language import (
 from comodal.lazy_import import import_object
 
 MATCH_DESCRIPTION = "corresponds to the image"
+AttentionDrawing = Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]
 
 
+@dataclass(frozen=True)
+class PredictionOptions(ComputeOptions):
+    """The options that the commands for one image and a text share.
+
+    Args:
+        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
+        json: Print JSON.
+        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
+    """
+
+    boxes: Path | None = None
+    json: bool = False
+    explain: Path | None = None
+
+
+DEFAULT_OPTIONS = PredictionOptions()
+
+
+@flatten_parameters
 def ask(
     image: Path,
     question: str,
     model: Path,
-    boxes: Path | None = None,
     top: int = 5,
-    json: bool = False,
-    explain: Path | None = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Answers a question about an image, with the probability of each answer.
 
@@ -37,34 +55,25 @@ def ask(
         image: The image.
         question: In natural language.
         model: A run that was fine-tuned by `comodal train vqa`.
-        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
         top: Number of answers.
-        json: Print JSON.
-        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        options: The options that these commands share.
 
     Examples:
         comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
     """
-    answerer = load_vision_language(model, device, precision)
-    draw = create_attention_drawing(explain, answerer)
-    seen = answerer.see(image, read_box_corners(boxes))
+    answerer, seen, draw = encode_image_file(image, model, options)
     guesses = answerer.ask(seen, question, top)
     draw(seen, [AnsweredQuestion(question, guesses)])
-    print_predictions(guesses, json)
+    print_predictions(guesses, options.json)
 
 
+@flatten_parameters
 def fill(
     image: Path,
     text: str,
     model: Path,
-    boxes: Path | None = None,
     top: int = 5,
-    json: bool = False,
-    explain: Path | None = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Predicts the [MASK] tokens of a sentence about an image.
 
@@ -72,35 +81,26 @@ def fill(
         image: The image.
         text: A sentence with one or more [MASK] tokens.
         model: A pretrained run.
-        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
         top: Number of predictions for each [MASK].
-        json: Print JSON.
-        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        options: The options that these commands share.
 
     Examples:
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
-    answerer = load_vision_language(model, device, precision)
-    draw = create_attention_drawing(explain, answerer)
-    seen = answerer.see(image, read_box_corners(boxes))
+    answerer, seen, draw = encode_image_file(image, model, options)
     found = answerer.fill(seen, text, top)
     best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
     draw(seen, [AnsweredQuestion(text, best_first)])
     for guesses in found:
-        print_predictions(guesses, json)
+        print_predictions(guesses, options.json)
 
 
+@flatten_parameters
 def align(
     image: Path,
     texts: list[str],
     model: Path,
-    boxes: Path | None = None,
-    json: bool = False,
-    explain: Path | None = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Predicts the probability that each text matches an image, in descending order.
 
@@ -108,34 +108,25 @@ def align(
         image: The image.
         texts: One or more.
         model: A pretrained run.
-        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
-        json: Print JSON.
-        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        options: The options that these commands share.
 
     Examples:
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
-    answerer = load_vision_language(model, device, precision)
-    draw = create_attention_drawing(explain, answerer)
-    seen = answerer.see(image, read_box_corners(boxes))
+    answerer, seen, draw = encode_image_file(image, model, options)
     found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
     draw(seen, [AnsweredQuestion(guess.text, [guess._replace(text=MATCH_DESCRIPTION)]) for guess in found])
-    print_predictions(found, json)
+    print_predictions(found, options.json)
 
 
+@flatten_parameters
 def ground(
     image: Path,
     phrase: str,
     model: Path,
-    boxes: Path | None = None,
     out: Path | None = None,
     top: int = 1,
-    json: bool = False,
-    explain: Path | None = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Finds the box that a phrase refers to in an image: left, top, right, bottom in pixels.
 
@@ -143,32 +134,33 @@ def ground(
         image: The image.
         phrase: A referring expression.
         model: A run that was fine-tuned by `comodal train grounding`.
-        boxes: If the model was trained on given boxes: a JSON list of [left, top, right, bottom].
         out: A PNG of the image with the box drawn on it.
         top: Number of boxes.
-        json: Print JSON.
-        explain: Also draw the attention of each token: a .png or .svg, or a page (.html) of every layer.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        options: The options that these commands share.
 
     Examples:
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
-    answerer = load_vision_language(model, device, precision)
-    draw = create_attention_drawing(explain, answerer)
-    seen = answerer.see(image, read_box_corners(boxes))
+    answerer, seen, draw = encode_image_file(image, model, options)
     places = answerer.ground(seen, phrase, top)
     draw(seen, [AnsweredQuestion(phrase, places)])
-    print_grounded_boxes(places, json)
+    print_grounded_boxes(places, options.json)
     if out is not None:
         figure = import_object("comodal.inference.draw_boxes:draw_grounded_boxes")(seen, places, phrase)
         with write_atomically(out) as path:
             figure.savefig(path, format="png", dpi=120)
 
 
-def create_attention_drawing(
-    out: Path | None, answerer: VisionLanguagePipeline
-) -> Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]:
+def encode_image_file(
+    image: Path, model: Path, options: PredictionOptions
+) -> tuple[VisionLanguagePipeline, EncodedImage, AttentionDrawing]:
+    """The model, the encoded image, and the function that draws attention where `explain` is given."""
+    answerer = load_vision_language(model, options.device, options.precision)
+    draw = create_attention_drawing(options.explain, answerer)
+    return answerer, answerer.see(image, read_box_corners(options.boxes)), draw
+
+
+def create_attention_drawing(out: Path | None, answerer: VisionLanguagePipeline) -> AttentionDrawing:
     """A function that draws the attention of tokens to a file (`AttentionExplainer`); it does nothing without a file.
 
     Raises:

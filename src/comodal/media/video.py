@@ -21,6 +21,7 @@ Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
 from comodal.errors import MediaError, MediaWarning
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
 from comodal.media.containers.container import (
@@ -89,26 +91,41 @@ class VideoInfo(NamedTuple):
         return self.sound_codec is not None
 
 
+@dataclass(frozen=True)
+class ClipParameters:
+    """How much of a video is read, and in what format.
+
+    Args:
+        seconds: maximum length; the clip ends earlier where video or audio ends.
+        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
+        short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
+        quality: of the JPEG frames, 1 to 100.
+        sample_rate: of the audio, in Hz.
+    """
+
+    seconds: float = 10.0
+    frames_per_second: float = 5.0
+    short_side: int = 256
+    quality: int = 85
+    sample_rate: int = 48000
+
+
+DEFAULT_CLIP = ClipParameters()
+
+
+@flatten_parameters
 def read_clip(
     path: Path,
     *,
     start_seconds: float = 0.0,
-    seconds: float = 10.0,
-    frames_per_second: float = 5.0,
-    short_side: int = 256,
-    quality: int = 85,
-    sample_rate: int = 48000,
+    clip: ClipParameters = DEFAULT_CLIP,
 ) -> Clip:
     """Read `seconds` of a video with audio, from its beginning or from `start_seconds`.
 
     Args:
         path: the video file.
         start_seconds: where the clip and its clock begin, on the clock of the file.
-        seconds: maximum length; the clip ends there where video or audio ends.
-        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
-        short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
-        quality: of the JPEG frames, 1 to 100.
-        sample_rate: of the audio.
+        clip: how much is read, and in what format.
 
     Raises:
         MediaError: the file is refused; the module docstring lists the reasons.
@@ -116,8 +133,8 @@ def read_clip(
     Warns:
         MediaWarning: its audio ends more than half a second before its video.
     """
-    if seconds < MIN_CLIP_SECONDS or frames_per_second <= 0 or start_seconds < 0:
-        wanted = f"{frames_per_second} pictures a second of {seconds} s from {start_seconds} s"
+    if clip.seconds < MIN_CLIP_SECONDS or clip.frames_per_second <= 0 or start_seconds < 0:
+        wanted = f"{clip.frames_per_second} pictures a second of {clip.seconds} s from {start_seconds} s"
         raise ValueError(f"cannot read {wanted}; at least {MIN_CLIP_SECONDS} s, and not before 0")
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
@@ -128,37 +145,26 @@ def read_clip(
         picture, sound = make_tracks(path, video, audio)
         if start_seconds:
             seek_container(container, (picture, sound), start_seconds)
-        upright = ImageOrienter(path, short_side, video.sample_aspect_ratio)
-        screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
-        shown, joiner, mono = _read_frames_and_audio(container, picture, sound, screen, seconds)
-    mono = resample_audio(mono, joiner.rate, sample_rate)
-    end = min(seconds, picture.end, joiner.start + len(mono) / sample_rate)
-    _check_content(path, mono, end - max(picture.start or 0.0, joiner.start))
-    _warn_of_early_audio(path, min(seconds, sound.end), min(seconds, picture.end))
-    shown = [(moment, jpeg) for moment, jpeg in shown if moment < end]
-    return Clip([jpeg for _, jpeg in shown], [moment for moment, _ in shown], mono, sample_rate, joiner.start, end)
+        screen = _make_screen(path, video, clip)
+        shown, joiner, mono = _read_frames_and_audio(container, picture, sound, screen, clip.seconds)
+    mono = resample_audio(mono, joiner.rate, clip.sample_rate)
+    _warn_of_early_audio(path, min(clip.seconds, sound.end), min(clip.seconds, picture.end))
+    return _join_clip(path, shown, picture, mono, joiner.start, clip)
 
 
+@flatten_parameters
 def read_clip_with_audio(
     path: Path,
     audio: Path,
     *,
-    seconds: float = 10.0,
-    frames_per_second: float = 5.0,
-    short_side: int = 256,
-    quality: int = 85,
-    sample_rate: int = 48000,
+    clip: ClipParameters = DEFAULT_CLIP,
 ) -> Clip:
     """The first seconds of a video without audio, with the audio of another file that starts when the video starts.
 
     Args:
         path: the video file.
         audio: the audio file.
-        seconds: maximum length; the clip ends there where video or audio ends.
-        frames_per_second: one frame every 1 / frames_per_second seconds: what a player shows at that time.
-        short_side: short side of the frames, in pixels; smaller frames are enlarged, the aspect ratio is kept.
-        quality: of the JPEG frames, 1 to 100.
-        sample_rate: of the audio.
+        clip: how much is read, and in what format.
 
     Raises:
         MediaError: one of the files is refused; the module docstring lists the reasons.
@@ -168,20 +174,34 @@ def read_clip_with_audio(
         if video is None:
             raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
         tracks = make_tracks(path, video)
-        picture, upright = tracks[0], ImageOrienter(path, short_side, video.sample_aspect_ratio)
-        screen = _Screen(frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), quality))
+        picture, screen, seconds = tracks[0], _make_screen(path, video, clip), clip.seconds
         shown: list[tuple[float, bytes]] = []
         for begins, frame in _iterate_video_frames(container, tracks):
             shown += screen.show(frame, min(begins, seconds))
             picture.done = begins >= seconds
         picture.check_whole(seconds)
         shown += screen.until(min(seconds, picture.end))
-    mono = read_audio(audio, sample_rate, seconds=seconds)
-    end = min(seconds, picture.end, len(mono) / sample_rate)
-    _check_content(audio, mono, end - max(picture.start or 0.0, 0.0))
-    _warn_of_early_audio(audio, len(mono) / sample_rate, min(seconds, picture.end))
+    mono = read_audio(audio, clip.sample_rate, seconds=seconds)
+    _warn_of_early_audio(audio, len(mono) / clip.sample_rate, min(seconds, picture.end))
+    return _join_clip(audio, shown, picture, mono, 0.0, clip)
+
+
+def _make_screen(path: Path, video: av.VideoStream, clip: ClipParameters) -> "_Screen[bytes]":
+    """What a player shows of a video, as JPEG."""
+    upright = ImageOrienter(path, clip.short_side, video.sample_aspect_ratio)
+    return _Screen(clip.frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), clip.quality))
+
+
+def _join_clip(
+    heard: Path, shown: list[tuple[float, bytes]], picture: Track, mono: Float32[np.ndarray, " samples"],
+    start_seconds: float, clip: ClipParameters,
+) -> Clip:  # fmt: skip
+    """The clip until the first of video and audio ends; `heard` is the file of the audio, which begins at a time."""
+    end = min(clip.seconds, picture.end, start_seconds + len(mono) / clip.sample_rate)
+    _check_content(heard, mono, end - max(picture.start or 0.0, start_seconds))
     kept = [(moment, jpeg) for moment, jpeg in shown if moment < end]
-    return Clip([jpeg for _, jpeg in kept], [moment for moment, _ in kept], mono, sample_rate, 0.0, end)
+    jpegs, moments = [jpeg for _, jpeg in kept], [moment for moment, _ in kept]
+    return Clip(jpegs, moments, mono, clip.sample_rate, start_seconds, end)
 
 
 def iterate_frames(

@@ -8,9 +8,9 @@ epochs of 4,096 batches, and a learning rate of 1e-5. The ranges of brightness a
 there.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
+from comodal.flat_parameters import flatten_parameters
 from comodal.models.l3net.l3net import (
     L3EMBEDDING_L3NET_CONFIG,
     PAPER_L3NET_CONFIG,
@@ -30,7 +31,7 @@ from comodal.models.l3net.l3net import (
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adam, make_cosine_schedule
-from comodal.training.recipe_run import Run
+from comodal.training.recipe_run import PretrainingSchedule, Run, VariantDefaults
 
 AVCVariant = Literal["paper", "small", "l3embedding", "openl3_linear", "openl3_mel128", "openl3_mel256"]
 AVC_VARIANTS: dict[str, L3NetConfig] = {
@@ -44,19 +45,10 @@ AVC_VARIANTS: dict[str, L3NetConfig] = {
 Objective = Literal["avc", "all_pairs"]
 
 
-class AVCDefaults(NamedTuple):
-    """Defaults of a variant, for parameters that are None."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    validate_every: int
-
-
 PAPER_PAIRS = 60_000_000
-PAPER_AVC_DEFAULTS = AVCDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
-L3EMBEDDING_AVC_DEFAULTS = AVCDefaults(300 * 4096, 64, 1e-5, 500)
-SMALL_AVC_DEFAULTS = AVCDefaults(3_000, 64, 1e-3, 250)  # half the learning rate of the demo, which has a warmup
+PAPER_AVC_DEFAULTS = VariantDefaults(PAPER_PAIRS // 256, 256, 1e-4, 500)
+L3EMBEDDING_AVC_DEFAULTS = VariantDefaults(300 * 4096, 64, 1e-5, 500)
+SMALL_AVC_DEFAULTS = VariantDefaults(3_000, 64, 1e-3, 250)  # half the learning rate of the demo, which has a warmup
 AVC_DEFAULTS = dict.fromkeys(AVC_VARIANTS, L3EMBEDDING_AVC_DEFAULTS) | {
     "paper": PAPER_AVC_DEFAULTS,
     "small": SMALL_AVC_DEFAULTS,
@@ -64,38 +56,33 @@ AVC_DEFAULTS = dict.fromkeys(AVC_VARIANTS, L3EMBEDDING_AVC_DEFAULTS) | {
 AVC_VALIDATION_SEED_OFFSET = 1  # separates the random state of the validation pairs from that of the training pairs
 
 
-def recipe(
-    data: Path,
-    variant: AVCVariant = "paper",
-    width: int | None = None,
-    image_size: int | None = None,
-    objective: Objective = "avc",
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 2e-5,
-    warm_up_steps: int = 0,
-    final_fraction: float = 1.0,
-    mirror: bool = True,
-    brightness: float = 32 / 255,
-    saturation: float = 0.5,
-    volume: float = 0.1,
-    validation_pairs: int = 1024,
-    workers: Workers = "auto",
-    cache_megabytes: int = 0,
-    seed: int = 0,
-) -> Run:
-    """Pretrains L3-Net to predict whether an image and one second of audio are from the same moment of a clip.
+@dataclass(frozen=True)
+class AVCNetwork:
+    """The network of a run.
 
     Args:
-        data: Folder written by `comodal prepare`, with a train and a validation split.
         variant: Network: paper is the paper's, small trains on two CPU cores, l3embedding has the ReLU before the norm
             in conv1_2, and the others are OpenL3's.
         width: Filters of the first convolution block; by default 16 for small and 64 for all others.
         image_size: Side of the images in pixels. They are cropped from frames resized to 8/7 of it; by default 64 for
             small and 224 for all others.
-        objective: avc classifies the paper's pairs, half of them matched. all_pairs scores every image of a process's
-            batch with every audio and trains in fewer steps. Validation uses avc in both cases.
+    """
+
+    variant: AVCVariant = "paper"
+    width: int | None = None
+    image_size: int | None = None
+
+    def build_config(self) -> L3NetConfig:
+        """The config of the variant, with the given sizes."""
+        usual = AVC_VARIANTS[self.variant]
+        return replace(usual, width=self.width or usual.width, image_size=self.image_size or usual.image_size)
+
+
+@dataclass(frozen=True)
+class AVCSchedule(PretrainingSchedule):
+    """How long and how fast L3-Net is trained.
+
+    Args:
         steps: Optimizer steps; by default 234,375 for paper (60 million pairs), 3,000 for small and, as in l3embedding,
             1,228,800 for all other variants.
         batch_size: Pairs in a step over all processes. Half of them are matched with avc, all of them with all_pairs.
@@ -105,53 +92,89 @@ def recipe(
         weight_decay: Weight decay of the kernels only. Keras' l2 of 1e-5, the paper's, is a weight decay of 2e-5.
         warm_up_steps: Warmup steps, in which the learning rate rises from 0.
         final_fraction: Final learning rate of the cosine schedule as a fraction of the full one; 1 keeps it constant.
-        mirror: Flip half of the images horizontally. Unsuitable for digits and letters.
-        brightness: Brightness jitter: the largest change, where 1 is white. The default is l3embedding's range.
-        saturation: Saturation jitter: the largest change, as a fraction. The default is l3embedding's.
-        volume: Gain jitter of the audio: the largest change, as a fraction.
+    """
+
+    weight_decay: float = 2e-5
+    warm_up_steps: int = 0
+    final_fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class AVCLoading:
+    """How clips become batches.
+
+    Args:
         validation_pairs: Fixed pairs of validation clips, rounded up to whole batches; 0 for no validation.
         workers: Data loader processes, each for some 400 pairs a second; auto: two for a CPU, more for a GPU.
         cache_megabytes: Memory of each worker for decoded training clips. A small data set is then decoded once.
         seed: Random seed of the initial weights, the pairs and the augmentation.
+    """
+
+    validation_pairs: int = 1024
+    workers: Workers = "auto"
+    cache_megabytes: int = 0
+    seed: int = 0
+
+
+PAPER_NETWORK, PAPER_SCHEDULE = AVCNetwork(), AVCSchedule()
+PAPER_AUGMENTATION, DEFAULT_LOADING = Augmentation(), AVCLoading()
+
+
+@flatten_parameters
+def recipe(
+    data: Path,
+    network: AVCNetwork = PAPER_NETWORK,
+    objective: Objective = "avc",
+    schedule: AVCSchedule = PAPER_SCHEDULE,
+    augmentation: Augmentation = PAPER_AUGMENTATION,
+    loading: AVCLoading = DEFAULT_LOADING,
+) -> Run:
+    """Pretrains L3-Net to predict whether an image and one second of audio are from the same moment of a clip.
+
+    Args:
+        data: Folder written by `comodal prepare`, with a train and a validation split.
+        network: The network.
+        objective: avc classifies the paper's pairs, half of them matched. all_pairs scores every image of a process's
+            batch with every audio and trains in fewer steps. Validation uses avc in both cases.
+        schedule: How long and how fast.
+        augmentation: Random changes of images and audio.
+        loading: How clips become batches.
 
     Examples:
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
         torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
     """
-    network, usual = AVC_VARIANTS[variant], AVC_DEFAULTS[variant]
-    steps = usual.steps if steps is None else steps
-    batch_size = usual.batch_size if batch_size is None else batch_size
-    learning_rate = usual.learning_rate if learning_rate is None else learning_rate
-    config = replace(
-        network,
-        width=network.width if width is None else width,
-        image_size=network.image_size if image_size is None else image_size,
-    )
+    config, chosen, seed = network.build_config(), schedule.fill(AVC_DEFAULTS[network.variant]), loading.seed
     check_model_fits(lambda: L3Net(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = L3Net(config)
     trained = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
-    augmentation = Augmentation(mirror, brightness, saturation, volume)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
-    train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, cache_megabytes * 10**6)
-    batches, validation = Loader(train, batch_size, workers), None
-    if validation_pairs:
-        held_out = make_clip_pairs(data / "validation", config, seed + AVC_VALIDATION_SEED_OFFSET, None)
-        length = -(-validation_pairs // batch_size) * batch_size
-        validation = Loader(held_out, batch_size, workers, length)
+    train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, loading.cache_megabytes * 10**6)
     return Run(
         objective=trained,
-        batches=batches,
-        validation=validation,
-        optimizer=make_adam(trained, learning_rate, weight_decay),
-        learning_rate=make_cosine_schedule(learning_rate, steps, warm_up_steps, final_fraction),
-        steps=steps,
+        batches=Loader(train, chosen.batch_size, loading.workers),
+        validation=make_validation_loader(data / "validation", config, chosen.batch_size, loading),
+        optimizer=make_adam(trained, chosen.learning_rate, schedule.weight_decay),
+        learning_rate=make_cosine_schedule(
+            chosen.learning_rate, chosen.steps, schedule.warm_up_steps, schedule.final_fraction
+        ),
+        steps=chosen.steps,
         seed=seed,
         fingerprint=train.shards.fingerprint,
-        resolved={"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate},
-        validate_every=usual.validate_every,
+        resolved=chosen.list_parameters(),
+        validate_every=chosen.validate_every,
     )
+
+
+def make_validation_loader(folder: Path, config: L3NetConfig, batch_size: int, loading: AVCLoading) -> Loader | None:
+    """The fixed pairs of validation, in whole batches; None without validation."""
+    if not loading.validation_pairs:
+        return None
+    held_out = make_clip_pairs(folder, config, loading.seed + AVC_VALIDATION_SEED_OFFSET, None)
+    length = -(-loading.validation_pairs // batch_size) * batch_size
+    return Loader(held_out, batch_size, loading.workers, length)
 
 
 def make_clip_pairs(

@@ -6,9 +6,10 @@ is replaced: an interrupted command leaves a store without tokens or with comple
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from comodal.data.regions.region_store import (
 )
 from comodal.errors import DataError
 from comodal.files import write_atomically, write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.models.checkpoint import read_model_about, save_model
 from comodal.models.codebook.clustering import choose_tree_shape, fit_codebook
 from comodal.models.codebook.codebook import Codebook, find_codebook_folder, load_codebook
@@ -38,24 +40,11 @@ EXAMPLES_PER_TOKEN = 8  # regions shown of each token
 MAX_SHOWN_TOKENS = 60  # tokens on the page
 
 
-def prepare_tokens(
-    store: Path,
-    tokens: int = 1600,
-    depth: int | None = None,
-    projection: int = 256,
-    whitening: float = 0.5,
-    sample: int = 1_000_000,
-    per_image: int = 8,
-    smallest: float = 0.001,
-    seed: int = 0,
-    apply: Path | None = None,
-    classes: bool = False,
-    images: Path | None = None,
-) -> dict[str, float]:
-    """Assigns a visual token to every region of a store: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
+@dataclass(frozen=True)
+class CodebookOptions:
+    """How a codebook of visual tokens is fitted.
 
     Args:
-        store: region store.
         tokens: size of the codebook; up to 2,000 by plain k-means, beyond by a tree (20736 is 12^4).
         depth: levels of the tree; 1 is plain k-means.
         projection: number of principal components that distances are computed in.
@@ -64,6 +53,42 @@ def prepare_tokens(
         per_image: maximum number of these from one image.
         smallest: regions below this fraction of the image's area are left out of the sample.
         seed: of the sample and of k-means.
+    """
+
+    tokens: int = 1600
+    depth: int | None = None
+    projection: int = 256
+    whitening: float = 0.5
+    sample: int = 1_000_000
+    per_image: int = 8
+    smallest: float = 0.001
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError if a number is out of range."""
+        if self.per_image < 1 or self.sample < self.tokens or not 0.0 <= self.smallest < 1.0:
+            raise ValueError(
+                f"per_image ({self.per_image}) must be at least 1, sample ({self.sample}) at least tokens "
+                f"({self.tokens}), smallest ({self.smallest}) from 0 to below 1"
+            )
+
+
+USUAL_CODEBOOK = CodebookOptions()
+
+
+@flatten_parameters
+def prepare_tokens(
+    store: Path,
+    fit: CodebookOptions = USUAL_CODEBOOK,
+    apply: Path | None = None,
+    classes: bool = False,
+    images: Path | None = None,
+) -> dict[str, float]:
+    """Assigns a visual token to every region of a store: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
+
+    Args:
+        store: region store.
+        fit: how a codebook is fitted.
         apply: use this codebook, or that of this store, instead of fitting one.
         classes: also write class probabilities, a soft assignment to the nearest tokens, for a store without those of a
             classifier; 2 bytes for each region and token.
@@ -80,23 +105,13 @@ def prepare_tokens(
         comodal prepare tokens regions/ --tokens 1600 --images coco/train2014
         comodal prepare tokens validation/ --apply regions/
     """
-    if per_image < 1 or sample < tokens or not 0.0 <= smallest < 1.0:
-        raise ValueError(
-            f"per_image ({per_image}) must be at least 1, sample ({sample}) at least tokens ({tokens}), "
-            f"smallest ({smallest}) from 0 to below 1"
-        )
+    fit.check()
     opened = RegionStore(store)
     if classes and opened.classes and not opened.about.get("classes_from_tokens"):
         raise DataError(f"{store} has the class probabilities of a classifier; they are not replaced")
     inertia: tuple[float, ...] = ()
     if apply is None:
-        choose_tree_shape(tokens, depth)
-        chosen = sample_regions(opened, sample, per_image, smallest, seed)
-        check_sample_size(opened, sum(len(rows) for _, rows in chosen), tokens, per_image)
-        read = partial(read_feature_blocks, opened, chosen)
-        codebook, inertia = fit_codebook(read, tokens, depth, projection, whitening, seed)
-        about = {"regions": opened.fingerprint, "sample": sample, "per_image": per_image, "smallest": smallest}
-        about |= {"whitening": whitening, "seed": seed, "inertia": list(inertia)}
+        codebook, inertia, about = fit_store_codebook(opened, fit)
     else:
         codebook, about = load_matching_codebook(apply, opened), read_model_about(find_codebook_folder(apply))
     use = write_tokens(opened, codebook, classes, about)
@@ -105,6 +120,18 @@ def prepare_tokens(
     print_token_statistics(use, inertia)
     level = {f"tokens.inertia.{number}": value for number, value in enumerate(inertia, 1)}
     return {f"tokens.{name}": value for name, value in use.summary().items()} | level
+
+
+def fit_store_codebook(store: RegionStore, fit: CodebookOptions) -> tuple[Codebook, tuple[float, ...], dict[str, Any]]:
+    """A codebook of the regions of a store, its inertia by level, and how it was made."""
+    choose_tree_shape(fit.tokens, fit.depth)
+    chosen = sample_regions(store, fit.sample, fit.per_image, fit.smallest, fit.seed)
+    check_sample_size(store, sum(len(rows) for _, rows in chosen), fit.tokens, fit.per_image)
+    read = partial(read_feature_blocks, store, chosen)
+    codebook, inertia = fit_codebook(read, fit.tokens, fit.depth, fit.projection, fit.whitening, fit.seed)
+    about: dict[str, Any] = {"regions": store.fingerprint, "sample": fit.sample, "per_image": fit.per_image}
+    about |= {"smallest": fit.smallest, "whitening": fit.whitening, "seed": fit.seed, "inertia": list(inertia)}
+    return codebook, inertia, about
 
 
 def check_sample_size(store: RegionStore, regions: int, tokens: int, per_image: int) -> None:

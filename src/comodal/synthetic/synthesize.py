@@ -24,6 +24,7 @@ from joblib import Parallel, delayed
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.progress import Progress
 from comodal.synthetic.formats.task_sets import TASK_SETS, finish_task_set, list_unfinished_sets, select_task_sets
 from comodal.synthetic.scenes.audio_synthesis import render_world_audio
@@ -44,19 +45,15 @@ MIN_SCENES = 10  # of task sets: eight for training, one for validation, one for
 ESC10_KINDS = SOUNDING_KINDS[::2]
 
 
+USUAL_OPTIONS = SynthesisOptions()
+
+
+@flatten_parameters
 def synthesize(
     folder: Path,
     *,
-    videos: int = 1500,
-    seconds: float = 2.0,
-    sounds: int = 400,
-    images: int = 400,
-    scenes: int = 1000,
-    side: int = 128,
-    frames_per_second: float = 10.0,
-    sound_seconds: float = 2.0,
+    options: SynthesisOptions = USUAL_OPTIONS,
     tasks: Sequence[str] = (),
-    seed: int = 0,
     workers: int = 2,
 ) -> None:
     """Generate short synthetic videos in which visible objects cause the audio, with the ground truth.
@@ -66,18 +63,9 @@ def synthesize(
 
     Args:
         folder: where to write; created if it does not exist.
-        videos: number of videos; eight of ten are for training, one for validation, one for testing.
-        seconds: length of each video.
-        sounds: clips in the ESC-50 folder, rounded down to complete sets of five folds and all kinds.
-        images: images in each of the splits train and test of the image folder.
-        scenes: images with captions and boxes; split as the videos are. Also the number of images of each task set:
-            coco, flickr30k, vcr and nlvr2 (in complete sets of eight).
-        side: of the square images, in pixels (even).
-        frames_per_second: frame rate of the videos.
-        sound_seconds: length of each clip of the ESC-50 folder and of the audio task sets.
         tasks: task sets to write in official formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
             (retrieval, SNLI-VE), vcr, nlvr2, dcase2013, tau, urbansound8k; or all.
-        seed: random seed; another seed gives other data.
+        options: the size and the kind of the data.
         workers: processes; the result does not depend on their number.
 
     Raises:
@@ -88,16 +76,14 @@ def synthesize(
         comodal synthesize big/ --videos 5000 --seconds 10 --seed 1
         comodal synthesize world/ --tasks coco vcr
     """
-    if side % 2:
-        raise ValueError(f"H.264 needs an even side, got {side}")
-    if seconds < 1 or sound_seconds < 1:
-        raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
+    options.check()
     if workers < 1:
         raise ValueError(f"there must be at least one worker, got {workers}")
     sets = select_task_sets(tasks)
-    if sets and scenes < MIN_SCENES:
-        raise ValueError(f"task sets need {MIN_SCENES} scenes or more, so that each split has some; got {scenes}")
-    options = SynthesisOptions(videos, seconds, sounds, images, scenes, side, frames_per_second, sound_seconds, seed)
+    if sets and options.scenes < MIN_SCENES:
+        raise ValueError(
+            f"task sets need {MIN_SCENES} scenes or more, so that each split has some; got {options.scenes}"
+        )
     with translate_os_errors(folder), lock_output_folder(folder):
         _check_options_file(folder, options)
         _make_missing_media(folder, options, sets, workers)

@@ -1,14 +1,72 @@
-"""What a recipe returns: objective, batches, optimizer, learning rate and number of steps (contract 4)."""
+"""What a recipe returns: objective, batches, optimizer, learning rate and number of steps (contract 4).
+
+All recipes that fine-tune a network also take the same options, `FineTuneConfig`. The recipes of pretraining take a
+`PretrainingSchedule`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Workers
+
+InitialWeights = Literal["pretrained", "scratch"]
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """The options that all fine-tuning recipes share; a recipe sets the defaults of its task.
+
+    Args:
+        start: Start from the pretrained weights, or from random initialization (a control).
+        epochs: Passes over the training examples.
+        batch_size: Examples per step, over all processes.
+        learning_rate: Peak learning rate of the pretrained layers.
+        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        seed: Seed of the random initialization, the order and random draws.
+    """
+
+    start: InitialWeights = "pretrained"
+    epochs: float = 20.0
+    batch_size: int = 256
+    learning_rate: float = 4e-5
+    workers: Workers = "auto"
+    seed: int = 0
+
+
+class VariantDefaults(NamedTuple):
+    """The schedule of a variant of a network, for options that are None."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    validate_every: int
+
+    def list_parameters(self) -> dict[str, Any]:
+        """The values of the recipe's parameters, which config.yaml has in place of None."""
+        return {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+
+
+@dataclass(frozen=True)
+class PretrainingSchedule:
+    """The options of training that depend on the variant of a network; None takes the variant's."""
+
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+    def fill(self, usual: VariantDefaults) -> VariantDefaults:
+        """The defaults of a variant, replaced by what is given."""
+        return VariantDefaults(
+            usual.steps if self.steps is None else self.steps,
+            usual.batch_size if self.batch_size is None else self.batch_size,
+            usual.learning_rate if self.learning_rate is None else self.learning_rate,
+            usual.validate_every,
+        )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,12 @@ class Augmentation:
 
     The paper names the kinds and the 10 %; the ranges of brightness and saturation are those of l3embedding
     (its data/avc/sample.py).
+
+    Args:
+        mirror: Flip half of the images horizontally. Unsuitable for digits and letters.
+        brightness: Brightness jitter: the largest change, where 1 is white. The default is l3embedding's range.
+        saturation: Saturation jitter: the largest change, as a fraction. The default is l3embedding's.
+        volume: Gain jitter of the audio: the largest change, as a fraction.
     """
 
     mirror: bool = True

@@ -18,10 +18,17 @@ import numpy as np
 import simplejpeg
 
 from comodal.console import print_line
-from comodal.data.shards.shard_runner import RunPlan, ShardSample, format_refusal, make_shards, plan_shards
+from comodal.data.shards.shard_runner import (
+    RunPlan,
+    ShardSample,
+    WorkerOptions,
+    format_refusal,
+    make_shards,
+    plan_shards,
+)
 from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
 from comodal.data.sources.split_names import SPLITS
-from comodal.data.sources.splits import assign_group_splits, hash_to_fraction, split_by_hash
+from comodal.data.sources.splits import HashSplit, assign_group_splits, hash_to_fraction, split_by_hash
 from comodal.data.sources.video_sources import (
     ArchiveVideoSource,
     ListFormat,
@@ -32,46 +39,77 @@ from comodal.data.sources.video_sources import (
 )
 from comodal.errors import DataError, MediaError
 from comodal.files import encode_for_hash, fingerprint_files
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import encode_flac
 from comodal.media.storage.open_media import remember_locations
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import MIN_CLIP_SECONDS, Clip, read_clip, read_clip_with_audio, read_video_info
-from comodal.workers import Backend
+from comodal.media.video import (
+    DEFAULT_CLIP,
+    MIN_CLIP_SECONDS,
+    Clip,
+    ClipParameters,
+    read_clip,
+    read_clip_with_audio,
+    read_video_info,
+)
 
 CUT_MARGIN_SECONDS = 1.0  # clips in files are cut at key frames
 MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
 
 
 @dataclass(frozen=True)
-class ClipParameters:
-    """The parameters of a clip, as in `read_clip`."""
+class VideoSelection(HashSplit):
+    """Which videos are taken, and how they are split.
 
-    seconds: float
-    frames_per_second: float
-    short_side: int
-    quality: int
-    sample_rate: int
+    Args:
+        classes: Labels to keep; kinetics-sounds selects the 34 classes of the paper.
+        limit: Use only this many videos, chosen by the hash of their keys.
+        split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
+            rest by a hash; hash splits all by a hash. Clips of one source video are never in two splits.
+        validation: The fraction of the source videos that a hash puts into validation.
+        test: The fraction of the source videos that a hash puts into test.
+    """
+
+    classes: Sequence[str] | None = None
+    limit: int | None = None
+    split: Literal["own", "hash"] = "own"
+
+    def check(self) -> None:
+        """Raises ValueError if a number is out of range."""
+        super().check()
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is a number of videos, got {self.limit}")
 
 
+@dataclass(frozen=True)
+class VideoShards(WorkerOptions):
+    """The size of the shards, and the processes that make them.
+
+    Args:
+        videos_per_shard: Videos that one task reads and one tar file holds.
+    """
+
+    videos_per_shard: int = 32
+
+    def check(self) -> None:
+        """Raises ValueError if a number is out of range."""
+        if self.videos_per_shard < 1:
+            raise ValueError(f"videos_per_shard must be at least 1, got {self.videos_per_shard}")
+
+
+ALL_VIDEOS, DEFAULT_SHARDS = VideoSelection(), VideoShards()
+
+
+@flatten_parameters
 def prepare_videos(
     source: Path,
     out: Path,
     files: Path | None = None,
     list_format: ListFormat = "auto",
     lists: Sequence[Path] | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    split: Literal["own", "hash"] = "own",
-    validation: float = 0.1,
-    test: float = 0.1,
-    seconds: float = 10.0,
-    frames_per_second: float = 5.0,
-    short_side: int = 256,
-    quality: int = 85,
-    sample_rate: int = 48000,
-    videos_per_shard: int = 32,
-    workers: int = -1,
-    backend: Backend = "loky",
+    selection: VideoSelection = ALL_VIDEOS,
+    media: ClipParameters = DEFAULT_CLIP,
+    shards: VideoShards = DEFAULT_SHARDS,
 ) -> dict[str, Any]:
     """Make shards of clips from a folder or a list of videos.
 
@@ -86,20 +124,10 @@ def prepare_videos(
         files: The folder that holds the files of a list; by default the list's own folder.
         list_format: The format of the list; by default it is detected.
         lists: Further lists of the same files, such as the lists of the other splits.
-        classes: Labels to keep; kinetics-sounds selects the 34 classes of the paper.
-        limit: Use only this many videos, chosen by the hash of their keys.
-        split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
-            rest by a hash; hash splits all by a hash. Clips of one source video are never in two splits.
-        validation: The fraction of the source videos that a hash puts into validation.
-        test: The fraction of the source videos that a hash puts into test.
+        selection: Which videos are taken, and how they are split.
+        media: What is taken of each video, and its format.
         seconds: How much of each video is taken, from its beginning or the list's start.
-        frames_per_second: Frames per second.
-        short_side: Short side of the frames, in pixels.
-        quality: JPEG quality, 1 to 100.
-        sample_rate: Of the audio, in Hz.
-        videos_per_shard: Videos that one task reads and one tar file holds.
-        workers: Worker processes; -1 is one per core.
-        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+        shards: The size of the shards, and the processes that make them.
 
     Returns:
         The content of about.json: options, clips and seconds by split, refused files by reason.
@@ -114,7 +142,8 @@ def prepare_videos(
         comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
     """
-    _check_prepare_arguments(validation, test, limit, videos_per_shard)
+    selection.check()
+    shards.check()
     source, out = Path(source), Path(out)
     sources = read_sources(source, files, list_format, leave_out=out)
     if lists and source.is_dir():
@@ -123,15 +152,14 @@ def prepare_videos(
         sources += read_sources(Path(further), find_media_root(source, files), list_format)
     if not sources:
         raise DataError(f"{source} names no files")
-    sources = select_classes(sources, list(classes) if classes else [])
-    media = ClipParameters(seconds, frames_per_second, short_side, quality, sample_rate)
-    choice = {"classes": classes and list(classes), "limit": limit, "split": split}
-    sizes = {"validation": validation, "test": test, "videos_per_shard": videos_per_shard}
+    sources = select_classes(sources, list(selection.classes or ()))
+    classes = selection.classes and list(selection.classes)
+    choice = {"classes": classes, "limit": selection.limit, "split": selection.split}
+    sizes = {"validation": selection.validation, "test": selection.test, "videos_per_shard": shards.videos_per_shard}
     plan, root = plan_videos(sources, asdict(media) | choice | sizes), find_media_root(source, files)
     paths = sorted({item.file for shard in plan.shards for item in shard.items})
     plan = replace(plan, contents=fingerprint_files(root / path for path in paths))
-    read = partial(read_video_sample, root=root, media=media)
-    return make_shards(plan, read, out, workers, backend)
+    return make_shards(plan, partial(read_video_sample, root=root, media=media), out, shards)
 
 
 def select_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:
@@ -215,24 +243,24 @@ def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) ->
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
     if seconds < MIN_CLIP_SECONDS:
         raise MediaError(path, RefusalReason.TOO_SHORT, f"the list gives it {seconds:g} s")
-    settings = asdict(replace(media, seconds=seconds))
+    media = replace(media, seconds=seconds)
     if isinstance(source, ArchiveVideoSource):
-        return make_shard_sample(source, read_stored_clip(source, root, settings))
+        return make_shard_sample(source, read_stored_clip(source, root, media))
     start_seconds = source.start_seconds if source.start_seconds and is_whole_video(source, path) else 0.0
-    return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, **settings))
+    return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, clip=media))
 
 
-def read_stored_clip(source: ArchiveVideoSource, root: Path, settings: dict[str, Any]) -> Clip:
+def read_stored_clip(source: ArchiveVideoSource, root: Path, media: ClipParameters) -> Clip:
     """A clip of a video in a container; its audio may be a separate file, as in video2dataset."""
     path, audio = root / source.path, root / (source.audio or "")
     places = {path: source.place, audio: source.audio_place}
     with remember_locations({path: place for path, place in places.items() if place is not None}):
         try:
-            return read_clip(path, **settings)
+            return read_clip(path, clip=media)
         except MediaError as error:
             if error.reason != RefusalReason.NO_SOUND or source.audio is None:
                 raise
-        return read_clip_with_audio(path, audio, **settings)
+        return read_clip_with_audio(path, audio, clip=media)
 
 
 def is_whole_video(source: VideoSource, path: Path) -> bool:
@@ -265,12 +293,3 @@ def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:
     if source.labels:
         record["label"] = source.labels[0] if len(source.labels) == 1 else list(source.labels)
     return ShardSample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
-
-
-def _check_prepare_arguments(validation: float, test: float, limit: int | None, videos_per_shard: int) -> None:
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is a number of videos, got {limit}")
-    if videos_per_shard < 1:
-        raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, WorkerOptions, make_shards, plan_shards
 from comodal.data.sources.archive_examples import (
     ArchiveExample,
     get_example_group,
@@ -24,16 +24,16 @@ from comodal.data.sources.archive_examples import (
     read_archive_examples,
 )
 from comodal.data.sources.split_names import SPLIT_NAMES, SPLITS
-from comodal.data.sources.splits import split_by_hash
+from comodal.data.sources.splits import HashSplit, split_by_hash
 from comodal.data.sources.video_sources import find_media_root, list_media_files
 from comodal.errors import DataError, MediaError, MediaWarning, collect_media_warnings
 from comodal.files import fingerprint_files
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import encode_flac, read_audio
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.storage.archive_samples import Kind, SampleFault
 from comodal.media.storage.open_media import find_container, is_container
 from comodal.media.storage.path_patterns import is_path_pattern
-from comodal.workers import Backend
 
 MIN_AUDIO_SECONDS = 1.0  # the audio input of the network (L3-Net, section 3)
 MAX_CACHED_AUDIO = 1024  # of 10 to 70 kB each
@@ -57,29 +57,45 @@ class PairedFiles:
 
 @dataclass(frozen=True)
 class PairedMediaParameters:
-    """The format in which images and audio are written."""
+    """The format in which images and audio are written.
 
-    seconds: float
-    short_side: int
-    quality: int
-    sample_rate: int
+    Args:
+        seconds: Maximum length of the audio, from its beginning.
+        short_side: Short side of the images, which are resized to it.
+        quality: JPEG quality, 1 to 100.
+        sample_rate: Of the audio, in Hz.
+    """
+
+    seconds: float = 10.0
+    short_side: int = 256
+    quality: int = 85
+    sample_rate: int = 48000
 
 
+@dataclass(frozen=True)
+class PairShards(WorkerOptions):
+    """The size of the shards, and the processes that make them.
+
+    Args:
+        pairs_per_shard: Pairs that one task makes and one tar file holds.
+    """
+
+    pairs_per_shard: int = 512
+
+
+DEFAULT_SPLIT, DEFAULT_MEDIA, DEFAULT_PAIR_SHARDS = HashSplit(), PairedMediaParameters(), PairShards()
+
+
+@flatten_parameters
 def prepare_pairs(
     images: Path,
     sounds: Path,
     out: Path,
     pairs: int | None = None,
     seed: int = 0,
-    validation: float = 0.1,
-    test: float = 0.1,
-    seconds: float = 10.0,
-    short_side: int = 256,
-    quality: int = 85,
-    sample_rate: int = 48000,
-    pairs_per_shard: int = 512,
-    workers: int = -1,
-    backend: Backend = "loky",
+    split: HashSplit = DEFAULT_SPLIT,
+    media: PairedMediaParameters = DEFAULT_MEDIA,
+    shards: PairShards = DEFAULT_PAIR_SHARDS,
 ) -> dict[str, Any]:
     """Make shards of pairs from images in class folders and audio in class folders.
 
@@ -94,15 +110,9 @@ def prepare_pairs(
         out: The folder of shards to make.
         pairs: Pairs in each split; by default as many as the larger of the numbers of images and audio files.
         seed: Of the random pairing.
-        validation: The fraction of the files that a hash puts into validation.
-        test: The fraction of the files that a hash puts into test.
-        seconds: Maximum length of the audio, from its beginning.
-        short_side: Short side of the images, which are resized to it.
-        quality: JPEG quality, 1 to 100.
-        sample_rate: Of the audio, in Hz.
-        pairs_per_shard: Pairs that one task makes and one tar file holds.
-        workers: Worker processes; -1 is one per core.
-        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+        split: The fractions of validation and test.
+        media: The format of images and audio.
+        shards: The size of the shards, and the processes that make them.
 
     Returns:
         The content of about.json: options, pairs and seconds by split, refused files by reason.
@@ -114,18 +124,16 @@ def prepare_pairs(
         comodal prepare pairs mnist/ spoken_digits/ shards/ --short-side 36
         comodal prepare pairs mnist.parquet spoken_digits.parquet shards/ --short-side 36
     """
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train")
-    if seconds < MIN_AUDIO_SECONDS:
-        raise ValueError(f"seconds must be at least {MIN_AUDIO_SECONDS}, got {seconds}")
+    split.check()
+    if media.seconds < MIN_AUDIO_SECONDS:
+        raise ValueError(f"seconds must be at least {MIN_AUDIO_SECONDS}, got {media.seconds}")
     if pairs is not None and pairs < 1:
         raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
-    media = PairedMediaParameters(seconds, short_side, quality, sample_rate)
-    draw = {"pairs": pairs, "seed": seed, "validation": validation, "test": test, "pairs_per_shard": pairs_per_shard}
+    draw = {"pairs": pairs, "seed": seed, **asdict(split), "pairs_per_shard": shards.pairs_per_shard}
     shown_in, heard_in = (find_media_root(Path(folder), None) for folder in (images, sounds))
-    pictures, damaged_pictures = group_by_split_and_class(Path(images), validation, test, "image")
-    recordings, damaged_sounds = group_by_split_and_class(Path(sounds), validation, test, "audio")
-    drawn = {split: draw_file_pairs(split, pictures, recordings, pairs, seed) for split in SPLITS}
+    pictures, damaged_pictures = group_by_split_and_class(Path(images), split.validation, split.test, "image")
+    recordings, damaged_sounds = group_by_split_and_class(Path(sounds), split.validation, split.test, "audio")
+    drawn = {name: draw_file_pairs(name, pictures, recordings, pairs, seed) for name in SPLITS}
     if not any(drawn.values()):
         raise DataError(f"no class folder of {images} has the name of one of {sounds}")
     shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
@@ -133,9 +141,9 @@ def prepare_pairs(
     paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
     contents = fingerprint_files(dict.fromkeys(find_container(path) or path for path in paths))
     refused = (*report_unpaired_classes(pictures, recordings), *damaged_pictures, *damaged_sounds)
-    plan = RunPlan("pairs", asdict(media) | draw, plan_shards(drawn, pairs_per_shard), refused, contents)
+    plan = RunPlan("pairs", asdict(media) | draw, plan_shards(drawn, shards.pairs_per_shard), refused, contents)
     read = partial(read_file_pair, images=shown_in, sounds=heard_in, media=media)
-    return make_shards(plan, read, Path(out), workers, backend)
+    return make_shards(plan, read, Path(out), shards)
 
 
 def group_by_split_and_class(

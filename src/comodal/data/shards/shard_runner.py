@@ -101,8 +101,21 @@ def format_refusal(item: ShardItem, split: str, reason: str, detail: str) -> dic
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many processes make shards, and where.
+
+    Args:
+        workers: Worker processes; -1 is one per core.
+        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+    """
+
+    workers: int = -1
+    backend: Backend = "loky"
+
+
 def make_shards(
-    plan: RunPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, workers: int, backend: Backend
+    plan: RunPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, pool: WorkerOptions
 ) -> dict[str, Any]:
     """Make the missing shards, merge the report, print its summary and return it.
 
@@ -110,15 +123,14 @@ def make_shards(
         plan: The shards to make.
         read: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
         out: The folder of the shards.
-        workers: Worker processes; -1 is one per core.
-        backend: Where the workers run, by joblib's name.
+        pool: How many processes, and where.
 
     Raises:
         DataError: `out` holds something else, another command writes there, or the disk is full.
     """
-    if workers != -1 and workers < 1:
-        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
-    with select_backend(backend), translate_os_errors(out), lock_output_folder(out):
+    if pool.workers != -1 and pool.workers < 1:
+        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {pool.workers}")
+    with select_backend(pool.backend), translate_os_errors(out), lock_output_folder(out):
         about = out / "about.json"
         fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
         finished_before = check_same_options(out, fresh)
@@ -126,7 +138,7 @@ def make_shards(
         if todo or not finished_before:
             write_bytes_atomically(about, encode_settings_json(fresh | {"finished": False}))
             remove_partial_files(out)
-            make_pending_shards(todo, plan, read, out, workers)
+            make_pending_shards(todo, plan, read, out, pool.workers)
             report = merge_shard_reports(plan, out)
             write_bytes_atomically(about, encode_settings_json(fresh | {"finished": True} | report))
         else:

@@ -4,11 +4,33 @@ A split is a property of the source video, never of a clip: two clips of one vid
 """
 
 import hashlib
+from dataclasses import dataclass
 
 from comodal.data.sources.video_sources import VideoSource
 from comodal.files import encode_for_hash
 
 SPLITS_HELD_OUT_FIRST = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """The fractions that a hash puts into validation and test.
+
+    Args:
+        validation: The fraction of the files that a hash puts into validation.
+        test: The fraction of the files that a hash puts into test.
+    """
+
+    validation: float = 0.1
+    test: float = 0.1
+
+    def check(self) -> None:
+        """Raises ValueError if nothing is left to train on."""
+        validation, test = self.validation, self.test
+        if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+            raise ValueError(
+                f"validation ({validation}) and test ({test}) are parts of the whole and leave some to train"
+            )
 
 
 def hash_to_fraction(text: str) -> float:

@@ -20,7 +20,8 @@ from comodal.analysis.pages.page_parts import PageImage, PageImageRow, PageSecti
 from comodal.console import print_json, print_line
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.errors import CheckpointError, DataError
-from comodal.hardware import Compute, DeviceName, Precision
+from comodal.flat_parameters import flatten_parameters
+from comodal.hardware import Compute, ComputeOptions, DeviceName
 from comodal.inference.image_search.search_first_stage import (
     IMAGES_PER_PART,
     CaptionedRegions,
@@ -146,20 +147,59 @@ class Searcher:
         return found
 
 
+@dataclass(frozen=True)
+class FirstStageOptions:
+    """The first stage of a search.
+
+    Args:
+        rerank: Number of the first stage's best images that the model scores.
+        captions: Captions to fit the first stage on; by default those of the run's training data, if they exist.
+        regions: The region store of the captions' images.
+    """
+
+    rerank: int = 50
+    captions: Path | None = None
+    regions: Path | None = None
+
+    def check(self) -> None:
+        """Raises ValueError if the options are incomplete or out of range."""
+        if self.rerank < 1:
+            raise ValueError(f"rerank ({self.rerank}) must be at least 1")
+        if (self.captions is None) != (self.regions is None):
+            raise ValueError("--captions and --regions go together: captions, and the region store of their images")
+
+
+@dataclass(frozen=True)
+class IndexOptions(ComputeOptions):
+    """How the index of a folder is built, and how the model computes.
+
+    Args:
+        boxes: If the model was trained on given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
+            or own, grid or selective. The index stores it.
+        detector: Path of the network that makes the model's regions, if it was moved.
+        workers: Processes that extract regions; -1 is one per core.
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process extracts the regions alone.
+        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 may change the
+            order of images with nearly equal scores.
+    """
+
+    boxes: str | None = None
+    detector: str | None = None
+    workers: int = -1
+
+
+DEFAULT_STAGE, DEFAULT_INDEXING = FirstStageOptions(), IndexOptions()
+
+
+@flatten_parameters
 def search(
     folder: Path,
     text: str,
     model: Path,
     index: Path | None = None,
     top: int = 10,
-    rerank: int = 50,
-    captions: Path | None = None,
-    regions: Path | None = None,
-    boxes: str | None = None,
-    detector: str | None = None,
-    workers: int = -1,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    stage: FirstStageOptions = DEFAULT_STAGE,
+    indexing: IndexOptions = DEFAULT_INDEXING,
     json: bool = False,
     out: Path | None = None,
 ) -> SearchResult:
@@ -174,16 +214,8 @@ def search(
         model: A pretrained run, or one that was fine-tuned by `comodal train retrieval`.
         index: Folder of the index; by default .comodal-index in the folder.
         top: Number of images to return.
-        rerank: Number of the first stage's best images that the model scores.
-        captions: Captions to fit the first stage on; by default those of the run's training data, if they exist.
-        regions: The region store of the captions' images.
-        boxes: If the model was trained on given boxes: JSON Lines of `image` and `boxes`, as for `comodal extract`;
-            or own, grid or selective. The index stores it.
-        detector: Path of the network that makes the model's regions, if it was moved.
-        workers: Processes that extract regions; -1 is one per core.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process extracts the regions alone.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 may change the
-            order of images with nearly equal scores.
+        stage: The first stage of the search.
+        indexing: How the index is built, and how the model computes.
         json: Print JSON.
         out: A page (.html) of the images.
 
@@ -201,7 +233,7 @@ def search(
     """
     if out is not None and out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}: a page is a .html")
-    opened = open_index(folder, model, index, rerank, captions, regions, boxes, detector, workers, device, precision)
+    opened = open_index(folder, model, index, stage=stage, indexing=indexing)
     found = opened.search(text, top)
     for line in describe_search(opened, found):
         print_line(line, stderr=True)
@@ -211,44 +243,48 @@ def search(
     return found
 
 
+@flatten_parameters
 def open_index(
     folder: Path,
     model: Path | VisionLanguagePipeline,
     index: Path | None = None,
-    rerank: int = 50,
-    captions: Path | None = None,
-    regions: Path | None = None,
-    boxes: str | None = None,
-    detector: str | None = None,
-    workers: int = -1,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    stage: FirstStageOptions = DEFAULT_STAGE,
+    indexing: IndexOptions = DEFAULT_INDEXING,
 ) -> Searcher:
     """A searcher for repeated searches of a folder; the index is built or updated first.
 
-    The arguments are those of `search`.
+    Args:
+        folder: The folder of images.
+        model: A pretrained run, or one that was fine-tuned by `comodal train retrieval`.
+        index: Folder of the index; by default .comodal-index in the folder.
+        stage: The first stage of the search.
+        indexing: How the index is built, and how the model computes.
 
     Raises:
         DataError: There are no images, or the index is damaged, of another kind, or cannot be written.
         CheckpointError: There is no ViLBERT, or it is fine-tuned for another task.
     """
-    if rerank < 1:
-        raise ValueError(f"rerank ({rerank}) must be at least 1")
+    stage.check()
+    workers = indexing.workers
     if workers != -1 and workers < 1:
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
-    if (captions is None) != (regions is None):
-        raise ValueError("--captions and --regions go together: captions, and the region store of their images")
-    answerer = model if isinstance(model, VisionLanguagePipeline) else load_vision_language(model, device, precision)
+    if isinstance(model, VisionLanguagePipeline):
+        answerer = model
+    else:
+        answerer = load_vision_language(model, indexing.device, indexing.precision)
     model = answerer.folder
     check_pair_scoring(answerer)
-    new_pool = partial(create_extraction_pool, folder, model, detector, workers, device)
-    pictures = update_index(folder, index or folder / INDEX_FOLDER, answerer.regions["made_from"], boxes, new_pool)
+    new_pool = partial(create_extraction_pool, folder, model, indexing.detector, workers, indexing.device)
+    made_from = answerer.regions["made_from"]
+    pictures = update_index(folder, index or folder / INDEX_FOLDER, made_from, indexing.boxes, new_pool)
     check_same_regions(find_model_folder(model), pictures.store)
-    stage = None
-    if len(pictures) > rerank:
-        known = None if captions is None or regions is None else CaptionedRegions(captions, regions)
-        stage = build_first_stage(answerer, pictures, known, answerer.compute)
-    return Searcher(answerer, pictures, stage, rerank, answerer.compute)
+    fitted = None
+    if len(pictures) > stage.rerank:
+        known = None
+        if stage.captions is not None and stage.regions is not None:
+            known = CaptionedRegions(stage.captions, stage.regions)
+        fitted = build_first_stage(answerer, pictures, known, answerer.compute)
+    return Searcher(answerer, pictures, fitted, stage.rerank, answerer.compute)
 
 
 def create_extraction_pool(

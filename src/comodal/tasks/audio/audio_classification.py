@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.augmentation import jitter_gain
 from comodal.models.checkpoint import read_model_about
@@ -30,11 +30,10 @@ from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.cross_validation import Split
 from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
-    L3NetStart,
-    build_classifier,
     build_l3net_run,
     check_item_classes,
     check_readable_tests,
+    load_initial_l3net,
     predict_class_probabilities,
     read_model_classes,
 )
@@ -133,21 +132,17 @@ def read_training_split(model: Path) -> tuple[AudioLayout, int]:
     return layout, fold
 
 
+SOUND_FINE_TUNING = L3FineTuneConfig(batch_size=32)
+
+
+@flatten_parameters
 def recipe(
     model: Path,
     data: Path,
     layout: AudioLayout = "folders",
     fold: int = 1,
-    start: L3NetStart = "pretrained",
-    epochs: float = 40.0,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    head_rate: float = 1e-3,
-    dropout: float = 0.0,
     volume: float = 0.1,
-    validation_share: float = 0.0,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: L3FineTuneConfig = SOUND_FINE_TUNING,
 ) -> Run:
     """Fine-tunes an L3-Net end to end for sound classification.
 
@@ -158,27 +153,16 @@ def recipe(
             CLASS/FILE alone, of which a fifth is the test by a hash of the file's name; the others are the official
             files of ESC-50, ESC-10, DCASE's acoustic scenes and UrbanSound8K.
         fold: The test fold, which is never trained on, where there are several.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        epochs: Passes over the training clips; each pass crops another window of a clip.
-        batch_size: Clips per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers.
-        head_rate: Learning rate of the new layer, and of a randomly initialized network.
-        dropout: Dropout probability on the features.
         volume: Gain jitter: the gain changes by up to this fraction.
-        validation_share: Fraction of the training set that is held out; its score is logged.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the random initialization, the order and the crops.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
         comodal train sound_classes --model RUN --data ESC-50-master/ --layout esc50 --fold 5 --out runs/fold5
     """
-    setup = L3FineTuneConfig(
-        model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
-    )
-    network, sounds = build_classifier(setup), read_labeled_audio(data, layout)
+    network, sounds = load_initial_l3net(model, fine_tune), read_labeled_audio(data, layout)
     items = select_audio_files(sounds, find_fold_split(sounds, fold).fitted, test=False)
-    return build_l3net_run(network, "sound", items, build_audio_reader(network.config, volume), setup)
+    return build_l3net_run(network, "sound", items, build_audio_reader(network.config, volume), fine_tune)
 
 
 def evaluate_sound_classes(

@@ -6,25 +6,21 @@ split instead of five folds. The baselines are an untrained network, the raw spe
 
 from pathlib import Path
 
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, run_audio_probe
 from comodal.tasks.evaluation.class_folders import build_folder_split, list_labeled_files
-from comodal.tasks.evaluation.cross_validation import AnyClassifier
+
+AUDIO_FOLDER_PROBE = AudioProbeOptions(classifier="logistic", windows=1)
 
 
+@flatten_parameters
 def evaluate_sounds(
     model: Path,
     data: Path,
     *,
-    classifier: AnyClassifier = "logistic",
-    windows: int = 1,
-    out: Path | None = None,
-    seed: int = 0,
-    workers: int = 2,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    probe: AudioProbeOptions = AUDIO_FOLDER_PROBE,
 ) -> dict[str, float]:
     """Classifies audio files in class folders from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
@@ -35,12 +31,7 @@ def evaluate_sounds(
             the test by a hash of the file's name.
         classifier: "logistic", "svm" (linear, one-vs-all), or "mlp" (two hidden layers).
         windows: number of equally spaced windows of each clip; shorter clips are padded with silence.
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
-            without it.
-        seed: seed of the untrained network's weights and of the mlp.
-        workers: threads that read audio files.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        probe: the options of all evaluations of audio.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
@@ -52,12 +43,7 @@ def evaluate_sounds(
     Examples:
         comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
     """
-    return run_audio_probe(
-        read_audio_folders(data),
-        model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
-        out,
-    )
+    return run_audio_probe(read_audio_folders(data), model, probe)
 
 
 def read_audio_folders(data: Path) -> AudioDataset:

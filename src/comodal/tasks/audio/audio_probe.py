@@ -18,7 +18,7 @@ from jaxtyping import Int
 from comodal.console import print_line
 from comodal.errors import DataError, MediaError
 from comodal.files import write_bytes_atomically
-from comodal.hardware import Compute
+from comodal.hardware import ComputeOptions
 from comodal.tasks.audio.audio_features import AudioFeatures, LabeledAudioFile, extract_audio_features
 from comodal.tasks.audio.audio_tables import check_audio_files
 from comodal.tasks.evaluation.cross_validation import AnyClassifier, ProbePredictions, Split, predict_splits
@@ -38,14 +38,24 @@ SUBMISSION_FILE = "submission.csv"
 REASON_PADDED = "shorter than a window, padded with silence"
 
 
-class AudioProbeOptions(NamedTuple):
-    """The options that the audio evaluation commands share."""
+@dataclass(frozen=True)
+class AudioProbeOptions(ComputeOptions):
+    """The options that the audio evaluation commands share.
 
-    classifier: AnyClassifier
-    windows: int | None
-    seed: int
-    workers: int
-    compute: Compute
+    Args:
+        classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
+        windows: number of equally spaced windows of each clip; by default two for each second of the first one.
+        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
+            without it.
+        seed: seed of the untrained network's weights and of the mlp.
+        workers: threads that read audio files.
+    """
+
+    classifier: AnyClassifier = "svm"
+    windows: int | None = None
+    out: Path | None = None
+    seed: int = 0
+    workers: int = 2
 
 
 class PaperResult(NamedTuple):
@@ -160,7 +170,7 @@ class AudioDataset:
             raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
 
 
-def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions, out: Path | None) -> dict[str, float]:
+def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions) -> dict[str, float]:
     """Embeds the clips, fits the probes, reports and writes the results; returns flat numbers.
 
     Raises:
@@ -169,14 +179,14 @@ def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions, out
     started = time.perf_counter()
     if how.windows is not None and how.windows < 1:
         raise ValueError(f"windows must be at least 1, not {how.windows}")
-    labelled = data.check()
+    labelled, compute, out = data.check(), how.resolve(), how.out
     fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
     tests = sum(int(one.tested.sum()) for one in data.rounds)
     split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
     print_line(f"{data.title}: {len(data.sounds):,} sounds, {split}{format_exclusions(data.left_out)}")
     fitted = np.any([one.fitted for one in data.rounds], axis=0)
     unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
-    features = extract_audio_features(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, how.compute)
+    features = extract_audio_features(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, compute)
     report_unreadable(features.problems.values())
     data, features = data.without_problems(features.problems), features.without_problems()
     answered = predict_splits(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)

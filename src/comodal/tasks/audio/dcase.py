@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, run_audio_probe
 from comodal.tasks.audio.dcase_lists import has_scene_lists, read_scene_lists
-from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, AnyClassifier, build_given_split
+from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, build_given_split
 
 HALF_FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
 SCENE_NAMES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
@@ -30,18 +30,16 @@ DCASE_PAPER_RESULT = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=6
 SCENE_FILE_NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
 
 
+DCASE_PROBE = AudioProbeOptions()
+
+
+@flatten_parameters
 def evaluate_dcase(
     model: Path,
     data: Path,
     *,
     test: Path | None = None,
-    classifier: AnyClassifier = "svm",
-    windows: int | None = None,
-    out: Path | None = None,
-    seed: int = 0,
-    workers: int = 2,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    probe: AudioProbeOptions = DCASE_PROBE,
 ) -> dict[str, float]:
     """Classifies acoustic scenes from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
@@ -54,15 +52,11 @@ def evaluate_dcase(
             TAU, 2016 and later: audio/ with meta.csv and evaluation_setup/foldN_train.csv, foldN_evaluate.csv or
             foldN_test.csv (or .txt); without evaluation_setup, five folds by recording location.
         test: folder of a separate test set (the challenges' evaluation sets); all of `data` is then fitted.
-        classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
         windows: number of equally spaced windows of each recording; by default two for each second of the first
             recording (the paper: 60 for 30 seconds).
         out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card, or submission.csv
             where the scene labels are unknown; nothing is written without it.
-        seed: seed of the untrained network's weights and of the mlp.
-        workers: threads that read audio files.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        probe: the options of all evaluations of audio.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
@@ -76,12 +70,7 @@ def evaluate_dcase(
         comodal evaluate dcase --model RUN --data dcase2013/ --out results/dcase2013
         comodal evaluate dcase --model RUN --data TAU-development/ --test TAU-evaluation/ --out submission/
     """
-    return run_audio_probe(
-        read_dcase(data, test),
-        model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
-        out,
-    )
+    return run_audio_probe(read_dcase(data, test), model, probe)
 
 
 def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:

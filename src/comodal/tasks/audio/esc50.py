@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, run_audio_probe
 from comodal.tasks.audio.audio_tables import (
@@ -28,7 +28,7 @@ from comodal.tasks.audio.audio_tables import (
     check_unique_rows,
     read_table,
 )
-from comodal.tasks.evaluation.cross_validation import AnyClassifier, build_cross_validation_splits
+from comodal.tasks.evaluation.cross_validation import build_cross_validation_splits
 
 ESCSubset = Literal["esc50", "esc10"]
 ESC50_PAPER_RESULT = PaperResult({"trained": 0.793, "untrained": 0.625}, windows=10)
@@ -48,18 +48,16 @@ class ESC50Clip(NamedTuple):
     recording: str
 
 
+ESC50_PROBE = AudioProbeOptions(windows=10)
+
+
+@flatten_parameters
 def evaluate_esc50(
     model: Path,
     data: Path,
     *,
     subset: ESCSubset = "esc50",
-    classifier: AnyClassifier = "svm",
-    windows: int = 10,
-    out: Path | None = None,
-    seed: int = 0,
-    workers: int = 2,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    probe: AudioProbeOptions = ESC50_PROBE,
 ) -> dict[str, float]:
     """Classifies environmental sounds from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
@@ -70,14 +68,8 @@ def evaluate_esc50(
         model: run folder or model folder.
         data: folder in ESC-50's layout (meta/esc50.csv and audio/), or with meta.csv and the audio files next to it.
         subset: "esc50" takes every row; "esc10" the rows marked in the meta file, or all rows of a file of ten classes.
-        classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
         windows: number of equally spaced windows of each clip (the paper: 10).
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
-            without it.
-        seed: seed of the untrained network's weights and of the mlp.
-        workers: threads that read audio files.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        probe: the options of all evaluations of audio.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
@@ -89,12 +81,7 @@ def evaluate_esc50(
     Examples:
         comodal evaluate esc50 --model RUN --data ESC-50-master --subset esc10 --out results/esc10
     """
-    return run_audio_probe(
-        read_esc50(data, subset),
-        model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
-        out,
-    )
+    return run_audio_probe(read_esc50(data, subset), model, probe)
 
 
 def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:

@@ -11,28 +11,26 @@ from pathlib import Path
 import numpy as np
 
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, run_audio_probe
 from comodal.tasks.audio.audio_tables import TableRow, check_class_names, check_columns, check_unique_rows, read_table
-from comodal.tasks.evaluation.cross_validation import AnyClassifier, build_cross_validation_splits
+from comodal.tasks.evaluation.cross_validation import build_cross_validation_splits
 
 METADATA_FILES = ("metadata/UrbanSound8K.csv", "UrbanSound8K.csv", "metadata/metadata.csv")
 URBANSOUND8K_COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
 NUM_FOLDS = 10
 
 
+US8K_PROBE = AudioProbeOptions(windows=8)
+
+
+@flatten_parameters
 def evaluate_us8k(
     model: Path,
     data: Path,
     *,
-    classifier: AnyClassifier = "svm",
-    windows: int = 8,
-    out: Path | None = None,
-    seed: int = 0,
-    workers: int = 2,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    probe: AudioProbeOptions = US8K_PROBE,
 ) -> dict[str, float]:
     """Classifies UrbanSound8K from frozen features; baselines are an untrained network, the raw
     spectrogram and log-mel statistics.
@@ -42,12 +40,7 @@ def evaluate_us8k(
         data: UrbanSound8K's folder: metadata/UrbanSound8K.csv and audio/fold1/ to audio/fold10/.
         classifier: "svm" (linear, one-vs-all), "logistic", or "mlp" (two hidden layers).
         windows: number of equally spaced windows of each slice; a slice lasts at most four seconds.
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
-            without it.
-        seed: seed of the untrained network's weights and of the mlp.
-        workers: threads that read audio files.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        probe: the options of all evaluations of audio.
 
     Returns:
         Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
@@ -59,12 +52,7 @@ def evaluate_us8k(
     Examples:
         comodal evaluate us8k --model RUN --data UrbanSound8K/ --out results/us8k
     """
-    return run_audio_probe(
-        read_urbansound8k(data),
-        model,
-        AudioProbeOptions(classifier, windows, seed, workers, resolve_compute(device, precision)),
-        out,
-    )
+    return run_audio_probe(read_urbansound8k(data), model, probe)
 
 
 def read_urbansound8k(data: Path) -> AudioDataset:

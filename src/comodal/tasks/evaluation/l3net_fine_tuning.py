@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import joblib
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.data.batch import ClassificationBatch
-from comodal.data.loader import Loader, Workers
+from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import encode_for_hash
 from comodal.hardware import Compute
@@ -36,43 +36,32 @@ from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_fil
 from comodal.tasks.evaluation.unreadable_files import check_readable_classes, report_unreadable, try_read
 from comodal.text_files import read_json
 from comodal.training.optimization import make_adamw, make_linear_schedule
-from comodal.training.recipe_run import Run
+from comodal.training.recipe_run import FineTuneConfig, Run
 
 CLASSES_FILE = "classes.json"
 L3NET_WARMUP_RATIO = 0.1
 L3NET_WEIGHT_DECAY = 0.01
 ORDER_STREAM, L3NET_AUGMENTATION_STREAM = 2, 3  # independent random streams for order and augmentation
 MAX_FORWARD_BATCH = 32  # items per forward pass in evaluation on a CPU
-L3NetStart = Literal["pretrained", "scratch"]
 
 
 @dataclass(frozen=True)
-class L3FineTuneConfig:
-    """The parameters that both recipes share.
+class L3FineTuneConfig(FineTuneConfig):
+    """The options that both recipes share.
 
     Args:
-        model: Run or model folder of an L3-Net, or of a fine-tuned one.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        epochs: Passes over the training items.
-        batch_size: Items per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers.
+        seed: Seed of the random initialization, the order and the crops.
         head_rate: Learning rate of the new layer, and of a randomly initialized network.
         dropout: Dropout probability on the features.
         validation_share: Fraction of the training set that is held out; its score is logged.
-        workers: Data loading processes.
-        seed: Seed of the random initialization, the order and the augmentation.
     """
 
-    model: Path
-    start: L3NetStart
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    head_rate: float
-    dropout: float
-    validation_share: float
-    workers: Workers
-    seed: int
+    epochs: float = 40.0
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    head_rate: float = 1e-3
+    dropout: float = 0.0
+    validation_share: float = 0.0
 
 
 @runtime_checkable
@@ -156,41 +145,41 @@ class ClassificationObjective(nn.Module):
         return {"loss": F.cross_entropy(scores, batch.target), "accuracy": right}
 
 
-def build_classifier(setup: L3FineTuneConfig) -> L3Net:
+def load_initial_l3net(path: Path, fine_tune: L3FineTuneConfig) -> L3Net:
     """The network that training starts from."""
-    model = load_any_l3net(setup.model)
-    return make_untrained_copy(model, setup.seed) if setup.start == "scratch" else model
+    model = load_any_l3net(path)
+    return make_untrained_copy(model, fine_tune.seed) if fine_tune.start == "scratch" else model
 
 
 def build_l3net_run(
-    model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, setup: L3FineTuneConfig
+    model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, fine_tune: L3FineTuneConfig
 ) -> Run:
     """The run: batches of the training set, the objective and its optimizer."""
     classes = sorted({item.category for item in items})
-    train, held_out = split_by_name_hash([item for item in items if not item.test], setup.validation_share)
-    objective = ClassificationObjective(build_l3_classifier(model, modality, len(classes), setup.dropout))
+    train, held_out = split_by_name_hash([item for item in items if not item.test], fine_tune.validation_share)
+    objective = ClassificationObjective(build_l3_classifier(model, modality, len(classes), fine_tune.dropout))
     tower = list(objective.model.trained_tower().parameters())
     trained = {*tower, *objective.model.classifier.parameters()}
     for parameter in objective.parameters():
         parameter.requires_grad_(parameter in trained)
-    steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
-    highest = max(setup.head_rate, setup.learning_rate)
-    pretrained = tower if setup.start == "pretrained" else []
-    share = setup.learning_rate / highest
+    steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
+    highest = max(fine_tune.head_rate, fine_tune.learning_rate)
+    pretrained = tower if fine_tune.start == "pretrained" else []
+    share = fine_tune.learning_rate / highest
     validation = None
     if held_out:
-        length = -(-len(held_out) // setup.batch_size) * setup.batch_size
+        length = -(-len(held_out) // fine_tune.batch_size) * fine_tune.batch_size
         still = LabelledItems(held_out, classes, read, None)
-        validation = Loader(still, setup.batch_size, setup.workers, length)
-    samples = LabelledItems(train, classes, read, setup.seed)
+        validation = Loader(still, fine_tune.batch_size, fine_tune.workers, length)
+    samples = LabelledItems(train, classes, read, fine_tune.seed)
     return Run(
         objective=objective,
-        batches=Loader(samples, setup.batch_size, setup.workers),
+        batches=Loader(samples, fine_tune.batch_size, fine_tune.workers),
         validation=validation,
         optimizer=make_adamw(objective, highest, L3NET_WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
         learning_rate=make_linear_schedule(highest, steps, round(L3NET_WARMUP_RATIO * steps)),
         steps=steps,
-        seed=setup.seed,
+        seed=fine_tune.seed,
         fingerprint=hash_labeled_files([*train, *held_out]),
         files={CLASSES_FILE: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
         chosen_by="accuracy" if held_out else "",

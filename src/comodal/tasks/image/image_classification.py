@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.data.shards.clip_dataset import Augmentation
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.image import crop_image_center
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
@@ -19,11 +19,10 @@ from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.l3net_fine_tuning import (
     L3FineTuneConfig,
-    L3NetStart,
-    build_classifier,
     build_l3net_run,
     check_item_classes,
     check_readable_tests,
+    load_initial_l3net,
     predict_class_probabilities,
     read_model_classes,
 )
@@ -60,21 +59,17 @@ class ImageViews:
         return cut_ten_crops(picture, size) if self.crops == "ten" else crop_image_center(picture, size)[None]
 
 
+IMAGE_FINE_TUNING = L3FineTuneConfig(batch_size=64)
+
+
+@flatten_parameters
 def recipe(
     model: Path,
     data: Path,
-    start: L3NetStart = "pretrained",
-    epochs: float = 40.0,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    head_rate: float = 1e-3,
-    dropout: float = 0.0,
     mirror: bool = True,
     brightness: float = 32 / 255,
     saturation: float = 0.5,
-    validation_share: float = 0.0,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: L3FineTuneConfig = IMAGE_FINE_TUNING,
 ) -> Run:
     """Fine-tunes an L3-Net end to end for image classification.
 
@@ -82,29 +77,18 @@ def recipe(
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
         data: ImageNet in the layout of ILSVRC or Kaggle; or train/CLASS/IMAGE and test/ (or val/, validation/)
             CLASS/IMAGE; or CLASS/IMAGE alone, of which a fifth is the test by a hash of the file's name.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        epochs: Passes over the training images.
-        batch_size: Images per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers.
-        head_rate: Learning rate of the new layer, and of a randomly initialized network.
-        dropout: Dropout probability on the features.
         mirror: Flip half of the images horizontally. Not for digits and letters.
         brightness: Brightness jitter: the largest change, where 1 is the range from black to white.
         saturation: Saturation jitter: the saturation changes by up to this fraction.
-        validation_share: Fraction of the training set that is held out; its score is logged.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the random initialization, the order and the crops.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train image_classes --model RUN --data images/ --out runs/images
         comodal train image_classes --model RUN --data images/ --start scratch --out runs/scratch
     """
-    setup = L3FineTuneConfig(
-        model, start, epochs, batch_size, learning_rate, head_rate, dropout, validation_share, workers, seed
-    )
-    network, items = build_classifier(setup), read_labeled_images(data).items
-    showing = ViewConfig(network.config.image_size, Augmentation(mirror, brightness, saturation), seed)
-    return build_l3net_run(network, "picture", items, ImageReader(showing), setup)
+    network, items = load_initial_l3net(model, fine_tune), read_labeled_images(data).items
+    showing = ViewConfig(network.config.image_size, Augmentation(mirror, brightness, saturation), fine_tune.seed)
+    return build_l3net_run(network, "picture", items, ImageReader(showing), fine_tune)
 
 
 def evaluate_image_classes(

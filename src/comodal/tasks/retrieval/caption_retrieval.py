@@ -11,7 +11,7 @@ captions (not zero-shot) whose images must not be in the gallery. Its own recall
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,9 +19,9 @@ from torch import Tensor
 from comodal.console import print_line
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
-from comodal.data.loader import Workers
 from comodal.errors import CheckpointError, DataError
-from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
+from comodal.hardware import Compute
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS
 from comodal.models.checkpoint import load_model, make_untrained_copy
 from comodal.models.vilbert.heads import Head, fuse_pooled_streams
@@ -42,7 +42,7 @@ from comodal.tasks.retrieval.gallery import (
     load_retrieval_data,
 )
 from comodal.tasks.retrieval.hard_negatives import FourWayDataset
-from comodal.tasks.retrieval.pair_scores import PairScorer
+from comodal.tasks.retrieval.pair_scores import PairScorer, RankingOptions, ScoreType
 from comodal.tasks.retrieval.retrieval_ranks import (
     DIRECTIONS,
     RECALL_CUTOFFS,
@@ -63,10 +63,9 @@ from comodal.tasks.retrieval.retrieval_results import (
     format_reranking_cost,
     write_retrieval_results,
 )
-from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
-    ViLBERTStart,
+    EvaluationOptions,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_choice_loss,
     compute_fine_tuning_fingerprint,
@@ -78,23 +77,17 @@ RETRIEVAL_HEAD = Head("score", "linear", 1)  # named as in 12-in-1
 PAPER_NUM_REGIONS = 36
 MIN_SAMPLED_QUERIES = 20  # queries for which the whole gallery is scored, to measure re-ranking
 RetrievalModel = ViLBERT | SingleStream | TaskModel
-ScoreType = Literal["alignment", "contrastive"]
+RETRIEVAL_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=64, learning_rate=2e-5, max_regions=36)
 
 
+@flatten_parameters
 def recipe(
     model: Path,
     captions: Path,
     regions: Path,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 64,
-    learning_rate: float = 2e-5,
     max_words: int = DEFAULT_MAX_TOKENS,
-    max_regions: int = 36,
     validation_share: float = DEFAULT_HELD_OUT_FRACTION,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: ViLBERTFineTuneConfig = RETRIEVAL_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose the matching pair among four pairs of a caption and an image.
 
@@ -102,22 +95,16 @@ def recipe(
         model: Run or model folder of a pretrained ViLBERT.
         captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
         regions: The region store of the images.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training captions.
-        batch_size: Captions per step, over all processes; each has four pairs.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
         max_words: Maximum number of tokens of a caption.
-        max_regions: Maximum number of regions of an image.
         validation_share: Fraction of the images held out where the captions name no split.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        fine_tune: The options of all fine-tuning recipes.
+        batch_size: Captions per step, over all processes; each has four pairs.
         seed: Seed of the head's initialization, the order and the negatives.
 
     Examples:
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     found = split_matched_captions(
         match_captions(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0
     )
@@ -125,12 +112,12 @@ def recipe(
         raise DataError(f"{captions}: no caption of an image of {regions} is for training")
 
     def choices(pairs: IndexedCaptions) -> FourWayDataset:
-        return FourWayDataset(pairs, parts.store, parts.words, max_words, seed)
+        return FourWayDataset(pairs, parts.store, parts.words, max_words, fine_tune.seed)
 
     held_out = choices(found["validation"]) if found["validation"] else None
-    fingerprint = compute_fine_tuning_fingerprint(setup, parts.store, [captions])
+    fingerprint = compute_fine_tuning_fingerprint(fine_tune, parts.store, [captions])
     return build_vilbert_run(
-        parts, setup, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
+        parts, fine_tune, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
     )
 
 
@@ -154,21 +141,17 @@ class RetrievalResult(NamedTuple):
     numbers: dict[str, float]
 
 
+ALIGNMENT_RANKING, RETRIEVAL_EVALUATION = RankingOptions(), EvaluationOptions(max_regions=PAPER_NUM_REGIONS)
+
+
+@flatten_parameters
 def evaluate_retrieval(
     model: Path,
     captions: Path,
     regions: Path,
     split: CaptionSplit | None = None,
-    zero_shot: bool = False,
-    scores: ScoreType = "alignment",
-    blank: Ablation = "nothing",
-    rerank: int | None = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    batch_size: int | None = None,
-    max_regions: int = 36,
-    out: Path | None = None,
-    seed: int = 0,
+    ranking: RankingOptions = ALIGNMENT_RANKING,
+    evaluation: EvaluationOptions = RETRIEVAL_EVALUATION,
 ) -> dict[str, float]:
     """Retrieves images by captions and captions by images, and reports recall@1, 5 and 10 and ranks.
 
@@ -179,19 +162,12 @@ def evaluate_retrieval(
         regions: The region store of the images, prepared like that of the training.
         split: The split to search; by default test, or validation where there is no test split: the captions' own, or
             what the run held out where they name no split. Without either, all.
-        zero_shot: Score pairs by pretraining's alignment head, even if fine-tuned; required for a pretrained model.
-        scores: "contrastive" ranks by the cosine of the unimodal encodings of text and image, and requires a model
-            trained with `--contrastive-weight`; each text and image is encoded once. "alignment" scores every
-            pair with the whole model.
+        ranking: How pairs are scored and ranked.
+        evaluation: The options of all evaluations of a ViLBERT.
         blank: Ablate one modality, for a model that was trained with this ablation.
-        rerank: Number of top candidates of the first stage that the model scores; without it, the model scores all.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
             ranks of pairs that hardly differ.
-        batch_size: Pairs per forward pass; by default chosen for the device.
-        max_regions: Maximum number of regions of an image.
         out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
-        seed: Seed of the untrained network and of the first stage.
 
     Returns:
         Flat numbers: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
@@ -206,24 +182,24 @@ def evaluate_retrieval(
         comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
         comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --rerank 50
     """
-    if rerank is not None and rerank < 1:
-        raise ValueError(f"rerank ({rerank}) must be at least 1")
-    if scores == "contrastive" and rerank is not None:
-        raise ValueError("--scores contrastive ranks everything: leave out --rerank")
+    ranking.check()
+    rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
     started = time.perf_counter()
-    trained = load_scoring_model(model, zero_shot)
-    if scores == "contrastive":
+    trained = load_scoring_model(model, ranking.zero_shot)
+    if ranking.scores == "contrastive":
         check_contrastive_head(trained, model)
-    material = load_retrieval_data(model, unwrap_backbone(trained).config, captions, regions, split, max_regions, blank)
+    material = load_retrieval_data(
+        model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.blank
+    )
     gallery, split = material.gallery, material.split
     if rerank is not None:
         check_first_stage(material, captions, split)
     print_line(describe_gallery(gallery, split))
     settings = RetrievalSettings(
-        resolve_compute(device, precision), batch_size, max_regions, rerank, seed, zero_shot, scores
+        evaluation.resolve(), ranking.batch_size, max_regions, rerank, ranking.seed, ranking.zero_shot, ranking.scores
     )
     results = {"trained": rank_queries(trained, material, settings, "trained")}
-    results["untrained"] = rank_queries(make_untrained_copy(trained, seed), material, settings, "untrained")
+    results["untrained"] = rank_queries(make_untrained_copy(trained, ranking.seed), material, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
@@ -237,8 +213,9 @@ def evaluate_retrieval(
         print_line(format_reranking_cost(numbers, rerank))
     if out is not None:
         write_retrieval_results(out, numbers, systems, gallery)
-        told = {"rerank": rerank, "scores": scores, "precision": settings.compute.precision, "max_regions": max_regions}
-        write_card(build_retrieval_card(numbers, material, split, way, model, captions, told, seed), out)
+        told: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
+        told |= {"precision": settings.compute.precision, "max_regions": max_regions}
+        write_card(build_retrieval_card(numbers, material, split, way, model, captions, told, ranking.seed), out)
     return numbers
 
 

@@ -6,6 +6,7 @@ head is computed, and the last layers only at the first tokens. Scores equal tho
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,37 @@ class EncodingCache:
                     self.kept[number] = tokens
                     self.free -= tokens.nbytes
         return found
+
+
+ScoreType = Literal["alignment", "contrastive"]
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """How pairs are scored and ranked.
+
+    Args:
+        zero_shot: Score pairs by pretraining's alignment head, even if fine-tuned; required for a pretrained model.
+        scores: "contrastive" ranks by the cosine of the unimodal encodings of text and image, and requires a model
+            trained with `--contrastive-weight`; each text and image is encoded once. "alignment" scores every
+            pair with the whole model.
+        rerank: Number of top candidates of the first stage that the model scores; without it, the model scores all.
+        batch_size: Pairs per forward pass; by default chosen for the device.
+        seed: Seed of the untrained network and of the first stage.
+    """
+
+    zero_shot: bool = False
+    scores: ScoreType = "alignment"
+    rerank: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError if the options contradict each other."""
+        if self.rerank is not None and self.rerank < 1:
+            raise ValueError(f"rerank ({self.rerank}) must be at least 1")
+        if self.scores == "contrastive" and self.rerank is not None:
+            raise ValueError("--scores contrastive ranks everything: leave out --rerank")
 
 
 class PairScorer:

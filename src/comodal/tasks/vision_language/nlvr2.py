@@ -8,9 +8,8 @@ from it: dev-850-0-1 is about dev-850-0-img0.png and dev-850-0-img1.png.
 from collections import Counter
 from pathlib import Path
 
-from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
@@ -19,8 +18,7 @@ from comodal.tasks.vision_language.sentence_classification import (
     evaluate_statements,
     read_text_fields,
 )
-from comodal.tasks.vision_language.text_image_examples import Ablation
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
+from comodal.tasks.vision_language.vilbert_fine_tuning import EvaluationOptions, ViLBERTFineTuneConfig
 from comodal.text_files import read_json_lines
 from comodal.training.recipe_run import Run
 
@@ -58,21 +56,18 @@ NLVR2_TASK = SentenceTask(
     refuses_missing=True,
 )
 
+NLVR2_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=64, learning_rate=2e-5, max_regions=36)
+NLVR2_EVALUATION = EvaluationOptions(max_regions=36)
 
+
+@flatten_parameters
 def recipe(
     model: Path,
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 64,
-    learning_rate: float = 2e-5,
     max_words: int = NLVR2_MAX_TOKENS,
-    max_regions: int = 36,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: ViLBERTFineTuneConfig = NLVR2_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to predict whether a sentence is true of two images.
 
@@ -81,33 +76,22 @@ def recipe(
         data: The official train.json.
         regions: The region store of the images.
         validation: The official dev.json.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training sentences.
-        batch_size: Sentences per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
         max_words: Maximum number of tokens of a sentence.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train nlvr2 --model RUN --data train.json --validation dev.json --regions nlvr2/ --out runs/nlvr2
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return build_sentence_run(NLVR2_TASK, setup, data, validation, max_words)
+    return build_sentence_run(NLVR2_TASK, model, data, regions, validation, max_words, fine_tune)
 
 
+@flatten_parameters
 def evaluate_nlvr2(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Ablation = "nothing",
     max_words: int = NLVR2_MAX_TOKENS,
-    max_regions: int = 36,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: EvaluationOptions = NLVR2_EVALUATION,
 ) -> dict[str, float]:
     """Predicts whether each sentence is true of its two images, and reports the accuracy.
 
@@ -115,12 +99,8 @@ def evaluate_nlvr2(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train nlvr2`.
         data: The official dev.json or test1.json; without labels there is no score.
         regions: The region store of the images.
-        blank: Ablate one modality, text or image.
         max_words: Maximum number of tokens of a sentence.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         nlvr2.accuracy with its interval, nlvr2.chance (chance level: the larger class) and the recall of each class.
@@ -132,6 +112,4 @@ def evaluate_nlvr2(
     Examples:
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2
     """
-    return evaluate_statements(
-        NLVR2_TASK, model, data, regions, blank, max_words, max_regions, resolve_compute(device, precision), out
-    )
+    return evaluate_statements(NLVR2_TASK, model, data, regions, max_words, evaluation)

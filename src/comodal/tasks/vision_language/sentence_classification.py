@@ -15,7 +15,6 @@ from comodal.console import print_line
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
-from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
@@ -36,13 +35,13 @@ from comodal.tasks.evaluation.results_card import (
     report_results,
 )
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Ablation, FixedExamples, TaskExample, tokenize_text
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
+    EvaluationOptions,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_class_loss,
     compute_fine_tuning_fingerprint,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -144,10 +143,16 @@ def build_sentence_examples(
 
 
 def build_sentence_run(
-    task: SentenceTask, setup: FineTuneConfig, data: Path, validation: Path | None, max_words: int
+    task: SentenceTask,
+    model: Path,
+    data: Path,
+    regions: Path,
+    validation: Path | None,
+    max_words: int,
+    fine_tune: ViLBERTFineTuneConfig,
 ) -> Run:
     """The training run of a sentence classification task."""
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     train = build_sentence_examples(task, data, parts.store, parts.words, max_words, labelled=True)
     held_out = validation and build_sentence_examples(
         task, validation, parts.store, parts.words, max_words, labelled=True
@@ -156,33 +161,25 @@ def build_sentence_run(
     told = {"task.json": json.dumps({"task": task.name, "classes": task.classes, "max_words": max_words}).encode()}
     return build_vilbert_run(
         parts,
-        setup,
+        fine_tune,
         task.head,
         compute_class_loss,
         FixedExamples(train.examples),
         FixedExamples(held_out.examples) if held_out else None,
-        compute_fine_tuning_fingerprint(setup, parts.store, files),
+        compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
         told,
     )
 
 
 def evaluate_statements(
-    task: SentenceTask,
-    model: Path,
-    data: Path,
-    regions: Path,
-    blank: Ablation,
-    max_words: int,
-    max_regions: int,
-    compute: Compute,
-    out: Path | None,
+    task: SentenceTask, model: Path, data: Path, regions: Path, max_words: int, evaluation: EvaluationOptions
 ) -> dict[str, float]:
     """Reports the accuracy where labels are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = load_fine_tuned_model(model, regions, blank, max_regions, compute, task.head.name)
+    asked = evaluation.load_model(model, regions, task.head.name)
     found = build_sentence_examples(task, data, asked.store, asked.words, max_words, labelled=False)
     every = found.statements + found.missing
     if task.refuses_missing:
@@ -190,8 +187,8 @@ def evaluate_statements(
     predicted = np.full(len(every), NO_PREDICTION)
     for one in score_examples(asked, task.head.name, found.examples):
         predicted[one.position] = one.scores.argmax()
-    if out is not None:
-        write_predictions(out / "predictions.csv", task, [statement.key for statement in every], predicted)
+    if evaluation.out is not None:
+        write_predictions(evaluation.out / "predictions.csv", task, [statement.key for statement in every], predicted)
     counts = {**count_items(len(every), len(found.examples)), **found.left_out}
     print_line(
         f"{task.title}, {data.name}: {len(every):,} statements"
@@ -207,8 +204,10 @@ def evaluate_statements(
     regions_from = str(asked.store.about["made_from"])
     report_results(
         numbers,
-        build_sentence_card(task, numbers, model, data, regions_from, {"blank": blank, INTERVAL_NAME: how}, counts),
-        out,
+        build_sentence_card(
+            task, numbers, model, data, regions_from, {"blank": evaluation.blank, INTERVAL_NAME: how}, counts
+        ),
+        evaluation.out,
     )
     return numbers
 

@@ -6,8 +6,7 @@ The official files are JSON Lines about Flickr30k's images: `Flickr30K_ID`, `sen
 from collections import Counter
 from pathlib import Path
 
-from comodal.data.loader import Workers
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
@@ -16,8 +15,7 @@ from comodal.tasks.vision_language.sentence_classification import (
     evaluate_statements,
     read_text_fields,
 )
-from comodal.tasks.vision_language.text_image_examples import Ablation
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
+from comodal.tasks.vision_language.vilbert_fine_tuning import EvaluationOptions, ViLBERTFineTuneConfig
 from comodal.text_files import read_json_lines
 from comodal.training.recipe_run import Run
 
@@ -54,21 +52,18 @@ SNLI_VE_TASK = SentenceTask(
     refuses_missing=False,
 )
 
+SNLI_VE_FINE_TUNING = ViLBERTFineTuneConfig(learning_rate=2e-5, max_regions=36)
+SNLI_VE_EVALUATION = EvaluationOptions(max_regions=36)
 
+
+@flatten_parameters
 def recipe(
     model: Path,
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 256,
-    learning_rate: float = 2e-5,
     max_words: int = SNLI_VE_MAX_TOKENS,
-    max_regions: int = 36,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: ViLBERTFineTuneConfig = SNLI_VE_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT for visual entailment: does an image entail a sentence?
 
@@ -77,33 +72,22 @@ def recipe(
         data: The official snli_ve_train.jsonl.
         regions: The region store of the images.
         validation: The official snli_ve_dev.jsonl.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training sentences.
-        batch_size: Sentences per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
         max_words: Maximum number of tokens of a sentence.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return build_sentence_run(SNLI_VE_TASK, setup, data, validation, max_words)
+    return build_sentence_run(SNLI_VE_TASK, model, data, regions, validation, max_words, fine_tune)
 
 
+@flatten_parameters
 def evaluate_entailment(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Ablation = "nothing",
     max_words: int = SNLI_VE_MAX_TOKENS,
-    max_regions: int = 36,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: EvaluationOptions = SNLI_VE_EVALUATION,
 ) -> dict[str, float]:
     """Predicts whether an image entails, contradicts or is neutral to each sentence, and reports the accuracy.
 
@@ -111,12 +95,8 @@ def evaluate_entailment(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train entailment`.
         data: The official snli_ve_dev.jsonl or snli_ve_test.jsonl; without labels there is no score.
         regions: The region store of the images.
-        blank: Ablate one modality, text or image.
         max_words: Maximum number of tokens of a sentence.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose image is there,
@@ -129,6 +109,4 @@ def evaluate_entailment(
     Examples:
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
     """
-    return evaluate_statements(
-        SNLI_VE_TASK, model, data, regions, blank, max_words, max_regions, resolve_compute(device, precision), out
-    )
+    return evaluate_statements(SNLI_VE_TASK, model, data, regions, max_words, evaluation)

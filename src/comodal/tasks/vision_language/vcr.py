@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import check_finite_scores, describe_interval
@@ -36,15 +35,15 @@ from comodal.tasks.evaluation.results_card import (
     report_results,
 )
 from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.text_image_examples import Ablation, FixedExamples, TaskExample, tokenize_text_pair
+from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text_pair
 from comodal.tasks.vision_language.vcr_files import NUM_VCR_CHOICES, VCRExample, read_vcr_examples, write_vcr_submission
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
-    ViLBERTStart,
+    DEFAULT_EVALUATION,
+    EvaluationOptions,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_choice_loss,
     compute_fine_tuning_fingerprint,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -55,24 +54,19 @@ MAX_ANSWER_TOKENS, MAX_RATIONALE_TOKENS = 60, 80
 OFFICIAL_VALIDATION_COUNT = 26_534
 VCR_PAPER_ACCURACY = {"q_to_a": 0.7242, "qa_to_r": 0.7447, "q_to_ar": 0.5404}  # ViLBERT, table 1, val
 VCRTrainingParts = Literal["both", "answers", "rationales"]
+VCR_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=64, learning_rate=2e-5)
 
 
+@flatten_parameters
 def recipe(
     model: Path,
     data: Path,
     regions: Path,
     validation: Path | None = None,
     learn: VCRTrainingParts = "both",
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 64,
-    learning_rate: float = 2e-5,
     answer_words: int = MAX_ANSWER_TOKENS,
     rationale_words: int = MAX_RATIONALE_TOKENS,
-    max_regions: int = 100,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: ViLBERTFineTuneConfig = VCR_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose answers and rationales.
 
@@ -82,27 +76,21 @@ def recipe(
         regions: The region store of the images, preferably of the boxes in VCR's metadata.
         validation: The official val.jsonl.
         learn: Train on answers and rationales with one network, as the original's --tasks 1-2, or on one of them.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training questions.
-        batch_size: Questions per step, over all processes; each has four texts.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
         answer_words: Maximum number of tokens of a question with an answer.
         rationale_words: Maximum number of tokens of a question with an answer and a rationale.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
+        fine_tune: The options of all fine-tuning recipes.
+        batch_size: Questions per step, over all processes; each has four texts.
         seed: Seed of the head's initialization, the order and the names of people.
 
     Examples:
         comodal prepare boxes vcr1images/ boxes.jsonl
         comodal train vcr --model RUN --data train.jsonl --validation val.jsonl --regions vcr/ --out runs/vcr
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts, lengths = load_fine_tuning_data(setup), (answer_words, rationale_words)
+    parts, lengths = load_fine_tuning_data(model, regions, fine_tune), (answer_words, rationale_words)
     rows = ImageRows(parts.store)
 
     def source(path: Path) -> FixedExamples:
-        riddles, missing = split_by_image_presence(read_vcr_examples(path, seed), rows)
+        riddles, missing = split_by_image_presence(read_vcr_examples(path, fine_tune.seed), rows)
         rows.check(path, len(riddles))
         examples = build_labeled_choices(riddles, rows, parts.words, lengths, learn)
         left_out = {REASON_MISSING_IMAGE: len(missing)} if missing else {}
@@ -113,8 +101,8 @@ def recipe(
 
     files = [data, *([validation] if validation else [])]
     held_out = source(validation) if validation else None
-    fingerprint = compute_fine_tuning_fingerprint(setup, parts.store, files)
-    return build_vilbert_run(parts, setup, VCR_HEAD, compute_choice_loss, source(data), held_out, fingerprint, {})
+    fingerprint = compute_fine_tuning_fingerprint(fine_tune, parts.store, files)
+    return build_vilbert_run(parts, fine_tune, VCR_HEAD, compute_choice_loss, source(data), held_out, fingerprint, {})
 
 
 def split_by_image_presence(
@@ -167,17 +155,14 @@ def find_image_row(riddle: VCRExample, rows: ImageRows) -> int:
     return row
 
 
+@flatten_parameters
 def evaluate_vcr(
     model: Path,
     data: Path,
     regions: Path,
-    blank: Ablation = "nothing",
     answer_words: int = MAX_ANSWER_TOKENS,
     rationale_words: int = MAX_RATIONALE_TOKENS,
-    max_regions: int = 100,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: EvaluationOptions = DEFAULT_EVALUATION,
     seed: int = 0,
 ) -> dict[str, float]:
     """Chooses answers and rationales; writes a submission for the server where labels are unknown.
@@ -186,13 +171,9 @@ def evaluate_vcr(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vcr`.
         data: The official val.jsonl or test.jsonl.
         regions: The region store of the images.
-        blank: Ablate one modality, text or image.
         answer_words: Maximum number of tokens of a question with an answer.
         rationale_words: Maximum number of tokens of a question with an answer and a rationale.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, submission.csv and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         seed: Seed of the names of people.
 
     Returns:
@@ -206,7 +187,7 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = load_fine_tuned_model(model, regions, blank, max_regions, resolve_compute(device, precision), VCR_HEAD.name)
+    asked = evaluation.load_model(model, regions, VCR_HEAD.name)
     rows = ImageRows(asked.store)
     every = read_vcr_examples(data, seed)
     riddles, missing = split_by_image_presence(every, rows)
@@ -221,18 +202,25 @@ def evaluate_vcr(
         examples += [build_rationale_choices(riddle, choice, rows, asked.words, rationale_words) for choice in after]
     scores = {one.example.key: one.scores for one in score_examples(asked, VCR_HEAD.name, examples)}
     if is_test:
-        if out is not None:
+        if evaluation.out is not None:
             even = {riddle.key: np.zeros((1 + NUM_VCR_CHOICES, NUM_VCR_CHOICES), np.float32) for riddle in missing}
             write_vcr_submission(
-                out / "submission.csv", [one.key for one in every], stack_choice_scores(riddles, scores) | even
+                evaluation.out / "submission.csv",
+                [one.key for one in every],
+                stack_choice_scores(riddles, scores) | even,
             )
         print_line("The right ones are not known: submission.csv is for the server, and there is no score.")
         numbers = {"vcr.items": float(len(every))}
     else:
         numbers = score_vcr(riddles, scores, missing)
-    settings = {"blank": blank, INTERVAL_NAME: describe_interval([riddle.image for riddle in every], "pictures")}
+    settings = {
+        "blank": evaluation.blank,
+        INTERVAL_NAME: describe_interval([riddle.image for riddle in every], "pictures"),
+    }
     report_results(
-        numbers, build_vcr_card(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed), out
+        numbers,
+        build_vcr_card(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed),
+        evaluation.out,
     )
     return numbers
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.data.batch import TaskBatch, TokenInput
-from comodal.data.loader import Loader, Workers
+from comodal.data.loader import Loader
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
-from comodal.hardware import Compute
+from comodal.hardware import Compute, ComputeOptions
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
 from comodal.models.vilbert.heads import Head
@@ -42,12 +42,11 @@ from comodal.tasks.vision_language.text_image_examples import (
     TaskExample,
 )
 from comodal.training.optimization import make_adamw, make_linear_schedule
-from comodal.training.recipe_run import Run
+from comodal.training.recipe_run import FineTuneConfig, Run
 
 HEAD_LEARNING_RATE = 1e-4
 VILBERT_WEIGHT_DECAY = 0.01
 VILBERT_WARMUP_RATIO = 0.1
-ViLBERTStart = Literal["pretrained", "scratch"]
 
 
 class LossOutput(NamedTuple):
@@ -118,60 +117,68 @@ def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, 
 
 
 @dataclass(frozen=True)
-class FineTuneConfig:
-    """The parameters that all fine-tuning recipes share.
+class ViLBERTFineTuneConfig(FineTuneConfig):
+    """The options that all recipes that fine-tune a ViLBERT share; the defaults are VQA's (ViLBERT, section 3.3).
 
     Args:
-        model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
-        regions: Region store of the images.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training examples.
-        batch_size: Examples per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers. That of the head is the larger of 1e-4 and this. A head
-            on regions has this learning rate, as in the original, whose rule is for names with `vil_` and excludes
-            `vision_logit`.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes.
+        learning_rate: Learning rate of the pretrained layers. That of the new head is the larger of 1e-4 and this.
         seed: Seed of the head's initialization, the order and random draws.
+        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        max_regions: Maximum number of regions of an image.
     """
 
-    model: Path
-    regions: Path
-    start: ViLBERTStart
-    blank: Ablation
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    max_regions: int
-    workers: Workers
-    seed: int
+    blank: Ablation = "nothing"
+    max_regions: int = 100
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(ComputeOptions):
+    """The options that all evaluations of a fine-tuned ViLBERT share.
+
+    Args:
+        blank: Ablate one modality, text or image.
+        max_regions: Maximum number of regions of an image.
+        out: Folder for results.json, the predictions and the results card; nothing is written without it.
+    """
+
+    blank: Ablation = "nothing"
+    max_regions: int = 100
+    out: Path | None = None
+
+    def load_model(self, model: Path, regions: Path, head: str) -> "LoadedTaskModel":
+        """The model that was fine-tuned with this head, and its inputs; see `load_fine_tuned_model`."""
+        return load_fine_tuned_model(model, regions, self.blank, self.max_regions, self.resolve(), head)
+
+
+DEFAULT_EVALUATION = EvaluationOptions()
 
 
 class FineTuningData(NamedTuple):
-    """The pretrained model, region store and vocabulary of a run."""
+    """The pretrained model, its folder, and the region store and vocabulary of a run."""
 
     model: ViLBERT
+    folder: Path
     store: RegionStore
     words: WordPieceTokenizer
 
 
-def load_fine_tuning_data(setup: FineTuneConfig) -> FineTuningData:
+def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTuneConfig) -> FineTuningData:
     """Loads the pretrained network, the region store and the vocabulary, and checks that they are compatible.
+
+    Args:
+        model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
+        regions: Region store of the images.
+        fine_tune: Whether the network is randomly initialized, and by which seed.
 
     Raises:
         CheckpointError: There is no ViLBERT in the folder.
         DataError: The store or the vocabulary cannot be read or is not compatible.
     """
-    model, store, words = (
-        load_any_vilbert(setup.model),
-        RegionStore(setup.regions),
-        WordPieceTokenizer.read(setup.model),
-    )
-    check_region_compatibility(setup.model, model.config.region_tokens, model.config.region_features, store)
-    if setup.start == "scratch":
-        model = make_untrained_copy(model, setup.seed)
-    return FineTuningData(model, store, words)
+    network, store, words = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
+    check_region_compatibility(model, network.config.region_tokens, network.config.region_features, store)
+    if fine_tune.start == "scratch":
+        network = make_untrained_copy(network, fine_tune.seed)
+    return FineTuningData(network, model, store, words)
 
 
 def load_any_vilbert(path: Path) -> ViLBERT:
@@ -211,7 +218,7 @@ def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
 
 def build_vilbert_run(
     parts: FineTuningData,
-    setup: FineTuneConfig,
+    fine_tune: ViLBERTFineTuneConfig,
     head: Head,
     judge: Callable[[Tensor, TaskBatch], LossOutput],
     train: ExampleSource,
@@ -220,33 +227,38 @@ def build_vilbert_run(
     files: Mapping[str, bytes],
 ) -> Run:
     """The run of a task: batches, optimizer and learning rate."""
-    objective = FineTuningObjective(add_task_head(parts.model, head, setup.seed), head.name, judge)
+    objective = FineTuningObjective(add_task_head(parts.model, head, fine_tune.seed), head.name, judge)
     as_tokens = parts.model.config.region_tokens > 0
 
     def loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
-        most, size = setup.max_regions, setup.batch_size
-        examples = TaskDataset(source, parts.store, parts.words, most, as_tokens, setup.blank, size, seed)
-        return Loader(examples, size, setup.workers, length)
+        most, size = fine_tune.max_regions, fine_tune.batch_size
+        examples = TaskDataset(source, parts.store, parts.words, most, as_tokens, fine_tune.blank, size, seed)
+        return Loader(examples, size, fine_tune.workers, length)
 
-    batches = loader(train, setup.seed, None)
+    batches = loader(train, fine_tune.seed, None)
     freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
-    steps = max(1, round(setup.epochs * len(train) / setup.batch_size))
-    at_tasks_rate = head.kind == "regions" and setup.start == "pretrained"
-    highest = setup.learning_rate if at_tasks_rate else max(setup.learning_rate, HEAD_LEARNING_RATE)
-    below = list(objective.model.vilbert.parameters()) if setup.start == "pretrained" else []
-    length = -(-len(validation) // setup.batch_size) * setup.batch_size if validation is not None else None
+    steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
+    # The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
+    at_tasks_rate = head.kind == "regions" and fine_tune.start == "pretrained"
+    highest = fine_tune.learning_rate if at_tasks_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
+    below = list(objective.model.vilbert.parameters()) if fine_tune.start == "pretrained" else []
+    length = -(-len(validation) // fine_tune.batch_size) * fine_tune.batch_size if validation is not None else None
     return Run(
         objective=objective,
         batches=batches,
         validation=None if validation is None else loader(validation, None, length),
         optimizer=make_adamw(
-            objective, highest, VILBERT_WEIGHT_DECAY, pretrained=below, pretrained_share=setup.learning_rate / highest
+            objective,
+            highest,
+            VILBERT_WEIGHT_DECAY,
+            pretrained=below,
+            pretrained_share=fine_tune.learning_rate / highest,
         ),
         learning_rate=make_linear_schedule(highest, steps, round(VILBERT_WARMUP_RATIO * steps)),
         steps=steps,
-        seed=setup.seed,
+        seed=fine_tune.seed,
         fingerprint=fingerprint,
-        files={"tokenizer.json": parts.words.as_json(), **collect_region_record(parts.store, setup.model), **files},
+        files={"tokenizer.json": parts.words.as_json(), **collect_region_record(parts.store, parts.folder), **files},
         chosen_by="accuracy" if validation is not None else "",
     )
 
@@ -317,9 +329,9 @@ def score_examples(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExa
             yield EvaluatedExample(index, examples[index], rows.ravel())
 
 
-def compute_fine_tuning_fingerprint(setup: FineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
+def compute_fine_tuning_fingerprint(fine_tune: ViLBERTFineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
     """A hash of everything that training reads."""
-    digest = hashlib.sha256(f"{store.fingerprint} {setup.blank}".encode())
+    digest = hashlib.sha256(f"{store.fingerprint} {fine_tune.blank}".encode())
     for file in files:
         digest.update(hash_card_file(file).encode())
     return digest.hexdigest()[:16]

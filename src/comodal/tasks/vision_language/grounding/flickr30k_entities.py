@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.files import write_bytes_atomically
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
@@ -33,12 +32,14 @@ from comodal.tasks.evaluation.results_card import (
 )
 from comodal.tasks.vision_language.grounding.flickr30k_entities_files import EntityPhrases, read_entity_phrases
 from comodal.tasks.vision_language.grounding.refcoco import (
+    GROUNDING_EVALUATION,
+    GROUNDING_FINE_TUNING,
     GROUNDING_HEAD,
     MIN_CORRECT_IOU,
-    REFCOCO_MAX_REGIONS,
     REFCOCO_MAX_TOKENS,
-    GroundingAblation,
     GroundingData,
+    GroundingEvaluation,
+    GroundingFineTuneConfig,
     build_grounding_examples,
     compute_grounding_fractions,
     group_by_image,
@@ -46,17 +47,15 @@ from comodal.tasks.vision_language.grounding.refcoco import (
 )
 from comodal.tasks.vision_language.text_image_examples import FixedExamples
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
-    ViLBERTStart,
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_region_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
 )
 from comodal.training.recipe_run import Run
 
 
+@flatten_parameters
 def recipe(
     model: Path,
     images: Path,
@@ -64,15 +63,8 @@ def recipe(
     annotations: Path,
     regions: Path,
     validation: Path | None = None,
-    start: ViLBERTStart = "pretrained",
-    blank: GroundingAblation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 256,
-    learning_rate: float = 4e-5,
     max_words: int = REFCOCO_MAX_TOKENS,
-    max_regions: int = REFCOCO_MAX_REGIONS,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: GroundingFineTuneConfig = GROUNDING_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to ground phrases of captions to regions; the default settings are RefCOCO+'s.
 
@@ -83,26 +75,18 @@ def recipe(
         annotations: The official folder Annotations/.
         regions: The region store of the images; its boxes are the candidates.
         validation: The official val.txt.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate the text, to measure what positions and appearance predict alone.
-        epochs: Passes over the training phrases.
-        batch_size: Phrases per step, over all processes.
-        learning_rate: Learning rate of the network and of the new head.
         max_words: Maximum number of tokens of a phrase.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
 
     def source(path: Path) -> FixedExamples:
         found = read_entity_phrases(path, sentences, annotations)
         gathered = build_grounding_examples(
-            found.expressions, path.stem, path, parts.store, parts.words, max_words, max_regions
+            found.expressions, path.stem, path, parts.store, parts.words, max_words, fine_tune.max_regions
         )
         left_out = format_exclusions(found.left_out + Counter({REASON_MISSING_IMAGE: len(gathered.missing)}))
         print_line(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
@@ -110,30 +94,27 @@ def recipe(
 
     return build_vilbert_run(
         parts,
-        setup,
+        fine_tune,
         GROUNDING_HEAD,
         compute_region_loss,
         source(images),
         source(validation) if validation else None,
         compute_fine_tuning_fingerprint(
-            setup, parts.store, [images, sentences, annotations, *([validation] if validation else [])]
+            fine_tune, parts.store, [images, sentences, annotations, *([validation] if validation else [])]
         ),
         {},
     )
 
 
+@flatten_parameters
 def evaluate_phrases(
     model: Path,
     images: Path,
     sentences: Path,
     regions: Path,
     annotations: Path | None = None,
-    blank: GroundingAblation = "nothing",
     max_words: int = REFCOCO_MAX_TOKENS,
-    max_regions: int = REFCOCO_MAX_REGIONS,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
 ) -> dict[str, float]:
     """Grounds each phrase of the captions to a region, and reports the accuracy.
 
@@ -143,12 +124,8 @@ def evaluate_phrases(
         sentences: The official folder Sentences/.
         regions: The region store of the images; its boxes are the candidates.
         annotations: The official folder Annotations/; without it there are predictions and no scores.
-        blank: Ablate the text.
         max_words: Maximum number of tokens of a phrase.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         phrases.accuracy with its interval, phrases.oracle (any of the boxes is correct), phrases.chance (a
@@ -162,12 +139,10 @@ def evaluate_phrases(
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
         comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
     """
-    asked = load_fine_tuned_model(
-        model, regions, blank, max_regions, resolve_compute(device, precision), GROUNDING_HEAD.name
-    )
+    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     found = read_entity_phrases(images, sentences, annotations)
     gathered = build_grounding_examples(
-        found.expressions, images.stem, images, asked.store, asked.words, max_words, max_regions
+        found.expressions, images.stem, images, asked.store, asked.words, max_words, evaluation.max_regions
     )
     predictions = predict_boxes(asked, gathered, found.expressions)
     counts = count_items(len(found.expressions), len(predictions)) | dict(found.left_out)
@@ -179,11 +154,11 @@ def evaluate_phrases(
         numbers = {"phrases.items": float(counts["items"])}
     else:
         numbers = score_phrases({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
-    if out is not None:
-        write_bytes_atomically(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+    if evaluation.out is not None:
+        write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    settings = {"blank": blank, INTERVAL_NAME: describe_interval(groups, "images")}
-    report_results(numbers, build_phrases_card(numbers, model, files, source, settings, counts), out)
+    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval(groups, "images")}
+    report_results(numbers, build_phrases_card(numbers, model, files, source, settings, counts), evaluation.out)
     return numbers
 
 

@@ -13,6 +13,7 @@ and the fraction of expressions for which any box is correct.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
@@ -45,20 +45,18 @@ from comodal.tasks.vision_language.grounding.refcoco_files import (
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
+    EvaluationOptions,
     LoadedTaskModel,
-    ViLBERTStart,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_region_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
 from comodal.training.recipe_run import Run
 
 REFCOCO_MAX_TOKENS = 20
-REFCOCO_MAX_REGIONS = 100
 MIN_CORRECT_IOU = 0.5  # IoU
 GroundingAblation = Literal["nothing", "text"]
 RefCOCOSplit = Literal["train", "val", "test", "testA", "testB"]
@@ -66,20 +64,41 @@ RefCOCOSplit = Literal["train", "val", "test", "testA", "testB"]
 REFCOCO_PAPER_ACCURACY = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
 
 
+@dataclass(frozen=True)
+class GroundingFineTuneConfig(ViLBERTFineTuneConfig):
+    """The options of the recipes of grounding; the defaults are RefCOCO+'s.
+
+    Args:
+        learning_rate: Learning rate of the network and of the new head.
+        blank: Ablate the text, to measure what positions and appearance predict alone.
+    """
+
+    blank: GroundingAblation = "nothing"
+
+
+@dataclass(frozen=True)
+class GroundingEvaluation(EvaluationOptions):
+    """The options of the evaluations of grounding.
+
+    Args:
+        blank: Ablate the text.
+    """
+
+    blank: GroundingAblation = "nothing"
+
+
+GROUNDING_FINE_TUNING = GroundingFineTuneConfig(batch_size=256, learning_rate=4e-5)
+GROUNDING_EVALUATION = GroundingEvaluation()
+
+
+@flatten_parameters
 def recipe(
     model: Path,
     references: Path,
     instances: Path,
     regions: Path,
-    start: ViLBERTStart = "pretrained",
-    blank: GroundingAblation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 256,
-    learning_rate: float = 4e-5,
     max_words: int = REFCOCO_MAX_TOKENS,
-    max_regions: int = REFCOCO_MAX_REGIONS,
-    workers: Workers = "auto",
-    seed: int = 0,
+    fine_tune: GroundingFineTuneConfig = GROUNDING_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to ground referring expressions to regions.
 
@@ -88,38 +107,30 @@ def recipe(
         references: Official refs(unc).p, refs(umd).p or refs(google).p; no code in the pickle is executed.
         instances: The instances.json in the same folder.
         regions: The region store of the images; its boxes are the candidates.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate the text, to measure what positions and appearance predict alone.
-        epochs: Passes over the training expressions.
-        batch_size: Expressions per step, over all processes.
-        learning_rate: Learning rate of the network and of the new head.
         max_words: Maximum number of tokens of an expression.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     every = read_expressions(references, instances)
     found = {
         split: FixedExamples(
             build_grounding_examples(
-                every, split, references, parts.store, parts.words, max_words, max_regions
+                every, split, references, parts.store, parts.words, max_words, fine_tune.max_regions
             ).examples
         )
         for split in ("train", "val")
     }
     return build_vilbert_run(
         parts,
-        setup,
+        fine_tune,
         GROUNDING_HEAD,
         compute_region_loss,
         found["train"],
         found["val"] if len(found["val"]) else None,
-        compute_fine_tuning_fingerprint(setup, parts.store, [references, instances]),
+        compute_fine_tuning_fingerprint(fine_tune, parts.store, [references, instances]),
         {},
     )
 
@@ -171,18 +182,15 @@ def build_grounding_examples(
     return gathered
 
 
+@flatten_parameters
 def evaluate_grounding(
     model: Path,
     references: Path,
     instances: Path,
     regions: Path,
     split: RefCOCOSplit = "val",
-    blank: GroundingAblation = "nothing",
     max_words: int = REFCOCO_MAX_TOKENS,
-    max_regions: int = REFCOCO_MAX_REGIONS,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
 ) -> dict[str, float]:
     """Grounds each referring expression to a region, and reports the accuracy.
 
@@ -192,12 +200,8 @@ def evaluate_grounding(
         instances: The instances.json in the same folder.
         regions: The region store of the images; its boxes are the candidates.
         split: Split of the references: val, testA or testB; val or test in RefCOCOg.
-        blank: Ablate the text.
         max_words: Maximum number of tokens of an expression.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         grounding.accuracy with its interval, grounding.oracle (any of the boxes is correct) and grounding.chance (a
@@ -210,11 +214,11 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = load_fine_tuned_model(
-        model, regions, blank, max_regions, resolve_compute(device, precision), GROUNDING_HEAD.name
-    )
+    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     every = read_expressions(references, instances)
-    found = build_grounding_examples(every, split, references, asked.store, asked.words, max_words, max_regions)
+    found = build_grounding_examples(
+        every, split, references, asked.store, asked.words, max_words, evaluation.max_regions
+    )
     if not found.examples:
         raise DataError(f"{references}: there is no expression in the split {split!r}")
     predictions = predict_boxes(asked, found, every)
@@ -225,11 +229,13 @@ def evaluate_grounding(
     print_line(
         f"{references.name}, {split}: {counts['items']:,} expressions{format_missing_count(counts)}; boxes: {source}"
     )
-    if out is not None:
-        write_bytes_atomically(out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
+    if evaluation.out is not None:
+        write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"references": references, "instances": instances}
-    settings = {"blank": blank, INTERVAL_NAME: describe_interval(groups, "images")}
-    report_results(numbers, build_grounding_card(numbers, model, split, files, source, settings, counts), out)
+    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval(groups, "images")}
+    report_results(
+        numbers, build_grounding_card(numbers, model, split, files, source, settings, counts), evaluation.out
+    )
     return numbers
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from comodal.console import print_line
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
-from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
@@ -35,16 +34,17 @@ from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, build_question_examples
 from comodal.tasks.vision_language.question_answering.vqa_files import (
     ANSWERS_FILE,
+    AnsweringConfig,
     read_answer_vocabulary,
     read_model_vocabulary,
 )
-from comodal.tasks.vision_language.text_image_examples import Ablation
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
+    EvaluationOptions,
+    LoadedTaskModel,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_soft_answer_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -97,32 +97,34 @@ class QuestionTask:
 
 def build_question_run(
     task: QuestionTask,
-    setup: FineTuneConfig,
+    model: Path,
     questions: Path,
+    regions: Path,
     validation: Path | None,
-    answers: Path | None,
-    least_questions: int,
-    max_words: int,
+    answering: AnsweringConfig,
+    fine_tune: ViLBERTFineTuneConfig,
 ) -> Run:
     """The training run of a single-answer task.
 
     Raises:
         DataError: A file cannot be read, or there is nothing to train on.
     """
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     told = {path: task.read(path) for path in (questions, validation) if path}
     given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
     if not given:
         raise DataError(f"{questions}: no question has an answer, so nothing can be learnt from it; is it a test file?")
-    common = [said for said, count in given.items() if count >= least_questions]
-    vocabulary = read_answer_vocabulary(answers) if answers else common
+    common = [said for said, count in given.items() if count >= answering.least_questions]
+    vocabulary = read_answer_vocabulary(answering.answers) if answering.answers else common
     if not vocabulary:
-        raise DataError(f"{questions}: no answer is that of {least_questions} questions; lower --least-questions")
+        raise DataError(
+            f"{questions}: no answer is that of {answering.least_questions} questions; lower --least-questions"
+        )
     rows = ImageRows(parts.store, "plain")
 
     def source(path: Path) -> ScoredQuestions:
         every, left_out = told[path]
-        found = select_trainable_questions(every, rows, parts.words, max_words, vocabulary, left_out)
+        found = select_trainable_questions(every, rows, parts.words, answering.max_words, vocabulary, left_out)
         rows.check(path, len(found))
         print_line(
             f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{format_exclusions(left_out)}",
@@ -134,12 +136,14 @@ def build_question_run(
 
     return build_vilbert_run(
         parts,
-        setup,
+        fine_tune,
         Head(task.head, "answers", len(vocabulary)),
         compute_soft_answer_loss,
         source(questions),
         source(validation) if validation else None,
-        compute_fine_tuning_fingerprint(setup, parts.store, [*told, *([answers] if answers else [])]),
+        compute_fine_tuning_fingerprint(
+            fine_tune, parts.store, [*told, *([answering.answers] if answering.answers else [])]
+        ),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
 
@@ -165,37 +169,20 @@ def select_trainable_questions(
 
 
 def evaluate_questions(
-    task: QuestionTask,
-    model: Path,
-    questions: Path,
-    regions: Path,
-    blank: Ablation,
-    max_words: int,
-    max_regions: int,
-    compute: Compute,
-    out: Path | None,
+    task: QuestionTask, model: Path, questions: Path, regions: Path, max_words: int, evaluation: EvaluationOptions
 ) -> dict[str, float]:
     """Reports the accuracy where answers are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = load_fine_tuned_model(model, regions, blank, max_regions, compute, task.head)
+    asked = evaluation.load_model(model, regions, task.head)
     vocabulary, (every, left_out) = read_model_vocabulary(model), task.read(questions)
-    rows = ImageRows(asked.store, "plain")
-    examples, _ = build_question_examples(
-        ((one.key, one.image, one.text) for one in every), rows, asked.words, max_words
-    )
-    rows.check(questions, len(examples))
-    if task.refuses_missing:
-        check_no_missing_images(questions, task.title, list(rows.missing), len(every))
-    found = {
-        one.example.key: vocabulary[int(one.scores.argmax())] for one in score_examples(asked, task.head, examples)
-    }
+    found = answer_questions(asked, task, questions, every, max_words, vocabulary)
     given = {one.key: found.get(one.key, "") for one in every}  # a server requires an answer to every question
-    if out is not None:
-        listed = [task.record(key, said) for key, said in given.items()]
-        write_bytes_atomically(out / "submission.json", (json.dumps(listed, ensure_ascii=False) + "\n").encode())
+    if evaluation.out is not None:
+        listed = json.dumps([task.record(key, said) for key, said in given.items()], ensure_ascii=False) + "\n"
+        write_bytes_atomically(evaluation.out / "submission.json", listed.encode())
     counted = [one for one in every if one.counts and one.answer is not None]
     known, scored = set(vocabulary), counted or every
     counts = {**count_items(len(scored), sum(one.key in found for one in scored)), **left_out}
@@ -204,10 +191,8 @@ def evaluate_questions(
         f"{format_exclusions(left_out)}{format_missing_count(counts)}"
     )
     if counted:
-        numbers, unknown = (
-            score_single_answers(task, counted, given, found),
-            sum(one.answer not in known for one in counted),
-        )
+        numbers = score_single_answers(task, counted, given, found)
+        unknown = sum(one.answer not in known for one in counted)
         if len(counted) < len(every):
             counts["not in the official score"] = len(every) - len(counted)
         if unknown:
@@ -216,9 +201,30 @@ def evaluate_questions(
         print_line("There are no answers: submission.json is for the server, and there is no score.")
         numbers = {f"{task.name}.items": float(len(every))}
     where = str(asked.store.about["made_from"])
-    settings = {"blank": blank, INTERVAL_NAME: describe_interval([one.image for one in scored], "images")}
-    report_results(numbers, build_questions_card(task, numbers, model, questions, where, settings, counts), out)
+    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval([one.image for one in scored], "images")}
+    report_results(
+        numbers, build_questions_card(task, numbers, model, questions, where, settings, counts), evaluation.out
+    )
     return numbers
+
+
+def answer_questions(
+    asked: LoadedTaskModel, task: QuestionTask, questions: Path, every: Sequence[SingleAnswerQuestion], max_words: int,
+    vocabulary: Sequence[str],
+) -> dict[str, str]:  # fmt: skip
+    """The predicted answer to each question whose image is in the store, by the question's key.
+
+    Raises:
+        DataError: An image is missing, and the official evaluation refuses that.
+    """
+    rows = ImageRows(asked.store, "plain")
+    texts = ((one.key, one.image, one.text) for one in every)
+    examples, _ = build_question_examples(texts, rows, asked.words, max_words)
+    rows.check(questions, len(examples))
+    if task.refuses_missing:
+        check_no_missing_images(questions, task.title, list(rows.missing), len(every))
+    answered = score_examples(asked, task.head, examples)
+    return {one.example.key: vocabulary[int(one.scores.argmax())] for one in answered}
 
 
 def score_single_answers(

@@ -9,19 +9,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
     build_question_run,
     evaluate_questions,
 )
-from comodal.tasks.vision_language.question_answering.vqa_files import MIN_QUESTIONS, VQA_HEAD
+from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD, AnsweringConfig
 from comodal.tasks.vision_language.question_answering.vqa_metric import normalize_answer
-from comodal.tasks.vision_language.text_image_examples import Ablation
-from comodal.tasks.vision_language.vilbert_fine_tuning import FineTuneConfig, ViLBERTStart
+from comodal.tasks.vision_language.vilbert_fine_tuning import (
+    DEFAULT_EVALUATION,
+    EvaluationOptions,
+    ViLBERTFineTuneConfig,
+)
 from comodal.text_files import read_json
 from comodal.training.recipe_run import Run
 
@@ -83,23 +85,18 @@ VISUAL_GENOME_TASK = QuestionTask(
     refuses_missing=False,
 )
 
+VISUAL_GENOME_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=128)
+VISUAL_GENOME_ANSWERING = AnsweringConfig(max_words=VISUAL_GENOME_MAX_TOKENS)
 
+
+@flatten_parameters
 def recipe(
     model: Path,
     questions: Path,
     regions: Path,
     validation: Path | None = None,
-    answers: Path | None = None,
-    least_questions: int = MIN_QUESTIONS,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 128,
-    learning_rate: float = 4e-5,
-    max_words: int = VISUAL_GENOME_MAX_TOKENS,
-    max_regions: int = 100,
-    workers: Workers = "auto",
-    seed: int = 0,
+    answering: AnsweringConfig = VISUAL_GENOME_ANSWERING,
+    fine_tune: ViLBERTFineTuneConfig = VISUAL_GENOME_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to answer Visual Genome's questions.
 
@@ -109,35 +106,22 @@ def recipe(
         regions: The region store of the images.
         validation: A file of the same format, with other images.
         answers: VQA's vocabulary (a VQA model's answers.json, a text file, or the original's pickle), as in 12-in-1.
-        least_questions: Without `answers`: an answer enters the vocabulary if it is that of at least this many
-            questions.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training questions.
-        batch_size: Questions per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
-        max_words: Maximum number of tokens of a question.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        answering: The vocabulary of answers, and the length of questions.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train visual_genome --model RUN --questions question_answers.json --regions vg/ --out runs/vg
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
-    return build_question_run(VISUAL_GENOME_TASK, setup, questions, validation, answers, least_questions, max_words)
+    return build_question_run(VISUAL_GENOME_TASK, model, questions, regions, validation, answering, fine_tune)
 
 
+@flatten_parameters
 def evaluate_visual_genome(
     model: Path,
     questions: Path,
     regions: Path,
-    blank: Ablation = "nothing",
     max_words: int = VISUAL_GENOME_MAX_TOKENS,
-    max_regions: int = 100,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: EvaluationOptions = DEFAULT_EVALUATION,
 ) -> dict[str, float]:
     """Answers Visual Genome's questions, and computes the accuracy after VQA's answer normalization.
 
@@ -145,12 +129,8 @@ def evaluate_visual_genome(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train visual_genome` or `train vqa`.
         questions: A question_answers.json.
         regions: The region store of the images.
-        blank: Ablate one modality, text or image.
         max_words: Maximum number of tokens of a question.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, submission.json and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         visual_genome.accuracy with its interval, visual_genome.majority (the most common answer), and
@@ -163,14 +143,4 @@ def evaluate_visual_genome(
     Examples:
         comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg
     """
-    return evaluate_questions(
-        VISUAL_GENOME_TASK,
-        model,
-        questions,
-        regions,
-        blank,
-        max_words,
-        max_regions,
-        resolve_compute(device, precision),
-        out,
-    )
+    return evaluate_questions(VISUAL_GENOME_TASK, model, questions, regions, max_words, evaluation)

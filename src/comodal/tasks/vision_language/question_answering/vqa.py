@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.loader import Workers
 from comodal.errors import DataError
-from comodal.hardware import DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.evaluation.metrics import describe_interval
@@ -39,8 +38,8 @@ from comodal.tasks.evaluation.results_card import (
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa_files import (
     ANSWERS_FILE,
-    MIN_QUESTIONS,
     VQA_HEAD,
+    AnsweringConfig,
     VQAQuestion,
     build_answer_vocabulary,
     compute_soft_scores,
@@ -50,14 +49,14 @@ from comodal.tasks.vision_language.question_answering.vqa_files import (
     write_vqa_results,
 )
 from comodal.tasks.vision_language.question_answering.vqa_metric import compute_vqa_accuracy, normalize_answer
-from comodal.tasks.vision_language.text_image_examples import Ablation, TaskExample, TokenizedText, tokenize_text
+from comodal.tasks.vision_language.text_image_examples import TaskExample, TokenizedText, tokenize_text
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    FineTuneConfig,
-    ViLBERTStart,
+    DEFAULT_EVALUATION,
+    EvaluationOptions,
+    ViLBERTFineTuneConfig,
     build_vilbert_run,
     compute_fine_tuning_fingerprint,
     compute_soft_answer_loss,
-    load_fine_tuned_model,
     load_fine_tuning_data,
     score_examples,
 )
@@ -67,8 +66,11 @@ VQA_MAX_TOKENS = 23  # as in the original's later code; its first code has 16, a
 # ViLBERT, table 1 (test-dev); no official number for val
 VQA_PAPER_ACCURACY = {("test-dev2015", 107_394): 0.7055}
 REASON_NO_HUMAN_ANSWER = "no answer of people is in the vocabulary"
+VQA_ANSWERING = AnsweringConfig(max_words=VQA_MAX_TOKENS)
+VQA_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=256, learning_rate=4e-5)
 
 
+@flatten_parameters
 def recipe(
     model: Path,
     questions: Sequence[Path],
@@ -76,17 +78,8 @@ def recipe(
     regions: Path,
     validation_questions: Path | None = None,
     validation_annotations: Path | None = None,
-    answers: Path | None = None,
-    least_questions: int = MIN_QUESTIONS,
-    start: ViLBERTStart = "pretrained",
-    blank: Ablation = "nothing",
-    epochs: float = 20.0,
-    batch_size: int = 256,
-    learning_rate: float = 4e-5,
-    max_words: int = VQA_MAX_TOKENS,
-    max_regions: int = 100,
-    workers: Workers = "auto",
-    seed: int = 0,
+    answering: AnsweringConfig = VQA_ANSWERING,
+    fine_tune: ViLBERTFineTuneConfig = VQA_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to answer questions about images.
 
@@ -97,42 +90,27 @@ def recipe(
         regions: The region store of the images.
         validation_questions: The questions of val2014, if they are not used for training.
         validation_annotations: Their annotations.
-        answers: An existing answer vocabulary: JSON, a text file with one answer per line, or the original's pickle.
+        answering: The vocabulary of answers, and the length of questions.
         least_questions: Without `answers`: an answer enters the vocabulary if it is the most common one of at least
             this many questions.
-        start: Start from the pretrained weights, or from random initialization (a control).
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
-        epochs: Passes over the training questions.
-        batch_size: Questions per step, over all processes.
-        learning_rate: Learning rate of the pretrained layers; that of the new head is 1e-4.
-        max_words: Maximum number of tokens of a question.
-        max_regions: Maximum number of regions of an image.
-        workers: Data loading processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the head's initialization and of the order.
+        fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train vqa --model RUN --questions q.json --annotations a.json --regions coco/ --out runs/vqa
     """
-    setup = FineTuneConfig(model, regions, start, blank, epochs, batch_size, learning_rate, max_regions, workers, seed)
     if len(questions) != len(annotations):
         raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
     if (validation_questions is None) != (validation_annotations is None):
         raise ValueError("validation_questions and validation_annotations are given together, or neither")
-    parts = load_fine_tuning_data(setup)
+    parts = load_fine_tuning_data(model, regions, fine_tune)
     asked = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
     held_out = read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
     every = [question for some in asked for question in some]
-    vocabulary = (
-        read_answer_vocabulary(answers) if answers else build_answer_vocabulary([*every, *held_out], least_questions)
-    )
-    if not vocabulary:
-        raise DataError(
-            f"{questions[0]}: no answer is the most common one of {least_questions} questions; lower --least-questions"
-        )
+    vocabulary = choose_answer_vocabulary(questions[0], [*every, *held_out], answering)
     rows = ImageRows(parts.store, "coco")
 
     def source(some: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
-        found, left_out = build_scored_questions(some, rows, parts.words, max_words, vocabulary)
+        found, left_out = build_scored_questions(some, rows, parts.words, answering.max_words, vocabulary)
         rows.check(file, len(found))
         unknown = sum(not scores for scores in found.scores)
         said = f"; {unknown:,} of them without a known answer" if unknown else ""
@@ -143,17 +121,34 @@ def recipe(
             raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
         return found
 
-    files = [*questions, *annotations, *(path for path in (validation_questions, answers) if path)]
+    files = [*questions, *annotations, *(path for path in (validation_questions, answering.answers) if path)]
     return build_vilbert_run(
         parts,
-        setup,
+        fine_tune,
         Head(VQA_HEAD, "answers", len(vocabulary)),
         compute_soft_answer_loss,
         source(every, questions[0]),
         source(held_out, validation_questions) if validation_questions else None,
-        compute_fine_tuning_fingerprint(setup, parts.store, files),
+        compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
+
+
+def choose_answer_vocabulary(path: Path, every: Sequence[VQAQuestion], answering: AnsweringConfig) -> list[str]:
+    """The given vocabulary, or the common answers of the questions.
+
+    Raises:
+        DataError: There is no such answer.
+    """
+    if answering.answers:
+        return read_answer_vocabulary(answering.answers)
+    vocabulary = build_answer_vocabulary(every, answering.least_questions)
+    if not vocabulary:
+        raise DataError(
+            f"{path}: no answer is the most common one of {answering.least_questions} questions; lower "
+            "--least-questions"
+        )
+    return vocabulary
 
 
 @dataclass(frozen=True)
@@ -218,17 +213,14 @@ def build_scored_questions(
     return ScoredQuestions(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
 
 
+@flatten_parameters
 def evaluate_vqa(
     model: Path,
     questions: Path,
     regions: Path,
     annotations: Path | None = None,
-    blank: Ablation = "nothing",
     max_words: int = VQA_MAX_TOKENS,
-    max_regions: int = 100,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
+    evaluation: EvaluationOptions = DEFAULT_EVALUATION,
 ) -> dict[str, float]:
     """Answers questions about images, and computes the official VQA accuracy.
 
@@ -237,12 +229,8 @@ def evaluate_vqa(
         questions: An official file of questions: val2014, test2015, test-dev2015.
         regions: The region store of the images.
         annotations: The official annotations; without them there is a submission and no score.
-        blank: Ablate one modality, text or image.
         max_words: Maximum number of tokens of a question.
-        max_regions: Maximum number of regions of an image.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, submission.json and the results card; nothing is written without it.
+        evaluation: The options of all evaluations of a fine-tuned ViLBERT.
 
     Returns:
         vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.answered over those whose
@@ -256,7 +244,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    asked = load_fine_tuned_model(model, regions, blank, max_regions, resolve_compute(device, precision), VQA_HEAD)
+    asked = evaluation.load_model(model, regions, VQA_HEAD)
     vocabulary, told = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
     rows = ImageRows(asked.store, "coco")
     plain = ((str(question.number), question.image, question.text) for question in told)
@@ -267,8 +255,8 @@ def evaluate_vqa(
     }
     for question in told:
         given.setdefault(question.number, "")  # the server requires an answer to every question
-    if out is not None:
-        write_vqa_results(out / "submission.json", given)
+    if evaluation.out is not None:
+        write_vqa_results(evaluation.out / "submission.json", given)
     files, counts = {"questions": questions}, count_items(len(told), len(examples))
     print_line(f"{questions.name}: {len(told):,} questions{format_missing_count(counts)}")
     if annotations is None:
@@ -278,9 +266,14 @@ def evaluate_vqa(
         numbers = score_vqa_answers(told, given, {int(example.key) for example in examples})
         files["annotations"] = annotations
         counts |= count_unreachable_questions([one.answers for one in told], vocabulary)
-    settings = {"blank": blank, INTERVAL_NAME: describe_interval([one.image for one in told], "images", graded=True)}
+    settings = {
+        "blank": evaluation.blank,
+        INTERVAL_NAME: describe_interval([one.image for one in told], "images", graded=True),
+    }
     report_results(
-        numbers, build_vqa_card(numbers, model, files, str(asked.store.about["made_from"]), settings, counts), out
+        numbers,
+        build_vqa_card(numbers, model, files, str(asked.store.about["made_from"]), settings, counts),
+        evaluation.out,
     )
     return numbers
 

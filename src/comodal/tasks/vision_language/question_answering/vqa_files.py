@@ -9,6 +9,7 @@ human answers are counted without normalization.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,22 @@ class VQAQuestion(NamedTuple):
     most_common: str
     answer_type: str
     question_type: str
+
+
+@dataclass(frozen=True)
+class AnsweringConfig:
+    """The vocabulary of answers, and the length of questions.
+
+    Args:
+        answers: An existing answer vocabulary: JSON, a text file with one answer per line, or the original's pickle.
+        least_questions: Without `answers`: an answer enters the vocabulary if it is that of at least this many
+            questions.
+        max_words: Maximum number of tokens of a question.
+    """
+
+    answers: Path | None = None
+    least_questions: int = MIN_QUESTIONS
+    max_words: int = 26
 
 
 def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:

@@ -13,7 +13,7 @@ class Docstring:
 
     Attributes:
         about: The text before the first section.
-        arguments: One text for each argument, on one line.
+        arguments: One text for each argument, or for each attribute of a class, on one line.
         examples: The lines of the examples, without indentation.
     """
 
@@ -26,7 +26,8 @@ def split_docstring(doc: str) -> Docstring:
     """Split a docstring whose indentation has been removed."""
     about, *parts = SECTION_HEADING.split(doc)
     sections = {title: textwrap.dedent(body).strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
-    entries = re.split(r"^(\w+):\s", sections.get("Args", ""), flags=re.MULTILINE)[1:]
+    described = sections.get("Args") or sections.get("Attributes") or ""
+    entries = re.split(r"^(\w+):\s", described, flags=re.MULTILINE)[1:]
     arguments = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
     examples = sections.get("Examples") or sections.get("Example") or ""
     return Docstring(about.strip(), arguments, tuple(line for line in examples.splitlines() if line.strip()))

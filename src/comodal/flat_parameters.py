@@ -1,0 +1,96 @@
+"""Lets a function that takes dataclasses of options also be called with their fields as keywords.
+
+A recipe or a command groups the options that belong together in frozen dataclasses. Python users, run configs and the
+command line set each field by its own name:
+
+    @flatten_parameters
+    def evaluate(model: Path, compute: ComputeOptions = AUTOMATIC_COMPUTE) -> dict[str, float]: ...
+
+    evaluate(model, device="cpu")
+    evaluate(model, compute=ComputeOptions("cpu"))
+"""
+
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from comodal.docstrings import split_docstring
+
+Result = TypeVar("Result")
+DOC_WRAPPER = textwrap.TextWrapper(  # of the entry of an argument in a function's docstring
+    120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
+)
+
+
+def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Makes the fields of a function's dataclass parameters keywords of the function.
+
+    A keyword replaces a field of the given dataclass, or of the parameter's default. Fields and dataclasses are taken
+    by name only. The signature and the docstring of the result have the fields in place of the dataclasses.
+
+    Raises:
+        ValueError: Two parameters or fields have the same name.
+    """
+    signature = inspect.signature(function)
+    groups = {name: one for name, one in signature.parameters.items() if is_dataclass(one.annotation)}
+    owners = {field.name: name for name, group in groups.items() for field in fields(group.annotation)}
+
+    flat = sort_parameters(expand_parameters(signature.parameters.values()))
+    whole = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in groups.values()]
+    accepted = signature.replace(parameters=sort_parameters([*flat, *whole]))
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Result:
+        given = accepted.bind_partial(*arguments, **options).arguments
+        changed: dict[str, dict[str, Any]] = {}
+        for field in owners.keys() & given.keys():
+            changed.setdefault(owners[field], {})[field] = given.pop(field)
+        for name, values in changed.items():
+            default, kind = given.get(name, groups[name].default), groups[name].annotation
+            given[name] = kind(**values) if default is inspect.Parameter.empty else replace(default, **values)
+        return function(**given)
+
+    call.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in flat} | {"return": signature.return_annotation}
+    call.__doc__ = document_fields(function.__doc__ or "", {name: one.annotation for name, one in groups.items()})
+    return call
+
+
+def expand_parameters(parameters: Iterable[inspect.Parameter]) -> Iterator[inspect.Parameter]:
+    """The parameters, with a keyword for each field of a dataclass in its place."""
+    for parameter in parameters:
+        if not is_dataclass(parameter.annotation):
+            yield parameter
+            continue
+        for field in fields(parameter.annotation):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            if parameter.default is not inspect.Parameter.empty:
+                default = getattr(parameter.default, field.name)
+            kind = inspect.Parameter.KEYWORD_ONLY
+            yield inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+
+
+def sort_parameters(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The parameters with the keyword-only ones at the end, as Python requires."""
+    return sorted(parameters, key=lambda one: one.kind)
+
+
+def document_fields(doc: str, groups: dict[str, type]) -> str:
+    """A docstring whose entries for dataclasses are replaced by those of their fields."""
+    for name, kind in groups.items():
+        described: dict[str, str] = {}
+        for base in filter(is_dataclass, reversed(kind.__mro__)):
+            described |= split_docstring(inspect.cleandoc(base.__doc__ or "")).arguments
+        entries = [
+            DOC_WRAPPER.fill(f"{field}: {text}") + "\n"
+            for field, text in described.items()
+            if f"\n{DOC_WRAPPER.initial_indent}{field}: " not in doc  # the function describes it itself
+        ]
+        entry = rf"^{DOC_WRAPPER.initial_indent}{name}: .*\n(?:{DOC_WRAPPER.subsequent_indent}.*\n)*"
+        before, *after = re.split(entry, doc, maxsplit=1, flags=re.MULTILINE)
+        doc = "".join([before, *entries, *after])
+    return doc
