@@ -1,6 +1,6 @@
 """What is true of a picture, found out from the objects in boxes.jsonl and the words of a sentence alone.
 
-It shares nothing with the synthetic data's own code: words are taken apart by regular expressions, places are told by the
+It shares no code with `comodal.synthetic`: sentences are parsed by regular expressions, positions are compared by the
 longer of two distances between the middles of boxes, sizes by their areas.
 """
 

@@ -1,4 +1,4 @@
-"""UrbanSound8K: the synthetic data's files in the official layout, its ten folds as they are, and tables that are wrong."""
+"""UrbanSound8K: synthetic files in the official layout, its ten folds as they are, and tables that are wrong."""
 
 import csv
 import json
